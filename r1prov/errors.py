@@ -1,0 +1,107 @@
+"""The kinds of failure. Each has one exit code, and every instance says what, where and what to do next.
+
+The table of exit codes lives here only (`EXIT_CODES`); docs/operating.md shows it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """Exit codes of `r1prov`. 2 stays what every command line tool means by it: wrong usage."""
+
+    OK = 0
+    INTERNAL = 1
+    USAGE = 2
+    SITE = 3
+    UNREACHABLE = 4
+    PREFLIGHT = 5
+    RUN_FAILED = 6
+    LOCKED = 7
+    UNHEALTHY = 8
+    LAB = 9
+    INTERRUPTED = 130
+
+
+EXIT_CODES: dict[Exit, str] = {
+    Exit.OK: "everything asked for was done",
+    Exit.INTERNAL: "a defect in r1prov; `--debug` shows the traceback",
+    Exit.USAGE: "a wrong command, option or argument",
+    Exit.SITE: "the site file, a profile or a source is wrong; nothing was contacted",
+    Exit.UNREACHABLE: "a host could not be reached, logged in to, or lacks what a first contact needs; nothing was changed",
+    Exit.PREFLIGHT: "a host does not fit what was asked for; nothing was changed",
+    Exit.RUN_FAILED: "a step failed on a host; run the same command again to go on",
+    Exit.LOCKED: "another run holds the host",
+    Exit.UNHEALTHY: "the service does not answer as it should",
+    Exit.LAB: "a throwaway host could not be made here",
+    Exit.INTERRUPTED: "stopped by Ctrl-C; run the same command again to go on",
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong.
+
+    Attributes:
+        where: the host, file or option it concerns, e.g. `gpu1` or `r1prov.yml:12`.
+        what: one sentence, plain words, with the figures.
+        remedy: what to do next.
+    """
+
+    where: str
+    what: str
+    remedy: str
+
+
+class R1provError(Exception):
+    """A failure that is not a defect of r1prov: one or more problems and the exit code they lead to."""
+
+    exit = Exit.INTERNAL
+
+    def __init__(self, *problems: Problem) -> None:
+        super().__init__("; ".join(f"{p.where}: {p.what}" for p in problems))
+        self.problems = problems
+
+
+class SiteError(R1provError):
+    """What the operator asked for is wrong or contradictory."""
+
+    exit = Exit.SITE
+
+
+class UnreachableError(R1provError):
+    """A host cannot be used at first contact."""
+
+    exit = Exit.UNREACHABLE
+
+
+class PreflightError(R1provError):
+    """A host does not fit what was asked for."""
+
+    exit = Exit.PREFLIGHT
+
+
+class RunError(R1provError):
+    """A step failed on a host."""
+
+    exit = Exit.RUN_FAILED
+
+
+class LockedError(R1provError):
+    """Another run holds the host."""
+
+    exit = Exit.LOCKED
+
+
+class UnhealthyError(R1provError):
+    """A service does not answer as it should."""
+
+    exit = Exit.UNHEALTHY
+
+
+class LabError(R1provError):
+    """A throwaway host cannot be made or reached on this machine."""
+
+    exit = Exit.LAB
