@@ -1,0 +1,122 @@
+"""Writes the reference pages of docs/ from what they describe: `make docs`. A test fails when a page is out of date.
+
+- `docs/roles.md` from the roles' argument_specs and defaults
+- `docs/site.md`, below its marker, from the models of r1prov/site.py and r1prov/machine.py
+- `docs/operating.md`, below its marker, the table of exit codes
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from pydantic import BaseModel
+
+from r1prov.errors import EXIT_CODES
+from r1prov.machine import Profile
+from r1prov.site import SiteFile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DOCS = Path(__file__).resolve().parent
+ROLES = DOCS.parent / "roles"
+MARKER = "<!-- generated below: make docs -->\n"
+
+
+def pages() -> dict[Path, str]:
+    """The whole text of every generated page, by its path."""
+    return {
+        DOCS / "roles.md": _roles(),
+        DOCS / "site.md": _below(DOCS / "site.md", _keys("`r1prov.yml`", SiteFile) + _keys("A profile", Profile)),
+        DOCS / "operating.md": _below(DOCS / "operating.md", _exit_codes()),
+    }
+
+
+def _below(page: Path, text: str) -> str:
+    return page.read_text().split(MARKER)[0] + MARKER + text
+
+
+def _exit_codes() -> str:
+    rows = "".join(f"| {code.value} | {meaning} |\n" for code, meaning in EXIT_CODES.items())
+    return f"\n| exit code | meaning |\n|---|---|\n{rows}"
+
+
+def _roles() -> str:
+    parts = ["# Roles\n\nGenerated from `roles/*/meta/argument_specs.yml`: `make docs`.\n"]
+    for role in sorted(path for path in ROLES.iterdir() if path.is_dir()):
+        specs = yaml.safe_load((role / "meta" / "argument_specs.yml").read_text())["argument_specs"]
+        for entry, spec in specs.items():
+            title = role.name if entry == "main" else f"{role.name}: tasks_from {entry}"
+            parts.append(f"\n## {title}\n\n{spec['short_description']}\n{_paragraphs(spec.get('description'))}")
+            options = list(_options(spec.get("options", {})))
+            if options:
+                parts.append("\n| variable | type | default | what |\n|---|---|---|---|\n" + "".join(options))
+    return "".join(parts)
+
+
+def _options(options: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, option in options.items():
+        default = "required" if option.get("required") else f"`{json.dumps(option.get('default'))}`"
+        if not option.get("required") and "default" not in option:
+            default = ""
+        what = " ".join(_texts(option.get("description"))).replace("|", "\\|")
+        yield f"| `{prefix}{name}` | {option.get('type', 'str')} | {default} | {what} |\n"
+        yield from _options(option.get("options", {}), f"{prefix}{name}.")
+
+
+def _paragraphs(description: Any) -> str:
+    return "".join(f"\n{text}\n" for text in _texts(description))
+
+
+def _texts(description: Any) -> list[str]:
+    """Ansible allows a text or a list of texts, with C(code) in it."""
+    texts = description if isinstance(description, list) else [description] if description else []
+    return [re.sub(r"C\((.*?)\)", r"`\1`", text) for text in texts]
+
+
+def _keys(title: str, model: type[BaseModel]) -> str:
+    rows = "".join(_rows(model, ""))
+    return f"\n## {title}\n\n| key | default | what |\n|---|---|---|\n{rows}"
+
+
+def _rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        inner = [m for m in _models(field.annotation) if m is not model]
+        default = "required" if field.is_required() else _shown(field.get_default(call_default_factory=True))
+        lead = (field.description or (inner[0].__doc__ if inner else "") or "").strip().split("\n")[0]
+        yield f"| `{prefix}{name}` | {default} | {lead} |\n"
+        for part in inner:
+            tag = part.model_fields.get("type")
+            label = f"{prefix}{name}."
+            if len(inner) > 1 and tag is not None:
+                yield f"| `{label}type: {tag.annotation.__args__[0]}` | | {(part.__doc__ or '').strip()} |\n"
+            yield from (row for row in _rows(part, label) if len(inner) == 1 or f"`{label}type`" not in row)
+
+
+def _shown(value: Any) -> str:
+    if value is None or value in ("", (), []):
+        return ""
+    if isinstance(value, BaseModel):
+        return ""
+    if isinstance(value, tuple):
+        return ", ".join(f"`{getattr(item, 'type', item)}`" for item in value)
+    return f"`{value}`"
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in getattr(annotation, "__args__", ()):
+        yield from _models(argument)
+
+
+if __name__ == "__main__":
+    for page, text in pages().items():
+        if not page.exists() or page.read_text() != text:
+            page.write_text(text)
+            sys.stderr.write(f"wrote {page.relative_to(DOCS.parent)}\n")

@@ -1,0 +1,102 @@
+"""`make demo`: a throwaway server, `r1prov up --profile demo` on it, a question, the answer.
+
+Everything is real: a server that boots with ssh and Python only, a hub that the weights are downloaded from, llama.cpp
+compiled there, a small real model.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import yaml
+
+from r1prov import lab, paths
+from r1prov.errors import Exit, Problem
+from r1prov.lab import shards, surroundings
+from r1prov.lab.hub import Hub
+from r1prov.machine import load_profile
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NAME = "demo"
+HUB_PORT = 8090
+"""Always the same, so that a second demo changes nothing on the host."""
+
+ELSEWHERE = """\
+The demo needs a machine where it can boot a throwaway server. It runs on any real server as well:
+
+    python -m r1prov.lab.hub {root} --address YOUR_ADDRESS --port {port} &
+    r1prov up --profile demo --site demo.yml
+
+with this demo.yml:
+
+{site}
+"""
+
+
+def main() -> int:
+    """Run the demo; returns the exit code."""
+    hub_root = paths.cache_dir() / "hub"
+    if missing := lab.requirements():
+        _explain(missing, hub_root)
+        return Exit.LAB
+    started = time.monotonic()
+    _say("a fresh server: Debian with sshd and Python, nothing else")
+    host = lab.up(NAME, say=_say)
+    _say("the demo's model, and a hub that serves it")
+    shards.demo_shards(hub_root)
+    site = paths.state_dir() / "demo" / "r1prov.yml"
+    site.parent.mkdir(parents=True, exist_ok=True)
+    server = {"name": NAME, "address": host.address, "user": "root", "identity_file": str(host.key)}
+    site.write_text(_site(server, f"http://{lab.GATEWAY}:{HUB_PORT}", surroundings.sources()))
+    with Hub(hub_root, address=lab.GATEWAY, port=HUB_PORT):
+        code = _r1prov("up", "--site", str(site))
+    if code:
+        _say(f"the server is still there: r1prov lab ssh {NAME}")
+        return code
+    question = load_profile(NAME).question.ask
+    _say(f"from {sys.argv[0]} to here: {time.monotonic() - started:.0f} s. Now a question: {question}")
+    code = _r1prov("ask", "--site", str(site), question)
+    _say("what to try next:")
+    for line in (
+        f'r1prov ask --site {site} "..."',
+        f"r1prov status --site {site}",
+        f"r1prov up --site {site}      # again: nothing changes",
+        f"r1prov lab ssh {NAME}",
+        f"r1prov lab down {NAME}",
+    ):
+        _say(f"    {line}")
+    return code
+
+
+def _site(server: dict[str, str], hub: str, sources: dict[str, object]) -> str:
+    site = {
+        "profile": "demo",
+        "hosts": [server],
+        "sources": {**sources, "weights": [{"type": "hub", "endpoint": hub}]},
+    }
+    return yaml.safe_dump(site, sort_keys=False)
+
+
+def _explain(missing: list[Problem], hub_root: Path) -> None:
+    for problem in missing:
+        _say(f"{problem.where}: {problem.what}; {problem.remedy}")
+    server = {"name": "server", "address": "SERVER", "user": "root"}
+    site = _site(server, f"http://YOUR_ADDRESS:{HUB_PORT}", surroundings.sources())
+    sys.stderr.write(ELSEWHERE.format(root=hub_root, port=HUB_PORT, site=site))
+
+
+def _r1prov(*arguments: str) -> int:
+    return subprocess.run([sys.executable, "-m", "r1prov.cli", *arguments], check=False).returncode
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"demo: {text}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

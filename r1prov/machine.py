@@ -1,0 +1,139 @@
+"""What a server has: GPUs, RAM, CPU, disk. A profile describes one kind of server and how it serves."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from r1prov import documents, paths
+from r1prov.catalogue import Quant
+from r1prov.errors import Problem, SiteError
+from r1prov.units import parse_size
+
+Bytes = Annotated[
+    int, BeforeValidator(lambda value: parse_size(value) if isinstance(value, str) else value), Field(ge=0)
+]
+"""A number of bytes, written with a unit."""
+
+BEST_ON_GPUS = "best-on-gpus"
+"""As a quant: the best dynamic quant of which every layer fits on the cards."""
+
+KvType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Gpus(_Strict):
+    """Equal cards. `memory` is bytes per card, as nvidia-smi counts it; `compute_capability` like `8.9`."""
+
+    count: int = Field(ge=1, le=16)
+    name: str
+    memory: Bytes
+    compute_capability: str = Field(pattern=r"^\d+\.\d$")
+
+    @property
+    def architecture(self) -> str:
+        """The name CMAKE_CUDA_ARCHITECTURES takes, e.g. `89`."""
+        return self.compute_capability.replace(".", "")
+
+
+class Machine(_Strict):
+    """One server. Sizes in bytes; `cpu_threads` unset means: as many as llama.cpp finds."""
+
+    gpus: Gpus | None = None
+    cpu_threads: int | None = Field(default=None, ge=1)
+    ram: Bytes
+    disk: Bytes
+
+    @property
+    def vram(self) -> int:
+        """Bytes of all cards together."""
+        return self.gpus.count * self.gpus.memory if self.gpus else 0
+
+
+class Floors(_Strict):
+    """Below these a server is refused. Bytes."""
+
+    ram: Bytes
+
+
+class Serving(_Strict):
+    """How the model is served. The context is tokens per slot; the KV cache holds `context_per_slot` x `slots`."""
+
+    quant: str
+    context_per_slot: int = Field(ge=256, le=163840)
+    slots: int = Field(ge=1, le=64)
+    kv_type_k: KvType = "f16"
+    micro_batch: int = Field(ge=32, le=4096)
+
+
+class Published(_Strict):
+    """A figure that others measured on such a machine."""
+
+    what: str
+    decode_tokens_per_second: float
+
+
+class Question(_Strict):
+    """What the smoke benchmark asks, and a regular expression that a right answer matches."""
+
+    ask: str = "What is the capital of France? Answer in one sentence."
+    expect: str = "Paris"
+    max_tokens: int = Field(default=2048, ge=8)
+
+
+class Profile(_Strict):
+    """A kind of server, and how it serves unless the site says otherwise."""
+
+    description: str
+    machine: Machine
+    floors: Floors
+    serving: Serving
+    model: Quant | None = None
+    """The files of a model that is not in the catalogue; `serving.quant` is then its name."""
+    question: Question = Question()
+    published: tuple[Published, ...] = ()
+
+
+def names() -> list[str]:
+    """The profiles that come with r1prov."""
+    return sorted(path.stem for path in _folder().glob("*.yml"))
+
+
+def load_profile(name_or_path: str) -> Profile:
+    """A profile by name, or the operator's own from a `.yml` file.
+
+    Raises:
+        SiteError: unknown name (with near ones), unreadable file, or wrong content; all problems at once.
+    """
+    path = Path(name_or_path) if name_or_path.endswith((".yml", ".yaml")) else _folder() / f"{name_or_path}.yml"
+    if not path.is_file():
+        near = difflib.get_close_matches(name_or_path, names(), n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(names())}"
+        raise SiteError(
+            Problem("profile", f"there is no profile `{name_or_path}`", f"{hint} Or name a .yml file of your own.")
+        )
+    profile = documents.load(path, Profile)
+    if profile.serving.quant == BEST_ON_GPUS and not profile.machine.gpus:
+        raise SiteError(Problem(str(path), f"`{BEST_ON_GPUS}` on a machine without GPUs", "name a quant"))
+    return profile
+
+
+def source(name: str) -> str:
+    """The text of a profile that comes with r1prov, to start an own one from."""
+    return (_folder() / f"{name}.yml").read_text()
+
+
+def as_yaml(profile: Profile) -> str:
+    """A profile as YAML, sizes in bytes."""
+    return yaml.safe_dump(profile.model_dump(mode="json", exclude_none=True), sort_keys=False)
+
+
+def _folder() -> Path:
+    return paths.collection() / "inventory" / "profiles"

@@ -1,0 +1,90 @@
+"""What is rendered for the reference machines, as a person reads it: tests/golden/inventory. `make golden` writes it anew."""
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from r1prov import inventory, site
+from r1prov.errors import SiteError
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "inventory"
+
+
+@pytest.mark.parametrize("profile", ["4x4090", "4xh800", "cpu", "demo"])
+def test_the_inventory_of_a_reference_machine(profile: str) -> None:
+    texts = inventory.rendered(
+        site.load(None, profile=profile, hosts=["gpu1.example.com", "admin@gpu2.example.com:2222"])
+    )
+    for name, text in texts.items():
+        golden = GOLDEN / profile / name
+        if os.environ.get("R1PROV_GOLDEN") == "write":
+            golden.parent.mkdir(parents=True, exist_ok=True)
+            golden.write_text(text)
+        assert text == golden.read_text()
+
+
+def values(**flags: object) -> dict:
+    loaded = site.load(None, **({"profile": "4x4090", "hosts": ["gpu1"]} | flags))
+    return yaml.safe_load(inventory.rendered(loaded)["group_vars/all.yml"])
+
+
+def test_render_writes_whole_files(tmp_path: Path) -> None:
+    loaded = site.load(None, profile="cpu", hosts=["gpu1"])
+    inventory.render(loaded, tmp_path)
+    assert {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()} == {
+        "hosts.yml",
+        "group_vars/all.yml",
+    }
+    assert (tmp_path / "hosts.yml").read_text() == inventory.rendered(loaded)["hosts.yml"]
+
+
+def test_a_value_cannot_break_out_of_the_yaml(tmp_path: Path) -> None:
+    nasty = '/data/"quoted": {a} # \n- x'
+    assert values(data_dir=nasty)["weights_dir"] == f"{nasty}/models/DeepSeek-R1-UD-IQ1_S"
+
+
+def test_sources_reach_the_roles(tmp_path: Path) -> None:
+    certificate = tmp_path / "ca.crt"
+    certificate.write_text("x")
+    found = values(
+        sources={
+            "proxy": {"https": "http://proxy:3128"},
+            "apt": {"mirror": "http://mirror/debian"},
+            "pypi": {"index": "https://mirror/simple"},
+            "ca_certificates": [str(certificate)],
+            "weights": [{"type": "folder", "path": "/mnt/usb"}, {"type": "modelscope"}],
+        }
+    )
+    assert found["r1prov_environment"] == {
+        "https_proxy": "http://proxy:3128",
+        "PIP_INDEX_URL": "https://mirror/simple",
+        "APT_CONFIG": "/etc/r1prov/build_deps/apt.conf",
+        "PIP_CERT": "/etc/ssl/certs/ca-certificates.crt",
+        "REQUESTS_CA_BUNDLE": "/etc/ssl/certs/ca-certificates.crt",
+        "SSL_CERT_FILE": "/etc/ssl/certs/ca-certificates.crt",
+    }
+    assert [source["type"] for source in found["weights_sources"]] == ["folder", "folder", "modelscope"]
+    assert found["weights_sources"][0]["path"] == "/mnt/usb/DeepSeek-R1-UD-IQ1_S"
+    assert "huggingface" not in yaml.safe_dump(found)
+
+
+def test_no_secret_is_in_the_inventory(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("hf_secret")
+    loaded = site.load(
+        None,
+        profile="4x4090",
+        hosts=["gpu1"],
+        sources={"weights": [{"type": "hub", "token_file": str(token)}]},
+    )
+    text = inventory.rendered(loaded)["group_vars/all.yml"]
+    assert "hf_secret" not in text
+    assert str(token) in text
+
+
+def test_an_unknown_quant_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(SiteError, match="no quant is called"):
+        inventory.render(site.load(None, profile="4x4090", hosts=["gpu1"], quant="UD-IQ9"), tmp_path)
+    assert not list(tmp_path.iterdir())

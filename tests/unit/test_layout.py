@@ -1,0 +1,38 @@
+"""The layout is right when it explains the published files to the byte."""
+
+import pytest
+
+from r1prov import catalogue
+from r1prov.layout import TYPES, tensors
+
+HEADER_BYTES = {
+    "UD-IQ1_S": 5_302_912,
+    "UD-IQ1_M": 5_303_040,
+    "UD-IQ2_XXS": 5_303_040,
+    "UD-Q2_K_XL": 5_302_944,
+    "Q4_K_M": 5_303_392,
+}
+"""Bytes of all shards' headers together, as read from the published files."""
+
+
+@pytest.mark.parametrize("quant", TYPES)
+def test_tensors_and_headers_make_the_published_bytes(quant: str) -> None:
+    assert sum(tensor.n_bytes for tensor in tensors(quant)) + HEADER_BYTES[quant] == catalogue.quant(quant).bytes
+
+
+@pytest.mark.parametrize("quant", TYPES)
+def test_every_quant_has_1025_tensors_of_671_billion_parameters(quant: str) -> None:
+    all_tensors = tensors(quant)
+    assert len({tensor.name for tensor in all_tensors}) == 1025
+    parameters = 0
+    for tensor in all_tensors:
+        count = 1
+        for length in tensor.shape:
+            count *= length
+        parameters += count
+    assert parameters == 671_026_419_200
+
+
+def test_layer_sizes_are_those_that_loaders_print() -> None:
+    by_layer = {layer: sum(t.n_bytes for t in tensors("UD-IQ1_S") if t.layer == layer) / 2**20 for layer in (0, 3, 9)}
+    assert by_layer == pytest.approx({0: 350.683, 3: 2467.309, 9: 2243.309}, abs=0.001)

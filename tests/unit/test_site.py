@@ -1,0 +1,111 @@
+from pathlib import Path
+
+import pytest
+
+from r1prov import site
+from r1prov.errors import SiteError
+from r1prov.machine import load_profile
+from r1prov.site import Host
+
+
+@pytest.mark.parametrize(
+    ("text", "host"),
+    [
+        ("gpu1", Host(name="gpu1", address="gpu1")),
+        (
+            "root@gpu1.example.com:2222",
+            Host(name="gpu1.example.com-2222", address="gpu1.example.com", user="root", port=2222),
+        ),
+        ("[fe80::1]:22", Host(name="fe80--1-22", address="fe80::1", port=22)),
+        ("admin@10.0.0.7", Host(name="10.0.0.7", address="10.0.0.7", user="admin")),
+    ],
+)
+def test_hosts_are_read_as_ssh_users_write_them(text: str, host: Host) -> None:
+    assert Host.parse(text) == host
+
+
+def test_localhost_is_the_controller_unless_a_port_says_ssh() -> None:
+    assert Host.parse("localhost").local
+    assert not Host.parse("localhost:2222").local
+
+
+def problems(tmp_path: Path, text: str) -> list[str]:
+    path = tmp_path / "r1prov.yml"
+    path.write_text(text)
+    with pytest.raises(SiteError) as caught:
+        site.load(path)
+    return [f"{p.where.removeprefix(str(tmp_path) + '/')}: {p.what} -- {p.remedy}" for p in caught.value.problems]
+
+
+def test_every_mistake_in_a_site_file_is_named_with_its_line_at_once(tmp_path: Path) -> None:
+    found = problems(
+        tmp_path,
+        "profile: 4x4090\nhosts: [gpu1, 'a b']\nqant: UD-IQ1_S\nslots: many\nsources:\n  weights:\n    - {type: ftp}\n  proxi: {}\n",
+    )
+    assert len(found) == 5, found
+    assert found[0].startswith("r1prov.yml:2: `hosts.1`")
+    assert any(line.startswith("r1prov.yml:3: unknown key `qant` -- did you mean `quant`") for line in found)
+    assert any(line.startswith("r1prov.yml:4: `slots`") for line in found)
+    assert any("r1prov.yml:7" in line and "ftp" in line for line in found)
+    assert any(line.startswith("r1prov.yml:8: unknown key `sources.proxi` -- did you mean `proxy`") for line in found)
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("profile: [\n", "is not YAML"),
+        ("- a\n", "is not a mapping"),
+        ("profile: 4x4090\nhosts: []\n", "`hosts`"),
+        ("profile: 4x4090\nhosts: [a, a]\n", "named twice"),
+        ("hosts: [a]\n", "`profile` is missing"),
+        ("profile: 4x4090\nhosts: [a]\nsources: {llama_cpp: {type: archive}}\n", "needs `archive`"),
+        ("profile: 4x4090\nhosts: [a]\nversions: {llama_cpp: 0.3.40}\n", "needs sources.llama_cpp.sha256"),
+        ("profile: 4x4090\nhosts: [a]\ndata_dir: data\n", "data_dir"),
+    ],
+)
+def test_one_mistake_gets_one_line(tmp_path: Path, text: str, what: str) -> None:
+    (line,) = problems(tmp_path, text)
+    assert what in line
+
+
+def test_an_unknown_profile_gets_near_names() -> None:
+    with pytest.raises(SiteError) as caught:
+        site.load(None, hosts=["a"], profile="4x409")
+    assert "did you mean 4x4090" in caught.value.problems[0].remedy
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_profile(tmp_path: Path) -> None:
+    path = tmp_path / "r1prov.yml"
+    path.write_text("profile: 4x4090\nhosts: [gpu1]\nquant: UD-IQ1_M\nslots: 2\n")
+    loaded = site.load(path, quant="UD-IQ2_XXS")
+    serving = loaded.profile.serving
+    assert (serving.quant, serving.slots, serving.context_per_slot) == ("UD-IQ2_XXS", 2, 8192)
+
+
+def test_an_operators_own_profile_lies_beside_the_site_file(tmp_path: Path) -> None:
+    (tmp_path / "own.yml").write_text(
+        "description: mine\nmachine: {ram: 64 GB, disk: 1 TB}\nfloors: {ram: 32 GB}\n"
+        "serving: {quant: UD-IQ1_S, context_per_slot: 4096, slots: 1, micro_batch: 512}\n"
+    )
+    (tmp_path / "r1prov.yml").write_text("profile: own.yml\nhosts: [gpu1]\n")
+    assert site.load(tmp_path / "r1prov.yml").profile.description == "mine"
+
+
+def test_without_a_file_hosts_and_profile_are_asked_for_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SiteError) as caught:
+        site.load(None)
+    assert [p.what for p in caught.value.problems] == ["no host is named", "no profile is named"]
+
+
+def test_a_wrong_flag_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SiteError) as caught:
+        site.load(None, hosts=["a"], profile="cpu", slots=1000)
+    assert caught.value.problems[0].where == "--slots"
+
+
+@pytest.mark.parametrize("name", ["4x4090", "4xh800", "cpu", "demo"])
+def test_every_profile_that_comes_with_r1prov_is_valid(name: str) -> None:
+    assert load_profile(name).description

@@ -1,0 +1,34 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from r1prov.units import GB, GIB, gib, parse_size
+
+
+@pytest.mark.parametrize(
+    ("text", "n_bytes"),
+    [
+        ("24564 MiB", 24564 * 1024**2),
+        ("480 GB", 480 * GB),
+        ("1.8 TB", 1_800_000_000_000),
+        ("131GiB", 131 * GIB),
+        ("7 B", 7),
+    ],
+)
+def test_sizes_are_read_with_their_unit(text: str, n_bytes: int) -> None:
+    assert parse_size(text) == n_bytes
+
+
+@pytest.mark.parametrize("text", ["131", "GB", "12 gigs", "-3 GB", "1,5 GB", ""])
+def test_a_size_without_a_clear_unit_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is no size"):
+        parse_size(text)
+
+
+@given(st.integers(min_value=0, max_value=2**50))
+def test_a_size_in_bytes_comes_back_exactly(n_bytes: int) -> None:
+    assert parse_size(f"{n_bytes} B") == n_bytes
+
+
+def test_gib_names_its_unit() -> None:
+    assert gib(140_231_438_464) == "130.6 GiB"
