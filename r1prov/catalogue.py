@@ -21,25 +21,33 @@ FolderName = Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$")]
 
 
 class ShardFile(BaseModel):
-    """One file of a quant: its name without a folder, its size in bytes, the sha256 of its content."""
+    """One file of a quant."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     name: FileName
+    """Without a folder."""
     bytes: int = Field(gt=0)
+    """Its size."""
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """Of its content."""
 
 
 class Quant(BaseModel):
     """One published form of a model. A file's path on the hub is `folder/name`; the engine is given the first of `files`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     name: FileName
+    """As `serving.quant` names it."""
     repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
+    """Owner and name on the hub."""
     revision: str = "main"
+    """A commit, tag or branch."""
     folder: FolderName = ""
+    """Inside the repository; empty for its root."""
     files: tuple[ShardFile, ...] = Field(min_length=1)
+    """All of them, in order."""
 
     @property
     def bytes(self) -> int:

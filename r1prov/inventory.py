@@ -17,7 +17,7 @@ from r1prov import __version__, catalogue, paths
 from r1prov.machine import BEST_ON_GPUS
 from r1prov.offload import DYNAMIC_QUANTS, Plan, best_on_gpus, plan
 from r1prov.site import Hub, ModelScope
-from r1prov.units import gib
+from r1prov.units import GIB, gib
 
 if TYPE_CHECKING:
     from r1prov.catalogue import Quant
@@ -28,6 +28,9 @@ DRIVER_FOR_WHEELS = "580"
 
 BUILD_BYTES = {"cpu": 2 * 10**9, "cuda": 8 * 10**9}
 """Disk for sources, build tree, toolkit and releases, rounded up from what was measured."""
+
+WEIGHTS_RESERVE_BYTES = 2 * GIB
+"""What the transfer leaves free on its disk: the default of the role's `weights_reserve_bytes`."""
 
 
 def plan_for(site: Site) -> tuple[Quant, Plan]:
@@ -101,6 +104,7 @@ def _values(site: Site) -> dict[str, Any]:
         "weights_sources": _places(site, quant),
         "token_file": next((s.token_file for s in file.sources.weights if s.type == "hub" and s.token_file), None),
         "environment": _environment(site),
+        "proxies": _proxies(site),
         "expect": _expect(site, plan_),
         "disk": _disk(weights_dir, quant, backend),
         "ports": [{"port": file.service.port, "unit": "r1prov-llama-server.service"}],
@@ -130,9 +134,7 @@ def _environment(site: Site) -> dict[str, str]:
     """What every task's programs see: proxies, the package index, the certificate authorities, the apt mirror."""
     sources = site.file.sources
     values = {
-        "http_proxy": sources.proxy.http,
-        "https_proxy": sources.proxy.https,
-        "no_proxy": sources.proxy.none_for,
+        **_proxies(site),
         "PIP_INDEX_URL": sources.pypi.index,
         "APT_CONFIG": "/etc/r1prov/build_deps/apt.conf" if sources.apt.mirror else "",
     }
@@ -141,6 +143,12 @@ def _environment(site: Site) -> dict[str, str]:
         values |= dict.fromkeys(
             ("PIP_CERT", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"), "/etc/ssl/certs/ca-certificates.crt"
         )
+    return {key: value for key, value in values.items() if value}
+
+
+def _proxies(site: Site) -> dict[str, str]:
+    proxy = site.file.sources.proxy
+    values = {"http_proxy": proxy.http, "https_proxy": proxy.https, "no_proxy": proxy.none_for}
     return {key: value for key, value in values.items() if value}
 
 
@@ -163,10 +171,14 @@ def _expect(site: Site, plan_: Plan) -> dict[str, Any]:
 
 
 def _disk(weights_dir: str, quant: Quant, backend: str) -> list[dict[str, Any]]:
-    have = [{"path": f"{weights_dir}/{file.name}", "bytes": file.bytes} for file in quant.files]
+    have = [
+        {"path": f"{weights_dir}/{name}", "bytes": file.bytes}
+        for file in quant.files
+        for name in (file.name, f".incoming/{file.sha256}")  # whole, or on its way
+    ]
     built = [{"path": "/opt/r1prov/llama.cpp/current/bin", "bytes": BUILD_BYTES[backend]}]
     return [
-        {"path": weights_dir, "bytes": quant.bytes, "what": "the weights", "have": have},
+        {"path": weights_dir, "bytes": quant.bytes + WEIGHTS_RESERVE_BYTES, "what": "the weights", "have": have},
         {"path": "/var/cache/r1prov", "bytes": BUILD_BYTES[backend], "what": "building llama.cpp", "have": built},
     ]
 

@@ -26,16 +26,20 @@ KvType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0",
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Gpus(_Strict):
-    """Equal cards. `memory` is bytes per card, as nvidia-smi counts it; `compute_capability` like `8.9`."""
+    """Equal cards."""
 
     count: int = Field(ge=1, le=16)
+    """How many."""
     name: str
+    """For messages."""
     memory: Bytes
+    """Of one card, as nvidia-smi counts it, with its unit."""
     compute_capability: str = Field(pattern=r"^\d+\.\d$")
+    """Like `8.9`."""
 
     @property
     def architecture(self) -> str:
@@ -44,12 +48,16 @@ class Gpus(_Strict):
 
 
 class Machine(_Strict):
-    """One server. Sizes in bytes; `cpu_threads` unset means: as many as llama.cpp finds."""
+    """One server. Inside, sizes are bytes."""
 
     gpus: Gpus | None = None
+    """The cards; none for a server without."""
     cpu_threads: int | None = Field(default=None, ge=1)
+    """Threads that compute; without: as many as llama.cpp finds cores."""
     ram: Bytes
+    """With its unit, as `480 GB`."""
     disk: Bytes
+    """The data disk, with its unit."""
 
     @property
     def vram(self) -> int:
@@ -58,40 +66,52 @@ class Machine(_Strict):
 
 
 class Floors(_Strict):
-    """Below these a server is refused. Bytes."""
+    """Below these a server is refused."""
 
     ram: Bytes
+    """With its unit."""
 
 
 class Serving(_Strict):
     """How the model is served. The context is tokens per slot; the KV cache holds `context_per_slot` x `slots`."""
 
     quant: str
+    """One of the catalogue, `best-on-gpus`, or the name of the profile's own `model`."""
     context_per_slot: int = Field(ge=256, le=163840)
+    """Tokens per slot."""
     slots: int = Field(ge=1, le=64)
+    """How many answers at once."""
     kv_type_k: KvType = "f16"
+    """The type of K in the cache; V is F16."""
     micro_batch: int = Field(ge=32, le=4096)
+    """Tokens of a prompt computed at once; more is faster and takes more of each card."""
 
 
 class Published(_Strict):
     """A figure that others measured on such a machine."""
 
     what: str
+    """Hardware, engine, setting."""
     decode_tokens_per_second: float
+    """The figure."""
 
 
 class Question(_Strict):
     """What the smoke benchmark asks, and a regular expression that a right answer matches."""
 
     ask: str = "What is the capital of France? Answer in one sentence."
+    """The question."""
     expect: str = "Paris"
+    """The regular expression."""
     max_tokens: int = Field(default=2048, ge=8)
+    """The longest answer, thinking included."""
 
 
 class Profile(_Strict):
     """A kind of server, and how it serves unless the site says otherwise."""
 
     description: str
+    """One line for `r1prov profiles`."""
     machine: Machine
     floors: Floors
     serving: Serving

@@ -28,12 +28,16 @@ class _Strict(BaseModel):
 
 
 class Host(_Strict):
-    """One server. `name` is what every output calls it; `address` may be a name of `~/.ssh/config`."""
+    """One server."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """What every output calls it."""
     address: str
+    """A name, an address, or a `Host` of ~/.ssh/config."""
     user: str | None = None
+    """Who logs in; without: as ssh's configuration says."""
     port: int | None = Field(default=None, ge=1, le=65535)
+    """Of sshd; without: as ssh's configuration says."""
     identity_file: str | None = None
     """A private key for this host; else ssh's own configuration, agent and default keys are used."""
 

@@ -88,3 +88,12 @@ def test_an_unknown_quant_is_refused_before_anything_is_written(tmp_path: Path) 
     with pytest.raises(SiteError, match="no quant is called"):
         inventory.render(site.load(None, profile="4x4090", hosts=["gpu1"], quant="UD-IQ9"), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_rendered_is_what_the_roles_take() -> None:
+    known = set()
+    for specs in (GOLDEN.parents[2] / "roles").glob("*/meta/argument_specs.yml"):
+        for spec in yaml.safe_load(specs.read_text())["argument_specs"].values():
+            known |= set(spec.get("options", {}))
+    rendered = {key for profile in ("4x4090", "demo") for key in values(profile=profile) if not key.startswith("r1prov_")}
+    assert rendered <= known

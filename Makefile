@@ -1,0 +1,44 @@
+# `make demo` and `make test` work on a fresh Debian 12/13 or Ubuntu 22.04/24.04 with root. Nothing is made in this folder:
+# the environment, packages and images lie in ~/.cache/r1prov and may be deleted at any time.
+
+# Programs of the lab lie in sbin, which is not on everybody's path.
+IN := PATH="$$(./bootstrap):$$PATH:/usr/sbin:/sbin" && export PATH &&
+
+.PHONY: help setup demo test lint unit molecule e2e test-cuda format docs lock
+
+help: ## this list
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+setup: ## the Python environment and the packages that throwaway hosts need
+	@./bootstrap
+
+demo: ## a throwaway server, `r1prov up` on it, a question, an answer
+	@$(IN) python -m r1prov.lab.demo
+
+test: ## everything that proves the project: lint, unit, molecule, e2e
+	@$(IN) python tests/run.py lint unit molecule e2e
+
+lint: ## ruff, mypy, yamllint, ansible-lint
+	@$(IN) python tests/run.py lint
+
+unit: ## the package and the plugins, without any host
+	@$(IN) python tests/run.py unit
+
+molecule: ## each role on a fresh host; ROLE=name for one of them
+	@$(IN) python tests/run.py molecule $(if $(ROLE),--role $(ROLE))
+
+e2e: ## the whole way, on Debian 12 and 13
+	@$(IN) python tests/run.py e2e
+
+test-cuda: ## the whole engine with CUDA, without a GPU (an hour on 2 cores)
+	@$(IN) tests/cuda/run
+
+format: ## rewrite the Python files in the house style
+	@$(IN) ruff format . && ruff check --fix .
+
+docs: ## the generated pages of docs/, and the golden files, as the code is now
+	@$(IN) python docs/generate.py && R1PROV_GOLDEN=write pytest -q tests/unit/test_inventory.py
+
+lock: ## resolve the dependencies of pyproject.toml anew
+	@$(IN) uv pip compile --quiet --universal --generate-hashes --group dev pyproject.toml -o requirements.lock \
+	    --python-version 3.11 --no-annotate --custom-compile-command "make lock"

@@ -1,0 +1,281 @@
+"""Does a host fit what is asked of it? Pure: the facts of host_probe and an expectation in, all problems out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MIB, GIB = 1024**2, 1024**3
+
+CHECKS = {
+    "os": "a distribution r1prov knows",
+    "arch": "x86-64",
+    "init": "systemd is process 1",
+    "sudo": "the tasks run as root",
+    "clock": "host and controller agree on the time",
+    "cpu": "enough CPUs",
+    "ram": "enough RAM",
+    "floor": "RAM and GPU memory together hold the model",
+    "driver": "the NVIDIA driver works and is new enough",
+    "gpu_count": "enough cards",
+    "gpu_memory": "enough memory on each card",
+    "gpu_compute": "cards of the compute capability that is compiled for",
+    "gpu_busy": "nobody else uses the cards",
+    "gpu_devices": "the device files of the cards are there",
+    "disk": "room for everything still to be written",
+    "ports": "the ports are free or ours",
+    "sources": "every source answers",
+}
+"""The names of the checks, which an operator may override, and what each makes sure of."""
+
+SUPPORTED_OS = {"debian": ("12", "13"), "ubuntu": ("22.04", "24.04")}
+OUR_UNITS = "r1prov-"  # every unit of r1prov begins so: what they hold is no obstacle to a re-run
+# The driver takes a little of each card for itself, and versions differ in how much of it they show.
+CARD_MEMORY_TOLERANCE = 0.02
+# A desktop or a monitoring agent is no obstacle: llama.cpp leaves this much of each card free by default.
+TOLERATED_USE_BYTES = GIB
+
+_Finding = tuple[str, str, str]  # check, what, remedy
+
+
+def judge(facts: dict, expect: dict) -> list[dict]:
+    """All that keeps a host from doing what is asked, at once.
+
+    Args:
+        facts: of `host_probe.probe`, and beside them `present_bytes` ({path: bytes already there}) and `sources`
+            (of `source_probe.out_of_reach`).
+        expect: `backend` (cpu, cuda), `gpu_count`, `gpu_memory_bytes` (each card), `gpu_compute_capability`,
+            `driver_minimum`, `ram_bytes`, `memory_floor_bytes` (RAM + GPU memory), `cores`, `disk`, `ports`, `clock_s`,
+            `clock_skew_s`. What is absent or None is not asked.
+
+    Returns:
+        One dict per problem: `check` (a key of CHECKS), `what` (a sentence with figures), `remedy` (what to do next).
+    """
+    checks = (_system, _clock, _processor, _memory, _cards, _disk, _ports, _sources)
+    return [
+        {"check": check, "what": what, "remedy": remedy}
+        for function in checks
+        for check, what, remedy in function(facts, expect)
+    ]
+
+
+def size(n_bytes: float) -> str:
+    """Bytes for people, in decimal units as profiles and disk makers use them: `140.2 GB`, `350 MB`."""
+    return f"{n_bytes / 1e9:,.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:,.0f} MB"
+
+
+def _system(facts: dict, _expect: dict) -> Iterator[_Finding]:
+    name, version = facts["os"]["id"], facts["os"]["version"]
+    if version not in SUPPORTED_OS.get(name, ()):
+        known = " and ".join(f"{known.capitalize()} {', '.join(SUPPORTED_OS[known])}" for known in SUPPORTED_OS)
+        yield (
+            "os",
+            f"it runs {facts['os']['name'] or facts['system']}; r1prov is made for {known}",
+            "install one of them; on a close relative, override the check `os`",
+        )
+    if facts["arch"] != "x86_64":
+        yield "arch", f"its processor is {facts['arch']}; r1prov builds for x86_64", "use an x86-64 server"
+    if facts["init"] != "systemd":
+        place = f"a {facts['container']} container" if facts["container"] else "a container or an unusual system"
+        yield (
+            "init",
+            f"process 1 is `{facts['init']}`, not systemd: this is {place}, where nothing can run services",
+            "use the machine around the container, or rent it as a virtual machine or bare metal",
+        )
+    if facts["sudo"] != "root":
+        yield (
+            "sudo",
+            f"the tasks run as {facts['user']}, not as root",
+            "log in as root, or as a user who may use sudo, with `become: true`",
+        )
+
+
+def _clock(facts: dict, expect: dict) -> Iterator[_Finding]:
+    if expect.get("clock_s") is None:
+        return
+    skew_s = facts["clock_s"] - expect["clock_s"]
+    if abs(skew_s) > expect["clock_skew_s"]:
+        way = "ahead of" if skew_s > 0 else "behind"
+        yield (
+            "clock",
+            f"its clock is {abs(skew_s):,.0f} s {way} the controller's; {expect['clock_skew_s']:.0f} s are tolerated",
+            "`timedatectl set-ntp true` on the host, or set its clock; else certificates look invalid",
+        )
+
+
+def _processor(facts: dict, expect: dict) -> Iterator[_Finding]:
+    wanted, threads = expect.get("cores") or 0, facts["cpu"]["usable_threads"]
+    if threads < wanted:
+        yield "cpu", f"it has {threads} CPUs to use, {wanted} are wanted", "choose a profile that fits this server"
+
+
+def _memory(facts: dict, expect: dict) -> Iterator[_Finding]:
+    ram, vram = facts["ram"]["total_bytes"], sum(card["memory_bytes"] for card in facts["gpu"]["cards"])
+    wanted = expect.get("ram_bytes") or 0
+    if ram < wanted:
+        yield (
+            "ram",
+            f"it has {size(ram)} of RAM, {size(wanted)} are wanted",
+            "choose a profile that fits this server, or add RAM",
+        )
+    floor = expect.get("memory_floor_bytes") or 0
+    if ram + vram < floor:
+        yield (
+            "floor",
+            f"RAM and GPU memory are {size(ram + vram)} ({size(ram)} and {size(vram)}); this quant needs {size(floor)}",
+            "choose a smaller quant or a larger server: what does not fit is read from disk again for every token",
+        )
+
+
+def _cards(facts: dict, expect: dict) -> Iterator[_Finding]:
+    if expect.get("backend") != "cuda":
+        return
+    gpu, wanted = facts["gpu"], expect.get("gpu_count") or 1
+    if not gpu["cards"] and (gpu["on_bus"] or gpu["driver"] or gpu["error"]):
+        yield _dead_driver(gpu)
+        if gpu["on_bus"] < wanted and gpu["on_bus"]:
+            yield "gpu_count", f"it has {gpu['on_bus']} NVIDIA cards, {wanted} are wanted", "choose a profile that fits"
+        return
+    if len(gpu["cards"]) < wanted:
+        lost = gpu["on_bus"] > len(gpu["cards"])
+        yield (
+            "gpu_count",
+            f"it has {len(gpu['cards']) or 'no'} NVIDIA cards, {wanted} are wanted"
+            + (f"; the PCI bus has {gpu['on_bus']}, the driver does not show all" if lost else ""),
+            "`dmesg | grep -i nvrm` says why cards are missing; a reboot often brings them back"
+            if lost
+            else "choose a profile that fits this server; `cpu` needs no card",
+        )
+    # A server may have more cards than asked for, such as a small one for its screen.
+    cards = sorted(gpu["cards"], key=lambda card: -card["memory_bytes"])[:wanted]
+    for finding in (_driver, _card_kind, _busy):
+        yield from finding(gpu, cards, expect)
+    if gpu["missing_devices"]:
+        yield (
+            "gpu_devices",
+            f"/dev lacks {', '.join(path.replace('/dev/', '') for path in gpu['missing_devices'])}",
+            "`nvidia-modprobe -c 0 -u` makes them, nvidia-persistenced at every boot; a container must be given them",
+        )
+
+
+def _dead_driver(gpu: dict) -> _Finding:
+    """There are cards, and the driver does not show them."""
+    error = gpu["error"]
+    cards = f"{gpu['on_bus']} NVIDIA cards are in it" if gpu["on_bus"] else "an NVIDIA driver is installed"
+    if not gpu["nvidia_smi"] and gpu["driver"]:
+        return (
+            "driver",
+            f"driver {gpu['driver']} is loaded, but nvidia-smi is missing",
+            "install the package that goes with the driver: nvidia-smi (Debian), nvidia-utils-NNN (Ubuntu)",
+        )
+    if not gpu["nvidia_smi"]:
+        return (
+            "driver",
+            f"{cards}, but no driver",
+            "`apt install nvidia-driver` (Debian, non-free) or `ubuntu-drivers install` (Ubuntu), then reboot",
+        )
+    if "mismatch" in error:
+        remedy = "the driver was updated under a running kernel module: reboot the host"
+    elif "communicate with the NVIDIA driver" in error:
+        remedy = "`modprobe nvidia` says why: often a new kernel without its headers, or Secure Boot; then reboot"
+    else:
+        remedy = "see `nvidia-smi` and `dmesg | grep -i nvrm` on the host; a reboot often helps"
+    return "driver", f"{cards}, but nvidia-smi fails: {error}", remedy
+
+
+def _driver(gpu: dict, cards: list[dict], expect: dict) -> Iterator[_Finding]:
+    minimum = expect.get("driver_minimum")
+    if cards and minimum and _version(gpu["driver"]) < _version(minimum):
+        yield (
+            "driver",
+            f"its NVIDIA driver is {gpu['driver']}; the CUDA toolkit chosen needs {minimum} or newer",
+            "update the driver, or choose a toolkit that it can run (the distribution's or NVIDIA's packages)",
+        )
+
+
+def _card_kind(_gpu: dict, cards: list[dict], expect: dict) -> Iterator[_Finding]:
+    wanted = expect.get("gpu_memory_bytes") or 0
+    small = [card for card in cards if card["memory_bytes"] < wanted * (1 - CARD_MEMORY_TOLERANCE)]
+    if small:
+        sizes = ", ".join(f"{_named(card)} has {card['memory_bytes'] // MIB:,} MiB" for card in small)
+        yield "gpu_memory", f"{sizes}; {wanted // MIB:,} MiB are wanted", "choose a profile that fits these cards"
+    capability = expect.get("gpu_compute_capability")
+    other = [card for card in cards if capability and card["compute_capability"] not in ("", capability)]
+    if other:
+        kinds = ", ".join(f"{_named(card)} has compute capability {card['compute_capability']}" for card in other)
+        yield (
+            "gpu_compute",
+            f"{kinds}; the engine will be compiled for {capability}",
+            "name the cards' compute capability in the profile",
+        )
+
+
+def _busy(_gpu: dict, cards: list[dict], _expect: dict) -> Iterator[_Finding]:
+    for card in cards:
+        ours = [process for process in card["processes"] if process["unit"].startswith(OUR_UNITS)]
+        if any(process["used_bytes"] is None for process in ours):
+            continue  # what is ours is not told, so neither is what is not
+        others = card["used_bytes"] - sum(process["used_bytes"] for process in ours)
+        if others > TOLERATED_USE_BYTES:
+            names = [
+                f"{process['process']} (process {process['pid']}{', ' + process['unit'] if process['unit'] else ''})"
+                for process in card["processes"]
+                if process not in ours
+            ]
+            yield (
+                "gpu_busy",
+                f"{others // MIB:,} of {card['memory_bytes'] // MIB:,} MiB of card {card['index']} are used by "
+                + (", ".join(names) or "processes that cannot be seen from here"),
+                "stop them, or choose a profile that leaves this card alone",
+            )
+
+
+def _disk(facts: dict, expect: dict) -> Iterator[_Finding]:
+    filesystems: dict = {}
+    for item, disk in zip(expect.get("disk") or [], facts["disks"], strict=True):
+        there = sum(min(file["bytes"], facts["present_bytes"].get(file["path"], 0)) for file in item.get("have") or [])
+        missing = max(0, item["bytes"] - there)
+        if missing:
+            filesystems.setdefault(disk["filesystem"], (disk, []))[1].append((item["what"], missing))
+    for disk, items in filesystems.values():
+        needed, parts = sum(n_bytes for _, n_bytes in items), ", ".join(f"{what} {size(n)}" for what, n in items)
+        place, free = f"the filesystem at {disk['mount']}", disk["free_bytes"]
+        if disk["read_only"]:
+            yield "disk", f"{place} is read-only; wanted there: {parts}", "mount it writable"
+        elif needed > free:
+            yield (
+                "disk",
+                f"{place} has {size(free)} free; {size(needed)} are still to be written there: {parts}",
+                f"free {size(needed - free)}, or use another disk (is a data disk not mounted? `lsblk` shows it)",
+            )
+
+
+def _ports(facts: dict, expect: dict) -> Iterator[_Finding]:
+    for wanted in expect.get("ports") or []:
+        for owner in facts["listeners"]:
+            if owner["port"] != wanted["port"] or owner["unit"] == wanted["unit"]:
+                continue
+            who = owner["unit"] or owner["process"] or "a process that cannot be seen from here"
+            yield (
+                "ports",
+                f"port {owner['port']}, meant for {wanted['unit']}, is taken by {who}"
+                + (f" (process {owner['pid']})" if owner["pid"] else ""),
+                (f"`systemctl stop {who}`" if owner["unit"] else "stop it") + ", or choose another port",
+            )
+
+
+def _sources(facts: dict, _expect: dict) -> Iterator[_Finding]:
+    for need in facts["sources"]:
+        tried = "; ".join(f"{source['source']}: {source['problem']}" for source in need["tried"])
+        remedies = dict.fromkeys(source["remedy"] for source in need["tried"])  # each once, in their order
+        yield "sources", f"no source answers for {need['what']}: {tried}", "; ".join(remedies)
+
+
+def _named(card: dict) -> str:
+    return f"card {card['index']} ({card['name']})"
+
+
+def _version(text: str) -> tuple:
+    return tuple(int(part) for part in text.split(".") if part.isdigit())

@@ -1,0 +1,379 @@
+"""What one Linux host has, read in well under a second. Changes nothing.
+
+Used in two ways: imported by r1.prov.preflight, and sent as it stands through `python3 -` by r1prov's first contact.
+So: the standard library only, one file, and no syntax newer than Python 3.8, for old hosts must be able to answer.
+
+    python3 - '{"paths": ["/srv/r1prov"], "ports": [8080]}' < host_probe.py
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import glob
+import json
+import os
+import platform
+import pwd
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+MIB = 1024**2
+COMMAND_LIMIT_S = 15  # nvidia-smi takes seconds to wake many cards that no daemon keeps awake
+CPU_FLAGS = {"avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"}
+PACKAGE_LOCKS = (
+    "/var/lib/dpkg/lock-frontend",
+    "/var/lib/dpkg/lock",
+    "/var/lib/apt/lists/lock",
+    "/var/cache/apt/archives/lock",
+)
+
+
+def probe(paths: list[str] | None = None, ports: list[int] | None = None) -> dict:
+    """Read this host.
+
+    Args:
+        paths: places that will be written to; each need not exist yet.
+        ports: TCP ports whose listeners are wanted; none named means all.
+
+    Returns:
+        A JSON-able dict. Sizes end in `_bytes`, times in `_s`. What cannot be read is None or empty.
+    """
+    started = time.monotonic()
+    pool = ThreadPoolExecutor()  # for the reads that take time: other programs
+    programs = {"gpu": pool.submit(_gpu), "nvcc": pool.submit(_nvcc), "sudo": pool.submit(_sudo)}
+    facts = {
+        "clock_s": time.time(),
+        "hostname": platform.node(),
+        "system": platform.system(),
+        "arch": platform.machine(),
+        "kernel": platform.release(),
+        "os": _os(),
+        "init": _read("/proc/1/comm").strip(),
+        "container": _container(),
+        "python": platform.python_version(),
+        "ram": _ram(),
+        "cpu": _cpu(),
+        "disks": [_disk(path) for path in paths or []],
+        "listeners": _listeners(ports),
+        "user": _user(),
+        "package_locks": _package_locks(),
+    }
+    facts.update({name: future.result() for name, future in programs.items()})
+    facts["took_s"] = round(time.monotonic() - started, 3)
+    return facts
+
+
+# --- system ---
+
+
+def _os() -> dict:
+    """`id` (debian), `version` (12), `like` (debian) and `name` for people, from os-release."""
+    text = _read("/etc/os-release") or _read("/usr/lib/os-release")
+    values = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    keys = {"id": "ID", "version": "VERSION_ID", "like": "ID_LIKE", "name": "PRETTY_NAME"}
+    return {name: values.get(key, "").strip("\"'") for name, key in keys.items()}
+
+
+def _container() -> str:
+    """The kind of container this is, by its own word: `docker`, `lxc`, `systemd-nspawn`; empty for a machine."""
+    told = _read("/run/systemd/container").strip()
+    if told:
+        return told
+    for entry in _read("/proc/1/environ").split("\0"):
+        if entry.startswith("container="):
+            return entry.partition("=")[2]
+    return "docker" if os.path.exists("/.dockerenv") else "podman" if os.path.exists("/run/.containerenv") else ""
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
+
+
+def _sudo() -> str:
+    """How this user becomes root: `root` (is it), `free`, `password` (or never: sudo does not say which), `missing`."""
+    if os.geteuid() == 0:
+        return "root"
+    if not shutil.which("sudo"):
+        return "missing"
+    return "free" if _run(["sudo", "-n", "true"])[0] == 0 else "password"
+
+
+def _ram() -> dict:
+    """Bytes of RAM: what the machine has, or what this container's control group allows."""
+    values = {}
+    for line in _read("/proc/meminfo").splitlines():
+        name, _, rest = line.partition(":")
+        if name in ("MemTotal", "MemAvailable"):
+            values[name] = int(rest.split()[0]) * 1024
+    total, available = values.get("MemTotal", 0), values.get("MemAvailable", 0)
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        limit = _read(path).strip()
+        if limit.isdigit() and int(limit) < total:
+            total, available = int(limit), min(available, int(limit))
+    return {"total_bytes": total, "available_bytes": available}
+
+
+def _cpu() -> dict:
+    """Model, physical `cores`, `threads`, `usable_threads` (as limits allow), sockets, NUMA nodes, telling flags."""
+    model, flags, cores, sockets, threads = "", set(), set(), set(), 0
+    for block in _read("/proc/cpuinfo").strip().split("\n\n"):
+        fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in block.splitlines())}
+        if "processor" not in fields:
+            continue
+        threads += 1
+        model = model or fields.get("model name", "")
+        flags = flags or set(fields.get("flags", "").split())
+        sockets.add(fields.get("physical id", "0"))
+        cores.add((fields.get("physical id", "0"), fields.get("core id", fields["processor"])))
+    return {
+        "model": model,
+        "cores": len(cores),
+        "threads": threads,
+        "usable_threads": min(len(os.sched_getaffinity(0)), _cpu_quota() or threads or 1),
+        "sockets": len(sockets),
+        "numa_nodes": len(glob.glob("/sys/devices/system/node/node[0-9]*")) or 1,
+        "flags": sorted(CPU_FLAGS & flags),
+    }
+
+
+def _cpu_quota() -> int | None:
+    """The CPUs that this container's control group allows, rounded up; None without a limit."""
+    quota, _, period = _read("/sys/fs/cgroup/cpu.max").strip().partition(" ")
+    if not quota:
+        quota, period = (_read("/sys/fs/cgroup/cpu/cpu.cfs_%s_us" % name).strip() for name in ("quota", "period"))
+    return -(-int(quota) // int(period)) if quota.isdigit() and period.isdigit() else None
+
+
+# --- GPUs ---
+
+
+def _gpu() -> dict:
+    """The NVIDIA cards, and why they cannot be used if so.
+
+    `cards` are those the driver shows (`compute_capability` like `8.9`, `processes` with the unit each belongs to);
+    `on_bus` counts those on the PCI bus, driver or not; `error` is nvidia-smi's own word; `missing_devices` are files
+    that /dev lacks.
+    """
+    gpu = {"on_bus": _cards_on_bus(), "driver": _loaded_driver(), "cards": [], "error": "", "missing_devices": []}
+    gpu["nvidia_smi"] = shutil.which("nvidia-smi") or ""
+    if not gpu["nvidia_smi"]:
+        return gpu
+    processes = ThreadPoolExecutor().submit(_gpu_processes)  # each call of nvidia-smi can take a second
+    fields = ["index", "uuid", "name", "memory.total", "memory.used", "driver_version"]
+    code, out = _smi("gpu", [*fields, "compute_cap"])
+    if code and "compute_cap" in out:  # drivers before 510 do not know this field
+        code, out = _smi("gpu", fields)
+    if code or not out.strip():
+        gpu["error"] = " ".join(out.split()) or "nvidia-smi shows no card"
+        return gpu
+    for line in out.strip().splitlines():
+        values = [value.strip() for value in line.split(",")]
+        if len(values) < len(fields):
+            gpu["error"] = line.strip()  # a card that is lost has a sentence instead of values
+            continue
+        index, uuid, name, total, used, gpu["driver"], capability = [*values, ""][:7]
+        gpu["cards"].append(
+            {
+                "index": int(index),
+                "name": name,
+                "memory_bytes": _mib(total) or 0,
+                "used_bytes": _mib(used) or 0,
+                "compute_capability": capability,
+                "processes": [process for card, process in processes.result() if card == uuid],
+            }
+        )
+    gpu["missing_devices"] = _missing_devices(len(gpu["cards"]))
+    return gpu
+
+
+def _gpu_processes() -> list[tuple[str, dict]]:
+    """(uuid of the card, process) for each process that computes and can be seen; `used_bytes` None: not told."""
+    code, out = _smi("compute-apps", ["gpu_uuid", "pid", "process_name", "used_memory"])
+    found = re.findall(r"^(\S+), (\d+), (.*), (.*)$", out, re.MULTILINE) if code == 0 else []
+    return [
+        (uuid, {"pid": int(pid), "process": name, "unit": _unit(pid), "used_bytes": _mib(used)})
+        for uuid, pid, name, used in found
+    ]
+
+
+def _smi(what: str, fields: list[str]) -> tuple[int, str]:
+    return _run(["nvidia-smi", "--query-%s=%s" % (what, ",".join(fields)), "--format=csv,noheader,nounits"])
+
+
+def _mib(text: str) -> int | None:
+    """Bytes of a number of MiB; None for nvidia-smi's `[N/A]`."""
+    return int(text) * MIB if text.isdigit() else None
+
+
+def _cards_on_bus() -> int:
+    """NVIDIA display and 3D controllers on the PCI bus, whether a driver runs them or not."""
+    found = 0
+    for device in glob.glob("/sys/bus/pci/devices/*"):
+        found += _read(device + "/vendor").strip() == "0x10de" and _read(device + "/class").startswith("0x03")
+    return found
+
+
+def _loaded_driver() -> str:
+    """The version of the loaded kernel driver, asked of the kernel: nvidia-smi may be missing."""
+    match = re.search(r"Kernel Module.*?\s(\d+\.[\d.]+)", _read("/proc/driver/nvidia/version"))
+    return match.group(1) if match else ""
+
+
+def _missing_devices(n_cards: int) -> list[str]:
+    """Device files that CUDA needs and /dev lacks. Counted, since a container's /dev/nvidia3 may be its card 0."""
+    missing = [path for path in ("/dev/nvidiactl", "/dev/nvidia-uvm") if not os.path.exists(path)]
+    n_files = len(glob.glob("/dev/nvidia[0-9]*"))
+    return missing + (["/dev/nvidiaN (%d of %d)" % (n_files, n_cards)] if n_files < n_cards else [])
+
+
+def _nvcc() -> dict | None:
+    """Path and version of the CUDA compiler: on PATH, else NVIDIA's packages' or r1prov's; None without one."""
+    places = [shutil.which("nvcc") or "", "/usr/local/cuda/bin/nvcc", *sorted(glob.glob("/opt/r1prov/cuda/*/bin/nvcc"))]
+    for path in filter(os.path.exists, places):
+        match = re.search(r"release (\d+\.\d+)", _run([path, "--version"])[1])
+        if match:
+            return {"path": path, "version": match.group(1)}
+    return None
+
+
+# --- disk, ports, package lock ---
+
+
+def _disk(path: str) -> dict:
+    """The filesystem that will hold `path`: the one of its nearest parent that exists.
+
+    `filesystem` is equal for paths that share one; `free_bytes` is what a service user may take, not root's reserve.
+    """
+    holder = os.path.abspath(path)
+    while not os.path.exists(holder):
+        holder = os.path.dirname(holder)
+    holder = os.path.realpath(holder)
+    device, stat = os.stat(holder).st_dev, os.statvfs(holder)
+    mount = holder
+    while not os.path.ismount(mount):
+        mount = os.path.dirname(mount)
+    return {
+        "path": path,
+        "mount": mount,
+        "filesystem": "%d:%d" % (os.major(device), os.minor(device)),
+        "free_bytes": stat.f_bavail * stat.f_frsize,
+        "total_bytes": stat.f_blocks * stat.f_frsize,
+        "read_only": bool(stat.f_flag & os.ST_RDONLY),
+    }
+
+
+def _listeners(ports: list[int] | None) -> list[dict]:
+    """Listening TCP sockets: port, and the owner (pid, process, unit) where this user may see it."""
+    by_inode = {}
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in _read(table).splitlines()[1:]:
+            fields = line.split()
+            port = int(fields[1].rpartition(":")[2], 16)
+            if fields[3] == "0A" and (not ports or port in ports):
+                by_inode[fields[9]] = port
+    owners = _socket_owners(set(by_inode)) if by_inode else {}
+    found = {}
+    for inode, port in by_inode.items():
+        pid = owners.get(inode)
+        owner = {"port": port, "pid": pid, "process": _process(pid), "unit": _unit(pid)}
+        found[(port, owner["unit"] or pid)] = owner  # one line for a service that listens on IPv4 and IPv6
+    return sorted(found.values(), key=lambda owner: owner["port"])
+
+
+def _socket_owners(inodes: set[str]) -> dict[str, int]:
+    """Socket inode -> the process that has it open, for the processes this user may look into."""
+    owners = {}
+    for path in glob.glob("/proc/[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            target = os.readlink(path)
+            if target.startswith("socket:[") and target[8:-1] in inodes:
+                owners.setdefault(target[8:-1], int(path.split("/")[2]))
+    return owners
+
+
+def _package_locks() -> list[dict]:
+    """The locks of dpkg and apt that are held, and by whom: a first boot holds them for minutes."""
+    held = []
+    for path in PACKAGE_LOCKS:
+        pid = _lock_holder(path)
+        if pid:
+            held.append({"file": path, "pid": pid, "process": _process(pid), "unit": _unit(pid)})
+    return held
+
+
+def _lock_holder(path: str) -> int | None:
+    """The process that has a record lock on a file: root asks the kernel, others look the inode up in /proc/locks."""
+    flock = struct.Struct("hhqqi4x")  # l_type, l_whence, l_start, l_len, l_pid on 64-bit Linux
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            answer = fcntl.fcntl(handle, fcntl.F_GETLK, flock.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+        finally:
+            os.close(handle)
+        kind, *_, pid = flock.unpack(answer)
+        return pid if kind != fcntl.F_UNLCK else None
+    with contextlib.suppress(OSError):
+        status = os.stat(path)
+        name = "%02x:%02x:%d" % (os.major(status.st_dev), os.minor(status.st_dev), status.st_ino)
+        for fields in map(str.split, _read("/proc/locks").splitlines()):
+            if name in fields and "WRITE" in fields and "->" not in fields:
+                return int(fields[fields.index(name) - 1])
+    return None
+
+
+# --- small tools ---
+
+
+def _process(pid: int | str | None) -> str:
+    return _read("/proc/%s/comm" % pid).strip() if pid else ""
+
+
+def _unit(pid: int | str | None) -> str:
+    """The systemd unit a process belongs to, e.g. `nginx.service`; empty if none, or not to be seen from here."""
+    for line in _read("/proc/%s/cgroup" % pid).splitlines() if pid else []:
+        _, controllers, path = line.split(":", 2)
+        if controllers in ("", "name=systemd"):
+            units = [part for part in path.split("/") if part.endswith((".service", ".scope"))]
+            if units:
+                return units[-1]
+    return ""
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def _run(argv: list[str]) -> tuple[int, str]:
+    """Exit code and output of a program; 124 when it took too long, as a driver in trouble makes nvidia-smi do."""
+    try:
+        done = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=COMMAND_LIMIT_S,
+            check=False,
+            env=dict(os.environ, LC_ALL="C"),
+        )
+    except subprocess.TimeoutExpired:
+        return 124, "%s did not end within %d s" % (argv[0], COMMAND_LIMIT_S)
+    except OSError as error:
+        return 127, "%s: %s" % (argv[0], error.strerror)
+    return done.returncode, done.stdout.decode("utf-8", "replace")
+
+
+if __name__ == "__main__":
+    print(json.dumps(probe(**json.loads(sys.argv[1] if len(sys.argv) > 1 else "{}"))))  # noqa: T201 - stdout is the interface

@@ -1,0 +1,151 @@
+"""Does a source answer this host? Any HTTP answer of the server itself counts, also 401, 403 and 404: the way is open.
+
+Asked by Python's own HTTP client, which follows the proxy variables of the environment as pip and the downloader do.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import ssl
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlsplit
+
+PROXY_REMEDY = "check the proxy (http_proxy, https_proxy, no_proxy) in the site's sources"
+CA_REMEDY = (
+    "if a proxy in between opens TLS, name its CA file in the site's sources (`ca_certificates`); "
+    "else the source is not who it says"
+)
+
+
+def out_of_reach(needs: list[dict], ca_pem: str, limit_s: float) -> list[dict]:
+    """Of what is needed and not there yet, that which no source answers for. All sources are asked at once.
+
+    Args:
+        needs: `what` in words; `any_of`, sources of which one is enough; `have`, patterns of paths that make them
+            needless once each is there.
+        ca_pem: certificates to trust beside the host's own, in PEM; may be empty.
+        limit_s: how long to wait for all of them together.
+
+    Returns:
+        One dict per need that cannot be met: `what`, and `tried`, a dict per source as `silent` returns it.
+    """
+    needs = [need for need in needs if not (need["have"] and all(map(glob.glob, need["have"])))]
+    answers = silent([source for need in needs for source in need["any_of"]], ca_pem, limit_s)
+    dead = {answer["asked"]: answer for answer in answers}
+    return [
+        {"what": need["what"], "tried": [dead[source] for source in need["any_of"]]}
+        for need in needs
+        if all(source in dead for source in need["any_of"])
+    ]
+
+
+def silent(sources: list[str], ca_pem: str, limit_s: float) -> list[dict]:
+    """The sources (http, https and `file://` URLs, absolute paths) that do not answer.
+
+    Returns:
+        One dict for each: `asked`, `source` (the same without a password), `problem`, `remedy`.
+    """
+    found: dict = {}
+    context = _tls(ca_pem)
+    opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=context), _NoRedirect)
+    end = time.monotonic() + limit_s
+
+    def ask(source: str) -> None:
+        found[source] = _ask_path(source) if _is_path(source) else _ask(opener, source, limit_s)
+
+    # Daemon threads, not a pool: a name server that does not answer must not hold up the end of the process.
+    threads = [threading.Thread(target=ask, args=(source,), daemon=True) for source in sources]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))
+    nothing = (
+        f"no answer within {limit_s:.0f} s",
+        "check the address, the network, a firewall; a mirror may be nearer",
+    )
+    answers = [(source, found.get(source, nothing)) for source in sources]
+    return [
+        {"asked": source, "source": _shown(source), "problem": answer[0], "remedy": answer[1]}
+        for source, answer in answers
+        if answer
+    ]
+
+
+def _is_path(source: str) -> bool:
+    return source.startswith(("/", "file://"))
+
+
+def _ask_path(source: str) -> tuple[str, str] | None:
+    path = Path(source.removeprefix("file://"))
+    if not path.exists():
+        return "there is no such file or folder on the host", "copy it there, mount its disk, or mend the path"
+    return None if os.access(path, os.R_OK) else ("it cannot be read", "mend its permissions")
+
+
+def _ask(opener: urllib.request.OpenerDirector, source: str, limit_s: float) -> tuple[str, str] | None:
+    # Only http and https come here: the module refuses every other scheme.
+    request = urllib.request.Request(source, method="HEAD", headers={"User-Agent": "r1prov-preflight"})  # noqa: S310
+    try:
+        opener.open(request, timeout=limit_s).close()
+    except urllib.error.HTTPError as error:
+        if error.code == 407:
+            return "the proxy wants a login (407)", PROXY_REMEDY
+        if error.code in (502, 503, 504):
+            return f"{error.code} {error.reason}", f"try later or use a mirror; behind a proxy, {PROXY_REMEDY}"
+        return None
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        return _explain(getattr(error, "reason", error))
+    return None
+
+
+def _explain(reason: object) -> tuple[str, str]:
+    """What went wrong on the way, and what to do."""
+    text = str(reason)
+    if isinstance(reason, ssl.SSLCertVerificationError):
+        if "expired" in text or "not yet valid" in text:
+            return f"its certificate is not valid now ({reason.verify_message})", "check the clock of the host first"
+        if "match" in text or "not valid for" in text:
+            return (
+                f"its certificate is another's ({reason.verify_message})",
+                "check the address, and who answers for it",
+            )
+        return f"its certificate is signed by an authority this host does not know ({reason.verify_message})", CA_REMEDY
+    if "Tunnel connection failed" in text:
+        return f"the proxy refuses it ({text.partition(': ')[2]})", PROXY_REMEDY
+    if "Name or service not known" in text or "name resolution" in text or "No address" in text:
+        return "its name cannot be resolved", "check the address, and DNS on the host (/etc/resolv.conf)"
+    return getattr(reason, "strerror", None) or text, "check the address, the network, a firewall or the proxy"
+
+
+def _tls(ca_pem: str) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    if ca_pem:
+        context.load_verify_locations(cadata=ca_pem)
+    if not _has_authorities():
+        # A bare host has no list of authorities yet; build_deps installs it. Until then only the way can be tried.
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _has_authorities() -> bool:
+    paths = ssl.get_default_verify_paths()
+    return bool(paths.cafile) or (bool(paths.capath) and any(Path(paths.capath).glob("*.0")))
+
+
+def _shown(source: str) -> str:
+    """The source without a user and password in it."""
+    return re.sub(r"//[^/@]*@", "//", source) if urlsplit(source).username else source
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect is an answer, too; where it leads is not asked."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None

@@ -1,0 +1,264 @@
+"""From two fresh servers to an answer, and what must hold after it. The tests build on each other, in this order."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from r1prov import lab, paths
+from r1prov.errors import Exit
+from r1prov.lab.hosts import LabHost
+
+from .conftest import Operator, entry
+
+pytestmark = pytest.mark.host
+UNIT = "r1prov-llama-server"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def site(operator: Operator, pair: list[LabHost], sources: dict[str, Any]) -> Path:
+    return operator.site(pair, sources=sources)
+
+
+def ended(done: subprocess.CompletedProcess[str], code: Exit = Exit.OK) -> str:
+    """The talk of a run that must have ended with `code`."""
+    assert done.returncode == code, f"{done.args}\n{done.stdout}\n{done.stderr}"
+    return done.stderr
+
+
+def on_all(pair: list[LabHost], *argv: str) -> list[str]:
+    with ThreadPoolExecutor() as pool:
+        return [done.stdout for done in pool.map(lambda host: lab.ssh(host, argv), pair)]
+
+
+def changed(operator: Operator) -> dict[str, int]:
+    return {host: tally["changed"] for host, tally in operator.report()["hosts"].items()}
+
+
+def test_one_command_turns_fresh_servers_into_an_answering_model(operator: Operator, pair: list[LabHost]) -> None:
+    talk = ended(operator.run("up"))
+    assert all(host.name in talk for host in pair)
+    assert all(count > 0 for count in changed(operator).values())
+
+
+def test_the_model_answers_a_question(operator: Operator, pair: list[LabHost]) -> None:
+    for host in pair:
+        done = operator.run("ask", "--host", host.name, "What is the capital of France?")
+        ended(done)
+        assert "Paris" in done.stdout
+        assert "tokens/s" in done.stderr
+
+
+def test_the_benchmark_is_on_host_and_controller(operator: Operator, pair: list[LabHost]) -> None:
+    for host in pair:
+        kept = json.loads((operator.folder / ".r1prov" / "reports" / f"{host.name}.json").read_text())
+        assert kept["answer"]["ok"]
+        assert json.loads(lab.ssh(host, ["cat", "/var/lib/r1prov/smoke_bench/last.json"]).stdout) == kept
+
+
+def test_the_second_run_changes_nothing_and_measures_nothing(operator: Operator, pair: list[LabHost]) -> None:
+    before = on_all(pair, "stat", "-c", "%Y", "/var/lib/r1prov/smoke_bench/last.json")
+    ended(operator.run("up"))
+    assert set(changed(operator).values()) == {0}
+    assert on_all(pair, "stat", "-c", "%Y", "/var/lib/r1prov/smoke_bench/last.json") == before
+
+
+def test_plain_ansible_playbook_does_the_same(operator: Operator, pair: list[LabHost]) -> None:
+    done = subprocess.run(
+        [
+            Path(sys.executable).with_name("ansible-playbook"),
+            "-i",
+            operator.folder / ".r1prov" / "inventory",
+            "playbooks/up.yml",
+            "--ssh-common-args",
+            f"-o UserKnownHostsFile={operator.folder}/.r1prov/known_hosts",
+        ],
+        cwd=paths.collection().resolve(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    recap = done.stdout.split("PLAY RECAP")[1]
+    assert recap.count("changed=0 ") == len(pair)
+    assert recap.count("failed=0 ") == len(pair)
+
+
+def test_status_tells_what_runs(operator: Operator, pair: list[LabHost]) -> None:
+    done = operator.run("status", "--json")
+    ended(done)
+    hosts = json.loads(done.stdout)["hosts"]
+    assert set(hosts) == {host.name for host in pair}
+    assert all(host["health"] == "ok" for host in hosts.values())
+
+
+def test_no_secret_is_in_logs_files_or_processes(operator: Operator, pair: list[LabHost]) -> None:
+    key = (operator.folder / ".r1prov" / "secrets" / "api-key").read_text().strip()
+    for shown in on_all(pair, "sh", "-c", "journalctl --no-pager; ps -ef; systemctl cat 'r1prov-*'"):
+        assert len(shown) > 1000
+        assert key not in shown
+    readable = on_all(pair, "find", "/etc/r1prov", "/var/lib/r1prov", "/run/r1prov", "-type", "f", "-perm", "/044")
+    for host, files in zip(pair, readable, strict=True):
+        assert key not in lab.ssh(host, ["cat", *files.split()]).stdout
+    left = [path for path in operator.folder.rglob("*") if path.is_file() and "secrets" not in path.parts]
+    assert left
+    assert not [path for path in left if key in path.read_text(errors="ignore")]
+
+
+def test_after_a_reboot_everything_is_up_by_itself(operator: Operator, pair: list[LabHost]) -> None:
+    booted = on_all(pair, "cat", "/proc/sys/kernel/random/boot_id", "/proc/1/stat")
+    on_all(pair, "systemctl", "reboot")
+    deadline = time.monotonic() + 180
+    healthy = set()
+    while len(healthy) < len(pair):
+        assert time.monotonic() < deadline, f"only {healthy} came back"
+        time.sleep(2)
+        for host in pair:
+            state = lab.ssh(host, ["sh", "-c", f"cat /proc/sys/kernel/random/boot_id /proc/1/stat; systemctl is-active {UNIT}"])
+            if state.stdout.endswith("\nactive\n") and state.stdout.removesuffix("active\n") not in booted:
+                healthy.add(host.name)
+    for host in pair:
+        done = operator.run("ask", "--host", host.name, "What is the capital of France?")
+        assert "Paris" in ended(done) + done.stdout
+
+
+def test_drift_is_repaired(operator: Operator, pair: list[LabHost]) -> None:
+    first, second = pair
+    lab.ssh(first, ["systemctl", "disable", "--now", UNIT])
+    lab.ssh(second, ["sh", "-c", f"echo '# drift' >> /etc/systemd/system/{UNIT}.service; rm /etc/r1prov/llama-server/api-key"])
+    ended(operator.run("up"))
+    assert all(count > 0 for count in changed(operator).values())
+    assert [state.strip() for state in on_all(pair, "systemctl", "is-enabled", UNIT)] == ["enabled", "enabled"]
+    ended(operator.run("up"))
+    assert set(changed(operator).values()) == {0}
+
+
+def test_a_new_controller_takes_over(pair: list[LabHost], sources: dict[str, Any], operator: Operator, tmp_path: Path) -> None:
+    colleague = Operator(tmp_path)
+    colleague.site(pair, sources=sources)
+    ended(colleague.run("up"))
+    assert set(changed(colleague).values()) == {0}
+    keys = [(o.folder / ".r1prov" / "secrets" / "api-key").read_text() for o in (operator, colleague)]
+    assert keys[0] == keys[1]
+
+
+def test_two_runs_at_once_do_not_meet_on_a_host(pair: list[LabHost], sources: dict[str, Any], operator: Operator, tmp_path: Path) -> None:
+    colleague = Operator(tmp_path)
+    colleague.site(pair[:1], sources=sources)
+    with ThreadPoolExecutor() as pool:
+        runs = list(pool.map(lambda who: who.run("up"), (operator, colleague)))
+    codes = sorted(done.returncode for done in runs)
+    assert codes in ([Exit.OK, Exit.LOCKED], [Exit.OK, Exit.OK]), "\n".join(done.stderr for done in runs)
+
+
+def test_an_unreachable_host_is_named_and_nothing_is_changed(operator: Operator, pair: list[LabHost], sources: dict[str, Any], tmp_path: Path) -> None:
+    other = Operator(tmp_path)
+    other.site(pair[:1], sources=sources)
+    path = tmp_path / "r1prov.yml"
+    path.write_text(path.read_text().replace("hosts:\n", "hosts:\n- root@10.209.0.254\n- no-such-host.invalid\n"))
+    done = other.run("up")
+    talk = ended(done, Exit.UNREACHABLE)
+    assert "10.209.0.254" in talk
+    assert "no-such-host.invalid" in talk
+    assert not (tmp_path / ".r1prov" / "reports" / "last.json").exists()
+
+
+def test_hardware_below_the_profile_is_refused_with_everything_at_once(pair: list[LabHost], sources: dict[str, Any], tmp_path: Path) -> None:
+    other = Operator(tmp_path)
+    other.site(pair[:1], sources=sources, profile="4x4090")
+    before = lab.ssh(pair[0], ["sh", "-c", "find /etc /opt /srv /usr -newermt '-5 seconds' | sort"]).stdout
+    talk = ended(other.run("up"), Exit.PREFLIGHT)
+    for check in ("gpu_count", "ram"):
+        assert check in talk
+    assert before == ""
+
+
+def test_the_gpu_profiles_pass_a_check_run_on_a_fresh_host(sources: dict[str, Any], pair: list[LabHost], tmp_path: Path) -> None:
+    lab.down("e2e-gpu")
+    fresh = lab.up("e2e-gpu")
+    try:
+        other = Operator(tmp_path)
+        for profile in ("4x4090", "4xh800"):
+            other.site([fresh], sources=sources, profile=profile, override=["gpu_count", "ram", "floor", "disk", "driver", "cpu"])
+            talk = ended(other.run("up", "--check", "--diff", "-v"))
+            assert "r1prov-llama-server.service" in talk
+            assert "--tensor-split" in talk
+    finally:
+        lab.down("e2e-gpu")
+
+
+def test_a_taken_port_is_named(sources: dict[str, Any], pair: list[LabHost], tmp_path: Path) -> None:
+    other = Operator(tmp_path)
+    other.site(pair[:1], sources=sources, service={"port": 22})
+    talk = ended(other.run("up"), Exit.PREFLIGHT)
+    assert "22" in talk
+    assert "sshd" in talk
+
+
+def test_ctrl_c_says_how_to_go_on_and_the_next_run_does(operator: Operator, pair: list[LabHost], sources: dict[str, Any]) -> None:
+    import os
+    import signal
+
+    on_all(pair, "sh", "-c", f"systemctl stop {UNIT}; rm -rf /opt/r1prov/llama.cpp")
+    running = subprocess.Popen(
+        [sys.executable, "-m", "r1prov.cli", "up"],
+        cwd=operator.folder,
+        env={**os.environ, **operator.environment},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    time.sleep(20)
+    os.killpg(running.pid, signal.SIGINT)
+    _, talk = running.communicate(timeout=120)
+    assert running.returncode == Exit.INTERRUPTED, talk
+    assert "again" in talk
+    ended(operator.run("up"))
+    assert [state.strip() for state in on_all(pair, "systemctl", "is-active", UNIT)] == ["active", "active"]
+
+
+def test_without_the_outside_the_artefacts_at_hand_are_enough(sources: dict[str, Any], pair: list[LabHost], tmp_path: Path) -> None:
+    from .offline import artefacts
+
+    lab.down("e2e-off")
+    fresh = lab.up("e2e-off")
+    lab.cut(fresh)
+    try:
+        other = Operator(tmp_path)
+        with artefacts(tmp_path / "artefacts", like=pair[0]) as at_hand:
+            other.site([fresh], sources=at_hand, versions={"llama_cpp": "0.3.36"})
+            ended(other.run("up"))
+            done = other.run("ask", "What is the capital of France?")
+        assert "Paris" in done.stdout
+    finally:
+        lab.down("e2e-off")
+
+
+def test_the_wheel_brings_everything_it_needs(pair: list[LabHost], sources: dict[str, Any], tmp_path: Path) -> None:
+    uv = Path(sys.executable).with_name("uv")
+    root = paths.collection().resolve()
+    shutil.copytree(root, tmp_path / "src", ignore=shutil.ignore_patterns(".git", ".collections", ".venv"), symlinks=True)
+    built = subprocess.run(
+        [uv, "build", "--wheel", "--no-build-isolation", "--python", sys.executable, "-o", tmp_path, tmp_path / "src"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert built.returncode == 0, built.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    subprocess.run([uv, "pip", "install", "--no-deps", "--target", tmp_path / "site", wheel], check=True, capture_output=True)
+    other = Operator(tmp_path, {"PYTHONPATH": str(tmp_path / "site")})
+    other.site(pair[:1], sources=sources)
+    ended(other.run("up"))
+    assert set(changed(other).values()) == {0}
+
+
+def test_a_host_entry_is_what_a_site_file_takes(pair: list[LabHost]) -> None:
+    assert entry(pair[0])["address"].startswith("10.209.0.")

@@ -1,0 +1,19 @@
+"""The generated pages say what the code says."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = runpy.run_path(str(ROOT / "docs" / "generate.py"))["pages"]()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_a_generated_page_is_up_to_date(page: Path) -> None:
+    assert page.read_text() == PAGES[page], "run `make docs`"
+
+
+def test_every_key_of_the_site_file_is_described() -> None:
+    rows = [line for line in (ROOT / "docs" / "site.md").read_text().splitlines() if line.startswith("| `")]
+    assert [row for row in rows if row.endswith("|  |")] == []

@@ -1,0 +1,98 @@
+"""The lock: what the host writes, and who is called dead. Whole runs that race are in roles/preflight/molecule/lock."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from ansible_collections.r1.prov.plugins.action import host_lock as action
+from ansible_collections.r1.prov.plugins.modules import host_lock as module
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def holder(run: str, **changes) -> dict:
+    return {
+        "user": "ann",
+        "controller": "laptop",
+        "controller_id": "elsewhere",
+        "pid": 4711,
+        "pid_started": "boot/1",
+        "command": "r1prov up",
+        "since": "2026-10-03T12:03:05+00:00",
+        "run": run,
+    } | changes
+
+
+def test_one_run_takes_it_another_does_not_and_only_the_first_releases_it(tmp_path: Path):
+    folder = tmp_path / "r1prov"
+    assert module.take(folder, holder("a")) == (True, {})
+    assert module.take(folder, holder("a")) == (True, holder("a"))
+    assert module.take(folder, holder("b")) == (False, holder("a"))
+    module.release(folder, "b")
+    assert module.read(folder) == holder("a")
+    module.release(folder, "a")
+    assert list(folder.iterdir()) == []
+
+
+def test_it_is_readable_by_everyone(tmp_path: Path):
+    os.umask(0o077)
+    module.take(tmp_path, holder("a"))
+    assert (tmp_path / "lock.json").stat().st_mode & 0o777 == 0o644
+
+
+def test_it_is_taken_over_from_the_named_holder_only(tmp_path: Path):
+    module.take(tmp_path, holder("dead"))
+    assert module.take(tmp_path, holder("b"), replace="dead") == (True, holder("dead"))
+    assert module.take(tmp_path, holder("c"), replace="dead") == (False, holder("b"))
+
+
+def test_of_many_that_race_one_wins(tmp_path: Path):
+    module.take(tmp_path, holder("dead"))
+    with ThreadPoolExecutor(32) as pool:
+        taken = list(pool.map(lambda n: module.take(tmp_path, holder(str(n)), replace="dead")[0], range(200)))
+    assert taken.count(True) == 1
+
+
+def test_releasing_where_nothing_is(tmp_path: Path):
+    assert module.release(tmp_path / "none", "a") == {}
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_damaged_lock_is_somebodys(tmp_path: Path):
+    (tmp_path / "lock.json").write_text("{")
+    taken, before = module.take(tmp_path, holder("a"))
+    assert not taken
+    assert not action.is_dead(before)
+    assert "is damaged" in action.sentence(before)
+    assert "r1prov_break_lock" in action.remedy(before)
+
+
+def test_a_living_process_and_a_dead_one():
+    me = {"controller_id": action.this_controller_id()}
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        living = holder("a", **me, pid=process.pid, pid_started=action.process_started(process.pid))
+        assert not action.is_dead(living)
+        assert f"kill {process.pid}" in action.remedy(living)
+        assert action.is_dead(living | {"pid_started": "another boot/1"})  # the number is another process's by now
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert action.is_dead(living)  # not reaped by its parent yet
+    assert action.is_dead(living)
+
+
+def test_of_another_controllers_process_nothing_is_certain():
+    assert not action.is_dead(holder("a"))
+    assert "r1prov_break_lock" in action.remedy(holder("a"))
+
+
+def test_the_sentence_names_the_holder():
+    text = action.sentence(holder("a"))
+    assert re.fullmatch(
+        r"is being changed by ann@laptop since 2026-10-0[234] \d\d:\d3 \(r1prov up, process 4711\)", text
+    )

@@ -1,0 +1,146 @@
+"""The probe on the machine at hand, run as first contact runs it; nvidia-smi is a script that answers as the real one does."""
+
+from __future__ import annotations
+
+import ast
+import fcntl
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from ansible_collections.r1.prov.plugins.module_utils import host_probe
+
+SOURCE = Path(host_probe.__file__).read_text()
+MIB = 1024**2
+
+
+def probe(path: str | None = None, **arguments) -> dict:
+    """The probe as text through `python3 -`, with another PATH if given."""
+    done = subprocess.run(
+        [sys.executable, "-", json.dumps(arguments)],
+        input=SOURCE,
+        env=os.environ | ({"PATH": path} if path else {}),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
+def smi(folder: Path, gpu: str, apps: str = "", code: int = 0) -> str:
+    """A PATH with an nvidia-smi that prints `gpu` and exits with `code`, or prints `apps` when asked for processes."""
+    program = folder / "nvidia-smi"
+    program.write_text(
+        "#!/bin/sh\ncase $1 in --query-compute-apps=*) cat <<'END'\n" + apps + "\nEND\nexit 0;; esac\n"
+        "cat <<'END'\n" + gpu + f"\nEND\nexit {code}\n"
+    )
+    program.chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
+def test_its_source_is_one_that_python_3_8_reads():
+    ast.parse(SOURCE, feature_version=(3, 8))
+
+
+def test_this_machine_in_under_a_second():
+    facts = probe()
+    assert facts["took_s"] < 1
+    assert facts["arch"] == platform.machine()
+    assert facts["init"] == Path("/proc/1/comm").read_text().strip()
+    assert facts["ram"]["total_bytes"] >= facts["ram"]["available_bytes"] > 0
+    assert facts["cpu"]["threads"] >= facts["cpu"]["usable_threads"] >= 1
+    assert facts["os"]["id"]
+
+
+def test_disk_of_paths_that_do_not_exist_yet(tmp_path: Path):
+    new, other = probe(paths=[f"{tmp_path}/a/b", "/proc/none"])["disks"]
+    free = shutil.disk_usage(tmp_path).free
+    assert new["filesystem"] != other["filesystem"]
+    assert other["mount"] == "/proc"
+    assert abs(new["free_bytes"] - free) < 1e9  # others write here, too
+    assert not new["read_only"]
+
+
+def test_a_listener_and_its_owner():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        [owner] = probe(ports=[port])["listeners"]
+    assert owner["port"] == port
+    assert owner["pid"] == os.getpid()
+    assert owner["process"]
+
+
+@pytest.mark.parametrize("user", [None, 65534])
+def test_who_holds_a_lock(user: int | None):
+    if not Path("/usr/bin/python3").exists() or (user and os.geteuid() != 0):
+        pytest.skip("needs root, to become another user, and the system's Python")
+    with tempfile.TemporaryDirectory() as folder, Path(folder, "lock").open("w") as lock:
+        Path(folder).chmod(0o755)
+        Path(lock.name).chmod(0o600)
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        done = subprocess.run(
+            ["/usr/bin/python3", "-", lock.name],  # pytest's own may lie where another user cannot reach it
+            input=SOURCE.replace('if __name__ == "__main__":', "if True:").rpartition("\n    print")[0]
+            + "\n    print(_lock_holder(sys.argv[1]))\n",
+            capture_output=True,
+            text=True,
+            check=True,
+            user=user,
+        )
+    assert done.stdout == f"{os.getpid()}\n"
+
+
+def test_four_cards_and_their_processes(tmp_path: Path):
+    row = "{0}, GPU-{0}, NVIDIA GeForce RTX 4090, 24564, {1}, 550.54.15, 8.9"
+    path = smi(
+        tmp_path,
+        "\n".join(row.format(index, 1) for index in range(3)) + "\n" + row.format(3, 9001),
+        f"GPU-3, {os.getpid()}, /opt/a, b/python3, 8990\nGPU-3, 1, [Not Found], [N/A]",
+    )
+    gpu = probe(path)["gpu"]
+    assert gpu["driver"] == "550.54.15"
+    assert [card["memory_bytes"] for card in gpu["cards"]] == [24564 * MIB] * 4
+    assert {card["compute_capability"] for card in gpu["cards"]} == {"8.9"}
+    assert [len(card["processes"]) for card in gpu["cards"]] == [0, 0, 0, 2]
+    known, unknown = gpu["cards"][3]["processes"]
+    assert known["process"] == "/opt/a, b/python3"
+    assert known["used_bytes"] == 8990 * MIB
+    assert unknown["used_bytes"] is None
+
+
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="there is a card here")
+def test_device_files_that_are_missing(tmp_path: Path):
+    gpu = probe(smi(tmp_path, "0, GPU-0, NVIDIA H800, 81559, 1, 580.65.06, 9.0"))["gpu"]
+    assert gpu["missing_devices"] == ["/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidiaN (0 of 1)"]
+
+
+def test_a_driver_that_does_not_know_the_compute_capability(tmp_path: Path):
+    program = tmp_path / "nvidia-smi"
+    program.write_text(
+        "#!/bin/sh\ncase $1 in *compute_cap*) echo 'Field \"compute_cap\" is not a valid field to query.'; exit 2;; esac\n"
+        "echo '0, GPU-0, NVIDIA A100, 40536, 0, 470.82.01'\n"
+    )
+    program.chmod(0o755)
+    [card] = probe(f"{tmp_path}:{os.environ['PATH']}")["gpu"]["cards"]
+    assert card["compute_capability"] == ""
+    assert card["memory_bytes"] == 40536 * MIB
+
+
+def test_nvidia_smi_that_fails(tmp_path: Path):
+    gpu = probe(smi(tmp_path, "Failed to initialize NVML: Driver/library version mismatch", code=18))["gpu"]
+    assert gpu["cards"] == []
+    assert gpu["error"] == "Failed to initialize NVML: Driver/library version mismatch"
+
+
+def test_nvcc(tmp_path: Path):
+    program = tmp_path / "nvcc"
+    program.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 12.4, V12.4.131'\n")
+    program.chmod(0o755)
+    assert probe(f"{tmp_path}:{os.environ['PATH']}")["nvcc"] == {"path": str(program), "version": "12.4"}

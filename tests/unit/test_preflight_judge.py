@@ -1,0 +1,270 @@
+"""Every check of preflight, from facts and an expectation to its words."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+from ansible_collections.r1.prov.plugins.module_utils.host_judge import CHECKS, judge
+
+MIB, GB = 1024**2, 10**9
+
+
+def card(index: int = 0, **changes) -> dict:
+    return {
+        "index": index,
+        "name": "NVIDIA GeForce RTX 4090",
+        "memory_bytes": 24564 * MIB,
+        "used_bytes": 15 * MIB,
+        "compute_capability": "8.9",
+        "processes": [],
+    } | changes
+
+
+def process(unit: str, used_bytes: int | None, name: str = "python") -> dict:
+    return {"pid": 812, "process": name, "unit": unit, "used_bytes": used_bytes}
+
+
+FACTS = {
+    "clock_s": 1000.0,
+    "system": "Linux",
+    "arch": "x86_64",
+    "os": {"id": "ubuntu", "version": "22.04", "like": "debian", "name": "Ubuntu 22.04.4 LTS"},
+    "init": "systemd",
+    "container": "",
+    "user": "root",
+    "sudo": "root",
+    "ram": {"total_bytes": 480 * GB, "available_bytes": 470 * GB},
+    "cpu": {"usable_threads": 64},
+    "gpu": {
+        "on_bus": 4,
+        "driver": "580.65.06",
+        "nvidia_smi": "/usr/bin/nvidia-smi",
+        "cards": [card(index) for index in range(4)],
+        "error": "",
+        "missing_devices": [],
+    },
+    "disks": [
+        {"mount": "/srv", "filesystem": "8:1", "free_bytes": 150 * GB, "total_bytes": 1800 * GB, "read_only": False},
+        {"mount": "/srv", "filesystem": "8:1", "free_bytes": 150 * GB, "total_bytes": 1800 * GB, "read_only": False},
+        {"mount": "/", "filesystem": "8:2", "free_bytes": 5 * GB, "total_bytes": 30 * GB, "read_only": False},
+    ],
+    "present_bytes": {},
+    "listeners": [],
+    "sources": [],
+}
+EXPECT = {
+    "backend": "cuda",
+    "gpu_count": 4,
+    "gpu_memory_bytes": 24564 * MIB,
+    "gpu_compute_capability": "8.9",
+    "driver_minimum": "580",
+    "ram_bytes": 382 * GB,
+    "memory_floor_bytes": 200 * GB,
+    "cores": 64,
+    "disk": [
+        {
+            "path": "/srv/models",
+            "bytes": 140 * GB,
+            "what": "weights",
+            "have": [{"path": "/srv/models/a", "bytes": 49 * GB}],
+        },
+        {"path": "/srv/ollama", "bytes": 9 * GB, "what": "ollama", "have": []},
+        {"path": "/opt", "bytes": 2 * GB, "what": "engine", "have": []},
+    ],
+    "ports": [{"port": 8080, "unit": "r1prov-llama-server.service"}],
+    "clock_s": 1000.0,
+    "clock_skew_s": 120,
+}
+LISTENER = {"port": 8080, "pid": 812, "process": "nginx", "unit": "nginx.service"}
+TRIED = [
+    {"source": "https://a", "problem": "no answer", "remedy": "wait"},
+    {"source": "/b", "problem": "gone", "remedy": "wait"},
+]
+SMI_MISMATCH = "Failed to initialize NVML: Driver/library version mismatch"
+SMI_NO_DRIVER = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver."
+NO_CARDS = {"gpu.cards": [], "gpu.on_bus": 0, "gpu.driver": "", "gpu.nvidia_smi": ""}
+
+
+def changed(document: dict, changes: dict) -> dict:
+    """A copy in which the keys of `changes`, dotted paths, have other values."""
+    document = copy.deepcopy(document)
+    for path, value in changes.items():
+        *parents, last = path.split(".")
+        inner = document
+        for key in parents:
+            inner = inner[int(key) if key.isdigit() else key]
+        inner[int(last) if last.isdigit() else last] = value
+    return document
+
+
+def test_a_host_that_fits_has_no_problems():
+    assert judge(FACTS, EXPECT) == []
+
+
+WRONG = [
+    ({"os.version": "11", "os.name": "Debian 11"}, {}, "os", "Debian 11", "Ubuntu|Debian|override"),
+    ({"arch": "aarch64"}, {}, "arch", "aarch64", "x86-64"),
+    (
+        {"init": "bash", "container": "docker"},
+        {},
+        "init",
+        "process 1 is `bash`, not systemd: this is a docker container",
+        "virtual machine",
+    ),
+    ({"user": "ann", "sudo": "free"}, {}, "sudo", "run as ann", "become"),
+    ({"clock_s": 1121.0}, {}, "clock", "121 s ahead of", "set-ntp"),
+    ({"clock_s": 800.0}, {}, "clock", "200 s behind", "set-ntp"),
+    ({"cpu.usable_threads": 32}, {}, "cpu", "32 CPUs to use, 64 are wanted", "profile"),
+    ({"ram.total_bytes": 256 * GB}, {}, "ram", "256.0 GB of RAM, 382.0 GB are wanted", "RAM"),
+    (
+        {},
+        {"memory_floor_bytes": 600 * GB},
+        "floor",
+        "583.0 GB (480.0 GB and 103.0 GB); this quant needs 600.0 GB",
+        "smaller quant",
+    ),
+    (NO_CARDS, {}, "gpu_count", "no NVIDIA cards, 4 are wanted", "profile"),
+    (
+        {"gpu.cards": [card(0), card(1), card(2)]},
+        {},
+        "gpu_count",
+        "3 NVIDIA cards, 4 are wanted; the PCI bus has 4",
+        "dmesg",
+    ),
+    (
+        {"gpu.cards": [], "gpu.driver": "", "gpu.nvidia_smi": ""},
+        {},
+        "driver",
+        "4 NVIDIA cards are in it, but no driver",
+        "nvidia-driver",
+    ),
+    (
+        {"gpu.cards": [], "gpu.nvidia_smi": ""},
+        {},
+        "driver",
+        "580.65.06 is loaded, but nvidia-smi is missing",
+        "nvidia-utils",
+    ),
+    ({"gpu.cards": [], "gpu.error": SMI_MISMATCH}, {}, "driver", "version mismatch", "reboot"),
+    ({"gpu.cards": [], "gpu.error": SMI_NO_DRIVER}, {}, "driver", "couldn't communicate", "modprobe"),
+    ({"gpu.cards": [], "gpu.on_bus": 0, "gpu.error": "No devices were found"}, {}, "driver", "No devices", "dmesg"),
+    ({"gpu.driver": "550.54.15"}, {}, "driver", "550.54.15; the CUDA toolkit chosen needs 580", "update"),
+    (
+        {"gpu.cards.2": card(2, memory_bytes=16376 * MIB)},
+        {},
+        "gpu_memory",
+        "card 2 (NVIDIA GeForce RTX 4090) has 16,376 MiB; 24,564",
+        "profile",
+    ),
+    (
+        {"gpu.cards.2": card(2, compute_capability="8.6")},
+        {},
+        "gpu_compute",
+        "8.6; the engine will be compiled for 8.9",
+        "profile",
+    ),
+    (
+        {"gpu.cards.1": card(1, used_bytes=9000 * MIB, processes=[process("train.service", 8900 * MIB)])},
+        {},
+        "gpu_busy",
+        "9,000 of 24,564 MiB of card 1 are used by python (process 812, train.service)",
+        "stop",
+    ),
+    ({"gpu.cards.1": card(1, used_bytes=9000 * MIB)}, {}, "gpu_busy", "cannot be seen", "stop"),
+    ({"gpu.missing_devices": ["/dev/nvidia-uvm"]}, {}, "gpu_devices", "/dev lacks nvidia-uvm", "nvidia-modprobe"),
+    (
+        {"disks.0.free_bytes": 100 * GB},
+        {},
+        "disk",
+        "100.0 GB free; 149.0 GB are still to be written there: weights 140.0 GB, ollama 9.0 GB",
+        "49.0 GB",
+    ),
+    ({"disks.2.read_only": True}, {}, "disk", "at / is read-only", "writable"),
+    (
+        {"listeners": [LISTENER]},
+        {},
+        "ports",
+        "port 8080, meant for r1prov-llama-server.service, is taken by nginx.service",
+        "systemctl stop nginx",
+    ),
+    (
+        {"listeners": [LISTENER | {"unit": "", "process": "", "pid": None}]},
+        {},
+        "ports",
+        "cannot be seen",
+        "another port",
+    ),
+    (
+        {"sources": [{"what": "the weights", "tried": TRIED}]},
+        {},
+        "sources",
+        "no source answers for the weights: https://a: no answer; /b: gone",
+        "wait",
+    ),
+]
+
+
+@pytest.mark.parametrize(("facts", "expect", "check", "what", "remedy"), WRONG)
+def test_one_problem(facts: dict, expect: dict, check: str, what: str, remedy: str):
+    [problem] = judge(changed(FACTS, facts), changed(EXPECT, expect))
+    assert problem["check"] == check
+    assert what in problem["what"]
+    assert any(word in problem["remedy"] for word in remedy.split("|"))
+
+
+RIGHT = [
+    pytest.param({"gpu.cards.1": card(1, memory_bytes=24217 * MIB)}, {}, id="a card that shows a little less memory"),
+    pytest.param(
+        {"gpu.cards": [card(i) for i in range(4)] + [card(4, memory_bytes=2048 * MIB)]}, {}, id="a small card more"
+    ),
+    pytest.param({"gpu.cards.1": card(1, used_bytes=900 * MIB)}, {}, id="a desktop on a card"),
+    pytest.param(
+        {
+            "gpu.cards.1": card(
+                1, used_bytes=23000 * MIB, processes=[process("r1prov-llama-server.service", 22900 * MIB)]
+            )
+        },
+        {},
+        id="our own service on a card",
+    ),
+    pytest.param(
+        {"gpu.cards.1": card(1, used_bytes=23000 * MIB, processes=[process("r1prov-llama-server.service", None)])},
+        {},
+        id="our own service, its use not told",
+    ),
+    pytest.param({"gpu.cards.1": card(1, compute_capability="")}, {}, id="an old driver does not tell the capability"),
+    pytest.param(
+        {"listeners": [LISTENER | {"unit": "r1prov-llama-server.service"}]}, {}, id="our own service on the port"
+    ),
+    pytest.param({"listeners": [LISTENER | {"port": 8081}]}, {}, id="another port"),
+    pytest.param(
+        {"disks.0.free_bytes": 101 * GB, "present_bytes": {"/srv/models/a": 49 * GB}},
+        {},
+        id="a third of the weights is there",
+    ),
+    pytest.param(NO_CARDS, {"backend": "cpu"}, id="no card for the cpu backend"),
+    pytest.param({"clock_s": 1119.0}, {}, id="a clock that is a little off"),
+    pytest.param({"clock_s": 9.0}, {"clock_s": None}, id="no time to compare with"),
+]
+
+
+@pytest.mark.parametrize(("facts", "expect"), RIGHT)
+def test_no_problem(facts: dict, expect: dict):
+    assert judge(changed(FACTS, facts), changed(EXPECT, expect)) == []
+
+
+def test_what_is_there_does_not_count_beyond_its_size():
+    facts = changed(FACTS, {"disks.0.free_bytes": 99 * GB, "present_bytes": {"/srv/models/a": 500 * GB}})
+    [problem] = judge(facts, EXPECT)
+    assert "100.0 GB are still to be written" in problem["what"]
+
+
+def test_everything_wrong_is_said_at_once():
+    wrong = {"init": "sh", "ram.total_bytes": 25 * GB, "arch": "arm", "listeners": [LISTENER]}
+    found = [problem["check"] for problem in judge(changed(FACTS, NO_CARDS | wrong), EXPECT)]
+    assert found == ["arch", "init", "ram", "floor", "gpu_count", "ports"]
+
+
+def test_every_check_is_tested_above():
+    assert {case[2] for case in WRONG} == set(CHECKS)
