@@ -1,13 +1,8 @@
-"""Opening an ssh connection as OpenSSH would: its configuration, known hosts, keys, agent and jumps, over paramiko.
-
-The configuration is what `ssh -G` says, so that a first contact meets the host as Ansible's ssh will a moment later.
-"""
+"""Opening an ssh connection as OpenSSH would: known hosts, keys, agent and jumps, over paramiko."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import socket
 import subprocess
 from dataclasses import dataclass, replace
@@ -15,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn
 
 import paramiko
-from paramiko.agent import AgentSSH
 
 from r1prov.contact import known_hosts
+from r1prov.contact.keys import candidates
+from r1prov.contact.target import Target, describe, split_jump
 from r1prov.errors import Problem, UnreachableError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from r1prov.contact.known_hosts import KnownKey
     from r1prov.site import Host
 
@@ -51,96 +45,6 @@ class Access:
     ssh_password: str | None = None
     sudo_password: str | None = None
     ssh_config: Path | None = None
-
-
-@dataclass(frozen=True)
-class Target:
-    """One ssh server as OpenSSH's configuration describes it. `alias` is what the operator calls it."""
-
-    alias: str
-    host: str
-    port: int
-    user: str
-    host_key_alias: str
-    identity_files: tuple[Path, ...]
-    identities_only: bool
-    agent_socket: str
-    known_hosts: tuple[Path, ...]
-    accepts_new_keys: bool
-    proxy_jump: str
-    proxy_command: str
-
-    @property
-    def key_name(self) -> str:
-        """Its name in known_hosts files."""
-        return known_hosts.entry_name(self.host_key_alias or self.host, 22 if self.host_key_alias else self.port)
-
-
-def describe(
-    alias: str, user: str | None, port: int | None, config: Path | None, identity_file: str | None = None
-) -> Target:
-    """What OpenSSH would do for `alias`; `user` and `port` outrank the configuration, `identity_file` is tried first.
-
-    Raises:
-        UnreachableError: there is no ssh client here, or its configuration is wrong.
-    """
-    argv = [
-        "ssh",
-        *(["-F", str(config)] if config else []),
-        *(["-l", user] if user else []),
-        *(["-p", str(port)] if port else []),
-        *(["-i", identity_file] if identity_file else []),
-        "-G",
-        "--",
-        alias,
-    ]
-    try:
-        done = subprocess.run(
-            argv, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=TIMEOUT_S
-        )
-    except FileNotFoundError:
-        _fail(alias, "this machine has no ssh client", "install one (Debian, Ubuntu: apt install openssh-client)")
-    except subprocess.TimeoutExpired:
-        _fail(
-            alias,
-            f"`ssh -G {alias}` did not answer in {TIMEOUT_S:.0f} s",
-            "look at `Match exec` in your ssh configuration",
-        )
-    if done.returncode:
-        _fail(alias, f"your ssh configuration is not usable: {done.stderr.strip()}", "mend it; `ssh -G` checks it")
-    settings: dict[str, list[str]] = {}
-    for line in done.stdout.splitlines():
-        key, _, value = line.partition(" ")
-        settings.setdefault(key, []).append(value)
-
-    def one(key: str, default: str = "") -> str:
-        value = settings.get(key, [default])[0]
-        return "" if value == "none" else value
-
-    tokens = {
-        "%": "%",
-        "d": str(Path.home()),
-        "h": one("hostname"),
-        "n": alias,
-        "p": one("port"),
-        "r": one("user"),
-        "u": Path.home().name,
-    }
-    files = f"{one('userknownhostsfile')} {one('globalknownhostsfile')}".split()
-    return Target(
-        alias=alias,
-        host=one("hostname"),
-        port=int(one("port", "22")),
-        user=one("user"),
-        host_key_alias=one("hostkeyalias"),
-        identity_files=tuple(Path(_expand(path, tokens)).expanduser() for path in settings.get("identityfile", [])),
-        identities_only=one("identitiesonly") == "yes",
-        agent_socket=_agent_socket(settings.get("identityagent", ["SSH_AUTH_SOCK"])[0]),
-        known_hosts=tuple(Path(_expand(file, tokens)).expanduser() for file in files),
-        accepts_new_keys=one("stricthostkeychecking") in {"false", "no", "off", "accept-new"},
-        proxy_jump=one("proxyjump"),
-        proxy_command=_expand(one("proxycommand"), tokens),
-    )
 
 
 class Link:
@@ -234,7 +138,7 @@ class Link:
 
     def _through_jump(self, target: Target, where: str, access: Access, depth: int) -> paramiko.Channel:
         *before, last = target.proxy_jump.split(",")
-        user, port, alias = _split_jump(last)
+        user, port, alias = split_jump(last)
         jump = describe(alias, user, port, access.ssh_config)
         if before:
             jump = replace(jump, proxy_jump=",".join(before), proxy_command="")
@@ -338,7 +242,7 @@ def _log_in(transport: paramiko.Transport, target: Target, where: str, password:
         return
     tried, locked = 0, list[Path]()
     if "publickey" in methods:
-        for key in _keys(target, locked):
+        for key in candidates(target, locked):
             tried += 1
             if _accepts(transport, target, where, key):
                 return
@@ -389,90 +293,6 @@ def _refuse(
     by_password = ", or log in by password: --ask-pass" if {"password", "keyboard-interactive"} & set(methods) else ""
     copy = f"ssh-copy-id -p {target.port} {target.user}@{target.alias}"
     _fail(where, what, f"{copy}; or name another user: user@host{by_password}")
-
-
-def _keys(target: Target, locked: list[Path]) -> Iterator[paramiko.PKey]:
-    """The keys to try: the agent's, the named ones first; then files.
-
-    Encrypted files that no agent holds end up in `locked`.
-    """
-    files = [path for path in target.identity_files if path.is_file()]
-    public = {path: _public_part(path) for path in target.identity_files}
-    agent = _Agent(target.agent_socket)
-    try:
-        held = {key.get_base64(): key for key in agent.get_keys()}
-        named = [held[blob] for blob in public.values() if blob in held]
-        yield from named
-        if not target.identities_only:
-            yield from (key for key in held.values() if key not in named)
-        for path in files:
-            if public[path] in held:
-                continue
-            try:
-                yield paramiko.PKey.from_path(path)
-            except (paramiko.PasswordRequiredException, TypeError):
-                # cryptography says TypeError where a password is needed and none was given
-                locked.append(path)
-            except (paramiko.SSHException, ValueError, OSError):
-                continue  # not a key that paramiko can read: hardware-backed, or damaged
-    finally:
-        agent.close()
-
-
-class _Agent(AgentSSH):
-    """The ssh-agent behind one socket, for paramiko's own class knows only SSH_AUTH_SOCK. No socket: no keys."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__()
-        if not path:
-            return
-        connection = socket.socket(socket.AF_UNIX)
-        connection.settimeout(TIMEOUT_S)
-        with contextlib.suppress(OSError, paramiko.SSHException):
-            connection.connect(path)
-            self._connect(connection)  # type: ignore[attr-defined]  # paramiko has no public way
-
-    def close(self) -> None:
-        self._close()  # type: ignore[attr-defined]
-
-
-def _public_part(path: Path) -> str:
-    try:
-        fields = Path(f"{path}.pub").read_text().split()
-    except (OSError, UnicodeDecodeError):
-        return ""
-    return fields[1] if len(fields) > 1 else ""
-
-
-def _agent_socket(setting: str) -> str:
-    if setting == "none":
-        return ""
-    if setting == "SSH_AUTH_SOCK":
-        return os.environ.get("SSH_AUTH_SOCK", "")
-    return os.environ.get(setting[1:], "") if setting.startswith("$") else str(Path(setting).expanduser())
-
-
-def _split_jump(text: str) -> tuple[str | None, int | None, str]:
-    """`user@host:port`, `[v6]:port` or `ssh://...` as user, port, host."""
-    user, at, rest = text.strip().removeprefix("ssh://").rpartition("@")
-    if rest.startswith("["):
-        host, _, port = rest[1:].partition("]")
-        port = port.removeprefix(":")
-    elif rest.count(":") == 1:
-        host, _, port = rest.partition(":")
-    else:
-        host, port = rest, ""
-    return user if at else None, int(port) if port else None, host
-
-
-def _expand(text: str, tokens: dict[str, str]) -> str:
-    """OpenSSH's percent tokens; unknown ones stay."""
-    out, rest = "", text
-    while "%" in rest:
-        head, _, rest = rest.partition("%")
-        out += head + tokens.get(rest[:1], f"%{rest[:1]}")
-        rest = rest[1:]
-    return out + rest
 
 
 def _text(error: BaseException) -> str:

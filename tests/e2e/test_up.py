@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +20,7 @@ from r1prov.errors import Exit
 from r1prov.lab.hosts import LabHost
 
 from .conftest import Operator, entry
+from .offline import artefacts
 
 pytestmark = pytest.mark.host
 UNIT = "r1prov-llama-server"
@@ -122,7 +125,9 @@ def test_after_a_reboot_everything_is_up_by_itself(operator: Operator, pair: lis
         assert time.monotonic() < deadline, f"only {healthy} came back"
         time.sleep(2)
         for host in pair:
-            state = lab.ssh(host, ["sh", "-c", f"cat /proc/sys/kernel/random/boot_id /proc/1/stat; systemctl is-active {UNIT}"])
+            state = lab.ssh(
+                host, ["sh", "-c", f"cat /proc/sys/kernel/random/boot_id /proc/1/stat; systemctl is-active {UNIT}"]
+            )
             if state.stdout.endswith("\nactive\n") and state.stdout.removesuffix("active\n") not in booted:
                 healthy.add(host.name)
     for host in pair:
@@ -133,7 +138,10 @@ def test_after_a_reboot_everything_is_up_by_itself(operator: Operator, pair: lis
 def test_drift_is_repaired(operator: Operator, pair: list[LabHost]) -> None:
     first, second = pair
     lab.ssh(first, ["systemctl", "disable", "--now", UNIT])
-    lab.ssh(second, ["sh", "-c", f"echo '# drift' >> /etc/systemd/system/{UNIT}.service; rm /etc/r1prov/llama-server/api-key"])
+    lab.ssh(
+        second,
+        ["sh", "-c", f"echo '# drift' >> /etc/systemd/system/{UNIT}.service; rm /etc/r1prov/llama-server/api-key"],
+    )
     ended(operator.run("up"))
     assert all(count > 0 for count in changed(operator).values())
     assert [state.strip() for state in on_all(pair, "systemctl", "is-enabled", UNIT)] == ["enabled", "enabled"]
@@ -141,7 +149,9 @@ def test_drift_is_repaired(operator: Operator, pair: list[LabHost]) -> None:
     assert set(changed(operator).values()) == {0}
 
 
-def test_a_new_controller_takes_over(pair: list[LabHost], sources: dict[str, Any], operator: Operator, tmp_path: Path) -> None:
+def test_a_new_controller_takes_over(
+    pair: list[LabHost], sources: dict[str, Any], operator: Operator, tmp_path: Path
+) -> None:
     colleague = Operator(tmp_path)
     colleague.site(pair, sources=sources)
     ended(colleague.run("up"))
@@ -150,7 +160,9 @@ def test_a_new_controller_takes_over(pair: list[LabHost], sources: dict[str, Any
     assert keys[0] == keys[1]
 
 
-def test_two_runs_at_once_do_not_meet_on_a_host(pair: list[LabHost], sources: dict[str, Any], operator: Operator, tmp_path: Path) -> None:
+def test_two_runs_at_once_do_not_meet_on_a_host(
+    pair: list[LabHost], sources: dict[str, Any], operator: Operator, tmp_path: Path
+) -> None:
     colleague = Operator(tmp_path)
     colleague.site(pair[:1], sources=sources)
     with ThreadPoolExecutor() as pool:
@@ -159,7 +171,9 @@ def test_two_runs_at_once_do_not_meet_on_a_host(pair: list[LabHost], sources: di
     assert codes in ([Exit.OK, Exit.LOCKED], [Exit.OK, Exit.OK]), "\n".join(done.stderr for done in runs)
 
 
-def test_an_unreachable_host_is_named_and_nothing_is_changed(operator: Operator, pair: list[LabHost], sources: dict[str, Any], tmp_path: Path) -> None:
+def test_an_unreachable_host_is_named_and_nothing_is_changed(
+    operator: Operator, pair: list[LabHost], sources: dict[str, Any], tmp_path: Path
+) -> None:
     other = Operator(tmp_path)
     other.site(pair[:1], sources=sources)
     path = tmp_path / "r1prov.yml"
@@ -171,7 +185,9 @@ def test_an_unreachable_host_is_named_and_nothing_is_changed(operator: Operator,
     assert not (tmp_path / ".r1prov" / "reports" / "last.json").exists()
 
 
-def test_hardware_below_the_profile_is_refused_with_everything_at_once(pair: list[LabHost], sources: dict[str, Any], tmp_path: Path) -> None:
+def test_hardware_below_the_profile_is_refused_with_everything_at_once(
+    pair: list[LabHost], sources: dict[str, Any], tmp_path: Path
+) -> None:
     other = Operator(tmp_path)
     other.site(pair[:1], sources=sources, profile="4x4090")
     before = lab.ssh(pair[0], ["sh", "-c", "find /etc /opt /srv /usr -newermt '-5 seconds' | sort"]).stdout
@@ -181,13 +197,20 @@ def test_hardware_below_the_profile_is_refused_with_everything_at_once(pair: lis
     assert before == ""
 
 
-def test_the_gpu_profiles_pass_a_check_run_on_a_fresh_host(sources: dict[str, Any], pair: list[LabHost], tmp_path: Path) -> None:
+def test_the_gpu_profiles_pass_a_check_run_on_a_fresh_host(
+    sources: dict[str, Any], pair: list[LabHost], tmp_path: Path
+) -> None:
     lab.down("e2e-gpu")
     fresh = lab.up("e2e-gpu")
     try:
         other = Operator(tmp_path)
         for profile in ("4x4090", "4xh800"):
-            other.site([fresh], sources=sources, profile=profile, override=["gpu_count", "ram", "floor", "disk", "driver", "cpu"])
+            other.site(
+                [fresh],
+                sources=sources,
+                profile=profile,
+                override=["gpu_count", "ram", "floor", "disk", "driver", "cpu"],
+            )
             talk = ended(other.run("up", "--check", "--diff", "-v"))
             assert "r1prov-llama-server.service" in talk
             assert "--tensor-split" in talk
@@ -203,10 +226,9 @@ def test_a_taken_port_is_named(sources: dict[str, Any], pair: list[LabHost], tmp
     assert "sshd" in talk
 
 
-def test_ctrl_c_says_how_to_go_on_and_the_next_run_does(operator: Operator, pair: list[LabHost], sources: dict[str, Any]) -> None:
-    import os
-    import signal
-
+def test_ctrl_c_says_how_to_go_on_and_the_next_run_does(
+    operator: Operator, pair: list[LabHost], sources: dict[str, Any]
+) -> None:
     on_all(pair, "sh", "-c", f"systemctl stop {UNIT}; rm -rf /opt/r1prov/llama.cpp")
     running = subprocess.Popen(
         [sys.executable, "-m", "r1prov.cli", "up"],
@@ -226,9 +248,9 @@ def test_ctrl_c_says_how_to_go_on_and_the_next_run_does(operator: Operator, pair
     assert [state.strip() for state in on_all(pair, "systemctl", "is-active", UNIT)] == ["active", "active"]
 
 
-def test_without_the_outside_the_artefacts_at_hand_are_enough(sources: dict[str, Any], pair: list[LabHost], tmp_path: Path) -> None:
-    from .offline import artefacts
-
+def test_without_the_outside_the_artefacts_at_hand_are_enough(
+    sources: dict[str, Any], pair: list[LabHost], tmp_path: Path
+) -> None:
     lab.down("e2e-off")
     fresh = lab.up("e2e-off")
     lab.cut(fresh)
@@ -246,14 +268,18 @@ def test_without_the_outside_the_artefacts_at_hand_are_enough(sources: dict[str,
 def test_the_wheel_brings_everything_it_needs(pair: list[LabHost], sources: dict[str, Any], tmp_path: Path) -> None:
     uv = Path(sys.executable).with_name("uv")
     root = paths.collection().resolve()
-    shutil.copytree(root, tmp_path / "src", ignore=shutil.ignore_patterns(".git", ".collections", ".venv"), symlinks=True)
+    shutil.copytree(
+        root, tmp_path / "src", ignore=shutil.ignore_patterns(".git", ".collections", ".venv"), symlinks=True
+    )
     built = subprocess.run(
         [uv, "build", "--wheel", "--no-build-isolation", "--python", sys.executable, "-o", tmp_path, tmp_path / "src"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert built.returncode == 0, built.stderr
     (wheel,) = tmp_path.glob("*.whl")
-    subprocess.run([uv, "pip", "install", "--no-deps", "--target", tmp_path / "site", wheel], check=True, capture_output=True)
+    subprocess.run(
+        [uv, "pip", "install", "--no-deps", "--target", tmp_path / "site", wheel], check=True, capture_output=True
+    )
     other = Operator(tmp_path, {"PYTHONPATH": str(tmp_path / "site")})
     other.site(pair[:1], sources=sources)
     ended(other.run("up"))

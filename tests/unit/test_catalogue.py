@@ -7,6 +7,7 @@ import pytest
 from r1prov.catalogue import quant, quants
 from r1prov.errors import Exit, SiteError
 
+
 def test_the_published_quants_are_whole() -> None:
     assert quants()[:4] == ["UD-IQ1_S", "UD-IQ1_M", "UD-IQ2_XXS", "UD-Q2_K_XL"]
     for name in quants():

@@ -95,5 +95,7 @@ def test_what_is_rendered_is_what_the_roles_take() -> None:
     for specs in (GOLDEN.parents[2] / "roles").glob("*/meta/argument_specs.yml"):
         for spec in yaml.safe_load(specs.read_text())["argument_specs"].values():
             known |= set(spec.get("options", {}))
-    rendered = {key for profile in ("4x4090", "demo") for key in values(profile=profile) if not key.startswith("r1prov_")}
+    rendered = {
+        key for profile in ("4x4090", "demo") for key in values(profile=profile) if not key.startswith("r1prov_")
+    }
     assert rendered <= known

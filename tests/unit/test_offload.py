@@ -1,7 +1,5 @@
 """The plan against llama.cpp's own figures, and against arithmetic that must hold for any machine."""
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -102,7 +100,7 @@ def test_context_is_per_slot() -> None:
 
 
 def test_a_model_of_unknown_layers_is_not_placed_on_gpus() -> None:
-    own = replace(catalogue.quant("UD-IQ1_S"), name="mine", repo="me/mine")
+    own = catalogue.quant("UD-IQ1_S").model_copy(update={"name": "mine", "repo": "me/mine"})
     profile = load_profile("4x4090")
     with pytest.raises(SiteError, match="its layers are not known"):
         plan(own, profile.machine, profile.serving)

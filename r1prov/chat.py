@@ -1,0 +1,93 @@
+"""One question to a running llama-server, its answer as it comes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from r1prov.errors import Problem, UnhealthyError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from http.client import HTTPConnection, HTTPResponse
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of text; `thinking` is what R1 says to itself before it answers."""
+
+    text: str
+    thinking: bool
+
+
+@dataclass(frozen=True)
+class Rates:
+    """The server's own timings: tokens, and tokens per second, of prompt and answer (thinking included)."""
+
+    prompt_tokens: int
+    prompt_tokens_per_second: float
+    decode_tokens: int
+    decode_tokens_per_second: float
+
+
+def ask(http: HTTPConnection, where: str, question: str, *, key: str) -> Iterator[Piece | Rates]:
+    """Ask, and yield the answer's pieces, then the rates.
+
+    Args:
+        http: a connection to llama-server.
+        where: what errors call the host.
+        question: one user message.
+        key: the API's.
+
+    Raises:
+        UnhealthyError: it does not answer as it should.
+    """
+    body = {"stream": True, "messages": [{"role": "user", "content": question}]}
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    try:
+        http.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+        response = http.getresponse()
+        if response.status != 200:
+            raise _refusal(where, response.status, response.read().decode(errors="replace"))
+        for event in _events(response):
+            if "error" in event:
+                raise _refusal(where, 500, json.dumps(event["error"]))
+            yield from _pieces(event)
+    except OSError as error:
+        raise UnhealthyError(
+            Problem(where, f"the service does not answer ({error})", f"`r1prov status {where}` shows what is wrong")
+        ) from None
+
+
+def _events(response: HTTPResponse) -> Iterator[dict[str, Any]]:
+    """The JSON documents of a stream of server-sent events."""
+    for line in response:
+        data = line.removeprefix(b"data:").strip() if line.startswith(b"data:") else b""
+        if data and data != b"[DONE]":
+            yield json.loads(data)
+
+
+def _pieces(event: dict[str, Any]) -> Iterator[Piece | Rates]:
+    for choice in event.get("choices", []):
+        delta = choice.get("delta", {})
+        if text := delta.get("reasoning_content"):
+            yield Piece(text, thinking=True)
+        if text := delta.get("content"):
+            yield Piece(text, thinking=False)
+    if timings := event.get("timings"):
+        yield Rates(
+            timings["prompt_n"], timings["prompt_per_second"], timings["predicted_n"], timings["predicted_per_second"]
+        )
+
+
+def _refusal(where: str, status: int, text: str) -> UnhealthyError:
+    if status == 503:
+        return UnhealthyError(
+            Problem(where, "the model is still being loaded", "wait; `r1prov status` shows when it is ready")
+        )
+    if status == 401:
+        return UnhealthyError(
+            Problem(where, "the API refuses this site's key", "`r1prov up` gives the host the key of this site again")
+        )
+    return UnhealthyError(Problem(where, f"the API answers {status}: {text.strip()[:300]}", f"r1prov status {where}"))

@@ -1,0 +1,61 @@
+"""`r1prov bench`: measure what runs."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import Annotated
+
+import typer
+
+from r1prov import output, session
+from r1prov.cli import options, show
+from r1prov.errors import Exit
+from r1prov.session import Options
+
+
+def bench(
+    hosts: options.Hosts = None,
+    *,
+    site: options.SiteFile = None,
+    llama_bench: Annotated[
+        bool,
+        typer.Option(
+            "--llama-bench",
+            help="Run llama-bench too. It loads a second copy of the model: the service stops meanwhile.",
+        ),
+    ] = False,
+    ask_become_pass: options.AskSudo = False,
+    ask_pass: options.AskSsh = False,
+    strict_host_keys: options.StrictKeys = False,
+    ssh_config: options.SshConfig = None,
+    verbose: options.Verbose = 0,
+    json: options.Json = False,
+) -> None:
+    """Measure prompt and decode rates of the running servers, beside the published figures.
+
+    Example: `r1prov bench gpu1`
+    """
+    chosen, meant = session.known(site, hosts or ())
+    login = options.login(
+        ask_sudo=ask_become_pass, ask_ssh=ask_pass, strict_host_keys=strict_host_keys, ssh_config=ssh_config
+    )
+    asked = Options(
+        playbook="bench",
+        told_as=shlex.join(["r1prov", *sys.argv[1:]]),
+        variables={"r1prov_llama_bench": True} if llama_bench else {},
+        verbosity=verbose,
+    )
+    try:
+        with output.LiveRun([host.name for host in meant], raw=verbose > 0) as live:
+            chosen = session.prepare(chosen, meant, login, live)
+            done, error = session.converge(chosen, meant, login, asked, live)
+    except KeyboardInterrupt:
+        output.say("\nStopped.", "yellow")
+        raise typer.Exit(Exit.INTERRUPTED) from None
+    if error:
+        raise error
+    if json:
+        output.data(done.as_json())
+    else:
+        show.benchmark(done, chosen, talk=False)

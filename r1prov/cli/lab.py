@@ -1,0 +1,74 @@
+"""`r1prov lab`: throwaway hosts on this machine, for tests and the demo."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Annotated
+
+import typer
+
+from r1prov import lab
+
+app = typer.Typer(no_args_is_help=True, help="Throwaway hosts on this machine: real systemd, real ssh. Needs root.")
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+@app.command()
+def up(
+    name: str,
+    release: Annotated[str, typer.Option(help=f"Debian release: {', '.join(lab.RELEASES)}.")] = "bookworm",
+    bind: Annotated[list[str] | None, typer.Option(help="A folder to show to the host, as HERE:THERE.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print address, key and known_hosts as JSON.")] = False,
+) -> None:
+    """Boot a fresh host: a minimal Debian with sshd and python3, nothing else."""
+    host = lab.up(name, release, binds=bind or (), say=_say)  # type: ignore[arg-type] # up() checks the release
+    typer.echo(json.dumps(_facts(host)) if as_json else host.address)
+
+
+@app.command()
+def down(
+    name: Annotated[str | None, typer.Argument()] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every host, and what crashed runs left.")] = False,
+) -> None:
+    """Remove a host and everything it left on this machine."""
+    if every == bool(name):
+        raise typer.BadParameter("give either the name of a host or --all")
+    if name:
+        lab.down(name, say=_say)
+    else:
+        lab.down_all(say=_say)
+
+
+@app.command("list")
+def list_hosts(as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False) -> None:
+    """List the hosts."""
+    facts = [_facts(host) for host in lab.hosts()]
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    for fact in facts:
+        typer.echo(f"{fact['name']:20} {fact['address']:14} {fact['release']:10} {fact['state']}")
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+def ssh(name: str, command: Annotated[list[str] | None, typer.Argument()] = None) -> None:
+    """Log in to a host as root, or run a command there (a shell line, as ssh takes it)."""
+    host = lab.get(name)
+    os.execvp("ssh", [*host.ssh_argv(), *(command or [])])  # noqa: S606 - ssh takes over the terminal
+
+
+def _facts(host: lab.LabHost) -> dict[str, str]:
+    return {
+        "name": host.name,
+        "address": host.address,
+        "release": host.release,
+        "state": "running" if host.running else "stopped",
+        "user": "root",
+        "key": str(host.key),
+        "known_hosts": str(host.known_hosts),
+        "console": str(host.directory / "console.log"),
+    }

@@ -1,0 +1,93 @@
+"""The verbs that only look: `render`, `profiles`, `status`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from r1prov import inventory, machine, output, session
+from r1prov.cli import options, show
+from r1prov.errors import Exit
+from r1prov.state import SiteState
+
+
+def render(
+    hosts: options.Hosts = None,
+    *,
+    profile: options.Profile = None,
+    site: options.SiteFile = None,
+    quant: options.Quant = None,
+    ctx_size: options.ContextSize = None,
+    parallel: options.Slots = None,
+    output_dir: options.Folder = None,
+) -> None:
+    """Write the inventory that `ansible-playbook -i DIR playbooks/up.yml` runs. Contacts nobody.
+
+    Example: `r1prov render --profile 4x4090 gpu1.example.com -o inventory-gpu1`
+    """
+    chosen, _ = session.choose(
+        site, hosts or (), profile=profile, quant=quant, context_per_slot=ctx_size, slots=parallel
+    )
+    folder = inventory.render(chosen, output_dir or SiteState.of(chosen.path).inventory)
+    output.write(f"{folder}\n")
+
+
+def profiles(
+    name: Annotated[str | None, typer.Argument(help="Print this one, to start an own one from.")] = None,
+    json: options.Json = False,
+) -> None:
+    """List the kinds of servers, or print one of them.
+
+    Example: `r1prov profiles 4x4090 > mine.yml`
+    """
+    if name:
+        profile = machine.load_profile(name)
+        if json:
+            output.data(profile.model_dump(mode="json"))
+        else:
+            output.write(machine.source(name) if name in machine.names() else machine.as_yaml(profile))
+        return
+    known = {each: machine.load_profile(each) for each in machine.names()}
+    if json:
+        output.data({each: profile.model_dump(mode="json") for each, profile in known.items()})
+        return
+    rows = [
+        (
+            each,
+            profile.serving.quant,
+            f"{profile.serving.slots} x {profile.serving.context_per_slot:,}",
+            profile.description,
+        )
+        for each, profile in known.items()
+    ]
+    output.table(("profile", "quant", "slots x context>", "what"), rows)
+
+
+def status(
+    hosts: options.Hosts = None,
+    *,
+    site: options.SiteFile = None,
+    ask_become_pass: options.AskSudo = False,
+    ask_pass: options.AskSsh = False,
+    strict_host_keys: options.StrictKeys = False,
+    ssh_config: options.SshConfig = None,
+    json: options.Json = False,
+) -> None:
+    """Read from the hosts what is installed, running and healthy. Exit code 8 where a service does not answer.
+
+    Example: `r1prov status --json`
+    """
+    login = options.login(
+        ask_sudo=ask_become_pass, ask_ssh=ask_pass, strict_host_keys=strict_host_keys, ssh_config=ssh_config
+    )
+    found = session.statuses(site, hosts or (), login)
+    if json:
+        output.data(found)
+    else:
+        output.table(
+            ("host", "engine", "service", "health", "slots x context>", "weights", "decode/s>"),
+            [show.status_row(name, each) for name, each in found.items()],
+        )
+    if any(each["health"] != "ok" for each in found.values()):
+        raise typer.Exit(Exit.UNHEALTHY)

@@ -1,0 +1,62 @@
+"""What several verbs ask for in the same words."""
+
+from __future__ import annotations
+
+import getpass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from r1prov.run import Passwords
+from r1prov.session import Login
+
+Hosts = Annotated[
+    list[str] | None,
+    typer.Argument(help="`[user@]host[:port]` or names of ~/.ssh/config; with a site file: which of its hosts."),
+]
+Profile = Annotated[
+    str | None, typer.Option(help="The kind of server: a name of `r1prov profiles`, or a .yml file of your own.")
+]
+Quant = Annotated[str | None, typer.Option(help="Which files of the model, e.g. UD-IQ1_S.")]
+ContextSize = Annotated[int | None, typer.Option("--ctx-size", help="Tokens of context, for each slot.")]
+Slots = Annotated[int | None, typer.Option("--parallel", help="Slots: how many are answered at once.")]
+Folder = Annotated[
+    Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where to; without: the site's own folder.")
+]
+SiteFile = Annotated[
+    Path | None,
+    typer.Option("--site", metavar="FILE", help="The site file. Without: r1prov.yml in this folder, if there is one."),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+AskSudo = Annotated[bool, typer.Option("--ask-become-pass", "-K", help="Ask for the sudo password of the hosts.")]
+AskSsh = Annotated[bool, typer.Option("--ask-pass", "-k", help="Ask for the ssh password of the hosts.")]
+StrictKeys = Annotated[
+    bool,
+    typer.Option(
+        "--strict-host-keys", help="Refuse hosts whose ssh key is not known, instead of trusting it at first sight."
+    ),
+]
+SshConfig = Annotated[
+    Path | None,
+    typer.Option(
+        "--ssh-config",
+        metavar="FILE",
+        envvar="R1PROV_SSH_CONFIG",
+        help="Instead of ~/.ssh/config.",
+        exists=True,
+        resolve_path=True,
+    ),
+]
+Verbose = Annotated[
+    int, typer.Option("--verbose", "-v", count=True, help="Show Ansible's own output; more of it with -vv.")
+]
+
+
+def login(*, ask_sudo: bool, ask_ssh: bool, strict_host_keys: bool, ssh_config: Path | None) -> Login:
+    """Ask for what shall be asked for. An empty sudo password means: the same as for ssh."""
+    ssh = getpass.getpass("ssh password: ") if ask_ssh else None
+    sudo = None
+    if ask_sudo:
+        sudo = getpass.getpass("sudo password [the same]: " if ask_ssh else "sudo password: ") or ssh
+    return Login(Passwords(ssh=ssh, sudo=sudo), strict_host_keys=strict_host_keys, ssh_config=ssh_config)

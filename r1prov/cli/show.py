@@ -1,0 +1,65 @@
+"""How the end of a run is shown."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from r1prov import output, report
+from r1prov.pace import clock
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from r1prov.report import RunReport
+    from r1prov.site import Host, Site
+
+
+def summary(done: RunReport) -> None:
+    """What changed on each host, step by step."""
+    rows = []
+    for name, host in done.hosts.items():
+        per_step = Counter(change.partition(":")[0] for change in host.changes)
+        changes = ", ".join(f"{step} {count}" for step, count in per_step.items()) or "nothing"
+        rows.append((name, host.result, str(host.changed), changes, clock(sum(seconds for _, seconds in host.steps))))
+    output.say()
+    output.table(("host", "result", "changed>", "what changed", "took>"), rows, talk=True)
+
+
+def addresses(chosen: Site, hosts: Sequence[Host]) -> None:
+    """Where the API is, and how to try it."""
+    service = chosen.file.service
+    output.say()
+    for host in hosts:
+        output.say(f"{host.name}: http://{service.address}:{service.port}/v1")
+    first = hosts[0]
+    if service.address.startswith("127.") and not first.local:
+        tunnel = f"ssh -N -L {service.port}:{service.address}:{service.port} {first.address}"
+        output.say(f"The API listens on the server itself only; a tunnel to it: {tunnel}")
+    output.say(f'Ask: r1prov ask --host {first.name} "How many r are in strawberry?"')
+
+
+def benchmark(done: RunReport, chosen: Site, *, talk: bool) -> None:
+    """What was measured, with the published figures beside it."""
+    measured = {name: host.benchmark for name, host in done.hosts.items() if host.benchmark}
+    if measured:
+        output.say()
+        rows = report.benchmark_rows(measured, chosen.profile.published)
+        output.table(("tokens per second", "prompt>", "decode>"), rows, talk=talk)
+
+
+def status_row(name: str, status: dict[str, Any]) -> tuple[str, ...]:
+    """One host of `r1prov status`: engine, service, health, slots x context per slot, weights, decode rate."""
+    units = {unit.removeprefix("r1prov-").removesuffix(".service"): each for unit, each in status["units"].items()}
+    props = status["props"] or {}
+    context = props.get("default_generation_settings", {}).get("n_ctx")
+    decode = (status["benchmark"] or {}).get("question", {}).get("decode_tokens_per_second")
+    return (
+        name,
+        status["release"] or "not installed",
+        units.get("llama-server", {}).get("ActiveState", "not installed"),
+        status["health"],
+        f"{props['total_slots']} x {context:,}" if context else "",
+        (status["weights"] or {}).get("state", "not installed"),
+        f"{decode:.2f}" if decode else "",
+    )

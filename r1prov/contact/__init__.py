@@ -1,0 +1,27 @@
+"""Reads hosts, over ssh or locally: first contact, progress, status, a tunnel. Changes nothing.
+
+contact_all    everybody at once; every problem at once
+connect        one open connection: run, follow, open_http
+ProgressWatch  what long steps are doing, while Ansible runs
+read_status    what is installed, running and healthy
+read_secret    what a new controller takes over
+"""
+
+from r1prov.contact.connection import HostConnection, Result, Sudo, connect
+from r1prov.contact.first import Contact, contact_all
+from r1prov.contact.reading import Progress, ProgressWatch, read_secret, read_status
+from r1prov.contact.ssh import Access
+
+__all__ = [
+    "Access",
+    "Contact",
+    "HostConnection",
+    "Progress",
+    "ProgressWatch",
+    "Result",
+    "Sudo",
+    "connect",
+    "contact_all",
+    "read_secret",
+    "read_status",
+]

@@ -1,0 +1,95 @@
+"""What happens during a run, as values. `run.py` makes them, `report.py` counts them, `output.py` shows them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class StepStarted:
+    """A host enters a step: `number` of `total`, from 1."""
+
+    host: str
+    step: str
+    number: int
+    total: int
+
+
+@dataclass(frozen=True)
+class TaskStarted:
+    """A host begins a task; `step` is empty outside all steps."""
+
+    host: str
+    step: str
+    task: str
+
+
+@dataclass(frozen=True)
+class TaskDone:
+    """A task went well. `result` is the module's, as Ansible gives it."""
+
+    host: str
+    step: str
+    task: str
+    changed: bool
+    result: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class HostFailed:
+    """A task failed, and with it the host."""
+
+    host: str
+    step: str
+    task: str
+    result: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class HostUnreachable:
+    """The connection to a host is lost."""
+
+    host: str
+    step: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How many tasks of one host ended how."""
+
+    ok: int
+    changed: int
+    failed: int
+    unreachable: int
+    skipped: int
+
+
+@dataclass(frozen=True)
+class Recap:
+    """The end of a playbook: host name -> tally."""
+
+    hosts: dict[str, Tally]
+
+
+@dataclass(frozen=True)
+class Output:
+    """Ansible's own words. `is_diff`: how a file changes."""
+
+    text: str
+    is_diff: bool
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Ansible has ended with this exit code; what it said is in `log`."""
+
+    code: int
+    log: Path
+
+
+Event = StepStarted | TaskStarted | TaskDone | HostFailed | HostUnreachable | Recap | Output | Finished

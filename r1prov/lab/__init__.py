@@ -1,0 +1,28 @@
+"""Throwaway test hosts: real systemd, real ssh, no server needed.
+
+from r1prov import lab
+host = lab.up("web", "trixie")
+lab.ssh(host, ["systemctl", "is-system-running"]).stdout
+lab.down("web")
+"""
+
+from r1prov.lab.base import RELEASES, Release
+from r1prov.lab.hosts import LabHost, cut, down, down_all, get, hosts, restore, ssh, up
+from r1prov.lab.needs import requirements
+from r1prov.lab.network import GATEWAY
+
+__all__ = [
+    "GATEWAY",
+    "RELEASES",
+    "LabHost",
+    "Release",
+    "cut",
+    "down",
+    "down_all",
+    "get",
+    "hosts",
+    "requirements",
+    "restore",
+    "ssh",
+    "up",
+]

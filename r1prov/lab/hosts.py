@@ -1,0 +1,441 @@
+"""Throwaway hosts: up, down, list, ssh.
+
+A host is an overlay over a base image, a network namespace, and systemd-nspawn with a real systemd as PID 1. What must be
+found again is machine-wide: kernel objects by name, processes by their `--machine=` argument, and one small record per host
+in /run, written before anything is made. So `down` can clean up after anything that was cut off at any point.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from r1prov.errors import LabError, Problem
+from r1prov.lab import caches, network
+from r1prov.lab.base import RELEASES, Release, base_image, locked
+from r1prov.lab.needs import must_be_root, requirements
+from r1prov.paths import cache_dir
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+_RUN = Path("/run/r1prov-lab")
+_RECORDS = _RUN / "hosts"
+_NAME = re.compile(r"[a-z][a-z0-9-]{0,40}")
+_BOOT_LIMIT_S = 120.0  # a boot takes 1 to 8 s; this is for machines that do much else
+
+
+@dataclass(frozen=True)
+class LabHost:
+    """One throwaway host, reached as root over ssh with the lab's own key.
+
+    Attributes:
+        name: its name and host name.
+        address: its IPv4 address, never used again soon after the host is gone.
+        release: `bookworm` or `trixie`.
+        host_key: its ssh host key, as in a .pub file.
+        directory: its disk (`upper`), its console (`console.log`).
+    """
+
+    name: str
+    address: str
+    release: Release
+    host_key: str
+    directory: Path
+
+    @property
+    def key(self) -> Path:
+        """The private key that logs in as root."""
+        return _client_key()
+
+    @property
+    def known_hosts(self) -> Path:
+        """A known_hosts file with all hosts of this lab, so that clients can check host keys strictly."""
+        return _lab_dir() / "known_hosts"
+
+    @property
+    def machine(self) -> str:
+        """The name of its machine, network namespace and control group."""
+        return network.PREFIX + self.name
+
+    @property
+    def running(self) -> bool:
+        """Whether its processes are there."""
+        return bool(_processes(self.machine))
+
+    def ssh_argv(self, *options: str) -> list[str]:
+        """An ssh command line without the command; the user's own ssh configuration plays no part."""
+        checks = ("BatchMode=yes", "IdentitiesOnly=yes", "StrictHostKeyChecking=yes", "ConnectTimeout=10")
+        settings = (*checks, f"UserKnownHostsFile={self.known_hosts}")
+        flags = [part for setting in settings for part in ("-o", setting)]
+        return ["ssh", "-F", "/dev/null", "-i", str(self.key), *flags, *options, f"root@{self.address}"]
+
+
+def up(
+    name: str,
+    release: Release = "bookworm",
+    *,
+    binds: Sequence[str] = (),
+    say: Callable[[str], None] = lambda _: None,
+) -> LabHost:
+    """Boots a fresh host and returns when systemd has started and sshd answers; one that is up already is returned as it is.
+
+    Args:
+        name: lower-case letters, digits, hyphens.
+        release: the Debian release.
+        binds: folders of this machine that the host shall see, as `here:there`.
+        say: is told, in short lines, what is going on.
+
+    Raises:
+        LabError: this machine cannot boot hosts (every reason at once), or this host did not come up.
+    """
+    problems = requirements()
+    if not _NAME.fullmatch(name):
+        remedy = "use up to 41 lower-case letters, digits and hyphens, a letter first"
+        problems.append(Problem(where=name, what="is no name for a host", remedy=remedy))
+    if release not in RELEASES:
+        remedy = f"use one of: {', '.join(RELEASES)}"
+        problems.append(Problem(where=name, what=f"unknown release {release}", remedy=remedy))
+    if problems:
+        raise LabError(*problems)
+
+    with locked(_RUN / f"{name}.lock"):
+        found = _recorded(name)
+        if found and found.running and found.release == release:
+            _wait(found)
+            say(f"{name} is up already")
+            return found
+        base = base_image(release, say)
+        _clear(name)
+        try:
+            host = _make(name, release)
+            _wait(host, _boot(host, base, binds))
+        except BaseException:
+            _clear(name)
+            raise
+    say(f"{name} is up at {host.address}")
+    return host
+
+
+def down(name: str, *, say: Callable[[str], None] = lambda _: None) -> None:
+    """Removes a host and everything it left on this machine; does nothing where there is nothing.
+
+    The Debian packages it downloaded stay in the cache for the next one.
+
+    Raises:
+        LabError: this user is not root, or a process of the host does not end.
+    """
+    must_be_root()
+    with locked(_RUN / f"{name}.lock"):
+        found = _recorded(name)
+        if found:
+            caches.harvest(found.release, found.directory / "upper")
+        _clear(name)
+        (_RUN / f"{name}.lock").unlink()
+    say(f"{name} is down")
+
+
+def down_all(*, say: Callable[[str], None] = lambda _: None) -> None:
+    """Removes every host of this lab, and what is left of hosts whose record is lost."""
+    must_be_root()
+    folders = {path.name for path in _hosts_dir().iterdir()} if _hosts_dir().is_dir() else set()
+    # A record is written before anything else is made, so what has none belongs to nobody any more.
+    orphans = {name for name in network.namespaces() | _machines() if not _recorded(name)}
+    for name in sorted(folders | orphans | {host.name for host in hosts()}):
+        down(name, say=say)
+
+
+def hosts() -> list[LabHost]:
+    """The hosts of this lab (this user's cache folder), by name."""
+    names = sorted(path.stem for path in _RECORDS.glob("*.json"))
+    return [host for name in names if (host := _recorded(name)) and host.directory.parent == _hosts_dir()]
+
+
+def get(name: str) -> LabHost:
+    """A host by name.
+
+    Raises:
+        LabError: there is none of that name.
+    """
+    host = _recorded(name)
+    if host is None:
+        known = ", ".join(host.name for host in hosts()) or "none"
+        raise LabError(
+            Problem(where=name, what=f"no such host; there are: {known}", remedy=f"boot it: r1prov lab up {name}")
+        )
+    return host
+
+
+def ssh(host: LabHost, argv: Sequence[str], *, timeout_s: float | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs a command on a host as root; the caller judges the return code (255: ssh itself failed)."""
+    command = [*host.ssh_argv(), shlex.join(argv)]
+    return subprocess.run(
+        command, check=False, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL
+    )
+
+
+def cut(host: LabHost) -> None:
+    """Cuts a host off from the outside, as a filtered network does; this machine and the other hosts stay reachable."""
+    network.cut(host.name)
+
+
+def restore(host: LabHost) -> None:
+    """Ends what `cut` did."""
+    network.restore(host.name)
+
+
+def _make(name: str, release: Release) -> LabHost:
+    """Record, folders, identity and network of a host; nothing runs yet."""
+    directory = _hosts_dir() / name
+    upper = directory / "upper"
+    ssh_dir = upper / "etc/ssh"
+    for folder in (ssh_dir, directory / "work", directory / "root", upper / "root/.ssh"):
+        folder.mkdir(parents=True, exist_ok=True)
+    for private in (upper / "root", upper / "root/.ssh"):
+        private.chmod(0o700)
+    # One key of the modern kind, made here: so the lab knows it without asking the host, and no two hosts share it.
+    _keygen(ssh_dir / "ssh_host_ed25519_key", comment=f"root@{name}")
+    shutil.copy(_client_key().with_suffix(".pub"), upper / "root/.ssh/authorized_keys")
+    (upper / "etc/hostname").write_text(f"{name}\n")
+    (upper / "etc/hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {name}\n::1 localhost\n")
+    # An empty machine-id would mean a first boot to systemd, with all units preset anew.
+    (upper / "etc/machine-id").write_text(f"{secrets.token_hex(16)}\n")
+    (upper / "etc/resolv.conf").write_text(_resolvers())
+    caches.seed(release, upper)
+
+    with locked(_RUN / "lock"):
+        host_key = (ssh_dir / "ssh_host_ed25519_key.pub").read_text().strip()
+        host = LabHost(name, _free_address(), release, host_key, directory)
+        _RECORDS.mkdir(parents=True, exist_ok=True)
+        _write(_RECORDS / f"{name}.json", json.dumps(asdict(host), default=str))
+        _write_known_hosts()
+        network.attach(name, host.address, _RUN)
+    return host
+
+
+def _boot(host: LabHost, base: Path, binds: Sequence[str]) -> subprocess.Popen[bytes]:
+    argv = [
+        "systemd-nspawn",
+        f"--machine={host.machine}",
+        f"--hostname={host.name}",
+        f"--directory={host.directory / 'root'}",
+        f"--network-namespace-path=/run/netns/{host.machine}",
+        "--boot",
+        "--capability=CAP_NET_ADMIN",  # root of a server may change its network; the namespace is the host's own
+        # These two let it run where the outer machine has no systemd to talk to, or none that would take it.
+        "--register=no",
+        "--keep-unit",
+        "--link-journal=no",  # nothing of the host's may show up in this machine's journal folder
+        "--resolv-conf=off",  # written above, for it must not name a resolver that listens on this machine's loopback
+        "--timezone=off",
+        "--console=read-only",
+        *(f"--bind={pair}" for pair in (*caches.binds(), *binds)),
+    ]
+    supervise = Path(__file__).with_name("supervise.sh")
+    with (host.directory / "console.log").open("wb") as console:
+        # The mount namespace still learns of namespaces and mounts that go away here (slave), but shows us none of its own.
+        return subprocess.Popen(  # it goes on after us
+            ["unshare", "--mount", "--propagation=slave", "sh", supervise, host.machine, base, host.directory, *argv],
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=subprocess.STDOUT,
+            cwd="/",
+            start_new_session=True,
+        )
+
+
+def _wait(host: LabHost, supervisor: subprocess.Popen[bytes] | None = None) -> None:
+    """Until sshd answers and systemd has started every unit.
+
+    Raises:
+        LabError: the host ended, or took longer than a loaded machine would explain.
+    """
+    deadline = time.monotonic() + _BOOT_LIMIT_S
+    while time.monotonic() < deadline and (supervisor is None or supervisor.poll() is None):
+        if _listens(host.address):
+            left_s = max(1.0, deadline - time.monotonic())
+            try:
+                state = ssh(host, ["systemctl", "is-system-running", "--wait"], timeout_s=left_s)
+            except subprocess.TimeoutExpired:
+                break
+            if state.stdout.strip() in ("running", "degraded"):
+                return
+        time.sleep(0.05)
+    ended = supervisor and supervisor.poll()
+    what = f"took more than {_BOOT_LIMIT_S:.0f} s to come up" if ended is None else f"ended at once with status {ended}"
+    console = (host.directory / "console.log").read_text(errors="replace")
+    raise LabError(
+        Problem(
+            where=host.name,
+            what=f"{what}; the end of its console:\n{console[-3000:].strip()}",
+            remedy="the last lines name what failed; where it is the machine, see `r1prov lab up --help` for what is needed",
+        )
+    )
+
+
+def _listens(address: str) -> bool:
+    try:
+        with socket.create_connection((address, 22), timeout=0.5):
+            return True
+    except OSError:
+        return False
+
+
+def _clear(name: str) -> None:
+    """Removes whatever there is of a host, whole or in part: processes, network, control groups, folder, record."""
+    machine = network.PREFIX + name
+    found = _recorded(name)
+    directory = found.directory if found else _hosts_dir() / name
+    _kill(machine)
+    with locked(_RUN / "lock"):
+        network.detach(name)
+        for hierarchy in ("", "unified", "systemd"):  # as in supervise.sh
+            _remove_groups(Path("/sys/fs/cgroup") / hierarchy / machine)
+        if directory.exists():
+            shutil.rmtree(directory)
+        (_RECORDS / f"{name}.json").unlink(missing_ok=True)
+        _write_known_hosts()
+        if not list(_RECORDS.glob("*.json")) and not network.namespaces():
+            network.remove_bridge(_RUN)
+            with suppress(OSError):  # supervise.sh made it where there was none; in use, it is not empty
+                Path("/run/systemd").rmdir()
+
+
+def _kill(machine: str) -> None:
+    """Ends every process of a host: its supervisor, systemd-nspawn (whose death the kernel makes the death of all inside), the rest."""
+    deadline = time.monotonic() + 30
+    while pids := _processes(machine):
+        if time.monotonic() > deadline:
+            what = f"processes do not end: {sorted(pids)}"
+            raise LabError(
+                Problem(where=machine, what=what, remedy="look at them with ps, then run the same command again")
+            )
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def _processes(machine: str) -> set[int]:
+    """Processes that carry the host's `--machine=` argument, and all that live in its network namespace."""
+    mark = f"--machine={machine}".encode()
+    try:
+        namespace = os.stat(f"/run/netns/{machine}").st_ino  # noqa: PTH116
+    except FileNotFoundError:
+        namespace = None
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark in (entry / "cmdline").read_bytes().split(b"\0") or (
+                namespace and (entry / "ns/net").stat().st_ino == namespace
+            ):
+                found.add(int(entry.name))
+        except OSError:
+            continue  # it ended meanwhile, or is not even root's to look at (PID 1 of some containers): none of ours
+    return found
+
+
+def _machines() -> set[str]:
+    """Names of the hosts that have a supervisor or a systemd-nspawn, whether recorded or not."""
+    mark = f"--machine={network.PREFIX}".encode()
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            arguments = (entry / "cmdline").read_bytes().split(b"\0")
+            found |= {argument.removeprefix(mark).decode() for argument in arguments if argument.startswith(mark)}
+    return found
+
+
+def _remove_groups(group: Path) -> None:
+    """Removes a control group with those below it; the kernel may need a moment after the last process."""
+    if not group.is_dir():
+        return
+    for _ in range(100):
+        try:
+            for folder, _, _ in os.walk(group, topdown=False):
+                Path(folder).rmdir()
+        except OSError:
+            time.sleep(0.02)
+        else:
+            return
+
+
+def _recorded(name: str) -> LabHost | None:
+    try:
+        record = json.loads((_RECORDS / f"{name}.json").read_text())
+    except FileNotFoundError:
+        return None
+    return LabHost(**record | {"directory": Path(record["directory"])})
+
+
+def _free_address() -> str:
+    """The next address in turn, so that one is not used again while a client remembers the host that had it."""
+    counter = _RUN / "last_address"
+    last = int(counter.read_text()) if counter.exists() else 1
+    taken = {json.loads(path.read_text())["address"] for path in _RECORDS.glob("*.json")}
+    for step in range(1, 254):
+        number = (last - 2 + step) % 253 + 2
+        address = f"10.209.0.{number}"
+        if address not in taken:
+            _write(counter, str(number))
+            return address
+    raise LabError(
+        Problem(where="the lab", what="all 253 addresses are taken", remedy="remove hosts: r1prov lab down --all")
+    )
+
+
+def _write_known_hosts() -> None:
+    lines = [f"{host.address} {' '.join(host.host_key.split()[:2])}\n" for host in hosts()]
+    _write(_lab_dir() / "known_hosts", "".join(lines))
+
+
+def _write(path: Path, text: str) -> None:
+    """Replaces a file at once: a reader sees the old text or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch.write_text(text)
+    scratch.rename(path)
+
+
+def _client_key() -> Path:
+    key = _lab_dir() / "key"
+    if not key.exists():
+        with locked(_lab_dir() / "key.lock"):
+            if not key.exists():
+                _keygen(key, comment="r1prov lab")
+    return key
+
+
+def _keygen(path: Path, *, comment: str) -> None:
+    subprocess.run(
+        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(path)],
+        check=True,
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def _resolvers() -> str:
+    """This machine's name servers; behind systemd-resolved those it asks, since a host cannot reach its loopback address."""
+    behind = Path("/run/systemd/resolve/resolv.conf")
+    return (behind if behind.exists() else Path("/etc/resolv.conf")).read_text()
+
+
+def _lab_dir() -> Path:
+    return cache_dir() / "lab"
+
+
+def _hosts_dir() -> Path:
+    return _lab_dir() / "hosts"

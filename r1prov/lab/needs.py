@@ -1,0 +1,131 @@
+"""What this machine needs to boot throwaway hosts, all of it said at once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from r1prov.errors import LabError, Problem
+from r1prov.paths import cache_dir
+
+# Program -> the package that has it (Debian and Ubuntu use the same names).
+_PROGRAMS = {
+    "mmdebstrap": "mmdebstrap",
+    "systemd-nspawn": "systemd-container",
+    "ip": "iproute2",
+    "nft": "nftables",
+    "ssh": "openssh-client",
+    "ssh-keygen": "openssh-client",
+    "unshare": "util-linux",
+}
+_NOT_ROOT = Problem(
+    where="this user",
+    what="is not root, and throwaway hosts take namespaces, mounts and a bridge",
+    remedy="run the same command as root, e.g. with sudo",
+)
+_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+
+# Each probe does the real thing once and takes it away again: (what its failure means, what to do, shell commands).
+_PROBES = (
+    (
+        "this kernel or container refuses new mount, network and process namespaces",
+        "run it on a real or virtual machine, or in a container started with --privileged",
+        "unshare --mount --net --pid --fork true",
+    ),
+    (
+        "an overlay cannot be mounted in the cache folder",
+        "put the cache on ext4 or xfs: set XDG_CACHE_HOME to a folder there",
+        """
+        mkdir lower upper work root
+        unshare --mount mount -t overlay probe -o lowerdir=lower,upperdir=upper,workdir=work root
+        """,
+    ),
+    (
+        "the kernel has no bridge, veth or nftables masquerading",
+        "load them: modprobe -a bridge veth nft_masq nft_chain_nat",
+        """
+        echo 'table ip probe { chain c { type nat hook postrouting priority srcnat; masquerade; }; }' > rules
+        unshare --net sh -ec '
+            ip link add probe0 type bridge
+            ip link add probe1 type veth peer name probe2
+            nft --file rules
+        '
+        """,
+    ),
+    (
+        "another network here uses 10.209.0.0/24, the lab's addresses",
+        "run it where that network is not attached",
+        """
+        other=$(ip -oneline -4 address show to 10.209.0.0/24 | grep -v ' r1prov0 ' || true)
+        [ -z "$other" ] || { echo "$other"; exit 1; }
+        """,
+    ),
+    (
+        "the kernel's settings are read-only here, and hosts need packets forwarded",
+        "on the machine that holds this container: sysctl -w net.ipv4.ip_forward=1, in its network namespace",
+        """
+        now=$(cat /proc/sys/net/ipv4/ip_forward)
+        [ "$now" = 1 ] || echo "$now" > /proc/sys/net/ipv4/ip_forward
+        """,
+    ),
+    (
+        "control groups are read-only here, and systemd cannot boot without them",
+        "run it on a real or virtual machine, or in a container started with --privileged --cgroupns=host",
+        """
+        for hierarchy in /sys/fs/cgroup /sys/fs/cgroup/unified /sys/fs/cgroup/systemd; do
+            [ -e $hierarchy/cgroup.procs ] || continue
+            mkdir $hierarchy/r1prov-probe-$$
+            rmdir $hierarchy/r1prov-probe-$$
+            found=yes
+        done
+        [ "$found" ]
+        """,
+    ),
+)
+
+
+def requirements() -> list[Problem]:
+    """Everything that is missing on this machine for throwaway hosts, each with its remedy; empty where they can be booted."""
+    problems = []
+    missing = sorted({package for program, package in _PROGRAMS.items() if not shutil.which(program)})
+    if not _KEYRING.exists():
+        missing.append("debian-archive-keyring")
+    if missing:
+        problems.append(
+            Problem(
+                where="this machine",
+                what=f"lacks packages: {', '.join(missing)}",
+                remedy=f"as root: apt-get install --no-install-recommends {' '.join(missing)}",
+            )
+        )
+    if os.geteuid() != 0:
+        problems.append(_NOT_ROOT)
+    if not problems:
+        problems += [
+            Problem(where="this machine", what=f"{what} ({error})", remedy=remedy)
+            for what, remedy, command in _PROBES
+            if (error := _probe(command))
+        ]
+    return problems
+
+
+def must_be_root() -> None:
+    """Refuses, in plain words, what only root can do.
+
+    Raises:
+        LabError: this user is not root.
+    """
+    if os.geteuid() != 0:
+        raise LabError(_NOT_ROOT)
+
+
+def _probe(command: str) -> str:
+    """Why a probe failed, in its own words; empty if it did not."""
+    cache_dir().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache_dir()) as scratch:
+        done = subprocess.run(["sh", "-ec", command], cwd=scratch, check=False, capture_output=True, text=True)
+    lines = (done.stderr or done.stdout).strip().splitlines() or [f"exit status {done.returncode}"]
+    return lines[0] if done.returncode else ""

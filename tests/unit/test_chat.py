@@ -1,0 +1,78 @@
+"""A question to a server of this test's own that speaks as llama-server does."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from r1prov import chat
+from r1prov.chat import Piece, Rates
+from r1prov.errors import UnhealthyError
+
+
+@pytest.fixture
+def api():
+    class Api(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            self.server.asked = (self.path, self.headers["Authorization"], body)
+            status, lines = self.server.answer
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write("".join(f"data: {line}\n\n" for line in lines).encode())
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Api)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+
+
+def ask(api, status, *documents):
+    api.answer = (status, [json.dumps(document) for document in documents] + ["[DONE]"])
+    return list(chat.ask(http.client.HTTPConnection("127.0.0.1", api.server_port), "gpu1", "1+1?", key="k3y"))
+
+
+def delta(**fields):
+    return {"choices": [{"delta": fields}]}
+
+
+def test_thinking_answer_and_rates_come_apart(api):
+    timings = {"prompt_n": 9, "prompt_per_second": 100.5, "predicted_n": 3, "predicted_per_second": 7.25}
+    pieces = ask(
+        api,
+        200,
+        delta(role="assistant", content=None),
+        delta(reasoning_content="Well, "),
+        delta(content="2"),
+        {"choices": [], "timings": timings},
+    )
+    assert pieces == [Piece("Well, ", thinking=True), Piece("2", thinking=False), Rates(9, 100.5, 3, 7.25)]
+    path, key, body = api.asked
+    assert (path, key) == ("/v1/chat/completions", "Bearer k3y")
+    assert body == {"stream": True, "messages": [{"role": "user", "content": "1+1?"}]}
+
+
+@pytest.mark.parametrize(
+    ("status", "document", "what"),
+    [
+        (503, {}, "the model is still being loaded"),
+        (401, {}, "the API refuses this site's key"),
+        (500, {"error": "boom"}, "the API answers 500"),
+        (200, {"error": {"message": "context full"}}, "context full"),
+    ],
+)
+def test_refusals_are_plain(api, status, document, what):
+    with pytest.raises(UnhealthyError, match=what):
+        ask(api, status, document)
+
+
+def test_nobody_there():
+    with pytest.raises(UnhealthyError, match="does not answer"):
+        list(chat.ask(http.client.HTTPConnection("127.0.0.1", 1), "gpu1", "?", key=""))

@@ -1,0 +1,126 @@
+"""The command line, through its one error boundary."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from sshd import Sshd
+
+from r1prov import __version__, cli, session
+from r1prov.errors import EXIT_CODES, Exit
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """No site file, no state, no ssh configuration of whoever runs the tests."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    (tmp_path / "ssh_config").write_text("Host *\n  IdentityFile none\n  UserKnownHostsFile none\n")
+    monkeypatch.setenv("R1PROV_SSH_CONFIG", str(tmp_path / "ssh_config"))
+
+
+@pytest.fixture
+def r1prov(capsys):
+    """Runs a command line; returns exit code, stdout, stderr."""
+
+    def run(*arguments):
+        try:
+            cli.main(arguments)
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_version(r1prov):
+    assert r1prov("--version") == (0, f"{__version__}\n", "")
+
+
+@pytest.mark.parametrize("verb", ["up", "render", "profiles", "status", "ask", "bench"])
+def test_every_verb_has_an_example(r1prov, verb):
+    code, out, _ = r1prov(verb, "--help")
+    assert code == 0
+    assert f"Example: r1prov {verb}" in out
+
+
+def test_the_exit_codes_are_told(r1prov):
+    out = " ".join(r1prov("--help")[1].split())
+    assert all(f"{code.value}: {meaning}".replace("`", "") in out for code, meaning in EXIT_CODES.items())
+
+
+def test_wrong_usage_is_2_and_names_what_is_near(r1prov):
+    code, out, err = r1prov("up", "--profil", "4x4090")
+    assert (code, out) == (Exit.USAGE, "")
+    assert "--profile" in err
+
+
+def test_an_unknown_profile_is_told_in_plain_words(r1prov):
+    code, out, err = r1prov("up", "--profile", "4x490", "gpu1")
+    assert (code, out) == (Exit.SITE, "")
+    assert "there is no profile `4x490`" in err
+    assert "-> did you mean 4x4090" in err
+    assert "Traceback" not in err
+
+
+def test_debug_adds_the_traceback(r1prov):
+    assert "SiteError" in r1prov("--debug", "up", "--profile", "4x490", "gpu1")[2]
+
+
+def test_a_defect_is_one_line(r1prov, monkeypatch):
+    monkeypatch.setattr(session, "choose", lambda *_, **__: 1 / 0)
+    code, _, err = r1prov("up", "--profile", "cpu", "gpu1")
+    assert code == Exit.INTERNAL
+    assert "ZeroDivisionError: division by zero" in err
+    assert "--debug" in err
+    assert "Traceback" not in err
+
+
+def test_ctrl_c_is_130_and_says_how_to_go_on(r1prov, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session, "prepare", interrupted)
+    code, _, err = r1prov("up", "--profile", "cpu", "gpu1")
+    assert code == Exit.INTERRUPTED
+    assert "Run the same command again" in err
+
+
+def test_profiles(r1prov):
+    code, out, _ = r1prov("profiles")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()[1:] if line[0] != " "] == ["4x4090", "4xh800", "cpu", "demo"]
+    assert json.loads(r1prov("profiles", "--json")[1])["4x4090"]["machine"]["gpus"]["count"] == 4
+    assert r1prov("profiles", "4x4090")[1].startswith("---\n# Four RTX 4090")
+
+
+def test_render_writes_the_inventory_and_names_it(r1prov, tmp_path):
+    code, out, _ = r1prov("render", "--profile", "4x4090", "gpu1", "bob@gpu2:2222", "-o", str(tmp_path / "inv"))
+    assert (code, out) == (0, f"{tmp_path}/inv\n")
+    assert "ansible_port: 2222" in (tmp_path / "inv" / "hosts.yml").read_text()
+
+
+def test_up_stops_when_any_host_cannot_be_used(r1prov, tmp_path):
+    with Sshd(password="x") as server:
+        code, out, err = r1prov("up", "--profile", "demo", f"bob@127.0.0.1:{server.port}", "no.such.invalid")
+    assert (code, out) == (Exit.UNREACHABLE, "")
+    assert f"127.0.0.1-{server.port}: login as bob: sshd takes no keys, only password" in err
+    assert "no.such.invalid: the name no.such.invalid is not known here" in err
+    assert not list((tmp_path / "state").rglob("hosts.yml"))
+
+
+def test_verbs_without_a_profile_need_a_site(r1prov):
+    code, _, err = r1prov("status")
+    assert code == Exit.SITE
+    assert "no site is known here" in err
+
+
+def test_named_hosts_choose_among_those_of_the_site_file(r1prov, tmp_path):
+    (tmp_path / "r1prov.yml").write_text("profile: demo\nhosts: [gpu1, gpu2]\n")
+    code, _, err = r1prov("up", "gpu3")
+    assert code == Exit.SITE
+    assert "gpu3: the site has no such host" in err
+    assert "did you mean gpu1 or gpu2" in err.replace("gpu2 or gpu1", "gpu1 or gpu2")

@@ -1,0 +1,306 @@
+"""First contact against a real ssh server in this process, with a made-up sudo where root's rights are the question."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import paramiko
+import pytest
+from sshd import Sshd
+
+from r1prov import contact
+from r1prov.contact import Access, Sudo
+from r1prov.contact.target import _expand, split_jump
+from r1prov.errors import UnreachableError
+from r1prov.site import Host
+
+SUDO = """#!/bin/sh
+# like sudo -k -n / -S -k -p '': the password is `right`
+n= S=
+while :; do case "$1" in -n) n=1;; -S) S=1;; -k) ;; -p) shift;; --) shift; break;; *) break;; esac; shift; done
+case "$MODE" in
+passwordless) exec "$@";;
+stranger) [ "$n" ] && echo "sudo: a password is required" >&2 || echo "bob is not in the sudoers file." >&2
+  exit 1;;
+tty) echo "sudo: sorry, you must have a tty to run sudo" >&2; exit 1;;
+esac
+[ "$n" ] && { echo "sudo: a password is required" >&2; exit 1; }
+IFS= read -r password
+[ "$password" = right ] || { echo "Sorry, try again." >&2; exit 1; }
+exec "$@"
+"""
+
+
+@pytest.fixture
+def key(tmp_path):
+    """A key pair made by ssh-keygen; its private file is what the ssh configuration below names."""
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "id"], check=True)
+    return paramiko.PKey.from_path(tmp_path / "id")
+
+
+@pytest.fixture
+def access(tmp_path, monkeypatch):
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    (tmp_path / "config").write_text(
+        f"Host *\n  IdentityFile {tmp_path}/id\n  UserKnownHostsFile {tmp_path}/users_known_hosts\n"
+        "  GlobalKnownHostsFile none\n  User bob\n"
+    )
+    return Access(known_hosts=tmp_path / "known_hosts", ssh_config=tmp_path / "config")
+
+
+@pytest.fixture
+def sshd(key):
+    with Sshd(users_keys=[key]) as server:
+        yield server
+
+
+def bob(server, name="gpu1"):
+    return Host(name=name, address="127.0.0.1", port=server.port)
+
+
+def with_bin(tmp_path, server, **programs):
+    """Give the server's commands some made-up programs."""
+    folder = tmp_path / "bin"
+    folder.mkdir(exist_ok=True)
+    for name, text in programs.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    server.env["PATH"] = f"{folder}:/usr/bin:/bin"
+
+
+def as_user(tmp_path, server, mode, **more):
+    with_bin(tmp_path, server, id="#!/bin/sh\necho 1000\n", sudo=SUDO, cat=PID1_IS_SYSTEMD, **more)
+    server.env["MODE"] = mode
+
+
+PID1_IS_SYSTEMD = '#!/bin/sh\n[ "$1" = /proc/1/comm ] && { echo systemd; exit; }\nexec /bin/cat "$@"\n'
+
+
+def meet(host, access):
+    return contact.contact_all([host], access)[host.name]
+
+
+def problems(*hosts, access):
+    with pytest.raises(UnreachableError) as caught:
+        contact.contact_all(hosts, access)
+    return caught.value.problems
+
+
+def the_problem(host, access):
+    (problem,) = problems(host, access=access)
+    return problem
+
+
+def test_root_by_key_gives_the_probes_facts(tmp_path, sshd, access):
+    with_bin(tmp_path, sshd, cat=PID1_IS_SYSTEMD, id="#!/bin/sh\necho 0\n")
+    found = meet(bob(sshd), access)
+    assert found.connection.sudo is Sudo.ROOT
+    assert found.facts["arch"] == "x86_64"
+    assert found.connection.run(["cat", "-"], "päss $HOME 'x'").out == "päss $HOME 'x'"
+    found.connection.close()
+
+
+@pytest.mark.parametrize(
+    ("mode", "password", "expected"),
+    [("passwordless", None, Sudo.PASSWORDLESS), ("password", "right", Sudo.PASSWORD)],
+)
+def test_sudo_that_works(tmp_path, sshd, access, mode, password, expected):
+    as_user(tmp_path, sshd, mode)
+    access = Access(access.known_hosts, sudo_password=password, ssh_config=access.ssh_config)
+    connection = meet(bob(sshd), access).connection
+    assert connection.sudo is expected
+    assert connection.run(["cat", "-"], "for root\n", root=True).out == "for root\n"  # the password is not part of it
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("mode", "password", "what", "remedy"),
+    [
+        ("password", None, "sudo there asks for a password", "--ask-become-pass"),
+        ("password", "wrong", "the sudo password is wrong", "type it again"),
+        ("stranger", "right", "this user may not use sudo there", "log in as another user"),
+        ("tty", None, "sudo there wants a terminal", "requiretty"),
+    ],
+)
+def test_sudo_that_does_not(tmp_path, sshd, access, mode, password, what, remedy):
+    as_user(tmp_path, sshd, mode)
+    problem = the_problem(bob(sshd), Access(access.known_hosts, sudo_password=password, ssh_config=access.ssh_config))
+    assert (problem.where, what in problem.what, remedy in problem.remedy) == ("gpu1", True, True), problem
+
+
+def test_everything_wrong_with_every_host_is_said_at_once(tmp_path, sshd, access):
+    uname = '#!/bin/sh\n[ "$1" = -m ] && echo aarch64 || echo Linux\n'
+    with_bin(tmp_path, sshd, uname=uname, cat="#!/bin/sh\necho bash\n", python3="#!/bin/sh\necho 3.6.8\n")
+    closed = socket.create_server(("127.0.0.1", 0))
+    port = closed.getsockname()[1]
+    closed.close()
+    found = problems(
+        bob(sshd),
+        Host(name="gone", address="127.0.0.1", port=port),
+        Host(name="typo", address="no.such.invalid"),
+        access=access,
+    )
+    assert [(p.where, p.what) for p in found] == [
+        ("gpu1", "is a aarch64 machine, not x86-64"),
+        ("gpu1", "its first process is `bash`, not systemd: most likely a container"),
+        ("gpu1", "has only Python 3.6.8; Ansible needs 3.8 or newer"),
+        ("gone", f"127.0.0.1 refuses connections on port {port}"),
+        ("typo", found[-1].what),
+    ]
+    assert found[-1].what.startswith("the name no.such.invalid is not known here")
+
+
+def test_not_linux(tmp_path, sshd, access):
+    with_bin(tmp_path, sshd, uname="#!/bin/sh\necho Darwin\n")
+    assert the_problem(bob(sshd), access).what == "runs Darwin, not Linux"
+
+
+def test_password_login(tmp_path, access):
+    with Sshd(password="open sesame") as server:
+        with_bin(tmp_path, server, cat=PID1_IS_SYSTEMD, id="#!/bin/sh\necho 0\n")
+        for password, expected in (
+            ("wrong", "the password of bob is refused"),
+            (None, "sshd takes no keys, only password"),
+        ):
+            problem = the_problem(
+                bob(server), Access(access.known_hosts, ssh_password=password, ssh_config=access.ssh_config)
+            )
+            assert expected in problem.what
+        meet(
+            bob(server), Access(access.known_hosts, ssh_password="open sesame", ssh_config=access.ssh_config)
+        ).connection.close()
+
+
+def test_a_key_that_is_not_accepted(access, key):
+    with Sshd(users_keys=[paramiko.ECDSAKey.generate()]) as server:
+        problem = the_problem(bob(server), access)
+    assert problem.what == "login as bob: none of 1 keys is accepted"
+    assert f"ssh-copy-id -p {server.port} bob@127.0.0.1" in problem.remedy
+
+
+def test_an_encrypted_key_without_agent_is_said_plainly(tmp_path, sshd, access):
+    subprocess.run(["ssh-keygen", "-q", "-p", "-N", "secret", "-f", tmp_path / "id"], check=True)
+    problem = the_problem(bob(sshd), access)
+    assert problem.what == f"the key {tmp_path}/id is encrypted, and no ssh-agent holds it"
+    assert problem.remedy == f"unlock it once: ssh-add {tmp_path}/id"
+
+
+def test_the_agent_is_asked(tmp_path, sshd, access, monkeypatch):
+    with_bin(tmp_path, sshd, cat=PID1_IS_SYSTEMD, id="#!/bin/sh\necho 0\n")
+    agent = subprocess.Popen(["ssh-agent", "-D", "-a", tmp_path / "agent"], stdout=subprocess.DEVNULL)
+    try:
+        monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "agent"))
+        for _ in range(50):
+            if (tmp_path / "agent").exists():
+                break
+            threading.Event().wait(0.1)
+        subprocess.run(["ssh-add", "-q", tmp_path / "id"], check=True)
+        (tmp_path / "id").unlink()
+        meet(bob(sshd), access).connection.close()
+    finally:
+        agent.terminate()
+        agent.wait()
+
+
+def test_a_key_of_the_site_is_tried(tmp_path, sshd, access):
+    with_bin(tmp_path, sshd, cat=PID1_IS_SYSTEMD, id="#!/bin/sh\necho 0\n")
+    (tmp_path / "id").rename(tmp_path / "the_sites_id")
+    host = bob(sshd).model_copy(update={"identity_file": str(tmp_path / "the_sites_id")})
+    meet(host, access).connection.close()
+
+
+def test_host_keys(tmp_path, sshd, access):
+    with_bin(tmp_path, sshd, cat=PID1_IS_SYSTEMD, id="#!/bin/sh\necho 0\n")
+    strict = Access(access.known_hosts, host_keys="strict", ssh_config=access.ssh_config)
+    assert "its host key is not known" in the_problem(bob(sshd), strict).what
+    assert not access.known_hosts.exists()
+
+    meet(bob(sshd), access).connection.close()
+    name = f"[127.0.0.1]:{sshd.port}"
+    assert access.known_hosts.read_text() == f"{name} {sshd.host_key.get_name()} {sshd.host_key.get_base64()}\n"
+    assert access.known_hosts.stat().st_mode & 0o777 == 0o600
+    meet(bob(sshd), strict).connection.close()
+
+    sshd.host_key = paramiko.ECDSAKey.generate()
+    for either in (access, strict):
+        problem = the_problem(bob(sshd), either)
+        assert "its host key has changed" in problem.what
+        assert f"{access.known_hosts}:1" in problem.what
+        assert f"ssh-keygen -R '{name}' -f {access.known_hosts}" in problem.remedy
+
+
+def test_something_else_than_ssh(access):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def talk():
+            connection, _ = listener.accept()
+            connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            connection.close()
+
+        threading.Thread(target=talk, daemon=True).start()
+        host = Host(name="web", address="127.0.0.1", port=listener.getsockname()[1])
+        assert "no ssh conversation comes about" in the_problem(host, access).what
+
+
+def test_through_two_jumps_and_a_proxy_command(tmp_path, key, access):
+    with Sshd(users_keys=[key]) as first, Sshd(users_keys=[key]) as second, Sshd(users_keys=[key]) as inner:
+        with_bin(tmp_path, inner, cat=PID1_IS_SYSTEMD, id="#!/bin/sh\necho 0\n")
+        config = access.ssh_config
+        relay = (
+            "import socket,sys,os,threading\n"
+            "s=socket.create_connection(('127.0.0.1',int(sys.argv[1])))\n"
+            "def pump():\n"
+            "  while d:=os.read(0,65536): s.sendall(d)\n"
+            "threading.Thread(target=pump,daemon=True).start()\n"
+            "while d:=s.recv(65536): os.write(1,d)\n"
+        )
+        (tmp_path / "relay.py").write_text(relay)
+        config.write_text(
+            f"Host inner\n  HostName 127.0.0.1\n  Port {inner.port}\n  ProxyJump eve@127.0.0.1:{first.port},second\n"
+            f"Host second\n  HostName 127.0.0.1\n  Port {second.port}\n"
+            f"Host proxied\n  HostName 127.0.0.1\n  Port {inner.port}\n"
+            f"  ProxyCommand {sys.executable} {tmp_path}/relay.py %p\n" + config.read_text()
+        )
+        by_jumps = Host(name="inner", address="inner")
+        assert (
+            the_problem(by_jumps, access).where == "inner (jump host 127.0.0.1)"
+        )  # its key is not in the operator's files
+        config.write_text(config.read_text() + "  StrictHostKeyChecking accept-new\n")
+        found = meet(by_jumps, access)
+        assert (first.forwards[-1], second.forwards[-1]) == (("127.0.0.1", second.port), ("127.0.0.1", inner.port))
+        found.connection.close()
+        meet(Host(name="proxied", address="proxied"), access).connection.close()
+
+
+def test_http_through_the_connection(tmp_path, sshd, access):
+    class Hello(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"data: one\n\ndata: two\n\n")
+
+        def log_message(self, *_):
+            pass
+
+    with_bin(tmp_path, sshd, cat=PID1_IS_SYSTEMD, id="#!/bin/sh\necho 0\n")
+    server = HTTPServer(("127.0.0.1", 0), Hello)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    connection = meet(bob(sshd), access).connection
+    http = connection.open_http(server.server_port)
+    http.request("GET", "/")
+    assert list(http.getresponse()) == [b"data: one\n", b"\n", b"data: two\n", b"\n"]
+    with pytest.raises(ConnectionRefusedError):
+        connection.open_http(1).request("GET", "/")
+    connection.close()
+    server.shutdown()
+
+
+def test_parts_of_the_ssh_configuration():
+    assert split_jump("bob@jump:2222") == ("bob", 2222, "jump")
+    assert split_jump("ssh://[::1]:22") == (None, 22, "::1")
+    assert split_jump("2001:db8::1") == (None, None, "2001:db8::1")
+    assert _expand("nc %h %p %% %x", {"h": "host", "p": "22", "%": "%"}) == "nc host 22 % %x"

@@ -1,0 +1,134 @@
+"""What a run looks like, at a fixed width, to the letter."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from r1prov import output
+from r1prov.contact import Progress
+from r1prov.errors import Problem
+from r1prov.events import HostFailed, HostUnreachable, Output, Recap, StepStarted, Tally, TaskDone, TaskStarted
+
+GIB = 1024**3
+
+
+class Clock:
+    """Time that the test moves."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def text_of(console):
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+
+
+def console(*, terminal):
+    return Console(
+        file=io.StringIO(), width=100, force_terminal=terminal, color_system=None, legacy_windows=False, _environ={}
+    )
+
+
+def progress(step, done, total, *, unit="steps", label="compiling", at=0.0, state="running", host="gpu1"):
+    return Progress(host, step, label, done, total, unit, state, at)
+
+
+def test_without_a_terminal_each_step_is_a_line_that_stays(clock):
+    plain = console(terminal=False)
+    with output.LiveRun(["gpu1", "gpu2"], console=plain, now=clock) as live:
+        live.note("gpu1", "is still starting; steps wait for it")
+        live.event(StepStarted("gpu1", "preflight", 1, 3))
+        live.event(TaskDone("gpu1", "preflight", "look", changed=False, result={}))
+        clock.now = 2
+        live.event(StepStarted("gpu1", "llama_cpp", 2, 3))
+        live.event(StepStarted("gpu2", "llama_cpp", 2, 3))
+        for second in range(3, 26):
+            clock.now = second
+            live.progress(progress("llama_cpp", second * 10, 359, at=second))
+        live.event(TaskDone("gpu1", "llama_cpp", "build", changed=True, result={}))
+        live.event(HostFailed("gpu2", "llama_cpp", "build", {"msg": "no"}))
+        live.event(StepStarted("gpu1", "cuda_toolkit", 3, 3))
+        clock.now = 95
+        live.event(Recap({"gpu1": Tally(2, 1, 0, 0, 0), "gpu2": Tally(0, 0, 1, 0, 0)}))
+    assert text_of(plain) == (
+        "gpu1: is still starting; steps wait for it\n"
+        "gpu1  [1/3] preflight\n"
+        "gpu1  [1/3] preflight: 0:02, nothing to change\n"
+        "gpu1  [2/3] llama_cpp\n"
+        "gpu2  [2/3] llama_cpp\n"
+        "gpu1  [2/3] llama_cpp: compiling 33%, 120 of 359, 0:23 left\n"
+        "gpu1  [2/3] llama_cpp: compiling 61%, 220 of 359, 0:13 left\n"
+        "gpu2  failed at [2/3] llama_cpp\n"
+        "gpu1  [2/3] llama_cpp: 0:23, 1 change\n"
+        "gpu1  [3/3] cuda_toolkit\n"
+        "gpu1  [3/3] cuda_toolkit: not needed\n"
+        "gpu1  done in 1:35"
+    )
+
+
+def test_on_a_terminal_each_host_is_a_line_that_moves(clock):
+    screen = console(terminal=True)
+    live = output.LiveRun(["gpu1", "gpu2", "gpu3", "gpu4"], console=screen, now=clock)
+    live.event(StepStarted("gpu1", "llama_cpp", 5, 8))
+    live.event(StepStarted("gpu2", "weights", 6, 8))
+    live.event(StepStarted("gpu3", "preflight", 1, 8))
+    live.event(TaskStarted("gpu3", "preflight", "See whether the host fits"))
+    for second in (0, 10):
+        clock.now = second
+        live.progress(progress("llama_cpp", 100 + second, 359, at=second))
+        live.progress(progress("weights", second * GIB // 20, 131 * GIB, unit="bytes", label="fetching", at=second))
+        live.progress(
+            progress(
+                "weights",
+                (50 * 10 + second) * GIB // 10,
+                131 * GIB,
+                unit="bytes",
+                label="fetching",
+                at=second,
+                host="gpu2",
+            )
+        )
+    live.event(HostUnreachable("gpu4", "", "timed out"))
+    clock.now = 133
+    screen.print(live._lines())
+    assert text_of(screen) == (
+        "gpu1 [5/8] llama_cpp   compiling        ━━━╸                              110 of 359, 4:09 left 2:13\n"
+        "     meanwhile weights fetching                        0.5 of 131.0 GiB, 51.2 MiB/s, 43:30 left\n"
+        "gpu2 [6/8] weights     fetching         ━━━━╸        51.0 of 131.0 GiB, 102.4 MiB/s, 13:20 left 2:13\n"
+        "gpu3 [1/8] preflight   See whether the…                                                         2:13\n"
+        "gpu4                   lost"
+    )
+
+
+def test_raw_output_and_diffs(clock):
+    for options, shown in (
+        ({"raw": True}, "TASK [x]\n+ line"),
+        ({"diffs": True}, "+ line"),
+        ({}, ""),
+    ):
+        plain = console(terminal=False)
+        live = output.LiveRun(["a"], console=plain, now=clock, **options)
+        live.event(Output("\r\nTASK [x]", is_diff=False))
+        live.event(Output("+ line\n", is_diff=True))
+        assert text_of(plain) == shown
+
+
+def test_problems_and_data_go_to_their_streams(capsys):
+    output.problems([Problem("gpu1", "has no [bold]sudo", "log in as root")])
+    output.data({"answer": "Päris"})
+    output.table(("host", "n>"), [("gpu[1]", "5")])
+    out, err = capsys.readouterr()
+    assert err == "gpu1: has no [bold]sudo\n  -> log in as root\n"
+    assert out.splitlines()[:3] == ["{", '  "answer": "Päris"', "}"]
+    assert out.splitlines()[3:] == ["host    n", "gpu[1]  5"]

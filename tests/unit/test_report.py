@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import json
+
+from r1prov.errors import Exit, LockedError, PreflightError, RunError, UnhealthyError, UnreachableError
+from r1prov.events import Finished, HostFailed, HostUnreachable, Output, Recap, StepStarted, Tally, TaskDone
+from r1prov.machine import Published
+from r1prov.report import HostReport, Recorder, RunReport, benchmark_rows, failure
+
+MEASURED = {
+    "question": {"prompt_tokens_per_second": 61.25, "decode_tokens_per_second": 5.781},
+    "sweep": [
+        {"users": 1, "decode_tokens_per_second_total": 5.8},
+        {"users": 4, "decode_tokens_per_second_total": 11.5},
+    ],
+}
+
+
+def recorder(*hosts):
+    return Recorder(
+        RunReport(
+            "r1prov up", "default", "4x4090", "UD-IQ1_S", "2026-11-24T03:00:00+00:00", {h: HostReport() for h in hosts}
+        )
+    )
+
+
+def test_a_run_from_its_events(tmp_path):
+    record = recorder("a", "b")
+    log = tmp_path / "stdout"
+    for second, event in enumerate(
+        [
+            StepStarted("a", "preflight", 1, 2),
+            TaskDone("a", "preflight", "look", changed=False, result={}),
+            StepStarted("a", "smoke_bench", 2, 2),
+            TaskDone("a", "smoke_bench", "measure", changed=True, result={"measured": True, "result": MEASURED}),
+            HostUnreachable("b", "", "timed out"),
+            Recap({"a": Tally(5, 1, 0, 0, 2), "b": Tally(0, 0, 0, 1, 0)}),
+            Finished(4, log),
+        ]
+    ):
+        record.event(event, float(second))
+    report = record.report
+    assert report.hosts["a"] == HostReport(
+        "ok", 5, 1, ["smoke_bench: measure"], [("preflight", 2.0), ("smoke_bench", 3.0)], [], MEASURED
+    )
+    assert report.hosts["b"].result == "unreachable"
+    assert isinstance(record.error(), UnreachableError)
+    path = report.write(tmp_path, "up")
+    assert path.name == "up-2026-11-24T030000+0000.json"
+    kept = json.loads((tmp_path / "last.json").read_text())
+    assert path.read_text() == (tmp_path / "last.json").read_text()
+    assert (kept["schema"], kept["ansible_exit"], kept["log"]) == (1, 4, str(log))
+
+
+def test_what_a_failed_task_means():
+    preflight = failure(
+        HostFailed(
+            "a",
+            "preflight",
+            "look",
+            {
+                "problems": [
+                    {"check": "ram", "what": "8 GB", "remedy": "buy"},
+                    {"check": "os", "what": "old", "remedy": "new"},
+                ]
+            },
+        )
+    )
+    assert isinstance(preflight, PreflightError)
+    assert [(p.where, p.what, p.remedy) for p in preflight.problems] == [
+        ("a", "ram: 8 GB", "buy"),
+        ("a", "os: old", "new"),
+    ]
+
+    locked = failure(
+        HostFailed(
+            "a", "", "hold", {"locked": True, "msg": "a is being changed by bob@desk since 10:00. Remedy: wait for it."}
+        )
+    )
+    assert isinstance(locked, LockedError)
+    assert (locked.problems[0].what, locked.problems[0].remedy) == (
+        "is being changed by bob@desk since 10:00",
+        "wait for it",
+    )
+
+    bench = failure(HostFailed("a", "smoke_bench", "Ask", {"msg": "the model said ''"}))
+    assert (type(bench), bench.exit) == (UnhealthyError, Exit.UNHEALTHY)
+
+    other = failure(
+        HostFailed("a", "llama_cpp", "Compile", {"msg": "non-zero return code", "stderr": "x\n" * 9 + "No space left"})
+    )
+    assert type(other) is RunError
+    assert other.problems[0].where == "a, llama_cpp"
+    assert other.problems[0].what.startswith("Compile: non-zero return code\n")
+    assert other.problems[0].what.endswith("No space left")
+
+    hidden = failure(HostFailed("a", "llama_server", "Key", {"censored": "..."}))
+    assert "hidden" in hidden.problems[0].what
+
+    items = {"msg": "One or more items failed", "results": [{"msg": "fine"}, {"failed": True, "msg": "disk full"}]}
+    assert failure(HostFailed("a", "s", "t", items)).problems[0].what == "t: disk full"
+
+
+def test_different_kinds_together_are_a_failed_run():
+    record = recorder("a", "b")
+    record.event(HostFailed("a", "", "hold", {"locked": True, "msg": "x"}), 0)
+    assert isinstance(record.error(), LockedError)
+    record.event(HostFailed("b", "preflight", "look", {"problems": [{"check": "c", "what": "w", "remedy": "r"}]}), 1)
+    assert type(record.error()) is RunError
+    assert len(record.error().problems) == 2
+
+
+def test_ansible_that_ends_without_a_host_gives_its_own_words(tmp_path):
+    record = recorder("a")
+    record.event(Output("[ERROR]: the role 'r1.prov.x' was not found\nOrigin: up.yml:3", is_diff=False), 0)
+    record.event(Finished(1, tmp_path / "log"), 1)
+    (problem,) = record.error().problems
+    assert problem.what == "the role 'r1.prov.x' was not found"
+    assert str(tmp_path / "log") in problem.remedy
+
+
+def test_the_benchmark_beside_the_published_figures():
+    published = [Published(what="35 layers", decode_tokens_per_second=5.78)]
+    assert benchmark_rows({"gpu1": MEASURED}, published) == [
+        ("gpu1", "61.2", "5.78"),
+        ("gpu1, 4 at once", "", "11.50"),
+        ("published: 35 layers", "", "5.78"),
+    ]

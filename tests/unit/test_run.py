@@ -1,0 +1,226 @@
+"""Argv and environment as values; then real runs of ansible-playbook on this machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from r1prov import paths, run
+from r1prov.events import Finished, HostFailed, HostUnreachable, Output, Recap, StepStarted, Tally, TaskDone
+from r1prov.run import Command, Passwords, Translator, playbook_command
+
+BIN = Path(sys.executable).parent
+ROOT = paths.collection()
+
+
+def test_the_whole_command():
+    assert playbook_command("up", Path("/s/inventory"), known_hosts=Path("/s/known_hosts"), n_hosts=2) == Command(
+        argv=(f"{BIN}/ansible-playbook", f"{ROOT}/playbooks/up.yml", "-i", "/s/inventory"),
+        env={
+            "ANSIBLE_CONFIG": f"{ROOT}/ansible.cfg",
+            "ANSIBLE_COLLECTIONS_PATH": str(paths.collections_path()),
+            "ANSIBLE_FORKS": "2",
+            "ANSIBLE_NOCOLOR": "1",
+            "ANSIBLE_SSH_COMMON_ARGS": "-o 'UserKnownHostsFile=\"/s/known_hosts\"' -o StrictHostKeyChecking=yes",
+        },
+        cwd=Path("/s"),
+    )
+
+
+def test_every_option():
+    command = playbook_command(
+        "bench",
+        Path("/s/inventory"),
+        known_hosts=Path("/my sites/known_hosts"),
+        n_hosts=0,
+        limit=["gpu1", "gpu2:2222"],
+        variables={"r1prov_break_lock": True},
+        ssh_config=Path("/s/ssh_config"),
+        verbosity=2,
+        check=True,
+        diff=True,
+        told_as="r1prov up",
+    )
+    assert command.argv[3:] == (
+        "/s/inventory",
+        "--limit",
+        "gpu1,gpu2:2222",
+        "-e",
+        '{"r1prov_break_lock": true}',
+        "--check",
+        "--diff",
+        "-vv",
+    )
+    assert command.env["ANSIBLE_FORKS"] == "1"
+    assert command.env["R1PROV_COMMAND"] == "r1prov up"
+    assert command.env["ANSIBLE_SSH_COMMON_ARGS"].startswith("-F /s/ssh_config -o 'UserKnownHostsFile=\"/my sites/")
+
+
+def test_the_shell_line_is_the_same_command(tmp_path):
+    command = Command(("sh", "-c", 'printf %s "$A|$1|$PWD"', "sh", "it's"), {"A": "b c"}, tmp_path)
+    done = subprocess.run(["sh", "-c", command.shell()], capture_output=True, text=True, check=True)
+    assert done.stdout == f"b c|it's|{tmp_path}"
+
+
+def test_steps_are_the_roles_of_a_playbook():
+    steps = run.steps_of("up")
+    assert steps[:3] == ["preflight", "build_deps", "weights"]
+    assert steps.count("weights") == 2
+
+
+def raw(event, **data):
+    return {"event": event, "event_data": data}
+
+
+def test_a_step_is_a_role_of_the_playbook_and_what_it_includes():
+    translator = Translator(["weights", "llama_cpp", "weights", "llama_server"])
+    roles = ["", "weights", "weights", "r1.prov.llama_cpp", "weights", "llama_server", "service", "llama_server", ""]
+    events = [e for role in roles for e in translator.translate(raw("runner_on_start", host="a", task="t", role=role))]
+    assert [(e.step, e.number, e.total) for e in events if isinstance(e, StepStarted)] == [
+        ("weights", 1, 4),
+        ("llama_cpp", 2, 4),
+        ("weights", 3, 4),
+        ("llama_server", 4, 4),
+    ]
+    assert [e.step for e in events if not isinstance(e, StepStarted)][-3:] == ["llama_server"] * 3
+
+
+def test_the_other_events():
+    translate = Translator([]).translate
+    assert list(translate(raw("runner_on_failed", host="a", task="t", res={"msg": "no"}))) == [
+        HostFailed("a", "", "t", {"msg": "no"})
+    ]
+    assert list(translate(raw("runner_on_failed", host="a", task="t", res={}, ignore_errors=True))) == []
+    assert list(translate(raw("runner_on_unreachable", host="a", task="t", res={"msg": "gone\n"}))) == [
+        HostUnreachable("a", "", "gone")
+    ]
+    stats = {
+        "ok": {"a": 3},
+        "changed": {"a": 1},
+        "failures": {},
+        "dark": {"b": 1},
+        "skipped": {},
+        "processed": {"b": 1, "a": 1},
+    }
+    assert list(translate(raw("playbook_on_stats", **stats))) == [
+        Recap({"a": Tally(3, 1, 0, 0, 0), "b": Tally(0, 0, 0, 1, 0)})
+    ]
+
+
+PLAY = """
+- hosts: all
+  gather_facts: false
+  tasks:
+    - name: Make a file
+      ansible.builtin.copy: {content: "hello", dest: "{{ inventory_dir }}/../made", mode: "0600"}
+    - name: See the environment
+      ansible.builtin.command: env
+      changed_when: false
+    - name: Keep a secret
+      ansible.builtin.command: "echo {{ 'hush' + 'hush' }}"
+      changed_when: false
+      no_log: true
+"""
+
+
+@pytest.fixture
+def play(tmp_path, monkeypatch):
+    """A collection with one playbook, and this machine as inventory. Returns what runs it."""
+    (tmp_path / "playbooks").mkdir()
+    (tmp_path / "inventory").mkdir()
+    (tmp_path / "artifacts").mkdir(mode=0o700)
+    (tmp_path / "ansible.cfg").write_text(f"[defaults]\ninterpreter_python = {sys.executable}\n")
+    (tmp_path / "inventory" / "hosts.yml").write_text("all: {hosts: {here: {ansible_connection: local}}}")
+    monkeypatch.setattr(paths, "collection", lambda: tmp_path)
+
+    def start(text, passwords=None, **options):
+        (tmp_path / "playbooks" / "x.yml").write_text(text)
+        command = playbook_command(
+            "x", tmp_path / "inventory", known_hosts=tmp_path / "known_hosts", n_hosts=1, **options
+        )
+        return run.run(command, tmp_path / "artifacts", steps=run.steps_of("x"), passwords=passwords)
+
+    return start
+
+
+def test_a_real_run(tmp_path, play, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_exported")
+    monkeypatch.setenv("ANSIBLE_STDOUT_CALLBACK", "minimal")
+    monkeypatch.setenv("ANSIBLE_CHECK_MODE_MARKERS", "noise")
+    events = list(play(PLAY))
+    done = {event.task: event for event in events if isinstance(event, TaskDone)}
+    assert done["Make a file"].changed
+    seen = dict(line.split("=", 1) for line in done["See the environment"].result["stdout_lines"] if "=" in line)
+    assert "HF_TOKEN" not in seen
+    assert "ANSIBLE_CHECK_MODE_MARKERS" not in seen
+    assert seen["HOME"] == os.environ["HOME"]
+    assert "TASK [Make a file]" in "".join(e.text for e in events if isinstance(e, Output))
+    assert events[-2] == Recap({"here": Tally(3, 1, 0, 0, 0)})
+    last = events[-1]
+    assert isinstance(last, Finished)
+    assert last.code == 0
+    assert last.log.stat().st_mode & 0o077 == 0
+    everything = b"".join(path.read_bytes() for path in (tmp_path / "artifacts").rglob("*") if path.is_file())
+    assert b"TASK [Make a file]" in everything
+    assert b"hf_exported" not in everything
+    assert b"hushhush" not in everything
+
+
+def test_check_and_diff_change_nothing_and_show_it(tmp_path, play):
+    events = list(play(PLAY, check=True, diff=True))
+    assert not (tmp_path / "made").exists()
+    assert "+hello" in "".join(event.text for event in events if isinstance(event, Output) and event.is_diff)
+
+
+def test_passwords_reach_ansible_and_lie_nowhere(tmp_path, play, monkeypatch):
+    runtime = tmp_path / "runtime"
+    runtime.mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+    text = """
+- hosts: all
+  gather_facts: false
+  tasks:
+    - ansible.builtin.debug: {msg: "{{ lookup('ansible.builtin.pipe', 'find ' ~ dir ~ ' -type f') }}"}
+      vars: {dir: "{{ lookup('ansible.builtin.env', 'XDG_RUNTIME_DIR') }}"}
+"""
+    events = list(play(text, Passwords(ssh="s3cret-ssh", sudo="s3cret-sudo")))
+    (done,) = [event for event in events if isinstance(event, TaskDone)]
+    assert done.result["msg"] == ""  # gone before the first task
+    assert list(runtime.iterdir()) == []
+    everything = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert b"s3cret" not in everything
+    assert "s3cret" not in repr(Passwords(ssh="s3cret-ssh", sudo="s3cret-sudo"))
+
+
+def test_a_failed_task(play):
+    events = list(play("- {hosts: all, gather_facts: false, tasks: [ansible.builtin.fail: {msg: out of luck}]}"))
+    (failed,) = [event for event in events if isinstance(event, HostFailed)]
+    assert failed.result["msg"] == "out of luck"
+    assert events[-1].code == 2
+
+
+def test_a_broken_playbook_ends_with_ansibles_words(play):
+    events = list(play("- {hosts: all, tasks: [no.such.module: {}]}"))
+    assert events[-1].code != 0
+    assert "no.such.module" in "".join(event.text for event in events if isinstance(event, Output))
+
+
+def test_closing_early_stops_ansible_and_its_tasks(tmp_path, play):
+    text = f"- {{hosts: all, gather_facts: false, tasks: [ansible.builtin.command: sleep 612{os.getpid()}]}}"
+    events = play(text)
+    for event in events:
+        if type(event).__name__ == "TaskStarted":
+            break
+    time.sleep(1.5)
+    started = time.monotonic()
+    events.close()
+    assert time.monotonic() - started < 10
+    assert (
+        "ansible-playbook"
+        not in subprocess.run(["pgrep", "-af", str(tmp_path)], capture_output=True, text=True, check=False).stdout
+    )
