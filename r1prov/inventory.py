@@ -101,6 +101,7 @@ def _values(site: Site) -> dict[str, Any]:
         "question": site.profile.question,
         "alias": file.service.alias or quant.folder or quant.name,
         "weights_dir": weights_dir,
+        "model": f"{weights_dir}/{quant.files[0].name}",
         "weights_sources": _places(site, quant),
         "token_file": next((s.token_file for s in file.sources.weights if s.type == "hub" and s.token_file), None),
         "environment": _environment(site),

@@ -51,6 +51,8 @@ class Plan:
         thumb_layers: what the rule of thumb says; None without GPUs.
         context_per_slot: tokens per slot.
         floor: RAM + VRAM that the machine must have.
+        arguments: llama-server's.
+        bench_arguments: llama-bench's, for the same placement; it has no slots.
     """
 
     quant: str
@@ -64,6 +66,7 @@ class Plan:
     host_kv: int
     floor: int
     arguments: tuple[str, ...]
+    bench_arguments: tuple[str, ...]
 
 
 def plan(quant: Quant, machine: Machine, serving: Serving) -> Plan:
@@ -208,6 +211,7 @@ def _plan_for(quant: Quant, machine: Machine, serving: Serving, gpu_layers: int,
         host_kv=host_kv,
         floor=_floor(quant),
         arguments=_arguments(machine, serving, gpu_layers, counts),
+        bench_arguments=_placement(machine, serving, gpu_layers, counts, between="/"),
     )
 
 
@@ -220,17 +224,19 @@ def _floor(quant: Quant) -> int:
 
 def _arguments(machine: Machine, serving: Serving, gpu_layers: int, counts: tuple[int, ...]) -> tuple[str, ...]:
     """llama-server's arguments. `--ctx-size` is the whole cache; separate slots keep the score buffer at one slot's context."""
-    arguments = [
-        "--ctx-size", str(serving.context_per_slot * serving.slots),
-        "--parallel", str(serving.slots),
-        "--no-kv-unified",
-        "--cache-type-k", serving.kv_type_k,
-        "--ubatch-size", str(serving.micro_batch),
-        "--fit", "off",
-        "--n-gpu-layers", str(gpu_layers),
-    ]  # fmt: skip
-    if machine.gpus and machine.gpus.count > 1 and gpu_layers:
-        arguments += ["--tensor-split", ",".join(str(count) for count in counts)]
-    if machine.cpu_threads:
-        arguments += ["--threads", str(machine.cpu_threads)]
-    return tuple(arguments)
+    cache = ("--ctx-size", str(serving.context_per_slot * serving.slots), "--parallel", str(serving.slots))
+    return (*cache, "--no-kv-unified", "--fit", "off", *_placement(machine, serving, gpu_layers, counts, between=","))
+
+
+def _placement(
+    machine: Machine, serving: Serving, gpu_layers: int, counts: tuple[int, ...], *, between: str
+) -> tuple[str, ...]:
+    """What llama-server and llama-bench are told alike, but for the sign `between` the parts of a split."""
+    split = bool(machine.gpus) and len(counts) > 1 and gpu_layers > 0
+    return (
+        *("--cache-type-k", serving.kv_type_k),
+        *("--ubatch-size", str(serving.micro_batch)),
+        *("--n-gpu-layers", str(gpu_layers)),
+        *(("--tensor-split", between.join(map(str, counts))) if split else ()),
+        *(("--threads", str(machine.cpu_threads)) if machine.cpu_threads else ()),
+    )
