@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -22,6 +20,19 @@ HEADS = 128
 KEY_LENGTH = 192
 VALUE_LENGTH = 128
 EMBEDDING = 7168
+
+
+@cache
+def block(type_: str) -> tuple[int, int]:
+    """(elements, bytes) of a block of a ggml type, by the table of the `gguf` package.
+
+    Raises:
+        KeyError: no such type.
+    """
+    # Imported late: it brings numpy, half of the time that `r1prov --help` would take.
+    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType  # noqa: PLC0415
+
+    return GGML_QUANT_SIZES[GGMLQuantizationType[type_]]
 
 
 @dataclass(frozen=True)
@@ -40,7 +51,7 @@ class Tensor:
     @property
     def n_bytes(self) -> int:
         """Bytes of its data, without padding."""
-        block_elements, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[self.type]]
+        block_elements, block_bytes = block(self.type)
         return math.prod(self.shape) // block_elements * block_bytes
 
 

@@ -53,7 +53,8 @@ def status_row(name: str, status: dict[str, Any]) -> tuple[str, ...]:
     units = {unit.removeprefix("r1prov-").removesuffix(".service"): each for unit, each in status["units"].items()}
     props = status["props"] or {}
     context = props.get("default_generation_settings", {}).get("n_ctx")
-    decode = (status["benchmark"] or {}).get("question", {}).get("decode_tokens_per_second")
+    alone = (status["benchmark"] or {}).get("sweep", [{}])[0]
+    decode = alone.get("decode_tokens_per_second_each")
     return (
         name,
         status["release"] or "not installed",

@@ -7,9 +7,7 @@ are bounds of those figures, tests/unit/test_offload.py holds the figures.
 
 from __future__ import annotations
 
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-
-from r1prov.layout import HEADS, KEY_LENGTH, VALUE_LENGTH
+from r1prov.layout import HEADS, KEY_LENGTH, VALUE_LENGTH, block
 from r1prov.units import KIB, MIB
 
 RESERVE_BYTES = 1024 * MIB
@@ -18,7 +16,7 @@ RESERVE_BYTES = 1024 * MIB
 
 def kv_bytes_per_token(kv_type_k: str) -> int:
     """KV cache of one layer for one token: K in `kv_type_k`, V in F16 (it cannot be quantised without flash attention)."""
-    block_elements, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[kv_type_k.upper()]]
+    block_elements, block_bytes = block(kv_type_k.upper())
     return HEADS * KEY_LENGTH // block_elements * block_bytes + HEADS * VALUE_LENGTH * 2
 
 

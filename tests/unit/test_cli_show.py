@@ -16,8 +16,7 @@ def report():
         "ok", 60, 3, ["weights: a", "llama_cpp: b", "llama_cpp: c"], [("weights", 61.0), ("llama_cpp", 62.5)]
     )
     gpu1.benchmark = {
-        "question": {"prompt_tokens_per_second": 61.25, "decode_tokens_per_second": 5.9},
-        "sweep": [{"users": 1, "decode_tokens_per_second_total": 5.8}],
+        "sweep": [{"users": 1, "prompt_tokens_per_second_each": 61.25, "decode_tokens_per_second_each": 5.9}],
     }
     return RunReport("r1prov up", "default", "4x4090", "UD-IQ1_S", "", {"gpu1": gpu1, "gpu2": HostReport("failed")})
 
@@ -58,7 +57,7 @@ def test_status_rows():
         "health": "ok",
         "props": {"total_slots": 4, "default_generation_settings": {"n_ctx": 8192}},
         "weights": {"state": "done"},
-        "benchmark": {"question": {"decode_tokens_per_second": 19.5}},
+        "benchmark": {"sweep": [{"decode_tokens_per_second_each": 19.5}]},
     }
     assert show.status_row("gpu1", status) == ("gpu1", "0.3.36-cuda-abc", "active", "ok", "4 x 8,192", "done", "19.50")
     bare = {"release": None, "units": {}, "health": "down", "props": None, "weights": None, "benchmark": None}

@@ -8,9 +8,8 @@ from r1prov.machine import Published
 from r1prov.report import HostReport, Recorder, RunReport, benchmark_rows, failure
 
 MEASURED = {
-    "question": {"prompt_tokens_per_second": 61.25, "decode_tokens_per_second": 5.781},
     "sweep": [
-        {"users": 1, "decode_tokens_per_second_total": 5.8},
+        {"users": 1, "prompt_tokens_per_second_each": 61.25, "decode_tokens_per_second_each": 5.781},
         {"users": 4, "decode_tokens_per_second_total": 11.5},
     ],
 }

@@ -1,0 +1,76 @@
+"""A small client of llama-server's HTTP API. Standard library only; proxies are never asked."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from http.client import HTTPResponse
+
+
+class ApiError(Exception):
+    """The server does not answer, or not as it should; the message says what came back.
+
+    Attributes:
+        status: the HTTP status; 0 where there was no answer.
+    """
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Api:
+    """One server.
+
+    Args:
+        url: without a path, e.g. `http://127.0.0.1:8000`.
+        key_file: a file on this host with the API key; empty for none.
+        timeout_s: longest silence of the server that is borne.
+    """
+
+    def __init__(self, url: str, key_file: str = "", timeout_s: float = 30.0) -> None:
+        self._url = url.rstrip("/")
+        self._headers = {"Content-Type": "application/json"}
+        self._timeout_s = timeout_s
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        if key_file:
+            try:
+                key = Path(key_file).read_text(encoding="utf-8").strip()
+            except OSError as error:
+                raise ApiError(f"the API key cannot be read: {error}") from error
+            self._headers["Authorization"] = f"Bearer {key}"
+
+    def get(self, path: str) -> dict:
+        """The JSON at a path."""
+        with self._open(path, None) as answer:
+            return json.load(answer)
+
+    def stream(self, path: str, body: dict) -> Iterator[dict]:
+        """Posts JSON and yields the events of the answer as they come."""
+        with self._open(path, body | {"stream": True}) as answer:
+            try:
+                for raw in answer:
+                    line = raw.decode("utf-8", errors="replace").strip()
+                    if line.startswith("error:"):
+                        raise ApiError(f"{path} broke off: {line}")
+                    if line.startswith("data:") and line != "data: [DONE]":
+                        yield json.loads(line[len("data:") :])
+            except OSError as error:
+                raise ApiError(f"{path} broke off: {error}") from error
+
+    def _open(self, path: str, body: dict | None) -> HTTPResponse:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self._url + path, data, self._headers)  # noqa: S310 - the operator's own URL
+        try:
+            return self._opener.open(request, timeout=self._timeout_s)
+        except urllib.error.HTTPError as error:
+            said = error.read(500).decode("utf-8", errors="replace")
+            raise ApiError(f"{self._url}{path} answers HTTP {error.code}: {said}", error.code) from error
+        except OSError as error:
+            raise ApiError(f"{self._url}{path} does not answer: {getattr(error, 'reason', error)}") from error

@@ -1,0 +1,67 @@
+"""Progress of a long step on a host, where the controller can read it while the step runs.
+
+The format is described in ARCHITECTURE.md ("Progress").
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+RUN = Path("/run/r1prov")
+_INTERVAL_S = 0.5
+
+
+class Progress:
+    """Writes `/run/r1prov/STEP/progress.json`, at most twice a second.
+
+    Args:
+        step: the role's name.
+        run: the folder that holds one folder per step.
+    """
+
+    def __init__(self, step: str, run: Path = RUN) -> None:
+        self._step = step
+        self._file = run / step / "progress.json"
+        self._label, self._total, self._unit, self._done = "starting", 0, "steps", 0
+        self._written = 0.0
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+
+    def begin(self, label: str, total: int, unit: str) -> None:
+        """A new part of the step begins.
+
+        Args:
+            label: what is being done, e.g. `compiling`.
+            total: how many units this part has; 0 where that is not known.
+            unit: `steps` or `bytes`.
+        """
+        self._label, self._total, self._unit, self._done = label, total, unit, 0
+        self._write("running")
+
+    def update(self, done: int, total: int | None = None) -> None:
+        """So many units are done; `total` where it became known or changed."""
+        self._done = done
+        self._total = self._total if total is None else total
+        if time.monotonic() - self._written >= _INTERVAL_S:
+            self._write("running")
+
+    def finish(self, *, failed: bool = False) -> None:
+        """The step is over; a part whose length is known is complete, unless it failed."""
+        self._done = self._done if failed else self._total
+        self._write("failed" if failed else "done")
+
+    def _write(self, state: str) -> None:
+        self._written = time.monotonic()
+        content = {
+            "step": self._step,
+            "label": self._label,
+            "done": self._done,
+            "total": self._total,
+            "unit": self._unit,
+            "state": state,
+            "updated": time.time(),
+        }
+        temporary = self._file.with_suffix(".tmp")
+        temporary.write_text(json.dumps(content), encoding="utf-8")
+        temporary.replace(self._file)

@@ -1,0 +1,334 @@
+#!/usr/bin/python
+"""Ansible module r1.prov.service_unit: one systemd service, from its unit file to a process that runs what the file says."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: service_unit
+short_description: Brings one systemd service to its declared state, in one round trip
+description:
+  - Writes the unit file and credentials, reloads systemd, enables and starts, or restarts when the unit file, a credential or the
+    program is not what the running process was started with. What that was is remembered in
+    C(/var/lib/r1prov/service/NAME.started), so a run that was cut off between writing and restarting is made good by the next one.
+  - Waits until the start has succeeded or failed. A failure tells the last lines of the service's log and what to do next.
+options:
+  name:
+    description: The unit, without C(.service).
+    type: str
+    required: true
+  content:
+    description: The unit file.
+    type: str
+    required: true
+  state:
+    description: C(started) is enabled and running, C(stopped) neither, C(installed) leaves alone whether it runs.
+    type: str
+    choices: [started, stopped, installed]
+    default: started
+  credentials_dir:
+    description: Folder for I(credentials).
+    type: path
+    default: ""
+  credentials:
+    description: Secrets that the service reads at its start, written to files that only root may read.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: The file's name.
+        type: str
+        required: true
+      content:
+        description: The secret.
+        type: str
+        required: true
+  programs:
+    description: Files that the service runs. When one is another file than at the last start, links followed, the service restarts.
+    type: list
+    elements: path
+    default: []
+  ports:
+    description: TCP ports it listens on. When it does not start, another process that holds one is named.
+    type: list
+    elements: int
+    default: []
+  load_step:
+    description: While it starts, what it has read is shown as the progress of this step. Empty for no progress.
+    type: str
+    default: ""
+  load_bytes:
+    description: How much it reads before it is ready.
+    type: int
+    default: 0
+  remedies:
+    description: What to say when it does not start. The first whose pattern is found in its log is shown.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      pattern:
+        description: Regular expression.
+        type: str
+        required: true
+      remedy:
+        description: What to do next.
+        type: str
+        required: true
+author:
+  - The r1prov team
+"""
+
+EXAMPLES = r"""
+- name: Run the exporter
+  r1.prov.service_unit:
+    name: exporter
+    content: "{{ lookup('ansible.builtin.template', 'exporter.service.j2') }}"
+"""
+
+RETURN = r"""
+actions:
+  description: What was done, or would be, e.g. C(wrote the unit file), C(restarted).
+  type: list
+  elements: str
+  returned: success
+log:
+  description: The last lines of the log of a start that failed.
+  type: list
+  elements: str
+  returned: failure
+"""
+
+import functools
+import hashlib
+import os
+import re
+import stat
+import subprocess
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.r1.prov.plugins.module_utils.host_probe import probe
+from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
+
+_UNITS = Path("/etc/systemd/system")
+_REMEMBERED = Path("/var/lib/r1prov/service")
+_LOG_LINES = 15
+
+
+class Service:
+    """One service on this host: what is wanted, what is there."""
+
+    def __init__(self, parameters: dict) -> None:
+        self.wanted = parameters
+        self.unit = f"{parameters['name']}.service"
+        self.file = _UNITS / self.unit
+        self.remembered = _REMEMBERED / f"{parameters['name']}.started"
+        folder = Path(parameters["credentials_dir"])
+        self.credentials = {
+            folder / credential["name"]: credential["content"] for credential in parameters["credentials"]
+        }
+        self.before = _text(self.file)
+        self.now = self._show()
+
+    def _show(self) -> dict:
+        keys = "ActiveState,SubState,UnitFileState,NeedDaemonReload,InvocationID,MainPID,Result"
+        shown = _systemctl("show", self.unit, f"--property={keys}").stdout
+        return dict(line.split("=", 1) for line in shown.splitlines())
+
+    def _inputs(self) -> str:
+        """Identifies the files that a start reads. Time stamps, not contents: no digest of a secret is left on the host."""
+        digest = hashlib.sha256()
+        for path in map(os.path.realpath, (self.file, *self.credentials, *self.wanted["programs"])):
+            try:
+                status = Path(path).stat()
+                digest.update(f"{path} {status.st_ino} {status.st_size} {status.st_mtime_ns}\n".encode())
+            except FileNotFoundError:
+                digest.update(f"{path} none\n".encode())
+        return digest.hexdigest()
+
+    def actions(self) -> dict:
+        """What has to be done, by the name it is reported under, in order."""
+        todo = {}
+        written = self.before != self.wanted["content"]
+        if written:
+            todo["wrote the unit file"] = lambda: _write(self.file, self.wanted["content"], 0o644)
+        for path, content in self.credentials.items():
+            if not _is_root_only(path) or _text(path) != content:
+                todo[f"wrote {path}"] = functools.partial(_write, path, content, 0o600)
+        stale = bool(todo) or _text(self.remembered) != self._inputs()
+        if written or self.now["NeedDaemonReload"] == "yes":
+            todo["reloaded systemd"] = lambda: self._do("daemon-reload")
+        enabled, active = self.now["UnitFileState"] == "enabled", self.now["ActiveState"] not in ("inactive", "failed")
+        if self.wanted["state"] == "started":
+            if not enabled:
+                todo["enabled"] = lambda: self._do("enable", "--quiet", self.unit)
+            if self.now["ActiveState"] != "active":
+                # One that is loading already is waited for, unless it loads the wrong thing; one that failed is not left to its timer.
+                again = written or self.now["SubState"] == "auto-restart"
+                todo["started"] = lambda: self._start("restart" if again else "start")
+            elif stale:
+                todo["restarted"] = lambda: self._start("restart")
+        elif self.wanted["state"] == "stopped":
+            if self.now["UnitFileState"] in ("enabled", "enabled-runtime"):
+                todo["disabled"] = lambda: self._do("disable", "--quiet", self.unit)
+            if active:
+                todo["stopped"] = lambda: self._do("stop", self.unit)
+        return todo
+
+    def _do(self, *command: str) -> None:
+        done = _systemctl(*command)
+        if done.returncode:
+            raise ServiceError(f"systemctl {' '.join(command)}: {done.stderr.strip()}")
+
+    def _start(self, verb: str) -> None:
+        """Starts, and returns when the service is ready."""
+        # Before, not after: where this start fails and systemd's next one succeeds, nothing has to be restarted.
+        self.remembered.parent.mkdir(parents=True, exist_ok=True)
+        self.remembered.write_text(self._inputs(), encoding="utf-8")
+        _systemctl("reset-failed", self.unit)  # earlier failures must not count against this start
+        progress = Progress(self.wanted["load_step"]) if self.wanted["load_step"] else None
+        with subprocess.Popen(
+            ["systemctl", verb, self.unit], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        ) as job:
+            if progress:
+                progress.begin("loading", self.wanted["load_bytes"], "bytes")
+            while True:
+                try:
+                    job.wait(timeout=0.5)
+                    break
+                except subprocess.TimeoutExpired:
+                    if progress:
+                        progress.update(min(self._bytes_read(), self.wanted["load_bytes"]))
+            complaint = job.stderr.read().strip()
+        ended = self._show()
+        # A program that dies right after it was ready makes no failed job.
+        failed = job.returncode != 0 or ended["ActiveState"] == "failed" or ended["SubState"] == "auto-restart"
+        if progress:
+            progress.finish(failed=failed)
+        if failed:
+            raise ServiceError(complaint, log=self._log(ended), result=ended["Result"])
+
+    def _bytes_read(self) -> int:
+        """How much the starting process has read, or has in memory of files it maps, whichever is more."""
+        pid = self._show()["MainPID"]
+        mapped = re.search(r"^RssFile:\s+(\d+)", _text(Path(f"/proc/{pid}/status")), re.MULTILINE)
+        read = re.search(r"^rchar: (\d+)", _text(Path(f"/proc/{pid}/io")), re.MULTILINE)
+        return max(int(mapped[1]) * 1024 if mapped else 0, int(read[1]) if read else 0)
+
+    def _log(self, ended: dict) -> list:
+        """The last lines that the program and systemd wrote about this start."""
+        start = ended["InvocationID"]
+        which = [f"_SYSTEMD_INVOCATION_ID={start}", "+", f"INVOCATION_ID={start}"] if start else ["--unit", self.unit]
+        command = ["journalctl", "--output", "cat", "--no-pager", "--lines", str(_LOG_LINES), *which]
+        lines = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", check=False
+        ).stdout.splitlines()
+        return [line for line in lines if line.strip()]
+
+    def explain(self, error: ServiceError) -> str:
+        """What went wrong and what to do next."""
+        listeners = probe(ports=self.wanted["ports"])["listeners"] if self.wanted["ports"] else []
+        holders = [found for found in listeners if found["unit"] != self.unit]
+        if holders:
+            port, who = holders[0]["port"], holders[0]
+            by = f"{who['process'] or 'another process'} (pid {who['pid']}{', ' + who['unit'] if who['unit'] else ''})"
+            return f"port {port} is taken by {by}. Stop that, or give {self.wanted['name']} another port."
+        for known in self.wanted["remedies"]:
+            if re.search(known["pattern"], "\n".join(error.log)):
+                return known["remedy"]
+        if error.result == "timeout":
+            return "it was not ready within its time limit (TimeoutStartSec). Look at its log; a slow disk needs a longer limit."
+        return f"its log says why: journalctl -u {self.unit}"
+
+
+class ServiceError(Exception):
+    """The service cannot be brought to its state."""
+
+    def __init__(self, message: str, *, log: list | None = None, result: str = "") -> None:
+        super().__init__(message)
+        self.log = log or []
+        self.result = result
+
+
+def _systemctl(*command: str) -> subprocess.CompletedProcess:
+    return subprocess.run(["systemctl", *command], capture_output=True, text=True, check=False)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _is_root_only(path: Path) -> bool:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return False
+    return (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (0, 0, 0o600)
+
+
+def _write(path: Path, content: str, mode: int) -> None:
+    """Replaces a file at once; nobody sees it half-written or with another mode."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.unlink(missing_ok=True)
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(content)
+    temporary.chmod(mode)
+    temporary.replace(path)
+
+
+def main() -> None:
+    credentials = {
+        "name": {"type": "str", "required": True},
+        "content": {"type": "str", "required": True, "no_log": True},
+    }
+    remedies = {"pattern": {"type": "str", "required": True}, "remedy": {"type": "str", "required": True}}
+    module = AnsibleModule(
+        argument_spec={
+            "name": {"type": "str", "required": True},
+            "content": {"type": "str", "required": True},
+            "state": {"type": "str", "choices": ["started", "stopped", "installed"], "default": "started"},
+            "credentials_dir": {"type": "path", "default": ""},
+            "credentials": {"type": "list", "elements": "dict", "default": [], "options": credentials},
+            "programs": {"type": "list", "elements": "path", "default": []},
+            "ports": {"type": "list", "elements": "int", "default": []},
+            "load_step": {"type": "str", "default": ""},
+            "load_bytes": {"type": "int", "default": 0},
+            "remedies": {"type": "list", "elements": "dict", "default": [], "options": remedies},
+        },
+        supports_check_mode=True,
+    )
+    os.environ["LC_ALL"] = "C"
+    service = Service(module.params)
+    todo = service.actions()
+    result = {"changed": bool(todo), "actions": list(todo)}
+    if service.before != module.params["content"]:
+        header = str(service.file)
+        result["diff"] = {
+            "before_header": header,
+            "after_header": header,
+            "before": service.before,
+            "after": module.params["content"],
+        }
+    if not module.check_mode:
+        try:
+            for act in todo.values():
+                act()
+        except (ServiceError, OSError) as error:
+            log = getattr(error, "log", [])
+            why = service.explain(error) if isinstance(error, ServiceError) and log else str(error)
+            shown = "".join(f"\n    {line}" for line in log)
+            module.fail_json(
+                msg=f"{service.unit} did not start: {why}{shown and ' Its last words:' + shown}",
+                **result | {"log": log},
+            )
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+#!/usr/bin/python3
+"""Waits until a URL answers 200. Run by systemd after a service's start: ends with 1 when the service's main process has ended."""
+
+import os
+import sys
+import time
+import urllib.request
+
+url, main_pid = sys.argv[1], int(os.environ["MAINPID"])
+no_proxy = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+while True:
+    # First: another program on the same port must not be taken for a service that has just died of that.
+    try:
+        os.kill(main_pid, 0)
+    except ProcessLookupError:
+        sys.exit(1)
+    try:
+        with no_proxy.open(url, timeout=5):
+            break
+    except OSError:  # nothing listens yet, or HTTP 503: still loading
+        time.sleep(0.2)

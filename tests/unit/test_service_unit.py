@@ -1,0 +1,107 @@
+"""Unit files: quoting, golden files for what the roles declare, and systemd's own opinion where it is installed."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import jinja2
+import pytest
+import yaml
+from ansible_collections.r1.prov.plugins.filter.systemd import FilterModule, systemd_text, systemd_word
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests/golden/units"
+
+PROGRAM = {
+    "service_name": "r1prov-llama-server",
+    "service_description": "DeepSeek-R1 on llama.cpp",
+    "service_user": "r1prov-llama",
+    "service_argv": [
+        "/opt/r1prov/bin/llama-server",
+        "--api-key-file",
+        "${CREDENTIALS_DIRECTORY}/api-key",
+        "--port",
+        8000,
+    ],
+    "service_credentials": {"api-key": "secret text"},
+    "service_ready_url": "http://127.0.0.1:8000/health",
+    "service_start_timeout_s": 821,
+}
+DECLARED = {
+    "loopback": PROGRAM,
+    "gpu": PROGRAM
+    | {
+        "service_devices": ["char-nvidia*"],
+        "service_kernel_modules": ["nvidia", "nvidia_uvm"],
+        "service_start_pre": ["/usr/bin/nvidia-modprobe --unified-memory"],
+        "service_memory_lock": True,
+    },
+    "transfer": {
+        "service_name": "r1prov-weights",
+        "service_description": "Fetches 100 % of the weights",
+        "service_user": "r1prov-weights",
+        "service_argv": ["/usr/bin/python3", "/x/fetch.py", 'a "b" $HOME 5%'],
+        "service_environment": {"HF_ENDPOINT": "https://mirror.example.com/a b"},
+        "service_environment_file": "/etc/network turbo",
+        "service_network": "any",
+        "service_state_directory": "r1prov/weights",
+        "service_runtime_directory": "r1prov/weights",
+        "service_write_paths": ["/srv/r1prov/models/R1"],
+        "service_restart_on": "digest\nof two lines",
+        "service_remain_after_exit": True,
+        "service_umask": "0022",
+    },
+}
+
+
+def rendered(declaration: dict) -> str:
+    values = yaml.safe_load((ROOT / "roles/service/defaults/main.yml").read_text())
+    values |= {"__service_etc": f"/etc/r1prov/{declaration['service_name'].removeprefix('r1prov-')}"} | declaration
+    environment = jinja2.Environment(trim_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    environment.filters |= {f"r1.prov.{name}": filter_ for name, filter_ in FilterModule().filters().items()}
+    return environment.from_string((ROOT / "roles/service/templates/unit.service.j2").read_text()).render(values)
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_unit_is_the_golden_one(name: str) -> None:
+    assert rendered(DECLARED[name]) == (GOLDEN / f"{name}.service").read_text()
+
+
+def test_no_secret_is_in_a_unit() -> None:
+    assert "secret text" not in rendered(PROGRAM)
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not installed here")
+@pytest.mark.parametrize("name", DECLARED)
+def test_systemd_gives_each_unit_two_or_better(name: str, tmp_path: Path) -> None:
+    unit = tmp_path / f"{name}.service"
+    unit.write_text(rendered(DECLARED[name]))
+    command = ["systemd-analyze", "security", "--offline=true", "--threshold=20", "--no-pager", str(unit)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("value", "word"),
+    [
+        ("--ctx-size", "--ctx-size"),
+        (8192, "8192"),
+        ("a b", '"a b"'),
+        ("", '""'),
+        (";", '";"'),
+        ('"', r'"\""'),
+        ("back\\slash", r'"back\\slash"'),
+        ("100%", '"100%%"'),
+        ("$HOME", '"$$HOME"'),
+        ("${CREDENTIALS_DIRECTORY}/key", '"${CREDENTIALS_DIRECTORY}/key"'),
+        ("two\nlines", r'"two\nlines"'),
+    ],
+)
+def test_a_word_reaches_the_program_as_it_is(value: object, word: str) -> None:
+    assert systemd_word(value) == word
+
+
+def test_a_text_cannot_begin_another_setting() -> None:
+    assert systemd_text("one\nExecStart=two %h") == "one ExecStart=two %%h"

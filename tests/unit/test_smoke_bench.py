@@ -1,0 +1,106 @@
+"""The modules that look at a running server, as far as they are arithmetic; roles/smoke_bench/molecule runs them on a real one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from ansible_collections.r1.prov.plugins.modules import llama_server_props, smoke_bench
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PROPS = {
+    "model_path": "/m.gguf",
+    "total_slots": 2,
+    "default_generation_settings": {"n_ctx": 2048},
+    "build_info": "b1",
+}
+WANTED = {
+    "question": "?",
+    "expect": "!",
+    "max_tokens": 9,
+    "concurrency": [1],
+    "sweep_tokens": 4,
+    "subject": {"profile": "demo"},
+}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--ctx-size", "4096", "--parallel", "2"], []),
+        (["-c", "2048", "-np", "2", "--kv-unified"], []),
+        (["--ctx-size", "4000", "--parallel", "2"], []),  # rounded up to a multiple of 256
+        (["--parallel", "2"], []),  # what was not asked for is not compared
+        (["--ctx-size", "8192", "--parallel", "2"], ["2048 tokens of context per slot, not 4096"]),
+        (["--ctx-size", "8192", "--parallel", "4"], ["2 slots, not 4"]),
+    ],
+)
+def test_props_are_held_against_the_arguments(arguments: list[str], says: list[str]) -> None:
+    found = llama_server_props.differences(PROPS, "/m.gguf", arguments)
+    assert len(found) == len(says)
+    assert all(want in sentence for want, sentence in zip(says, found, strict=True))
+
+
+def test_another_model_is_noticed() -> None:
+    assert llama_server_props.differences(PROPS, "/other.gguf", []) == ["it serves /m.gguf, not /other.gguf"]
+
+
+def test_a_gpu_is_used_when_a_card_is_open(tmp_path: Path) -> None:
+    folder = tmp_path / "7" / "fd"
+    folder.mkdir(parents=True)
+    (folder / "0").symlink_to("/dev/nvidiactl")
+    (folder / "1").symlink_to("socket:[1]")
+    assert not llama_server_props.uses_gpu("7", tmp_path)
+    (folder / "2").symlink_to("/dev/nvidia0")
+    assert llama_server_props.uses_gpu("7", tmp_path)
+
+
+def test_command_line_is_read_from_a_unit() -> None:
+    unit = "[Service]\nType=exec\nExecStart=/bin/server \\\n    --port 1 \\\n    --model m\nExecStartPost=/bin/wait\n"
+    assert smoke_bench.command_line(unit) == "/bin/server --port 1 --model m"
+    assert smoke_bench.command_line("[Service]\n") == ""
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"release": "another"},
+        {"command": "server --threads 2"},
+        {"wanted": {"question": "What else?"}},
+        {"wanted": {"concurrency": [1, 2]}},
+        {"wanted": {"subject": {"profile": "cpu"}}},
+        {"props": {"build_info": "b2"}},
+    ],
+)
+def test_what_changed_is_measured_again(change: dict) -> None:
+    def digest(wanted: dict, props: dict, command: str = "server", release: str = "r") -> str:
+        both = WANTED | wanted
+        return smoke_bench.digest(smoke_bench.describe(both, PROPS | props, command, release), both)
+
+    changed = digest(**{"wanted": {}, "props": {}} | change)
+    assert changed != digest({}, {})
+    assert changed == digest(**{"wanted": {}, "props": {}} | change)
+
+
+def test_a_model_file_that_was_replaced_is_measured_again(tmp_path: Path) -> None:
+    model = tmp_path / "m.gguf"
+    model.write_text("one")
+    first = smoke_bench.describe(WANTED, PROPS | {"model_path": str(model)}, "", "")
+    model.write_text("other")
+    assert smoke_bench.describe(WANTED, PROPS | {"model_path": str(model)}, "", "") != first
+
+
+def test_the_result_before_is_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "smoke_bench"
+    for number in range(3):
+        smoke_bench.keep(folder, {"schema": smoke_bench.SCHEMA, "measured_unix_s": number})
+    assert smoke_bench.read_result(folder / "last.json")["measured_unix_s"] == 2
+    assert smoke_bench.read_result(folder / "previous.json")["measured_unix_s"] == 1
+
+
+def test_a_result_of_another_schema_is_none(tmp_path: Path) -> None:
+    smoke_bench.keep(tmp_path, {"schema": 0})
+    assert smoke_bench.read_result(tmp_path / "last.json") == {}
+    assert smoke_bench.read_result(tmp_path / "missing.json") == {}
