@@ -1,0 +1,206 @@
+#!/usr/bin/python
+"""Ansible module r1.prov.apt_present: Debian packages that must be there."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: apt_present
+short_description: Installs the Debian packages that are missing
+description:
+  - Asks dpkg once. Only where something is missing are the package lists refreshed and the missing packages installed, without
+    recommended ones. Needs no python3-apt, so that check mode works on a fresh host.
+  - Waits for another package manager (a first boot, unattended upgrades) and finishes an interrupted dpkg.
+options:
+  name:
+    description: Packages.
+    type: list
+    elements: str
+    required: true
+  step:
+    description: The role that asks, for its progress file.
+    type: str
+    required: true
+  lock_timeout_s:
+    description: How long to wait for another package manager, in seconds.
+    type: int
+    default: 600
+author:
+  - The r1prov team
+"""
+
+EXAMPLES = r"""
+- name: Install what a build needs
+  r1.prov.apt_present:
+    name: [build-essential, cmake]
+    step: build_deps
+"""
+
+RETURN = r"""
+installed:
+  description: What was missing and is installed now, or would be.
+  type: list
+  elements: str
+  returned: success
+"""
+
+import os
+import re
+import subprocess
+import tempfile
+import time
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
+
+_LOCKED = re.compile(r"Could not get lock|Unable to lock|is held by process|Unable to acquire the dpkg frontend lock")
+_WAIT_S = 5
+_OPTIONS = tuple(
+    word
+    for setting in (
+        "APT::Get::Assume-Yes=true",
+        "APT::Install-Recommends=false",
+        "Acquire::Retries=5",
+        "Acquire::http::Timeout=60",
+        "Acquire::https::Timeout=60",
+        "Dpkg::Options::=--force-confold",
+        "Dpkg::Use-Pty=false",
+    )
+    for word in ("-o", setting)
+)
+
+
+class AptError(Exception):
+    """apt failed; the message says why and what to do next."""
+
+
+def missing(wanted: list, status: str) -> list:
+    """Those of the wanted packages that are not installed.
+
+    Args:
+        wanted: package names.
+        status: lines `name status` from dpkg-query, e.g. `cmake installed`; a removed package still has a line.
+    """
+    installed = {line.split()[0] for line in status.splitlines() if line.endswith(" installed")}
+    return [name for name in wanted if name not in installed]
+
+
+def explain(output: str) -> str:
+    """What apt said is wrong, and what to do about it."""
+    errors = [
+        line for line in output.splitlines() if line.startswith(("E:", "W: Failed", "dpkg: error"))
+    ] or output.splitlines()[-5:]
+    text = "\n".join(errors[:8])
+    if "Unable to locate package" in text or "has no installation candidate" in text:
+        advice = (
+            "The host's package sources do not have it: correct them, or set build_deps_apt_mirror to one that does."
+        )
+    elif "No space left" in text or "enough free space" in text:
+        advice = "The system disk is full: free some space and run again."
+    elif "Failed to fetch" in text or "Could not resolve" in text:
+        advice = (
+            "The package mirror does not answer: check the host's network, or set build_deps_apt_mirror or a proxy."
+        )
+    else:
+        advice = "Make `apt-get install` work by hand on the host, then run again."
+    return f"{text}\n{advice}"
+
+
+def apt(command: list, deadline: float, progress: Progress) -> None:
+    """Runs one apt-get command; waits while another package manager holds the lock.
+
+    Args:
+        command: e.g. `["update"]`.
+        deadline: how long to wait, in seconds of the monotonic clock.
+        progress: told what apt says about itself, in percent.
+    """
+    repaired = False
+    while True:
+        failed, output = _run(command, progress)
+        # A list that could not be fetched is only a warning to apt-get update; the install that follows says what it misses.
+        if not failed:
+            return
+        if _LOCKED.search(output) and time.monotonic() < deadline:
+            progress.begin("waiting for another package manager", 0, "steps")
+            time.sleep(_WAIT_S)
+        elif "dpkg was interrupted" in output and not repaired:
+            subprocess.run(["dpkg", "--configure", "-a"], env=_environment(), capture_output=True, check=False)
+            repaired = True
+        else:
+            raise AptError(explain(output))
+
+
+def _run(command: list, progress: Progress) -> tuple:
+    """The exit status and the output of apt-get."""
+    read, write = os.pipe()
+    with tempfile.TemporaryFile("w+", errors="replace") as output, os.fdopen(read, errors="replace") as status:
+        process = subprocess.Popen(
+            ["apt-get", *_OPTIONS, "-o", f"APT::Status-Fd={write}", *command],
+            env=_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            pass_fds=(write,),
+        )
+        os.close(write)
+        label = ""
+        for line in status:
+            if step := status_step(line):
+                if step[0] != label:
+                    label = step[0]
+                    progress.begin(label, 100, "steps")
+                progress.update(step[1])
+        failed = process.wait()
+        output.seek(0)
+        return failed, output.read()
+
+
+def status_step(line: str) -> tuple[str, int] | None:
+    """(what apt does, percent) from a line of its status, e.g. `dlstatus:3:12.5:Retrieving file 3 of 40`."""
+    kind, _, rest = line.partition(":")
+    percent = re.search(r":(\d+)(?:\.\d+)?:", rest)
+    labels = {"dlstatus": "downloading packages", "pmstatus": "installing packages"}
+    return (labels[kind], int(percent[1])) if kind in labels and percent else None
+
+
+def _environment() -> dict:
+    return {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "name": {"type": "list", "elements": "str", "required": True},
+            "step": {"type": "str", "required": True},
+            "lock_timeout_s": {"type": "int", "default": 600},
+        },
+        supports_check_mode=True,
+    )
+    wanted = module.params["name"]
+    # It exits with 1 for names it has never heard of, and prints the others.
+    status = subprocess.run(
+        ["dpkg-query", "--show", "--showformat", "${Package} ${db:Status-Status}\\n", *wanted],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout
+    absent = missing(wanted, status)
+    if absent and not module.check_mode:
+        deadline = time.monotonic() + module.params["lock_timeout_s"]
+        progress = Progress(module.params["step"])
+        try:
+            apt(["update"], deadline, progress)
+            apt(["install", *absent], deadline, progress)
+        except AptError as error:
+            progress.finish(failed=True)
+            module.fail_json(msg=f"{', '.join(absent)} cannot be installed: {error}")
+        progress.finish()
+    module.exit_json(
+        changed=bool(absent),
+        installed=absent,
+        diff={"before": "", "after": "".join(f"{name}\n" for name in absent)} if absent else {},
+    )
+
+
+if __name__ == "__main__":
+    main()

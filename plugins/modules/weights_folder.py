@@ -1,0 +1,176 @@
+#!/usr/bin/python
+"""Ansible module r1.prov.weights_folder: the folder of a model's files, before its transfer starts."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: weights_folder
+short_description: Makes the folder of a model's files ready for their transfer
+description:
+  - Makes the folder and its missing parents.
+  - Hard-links files that lie in other folders of the same disk, so that they are not copied. They are linked to where the transfer
+    keeps unverified files, and get their names when it has verified them. Only root may link what belongs to others.
+  - Stops a transfer that counts itself as done although its files are gone or were changed, so that it can start anew.
+options:
+  path:
+    description: The folder.
+    type: path
+    required: true
+  owner:
+    description: The user whose folder it is.
+    type: str
+    required: true
+  files:
+    description: The files that are wanted.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      name:
+        description: Its name.
+        type: str
+        required: true
+      bytes:
+        description: Its size.
+        type: int
+        required: true
+      sha256:
+        description: The digest of its content.
+        type: str
+        required: true
+  folders:
+    description: Folders of this host that may hold the files already.
+    type: list
+    elements: path
+    default: []
+  unit:
+    description: The unit that transfers.
+    type: str
+    required: true
+author:
+  - The r1prov team
+"""
+
+EXAMPLES = r"""
+- name: Make the folder
+  r1.prov.weights_folder:
+    path: /srv/r1prov/models/demo
+    owner: r1prov-weights
+    files: [{name: m.gguf, bytes: 5, sha256: "..."}]
+    folders: [/mnt/usb]
+    unit: r1prov-weights.service
+"""
+
+RETURN = r"""
+actions:
+  description: What was done, or would be.
+  type: list
+  elements: str
+  returned: success
+"""
+
+import json
+import os
+import pwd
+import subprocess
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+STATE = Path("/var/lib/r1prov/weights/state.json")
+Actions = dict[str, Callable[[], None]]
+
+
+def folder_actions(path: Path, owner: str) -> Actions:
+    """What makes the folder: missing parents are root's, the folder and where files grow are the owner's."""
+    todo: Actions = {}
+    for parent in reversed(path.parents):
+        if not parent.is_dir():
+            todo[f"made {parent}"] = partial(make, parent, "root")
+    for folder in (path, path / ".incoming"):
+        if not folder.is_dir() or folder.owner() != owner or folder.stat().st_mode & 0o777 != 0o755:
+            todo[f"made {folder}"] = partial(make, folder, owner)
+    return todo
+
+
+def link_actions(path: Path, files: list[dict[str, Any]], folders: list[str]) -> Actions:
+    """Which files can be linked: there, of the right size, on the same disk, and for all to read."""
+    todo: Actions = {}
+    disk = next(parent for parent in (path, *path.parents) if parent.is_dir()).stat().st_dev
+    for file in files:
+        link = path / ".incoming" / file["sha256"]
+        if link.exists() or (path / file["name"]).exists():
+            continue
+        for found in (Path(folder, file["name"]) for folder in folders):
+            if not found.is_file() or found.is_symlink():
+                continue
+            status = found.stat()
+            if (status.st_dev, status.st_size) == (disk, file["bytes"]) and status.st_mode & 0o004:
+                todo[f"linked {found}"] = partial(os.link, found, link)
+                break
+    return todo
+
+
+def is_as_verified(path: Path, files: list[dict[str, Any]], state: Path = STATE) -> bool:
+    """Whether each file looks as it did when the transfer verified it (fetch.py, `seen`)."""
+    try:
+        verified = json.loads(state.read_text("utf-8"))["verified"]
+        for file in files:
+            status = (path / file["name"]).stat()
+            looks = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "inode": status.st_ino}
+            if verified.get(str(path / file["name"])) != {"sha256": file["sha256"], **looks}:
+                return False
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
+
+
+def make(folder: Path, owner: str) -> None:
+    folder.mkdir(exist_ok=True)
+    folder.chmod(0o755)
+    entry = pwd.getpwnam(owner)
+    os.chown(folder, entry.pw_uid, entry.pw_gid)
+
+
+def has_ended(unit: str) -> bool:
+    """Whether the unit counts as started though its program has ended."""
+    command = ["systemctl", "show", unit, "--property=SubState", "--value"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "exited"
+
+
+def main() -> None:
+    files = {"name": {"type": "str", "required": True}, "bytes": {"type": "int", "required": True}}
+    files["sha256"] = {"type": "str", "required": True}
+    module = AnsibleModule(
+        argument_spec={
+            "path": {"type": "path", "required": True},
+            "owner": {"type": "str", "required": True},
+            "files": {"type": "list", "elements": "dict", "required": True, "options": files},
+            "folders": {"type": "list", "elements": "path", "default": []},
+            "unit": {"type": "str", "required": True},
+        },
+        supports_check_mode=True,
+    )
+    wanted = module.params
+    path = Path(wanted["path"])
+    todo = folder_actions(path, wanted["owner"]) | link_actions(path, wanted["files"], wanted["folders"])
+    if has_ended(wanted["unit"]) and not is_as_verified(path, wanted["files"]):
+        stop = ["systemctl", "stop", wanted["unit"]]
+        todo[f"stopped {wanted['unit']}, whose files are not as it left them"] = partial(
+            subprocess.run, stop, check=True
+        )
+    if not module.check_mode:
+        try:
+            for act in todo.values():
+                act()
+        except OSError as error:
+            module.fail_json(msg=f"{error.filename or path}: {error.strerror}")
+    module.exit_json(changed=bool(todo), actions=list(todo))
+
+
+if __name__ == "__main__":
+    main()

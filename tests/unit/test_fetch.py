@@ -1,0 +1,382 @@
+"""roles/weights/files/fetch.py, run for real against r1prov.lab.hub on the loopback address."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import http.server
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from r1prov.lab.hub import Faults, Hub
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PROGRAM = Path(__file__).parents[2] / "roles/weights/files/fetch.py"
+REPO, FOLDER = "me/model", "Q"
+SHARD_BYTES = 3 << 20
+TOKEN = "hf_secret"
+HOPELESS = 3
+
+
+class Host:
+    """The folders that the unit gives the program, and the job."""
+
+    def __init__(self, root: Path, published: Path) -> None:
+        self.root = root
+        self.folder = root / "models" / "m"
+        self.folder.mkdir(parents=True)
+        for name in ("state", "run"):
+            (root / name).mkdir()
+        self.published = {path.name: path for path in sorted(published.iterdir())}
+        self.job: dict[str, Any] = {
+            "folder": str(self.folder),
+            "files": [
+                {"name": name, "bytes": path.stat().st_size, "sha256": sha256(path)}
+                for name, path in self.published.items()
+            ],
+            "sources": [],
+            "token": "",
+            "environment": {},
+            "reserve_bytes": 0,
+        }
+
+    def start(self, *sources: dict[str, str]) -> subprocess.Popen[str]:
+        self.job["sources"] = list(sources)
+        (self.root / "job.json").write_text(json.dumps(self.job))
+        environment = {
+            "PATH": os.environ["PATH"],
+            "STATE_DIRECTORY": str(self.root / "state"),
+            "RUNTIME_DIRECTORY": str(self.root / "run"),
+            "INVOCATION_ID": "42",
+        }
+        command = [sys.executable, str(PROGRAM), str(self.root / "job.json")]
+        return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+    def run(self, *sources: dict[str, str]) -> tuple[int, str]:
+        process = self.start(*sources)
+        _, log = process.communicate(timeout=60)
+        return process.returncode, log
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        return json.loads((self.root / "run" / "progress.json").read_text())
+
+    @property
+    def state(self) -> dict[str, Any]:
+        return json.loads((self.root / "state" / "state.json").read_text())
+
+    @property
+    def arrived(self) -> int:
+        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+
+    def is_complete(self) -> bool:
+        names = {path.name for path in self.folder.iterdir()} - {".incoming"}
+        whole = all((self.folder / name).read_bytes() == path.read_bytes() for name, path in self.published.items())
+        return whole and names == set(self.published) and not list((self.folder / ".incoming").iterdir())
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def hub_source(hub: Hub, kind: str = "hub") -> dict[str, str]:
+    return {"type": kind, "endpoint": hub.url, "repo": REPO, "revision": "main", "folder": FOLDER}
+
+
+def wait_for(condition: Any, limit_s: float = 20) -> None:
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """What the hubs serve: three shards."""
+    folder = tmp_path / "hub" / REPO / FOLDER
+    folder.mkdir(parents=True)
+    for number in (1, 2, 3):
+        content = random.Random(number).randbytes(SHARD_BYTES)
+        (folder / f"m-{number:05d}-of-00003.gguf").write_bytes(content)
+    return tmp_path / "hub"
+
+
+@pytest.fixture
+def host(tmp_path: Path, root: Path) -> Host:
+    return Host(tmp_path / "host", root / REPO / FOLDER)
+
+
+@pytest.fixture
+def hub(root: Path) -> Iterator[Hub]:
+    with Hub(root) as running:
+        yield running
+
+
+@pytest.mark.parametrize("kind", ["hub", "modelscope"])
+def test_all_files_arrive_and_are_left_alone_afterwards(host: Host, hub: Hub, kind: str) -> None:
+    assert host.run(hub_source(hub, kind))[0] == 0
+    assert host.is_complete()
+    prefix = "/models" if kind == "modelscope" else ""
+    assert hub.requests[0].path == f"{prefix}/{REPO}/resolve/main/{FOLDER}/m-00001-of-00003.gguf"
+    progress = host.progress
+    assert (progress["state"], progress["unit"]) == ("done", "bytes")
+    assert progress["done"] == progress["total"] == 3 * SHARD_BYTES
+    assert (host.state["state"], host.state["invocation"]) == ("done", "42")
+    assert (host.folder / "m-00001-of-00003.gguf").stat().st_mode & 0o777 == 0o644
+
+    asked = len(hub.requests)
+    assert host.run(hub_source(hub)) == (0, "")
+    assert len(hub.requests) == asked
+
+
+def test_what_was_verified_is_not_read_again_unless_it_changed(host: Host, hub: Hub) -> None:
+    host.run(hub_source(hub))
+    (changed, times) = host.folder / "m-00002-of-00003.gguf", (host.folder / "m-00002-of-00003.gguf").stat()
+    with changed.open("r+b") as stream:
+        stream.write(b"rot")
+    # Same size and same times: as it was recorded, so it is trusted. This is what makes a start take milliseconds.
+    os.utime(changed, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert host.run(hub_source(hub)) == (0, "")
+    changed.touch()
+    assert "is fetched again" in host.run(hub_source(hub))[1]
+    assert host.is_complete()
+
+
+def test_files_that_lie_in_their_place_are_verified_and_kept(host: Host, hub: Hub, root: Path) -> None:
+    for name, path in host.published.items():
+        shutil.copy(path, host.folder / name)
+    assert host.run(hub_source(hub))[0] == 0
+    assert hub.requests == []
+
+
+def test_a_kill_in_the_middle_costs_nothing(host: Host, hub: Hub) -> None:
+    hub.faults.rate_bytes_s = 2 << 20
+    process = host.start(hub_source(hub))
+    wait_for(lambda: host.arrived > SHARD_BYTES + (1 << 20))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = host.arrived
+    assert not (host.folder / "m-00002-of-00003.gguf").exists()
+
+    hub.faults.rate_bytes_s = 0
+    hub.requests.clear()
+    assert host.run(hub_source(hub))[0] == 0
+    assert host.is_complete()
+    assert hub.requests[0].path.endswith("m-00002-of-00003.gguf")
+    assert hub.requests[0].range == f"bytes={before - SHARD_BYTES}-"
+
+
+def test_a_connection_that_breaks_off_is_resumed(host: Host, hub: Hub) -> None:
+    hub.faults.drop_after_bytes = 2 << 20
+    assert host.run(hub_source(hub))[0] == 0
+    assert host.is_complete()
+    assert [request.range for request in hub.requests] == ["", f"bytes={2 << 20}-"] * 3
+
+
+def test_a_server_in_trouble_is_waited_for(host: Host, hub: Hub) -> None:
+    hub.faults.errors = 2
+    code, log = host.run(hub_source(hub))
+    assert code == 0
+    assert log.count("answers 503") == 2
+    assert host.is_complete()
+
+
+def test_nobody_there_means_patience_and_says_so(host: Host, root: Path) -> None:
+    with Hub(root) as hub:
+        pass  # its port is free again, and refuses
+    process = host.start(hub_source(hub))
+    wait_for(lambda: (host.root / "run/progress.json").exists() and "waiting" in host.progress["label"])
+    assert "Connection refused" in host.progress["label"]
+    assert host.progress["state"] == "running"
+    with Hub(root, port=hub.port):
+        process.wait(timeout=30)
+    assert host.is_complete()
+
+
+def test_a_source_that_is_down_is_passed_over(host: Host, hub: Hub, root: Path) -> None:
+    with Hub(root) as down:
+        pass
+    assert host.run(hub_source(down), hub_source(hub))[0] == 0
+    assert host.is_complete()
+
+
+def test_wrong_bytes_are_refused_and_the_next_source_asked(host: Host, hub: Hub, root: Path) -> None:
+    with Hub(root, faults=Faults(wrong_bytes=True)) as liar:
+        code, log = host.run(hub_source(liar), hub_source(hub))
+        assert code == 0
+        assert host.is_complete()
+        assert f"127.0.0.1:{liar.port} sends wrong bytes" in log
+
+        shutil.rmtree(host.folder)
+        host.folder.mkdir()
+        code, _ = host.run(hub_source(liar))
+    assert code == HOPELESS
+    assert host.progress["state"] == host.state["state"] == "failed"
+    assert f"127.0.0.1:{liar.port} sends wrong bytes" in host.state["message"]
+    assert host.arrived == 0
+
+
+def test_a_good_source_is_not_blamed_for_what_a_bad_one_began(host: Host, hub: Hub, root: Path) -> None:
+    with Hub(root, faults=Faults(wrong_bytes=True, rate_bytes_s=2 << 20)) as liar:
+        process = host.start(hub_source(liar))
+        wait_for(lambda: host.arrived > 1 << 20)
+        process.kill()
+        process.wait()
+    code, log = host.run(hub_source(hub))
+    assert code == 0
+    assert "does not fit together" in log
+    assert host.is_complete()
+
+
+def test_when_every_source_refuses_each_one_s_word_is_given(host: Host, hub: Hub, tmp_path: Path) -> None:
+    lost = {**hub_source(hub), "repo": "me/lost"}
+    code, log = host.run(lost, {"type": "folder", "path": str(tmp_path / "no-such")})
+    assert code == HOPELESS
+    for text in (log, host.progress["label"], host.state["message"]):
+        assert "no source brings m-00001-of-00003.gguf" in text
+        assert "answers 404" in text
+        assert f"the folder {tmp_path}/no-such does not have it" in text
+
+
+def test_a_file_of_another_size_is_refused_before_it_is_fetched(host: Host, hub: Hub) -> None:
+    host.job["files"][0]["bytes"] -= 1
+    code, log = host.run(hub_source(hub))
+    assert code == HOPELESS
+    assert f"has {SHARD_BYTES} bytes where {SHARD_BYTES - 1} are wanted" in log
+
+
+@pytest.mark.parametrize("kind", ["folder", "hub"])
+def test_an_lfs_pointer_is_recognised(host: Host, hub: Hub, root: Path, kind: str) -> None:
+    folder = root / REPO / FOLDER
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize {SHARD_BYTES}\n"
+    (folder / "m-00001-of-00003.gguf").write_text(pointer)
+    source = hub_source(hub) if kind == "hub" else {"type": "folder", "path": str(folder)}
+    code, log = host.run(source)
+    assert code == HOPELESS
+    assert "Git LFS pointer" in log
+
+
+@pytest.mark.parametrize("prefix", ["", "file://"])
+def test_a_folder_is_a_source(host: Host, root: Path, prefix: str) -> None:
+    folder = str(root / REPO / FOLDER)
+    row = {"type": "http", "url": prefix + folder} if prefix else {"type": "folder", "path": folder}
+    assert host.run(row)[0] == 0
+    assert host.is_complete()
+    assert (host.folder / "m-00001-of-00003.gguf").stat().st_nlink == 1
+
+
+def test_a_mirror_without_ranges_is_a_source(host: Host, root: Path) -> None:
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(root / REPO / FOLDER))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as mirror:
+        threading.Thread(target=mirror.serve_forever, daemon=True).start()
+        incoming = host.folder / ".incoming"
+        incoming.mkdir()
+        first = host.job["files"][0]
+        (incoming / first["sha256"]).write_bytes(host.published[first["name"]].read_bytes()[:1000])
+        assert host.run({"type": "http", "url": f"http://127.0.0.1:{mirror.server_port}/"})[0] == 0
+        mirror.shutdown()
+    assert host.is_complete()
+
+
+def test_the_token_is_shown_to_the_hub_and_to_nobody_else(host: Host, root: Path) -> None:
+    host.job["token"] = TOKEN
+    with Hub(root) as cdn, Hub(root, token=TOKEN, cdn=cdn.url) as hub, Hub(root) as mirror:
+        url = f"{mirror.url}/{REPO}/resolve/main/nothing-there"
+        code, log = host.run(
+            {"type": "http", "url": url}, hub_source(mirror, "modelscope") | {"folder": ""}, hub_source(hub)
+        )
+    assert code == 0, log
+    assert host.is_complete()
+    assert {request.token for request in hub.requests} == {TOKEN}
+    assert cdn.requests
+    assert mirror.requests
+    assert {request.token for request in cdn.requests + mirror.requests} == {""}
+    assert TOKEN not in log
+    assert TOKEN not in (host.root / "run/progress.json").read_text()
+
+
+def test_a_missing_token_is_named(host: Host, root: Path) -> None:
+    with Hub(root, token=TOKEN) as hub:
+        code, log = host.run(hub_source(hub))
+    assert code == HOPELESS
+    assert "answers 401 Unauthorized; it may want a token" in log
+
+
+def test_a_proxy_comes_from_the_environment(host: Host, root: Path) -> None:
+    # The hub itself plays the proxy: it is asked for the whole address of a host that does not exist.
+    with Hub(root) as proxy:
+        host.job["environment"] = {"http_proxy": proxy.url}
+        code, log = host.run({**hub_source(proxy), "endpoint": "http://hub.invalid"})
+    assert code == 0, log
+    assert host.is_complete()
+
+
+def test_a_socks_proxy_is_refused_in_plain_words(host: Host, hub: Hub) -> None:
+    host.job["environment"] = {"http_proxy": "socks5://127.0.0.1:1"}
+    code, log = host.run(hub_source(hub))
+    assert code == HOPELESS
+    assert "SOCKS" in log
+
+
+def test_too_little_room_is_said_before_anything_is_fetched(host: Host, hub: Hub) -> None:
+    host.job["reserve_bytes"] = 1 << 60
+    code, log = host.run(hub_source(hub))
+    assert code == HOPELESS
+    assert "make room, or choose a smaller quant" in log
+    assert hub.requests == []
+
+
+def test_a_full_disk_ends_it_and_what_has_arrived_is_kept(host: Host, hub: Hub, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("a disk to fill is a tmpfs, and mounting one needs root")
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={10 << 20}", "tmpfs", str(small)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no tmpfs can be mounted here: {done.stderr.strip()}")
+    try:
+        host = Host(small, hub.root / REPO / FOLDER)
+        hub.faults.rate_bytes_s = 4 << 20
+        process = host.start(hub_source(hub))
+        wait_for(lambda: host.arrived > 1 << 20)
+        ballast = small / "ballast"
+        ballast.write_bytes(bytes(5 << 20))
+        _, log = process.communicate(timeout=30)
+        assert process.returncode == HOPELESS
+        assert "is full: make room" in log.splitlines()[-1]
+        ballast.unlink()
+        hub.requests.clear()
+        assert host.run(hub_source(hub))[0] == 0
+        assert hub.requests[0].range
+        assert host.is_complete()
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_a_folder_that_is_gone_is_not_made_on_another_disk(host: Host, hub: Hub) -> None:
+    host.folder.rmdir()
+    code, log = host.run(hub_source(hub))
+    assert code == HOPELESS
+    assert "is its disk mounted?" in log
+    assert not host.folder.exists()
+
+
+def test_leftovers_of_another_quant_are_removed(host: Host, hub: Hub) -> None:
+    (host.folder / ".incoming").mkdir()
+    (host.folder / ".incoming" / ("0" * 64)).write_bytes(b"x")
+    assert host.run(hub_source(hub))[0] == 0
+    assert host.is_complete()
