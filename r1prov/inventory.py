@@ -113,7 +113,7 @@ def _values(site: Site) -> dict[str, Any]:
     }
 
 
-def _weight_sources(source: WeightSource, quant: Quant) -> list[dict[str, str]]:
+def _weight_sources(source: WeightSource, quant: Quant) -> list[dict[str, Any]]:
     """A source as role `weights` takes it. A mirror or folder may hold the quant's folder or the bare files."""
     if isinstance(source, Hub | ModelScope):
         revision = quant.revision if source.type == "hub" else "master"  # ModelScope counts its own commits
@@ -210,5 +210,5 @@ def _reach(site: Site, quant: Quant, weights_dir: str, backend: str) -> list[dic
     return reach
 
 
-def _places(site: Site, quant: Quant) -> list[dict[str, str]]:
+def _places(site: Site, quant: Quant) -> list[dict[str, Any]]:
     return [place for source in site.file.sources.weights for place in _weight_sources(source, quant)]

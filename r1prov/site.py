@@ -235,6 +235,12 @@ class SiteFile(_Strict):
         return self
 
     @model_validator(mode="after")
+    def _one_token(self) -> Self:
+        if sum(source.type == "hub" and bool(source.token_file) for source in self.sources.weights) > 1:
+            raise ValueError("sources.weights: only one hub can have a token_file")
+        return self
+
+    @model_validator(mode="after")
     def _hosts_are_distinct(self) -> Self:
         names = [host.name for host in self.hosts]
         twice = sorted({name for name in names if names.count(name) > 1})

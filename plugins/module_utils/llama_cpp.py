@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from typing import Any
 
 TARGETS = (
     "llama-server",
@@ -31,6 +32,8 @@ _COMMON_FLAGS = (
     "-DLLAMA_USE_PREBUILT_UI=OFF",  # would be downloaded during the build
     "-DLLAMA_OPENSSL=OFF",  # the engine serves loopback and fetches nothing
 )
+
+_NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"  # wins over -march=native, wherever that stands
 
 # What -march=native makes use of. Other flags of /proc/cpuinfo come and go with kernel and microcode updates.
 _INSTRUCTIONS = re.compile(
@@ -59,7 +62,7 @@ def contradiction(parameters: dict[str, object]) -> str | None:
 
 
 def cmake_flags(
-    *, backend: str, architectures: list[str], cuda_root: str, libcuda: str | None, rpc: bool, label: str
+    *, backend: str, architectures: list[str], cuda_root: str, libcuda: str | None, amx: bool, rpc: bool, label: str
 ) -> list[str]:
     """The options that CMake is called with.
 
@@ -68,6 +71,7 @@ def cmake_flags(
         architectures: compute capabilities without the dot, e.g. `89`.
         cuda_root: the toolkit's folder, links resolved: the programs keep finding their libraries there.
         libcuda: the driver's library; None on a host without a driver.
+        amx: whether the CPU has AMX.
         rpc: whether the RPC backend is wanted.
         label: what the server calls its build.
     """
@@ -77,6 +81,10 @@ def cmake_flags(
         "-DLLAMA_BUILD_NUMBER=0",
         f"-DLLAMA_BUILD_COMMIT={label}",
     ]
+    if amx:
+        # With its AMX kernels this llama.cpp aborts on deepseek2 files (GGML_ASSERT(*cur_backend_id != -1)). Leaving only them out
+        # is narrower than --no-repack, which would take the other repacked kernels away too; R1's expert types have no AMX kernel.
+        flags += [f"-DCMAKE_{language}_FLAGS={_NO_AMX}" for language in ("C", "CXX")]
     if backend != "cuda":
         return [*flags, "-DGGML_CUDA=OFF"]
     return [
@@ -108,7 +116,7 @@ def release_id(version: str, backend: str, decides: dict[str, object]) -> str:
     return f"{version}-{backend}-{digest}"
 
 
-def cpu_identity(cpuinfo: str) -> dict[str, object]:
+def cpu_identity(cpuinfo: str) -> dict[str, Any]:
     """The model and the instruction sets of the first processor of /proc/cpuinfo."""
     fields = dict(re.findall(r"^([^\t:]+)\t*: (.*)$", cpuinfo.partition("\n\n")[0], re.MULTILINE))
     flags = fields.get("flags", "").split()

@@ -54,11 +54,13 @@ class Release:
         self.tree = self.cache / "build" / "llama.cpp"  # always the same place, so that ccache knows it again
         self.log = self.cache / "build" / "llama.cpp.log"
         self.cuda_root = os.path.realpath(parameters["cuda_root"])
+        cpu = cpu_identity(Path("/proc/cpuinfo").read_text(encoding="utf-8"))
         self.flags = cmake_flags(
             backend=parameters["backend"],
             architectures=parameters["cuda_architectures"],
             cuda_root=self.cuda_root,
             libcuda=_libcuda() if parameters["backend"] == "cuda" else None,
+            amx=any(name.startswith("amx") for name in cpu["instructions"]),
             rpc=parameters["rpc"],
             label=parameters["version"],
         )
@@ -66,7 +68,7 @@ class Release:
             "source": self._source(),
             "flags": self.flags,
             "targets": TARGETS,
-            "cpu": cpu_identity(Path("/proc/cpuinfo").read_text(encoding="utf-8")),
+            "cpu": cpu,
             "compiler": _output(["c++", "-dumpfullversion"]),
             "nvcc": self._nvcc_version(),
         }

@@ -296,7 +296,10 @@ def test_the_token_is_shown_to_the_hub_and_to_nobody_else(host: Host, root: Path
     with Hub(root) as cdn, Hub(root, token=TOKEN, cdn=cdn.url) as hub, Hub(root) as mirror:
         url = f"{mirror.url}/{REPO}/resolve/main/nothing-there"
         code, log = host.run(
-            {"type": "http", "url": url}, hub_source(mirror, "modelscope") | {"folder": ""}, hub_source(hub)
+            {"type": "http", "url": url},
+            hub_source(mirror) | {"folder": "nothing-there"},
+            hub_source(mirror, "modelscope") | {"folder": ""},
+            hub_source(hub) | {"login": True},
         )
     assert code == 0, log
     assert host.is_complete()

@@ -18,12 +18,20 @@ model name\t: another
 """
 
 
-def flags(backend: str = "cpu", architectures: tuple[str, ...] = (), libcuda: str | None = None, *, rpc: bool = False):
+def flags(
+    backend: str = "cpu",
+    architectures: tuple[str, ...] = (),
+    libcuda: str | None = None,
+    *,
+    amx: bool = False,
+    rpc: bool = False,
+):
     return llama_cpp.cmake_flags(
         backend=backend,
         architectures=list(architectures),
         cuda_root="/opt/r1prov/cuda/wheels-13.0-0123456789ab",
         libcuda=libcuda,
+        amx=amx,
         rpc=rpc,
         label="0.3.36",
     )
@@ -33,6 +41,7 @@ def flags(backend: str = "cpu", architectures: tuple[str, ...] = (), libcuda: st
     ("name", "options"),
     [
         ("cpu-rpc", flags(rpc=True)),
+        ("cpu-amx", flags(amx=True)),
         ("cuda-sm_89", flags("cuda", ("89",), "/lib/x86_64-linux-gnu/libcuda.so.1")),
         ("cuda-sm_90", flags("cuda", ("90",), "/lib/x86_64-linux-gnu/libcuda.so.1")),
         ("cuda-sm_89-sm_90-no-driver", flags("cuda", ("89", "90"))),

@@ -411,8 +411,8 @@ class Transfer:
         return False
 
 
-def as_source(row: dict[str, str], token: str) -> Folder | Web:
-    """A source as the job describes it. Only a hub is given the token."""
+def as_source(row: dict[str, Any], token: str) -> Folder | Web:
+    """A source as the job describes it. Only a hub that wants a login is given the token."""
     kind = row["type"]
     if kind == "folder":
         return Folder(row["path"])
@@ -422,7 +422,7 @@ def as_source(row: dict[str, str], token: str) -> Folder | Web:
     prefix = {"hub": "", "modelscope": "models/"}[kind]
     revision, folder = urllib.parse.quote(row["revision"], safe=""), urllib.parse.quote(row["folder"])
     url = f"{row['endpoint'].rstrip('/')}/{prefix}{row['repo']}/resolve/{revision}/{folder}"
-    return Web(url.rstrip("/"), token if kind == "hub" else "")
+    return Web(url.rstrip("/"), token if row.get("login") else "")
 
 
 def receive(stream: IO[bytes], most: int) -> bytes:
