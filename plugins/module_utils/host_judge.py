@@ -257,12 +257,15 @@ def _ports(facts: dict, expect: dict) -> Iterator[_Finding]:
         for owner in facts["listeners"]:
             if owner["port"] != wanted["port"] or owner["unit"] == wanted["unit"]:
                 continue
-            who = owner["unit"] or owner["process"] or "a process that cannot be seen from here"
+            who = (
+                " of ".join(filter(None, (owner["process"], owner["unit"])))
+                or "a process that cannot be seen from here"
+            )
             yield (
                 "ports",
                 f"port {owner['port']}, meant for {wanted['unit']}, is taken by {who}"
                 + (f" (process {owner['pid']})" if owner["pid"] else ""),
-                (f"`systemctl stop {who}`" if owner["unit"] else "stop it") + ", or choose another port",
+                "choose another port (`service.port` in the site file), or stop what has it if nobody needs that",
             )
 
 

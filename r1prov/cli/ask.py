@@ -50,7 +50,7 @@ def ask(
     output.write("\n")
     if rates:
         output.say(
-            f"{rates.prompt_tokens} prompt tokens at {rates.prompt_tokens_per_second:.1f}/s, "
-            f"{rates.decode_tokens} decoded at {rates.decode_tokens_per_second:.2f}/s",
+            f"prompt: {rates.prompt_tokens} tokens at {rates.prompt_tokens_per_second:.1f} tokens/s, "
+            f"decode: {rates.decode_tokens} tokens at {rates.decode_tokens_per_second:.2f} tokens/s",
             "dim",
         )

@@ -83,7 +83,7 @@ def status(
     )
     found = session.statuses(site, hosts or (), login)
     if json:
-        output.data(found)
+        output.data({"schema": 1, "hosts": found})
     else:
         output.table(
             ("host", "engine", "service", "health", "slots x context>", "weights", "decode/s>"),

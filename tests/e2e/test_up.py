@@ -19,7 +19,7 @@ from r1prov import lab, paths
 from r1prov.errors import Exit
 from r1prov.lab.hosts import LabHost
 
-from .conftest import Operator, entry
+from .conftest import Operator
 from .offline import artefacts
 
 pytestmark = pytest.mark.host
@@ -45,6 +45,12 @@ def on_all(pair: list[LabHost], *argv: str) -> list[str]:
 
 def changed(operator: Operator) -> dict[str, int]:
     return {host: tally["changed"] for host, tally in operator.report()["hosts"].items()}
+
+
+def assert_nothing_changed(operator: Operator) -> None:
+    """On the hosts, that is: a controller that is new to them fetches the last benchmark."""
+    changes = {change for host in operator.report()["hosts"].values() for change in host["changes"]}
+    assert changes <= {"smoke_bench: Bring the result to the controller"}
 
 
 def test_one_command_turns_fresh_servers_into_an_answering_model(operator: Operator, pair: list[LabHost]) -> None:
@@ -156,7 +162,7 @@ def test_a_new_controller_takes_over(
     colleague = Operator(tmp_path)
     colleague.site(pair, sources=sources)
     ended(colleague.run("up"))
-    assert set(changed(colleague).values()) == {0}
+    assert_nothing_changed(colleague)
     keys = [(o.folder / ".r1prov" / "secrets" / "api-key").read_text() for o in (operator, colleague)]
     assert keys[0] == keys[1]
 
@@ -223,8 +229,8 @@ def test_a_taken_port_is_named(sources: dict[str, Any], pair: list[LabHost], tmp
     other = Operator(tmp_path)
     other.site(pair[:1], sources=sources, service={"port": 22})
     talk = ended(other.run("up"), Exit.PREFLIGHT)
-    assert "22" in talk
-    assert "sshd" in talk
+    assert "port 22" in talk
+    assert "sshd of ssh.service" in talk
 
 
 def test_ctrl_c_says_how_to_go_on_and_the_next_run_does(
@@ -232,7 +238,8 @@ def test_ctrl_c_says_how_to_go_on_and_the_next_run_does(
 ) -> None:
     on_all(pair, "sh", "-c", f"systemctl stop {UNIT}; rm -rf /opt/r1prov/llama.cpp")
     running = subprocess.Popen(
-        [sys.executable, "-m", "r1prov.cli", "up"],
+        # Tests that run in the background of a shell have inherited that Ctrl-C is ignored.
+        ["env", "--default-signal=INT", sys.executable, "-m", "r1prov.cli", "up"],
         cwd=operator.folder,
         env={**os.environ, **operator.environment},
         stderr=subprocess.PIPE,
@@ -240,9 +247,13 @@ def test_ctrl_c_says_how_to_go_on_and_the_next_run_does(
         text=True,
         start_new_session=True,
     )
-    time.sleep(20)
+    talk = ""
+    while "] llama_cpp" not in talk:
+        line = running.stderr.readline()
+        assert line, talk
+        talk += line
     os.killpg(running.pid, signal.SIGINT)
-    _, talk = running.communicate(timeout=120)
+    talk += running.communicate(timeout=120)[1]
     assert running.returncode == Exit.INTERRUPTED, talk
     assert "again" in talk
     ended(operator.run("up"))
@@ -284,8 +295,4 @@ def test_the_wheel_brings_everything_it_needs(pair: list[LabHost], sources: dict
     other = Operator(tmp_path, {"PYTHONPATH": str(tmp_path / "site")})
     other.site(pair[:1], sources=sources)
     ended(other.run("up"))
-    assert set(changed(other).values()) == {0}
-
-
-def test_a_host_entry_is_what_a_site_file_takes(pair: list[LabHost]) -> None:
-    assert entry(pair[0])["address"].startswith("10.209.0.")
+    assert_nothing_changed(other)

@@ -41,8 +41,11 @@ def test_one_run_takes_it_another_does_not_and_only_the_first_releases_it(tmp_pa
 
 
 def test_it_is_readable_by_everyone(tmp_path: Path):
-    os.umask(0o077)
-    module.take(tmp_path, holder("a"))
+    before = os.umask(0o077)
+    try:
+        module.take(tmp_path, holder("a"))
+    finally:
+        os.umask(before)
     assert (tmp_path / "lock.json").stat().st_mode & 0o777 == 0o644
 
 

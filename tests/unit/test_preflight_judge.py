@@ -185,8 +185,8 @@ WRONG = [
         {"listeners": [LISTENER]},
         {},
         "ports",
-        "port 8080, meant for r1prov-llama-server.service, is taken by nginx.service",
-        "systemctl stop nginx",
+        "port 8080, meant for r1prov-llama-server.service, is taken by nginx of nginx.service",
+        "choose another port",
     ),
     (
         {"listeners": [LISTENER | {"unit": "", "process": "", "pid": None}]},
