@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 from hashlib import sha256
 from pathlib import Path
 
@@ -12,8 +9,6 @@ import pytest
 from r1prov.catalogue import Quant
 from r1prov.lab import shards, tinymodel
 from r1prov.machine import load_profile
-
-TOOL = os.environ.get("R1PROV_LLAMA_GGUF_SPLIT") or shutil.which("llama-gguf-split")
 
 
 @pytest.fixture(scope="module")
@@ -40,17 +35,6 @@ def test_a_shard_is_not_split_again(tiny: Path, tmp_path: Path) -> None:
     first = shards.split(tiny, tmp_path / "t", 60)[0]
     with pytest.raises(ValueError, match="is a shard already"):
         shards.split(first, tmp_path / "u", 10)
-
-
-@pytest.mark.skipif(not TOOL, reason="no llama-gguf-split on PATH or in R1PROV_LLAMA_GGUF_SPLIT")
-def test_the_real_tool_writes_the_same_bytes(tiny: Path, tmp_path: Path) -> None:
-    made = shards.split(tiny, tmp_path / "ours" / "t", 60)
-    (tmp_path / "theirs").mkdir()
-    command = [str(TOOL), "--split", "--split-max-tensors", "60", str(tiny), str(tmp_path / "theirs" / "t")]
-    subprocess.run(command, check=True, capture_output=True)
-    assert [path.name for path in made] == sorted(path.name for path in (tmp_path / "theirs").iterdir())
-    for path in made:
-        assert path.read_bytes() == (tmp_path / "theirs" / path.name).read_bytes()
 
 
 def test_the_demo_s_shards_in_the_cache_are_taken_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
