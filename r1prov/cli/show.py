@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from r1prov import output, report
@@ -34,9 +35,12 @@ def addresses(chosen: Site, hosts: Sequence[Host]) -> None:
         output.say(f"{host.name}: http://{service.address}:{service.port}/v1")
     first = hosts[0]
     if service.address.startswith("127.") and not first.local:
-        tunnel = f"ssh -N -L {service.port}:{service.address}:{service.port} {first.address}"
+        login = f"{first.user}@{first.address}" if first.user else first.address
+        port = f" -p {first.port}" if first.port else ""
+        tunnel = f"ssh -N -L {service.port}:{service.address}:{service.port}{port} {login}"
         output.say(f"The API listens on the server itself only; a tunnel to it: {tunnel}")
-    output.say(f'Ask: r1prov ask --host {first.name} "How many r are in strawberry?"')
+    elsewhere = f" --site {chosen.path}" if chosen.path and chosen.path.parent != Path.cwd() else ""
+    output.say(f'Ask: r1prov ask{elsewhere} --host {first.name} "How many r are in strawberry?"')
 
 
 def benchmark(done: RunReport, chosen: Site, *, talk: bool) -> None:

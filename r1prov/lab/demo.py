@@ -59,7 +59,7 @@ def main() -> int:
         _say(f"the server is still there: r1prov lab ssh {NAME}")
         return code
     question = load_profile(NAME).question.ask
-    _say(f"from {sys.argv[0]} to here: {time.monotonic() - started:.0f} s. Now a question: {question}")
+    _say(f"from nothing to a served model in {time.monotonic() - started:.0f} s. Now a question: {question}")
     code = _r1prov("ask", "--site", str(site), question)
     _say("what to try next:")
     for line in (
