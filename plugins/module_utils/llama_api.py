@@ -51,6 +51,11 @@ class Api:
         with self._open(path, None) as answer:
             return json.load(answer)
 
+    def post(self, path: str, body: dict) -> dict:
+        """Posts JSON and returns the JSON of the answer."""
+        with self._open(path, body) as answer:
+            return json.load(answer)
+
     def stream(self, path: str, body: dict) -> Iterator[dict]:
         """Posts JSON and yields the events of the answer as they come."""
         with self._open(path, body | {"stream": True}) as answer:

@@ -168,9 +168,10 @@ def mean(values: list) -> float:
 class Bench:
     """The measurement of one server."""
 
-    def __init__(self, api: Api, wanted: dict, progress: Progress) -> None:
+    def __init__(self, api: Api, wanted: dict, context: int, progress: Progress) -> None:
         self._api = api
         self._wanted = wanted
+        self._context = context
         self._progress = progress
 
     def ask(self) -> dict:
@@ -222,14 +223,15 @@ class Bench:
 
     def sweep(self, users: int) -> dict:
         """So many users at once, each with a prompt of its own and the same number of tokens to decode."""
-        tokens = self._wanted["sweep_tokens"]
+        tokens = min(self._wanted["sweep_tokens"], self._context // 2)
         label = "measuring one user" if users == 1 else f"measuring {users} users at once"
         self._progress.begin(label, users * tokens, "steps")
         counts = [0] * users
+        prompts = [self._prompt(user, self._context - tokens) for user in range(users)]
 
         def one(user: int) -> dict:
             body = {
-                "prompt": f"{user}. {_TEXT}",
+                "prompt": prompts[user],
                 "n_predict": tokens,
                 "ignore_eos": True,
                 "temperature": _TEMPERATURE,
@@ -259,6 +261,11 @@ class Bench:
             "decode_tokens_per_second_total": round(sum(run["predicted_n"] for run in runs) / decoding_s, 2),
             "wall_s": round(time.monotonic() - started, 3),
         }
+
+    def _prompt(self, user: int, limit: int) -> list[int]:
+        """The tokens of a user's prompt, no more than fit: a tokenizer may make many of it, a context may be small."""
+        body = {"content": f"{user}. {_TEXT}", "add_special": True}
+        return self._api.post("/tokenize", body)["tokens"][:limit]
 
     def _events(self, path: str, body: dict, started: float) -> Iterator[dict]:
         limit_s = self._wanted["timeout_s"]
@@ -330,7 +337,7 @@ def main() -> None:
     if module.check_mode:
         module.exit_json(changed=True, measured=False, result=last)
     progress = Progress("smoke_bench")
-    bench = Bench(api, wanted, progress)
+    bench = Bench(api, wanted, props["default_generation_settings"]["n_ctx"], progress)
     try:
         asked = bench.ask()
         sweep = [bench.sweep(users) for users in wanted["concurrency"] if users <= props["total_slots"]]
