@@ -68,10 +68,10 @@ def e2e(_: argparse.Namespace) -> Outcome:
 def molecule(options: argparse.Namespace) -> Outcome:
     """Every scenario of every role, or of one role, each on a fresh host."""
     outcome = Outcome()
-    scenarios = sorted(ROOT.glob(f"roles/{options.role or '*'}/molecule/*/molecule.yml"), key=_turn)
+    scenarios = sorted(ROOT.glob(f"roles/{options.role or '*'}/molecule/*/molecule.yml"), key=_order)
     if not scenarios:
         outcome.failed.append(f"no role named {options.role} has a scenario")
-    commands = {}
+    commands: dict[bool, dict[str, tuple[list[str], Path]]] = {False: {}, True: {}}
     reason = "; ".join(f"{p.where} {p.what} -> {p.remedy}" for p in lab.requirements())
     for path in scenarios:
         scenario, role = path.parent.name, path.parents[2]
@@ -79,16 +79,22 @@ def molecule(options: argparse.Namespace) -> Outcome:
         if reason:
             outcome.skip(f"hosts cannot be booted here: {reason}", name)
         else:
-            commands[name] = (["molecule", "test", "--scenario-name", scenario], role)
-    _run_all(commands, outcome, at_once=2)
+            commands[_needs_engine(path)][name] = (["molecule", "test", "--scenario-name", scenario], role)
+    # One after the other: llama.cpp is then in the compiler's cache, not compiled twice at once.
+    for needs_engine in (False, True):
+        _run_all(commands[needs_engine], outcome, at_once=2)
     return outcome
 
 
-def _turn(scenario: Path) -> tuple[int, Path]:
-    """llama_cpp first, and last those that need an engine too: it is then in the compiler's cache, not compiled twice."""
-    role = scenario.parents[2].name
-    turn = {"llama_cpp": 0, "llama_server": 2, "smoke_bench": 2}.get(role, 1)
-    return turn, scenario
+def _order(scenario: Path) -> tuple[bool, Path]:
+    """llama_cpp first: it takes longest."""
+    return scenario.parents[2].name != "llama_cpp", scenario
+
+
+def _needs_engine(scenario: Path) -> bool:
+    """Whether its preparation builds llama.cpp."""
+    prepare = scenario.with_name("prepare.yml")
+    return prepare.exists() and "engine_and_model" in prepare.read_text()
 
 
 def _run_all(commands: dict[str, tuple[list[str], Path]], outcome: Outcome, *, at_once: int) -> None:
