@@ -239,7 +239,8 @@ class Release:
     def _run(self, command: list[Any], progress: Progress) -> None:
         """Runs one tool of the build; its talk goes to the log, its counter to the progress."""
         environment = {
-            **os.environ,
+            # ccache takes an object of another locale for another object, whatever LC_ALL says.
+            **{name: value for name, value in os.environ.items() if name != "LANG" and not name.startswith("LC_")},
             "LC_ALL": "C",
             "NINJA_STATUS": "[%f/%t] ",
             "CCACHE_DIR": str(self.cache / "ccache"),

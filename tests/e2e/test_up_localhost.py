@@ -28,8 +28,8 @@ def alone(pair: list[LabHost]) -> Iterator[LabHost]:
 def test_the_controller_may_be_the_server_itself(alone: LabHost, sources: dict[str, Any]) -> None:
     site = yaml.safe_dump({"profile": "demo", "hosts": ["localhost"], "sources": sources})
     script = f"""set -e
-        update-ca-certificates >&2
-        git config --global --add safe.directory /src
+        apt-get -qq update >&2
+        DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes ca-certificates >/dev/null 2>&1
         mkdir site; cd site; echo {shlex.quote(site)} >r1prov.yml
         PATH="$(/src/bootstrap):$PATH"
         r1prov up >&2
