@@ -59,10 +59,11 @@ def main() -> int:
         _say(f"the server is still there: r1prov lab ssh {NAME}")
         return code
     question = load_profile(NAME).question.ask
-    _say(f"from nothing to a served model in {time.monotonic() - started:.0f} s. Now a question: {question}")
+    _say(f"served {time.monotonic() - started:.0f} s after the start. Now a question: {question}")
     code = _r1prov("ask", "--site", str(site), question)
     _say("what to try next:")
     for line in (
+        'export PATH="$(./bootstrap):$PATH"',
         f'r1prov ask --site {site} "..."',
         f"r1prov status --site {site}",
         f"r1prov up --site {site}      # again: nothing changes",

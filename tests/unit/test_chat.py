@@ -56,7 +56,7 @@ def test_thinking_answer_and_rates_come_apart(api):
     assert pieces == [Piece("Well, ", thinking=True), Piece("2", thinking=False), Rates(9, 100.5, 3, 7.25)]
     path, key, body = api.asked
     assert (path, key) == ("/v1/chat/completions", "Bearer k3y")
-    assert body == {"stream": True, "messages": [{"role": "user", "content": "1+1?"}]}
+    assert body == {"stream": True, "cache_prompt": False, "messages": [{"role": "user", "content": "1+1?"}]}
 
 
 @pytest.mark.parametrize(
