@@ -293,7 +293,8 @@ class Translator:
         host, task, result = data.get("host", ""), data.get("task", ""), data.get("res") or {}
         kind = raw.get("event")
         if text := raw.get("stdout"):
-            yield Output(text, is_diff=kind == "runner_on_file_diff")
+            is_diff = kind == "runner_on_file_diff"
+            yield Output(f"{host}:\n{text}" if is_diff and host else text, is_diff=is_diff)
         if kind == "runner_on_start":
             yield from self._step(host, data)
             yield TaskStarted(host, self._name(host), task)

@@ -16,15 +16,18 @@ if TYPE_CHECKING:
     from r1prov.site import Host, Site
 
 
-def summary(done: RunReport) -> None:
-    """What changed on each host, step by step."""
+def summary(done: RunReport, *, check: bool = False) -> None:
+    """What changed on each host, step by step; after a `check`, what would."""
     rows = []
     for name, host in done.hosts.items():
         per_step = Counter(change.partition(":")[0] for change in host.changes)
         changes = ", ".join(f"{step} {count}" for step, count in per_step.items()) or "nothing"
         rows.append((name, host.result, str(host.changed), changes, clock(sum(seconds for _, seconds in host.steps))))
     output.say()
-    output.table(("host", "result", "changed>", "what changed", "took>"), rows, talk=True)
+    changed = ("would change>", "what would change") if check else ("changed>", "what changed")
+    output.table(("host", "result", *changed, "took>"), rows, talk=True)
+    if check:
+        output.say("Nothing was changed: this was a check.")
 
 
 def addresses(chosen: Site, hosts: Sequence[Host]) -> None:

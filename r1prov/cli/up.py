@@ -78,7 +78,7 @@ def up(
         raise typer.Exit(Exit.INTERRUPTED) from None
     if json:
         output.data(done.as_json())
-    show.summary(done)
+    show.summary(done, check=check)
     if error:
         output.say()
         raise error

@@ -125,7 +125,7 @@ def up(
         except BaseException:
             _clear(name)
             raise
-    say(f"{name} is up at {host.address}")
+    say(f"{name} is up")
     return host
 
 

@@ -32,6 +32,13 @@ def test_summary(capsys):
     ]
 
 
+def test_summary_of_a_check(capsys):
+    show.summary(report(), check=True)
+    err = lines(capsys.readouterr().err)
+    assert err[0] == "host  result  would change  what would change  took"
+    assert err[-1] == "Nothing was changed: this was a check."
+
+
 def test_addresses_tell_how_to_reach_a_service_on_loopback(capsys):
     chosen = site.load(hosts=("gpu1", "gpu2"), profile="4x4090")
     show.addresses(chosen, chosen.hosts)
