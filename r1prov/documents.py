@@ -58,12 +58,21 @@ def load(path: Path, model: type[M]) -> M:
         raise SiteError(*(_problem(path, node, model, detail) for detail in causes)) from None
 
 
+def glance(path: Path, key: str) -> Any:
+    """The value of one key at the top of a document that may be wrong elsewhere; None where that cannot be told."""
+    try:
+        data = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return data.get(key) if isinstance(data, dict) else None
+
+
 def _problem(path: Path, node: yaml.Node, model: type[BaseModel], detail: ErrorDetails) -> Problem:
     location = detail["loc"]
     where = f"{path}:{_line(node, location)}"
     key = ".".join(str(part) for part in location)
     if detail["type"] == "extra_forbidden":
-        known = sorted(_keys(model))
+        known = sorted(set(_keys(model)))
         near = difflib.get_close_matches(str(location[-1]), known, n=2)
         return Problem(
             where,
@@ -72,8 +81,23 @@ def _problem(path: Path, node: yaml.Node, model: type[BaseModel], detail: ErrorD
         )
     if detail["type"] == "missing":
         return Problem(where, f"`{key}` is missing", "add it; docs/site.md describes the keys")
-    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return Problem(where, f"`{key}`: {message}", f"found `{detail['input']}`; docs/site.md describes the keys")
+    if not key:  # of several keys together: the message names them
+        return Problem(str(path), _words(detail), "docs/site.md describes the keys")
+    return Problem(where, f"`{key}`: {_words(detail)}", f"found `{detail['input']}`; docs/site.md describes the keys")
+
+
+def _words(detail: ErrorDetails) -> str:
+    """What is wrong, without the words of the validator's own world."""
+    context = detail.get("ctx", {})
+    return {
+        "too_short": "name at least one",
+        "model_type": "is not a mapping of keys and values",
+        "model_attributes_type": "is not a mapping of keys and values",
+        "union_tag_invalid": f"`{context.get('tag')}` is none of {context.get('expected_tags')}",
+        "union_tag_not_found": "says no `type`",
+        "tuple_type": "is not a list",
+        "literal_error": f"is none of {context.get('expected')}",
+    }.get(detail["type"], detail["msg"].removeprefix("Value error, ").removeprefix("Input "))
 
 
 def _line(node: yaml.Node, location: tuple[int | str, ...]) -> int:

@@ -135,7 +135,7 @@ def load_profile(name_or_path: str) -> Profile:
     path = Path(name_or_path) if name_or_path.endswith((".yml", ".yaml")) else _folder() / f"{name_or_path}.yml"
     if not path.is_file():
         near = difflib.get_close_matches(name_or_path, names(), n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(names())}"
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(names())}."
         raise SiteError(
             Problem("profile", f"there is no profile `{name_or_path}`", f"{hint} Or name a .yml file of your own.")
         )

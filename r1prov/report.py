@@ -150,8 +150,7 @@ def failure(event: HostFailed | HostUnreachable) -> R1provError:
         return UnreachableError(
             Problem(event.host, f"the connection is lost: {first}", "run the same command again to go on")
         )
-    if isinstance(event.result.get("problems"), list):
-        found = event.result["problems"]
+    if found := event.result.get("problems"):
         return PreflightError(*(Problem(event.host, f"{p['check']}: {p['what']}", p["remedy"]) for p in found))
     what, _, remedy = _message(event.result).partition(" Remedy: ")
     if event.result.get("locked"):

@@ -18,6 +18,12 @@ SITE_FILE = "r1prov.yml"
 TESTED_LLAMA_CPP = {"pypi": "0.3.36", "git": "0c1e57098bba43ac29e6e3b677cdceebdd22334f"}
 """The pinned llama.cpp (b11312), as llama-cpp-python and as a commit."""
 
+Check = Literal[
+    "os", "arch", "init", "sudo", "clock", "cpu", "ram", "floor", "driver",
+    "gpu_count", "gpu_memory", "gpu_compute", "gpu_busy", "gpu_devices", "disk", "ports", "sources",
+]  # fmt: skip
+"""The checks of preflight (plugins/module_utils/host_judge.py)."""
+
 _ADDRESS = re.compile(
     r"(?:(?P<user>[^@\s]+)@)?(?:\[(?P<v6>[0-9a-fA-F:.%]+)\]|(?P<name>[^@:\s\[\]]+))(?::(?P<port>\d{1,5}))?"
 )
@@ -207,7 +213,7 @@ class SiteFile(_Strict):
     """The folder for the weights on the host; name the data disk where there is one."""
     rpc: bool = False
     """Whether llama.cpp's RPC server is built too."""
-    override: tuple[str, ...] = ()
+    override: tuple[Check, ...] = ()
     """Preflight checks, by name, whose refusal the operator accepts."""
     sources: Sources = Sources()
     """Every address that a host may reach for."""
@@ -278,11 +284,11 @@ def load(path: Path | None = None, **flags: Any) -> Site:
     Raises:
         SiteError: everything that is wrong, at once.
     """
-    given = {key: value for key, value in flags.items() if value}
+    given = {key: value for key, value in flags.items() if value not in (None, (), [])}
     if path is None and not given.get("hosts") and Path(SITE_FILE).is_file():
         path = Path(SITE_FILE)
     if path is not None:
-        base = documents.load(path, SiteFile).model_dump()
+        base = _read(path).model_dump()
         path = path.resolve()
     else:
         base = {}
@@ -302,6 +308,29 @@ def load(path: Path | None = None, **flags: Any) -> Site:
         ) from None
     file = _files_beside(path, file)
     return Site(path=path, file=file, profile=_with_wishes(load_profile(file.profile), file))
+
+
+def _read(path: Path) -> SiteFile:
+    """The site file; where it is wrong, what is wrong with its profile is said too.
+
+    Raises:
+        SiteError: everything that is wrong.
+    """
+    try:
+        return documents.load(path, SiteFile)
+    except SiteError as error:
+        profile = documents.glance(path, "profile")
+        try:
+            if isinstance(profile, str):
+                load_profile(_beside(path.parent, profile))
+        except SiteError as also:
+            raise SiteError(*error.problems, *also.problems) from None
+        raise
+
+
+def _beside(folder: Path, profile: str) -> str:
+    """A profile's name, or the path of an own one, relative to the site file."""
+    return str(folder / profile) if profile.endswith((".yml", ".yaml")) else profile
 
 
 def _require_flags(given: dict[str, Any]) -> None:
@@ -325,7 +354,7 @@ def _files_beside(path: Path | None, file: SiteFile) -> SiteFile:
     """
     folder = path.parent if path else Path.cwd()
     sources = file.sources
-    profile = str(folder / file.profile) if file.profile.endswith((".yml", ".yaml")) else file.profile
+    profile = _beside(folder, file.profile)
     certificates = tuple(str(folder / name) for name in sources.ca_certificates)
     weights = tuple(
         source.model_copy(update={"token_file": str(folder / source.token_file)})

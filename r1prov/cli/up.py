@@ -59,7 +59,7 @@ def up(
     )
     asked = Options(
         playbook="up",
-        told_as=shlex.join(["r1prov", *sys.argv[1:]]),
+        told_as=shlex.join(["r1prov", *(word for word in sys.argv[1:] if word != "--print-command")]),
         variables={"r1prov_break_lock": True} if break_lock else {},
         check=check,
         diff=diff,

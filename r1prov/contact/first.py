@@ -176,7 +176,7 @@ def _notes(basics: dict[str, str], facts: dict[str, Any]) -> list[str]:
     if basics["boot"] in {"initializing", "starting"}:
         notes.append("is still starting; steps wait for it")
     if facts.get("package_locks"):
-        notes.append("is busy installing packages (a first boot does that); steps wait for it")
+        notes.append("is busy installing packages, as a first boot or another run does; steps wait for it")
     return notes
 
 

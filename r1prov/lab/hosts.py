@@ -140,6 +140,10 @@ def down(name: str, *, say: Callable[[str], None] = lambda _: None) -> None:
     must_be_root()
     with locked(_RUN / f"{name}.lock"):
         found = _recorded(name)
+        if not found and name not in network.namespaces() | _machines() and not (_hosts_dir() / name).exists():
+            (_RUN / f"{name}.lock").unlink()
+            say(f"there is no {name}")
+            return
         if found:
             caches.harvest(found.release, found.directory / "upper")
         _clear(name)

@@ -1,11 +1,13 @@
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from ansible_collections.r1.prov.plugins.module_utils import host_judge
 
 from r1prov import site
 from r1prov.errors import SiteError
 from r1prov.machine import load_profile
-from r1prov.site import Host
+from r1prov.site import Check, Host
 
 
 @pytest.mark.parametrize(
@@ -61,11 +63,28 @@ def test_every_mistake_in_a_site_file_is_named_with_its_line_at_once(tmp_path: P
         ("profile: 4x4090\nhosts: [a]\nsources: {llama_cpp: {type: archive}}\n", "needs `archive`"),
         ("profile: 4x4090\nhosts: [a]\nversions: {llama_cpp: 0.3.40}\n", "needs sources.llama_cpp.sha256"),
         ("profile: 4x4090\nhosts: [a]\ndata_dir: data\n", "data_dir"),
+        ("profile: 4x4090\nhosts: [a, a]\n", "r1prov.yml: host a is named twice"),
+        ("profile: 4x4090\nhosts: []\n", "`hosts`: name at least one"),
+        ("profile: 4x4090\nhosts: [a]\nsources: {proxy: x}\n", "is not a mapping of keys and values"),
+        ("profile: 4x4090\nhosts: [a]\nsources: {weights: [{type: hubb}]}\n", "`hubb` is none of 'hub', 'modelscope'"),
+        ("profile: 4x4090\nhosts: [a]\noverride: [rum]\n", "is none of 'os', 'arch'"),
     ],
 )
 def test_one_mistake_gets_one_line(tmp_path: Path, text: str, what: str) -> None:
     (line,) = problems(tmp_path, text)
     assert what in line
+
+
+def test_a_wrong_profile_is_said_beside_the_rest(tmp_path: Path) -> None:
+    found = problems(tmp_path, "profile: 4x409\nhosts: [a]\nslotss: 1\n")
+    assert [line.partition(" -- ")[0] for line in found] == [
+        "r1prov.yml:3: unknown key `slotss`",
+        "profile: there is no profile `4x409`",
+    ]
+
+
+def test_the_checks_are_those_of_preflight() -> None:
+    assert set(get_args(Check)) == set(host_judge.CHECKS)
 
 
 def test_an_unknown_profile_gets_near_names() -> None:
@@ -100,9 +119,10 @@ def test_without_a_file_hosts_and_profile_are_asked_for_together(
     assert [p.what for p in caught.value.problems] == ["no host is named", "no profile is named"]
 
 
-def test_a_wrong_flag_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("slots", [0, 1000])
+def test_a_wrong_flag_is_named(slots: int) -> None:
     with pytest.raises(SiteError) as caught:
-        site.load(None, hosts=["a"], profile="cpu", slots=1000)
+        site.load(None, hosts=["a"], profile="cpu", slots=slots)
     assert caught.value.problems[0].where == "--slots"
 
 
