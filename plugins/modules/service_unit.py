@@ -31,19 +31,10 @@ options:
     type: path
     default: ""
   credentials:
-    description: Secrets that the service reads at its start, written to files that only root may read.
-    type: list
-    elements: dict
-    default: []
-    suboptions:
-      name:
-        description: The file's name.
-        type: str
-        required: true
-      content:
-        description: The secret.
-        type: str
-        required: true
+    description:
+      - Secrets that the service reads at its start, written to files that only root may read. File name -> text.
+    type: dict
+    default: {}
   programs:
     description: Files that the service runs. When one is another file than at the last start, links followed, the service restarts.
     type: list
@@ -126,9 +117,7 @@ class Service:
         self.file = _UNITS / self.unit
         self.remembered = _REMEMBERED / f"{parameters['name']}.started"
         folder = Path(parameters["credentials_dir"])
-        self.credentials = {
-            folder / credential["name"]: credential["content"] for credential in parameters["credentials"]
-        }
+        self.credentials = {folder / name: str(content) for name, content in parameters["credentials"].items()}
         self.before = _text(self.file)
         self.now = self._show()
 
@@ -283,10 +272,6 @@ def _write(path: Path, content: str, mode: int) -> None:
 
 
 def main() -> None:
-    credentials = {
-        "name": {"type": "str", "required": True},
-        "content": {"type": "str", "required": True, "no_log": True},
-    }
     remedies = {"pattern": {"type": "str", "required": True}, "remedy": {"type": "str", "required": True}}
     module = AnsibleModule(
         argument_spec={
@@ -294,7 +279,8 @@ def main() -> None:
             "content": {"type": "str", "required": True},
             "state": {"type": "str", "choices": ["started", "stopped", "installed"], "default": "started"},
             "credentials_dir": {"type": "path", "default": ""},
-            "credentials": {"type": "list", "elements": "dict", "default": [], "options": credentials},
+            # The whole of it: Ansible's own log of the call shows a text of several lines where only that is marked.
+            "credentials": {"type": "dict", "default": {}, "no_log": True},
             "programs": {"type": "list", "elements": "path", "default": []},
             "ports": {"type": "list", "elements": "int", "default": []},
             "load_step": {"type": "str", "default": ""},
