@@ -108,7 +108,7 @@ from typing import TYPE_CHECKING
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils.answer import fault, thinking_apart
-from ansible_collections.r1.prov.plugins.module_utils.llama_api import Api, ApiError
+from ansible_collections.r1.prov.plugins.module_utils.http_api import Api, ApiError
 from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
 
 if TYPE_CHECKING:
