@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from r1prov import inventory, machine, output, session
+from r1prov import inventory, machine, output, session, visit
 from r1prov.cli import options, show
 from r1prov.errors import Exit
 from r1prov.state import SiteState
@@ -81,13 +81,13 @@ def status(
     login = options.login(
         ask_sudo=ask_become_pass, ask_ssh=ask_pass, strict_host_keys=strict_host_keys, ssh_config=ssh_config
     )
-    found = session.statuses(site, hosts or (), login)
+    found = visit.statuses(site, hosts or (), login)
     if json:
         output.data({"schema": 1, "hosts": found})
     else:
         output.table(
-            ("host", "engine", "service", "health", "slots x context>", "weights", "decode/s>"),
+            ("host", "engine", "release", "health", "page", "slots x context>", "weights", "decode/s>"),
             [show.status_row(name, each) for name, each in found.items()],
         )
-    if any(each["health"] != "ok" for each in found.values()):
+    if any(each["health"] != "ok" or each["page"] not in {"ok", None} for each in found.values()):
         raise typer.Exit(Exit.UNHEALTHY)

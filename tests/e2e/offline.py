@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
-import threading
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from r1prov import lab, paths
-from r1prov.lab import shards, surroundings
+from r1prov import paths
+from r1prov.lab import ollama, shards, surroundings
 from r1prov.lab.hosts import LabHost
 
-
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        pass
+from .web import web_server
 
 
 @contextmanager
@@ -33,10 +28,7 @@ def artefacts(folder: Path, like: LabHost) -> Iterator[dict[str, Any]]:
     _flat_repository(packages, like)
     quant = shards.demo_shards(paths.cache_dir() / "hub")
     (folder / quant.folder).symlink_to(paths.cache_dir() / "hub" / quant.repo / quant.folder)
-    server = ThreadingHTTPServer((lab.GATEWAY, 0), partial(_Quiet, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://{lab.GATEWAY}:{server.server_port}"
-    try:
+    with web_server(folder) as url:
         yield {
             "ca_certificates": surroundings.sources().get("ca_certificates", []),
             "apt": {"mirror": f"deb [trusted=yes] {url}/apt ./"},
@@ -45,10 +37,9 @@ def artefacts(folder: Path, like: LabHost) -> Iterator[dict[str, Any]]:
                 "archive": str(archive),
                 "sha256": hashlib.sha256(archive.read_bytes()).hexdigest(),
             },
+            "ollama": {"archive": str(ollama.release(ollama.VERSION, sys.stderr.write))},
             "weights": [{"type": "http", "url": url}],
         }
-    finally:
-        server.shutdown()
 
 
 def _sdist() -> Path:

@@ -1,0 +1,47 @@
+"""The chat page as a person's program sees it: its API with a login."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass
+class Page:
+    """One chat page; `token` is there after a login."""
+
+    url: str
+    token: str = ""
+
+    def call(self, path: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
+        """HTTP status and decoded JSON of a GET, or of a POST where there is a body."""
+        headers = {"Content-Type": "application/json"} | (
+            {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        )
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, headers)
+        try:
+            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=120) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, None
+
+    def log_in(self, email: str, password: str) -> int:
+        """The status of the attempt."""
+        status, found = self.call("/api/v1/auths/signin", {"email": email, "password": password})
+        self.token = found["token"] if found else ""
+        return status
+
+    def models(self) -> list[str]:
+        """What the page offers to whoever is logged in."""
+        return [model["id"] for model in self.call("/api/models")[1]["data"]]
+
+    def ask(self, model: str, question: str) -> str:
+        """The answer of a model, as a whole."""
+        body = {"model": model, "stream": False, "messages": [{"role": "user", "content": question}]}
+        status, found = self.call("/api/chat/completions", body)
+        assert status == 200, status
+        return found["choices"][0]["message"]["content"]

@@ -1,0 +1,122 @@
+"""The other doors of the servers that test_up.py has set up: the chat page, Ollama, and the verbs that a day needs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from r1prov import lab
+from r1prov.errors import Exit
+from r1prov.lab import ollama
+from r1prov.lab.hosts import LabHost
+
+from .conftest import Operator
+from .page import Page
+
+pytestmark = pytest.mark.host
+QUESTION = "What is the capital of France? Answer in one short sentence."
+MODEL = "SmolLM2-135M-Instruct-Q4_1"
+
+
+@contextmanager
+def opened(operator: Operator, host: LabHost) -> Iterator[dict[str, Any]]:
+    """What `r1prov open --json` says, while it is open."""
+    running = subprocess.Popen(
+        ["env", "--default-signal=INT", sys.executable, "-m", "r1prov.cli", "open", "--host", host.name, "--json"],
+        cwd=operator.folder,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **operator.environment},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    text = ""
+    while not text.endswith("}\n"):
+        line = running.stdout.readline()
+        assert line, text
+        text += line
+    yield json.loads(text)
+    running.send_signal(signal.SIGINT)
+    assert running.wait(timeout=30) == Exit.OK
+
+
+def logged_in(operator: Operator, doors: dict[str, Any]) -> Page:
+    page = Page(doors["page"])
+    password = (operator.folder / ".r1prov" / "secrets" / "webui-admin-password").read_text()
+    assert page.log_in(doors["email"], password) == 200
+    return page
+
+
+def test_the_page_answers_and_nobody_signs_up(operator: Operator, pair: list[LabHost]) -> None:
+    for host in pair:
+        with opened(operator, host) as doors:
+            page = logged_in(operator, doors)
+            assert page.models() == [MODEL]
+            assert "Paris" in page.ask(MODEL, QUESTION)
+            stranger = Page(doors["page"])
+            body = {"name": "s", "email": "s@example.com", "password": "correct-horse-7"}
+            assert stranger.call("/api/v1/auths/signup", body)[0] == 403
+            assert stranger.call("/api/models")[0] in {401, 403}
+
+
+def test_one_copy_of_the_weights(pair: list[LabHost]) -> None:
+    for host in pair:
+        models = lab.ssh(host, ["du", "-sb", "--count-links", f"/srv/r1prov/models/{MODEL}/{MODEL}.gguf"]).stdout
+        both = lab.ssh(host, ["du", "-s", "--block-size=1", "/srv/r1prov"]).stdout
+        assert int(both.split()[0]) <= 1.01 * int(models.split()[0])
+
+
+def test_the_engine_switches_and_the_page_follows(operator: Operator, pair: list[LabHost]) -> None:
+    for engine, other in (("ollama", "llama-server"), ("llama-server", "ollama")):
+        done = operator.run("engine", engine)
+        assert done.returncode == 0, done.stderr
+        for host in pair:
+            states = lab.ssh(host, ["systemctl", "is-active", f"r1prov-{engine}", f"r1prov-{other}"]).stdout.split()
+            assert states == ["active", "inactive"]
+            asked = operator.run("ask", "--host", host.name, QUESTION)
+            assert "Paris" in asked.stdout, asked.stderr
+            with opened(operator, host) as doors:
+                page = logged_in(operator, doors)
+                (model,) = page.models()
+                assert "Paris" in page.ask(model, QUESTION)
+
+
+def test_an_upgrade_goes_host_by_host_and_a_bad_one_is_put_back(operator: Operator, pair: list[LabHost]) -> None:
+    def releases() -> list[str]:
+        return [lab.ssh(host, ["readlink", "/opt/r1prov/ollama/current"]).stdout.split("/")[-1] for host in pair]
+
+    assert operator.run("engine", "ollama").returncode == 0
+    before = releases()
+    done = operator.run("upgrade", "--ollama", "9.9.9")
+    assert done.returncode == Exit.RUN_FAILED, done.stderr
+    assert f"Not touched: {pair[1].name}" in done.stderr
+    assert releases() == before
+    assert "9.9.9" not in lab.ssh(pair[1], ["ls", "/opt/r1prov/ollama/releases"]).stdout
+    assert "Paris" in operator.run("ask", "--host", pair[0].name, QUESTION).stdout
+    done = operator.run("upgrade", "--ollama", ollama.OTHER_VERSION)
+    assert done.returncode == 0, done.stderr
+    assert all(name.startswith(ollama.OTHER_VERSION) for name in releases())
+    for host in pair:
+        assert "Paris" in operator.run("ask", "--host", host.name, QUESTION).stdout
+    assert operator.run("engine", "llama-server").returncode == 0
+
+
+def test_a_rotated_key_is_the_only_one(operator: Operator, pair: list[LabHost]) -> None:
+    key_file = operator.folder / ".r1prov" / "secrets" / "api-key"
+    old = key_file.read_text()
+    done = operator.run("secrets", "rotate")
+    assert done.returncode == 0, done.stderr
+    new = key_file.read_text()
+    assert new != old
+    for host in pair:
+        with opened(operator, host) as doors:
+            api = doors["api"].removesuffix("/v1")
+            assert Page(api, old).call("/v1/chat/completions", {"messages": []})[0] == 401
+            assert Page(api, new).call("/v1/models")[0] == 200
+            assert "Paris" in logged_in(operator, doors).ask(MODEL, QUESTION)
