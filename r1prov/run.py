@@ -240,7 +240,7 @@ class _Execution:
         config.pexpect_timeout = 1  # how often it looks whether it shall end
         runner = Runner(config, event_handler=self._hear, cancel_callback=self._kill.is_set)
         runner.run()
-        return int(runner.rc)
+        return -1 if runner.rc is None else int(runner.rc)  # None: somebody killed it
 
     def _hear(self, event: dict[str, Any]) -> bool:
         self._pid = event.get("pid") or self._pid

@@ -207,13 +207,25 @@ def prepare(chosen: Site, hosts: Sequence[Host], login: Login, watcher: Watcher)
         for name, contact in contacts.items():
             for text in contact.notes:
                 watcher.note(name, text)
-        for secret in (API_KEY, *((ADMIN_PASSWORD, PAGE_KEY) if chosen.file.open_webui.enabled else ())):
-            if not state.secret(secret).is_file():
-                state.keep_secret(secret, _take_over(secret, [contact.connection for contact in contacts.values()]))
+        make_secrets(chosen, [contact.connection for contact in contacts.values()])
         chosen = _with_users(chosen, {name: contact.connection.user for name, contact in contacts.items()})
     inventory.render(chosen, state.inventory)
     state.remember(chosen)
     return chosen
+
+
+def make_secrets(chosen: Site, connections: Sequence[HostConnection] = ()) -> list[Path]:
+    """See that the site has its secrets: those that another controller gave to the hosts, else new ones.
+
+    Returns:
+        the files that were made.
+    """
+    state = SiteState.of(chosen.path)
+    wanted = (API_KEY, *((ADMIN_PASSWORD, PAGE_KEY) if chosen.file.open_webui.enabled else ()))
+    missing = [secret for secret in wanted if not state.secret(secret).is_file()]
+    for secret in missing:
+        state.keep_secret(secret, _take_over(secret, connections))
+    return [state.secret(secret) for secret in missing]
 
 
 def _with_users(chosen: Site, users: dict[str, str | None]) -> Site:

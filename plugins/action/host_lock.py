@@ -115,7 +115,7 @@ def remedy(holder: dict) -> str:
     """What to do about a living holder, or one that cannot be asked."""
     if on_this_controller(holder):
         return f"wait for it to end, or stop it (`kill {holder['pid']}` on this machine)"
-    return "wait for it to end; if you know that it has ended, break the lock with `-e r1prov_break_lock=true`"
+    return "wait for it to end; if you know that it has ended, break the lock: --break-lock, or plain Ansible's `-e r1prov_break_lock=true`"
 
 
 def digest(*parts: str) -> str:
