@@ -104,6 +104,7 @@ def _words(detail: ErrorDetails) -> str:
         "union_tag_invalid": f"`{context.get('tag')}` is none of {context.get('expected_tags')}",
         "union_tag_not_found": "says no `type`",
         "tuple_type": "is not a list",
+        "string_pattern_mismatch": f"is not of the form {context.get('pattern')}",
         "literal_error": f"is none of {context.get('expected')}",
     }.get(detail["type"], detail["msg"].removeprefix("Value error, ").removeprefix("Input "))
 

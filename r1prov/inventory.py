@@ -216,7 +216,7 @@ def _disk(site: Site, quant: Quant, weights_dir: str, merged: str) -> list[dict[
         for name in (file.name, f".incoming/{file.sha256}")  # whole, or on its way
     ]
     copies = [
-        ("the weights", weights_dir, quant.bytes + WEIGHTS_RESERVE_BYTES, whole + shards),
+        ("the weights, and 2 GiB that stay free", weights_dir, quant.bytes + WEIGHTS_RESERVE_BYTES, whole + shards),
         ("building llama.cpp", "/var/cache/r1prov", build, _folder("/opt/r1prov/llama.cpp/current/bin", build)),
     ]
     if merged:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from r1prov.site import Host, Site
 
 T = TypeVar("T")
-GO_ON = "Run the same command again to go on. A transfer of weights goes on by itself."
+GO_ON = "Run the same command again to go on. What the hosts have begun (a compile, a transfer of weights) they finish by themselves."
 
 
 def asked(playbook: str, variables: dict[str, Any] | None = None, **options: Any) -> Options:

@@ -29,6 +29,7 @@ HUB_PORT = 8090
 ELSEWHERE = """\
 The demo needs a machine where it can boot a throwaway server. It runs on any real server as well:
 
+    export PATH="$(./bootstrap):$PATH"
     python -m r1prov.lab.hub {root} --address YOUR_ADDRESS --port {port} &
     r1prov up --profile demo --site demo.yml
 
@@ -88,6 +89,7 @@ def _site(server: dict[str, str], hub: str, sources: dict[str, object]) -> str:
 def _explain(missing: list[Problem], hub_root: Path) -> None:
     for problem in missing:
         _say(f"{problem.where}: {problem.what}; {problem.remedy}")
+    shards.demo_shards(hub_root)
     server = {"name": "server", "address": "SERVER", "user": "root"}
     site = _site(server, f"http://YOUR_ADDRESS:{HUB_PORT}", surroundings.sources())
     sys.stderr.write(ELSEWHERE.format(root=hub_root, port=HUB_PORT, site=site))

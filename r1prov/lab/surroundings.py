@@ -20,7 +20,12 @@ def sources() -> dict[str, Any]:
     found: dict[str, Any] = {
         "proxy": proxy if any(proxy.values()) else None,
         "pypi": {"index": index} if (index := _pip_index()) else None,
-        "ca_certificates": sorted(str(path) for path in _LOCAL_AUTHORITIES.rglob("*.crt")),
+        "ca_certificates": sorted(
+            # Not those that an `r1prov up` of this machine itself has put there.
+            str(path)
+            for path in _LOCAL_AUTHORITIES.rglob("*.crt")
+            if not path.name.startswith("r1prov-")
+        ),
     }
     return {key: value for key, value in found.items() if value}
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     Archive = LlamaCppSource | OllamaSource | PythonSource
 
 SITE_FILE = "r1prov.yml"
+FLAGS = {"context_per_slot": "--ctx-size", "slots": "--parallel"}
+"""Flags that are called as llama-server calls them."""
 
 
 def load(path: Path | None = None, *, chosen: dict[str, Any] | None = None, **flags: Any) -> Site:
@@ -59,7 +61,7 @@ def validated(keys: dict[str, Any]) -> SiteFile:
         raise SiteError(
             *(
                 Problem(
-                    "--" + str(detail["loc"][0]) if detail["loc"] else "the site",
+                    FLAGS.get(str(detail["loc"][0]), f"--{detail['loc'][0]}") if detail["loc"] else "the site",
                     detail["msg"].removeprefix("Value error, "),
                     "see `r1prov up --help` and docs/site.md",
                 )

@@ -88,8 +88,6 @@ def test_plain_ansible_playbook_does_the_same(operator: Operator, pair: list[Lab
             "-i",
             operator.folder / ".r1prov" / "inventory",
             "playbooks/up.yml",
-            "--ssh-common-args",
-            f"-o UserKnownHostsFile={operator.folder}/.r1prov/known_hosts",
         ],
         cwd=paths.collection().resolve(),
         capture_output=True,

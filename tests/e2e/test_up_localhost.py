@@ -20,7 +20,7 @@ AUTHORITIES = "/usr/local/share/ca-certificates"
 def alone(pair: list[LabHost]) -> Iterator[LabHost]:
     """A fresh host that sees this checkout, and trusts whom this machine trusts. After `pair`, so that its engine is in the cache."""
     lab.down("e2e-alone")
-    host = lab.up("e2e-alone", binds=[f"{paths.collection().resolve()}:/src", f"{AUTHORITIES}:{AUTHORITIES}"])
+    host = lab.up("e2e-alone", binds=[f"{paths.collection().resolve()}:/src", f"{AUTHORITIES}:/authorities"])
     yield host
     lab.down("e2e-alone")
 
@@ -29,6 +29,8 @@ def test_the_controller_may_be_the_server_itself(alone: LabHost, sources: dict[s
     site = yaml.safe_dump({"profile": "demo", "hosts": ["localhost"], "sources": sources})
     script = f"""set -e
         apt-get -qq update >&2
+        mkdir -p {AUTHORITIES}
+        find /authorities -name '*.crt' -exec cp {{}} {AUTHORITIES} \\;
         DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes ca-certificates >/dev/null 2>&1
         mkdir site; cd site; echo {shlex.quote(site)} >r1prov.yml
         PATH="$(/src/bootstrap):$PATH"
