@@ -121,6 +121,7 @@ def _values(site: Site) -> dict[str, Any]:
         "gpus": machine.gpus,
         "backend": backend,
         "question": site.profile.question,
+        "temperature": site.profile.serving.temperature,
         "alias": alias(site),
         "weights_dir": weights_dir,
         "merged": merged,

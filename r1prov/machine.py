@@ -80,6 +80,8 @@ class Serving(Keys):
     """How many answers at once."""
     kv_type_k: KvType = "f16"
     """The type of K in the cache; V is F16."""
+    temperature: float = Field(default=0.6, ge=0, le=2)
+    """Of the sampling, where a client names none; 0.6 is what DeepSeek recommends for R1."""
     micro_batch: int = Field(ge=32, le=4096)
     """Tokens of a prompt computed at once; more is faster and takes more of each card."""
 

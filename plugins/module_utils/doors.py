@@ -12,8 +12,16 @@ from ansible_collections.r1.prov.plugins.module_utils.http_api import Api, ApiEr
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-TEMPERATURE = 0.6  # what DeepSeek recommends for R1: with 0 it tends to repeat itself
 SEED = 3407
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How a question is asked: most tokens of the answer, seconds until it has failed, temperature of the sampling."""
+
+    tokens: int
+    seconds: float
+    temperature: float
 
 
 @dataclass
@@ -61,20 +69,20 @@ class LlamaServer:
             "slots": props["total_slots"],
         }
 
-    def ask(self, question: str, max_tokens: int, limit_s: float, tell: Callable[[int], None]) -> Reply:
+    def ask(self, question: str, limits: Limits, tell: Callable[[int], None]) -> Reply:
         """A question in a chat, as a user would; `tell` is told how many pieces have come."""
-        body = {"max_tokens": max_tokens, "cache_prompt": False, "temperature": TEMPERATURE, "seed": SEED}
-        return _chat(self._api, "/v1/chat/completions", body | _messages(self._model, question), limit_s, tell)
+        body = {"max_tokens": limits.tokens, "cache_prompt": False, "temperature": limits.temperature, "seed": SEED}
+        return _chat(self._api, "/v1/chat/completions", body | _messages(self._model, question), limits.seconds, tell)
 
-    def generate(self, text: str, seed: int, tokens: int, limit_s: float, tell: Callable[[int], None]) -> Reply:
+    def generate(self, text: str, seed: int, limits: Limits, tell: Callable[[int], None]) -> Reply:
         """So many tokens after a text, whatever they say."""
         # A tokenizer may make many tokens of the text, a context may be small: no more than fit.
         tokenized = self._api.post("/tokenize", {"content": text, "add_special": True})["tokens"]
-        tokens = min(tokens, self._context // 2)
+        tokens = min(limits.tokens, self._context // 2)
         body = {"prompt": tokenized[: self._context - tokens], "n_predict": tokens, "ignore_eos": True}
-        body |= {"temperature": TEMPERATURE, "seed": seed, "cache_prompt": False}
+        body |= {"temperature": limits.temperature, "seed": seed, "cache_prompt": False}
         reply, heard = Reply(started_s=time.monotonic()), 0
-        for event in _within(limit_s, reply, self._api.stream("/completion", body)):
+        for event in _within(limits.seconds, reply, self._api.stream("/completion", body)):
             heard += reply.hear(event.get("content", ""), "")
             tell(heard)
             _take_timings(reply, event.get("timings") or {})
@@ -108,17 +116,17 @@ class Ollama:
             "slots": self._slots,
         }
 
-    def ask(self, question: str, max_tokens: int, limit_s: float, tell: Callable[[int], None]) -> Reply:
+    def ask(self, question: str, limits: Limits, tell: Callable[[int], None]) -> Reply:
         """See `LlamaServer.ask`."""
-        options = {"num_predict": max_tokens, "temperature": TEMPERATURE, "seed": SEED}
+        options = {"num_predict": limits.tokens, "temperature": limits.temperature, "seed": SEED}
         body = _messages(self._model, question) | {"options": options}
-        return self._hear("/api/chat", body, limit_s, tell)
+        return self._hear("/api/chat", body, limits.seconds, tell)
 
-    def generate(self, text: str, seed: int, tokens: int, limit_s: float, tell: Callable[[int], None]) -> Reply:
+    def generate(self, text: str, seed: int, limits: Limits, tell: Callable[[int], None]) -> Reply:
         """See `LlamaServer.generate`; the model may end sooner, for Ollama has no way to make it go on."""
-        options = {"num_predict": tokens, "temperature": TEMPERATURE, "seed": seed}
+        options = {"num_predict": limits.tokens, "temperature": limits.temperature, "seed": seed}
         body = {"model": self._model, "prompt": text, "raw": True, "options": options}
-        return self._hear("/api/generate", body, limit_s, tell)
+        return self._hear("/api/generate", body, limits.seconds, tell)
 
     def _hear(self, path: str, body: dict, limit_s: float, tell: Callable[[int], None]) -> Reply:
         reply, heard = Reply(started_s=time.monotonic()), 0
@@ -145,7 +153,7 @@ class Page:
         self._model = model
         self._email, self._password = email, password
 
-    def ask(self, question: str, max_tokens: int, limit_s: float, tell: Callable[[int], None]) -> Reply:
+    def ask(self, question: str, limits: Limits, tell: Callable[[int], None]) -> Reply:
         """See `LlamaServer.ask`. Its tokens are counted as they come, for the page does not tell them."""
         login = self._api.post("/api/v1/auths/signin", {"email": self._email, "password": self._password})
         named = self._api.with_key(login["token"])
@@ -153,8 +161,8 @@ class Page:
         matching = [name for name in models if name in (self._model, f"{self._model}:latest")]
         if not matching:
             raise ApiError(f"the chat page offers {', '.join(models) or 'no model'}, not {self._model}")
-        body = {"max_tokens": max_tokens, "temperature": TEMPERATURE, "seed": SEED}
-        reply = _chat(named, "/api/chat/completions", body | _messages(matching[0], question), limit_s, tell)
+        body = {"max_tokens": limits.tokens, "temperature": limits.temperature, "seed": SEED}
+        reply = _chat(named, "/api/chat/completions", body | _messages(matching[0], question), limits.seconds, tell)
         seconds = reply.last_s - reply.first_s
         if not reply.decode_tokens_per_second and seconds:
             reply.decode_tokens_per_second = reply.decode_tokens / seconds

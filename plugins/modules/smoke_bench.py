@@ -65,6 +65,10 @@ options:
     description: For C(ollama), which does not tell it, how many are answered at once.
     type: int
     default: 1
+  temperature:
+    description: Of the sampling.
+    type: float
+    default: 0.6
   page_url:
     description: Where the chat page answers, without a path. Empty for none.
     type: str
@@ -120,7 +124,15 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils.answer import fault, thinking_apart
-from ansible_collections.r1.prov.plugins.module_utils.doors import SEED, LlamaServer, Ollama, Page, Reply, model_file
+from ansible_collections.r1.prov.plugins.module_utils.doors import (
+    SEED,
+    Limits,
+    LlamaServer,
+    Ollama,
+    Page,
+    Reply,
+    model_file,
+)
 from ansible_collections.r1.prov.plugins.module_utils.http_api import Api, ApiError
 from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
 
@@ -162,7 +174,9 @@ def command_line(unit_file: str) -> str:
 
 def digest(subject: dict, wanted: dict) -> str:
     """Identifies a subject and how it is measured."""
-    how = {key: wanted[key] for key in ("question", "expect", "max_tokens", "concurrency", "sweep_tokens")}
+    how = {
+        key: wanted[key] for key in ("question", "expect", "max_tokens", "temperature", "concurrency", "sweep_tokens")
+    }
     return hashlib.sha256(json.dumps([SCHEMA, subject, how], sort_keys=True).encode()).hexdigest()
 
 
@@ -185,7 +199,9 @@ class Bench:
         """
         question, limit, expect = (self._wanted[key] for key in ("question", "max_tokens", "expect"))
         self._progress.begin(label, limit, "steps")
-        reply = door.ask(question, limit, self._wanted["timeout_s"], self._progress.update)
+        reply = door.ask(
+            question, Limits(limit, self._wanted["timeout_s"], self._wanted["temperature"]), self._progress.update
+        )
         answer, thinking = thinking_apart(reply.content, reply.reasoning)
         if wrong := fault(answer, thinking, reply.finish, expect):
             said = answer or thinking
@@ -216,7 +232,12 @@ class Bench:
                 if user == 0:
                     self._progress.update(sum(counts))
 
-            return engine.generate(f"{user}. {_TEXT}", SEED + user, tokens, self._wanted["timeout_s"], tell)
+            return engine.generate(
+                f"{user}. {_TEXT}",
+                SEED + user,
+                Limits(tokens, self._wanted["timeout_s"], self._wanted["temperature"]),
+                tell,
+            )
 
         with ThreadPoolExecutor(users) as pool:
             replies = list(pool.map(one, range(users)))
@@ -268,6 +289,7 @@ def main() -> None:
             "sweep_tokens": {"type": "int", "default": 64, "no_log": False},
             "subject": {"type": "dict", "default": {}},
             "slots": {"type": "int", "default": 1},
+            "temperature": {"type": "float", "default": 0.6},
             "page_url": {"type": "str", "default": ""},
             "page_email": {"type": "str", "default": ""},
             "page_password": {"type": "str", "default": "", "no_log": True},

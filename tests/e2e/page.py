@@ -40,8 +40,8 @@ class Page:
         return [model["id"] for model in self.call("/api/models")[1]["data"]]
 
     def ask(self, model: str, question: str) -> str:
-        """The answer of a model, as a whole."""
-        body = {"model": model, "stream": False, "messages": [{"role": "user", "content": question}]}
+        """The answer of a model, as a whole; the same each time, for a small model says odd things now and then."""
+        body = {"model": model, "stream": False, "messages": [{"role": "user", "content": question}], "temperature": 0}
         status, found = self.call("/api/chat/completions", body)
         assert status == 200, status
         return found["choices"][0]["message"]["content"]

@@ -37,13 +37,16 @@ def opened(operator: Operator, host: LabHost) -> Iterator[dict[str, Any]]:
         text=True,
     )
     text = ""
-    while not text.endswith("}\n"):
-        line = running.stdout.readline()
-        assert line, text
-        text += line
-    yield json.loads(text)
-    running.send_signal(signal.SIGINT)
-    assert running.wait(timeout=30) == Exit.OK
+    try:
+        while not text.endswith("}\n"):
+            line = running.stdout.readline()
+            assert line, text
+            text += line
+        yield json.loads(text)
+    finally:
+        running.send_signal(signal.SIGINT)
+        code = running.wait(timeout=30)
+    assert code == Exit.OK
 
 
 def logged_in(operator: Operator, doors: dict[str, Any]) -> Page:

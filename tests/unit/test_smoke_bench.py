@@ -23,6 +23,7 @@ WANTED = {
     "question": "?",
     "expect": "!",
     "max_tokens": 9,
+    "temperature": 0.6,
     "concurrency": [1],
     "sweep_tokens": 4,
     "subject": {"profile": "demo"},
