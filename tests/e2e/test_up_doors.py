@@ -70,9 +70,10 @@ def test_the_page_answers_and_nobody_signs_up(operator: Operator, pair: list[Lab
 
 def test_one_copy_of_the_weights(pair: list[LabHost]) -> None:
     for host in pair:
-        models = lab.ssh(host, ["du", "-sb", "--count-links", f"/srv/r1prov/models/{MODEL}/{MODEL}.gguf"]).stdout
-        both = lab.ssh(host, ["du", "-s", "--block-size=1", "/srv/r1prov"]).stdout
-        assert int(both.split()[0]) <= 1.01 * int(models.split()[0])
+        folder = f"/srv/r1prov/models/{MODEL}"
+        model = int(lab.ssh(host, ["stat", "--format=%s", f"{folder}/{MODEL}.gguf"]).stdout)
+        both = lab.ssh(host, ["du", "--summarize", "--total", "--block-size=1", folder, "/srv/r1prov/ollama"]).stdout
+        assert int(both.splitlines()[-1].split()[0]) <= 1.01 * model
 
 
 def test_the_engine_switches_and_the_page_follows(operator: Operator, pair: list[LabHost]) -> None:
