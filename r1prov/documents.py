@@ -6,7 +6,7 @@ import difflib
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from r1prov.errors import Problem, SiteError
 
@@ -17,12 +17,6 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 M = TypeVar("M", bound=BaseModel)
-
-
-class Keys(BaseModel):
-    """The keys of a mapping that people write: no others are allowed, and what stands below a key describes it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 def load(path: Path, model: type[M]) -> M:

@@ -29,12 +29,6 @@ DRIVER_FOR_WHEELS = "580"
 BUILD_BYTES = {"cpu": 2 * 10**9, "cuda": 8 * 10**9}
 """Disk for sources, build tree, toolkit and releases, rounded up from what was measured."""
 
-PAGE_BYTES = 4 * 10**9
-"""Disk for the chat page: its packages, their cache, and what people upload at first."""
-
-R1_TEMPLATE = "<｜User｜>{{ .System }} {{ .Prompt }}<｜Assistant｜>"  # noqa: RUF001 - R1 spells its special tokens with these bars
-"""R1's turn for Ollama, as the published guides write it. A model of one's own brings its template in its file."""
-
 WEIGHTS_RESERVE_BYTES = 2 * GIB
 """What the transfer leaves free on its disk: the default of the role's `weights_reserve_bytes`."""
 
@@ -55,28 +49,13 @@ def plan_for(site: Site) -> tuple[Quant, Plan]:
     return quant, plan(quant, machine, serving)
 
 
-def alias(site: Site) -> str:
-    """The name of the model in every API."""
-    quant, _ = plan_for(site)
-    return site.file.service.alias or quant.folder or quant.name
-
-
-BESIDE = "{{ inventory_dir }}/.."
-"""Where the site's secrets and reports lie, seen from an inventory in its usual place."""
-
-
-def render(site: Site, folder: Path, site_dir: str = BESIDE) -> Path:
+def render(site: Site, folder: Path) -> Path:
     """Write the inventory of `site` into `folder`, replacing what was rendered there before. Returns `folder`.
-
-    Args:
-        site: whose.
-        folder: where to.
-        site_dir: what holds the site's `secrets` and `reports`, for Ansible to read.
 
     Raises:
         SiteError: the site cannot be planned.
     """
-    texts = rendered(site, site_dir)
+    texts = rendered(site)
     for name, text in texts.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,9 +65,9 @@ def render(site: Site, folder: Path, site_dir: str = BESIDE) -> Path:
     return folder
 
 
-def rendered(site: Site, site_dir: str = BESIDE) -> dict[str, str]:
+def rendered(site: Site) -> dict[str, str]:
     """The texts of the inventory by their path in its folder."""
-    values = {**_values(site), "site_dir": site_dir}
+    values = _values(site)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(paths.collection() / "templates" / "inventory"),
         undefined=jinja2.StrictUndefined,
@@ -110,7 +89,6 @@ def _values(site: Site) -> dict[str, Any]:
     file, machine = site.file, site.profile.machine
     backend = "cuda" if machine.gpus else "cpu"
     weights_dir = f"{file.data_dir}/models/{quant.folder or quant.name}"
-    merged = f"{quant.folder or quant.name}.gguf" if file.ollama.enabled and len(quant.files) > 1 else ""
     return {
         "version": __version__,
         "profile_name": file.profile,
@@ -121,20 +99,17 @@ def _values(site: Site) -> dict[str, Any]:
         "gpus": machine.gpus,
         "backend": backend,
         "question": site.profile.question,
-        "temperature": site.profile.serving.temperature,
-        "alias": alias(site),
+        "alias": file.service.alias or quant.folder or quant.name,
         "weights_dir": weights_dir,
-        "merged": merged,
-        "model": f"{weights_dir}/{merged or quant.files[0].name}",
-        "ollama_template": R1_TEMPLATE if quant.repo.endswith("/DeepSeek-R1-GGUF") else "",
+        "model": f"{weights_dir}/{quant.files[0].name}",
         "weights_sources": _places(site, quant),
         "token_file": next((s.token_file for s in file.sources.weights if s.type == "hub" and s.token_file), None),
         "environment": _environment(site),
         "proxies": _proxies(site),
         "expect": _expect(site, plan_),
-        "disk": _disk(site, quant, weights_dir, merged),
-        "ports": _ports(site),
-        "reach": _reach(site, quant, weights_dir, merged),
+        "disk": _disk(weights_dir, quant, backend),
+        "ports": [{"port": file.service.port, "unit": "r1prov-llama-server.service"}],
+        "reach": _reach(site, quant, weights_dir, backend),
     }
 
 
@@ -196,48 +171,22 @@ def _expect(site: Site, plan_: Plan) -> dict[str, Any]:
     return expect
 
 
-def _ports(site: Site) -> list[dict[str, Any]]:
-    """Every port that a service of ours listens on, and whose it is."""
-    file = site.file
-    ports = {"llama-server": file.service.port}
-    if file.ollama.enabled:
-        ports["ollama"] = file.ollama.port
-    if file.open_webui.enabled:
-        ports |= {"open-webui": file.open_webui.port, "embeddings": file.open_webui.embeddings_port}
-    return [{"port": port, "unit": f"r1prov-{name}.service"} for name, port in ports.items()]
-
-
-def _disk(site: Site, quant: Quant, weights_dir: str, merged: str) -> list[dict[str, Any]]:
-    """Every copy that will be written, and the files that count as a part of it that is there."""
-    build = BUILD_BYTES["cuda" if site.profile.machine.gpus else "cpu"]
-    whole = [{"path": f"{weights_dir}/{merged}", "bytes": quant.bytes}] if merged else []
-    shards = [
+def _disk(weights_dir: str, quant: Quant, backend: str) -> list[dict[str, Any]]:
+    have = [
         {"path": f"{weights_dir}/{name}", "bytes": file.bytes}
         for file in quant.files
         for name in (file.name, f".incoming/{file.sha256}")  # whole, or on its way
     ]
-    copies = [
-        ("the weights, and 2 GiB that stay free", weights_dir, quant.bytes + WEIGHTS_RESERVE_BYTES, whole + shards),
-        ("building llama.cpp", "/var/cache/r1prov", build, _folder("/opt/r1prov/llama.cpp/current/bin", build)),
+    built = [{"path": "/opt/r1prov/llama.cpp/current/bin", "bytes": BUILD_BYTES[backend]}]
+    return [
+        {"path": weights_dir, "bytes": quant.bytes + WEIGHTS_RESERVE_BYTES, "what": "the weights", "have": have},
+        {"path": "/var/cache/r1prov", "bytes": BUILD_BYTES[backend], "what": "building llama.cpp", "have": built},
     ]
-    if merged:
-        copies.append(("merging the shards into one file", weights_dir, quant.bytes, whole))
-    if site.file.open_webui.enabled:
-        copies.append(
-            ("the chat page", "/opt/r1prov", PAGE_BYTES, _folder("/opt/r1prov/open-webui/current", PAGE_BYTES))
-        )
-    return [{"path": path, "bytes": n_bytes, "what": what, "have": have} for what, path, n_bytes, have in copies]
 
 
-def _folder(path: str, n_bytes: int) -> list[dict[str, Any]]:
-    """A folder that, where it is there, holds all of it."""
-    return [{"path": path, "bytes": n_bytes}]
-
-
-def _reach(site: Site, quant: Quant, weights_dir: str, merged: str) -> list[dict[str, Any]]:
+def _reach(site: Site, quant: Quant, weights_dir: str, backend: str) -> list[dict[str, Any]]:
     """What the host must be able to reach, and the files (globs) that make each needless once they are all there."""
     sources, version = site.file.sources, site.file.llama_cpp_version
-    backend = "cuda" if site.profile.machine.gpus else "cpu"
     llama_cpp = {
         "pypi": f"{sources.pypi.index.rstrip('/')}/llama-cpp-python/",
         "git": sources.llama_cpp.git_url,
@@ -247,7 +196,7 @@ def _reach(site: Site, quant: Quant, weights_dir: str, merged: str) -> list[dict
         {
             "what": "the weights",
             "any_of": [place.get("endpoint") or place.get("url") or place["path"] for place in _places(site, quant)],
-            "have": [f"{weights_dir}/{name}" for name in ([merged] if merged else [file.name for file in quant.files])],
+            "have": [f"{weights_dir}/{file.name}" for file in quant.files],
         }
     ]
     if not Path(llama_cpp).is_file():  # a file of the controller travels with the run
@@ -258,13 +207,6 @@ def _reach(site: Site, quant: Quant, weights_dir: str, merged: str) -> list[dict
     if backend == "cuda" and sources.cuda.type == "pypi":
         toolkit = f"{sources.pypi.index.rstrip('/')}/cuda-toolkit/"
         reach.append({"what": "the CUDA toolkit", "any_of": [toolkit], "have": ["/opt/r1prov/cuda/current/bin/nvcc"]})
-    if site.file.ollama.enabled and not Path(site.file.ollama_archive).is_file():
-        release = f"/opt/r1prov/ollama/releases/{site.file.versions.ollama}-*/bin/ollama"
-        reach.append({"what": "Ollama", "any_of": [site.file.ollama_archive], "have": [release]})
-    if site.file.open_webui.enabled:
-        page = "/opt/r1prov/open-webui/current/bin/open-webui"
-        index = f"{sources.pypi.index.rstrip('/')}/open-webui/"
-        reach.append({"what": "the chat page", "any_of": [index], "have": [page]})
     return reach
 
 

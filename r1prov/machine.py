@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from r1prov import documents, paths
 from r1prov.catalogue import Quant
-from r1prov.documents import Keys
 from r1prov.errors import Problem, SiteError
 from r1prov.units import parse_size
 
@@ -26,7 +25,11 @@ BEST_ON_GPUS = "best-on-gpus"
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
 
 
-class Gpus(Keys):
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Gpus(_Strict):
     """Equal cards."""
 
     count: int = Field(ge=1, le=16)
@@ -44,7 +47,7 @@ class Gpus(Keys):
         return self.compute_capability.replace(".", "")
 
 
-class Machine(Keys):
+class Machine(_Strict):
     """One server. Inside, sizes are bytes."""
 
     gpus: Gpus | None = None
@@ -62,14 +65,14 @@ class Machine(Keys):
         return self.gpus.count * self.gpus.memory if self.gpus else 0
 
 
-class Floors(Keys):
+class Floors(_Strict):
     """Below these a server is refused."""
 
     ram: Bytes
     """With its unit."""
 
 
-class Serving(Keys):
+class Serving(_Strict):
     """How the model is served. The context is tokens per slot; the KV cache holds `context_per_slot` x `slots`."""
 
     quant: str
@@ -80,13 +83,11 @@ class Serving(Keys):
     """How many answers at once."""
     kv_type_k: KvType = "f16"
     """The type of K in the cache; V is F16."""
-    temperature: float = Field(default=0.6, ge=0, le=2)
-    """Of the sampling, where a client names none; 0.6 is what DeepSeek recommends for R1."""
     micro_batch: int = Field(ge=32, le=4096)
     """Tokens of a prompt computed at once; more is faster and takes more of each card."""
 
 
-class Published(Keys):
+class Published(_Strict):
     """A figure that others measured on such a machine."""
 
     what: str
@@ -95,7 +96,7 @@ class Published(Keys):
     """The figure."""
 
 
-class Question(Keys):
+class Question(_Strict):
     """What the smoke benchmark asks, and a regular expression that a right answer matches."""
 
     ask: str = "What is the capital of France? Answer in one sentence."
@@ -106,7 +107,7 @@ class Question(Keys):
     """The longest answer, thinking included."""
 
 
-class Profile(Keys):
+class Profile(_Strict):
     """A kind of server, and how it serves unless the site says otherwise."""
 
     description: str

@@ -180,8 +180,6 @@ def benchmark_rows(benchmarks: dict[str, dict[str, Any]], published: Iterable[Pu
         alone = benchmark["sweep"][0]  # one user, 64 tokens: the answer to the question is too short to tell a rate
         prompt, decode = alone["prompt_tokens_per_second_each"], alone["decode_tokens_per_second_each"]
         rows.append((host, f"{prompt:.1f}", f"{decode:.2f}"))
-        if page := benchmark.get("page"):
-            rows.append((f"{host}, through the page", "", f"{page['decode_tokens_per_second']:.2f}"))
         rows += [
             (f"{host}, {level['users']} at once", "", f"{level['decode_tokens_per_second_total']:.2f}")
             for level in benchmark["sweep"]

@@ -1,4 +1,4 @@
-"""What the verbs that change servers do: a run over a site, from first contact to report."""
+"""What the verbs do: a run over a site from first contact to report, a look at its hosts, a question to one of them."""
 
 from __future__ import annotations
 
@@ -9,20 +9,33 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pydantic import ValidationError
-
-from r1prov import documents, inventory, run, site
-from r1prov.contact import Access, Contact, HostConnection, Progress, ProgressWatch, contact_all, read_secret
-from r1prov.errors import Exit, Problem, R1provError, SiteError
+from r1prov import chat, inventory, run, site
+from r1prov.contact import (
+    Access,
+    Contact,
+    HostConnection,
+    Progress,
+    ProgressWatch,
+    connect,
+    contact_all,
+    read_secret,
+    read_status,
+)
+from r1prov.errors import Exit, Problem, R1provError, SiteError, UnhealthyError
 from r1prov.report import HostReport, Recorder, RunReport, now
 from r1prov.run import Command, Passwords
-from r1prov.site import SITE_FILE, Host, Site, SiteFile
-from r1prov.state import ADMIN_PASSWORD, API_KEY, PAGE_KEY, Secret, SiteState
+from r1prov.site import SITE_FILE, Host, Site
+from r1prov.state import SiteState
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Sequence
 
+    from r1prov.chat import Piece, Rates
     from r1prov.events import Event
+
+API_KEY_ON_HOST = "/etc/r1prov/llama-server/api-key"
+LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
+"""Who listens everywhere is asked on loopback."""
 
 
 class Watcher(Protocol):
@@ -80,8 +93,7 @@ def choose(path: Path | None, named: Sequence[str], **flags: Any) -> tuple[Site,
     """
     if path is None and Path(SITE_FILE).is_file() and not (named and flags.get("profile")):
         path = Path(SITE_FILE)
-    choices = SiteState.of(path.resolve() if path else None).choices
-    chosen = site.load(path, chosen=choices, hosts=() if path else tuple(named), **flags)
+    chosen = site.load(path, hosts=() if path else tuple(named), **flags)
     return chosen, among(chosen, named) if path else chosen.hosts
 
 
@@ -94,56 +106,13 @@ def known(path: Path | None, named: Sequence[str]) -> tuple[Site, tuple[Host, ..
     if path is None and Path(SITE_FILE).is_file():
         path = Path(SITE_FILE)
     last = SiteState.of(path.resolve() if path else None).last_site
-    if last.is_file() and (remembered := _remembered(last)):
-        chosen = remembered
+    if last.is_file():
+        chosen = Site.model_validate_json(last.read_text())
     elif path:
-        chosen = site.load(path, chosen=SiteState.of(path.resolve()).choices)
+        chosen = site.load(path)
     else:
         raise SiteError(Problem("site", "no site is known here", "run `r1prov up` first, or name a site file: --site"))
     return chosen, among(chosen, named)
-
-
-def _remembered(last: Path) -> Site | None:
-    """The site as last applied; None where another version of r1prov wrote it in its own way."""
-    try:
-        return Site.model_validate_json(last.read_text())
-    except ValidationError:
-        return None
-
-
-def rechosen(path: Path | None, named: Sequence[str], choices: dict[str, Any]) -> tuple[Site, tuple[Host, ...]]:
-    """The known site with other choices, and the hosts meant. Keeps nothing.
-
-    Args:
-        path: the site file.
-        named: hosts; none for all.
-        choices: keys of the site file, as `SiteState.choices` keeps them.
-
-    Raises:
-        SiteError: no site is known, or its file says otherwise: what a person has written is not overruled.
-    """
-    old, meant = known(path, named)
-    if old.path:
-        written = documents.load(old.path, SiteFile).model_dump(exclude_unset=True)
-        against = sorted(_contradicted(written, choices))
-        if against:
-            raise SiteError(
-                *(
-                    Problem(f"{old.path}", f"it says `{key}: {value}`", "change it there, or take the line out")
-                    for key, value in against
-                )
-            )
-    file = site.validated(site.merged(old.file.model_dump(exclude_unset=True), choices))
-    return old.model_copy(update={"file": file}), meant
-
-
-def _contradicted(written: dict[str, Any], choices: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Keys, with their values, that are written otherwise than they are chosen."""
-    for key in written.keys() & choices.keys():
-        if isinstance(choices[key], dict):
-            yield from ((f"{key}.{inner}", value) for inner, value in _contradicted(written[key], choices[key]))
-        elif written[key] != choices[key]:
-            yield key, written[key]
 
 
 def among(chosen: Site, named: Sequence[str]) -> tuple[Host, ...]:
@@ -192,7 +161,7 @@ def met(hosts: Sequence[Host], chosen: Site, login: Login) -> Generator[dict[str
 
 
 def prepare(chosen: Site, hosts: Sequence[Host], login: Login, watcher: Watcher) -> Site:
-    """Meet the hosts, see that there are the secrets, and render the inventory. Changes nothing on a host.
+    """Meet the hosts, see that there is an API key, and render the inventory. Changes nothing on a host.
 
     Returns:
         the site, with the users that ~/.ssh/config logs in: Ansible leaves sudo alone only where it knows that it is root.
@@ -207,25 +176,12 @@ def prepare(chosen: Site, hosts: Sequence[Host], login: Login, watcher: Watcher)
         for name, contact in contacts.items():
             for text in contact.notes:
                 watcher.note(name, text)
-        make_secrets(chosen, [contact.connection for contact in contacts.values()])
+        if not state.api_key.is_file():
+            state.keep_api_key(_take_over([contact.connection for contact in contacts.values()]))
         chosen = _with_users(chosen, {name: contact.connection.user for name, contact in contacts.items()})
     inventory.render(chosen, state.inventory)
     state.remember(chosen)
     return chosen
-
-
-def make_secrets(chosen: Site, connections: Sequence[HostConnection] = ()) -> list[Path]:
-    """See that the site has its secrets: those that another controller gave to the hosts, else new ones.
-
-    Returns:
-        the files that were made.
-    """
-    state = SiteState.of(chosen.path)
-    wanted = (API_KEY, *((ADMIN_PASSWORD, PAGE_KEY) if chosen.file.open_webui.enabled else ()))
-    missing = [secret for secret in wanted if not state.secret(secret).is_file()]
-    for secret in missing:
-        state.keep_secret(secret, _take_over(secret, connections))
-    return [state.secret(secret) for secret in missing]
 
 
 def _with_users(chosen: Site, users: dict[str, str | None]) -> Site:
@@ -233,10 +189,10 @@ def _with_users(chosen: Site, users: dict[str, str | None]) -> Site:
     return chosen.model_copy(update={"file": chosen.file.model_copy(update={"hosts": hosts})})
 
 
-def _take_over(secret: Secret, connections: Iterable[HostConnection]) -> str | None:
-    """A secret that another controller gave to the hosts."""
-    contents = (read_secret(connection, secret.on_host) for connection in connections)
-    return next(filter(None, map(secret.read_from, filter(None, contents))), None)
+def _take_over(connections: Iterable[HostConnection]) -> str | None:
+    """The API key that another controller gave to the hosts."""
+    keys = (read_secret(connection, API_KEY_ON_HOST) for connection in connections)
+    return next(filter(None, keys), None)
 
 
 def command(chosen: Site, hosts: Sequence[Host], login: Login, options: Options) -> Command:
@@ -297,3 +253,47 @@ def converge(
         recorder.report.ended = now()
         recorder.report.write(state.reports, options.playbook)
     return recorder.report, error
+
+
+def statuses(path: Path | None, named: Sequence[str], login: Login) -> dict[str, dict[str, Any]]:
+    """Host name -> what `contact.read_status` says, of the site as last applied.
+
+    Raises:
+        SiteError: no site is known.
+        UnreachableError: a host cannot be read.
+    """
+    chosen, hosts = known(path, named)
+    service = {**chosen.file.service.model_dump(), "key_file": API_KEY_ON_HOST}
+    with met(hosts, chosen, login) as contacts:
+        return {name: read_status(contact.connection, service) for name, contact in contacts.items()}
+
+
+@contextlib.contextmanager
+def conversation(
+    path: Path | None, name: str | None, login: Login, question: str
+) -> Generator[Iterator[Piece | Rates], None, None]:
+    """The answer of one host to a question, as it comes.
+
+    Raises:
+        SiteError: no site is known, or it has no such host.
+        UnreachableError: the host cannot be reached.
+        UnhealthyError: the service does not answer as it should.
+    """
+    chosen, hosts = known(path, [name] if name else ())
+    host, state, service = hosts[0], SiteState.of(chosen.path), chosen.file.service
+    with contextlib.closing(connect(host, login.access(state))) as connection:
+        http = connection.open_http(service.port, LOOPBACK.get(service.address, service.address))
+        yield chat.ask(http, host.name, question, key=_api_key(chosen, host, login))
+
+
+def _api_key(chosen: Site, host: Host, login: Login) -> str:
+    """The key as this site keeps it, or as the host has it, where it is not kept here in the clear."""
+    kept = SiteState.of(chosen.path).api_key
+    key = kept.read_text().strip() if kept.is_file() else ""
+    if key and not key.startswith("$ANSIBLE_VAULT"):
+        return key
+    with met([host], chosen, login) as contacts:
+        found = read_secret(contacts[host.name].connection, API_KEY_ON_HOST)
+    if not found:
+        raise UnhealthyError(Problem(host.name, "the service has no API key there", "`r1prov up` sets it up"))
+    return found

@@ -6,11 +6,10 @@ A site with a file keeps them in `.r1prov/` beside it; one without in `$XDG_STAT
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from r1prov import paths
 
@@ -18,34 +17,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from r1prov.site import Site
-
-
-@dataclass(frozen=True)
-class Secret:
-    """A secret of a site.
-
-    Attributes:
-        name: its file among the site's secrets.
-        on_host: where a host keeps it: the file of a credential, or a file of `VARIABLE=value` lines.
-        variable: which of those lines; empty for a file that is the secret.
-    """
-
-    name: str
-    on_host: str
-    variable: str = ""
-
-    def read_from(self, content: str) -> str | None:
-        """The secret, from the content of its file on a host; None where it is not in there."""
-        if not self.variable:
-            return content.strip() or None
-        lines = (line.partition("=") for line in content.splitlines())
-        return next((value.strip().strip('"') for name, _, value in lines if name == self.variable), None)
-
-
-API_KEY = Secret("api-key", "/etc/r1prov/llama-server/api-key")
-ADMIN_PASSWORD = Secret("webui-admin-password", "/etc/r1prov/open-webui/environment", "WEBUI_ADMIN_PASSWORD")
-PAGE_KEY = Secret("webui-secret-key", "/etc/r1prov/open-webui/environment", "WEBUI_SECRET_KEY")
-"""Signs the page's logins: another one logs everybody out."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +44,10 @@ class SiteState:
         """Secrets, one file each, 0600 or ansible-vault."""
         return self.root / "secrets"
 
-    def secret(self, secret: Secret) -> Path:
-        """The file of one of them."""
-        return self.secrets / secret.name
+    @property
+    def api_key(self) -> Path:
+        """The key of the API."""
+        return self.secrets / "api-key"
 
     @property
     def reports(self) -> Path:
@@ -101,20 +73,9 @@ class SiteState:
         """Keep the site as applied."""
         _write_private(self.last_site, site.model_dump_json(indent=1))
 
-    @property
-    def choices(self) -> dict[str, Any]:
-        """Keys of the site file that verbs have chosen (`r1prov engine`, `r1prov upgrade`); they hold where the file is silent."""
-        path = self.root / "choices.json"
-        found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-        return found
-
-    def choose(self, choices: dict[str, Any]) -> None:
-        """Keep these keys, in place of those kept before."""
-        _write_private(self.root / "choices.json", json.dumps(choices, indent=1) + "\n")
-
-    def keep_secret(self, secret: Secret, value: str | None = None) -> None:
-        """Store a secret: `value` as found on a host, or a new one of 256 random bits."""
-        _write_private(self.secret(secret), value or secrets.token_urlsafe(32))
+    def keep_api_key(self, key: str | None = None) -> None:
+        """Store the site's API key: `key` as found on a host, or a new one of 256 random bits."""
+        _write_private(self.api_key, key or secrets.token_urlsafe(32))
 
 
 def _write_private(path: Path, text: str) -> None:

@@ -73,7 +73,7 @@ import subprocess
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.r1.prov.plugins.module_utils.http_api import Api, ApiError
+from ansible_collections.r1.prov.plugins.module_utils.llama_api import Api, ApiError
 
 _CONTEXT_STEP = 256  # llama.cpp rounds each slot's context up to this many tokens
 

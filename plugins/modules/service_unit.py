@@ -31,10 +31,19 @@ options:
     type: path
     default: ""
   credentials:
-    description:
-      - Secrets that the service reads at its start, written to files that only root may read. File name -> text.
-    type: dict
-    default: {}
+    description: Secrets that the service reads at its start, written to files that only root may read.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: The file's name.
+        type: str
+        required: true
+      content:
+        description: The secret.
+        type: str
+        required: true
   programs:
     description: Files that the service runs. When one is another file than at the last start, links followed, the service restarts.
     type: list
@@ -117,7 +126,9 @@ class Service:
         self.file = _UNITS / self.unit
         self.remembered = _REMEMBERED / f"{parameters['name']}.started"
         folder = Path(parameters["credentials_dir"])
-        self.credentials = {folder / name: str(content) for name, content in parameters["credentials"].items()}
+        self.credentials = {
+            folder / credential["name"]: credential["content"] for credential in parameters["credentials"]
+        }
         self.before = _text(self.file)
         self.now = self._show()
 
@@ -272,6 +283,10 @@ def _write(path: Path, content: str, mode: int) -> None:
 
 
 def main() -> None:
+    credentials = {
+        "name": {"type": "str", "required": True},
+        "content": {"type": "str", "required": True, "no_log": True},
+    }
     remedies = {"pattern": {"type": "str", "required": True}, "remedy": {"type": "str", "required": True}}
     module = AnsibleModule(
         argument_spec={
@@ -279,8 +294,7 @@ def main() -> None:
             "content": {"type": "str", "required": True},
             "state": {"type": "str", "choices": ["started", "stopped", "installed"], "default": "started"},
             "credentials_dir": {"type": "path", "default": ""},
-            # The whole of it: Ansible's own log of the call shows a text of several lines where only that is marked.
-            "credentials": {"type": "dict", "default": {}, "no_log": True},
+            "credentials": {"type": "list", "elements": "dict", "default": [], "options": credentials},
             "programs": {"type": "list", "elements": "path", "default": []},
             "ports": {"type": "list", "elements": "int", "default": []},
             "load_step": {"type": "str", "default": ""},

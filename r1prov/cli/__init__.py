@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from r1prov import __version__, output
-from r1prov.cli import ask, bench, down, lab, look, open_, switch, up, upgrade
+from r1prov.cli import ask, bench, lab, look, up
 from r1prov.errors import EXIT_CODES, Exit, R1provError
 
 if TYPE_CHECKING:
@@ -26,12 +26,7 @@ app.command()(look.render)
 app.command()(look.profiles)
 app.command()(look.status)
 app.command()(ask.ask)
-app.command("open")(open_.open_)
-app.command()(switch.engine)
 app.command()(bench.bench)
-app.command()(upgrade.upgrade)
-app.command()(down.down)
-app.add_typer(switch.secrets, name="secrets")
 app.add_typer(lab.app, name="lab")
 
 _debugging = False

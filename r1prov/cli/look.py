@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from r1prov import inventory, machine, output, session, visit
+from r1prov import inventory, machine, output, session
 from r1prov.cli import options, show
 from r1prov.errors import Exit
 from r1prov.state import SiteState
@@ -29,14 +29,7 @@ def render(
     chosen, _ = session.choose(
         site, hosts or (), profile=profile, quant=quant, context_per_slot=ctx_size, slots=parallel
     )
-    state = SiteState.of(chosen.path)
-    for path in session.make_secrets(chosen):
-        output.say(f"made {path}; `r1prov up` would have asked the hosts first whether they have one")
-    folder = (
-        inventory.render(chosen, output_dir, str(state.root))
-        if output_dir
-        else inventory.render(chosen, state.inventory)
-    )
+    folder = inventory.render(chosen, output_dir or SiteState.of(chosen.path).inventory)
     output.write(f"{folder}\n")
 
 
@@ -88,13 +81,13 @@ def status(
     login = options.login(
         ask_sudo=ask_become_pass, ask_ssh=ask_pass, strict_host_keys=strict_host_keys, ssh_config=ssh_config
     )
-    found = visit.statuses(site, hosts or (), login)
+    found = session.statuses(site, hosts or (), login)
     if json:
         output.data({"schema": 1, "hosts": found})
     else:
         output.table(
-            ("host", "engine", "release", "health", "page", "slots x context>", "weights", "decode/s>"),
+            ("host", "engine", "service", "health", "slots x context>", "weights", "decode/s>"),
             [show.status_row(name, each) for name, each in found.items()],
         )
-    if any(each["health"] != "ok" or each["page"] not in {"ok", None} for each in found.values()):
+    if any(each["health"] != "ok" for each in found.values()):
         raise typer.Exit(Exit.UNHEALTHY)

@@ -48,7 +48,6 @@ SshConfig = Annotated[
         resolve_path=True,
     ),
 ]
-BreakLock = Annotated[bool, typer.Option("--break-lock", help="Take hosts from another run that has certainly ended.")]
 Verbose = Annotated[
     int, typer.Option("--verbose", "-v", count=True, help="Show Ansible's own output; more of it with -vv.")
 ]

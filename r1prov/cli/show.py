@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from r1prov import output, report
 from r1prov.pace import clock
-from r1prov.state import ADMIN_PASSWORD, SiteState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,22 +31,19 @@ def summary(done: RunReport, *, check: bool = False) -> None:
 
 
 def addresses(chosen: Site, hosts: Sequence[Host]) -> None:
-    """Where page and API are, and how to try them."""
-    file = chosen.file
-    port = file.ollama.port if file.engine == "ollama" else file.service.port
-    address = "127.0.0.1" if file.engine == "ollama" else file.service.address
-    elsewhere = f" --site {chosen.path}" if chosen.path and chosen.path.parent != Path.cwd() else ""
+    """Where the API is, and how to try it."""
+    service = chosen.file.service
     output.say()
     for host in hosts:
-        page = f"http://127.0.0.1:{file.open_webui.port} (chat page), " if file.open_webui.enabled else ""
-        output.say(f"{host.name}: {page}http://{address}:{port}/v1 ({file.engine})")
-    first = hosts[0].name
-    if file.open_webui.enabled:
-        password = SiteState.of(chosen.path).secret(ADMIN_PASSWORD)
-        output.say(f"Log in to the page as {file.open_webui.admin_email} with the password in {password}")
-    if address.startswith("127.") and not hosts[0].local:
-        output.say(f"All of it listens on the server itself only; from here: r1prov open{elsewhere} --host {first}")
-    output.say(f'Ask: r1prov ask{elsewhere} --host {first} "How many r are in strawberry?"')
+        output.say(f"{host.name}: http://{service.address}:{service.port}/v1")
+    first = hosts[0]
+    if service.address.startswith("127.") and not first.local:
+        login = f"{first.user}@{first.address}" if first.user else first.address
+        port = f" -p {first.port}" if first.port else ""
+        tunnel = f"ssh -N -L {service.port}:{service.address}:{service.port}{port} {login}"
+        output.say(f"The API listens on the server itself only; a tunnel to it: {tunnel}")
+    elsewhere = f" --site {chosen.path}" if chosen.path and chosen.path.parent != Path.cwd() else ""
+    output.say(f'Ask: r1prov ask{elsewhere} --host {first.name} "How many r are in strawberry?"')
 
 
 def benchmark(done: RunReport, chosen: Site, *, talk: bool) -> None:
@@ -60,17 +56,17 @@ def benchmark(done: RunReport, chosen: Site, *, talk: bool) -> None:
 
 
 def status_row(name: str, status: dict[str, Any]) -> tuple[str, ...]:
-    """One host of `r1prov status`: engine, its release and health, the page, slots x context per slot, weights, decode rate."""
+    """One host of `r1prov status`: engine, service, health, slots x context per slot, weights, decode rate."""
+    units = {unit.removeprefix("r1prov-").removesuffix(".service"): each for unit, each in status["units"].items()}
     props = status["props"] or {}
     context = props.get("default_generation_settings", {}).get("n_ctx")
     alone = (status["benchmark"] or {}).get("sweep", [{}])[0]
     decode = alone.get("decode_tokens_per_second_each")
     return (
         name,
-        status["engine"],
-        status["releases"][{"llama-server": "llama.cpp"}.get(status["engine"], status["engine"])] or "not installed",
+        status["release"] or "not installed",
+        units.get("llama-server", {}).get("ActiveState", "not installed"),
         status["health"],
-        status["page"] or "",
         f"{props['total_slots']} x {context:,}" if context else "",
         (status["weights"] or {}).get("state", "not installed"),
         f"{decode:.2f}" if decode else "",

@@ -15,7 +15,7 @@ import yaml
 
 from r1prov import lab, paths
 from r1prov.errors import Exit, Problem
-from r1prov.lab import ollama, shards, surroundings
+from r1prov.lab import shards, surroundings
 from r1prov.lab.hub import Hub
 from r1prov.machine import load_profile
 
@@ -53,9 +53,7 @@ def main() -> int:
     site = paths.state_dir() / "demo" / "r1prov.yml"
     site.parent.mkdir(parents=True, exist_ok=True)
     server = {"name": NAME, "address": host.address, "user": "root", "identity_file": str(host.key)}
-    archive = ollama.release(ollama.VERSION, _say)
-    sources = {**surroundings.sources(), "ollama": {"archive": str(archive)}}
-    site.write_text(_site(server, f"http://{lab.GATEWAY}:{HUB_PORT}", sources))
+    site.write_text(_site(server, f"http://{lab.GATEWAY}:{HUB_PORT}", surroundings.sources()))
     with Hub(hub_root, address=lab.GATEWAY, port=HUB_PORT):
         code = _r1prov("up", "--site", str(site))
     if code:

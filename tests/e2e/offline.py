@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
-import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from r1prov import paths
-from r1prov.lab import ollama, shards, surroundings
+from r1prov import lab, paths
+from r1prov.lab import shards, surroundings
 from r1prov.lab.hosts import LabHost
 
-from .web import web_server
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
 
 
 @contextmanager
@@ -28,7 +33,10 @@ def artefacts(folder: Path, like: LabHost) -> Iterator[dict[str, Any]]:
     _flat_repository(packages, like)
     quant = shards.demo_shards(paths.cache_dir() / "hub")
     (folder / quant.folder).symlink_to(paths.cache_dir() / "hub" / quant.repo / quant.folder)
-    with web_server(folder) as url:
+    server = ThreadingHTTPServer((lab.GATEWAY, 0), partial(_Quiet, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://{lab.GATEWAY}:{server.server_port}"
+    try:
         yield {
             "ca_certificates": surroundings.sources().get("ca_certificates", []),
             "apt": {"mirror": f"deb [trusted=yes] {url}/apt ./"},
@@ -37,9 +45,10 @@ def artefacts(folder: Path, like: LabHost) -> Iterator[dict[str, Any]]:
                 "archive": str(archive),
                 "sha256": hashlib.sha256(archive.read_bytes()).hexdigest(),
             },
-            "ollama": {"archive": str(ollama.release(ollama.VERSION, sys.stderr.write))},
             "weights": [{"type": "http", "url": url}],
         }
+    finally:
+        server.shutdown()
 
 
 def _sdist() -> Path:

@@ -109,18 +109,16 @@ def test_status_tells_what_runs(operator: Operator, pair: list[LabHost]) -> None
 
 
 def test_no_secret_is_in_logs_files_or_processes(operator: Operator, pair: list[LabHost]) -> None:
-    keys = [path.read_text().strip() for path in (operator.folder / ".r1prov" / "secrets").iterdir()]
-    assert len(keys) == 3
+    key = (operator.folder / ".r1prov" / "secrets" / "api-key").read_text().strip()
     for shown in on_all(pair, "sh", "-c", "journalctl --no-pager; ps -ef; systemctl cat 'r1prov-*'"):
         assert len(shown) > 1000
-        assert not [key for key in keys if key in shown]
+        assert key not in shown
     readable = on_all(pair, "find", "/etc/r1prov", "/var/lib/r1prov", "/run/r1prov", "-type", "f", "-perm", "/044")
     for host, files in zip(pair, readable, strict=True):
-        text = lab.ssh(host, ["cat", *files.split()]).stdout
-        assert not [key for key in keys if key in text]
+        assert key not in lab.ssh(host, ["cat", *files.split()]).stdout
     left = [path for path in operator.folder.rglob("*") if path.is_file() and "secrets" not in path.parts]
     assert left
-    assert not [path for path in left for key in keys if key in path.read_text(errors="ignore")]
+    assert not [path for path in left if key in path.read_text(errors="ignore")]
 
 
 def test_after_a_reboot_everything_is_up_by_itself(operator: Operator, pair: list[LabHost]) -> None:
@@ -137,9 +135,6 @@ def test_after_a_reboot_everything_is_up_by_itself(operator: Operator, pair: lis
             )
             if state.stdout.endswith("\nactive\n") and state.stdout.removesuffix("active\n") not in booted:
                 healthy.add(host.name)
-    while (done := operator.run("status")).returncode:  # the page too, by itself
-        assert time.monotonic() < deadline, done.stdout
-        time.sleep(2)
     for host in pair:
         done = operator.run("ask", "--host", host.name, QUESTION)
         assert "Paris" in ended(done) + done.stdout
@@ -272,8 +267,7 @@ def test_without_the_outside_the_artefacts_at_hand_are_enough(
     try:
         other = Operator(tmp_path)
         with artefacts(tmp_path / "artefacts", like=pair[0]) as at_hand:
-            # The page's wheels are not among them: that it installs from a folder is shown by its own role's scenario.
-            other.site([fresh], sources=at_hand, versions={"llama_cpp": "0.3.36"}, open_webui={"enabled": False})
+            other.site([fresh], sources=at_hand, versions={"llama_cpp": "0.3.36"})
             ended(other.run("up"))
             done = other.run("ask", QUESTION)
         assert "Paris" in done.stdout

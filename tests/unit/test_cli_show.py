@@ -42,11 +42,10 @@ def test_summary_of_a_check(capsys):
 def test_addresses_tell_how_to_reach_a_service_on_loopback(capsys):
     chosen = site.load(hosts=("gpu1", "gpu2"), profile="4x4090")
     show.addresses(chosen, chosen.hosts)
-    said = lines(capsys.readouterr().err)
-    assert said[0] == "gpu1: http://127.0.0.1:8080 (chat page), http://127.0.0.1:8000/v1 (llama-server)"
-    assert said[2].startswith("Log in to the page as admin@example.com with the password in /")
-    assert said[3:] == [
-        "All of it listens on the server itself only; from here: r1prov open --host gpu1",
+    assert lines(capsys.readouterr().err) == [
+        "gpu1: http://127.0.0.1:8000/v1",
+        "gpu2: http://127.0.0.1:8000/v1",
+        "The API listens on the server itself only; a tunnel to it: ssh -N -L 8000:127.0.0.1:8000 gpu1",
         'Ask: r1prov ask --host gpu1 "How many r are in strawberry?"',
     ]
 
@@ -60,17 +59,13 @@ def test_the_benchmark_stands_beside_the_published_figures(capsys):
 
 def test_status_rows():
     status = {
-        "engine": "llama-server",
-        "releases": {"llama.cpp": "0.3.36-cuda-abc", "ollama": None},
+        "release": "0.3.36-cuda-abc",
+        "units": {"r1prov-llama-server.service": {"ActiveState": "active"}},
         "health": "ok",
-        "page": "ok",
         "props": {"total_slots": 4, "default_generation_settings": {"n_ctx": 8192}},
         "weights": {"state": "done"},
         "benchmark": {"sweep": [{"decode_tokens_per_second_each": 19.5}]},
     }
-    row = ("gpu1", "llama-server", "0.3.36-cuda-abc", "ok", "ok", "4 x 8,192", "done", "19.50")
-    assert show.status_row("gpu1", status) == row
-    bare = {"props": None, "weights": None, "benchmark": None}
-    bare |= {"engine": "ollama", "health": "down", "page": None, "releases": {"ollama": None}}
-    row = ("gpu2", "ollama", "not installed", "down", "", "", "not installed", "")
-    assert show.status_row("gpu2", bare) == row
+    assert show.status_row("gpu1", status) == ("gpu1", "0.3.36-cuda-abc", "active", "ok", "4 x 8,192", "done", "19.50")
+    bare = {"release": None, "units": {}, "health": "down", "props": None, "weights": None, "benchmark": None}
+    assert show.status_row("gpu2", bare) == ("gpu2", "not installed", "not installed", "down", "", "not installed", "")

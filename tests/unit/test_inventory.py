@@ -25,16 +25,9 @@ def test_the_inventory_of_a_reference_machine(profile: str) -> None:
         assert text == golden.read_text()
 
 
-class Loader(yaml.SafeLoader):
-    """Knows Ansible's tag for texts that are not templates."""
-
-
-Loader.add_constructor("!unsafe", lambda loader, node: loader.construct_scalar(node))
-
-
 def values(**flags: object) -> dict:
     loaded = site.load(None, **({"profile": "4x4090", "hosts": ["gpu1"]} | flags))
-    return yaml.load(inventory.rendered(loaded)["group_vars/all.yml"], Loader=Loader)
+    return yaml.safe_load(inventory.rendered(loaded)["group_vars/all.yml"])
 
 
 def test_render_writes_whole_files(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ MEASURED = {
         {"users": 1, "prompt_tokens_per_second_each": 61.25, "decode_tokens_per_second_each": 5.781},
         {"users": 4, "decode_tokens_per_second_total": 11.5},
     ],
-    "page": {"decode_tokens_per_second": 5.5},
 }
 
 
@@ -123,7 +122,6 @@ def test_the_benchmark_beside_the_published_figures():
     published = [Published(what="35 layers", decode_tokens_per_second=5.78)]
     assert benchmark_rows({"gpu1": MEASURED}, published) == [
         ("gpu1", "61.2", "5.78"),
-        ("gpu1, through the page", "", "5.50"),
         ("gpu1, 4 at once", "", "11.50"),
         ("published: 35 layers", "", "5.78"),
     ]

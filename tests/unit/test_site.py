@@ -123,7 +123,7 @@ def test_without_a_file_hosts_and_profile_are_asked_for_together(
 def test_a_wrong_flag_is_named(slots: int) -> None:
     with pytest.raises(SiteError) as caught:
         site.load(None, hosts=["a"], profile="cpu", slots=slots)
-    assert caught.value.problems[0].where == "--parallel"
+    assert caught.value.problems[0].where == "--slots"
 
 
 @pytest.mark.parametrize("name", ["4x4090", "4xh800", "cpu", "demo"])

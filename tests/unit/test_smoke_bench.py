@@ -16,14 +16,10 @@ PROPS = {
     "default_generation_settings": {"n_ctx": 2048},
     "build_info": "b1",
 }
-FACTS = {"model": "/m.gguf", "slots": 2, "context_per_slot": 2048, "build": "b1"}
 WANTED = {
-    "engine": "llama-server",
-    "page_url": "",
     "question": "?",
     "expect": "!",
     "max_tokens": 9,
-    "temperature": 0.6,
     "concurrency": [1],
     "sweep_tokens": 4,
     "subject": {"profile": "demo"},
@@ -75,27 +71,25 @@ def test_command_line_is_read_from_a_unit() -> None:
         {"wanted": {"question": "What else?"}},
         {"wanted": {"concurrency": [1, 2]}},
         {"wanted": {"subject": {"profile": "cpu"}}},
-        {"wanted": {"engine": "ollama"}},
-        {"wanted": {"page_url": "http://127.0.0.1:8080"}},
-        {"facts": {"build": "b2"}},
+        {"props": {"build_info": "b2"}},
     ],
 )
 def test_what_changed_is_measured_again(change: dict) -> None:
-    def digest(wanted: dict, facts: dict, command: str = "server", release: str = "r") -> str:
+    def digest(wanted: dict, props: dict, command: str = "server", release: str = "r") -> str:
         both = WANTED | wanted
-        return smoke_bench.digest(smoke_bench.describe(both, FACTS | facts, command, release), both)
+        return smoke_bench.digest(smoke_bench.describe(both, PROPS | props, command, release), both)
 
-    changed = digest(**{"wanted": {}, "facts": {}} | change)
+    changed = digest(**{"wanted": {}, "props": {}} | change)
     assert changed != digest({}, {})
-    assert changed == digest(**{"wanted": {}, "facts": {}} | change)
+    assert changed == digest(**{"wanted": {}, "props": {}} | change)
 
 
 def test_a_model_file_that_was_replaced_is_measured_again(tmp_path: Path) -> None:
     model = tmp_path / "m.gguf"
     model.write_text("one")
-    first = smoke_bench.describe(WANTED, FACTS | {"model": str(model)}, "", "")
+    first = smoke_bench.describe(WANTED, PROPS | {"model_path": str(model)}, "", "")
     model.write_text("other")
-    assert smoke_bench.describe(WANTED, FACTS | {"model": str(model)}, "", "") != first
+    assert smoke_bench.describe(WANTED, PROPS | {"model_path": str(model)}, "", "") != first
 
 
 def test_the_result_before_is_kept(tmp_path: Path) -> None:

@@ -1,8 +1,7 @@
 # ruff: noqa: PTH114, PTH118, PTH119, PTH123, PTH207, UP031 - the host's Python may be 3.8
 """Runs on a host as root: prints what is installed, running and healthy as one line of JSON.
 
-Python 3.8 or newer, standard library only. Argument: JSON with `engine` (llama-server, ollama), `url` and `key_file` of its API, and
-`page`, the chat page's address; empty for none.
+Python 3.8 or newer, standard library only. Argument: JSON with `address`, `port` and `key_file` of the API.
 """
 
 from __future__ import annotations
@@ -16,41 +15,25 @@ import urllib.error
 import urllib.request
 from typing import Any
 
-CURRENT = "/opt/r1prov/%s/current"
-HEALTH = {"llama-server": "/health", "ollama": "/api/version"}
+CURRENT = "/opt/r1prov/llama.cpp/current"
 REMEMBERED = "/var/lib/r1prov"
 UNIT_KEYS = ("ActiveState", "SubState", "UnitFileState", "NRestarts", "ActiveEnterTimestamp", "MainPID")
 
 
 def main() -> None:
     """Collect and print."""
-    asked = json.loads(sys.argv[1])
-    code, _ = get(asked["url"] + HEALTH[asked["engine"]])
-    props = None
-    if code == 200 and asked["engine"] == "llama-server":
-        props = get(asked["url"] + "/props", read(asked["key_file"]))[1]
+    service = json.loads(sys.argv[1])
+    code, _ = get(service, "/health")
+    props = get(service, "/props", read(service["key_file"]))[1] if code == 200 else None
     status = {
-        "engine": asked["engine"],
-        "releases": {name: release(name) for name in ("llama.cpp", "ollama", "open-webui")},
+        "release": os.path.basename(os.path.realpath(CURRENT)) if os.path.islink(CURRENT) else None,
         "units": units(),
-        "health": word(code),
-        "page": word(get(asked["page"] + "/health")[0]) if asked["page"] else None,
+        "health": {200: "ok", 503: "loading", 0: "down"}.get(code, "answers %d" % code),
         "props": props,
         "weights": remembered("weights", "state.json"),
         "benchmark": remembered("smoke_bench", "last.json"),
     }
     print(json.dumps(status))  # noqa: T201 - stdout is the interface
-
-
-def release(name: str) -> str | None:
-    """The release that is current; None where there is none."""
-    link = CURRENT % name
-    return os.path.basename(os.path.realpath(link)) if os.path.islink(link) else None
-
-
-def word(code: int) -> str:
-    """What an http status says of a service's health."""
-    return {200: "ok", 503: "loading", 0: "down"}.get(code, "answers %d" % code)
 
 
 def units() -> dict[str, dict[str, str]]:
@@ -64,8 +47,12 @@ def units() -> dict[str, dict[str, str]]:
     return found
 
 
-def get(url: str, key: str = "") -> tuple[int, Any]:
-    """The answer at a URL: http status and decoded JSON; 0 where nothing answers."""
+def get(service: dict[str, Any], path: str, key: str = "") -> tuple[int, Any]:
+    """The API's answer: http status and decoded JSON; 0 where nothing answers."""
+    address = service["address"]
+    if address in ("0.0.0.0", "::"):  # noqa: S104 - who listens everywhere listens on loopback too
+        address = "127.0.0.1"
+    url = "http://%s:%d%s" % ("[%s]" % address if ":" in address else address, service["port"], path)
     request = urllib.request.Request(url, headers={"Authorization": "Bearer " + key} if key else {})  # noqa: S310
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never through the host's proxy
     try:
