@@ -49,13 +49,22 @@ def plan_for(site: Site) -> tuple[Quant, Plan]:
     return quant, plan(quant, machine, serving)
 
 
-def render(site: Site, folder: Path) -> Path:
+BESIDE = "{{ inventory_dir }}/.."
+"""Where the site's secrets and reports lie, seen from an inventory in its usual place."""
+
+
+def render(site: Site, folder: Path, site_dir: str = BESIDE) -> Path:
     """Write the inventory of `site` into `folder`, replacing what was rendered there before. Returns `folder`.
+
+    Args:
+        site: whose.
+        folder: where to.
+        site_dir: what holds the site's `secrets` and `reports`, for Ansible to read.
 
     Raises:
         SiteError: the site cannot be planned.
     """
-    texts = rendered(site)
+    texts = rendered(site, site_dir)
     for name, text in texts.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,9 +74,9 @@ def render(site: Site, folder: Path) -> Path:
     return folder
 
 
-def rendered(site: Site) -> dict[str, str]:
+def rendered(site: Site, site_dir: str = BESIDE) -> dict[str, str]:
     """The texts of the inventory by their path in its folder."""
-    values = _values(site)
+    values = {**_values(site), "site_dir": site_dir}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(paths.collection() / "templates" / "inventory"),
         undefined=jinja2.StrictUndefined,

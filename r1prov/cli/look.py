@@ -29,7 +29,15 @@ def render(
     chosen, _ = session.choose(
         site, hosts or (), profile=profile, quant=quant, context_per_slot=ctx_size, slots=parallel
     )
-    folder = inventory.render(chosen, output_dir or SiteState.of(chosen.path).inventory)
+    state = SiteState.of(chosen.path)
+    if not state.api_key.is_file():
+        state.keep_api_key()
+        output.say(f"made {state.api_key}; `r1prov up` would have asked the hosts first whether they have one")
+    folder = (
+        inventory.render(chosen, output_dir, str(state.root))
+        if output_dir
+        else inventory.render(chosen, state.inventory)
+    )
     output.write(f"{folder}\n")
 
 
