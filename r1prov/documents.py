@@ -82,13 +82,13 @@ def _problem(path: Path, node: yaml.Node, model: type[BaseModel], detail: ErrorD
     if detail["type"] == "missing":
         return Problem(where, f"`{key}` is missing", "add it; docs/site.md describes the keys")
     if not key:  # of several keys together: the message names them
-        return Problem(str(path), _words(detail), "docs/site.md describes the keys")
+        return Problem(str(path), words(detail), "docs/site.md describes the keys")
     # A whole mapping would be long, and might hold a password.
     found = f"found `{detail['input']}`; " if isinstance(detail["input"], str | int | float) else ""
-    return Problem(where, f"`{key}`: {_words(detail)}", f"{found}docs/site.md describes the keys")
+    return Problem(where, f"`{key}`: {words(detail)}", f"{found}docs/site.md describes the keys")
 
 
-def _words(detail: ErrorDetails) -> str:
+def words(detail: ErrorDetails) -> str:
     """What is wrong, without the words of the validator's own world."""
     context = detail.get("ctx", {})
     return {

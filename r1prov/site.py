@@ -300,7 +300,7 @@ def load(path: Path | None = None, **flags: Any) -> Site:
             *(
                 Problem(
                     "--" + str(detail["loc"][0] if detail["loc"] else "hosts"),
-                    detail["msg"].removeprefix("Value error, "),
+                    documents.words(detail),
                     "see `r1prov up --help`",
                 )
                 for detail in error.errors()
