@@ -37,7 +37,7 @@ format: ## rewrite the Python files in the house style
 	@$(IN) ruff format . && ruff check --fix .
 
 docs: ## the generated pages of docs/, and the golden files, as the code is now
-	@$(IN) python docs/generate.py && R1PROV_GOLDEN=write pytest -q tests/unit/test_inventory.py
+	@$(IN) python docs/generate.py && R1PROV_GOLDEN=write pytest -q tests/unit/test_inventory.py tests/unit/test_cli_plan.py
 
 lock: ## resolve the dependencies of pyproject.toml anew
 	@$(IN) uv pip compile --quiet --universal --generate-hashes --group dev pyproject.toml -o requirements.lock \

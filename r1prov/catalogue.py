@@ -75,6 +75,11 @@ def quant(name: str) -> Quant:
     raise SiteError(Problem("quant", f"no quant is called `{name}`", f"{remedy}known: {', '.join(known)}"))
 
 
+def is_published(quant: Quant) -> bool:
+    """These very files are in the catalogue."""
+    return _published().get(quant.name) == quant
+
+
 @cache
 def _published() -> dict[str, Quant]:
     text = resources.files("r1prov").joinpath("data/catalogue.json").read_text(encoding="utf-8")

@@ -6,7 +6,7 @@ import difflib
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from r1prov.errors import Problem, SiteError
 
@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 M = TypeVar("M", bound=BaseModel)
+
+
+class Keys(BaseModel):
+    """The keys of a mapping that people write: no others are allowed, and what stands below a key describes it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 def load(path: Path, model: type[M]) -> M:
@@ -88,6 +94,10 @@ def _problem(path: Path, node: yaml.Node, model: type[BaseModel], detail: ErrorD
     return Problem(where, f"`{key}`: {words(detail)}", f"{found}docs/site.md describes the keys")
 
 
+_FORMS = {r"^\d+\.\d+\.\d+$": "is no version: three numbers, as in 0.12.4"}
+"""What patterns want, for those that people meet."""
+
+
 def words(detail: ErrorDetails) -> str:
     """What is wrong, without the words of the validator's own world."""
     context = detail.get("ctx", {})
@@ -98,7 +108,9 @@ def words(detail: ErrorDetails) -> str:
         "union_tag_invalid": f"`{context.get('tag')}` is none of {context.get('expected_tags')}",
         "union_tag_not_found": "says no `type`",
         "tuple_type": "is not a list",
-        "string_pattern_mismatch": f"is not of the form {context.get('pattern')}",
+        "string_pattern_mismatch": _FORMS.get(
+            str(context.get("pattern")), f"is not of the form {context.get('pattern')}"
+        ),
         "literal_error": f"is none of {context.get('expected')}",
     }.get(detail["type"], detail["msg"].removeprefix("Value error, ").removeprefix("Input "))
 

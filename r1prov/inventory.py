@@ -7,21 +7,25 @@ secret does: the API key and the hub's token are looked up from their files when
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from r1prov import __version__, catalogue, paths
+from r1prov import __version__, catalogue, headers, paths, pins
+from r1prov.files import write_whole
 from r1prov.machine import BEST_ON_GPUS
 from r1prov.offload import DYNAMIC_QUANTS, Plan, best_on_gpus, plan
-from r1prov.site import Hub, ModelScope
+from r1prov.offload.tuning import for_bench
+from r1prov.site import places
 from r1prov.units import GIB, gib
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from r1prov.catalogue import Quant
-    from r1prov.site import Site, WeightSource
+    from r1prov.offload.tuning import Tuned
+    from r1prov.site import Site
 
 DRIVER_FOR_WHEELS = "580"
 """The oldest NVIDIA driver for CUDA 13, the toolkit that PyPI carries."""
@@ -29,8 +33,34 @@ DRIVER_FOR_WHEELS = "580"
 BUILD_BYTES = {"cpu": 2 * 10**9, "cuda": 8 * 10**9}
 """Disk for sources, build tree, toolkit and releases, rounded up from what was measured."""
 
+PAGE_BYTES = 4 * 10**9
+"""Disk for the chat page: its packages, their cache, and what people upload at first."""
+
+R1_TEMPLATE = "<｜User｜>{{ .System }} {{ .Prompt }}<｜Assistant｜>"  # noqa: RUF001 - R1 spells its special tokens with these bars
+"""R1's turn for Ollama, as the published guides write it. A model of one's own brings its template in its file."""
+
 WEIGHTS_RESERVE_BYTES = 2 * GIB
 """What the transfer leaves free on its disk: the default of the role's `weights_reserve_bytes`."""
+
+
+def quant_for(site: Site) -> Quant:
+    """The files that the site serves.
+
+    Raises:
+        SiteError: unknown quant, or none that fits on the cards.
+    """
+    serving, own = site.profile.serving, site.profile.model
+    if own and own.name == serving.quant:
+        return own
+    if serving.quant == BEST_ON_GPUS:
+        candidates = [catalogue.quant(name) for name in DYNAMIC_QUANTS]
+        return catalogue.quant(best_on_gpus(candidates, site.profile.machine, serving).quant)
+    return catalogue.quant(serving.quant)
+
+
+def needs_header(site: Site) -> bool:
+    """The layers of an own model must be known to be dealt out to GPUs."""
+    return bool(site.profile.machine.gpus) and not catalogue.is_published(quant_for(site))
 
 
 def plan_for(site: Site) -> tuple[Quant, Plan]:
@@ -39,44 +69,52 @@ def plan_for(site: Site) -> tuple[Quant, Plan]:
     Raises:
         SiteError: unknown quant, or one that cannot be placed.
     """
-    serving, machine = site.profile.serving, site.profile.machine
-    if site.profile.model and site.profile.model.name == serving.quant:
-        return site.profile.model, plan(site.profile.model, machine, serving)
-    if serving.quant == BEST_ON_GPUS:
-        best = best_on_gpus([catalogue.quant(name) for name in DYNAMIC_QUANTS], machine, serving)
-        return catalogue.quant(best.quant), best
-    quant = catalogue.quant(serving.quant)
-    return quant, plan(quant, machine, serving)
+    quant = quant_for(site)
+    header = headers.kept(quant) if needs_header(site) else None
+    return quant, plan(quant, site.profile.machine, site.profile.serving, header=header)
+
+
+def alias(site: Site) -> str:
+    """The name of the model in every API."""
+    quant = quant_for(site)
+    return site.file.service.alias or quant.folder or quant.name
 
 
 BESIDE = "{{ inventory_dir }}/.."
 """Where the site's secrets and reports lie, seen from an inventory in its usual place."""
 
 
-def render(site: Site, folder: Path, site_dir: str = BESIDE) -> Path:
+def render(site: Site, folder: Path, site_dir: str = BESIDE, tuned: Mapping[str, Tuned] | None = None) -> Path:
     """Write the inventory of `site` into `folder`, replacing what was rendered there before. Returns `folder`.
 
     Args:
         site: whose.
         folder: where to.
         site_dir: what holds the site's `secrets` and `reports`, for Ansible to read.
+        tuned: by host, what it serves with instead of the plan's own setting.
 
     Raises:
         SiteError: the site cannot be planned.
     """
-    texts = rendered(site, site_dir)
+    texts = rendered(site, site_dir, tuned)
     for name, text in texts.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as part:
-            part.write(text)
-        Path(part.name).replace(path)
+        write_whole(path, text)
     return folder
 
 
-def rendered(site: Site, site_dir: str = BESIDE) -> dict[str, str]:
+def rendered(site: Site, site_dir: str = BESIDE, tuned: Mapping[str, Tuned] | None = None) -> dict[str, str]:
     """The texts of the inventory by their path in its folder."""
     values = {**_values(site), "site_dir": site_dir}
+    values["tuned"] = {
+        host: {
+            "what": found.what,
+            "arguments": found.arguments,
+            "bench": ["--model", values["model"], *for_bench(found.arguments, values["plan"])],
+        }
+        for host, found in (tuned or {}).items()
+    }
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(paths.collection() / "templates" / "inventory"),
         undefined=jinja2.StrictUndefined,
@@ -98,46 +136,33 @@ def _values(site: Site) -> dict[str, Any]:
     file, machine = site.file, site.profile.machine
     backend = "cuda" if machine.gpus else "cpu"
     weights_dir = f"{file.data_dir}/models/{quant.folder or quant.name}"
+    merged = f"{quant.folder or quant.name}.gguf" if file.ollama.enabled and len(quant.files) > 1 else ""
     return {
         "version": __version__,
         "profile_name": file.profile,
         "hosts": file.hosts,
         "site": file,
         "plan": plan_,
+        "pins": {"llama_cpp": pins.llama_cpp(site), "open_webui": pins.open_webui(site)},
         "quant": quant,
         "gpus": machine.gpus,
         "backend": backend,
         "question": site.profile.question,
-        "alias": file.service.alias or quant.folder or quant.name,
+        "temperature": site.profile.serving.temperature,
+        "alias": alias(site),
         "weights_dir": weights_dir,
-        "model": f"{weights_dir}/{quant.files[0].name}",
+        "merged": merged,
+        "model": f"{weights_dir}/{merged or quant.files[0].name}",
+        "ollama_template": R1_TEMPLATE if quant.repo.endswith("/DeepSeek-R1-GGUF") else "",
         "weights_sources": _places(site, quant),
         "token_file": next((s.token_file for s in file.sources.weights if s.type == "hub" and s.token_file), None),
         "environment": _environment(site),
         "proxies": _proxies(site),
         "expect": _expect(site, plan_),
-        "disk": _disk(weights_dir, quant, backend),
-        "ports": [{"port": file.service.port, "unit": "r1prov-llama-server.service"}],
-        "reach": _reach(site, quant, weights_dir, backend),
+        "disk": _disk(site, quant, weights_dir, merged),
+        "ports": _ports(site),
+        "reach": _reach(site, quant, weights_dir, merged),
     }
-
-
-def _weight_sources(source: WeightSource, quant: Quant) -> list[dict[str, Any]]:
-    """A source as role `weights` takes it. A mirror or folder may hold the quant's folder or the bare files."""
-    if isinstance(source, Hub | ModelScope):
-        revision = quant.revision if source.type == "hub" else "master"  # ModelScope counts its own commits
-        return [
-            {
-                "type": source.type,
-                "endpoint": source.endpoint.rstrip("/"),
-                "repo": quant.repo,
-                "revision": revision,
-                "folder": quant.folder,
-            }
-        ]
-    key, base = ("url", source.url) if source.type == "http" else ("path", source.path)
-    places = dict.fromkeys((f"{base.rstrip('/')}/{quant.folder}".rstrip("/"), base.rstrip("/")))
-    return [{"type": source.type, key: place} for place in places]
 
 
 def _environment(site: Site) -> dict[str, str]:
@@ -163,12 +188,16 @@ def _proxies(site: Site) -> dict[str, str]:
 
 
 def _expect(site: Site, plan_: Plan) -> dict[str, Any]:
-    gpus = site.profile.machine.gpus
+    machine = site.profile.machine
+    gpus = machine.gpus
     expect: dict[str, Any] = {
         "backend": "cuda" if gpus else "cpu",
         "ram_bytes": site.profile.floors.ram,
         "memory_floor_bytes": plan_.floor,
+        "numa_nodes": machine.numa_nodes,
     }
+    if machine.cpu_threads:
+        expect["threads"] = machine.cpu_threads
     if gpus:
         expect |= {
             "gpu_count": gpus.count,
@@ -180,22 +209,49 @@ def _expect(site: Site, plan_: Plan) -> dict[str, Any]:
     return expect
 
 
-def _disk(weights_dir: str, quant: Quant, backend: str) -> list[dict[str, Any]]:
-    have = [
+def _ports(site: Site) -> list[dict[str, Any]]:
+    """Every port that a service of ours listens on, and whose it is."""
+    file = site.file
+    ports = {"llama-server": file.service.port}
+    if file.ollama.enabled:
+        ports["ollama"] = file.ollama.port
+    if file.open_webui.enabled:
+        ports |= {"open-webui": file.open_webui.port, "embeddings": file.open_webui.embeddings_port}
+    listeners = [*ports.items(), *(("gateway", port) for port in (file.gateway.ports if file.gateway else ()))]
+    return [{"port": port, "unit": f"r1prov-{name}.service"} for name, port in listeners]
+
+
+def _disk(site: Site, quant: Quant, weights_dir: str, merged: str) -> list[dict[str, Any]]:
+    """Every copy that will be written, and the files that count as a part of it that is there."""
+    build = BUILD_BYTES["cuda" if site.profile.machine.gpus else "cpu"]
+    whole = [{"path": f"{weights_dir}/{merged}", "bytes": quant.bytes}] if merged else []
+    shards = [
         {"path": f"{weights_dir}/{name}", "bytes": file.bytes}
         for file in quant.files
         for name in (file.name, f".incoming/{file.sha256}")  # whole, or on its way
     ]
-    built = [{"path": "/opt/r1prov/llama.cpp/current/bin", "bytes": BUILD_BYTES[backend]}]
-    return [
-        {"path": weights_dir, "bytes": quant.bytes + WEIGHTS_RESERVE_BYTES, "what": "the weights", "have": have},
-        {"path": "/var/cache/r1prov", "bytes": BUILD_BYTES[backend], "what": "building llama.cpp", "have": built},
+    copies = [
+        ("the weights, and 2 GiB that stay free", weights_dir, quant.bytes + WEIGHTS_RESERVE_BYTES, whole + shards),
+        ("building llama.cpp", "/var/cache/r1prov", build, _folder("/opt/r1prov/llama.cpp/current/bin", build)),
     ]
+    if merged:
+        copies.append(("merging the shards into one file", weights_dir, quant.bytes, whole))
+    if site.file.open_webui.enabled:
+        copies.append(
+            ("the chat page", "/opt/r1prov", PAGE_BYTES, _folder("/opt/r1prov/open-webui/current", PAGE_BYTES))
+        )
+    return [{"path": path, "bytes": n_bytes, "what": what, "have": have} for what, path, n_bytes, have in copies]
 
 
-def _reach(site: Site, quant: Quant, weights_dir: str, backend: str) -> list[dict[str, Any]]:
+def _folder(path: str, n_bytes: int) -> list[dict[str, Any]]:
+    """A folder that, where it is there, holds all of it."""
+    return [{"path": path, "bytes": n_bytes}]
+
+
+def _reach(site: Site, quant: Quant, weights_dir: str, merged: str) -> list[dict[str, Any]]:
     """What the host must be able to reach, and the files (globs) that make each needless once they are all there."""
     sources, version = site.file.sources, site.file.llama_cpp_version
+    backend = "cuda" if site.profile.machine.gpus else "cpu"
     llama_cpp = {
         "pypi": f"{sources.pypi.index.rstrip('/')}/llama-cpp-python/",
         "git": sources.llama_cpp.git_url,
@@ -205,7 +261,7 @@ def _reach(site: Site, quant: Quant, weights_dir: str, backend: str) -> list[dic
         {
             "what": "the weights",
             "any_of": [place.get("endpoint") or place.get("url") or place["path"] for place in _places(site, quant)],
-            "have": [f"{weights_dir}/{file.name}" for file in quant.files],
+            "have": [f"{weights_dir}/{name}" for name in ([merged] if merged else [file.name for file in quant.files])],
         }
     ]
     if not Path(llama_cpp).is_file():  # a file of the controller travels with the run
@@ -216,8 +272,15 @@ def _reach(site: Site, quant: Quant, weights_dir: str, backend: str) -> list[dic
     if backend == "cuda" and sources.cuda.type == "pypi":
         toolkit = f"{sources.pypi.index.rstrip('/')}/cuda-toolkit/"
         reach.append({"what": "the CUDA toolkit", "any_of": [toolkit], "have": ["/opt/r1prov/cuda/current/bin/nvcc"]})
+    if site.file.ollama.enabled and not Path(site.file.ollama_archive).is_file():
+        release = f"/opt/r1prov/ollama/releases/{site.file.versions.ollama}-*/bin/ollama"
+        reach.append({"what": "Ollama", "any_of": [site.file.ollama_archive], "have": [release]})
+    if site.file.open_webui.enabled:
+        page = f"/opt/r1prov/open-webui/releases/{site.file.versions.open_webui}-*/bin/open-webui"
+        index = f"{sources.pypi.index.rstrip('/')}/open-webui/"
+        reach.append({"what": "the chat page", "any_of": [index], "have": [page]})
     return reach
 
 
 def _places(site: Site, quant: Quant) -> list[dict[str, Any]]:
-    return [place for source in site.file.sources.weights for place in _weight_sources(source, quant)]
+    return [place for source in site.file.sources.weights for place in places(source, quant)]

@@ -1,126 +1,190 @@
 """The tensors of DeepSeek-R1 671B in Unsloth's published quants: name, shape, type, bytes, without a file.
 
+The files are published with legacy attention (one `attn_kv_b`, 128 heads of K and V in the cache). The same weights can be stored
+for latent attention (MLA): `attn_kv_b` is cut into `attn_v_b`, whose bytes stay as they are, and `attn_k_b`, transposed, whose rows
+of 128 no K-quant can hold, hence Q8_0.
+
 Shapes follow from the model's parameters, types from the loader logs and the exact sizes of the published files; the sum of a
-quant's tensors and its known header equals the bytes of its files (tested). Only quants whose types are known are here.
+quant's tensors and its known header equals the bytes of its files (tested).
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
+from r1prov.model import Model, Tensor
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 LAYERS = 61
 DENSE_LAYERS = 3
 HEADS = 128
 KEY_LENGTH = 192
 VALUE_LENGTH = 128
+ROPE_LENGTH = 64
+LATENT = 512
 EMBEDDING = 7168
+VOCABULARY = 129280
 
 
-@cache
-def block(type_: str) -> tuple[int, int]:
-    """(elements, bytes) of a block of a ggml type, by the table of the `gguf` package.
-
-    Raises:
-        KeyError: no such type.
-    """
-    # Imported late: it brings numpy, half of the time that `r1prov --help` would take.
-    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType  # noqa: PLC0415
-
-    return GGML_QUANT_SIZES[GGMLQuantizationType[type_]]
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """One tensor of a GGUF file. `shape` is in GGUF's order, fastest first; `type` a ggml type as `IQ1_S`."""
-
-    name: str
-    shape: tuple[int, ...]
-    type: str
-
-    @property
-    def layer(self) -> int | None:
-        """The layer it belongs to; None for embedding and output."""
-        return int(self.name.split(".")[1]) if self.name.startswith("blk.") else None
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of its data, without padding."""
-        block_elements, block_bytes = block(self.type)
-        return math.prod(self.shape) // block_elements * block_bytes
+Rule = Callable[[int], str]
+"""The type of a tensor by its layer."""
 
 
 @dataclass(frozen=True)
 class Types:
-    """What a quant uses where. `expert_down` by layer; the rest is the same in every layer."""
+    """What a quant uses where; norms, the experts' router and its bias are F32 in all of them.
 
-    expert_gate_up: str
-    expert_down: Callable[[int], str]
-    shared_gate_up: str
-    shared_down: Callable[[int], str]
+    Attributes:
+        attention: `attn_q_a` and `attn_q_b`.
+        kv: `attn_kv_a_mqa` and `attn_kv_b`.
+        dense_gate_up: of the first three layers, which have no experts.
+    """
+
+    embedding: str
+    attention: str
+    attention_output: str
     kv: str
+    dense_gate_up: str
+    dense_down: Rule
+    expert_gate_up: str
+    expert_down: Rule
+    shared_gate_up: str
+    shared_down: Rule
 
 
-def _up_to(last: int, first_type: str, other: str) -> Callable[[int], str]:
-    return lambda layer: first_type if layer <= last else other
-
-
-def _more_bits(layer: int) -> str:
-    """llama.cpp's `use_more_bits(i, 61)`: the first and last eighth and every third layer between get Q6_K."""
-    return "Q6_K" if layer < 7 or layer >= 53 or (layer - 7) % 3 == 2 else "Q4_K"
-
-
-def _always(name: str) -> Callable[[int], str]:
+def _always(name: str) -> Rule:
     return lambda _layer: name
 
 
-TYPES: dict[str, Types] = {
-    "UD-IQ1_S": Types("IQ1_S", _up_to(8, "IQ2_XXS", "IQ1_S"), "Q5_K", _always("Q6_K"), "Q6_K"),
-    "UD-IQ1_M": Types("IQ1_S", _up_to(5, "Q3_K", "Q2_K"), "Q5_K", _always("Q6_K"), "Q6_K"),
-    "UD-IQ2_XXS": Types("IQ2_XXS", _up_to(5, "Q3_K", "Q2_K"), "Q5_K", _always("Q6_K"), "Q6_K"),
-    "UD-Q2_K_XL": Types("Q2_K", _up_to(5, "Q3_K", "Q2_K"), "Q4_K", _always("Q6_K"), "Q6_K"),
-    "Q4_K_M": Types("Q4_K", _more_bits, "Q4_K", _more_bits, "Q4_K"),
-}
+def _before(end: int, first_type: str, other: str) -> Rule:
+    return lambda layer: first_type if layer < end else other
 
 
-@cache
-def tensors(quant: str) -> tuple[Tensor, ...]:
-    """All 1025 tensors of `quant`, in the legacy attention form in which the files are published.
+def _more_bits(other: str) -> Rule:
+    """llama.cpp's `use_more_bits(i, 61)`: the first and last eighth and every third layer between get Q6_K."""
+    return lambda layer: "Q6_K" if layer < 7 or layer >= 53 or (layer - 7) % 3 == 2 else other
 
-    Raises:
-        KeyError: the types of this quant are not known.
-    """
-    types = TYPES[quant]
-    return (
-        Tensor("token_embd.weight", (EMBEDDING, 129280), "Q4_K"),
-        Tensor("output_norm.weight", (EMBEDDING,), "F32"),
-        Tensor("output.weight", (EMBEDDING, 129280), "Q6_K"),
-        *(tensor for layer in range(LAYERS) for tensor in _layer(layer, types)),
+
+def _dynamic(experts: str, expert_down: Rule, shared: str) -> Types:
+    """Unsloth's dynamic quants: few bits for the experts, more for what every token reads."""
+    return Types(
+        embedding="Q4_K",
+        attention="Q4_K",
+        attention_output="Q4_K",
+        kv="Q6_K",
+        dense_gate_up="Q4_K",
+        dense_down=_always("Q6_K"),
+        expert_gate_up=experts,
+        expert_down=expert_down,
+        shared_gate_up=shared,
+        shared_down=_always("Q6_K"),
     )
 
 
-def _layer(layer: int, types: Types) -> Iterator[Tensor]:
+def _static(most: str, down: Rule | None = None, attention_output: str = "", embedding: str = "") -> Types:
+    """llama.cpp's own mixes (llama_tensor_get_type in src/llama-quant.cpp): one type, but for a few tensors."""
+    down = down or _always(most)
+    return Types(
+        embedding=embedding or most,
+        attention=most,
+        attention_output=attention_output or most,
+        kv=most,
+        dense_gate_up=most,
+        dense_down=down,
+        expert_gate_up=most,
+        expert_down=down,
+        shared_gate_up=most,
+        shared_down=down,
+    )
+
+
+TYPES = {
+    "UD-IQ1_S": _dynamic("IQ1_S", _before(9, "IQ2_XXS", "IQ1_S"), "Q5_K"),
+    "UD-IQ1_M": _dynamic("IQ1_S", _before(6, "Q3_K", "Q2_K"), "Q5_K"),
+    "UD-IQ2_XXS": _dynamic("IQ2_XXS", _before(6, "Q3_K", "Q2_K"), "Q5_K"),
+    "UD-Q2_K_XL": _dynamic("Q2_K", _before(6, "Q3_K", "Q2_K"), "Q4_K"),
+    "Q2_K": _static("Q2_K", _always("Q3_K"), attention_output="Q3_K"),
+    "Q2_K_L": _static("Q2_K", _always("Q3_K"), attention_output="Q3_K", embedding="Q4_K"),
+    "Q3_K_M": _static("Q3_K", _before(3, "Q5_K", "Q4_K"), attention_output="Q4_K"),
+    "Q4_K_M": _static("Q4_K", _more_bits("Q4_K")),
+    "Q5_K_M": _static("Q5_K", _more_bits("Q5_K")),
+    "Q6_K": _static("Q6_K"),
+}
+"""All quants of the catalogue."""
+
+
+@cache
+def tensors(quant: str, *, mla: bool = False) -> tuple[Tensor, ...]:
+    """All tensors of `quant`: 1025 in the legacy form in which the files are published, 1086 with latent attention.
+
+    Raises:
+        KeyError: it is none of the catalogue.
+    """
+    types = TYPES[quant]
+    return (
+        Tensor("token_embd.weight", (EMBEDDING, VOCABULARY), types.embedding),
+        Tensor("output_norm.weight", (EMBEDDING,), "F32"),
+        Tensor("output.weight", (EMBEDDING, VOCABULARY), "Q6_K"),
+        *(tensor for layer in range(LAYERS) for tensor in _layer(layer, types, mla=mla)),
+    )
+
+
+@cache
+def model(quant: str, *, mla: bool = False) -> Model:
+    """DeepSeek-R1 as `quant`, in the published legacy form or with latent attention.
+
+    Raises:
+        KeyError: it is none of the catalogue.
+    """
+    return Model(
+        name=quant,
+        architecture="deepseek2",
+        layers=LAYERS,
+        idle_layers=0,
+        heads=HEADS,
+        kv_heads=1 if mla else HEADS,
+        key_length=LATENT + ROPE_LENGTH if mla else KEY_LENGTH,
+        value_length=LATENT if mla else VALUE_LENGTH,
+        mla=mla,
+        head_key_length=KEY_LENGTH,
+        rope_length=ROPE_LENGTH,
+        vocabulary=VOCABULARY,
+        experts_used=8,
+        expert_weights_normed=True,
+        expert_weights_scaled=True,
+        expert_groups=1,
+        expert_groups_used=1,
+        context_length=163840,
+        tensors=tensors(quant, mla=mla),
+    )
+
+
+def _layer(layer: int, types: Types, *, mla: bool) -> Iterator[Tensor]:
     def tensor(name: str, shape: tuple[int, ...], type_: str) -> Tensor:
         return Tensor(f"blk.{layer}.{name}", shape, type_)
 
     yield tensor("attn_norm.weight", (EMBEDDING,), "F32")
-    yield tensor("attn_q_a.weight", (EMBEDDING, 1536), "Q4_K")
+    yield tensor("attn_q_a.weight", (EMBEDDING, 1536), types.attention)
     yield tensor("attn_q_a_norm.weight", (1536,), "F32")
-    yield tensor("attn_q_b.weight", (1536, HEADS * KEY_LENGTH), "Q4_K")
-    yield tensor("attn_kv_a_mqa.weight", (EMBEDDING, 576), types.kv)
-    yield tensor("attn_kv_a_norm.weight", (512,), "F32")
-    yield tensor("attn_kv_b.weight", (512, HEADS * 256), types.kv)
-    yield tensor("attn_output.weight", (HEADS * VALUE_LENGTH, EMBEDDING), "Q4_K")
+    yield tensor("attn_q_b.weight", (1536, HEADS * KEY_LENGTH), types.attention)
+    yield tensor("attn_kv_a_mqa.weight", (EMBEDDING, LATENT + ROPE_LENGTH), types.kv)
+    yield tensor("attn_kv_a_norm.weight", (LATENT,), "F32")
+    if mla:
+        yield tensor("attn_k_b.weight", (KEY_LENGTH - ROPE_LENGTH, LATENT, HEADS), "Q8_0")
+        yield tensor("attn_v_b.weight", (LATENT, VALUE_LENGTH, HEADS), types.kv)
+    else:
+        yield tensor("attn_kv_b.weight", (LATENT, HEADS * (KEY_LENGTH - ROPE_LENGTH + VALUE_LENGTH)), types.kv)
+    yield tensor("attn_output.weight", (HEADS * VALUE_LENGTH, EMBEDDING), types.attention_output)
     yield tensor("ffn_norm.weight", (EMBEDDING,), "F32")
     if layer < DENSE_LAYERS:
-        yield tensor("ffn_gate.weight", (EMBEDDING, 18432), "Q4_K")
-        yield tensor("ffn_up.weight", (EMBEDDING, 18432), "Q4_K")
-        yield tensor("ffn_down.weight", (18432, EMBEDDING), "Q6_K")
+        yield tensor("ffn_gate.weight", (EMBEDDING, 18432), types.dense_gate_up)
+        yield tensor("ffn_up.weight", (EMBEDDING, 18432), types.dense_gate_up)
+        yield tensor("ffn_down.weight", (18432, EMBEDDING), types.dense_down(layer))
         return
     yield tensor("ffn_gate_inp.weight", (EMBEDDING, 256), "F32")
     yield tensor("exp_probs_b.bias", (256,), "F32")

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
 from r1prov import documents, paths
 from r1prov.catalogue import Quant
+from r1prov.documents import Keys
 from r1prov.errors import Problem, SiteError
 from r1prov.units import parse_size
 
@@ -25,11 +26,7 @@ BEST_ON_GPUS = "best-on-gpus"
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class Gpus(_Strict):
+class Gpus(Keys):
     """Equal cards."""
 
     count: int = Field(ge=1, le=16)
@@ -47,17 +44,24 @@ class Gpus(_Strict):
         return self.compute_capability.replace(".", "")
 
 
-class Machine(_Strict):
+class Machine(Keys):
     """One server. Inside, sizes are bytes."""
 
     gpus: Gpus | None = None
     """The cards; none for a server without."""
     cpu_threads: int | None = Field(default=None, ge=1)
-    """Threads that compute; without: as many as llama.cpp finds cores."""
+    """Threads that compute, best as many as physical cores; without: as many as llama.cpp finds."""
+    numa_nodes: int = Field(default=1, ge=1, le=16)
+    """Parts of the RAM, each near one group of cores: two on most two-socket servers. `lscpu` tells."""
     ram: Bytes
     """With its unit, as `480 GB`."""
     disk: Bytes
     """The data disk, with its unit."""
+
+    @property
+    def cards(self) -> tuple[int, ...]:
+        """Bytes of each card."""
+        return (self.gpus.memory,) * self.gpus.count if self.gpus else ()
 
     @property
     def vram(self) -> int:
@@ -65,14 +69,14 @@ class Machine(_Strict):
         return self.gpus.count * self.gpus.memory if self.gpus else 0
 
 
-class Floors(_Strict):
+class Floors(Keys):
     """Below these a server is refused."""
 
     ram: Bytes
     """With its unit."""
 
 
-class Serving(_Strict):
+class Serving(Keys):
     """How the model is served. The context is tokens per slot; the KV cache holds `context_per_slot` x `slots`."""
 
     quant: str
@@ -83,11 +87,13 @@ class Serving(_Strict):
     """How many answers at once."""
     kv_type_k: KvType = "f16"
     """The type of K in the cache; V is F16."""
+    temperature: float = Field(default=0.6, ge=0, le=2)
+    """Of the sampling, where a client names none; 0.6 is what DeepSeek recommends for R1."""
     micro_batch: int = Field(ge=32, le=4096)
     """Tokens of a prompt computed at once; more is faster and takes more of each card."""
 
 
-class Published(_Strict):
+class Published(Keys):
     """A figure that others measured on such a machine."""
 
     what: str
@@ -96,7 +102,7 @@ class Published(_Strict):
     """The figure."""
 
 
-class Question(_Strict):
+class Question(Keys):
     """What the smoke benchmark asks, and a regular expression that a right answer matches."""
 
     ask: str = "What is the capital of France? Answer in one sentence."
@@ -107,7 +113,7 @@ class Question(_Strict):
     """The longest answer, thinking included."""
 
 
-class Profile(_Strict):
+class Profile(Keys):
     """A kind of server, and how it serves unless the site says otherwise."""
 
     description: str

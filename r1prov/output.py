@@ -181,7 +181,7 @@ class LiveRun:
         with self._lock:
             host = self._host(progress.host)
             host.progress[progress.step] = progress
-            pace = host.pace.setdefault((progress.step, progress.label), Pace())
+            pace = host.pace.setdefault(_part(progress), Pace())
             pace.add(progress.done, progress.updated)
             current = host.step and host.step.name == progress.step
             if not self._live and current and progress.state == "running":
@@ -201,6 +201,8 @@ class LiveRun:
         elif isinstance(event, TaskDone) and host.step:
             host.step.tasks += 1
             host.step.changes += event.changed
+            for warning in event.result.get("warnings", ()):
+                self.note(host.name, warning)
         elif isinstance(event, HostFailed | HostUnreachable):
             what = "failed" if isinstance(event, HostFailed) else "lost"
             at = host.step.label if host.step else host.task
@@ -266,17 +268,61 @@ class LiveRun:
                 yield "", beside, Text(other.label, style="dim"), _bar(other), self._amounts(host, other), ""
 
     def _amounts(self, host: _Host, progress: Progress) -> str:
-        """`51.2 of 130.6 GiB, 38.4 MiB/s, 35:12 left`; what is not known is left out."""
-        pace = host.pace[progress.step, progress.label]
+        """How far a step is, how fast, and how long it takes still; what is not known is left out."""
+        pace = host.pace[_part(progress)]
+        if progress.unit == "bytes":
+            return _bytes(progress.done, progress.total, pace)
         left_s = pace.left_s(progress.total)
         left = f", {clock(left_s)} left" if left_s is not None else ""
-        if progress.unit != "bytes":
-            return f"{progress.done} of {progress.total}{left}" if progress.total else str(progress.done or "")
-        unit, name = (GIB, "GiB") if max(progress.done, progress.total) >= GIB else (MIB, "MiB")
-        of = f" of {progress.total / unit:,.1f}" if progress.total else ""
-        amount = f"{progress.done / unit:,.1f}{of} {name}"
-        rate = f", {pace.per_second / MIB:.1f} MiB/s" if pace.per_second is not None else ""
-        return f"{amount}{rate}{left}"
+        return f"{progress.done} of {progress.total}{left}" if progress.total else str(progress.done or "")
+
+
+class Meter:
+    """One long step of this machine, counted in bytes: a line that moves on a terminal, now and then a line elsewhere."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._pace = Pace()
+        self._said_s = time.monotonic()
+        self._text = Text(label)
+        self._live = (
+            Live(get_renderable=lambda: self._text, console=_err, refresh_per_second=4, transient=True)
+            if _err.is_terminal
+            else None
+        )
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def update(self, done: int, total: int) -> None:
+        """So many bytes are done, of so many."""
+        now_s = time.monotonic()
+        self._pace.add(done, now_s)
+        self._text = Text(f"{self._label}: {done / total:.0%}, {_bytes(done, total, self._pace)}")
+        if not self._live and now_s - self._said_s >= PLAIN_EVERY_S:
+            self._said_s = now_s
+            _err.print(self._text, soft_wrap=True)
+
+
+def _bytes(done: int, total: int, pace: Pace) -> str:
+    """`51.2 of 130.6 GiB, 38.4 MiB/s, 35:12 left`; what is not known is left out."""
+    unit, name = (GIB, "GiB") if max(done, total) >= GIB else (MIB, "MiB")
+    of = f" of {total / unit:,.1f}" if total else ""
+    rate = f", {pace.per_second / MIB:.1f} MiB/s" if pace.per_second is not None else ""
+    left_s = pace.left_s(total)
+    left = f", {clock(left_s)} left" if left_s is not None else ""
+    return f"{done / unit:,.1f}{of} {name}{rate}{left}"
+
+
+def _part(progress: Progress) -> tuple[str, str]:
+    """What has a pace of its own; what a label says after a colon changes while the work goes on."""
+    return progress.step, progress.label.partition(":")[0]
 
 
 def _bar(progress: Progress) -> ProgressBar:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -17,6 +23,13 @@ def collections_path() -> Path:
 def collection() -> Path:
     """The root of the collection `r1.prov`: playbooks, roles, plugins, inventory, templates."""
     return collections_path() / "ansible_collections" / "r1" / "prov"
+
+
+def module_util(name: str) -> ModuleType:
+    """A module of the collection's `plugins/module_utils`, by the name under which Ansible imports it on the hosts."""
+    if str(collections_path()) not in sys.path:
+        sys.path.append(str(collections_path()))
+    return importlib.import_module(f"ansible_collections.r1.prov.plugins.module_utils.{name}")
 
 
 def cache_dir() -> Path:

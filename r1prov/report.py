@@ -18,6 +18,7 @@ from r1prov.errors import (
     UnreachableError,
 )
 from r1prov.events import Event, Finished, HostFailed, HostUnreachable, Output, Recap, StepStarted, TaskDone
+from r1prov.files import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,18 +36,24 @@ class HostReport:
     Attributes:
         result: `ok`, `failed`, `unreachable`, or `unfinished` where the run was stopped.
         changed: how many tasks changed something; `changes` names them as `step: task`.
+        starts: seconds until each unit that was started, or restarted, was ready: what a running service pauses.
         steps: seconds per step, in the order of the run; a step entered twice counts twice.
+        warnings: what is worth a look though it stopped nothing.
         problems: what stopped it, each with where, what, remedy.
         benchmark: the last result of the role smoke_bench (docs/benchmark.md), measured now or, where nothing changed, before.
+        tuning: what the role tune measured (roles/tune/files/tune.py).
     """
 
     result: str = "unfinished"
     ok: int = 0
     changed: int = 0
     changes: list[str] = field(default_factory=list)
+    starts: dict[str, float] = field(default_factory=dict)
     steps: list[tuple[str, float]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     problems: list[dict[str, str]] = field(default_factory=list)
     benchmark: dict[str, Any] | None = None
+    tuning: dict[str, Any] | None = None
 
 
 @dataclass
@@ -72,17 +79,23 @@ class RunReport:
     def write(self, folder: Path, kind: str) -> Path:
         """Keep it as `KIND-TIME.json` and as `last.json`. Returns the former."""
         text = json.dumps(self.as_json(), indent=2, ensure_ascii=False) + "\n"
-        path = folder / f"{kind}-{self.started.replace(':', '')}.json"
-        for target in (path, folder / "last.json"):
-            part = target.with_suffix(".part")
-            part.write_text(text)
-            part.replace(target)
+        path = write_whole(folder / f"{kind}-{self.started.replace(':', '')}.json", text)
+        write_whole(folder / "last.json", text)
         return path
 
 
 def now() -> str:
     """The time as reports write it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def last_start_s(folder: Path, host: str, unit: str) -> float | None:
+    """How long a unit of a host took to be ready when it was last started, as far as the kept reports tell."""
+    for path in sorted(folder.glob("up-*.json"), reverse=True):
+        found = json.loads(path.read_text())["hosts"].get(host, {}).get("starts", {}).get(unit)
+        if found is not None:
+            return float(found)
+    return None
 
 
 class Recorder:
@@ -103,8 +116,13 @@ class Recorder:
             host = self._host(event.host)
             if event.changed:
                 host.changes.append(f"{event.step}: {event.task}" if event.step else event.task)
+            host.warnings.extend(event.result.get("warnings", ()))
+            if event.result.get("start_s"):
+                host.starts[event.result["unit"].removesuffix(".service")] = event.result["start_s"]
             if event.step == "smoke_bench" and event.result.get("result"):
                 host.benchmark = event.result["result"]
+            if event.step == "tune" and event.result.get("result"):
+                host.tuning = event.result["result"]
         elif isinstance(event, HostFailed | HostUnreachable):
             error = failure(event)
             self._errors.append(error)
@@ -179,7 +197,9 @@ def benchmark_rows(benchmarks: dict[str, dict[str, Any]], published: Iterable[Pu
     for host, benchmark in benchmarks.items():
         alone = benchmark["sweep"][0]  # one user, 64 tokens: the answer to the question is too short to tell a rate
         prompt, decode = alone["prompt_tokens_per_second_each"], alone["decode_tokens_per_second_each"]
-        rows.append((host, f"{prompt:.1f}", f"{decode:.2f}"))
+        rows.append((f"{host}, {benchmark['subject']['engine']}", f"{prompt:.1f}", f"{decode:.2f}"))
+        if page := benchmark.get("page"):
+            rows.append((f"{host}, through the page", "", f"{page['decode_tokens_per_second']:.2f}"))
         rows += [
             (f"{host}, {level['users']} at once", "", f"{level['decode_tokens_per_second_total']:.2f}")
             for level in benchmark["sweep"]

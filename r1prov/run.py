@@ -17,6 +17,7 @@ import tempfile
 import threading
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -140,9 +141,9 @@ def playbook_command(
 
 
 def steps_of(playbook: str) -> list[str]:
-    """The roles that a playbook brings in, in order: what a run shows as its steps. A role may come twice."""
+    """The roles that a playbook brings in, in order: what a run shows as its steps. A role may come again later."""
     plays = yaml.safe_load((paths.collection() / "playbooks" / f"{playbook}.yml").read_text())
-    return [name.rpartition(".")[2] for name in _roles(plays)]
+    return [name.rpartition(".")[2] for name, _ in groupby(_roles(plays))]
 
 
 def _roles(node: Any) -> Iterator[str]:

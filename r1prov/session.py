@@ -1,4 +1,4 @@
-"""What the verbs do: a run over a site from first contact to report, a look at its hosts, a question to one of them."""
+"""What the verbs that change servers do: a run over a site, from first contact to report."""
 
 from __future__ import annotations
 
@@ -6,36 +6,25 @@ import contextlib
 import difflib
 import time
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from r1prov import chat, inventory, run, site
-from r1prov.contact import (
-    Access,
-    Contact,
-    HostConnection,
-    Progress,
-    ProgressWatch,
-    connect,
-    contact_all,
-    read_secret,
-    read_status,
-)
-from r1prov.errors import Exit, Problem, R1provError, SiteError, UnhealthyError
+from pydantic import ValidationError
+
+from r1prov import archives, authority, documents, headers, inventory, pins, run, site, tuned
+from r1prov.contact import Access, Contact, HostConnection, Progress, ProgressWatch, contact_all, read_secret
+from r1prov.errors import Exit, Problem, R1provError, SiteError
+from r1prov.judges import password_weakness
 from r1prov.report import HostReport, Recorder, RunReport, now
 from r1prov.run import Command, Passwords
-from r1prov.site import SITE_FILE, Host, Site
-from r1prov.state import SiteState
+from r1prov.site import SITE_FILE, Host, Site, SiteFile
+from r1prov.state import ADMIN_PASSWORD, API_KEY, PAGE_KEY, Secret, SiteState
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
-    from r1prov.chat import Piece, Rates
     from r1prov.events import Event
-
-API_KEY_ON_HOST = "/etc/r1prov/llama-server/api-key"
-LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
-"""Who listens everywhere is asked on loopback."""
 
 
 class Watcher(Protocol):
@@ -93,7 +82,8 @@ def choose(path: Path | None, named: Sequence[str], **flags: Any) -> tuple[Site,
     """
     if path is None and Path(SITE_FILE).is_file() and not (named and flags.get("profile")):
         path = Path(SITE_FILE)
-    chosen = site.load(path, hosts=() if path else tuple(named), **flags)
+    choices = SiteState.of(path.resolve() if path else None).choices
+    chosen = site.load(path, chosen=choices, hosts=() if path else tuple(named), **flags)
     return chosen, among(chosen, named) if path else chosen.hosts
 
 
@@ -106,13 +96,56 @@ def known(path: Path | None, named: Sequence[str]) -> tuple[Site, tuple[Host, ..
     if path is None and Path(SITE_FILE).is_file():
         path = Path(SITE_FILE)
     last = SiteState.of(path.resolve() if path else None).last_site
-    if last.is_file():
-        chosen = Site.model_validate_json(last.read_text())
+    if last.is_file() and (remembered := _remembered(last)):
+        chosen = remembered
     elif path:
-        chosen = site.load(path)
+        chosen = site.load(path, chosen=SiteState.of(path.resolve()).choices)
     else:
         raise SiteError(Problem("site", "no site is known here", "run `r1prov up` first, or name a site file: --site"))
     return chosen, among(chosen, named)
+
+
+def _remembered(last: Path) -> Site | None:
+    """The site as last applied; None where another version of r1prov wrote it in its own way."""
+    try:
+        return Site.model_validate_json(last.read_text())
+    except ValidationError:
+        return None
+
+
+def rechosen(path: Path | None, named: Sequence[str], choices: dict[str, Any]) -> tuple[Site, tuple[Host, ...]]:
+    """The known site with other choices, and the hosts meant. Keeps nothing.
+
+    Args:
+        path: the site file.
+        named: hosts; none for all.
+        choices: keys of the site file, as `SiteState.choices` keeps them.
+
+    Raises:
+        SiteError: no site is known, or its file says otherwise: what a person has written is not overruled.
+    """
+    old, meant = known(path, named)
+    if old.path:
+        written = documents.load(old.path, SiteFile).model_dump(exclude_unset=True)
+        against = sorted(_contradicted(written, choices))
+        if against:
+            raise SiteError(
+                *(
+                    Problem(f"{old.path}", f"it says `{key}: {value}`", "change it there, or take the line out")
+                    for key, value in against
+                )
+            )
+    file = site.validated(site.merged(old.file.model_dump(exclude_unset=True), choices))
+    return old.model_copy(update={"file": file}), meant
+
+
+def _contradicted(written: dict[str, Any], choices: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Keys, with their values, that are written otherwise than they are chosen."""
+    for key in written.keys() & choices.keys():
+        if isinstance(choices[key], dict):
+            yield from ((f"{key}.{inner}", value) for inner, value in _contradicted(written[key], choices[key]))
+        elif written[key] != choices[key]:
+            yield key, written[key]
 
 
 def among(chosen: Site, named: Sequence[str]) -> tuple[Host, ...]:
@@ -161,7 +194,7 @@ def met(hosts: Sequence[Host], chosen: Site, login: Login) -> Generator[dict[str
 
 
 def prepare(chosen: Site, hosts: Sequence[Host], login: Login, watcher: Watcher) -> Site:
-    """Meet the hosts, see that there is an API key, and render the inventory. Changes nothing on a host.
+    """Meet the hosts, see that the site has all it needs here, and render the inventory. Changes nothing on a host.
 
     Returns:
         the site, with the users that ~/.ssh/config logs in: Ansible leaves sudo alone only where it knows that it is root.
@@ -171,17 +204,68 @@ def prepare(chosen: Site, hosts: Sequence[Host], login: Login, watcher: Watcher)
         SiteError: the site cannot be planned.
     """
     state = SiteState.of(chosen.path)
+    read_headers(chosen, lambda text: watcher.note(chosen.name, text))
     inventory.plan_for(chosen)  # what cannot be planned need not be contacted
+    pins.keep(chosen, state.pins)
+    archives.judge(chosen, state.pins)
+    _judge_password(chosen)
     with met(hosts, chosen, login) as contacts:
         for name, contact in contacts.items():
             for text in contact.notes:
                 watcher.note(name, text)
-        if not state.api_key.is_file():
-            state.keep_api_key(_take_over([contact.connection for contact in contacts.values()]))
+        provide(chosen, [contact.connection for contact in contacts.values()])
+        holds, remarks = tuned.holding(chosen, {name: contact.facts for name, contact in contacts.items()})
+        for name, text in remarks.items():
+            watcher.note(name, text)
         chosen = _with_users(chosen, {name: contact.connection.user for name, contact in contacts.items()})
-    inventory.render(chosen, state.inventory)
-    state.remember(chosen)
+    inventory.render(chosen, state.inventory, tuned=holds)
     return chosen
+
+
+def read_headers(chosen: Site, say: Callable[[str], None]) -> None:
+    """See that the headers that a plan needs are here.
+
+    Args:
+        chosen: its sources are asked.
+        say: told where a header is read.
+
+    Raises:
+        SiteError: no source has them.
+    """
+    if inventory.needs_header(chosen):
+        headers.fetch(inventory.quant_for(chosen), chosen.file.sources, say)
+
+
+def provide(chosen: Site, connections: Sequence[HostConnection] = ()) -> list[Path]:
+    """See that the site has what r1prov makes for it: secrets, and a certificate that lasts, where an authority of its own issues it.
+
+    Args:
+        chosen: the site.
+        connections: to hosts, which may have secrets that another controller gave them.
+
+    Returns:
+        the files that were made.
+    """
+    state, gateway = SiteState.of(chosen.path), chosen.file.gateway
+    wanted = (API_KEY, *((ADMIN_PASSWORD, PAGE_KEY) if chosen.file.open_webui.enabled else ()))
+    missing = [secret for secret in wanted if not state.secret(secret).is_file()]
+    made = [state.keep_secret(secret, _take_over(secret, connections)) for secret in missing]
+    if gateway and gateway.tls.type == "local-authority":
+        made += authority.see_to(state.authority, gateway.server_name, datetime.now(UTC))
+    return made
+
+
+def _judge_password(chosen: Site) -> None:
+    """A password that the operator has put in the place of ours must not be easy to guess.
+
+    Raises:
+        SiteError: it is.
+    """
+    state = SiteState.of(chosen.path)
+    password = state.in_the_clear(ADMIN_PASSWORD)
+    if password and (why := password_weakness(password, chosen.file.open_webui.admin_email)):
+        remedy = "write another into that file, or remove it: then r1prov makes one"
+        raise SiteError(Problem(str(state.secret(ADMIN_PASSWORD)), f"the administrator's password {why}", remedy))
 
 
 def _with_users(chosen: Site, users: dict[str, str | None]) -> Site:
@@ -189,10 +273,10 @@ def _with_users(chosen: Site, users: dict[str, str | None]) -> Site:
     return chosen.model_copy(update={"file": chosen.file.model_copy(update={"hosts": hosts})})
 
 
-def _take_over(connections: Iterable[HostConnection]) -> str | None:
-    """The API key that another controller gave to the hosts."""
-    keys = (read_secret(connection, API_KEY_ON_HOST) for connection in connections)
-    return next(filter(None, keys), None)
+def _take_over(secret: Secret, connections: Iterable[HostConnection]) -> str | None:
+    """A secret that another controller gave to the hosts."""
+    contents = (read_secret(connection, secret.on_host) for connection in connections)
+    return next(filter(None, map(secret.read_from, filter(None, contents))), None)
 
 
 def command(chosen: Site, hosts: Sequence[Host], login: Login, options: Options) -> Command:
@@ -227,7 +311,7 @@ def converge(
             command=options.told_as,
             site=chosen.name,
             profile=chosen.file.profile,
-            quant=inventory.plan_for(chosen)[0].name,
+            quant=inventory.quant_for(chosen).name,
             started=now(),
             hosts={host.name: HostReport() for host in hosts},
         )
@@ -252,48 +336,8 @@ def converge(
             watch.close()
         recorder.report.ended = now()
         recorder.report.write(state.reports, options.playbook)
+        # What was refused before anything was changed is not what runs there.
+        applied = recorder.report.exit == Exit.OK or any(host.changes for host in recorder.report.hosts.values())
+        if applied and not options.check:
+            state.remember(chosen)
     return recorder.report, error
-
-
-def statuses(path: Path | None, named: Sequence[str], login: Login) -> dict[str, dict[str, Any]]:
-    """Host name -> what `contact.read_status` says, of the site as last applied.
-
-    Raises:
-        SiteError: no site is known.
-        UnreachableError: a host cannot be read.
-    """
-    chosen, hosts = known(path, named)
-    service = {**chosen.file.service.model_dump(), "key_file": API_KEY_ON_HOST}
-    with met(hosts, chosen, login) as contacts:
-        return {name: read_status(contact.connection, service) for name, contact in contacts.items()}
-
-
-@contextlib.contextmanager
-def conversation(
-    path: Path | None, name: str | None, login: Login, question: str
-) -> Generator[Iterator[Piece | Rates], None, None]:
-    """The answer of one host to a question, as it comes.
-
-    Raises:
-        SiteError: no site is known, or it has no such host.
-        UnreachableError: the host cannot be reached.
-        UnhealthyError: the service does not answer as it should.
-    """
-    chosen, hosts = known(path, [name] if name else ())
-    host, state, service = hosts[0], SiteState.of(chosen.path), chosen.file.service
-    with contextlib.closing(connect(host, login.access(state))) as connection:
-        http = connection.open_http(service.port, LOOPBACK.get(service.address, service.address))
-        yield chat.ask(http, host.name, question, key=_api_key(chosen, host, login))
-
-
-def _api_key(chosen: Site, host: Host, login: Login) -> str:
-    """The key as this site keeps it, or as the host has it, where it is not kept here in the clear."""
-    kept = SiteState.of(chosen.path).api_key
-    key = kept.read_text().strip() if kept.is_file() else ""
-    if key and not key.startswith("$ANSIBLE_VAULT"):
-        return key
-    with met([host], chosen, login) as contacts:
-        found = read_secret(contacts[host.name].connection, API_KEY_ON_HOST)
-    if not found:
-        raise UnhealthyError(Problem(host.name, "the service has no API key there", "`r1prov up` sets it up"))
-    return found

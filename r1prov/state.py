@@ -6,17 +6,46 @@ A site with a file keeps them in `.r1prov/` beside it; one without in `$XDG_STAT
 
 from __future__ import annotations
 
-import os
+import json
 import secrets
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from r1prov import paths
+from r1prov.files import write_whole
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from r1prov.site import Site
+
+
+@dataclass(frozen=True)
+class Secret:
+    """A secret of a site.
+
+    Attributes:
+        name: its file among the site's secrets.
+        on_host: where a host keeps it: the file of a credential, or a file of `VARIABLE=value` lines.
+        variable: which of those lines; empty for a file that is the secret.
+    """
+
+    name: str
+    on_host: str
+    variable: str = ""
+
+    def read_from(self, content: str) -> str | None:
+        """The secret, from the content of its file on a host; None where it is not in there."""
+        if not self.variable:
+            return content.strip() or None
+        lines = (line.partition("=") for line in content.splitlines())
+        return next((value.strip().strip('"') for name, _, value in lines if name == self.variable), None)
+
+
+API_KEY = Secret("api-key", "/etc/r1prov/llama-server/api-key")
+ADMIN_PASSWORD = Secret("webui-admin-password", "/etc/r1prov/open-webui/environment", "WEBUI_ADMIN_PASSWORD")
+PAGE_KEY = Secret("webui-secret-key", "/etc/r1prov/open-webui/environment", "WEBUI_SECRET_KEY")
+"""Signs the page's logins: another one logs everybody out."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +73,25 @@ class SiteState:
         """Secrets, one file each, 0600 or ansible-vault."""
         return self.root / "secrets"
 
+    def secret(self, secret: Secret) -> Path:
+        """The file of one of them."""
+        return self.secrets / secret.name
+
+    def in_the_clear(self, secret: Secret) -> str:
+        """A secret as it is kept here; empty where it is not, or only as ansible-vault."""
+        path = self.secret(secret)
+        text = path.read_text().strip() if path.is_file() else ""
+        return "" if text.startswith("$ANSIBLE_VAULT") else text
+
     @property
-    def api_key(self) -> Path:
-        """The key of the API."""
-        return self.secrets / "api-key"
+    def pins(self) -> Path:
+        """Digests of versions that r1prov does not come with, and of archives that have been read."""
+        return self.root / "pins"
+
+    @property
+    def authority(self) -> Path:
+        """The gateway's authority, where it is the site's own, and the server's certificate of it."""
+        return self.root / "authority"
 
     @property
     def reports(self) -> Path:
@@ -71,17 +115,29 @@ class SiteState:
 
     def remember(self, site: Site) -> None:
         """Keep the site as applied."""
-        _write_private(self.last_site, site.model_dump_json(indent=1))
+        write_whole(self.last_site, site.model_dump_json(indent=1))
 
-    def keep_api_key(self, key: str | None = None) -> None:
-        """Store the site's API key: `key` as found on a host, or a new one of 256 random bits."""
-        _write_private(self.api_key, key or secrets.token_urlsafe(32))
+    @property
+    def choices(self) -> dict[str, Any]:
+        """Keys of the site file that verbs have chosen (`r1prov engine`, `r1prov upgrade`); they hold where the file is silent."""
+        path = self.root / "choices.json"
+        found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        return found
 
+    def choose(self, choices: dict[str, Any]) -> None:
+        """Keep these keys, in place of those kept before."""
+        write_whole(self.root / "choices.json", json.dumps(choices, indent=1) + "\n")
 
-def _write_private(path: Path, text: str) -> None:
-    """A file that only its owner may read, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-    part.replace(path)
+    def tuned(self, host: str) -> Path:
+        """What `r1prov tune` found best on a host."""
+        return self.root / "tuned" / f"{host}.json"
+
+    def keep_tuned(self, host: str, text: str) -> None:
+        """Keep it, in place of what was kept before."""
+        path = self.tuned(host)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        write_whole(path, text)
+
+    def keep_secret(self, secret: Secret, value: str | None = None) -> Path:
+        """Store a secret: `value` as found on a host, or a new one of 256 random bits. Returns its file."""
+        return write_whole(self.secret(secret), value or secrets.token_urlsafe(32))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -61,7 +62,14 @@ def unit(_: argparse.Namespace) -> Outcome:
 
 
 def e2e(_: argparse.Namespace) -> Outcome:
-    """The whole way; tests that need hosts skip themselves where none can be booted."""
+    """The whole way; tests that need hosts, or a browser, skip themselves where there is none."""
+    if not shutil.which("chromium") and not lab.requirements() and shutil.which("apt-get"):
+        _say("  installing chromium, to look at the chat page with")
+        install = ["apt-get", "install", "-qq", "--yes", "--no-install-recommends", "chromium", "fonts-dejavu-core"]
+        subprocess.run(["apt-get", "update", "-qq"], check=False, capture_output=True)
+        subprocess.run(
+            install, check=False, capture_output=True, env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+        )
     return _pytest("tests/e2e")
 
 

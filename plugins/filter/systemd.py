@@ -1,10 +1,12 @@
-"""Jinja filters r1.prov.systemd_word and r1.prov.systemd_text: values in systemd's unit files, taken literally."""
+"""Jinja filters r1.prov.systemd_*: values in systemd's unit and environment files, taken literally."""
 
 from __future__ import annotations
 
 import re
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./:=@,+-]+")
+_ESCAPED = re.compile(r'["\\`$]')
+_BACKSLASHED = r"\\\g<0>"
 _CREDENTIALS = "${CREDENTIALS_DIRECTORY}"
 
 
@@ -30,9 +32,18 @@ def systemd_word(value: object) -> str:
     return systemd_text(text.replace("$", "$$").replace("$" + _CREDENTIALS, _CREDENTIALS), quote=True)
 
 
+def systemd_environment(variables: dict[str, object]) -> str:
+    """The text of an `EnvironmentFile=`, from which each variable comes out as it is: systemd expands nothing there."""
+    return "".join(f'{name}="{_ESCAPED.sub(_BACKSLASHED, str(value))}"\n' for name, value in variables.items())
+
+
 class FilterModule:
     """What Ansible looks for."""
 
     def filters(self) -> dict:
         """The filters by name."""
-        return {"systemd_text": systemd_text, "systemd_word": systemd_word}
+        return {
+            "systemd_environment": systemd_environment,
+            "systemd_text": systemd_text,
+            "systemd_word": systemd_word,
+        }

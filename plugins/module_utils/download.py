@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ansible.module_utils.urls import open_url
+from ansible_collections.r1.prov.plugins.module_utils.files import alone
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -59,6 +60,12 @@ def download(url: str, destination: Path, sha256: Collection[str], progress: Pro
     Raises:
         DownloadError: the server cannot be reached, says no, or sends something else.
     """
+    with alone(destination.parent):  # two downloads would write into one partial file
+        if not (destination.exists() and sha256_of(destination) in sha256):
+            _download(url, destination, sha256, progress)
+
+
+def _download(url: str, destination: Path, sha256: Collection[str], progress: Progress) -> None:
     partial = destination.with_name(destination.name + ".part")
     for attempt in range(1, _ATTEMPTS + 1):
         try:

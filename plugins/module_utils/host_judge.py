@@ -27,8 +27,10 @@ CHECKS = {
     "disk": "room for everything still to be written",
     "ports": "the ports are free or ours",
     "sources": "every source answers",
+    "fit": "the engine itself finds room for the plan",
 }
-"""The names of the checks, which an operator may override, and what each makes sure of."""
+"""The names of the checks, which an operator may override, and what each makes sure of. `fit` needs the engine, so it is made when that is
+built, by the role llama_server; the others are made here, before anything is changed."""
 
 SUPPORTED_OS = {"debian": ("12", "13"), "ubuntu": ("22.04", "24.04")}
 OUR_UNITS = "r1prov-"  # every unit of r1prov begins so: what they hold is no obstacle to a re-run
@@ -59,6 +61,23 @@ def judge(facts: dict, expect: dict) -> list[dict]:
         for function in checks
         for check, what, remedy in function(facts, expect)
     ]
+
+
+def remarks(facts: dict, expect: dict) -> list[str]:
+    """Where the host's processors are not what the plan was made for, one sentence each: it works, but slower than it could."""
+    cpu, threads, nodes = facts["cpu"], expect.get("threads") or 0, expect.get("numa_nodes") or 0
+    found = []
+    if threads > cpu["usable_threads"]:
+        found.append(
+            f"it has {cpu['usable_threads']} CPUs to use ({cpu['cores']} physical cores), and {threads} threads are to compute: they will "
+            f"wait for one another. Write `cpu_threads: {min(cpu['cores'], cpu['usable_threads'])}` into the profile's `machine`"
+        )
+    if nodes and nodes != cpu["numa_nodes"]:
+        found.append(
+            f"NUMA nodes of its RAM: {cpu['numa_nodes']}; the plan is made for {nodes}. Write `numa_nodes: {cpu['numa_nodes']}` into the "
+            "profile's `machine`, so that threads and RAM are used as they lie"
+        )
+    return found
 
 
 def size(n_bytes: float) -> str:
@@ -265,7 +284,7 @@ def _ports(facts: dict, expect: dict) -> Iterator[_Finding]:
                 "ports",
                 f"port {owner['port']}, meant for {wanted['unit']}, is taken by {who}"
                 + (f" (process {owner['pid']})" if owner["pid"] else ""),
-                "choose another port (`service.port` in the site file), or stop what has it if nobody needs that",
+                "choose another port in the site file, or stop what has it if nobody needs that",
             )
 
 

@@ -96,9 +96,6 @@ def cmake_flags(
         f"-DCMAKE_BUILD_RPATH={cuda_root}/lib64",
         "-DCMAKE_CUDA_COMPILER_LAUNCHER=ccache",
         "-DGGML_CUDA_NCCL=OFF",  # for splitting tensors over cards; layers are split here
-        # Copies of the inputs for pipelining micro-batches over several cards multiply the compute buffers and bring nothing
-        # to decoding; the memory is worth more as layers on a card.
-        "-DGGML_SCHED_MAX_COPIES=1",
         # The memory pool grows in place with the driver's library; without a driver there is nothing to link to.
         *([f"-DCUDA_cuda_driver_LIBRARY={libcuda}"] if libcuda else ["-DGGML_CUDA_NO_VMM=ON"]),
     ]

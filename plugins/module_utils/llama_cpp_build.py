@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -10,7 +9,6 @@ import shutil
 import subprocess
 import tarfile
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -22,6 +20,7 @@ from ansible_collections.r1.prov.plugins.module_utils.download import (
     sha256_of,
     without_credentials,
 )
+from ansible_collections.r1.prov.plugins.module_utils.files import whole_folder
 from ansible_collections.r1.prov.plugins.module_utils.llama_cpp import (
     TARGETS,
     cmake_flags,
@@ -33,8 +32,6 @@ from ansible_collections.r1.prov.plugins.module_utils.llama_cpp import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
 
 _JOB_MEMORY_BYTES = 2 << 30  # what one compiler of CUDA kernels takes at its worst
@@ -90,20 +87,6 @@ class Release:
     def exists(self) -> bool:
         """Whether it is built: its record is written before the folder gets its name, so this is a whole release."""
         return (self.path / "release.json").exists()
-
-    def current(self) -> str:
-        """The ID of the release that serves now; empty where there is none."""
-        link = self.home / "current"
-        return link.readlink().name if link.is_symlink() else ""
-
-    @contextmanager
-    def alone(self, progress: Progress) -> Iterator[None]:
-        """Waits for a build whose connection was lost: it goes on here by itself, and its result is as good as ours."""
-        self.tree.parent.mkdir(parents=True, exist_ok=True)
-        with (self.tree.parent / "llama.cpp.lock").open("w") as lock:
-            progress.begin("waiting for an earlier build", 0, "steps")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
 
     def build(self, progress: Progress) -> float:
         """Fetches, compiles and installs. The current release is not touched.
@@ -268,37 +251,23 @@ class Release:
 
     def _install(self, targets: list[str], seconds: float) -> None:
         """The programs, proven to run, in their final place."""
-        temporary = self.path.with_name(f".{self.id}.new")
-        shutil.rmtree(temporary, ignore_errors=True)
-        (temporary / "bin").mkdir(parents=True)
-        for target in targets:
-            shutil.copy2(self.tree / "build" / "bin" / target, temporary / "bin" / target)
-        server = [str(temporary / "bin" / "llama-server"), "--version"]
-        done = subprocess.run(server, capture_output=True, text=True, check=False, timeout=120)
-        if done.returncode or self.wanted["version"] not in done.stdout + done.stderr:
-            said = (done.stderr or done.stdout).strip()
-            raise BuildError(f"the new llama-server does not run (status {done.returncode}): {said}")
-        record = {
-            "id": self.id,
-            **self.decides,
-            "cmake": _output(["cmake", "--version"]).partition("\n")[0],
-            "built_unix_s": round(time.time()),
-            "build_s": round(seconds, 1),
-        }
-        (temporary / "release.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        os.sync()  # or a power cut may leave a whole-looking release with empty files
-        temporary.rename(self.path)
-
-    def make_current(self) -> None:
-        """Switches the link; only the release before this one is kept beside it."""
-        previous = self.current()
-        temporary = self.home / ".current.new"
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(Path("releases") / self.id)
-        temporary.replace(self.home / "current")
-        for release in (self.home / "releases").iterdir():
-            if release.name not in (self.id, previous):
-                shutil.rmtree(release)
+        with whole_folder(self.path) as folder:
+            (folder / "bin").mkdir()
+            for target in targets:
+                shutil.copy2(self.tree / "build" / "bin" / target, folder / "bin" / target)
+            server = [str(folder / "bin" / "llama-server"), "--version"]
+            done = subprocess.run(server, capture_output=True, text=True, check=False, timeout=120)
+            if done.returncode or self.wanted["version"] not in done.stdout + done.stderr:
+                said = (done.stderr or done.stdout).strip()
+                raise BuildError(f"the new llama-server does not run (status {done.returncode}): {said}")
+            record = {
+                "id": self.id,
+                **self.decides,
+                "cmake": _output(["cmake", "--version"]).partition("\n")[0],
+                "built_unix_s": round(time.time()),
+                "build_s": round(seconds, 1),
+            }
+            (folder / "release.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def _output(command: list[str]) -> str:

@@ -9,6 +9,8 @@ import json
 import time
 from pathlib import Path
 
+from ansible_collections.r1.prov.plugins.module_utils.files import write_whole
+
 RUN = Path("/run/r1prov")
 _INTERVAL_S = 0.5
 
@@ -62,6 +64,4 @@ class Progress:
             "state": state,
             "updated": time.time(),
         }
-        temporary = self._file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(content), encoding="utf-8")
-        temporary.replace(self._file)
+        write_whole(self._file, json.dumps(content))

@@ -56,6 +56,7 @@ from ansible_collections.r1.prov.plugins.module_utils.download import (
     index_url,
     sha256_of,
 )
+from ansible_collections.r1.prov.plugins.module_utils.files import whole_folder
 from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
 
 
@@ -73,19 +74,17 @@ def pinned(requirements: str) -> list[tuple[str, str, list[str]]]:
 def install(requirements: str, root: Path, wheels: Path, progress: Progress) -> None:
     """Builds the toolkit beside its final place, tries it, and gives it its name."""
     files = [_fetched(*pin, wheels, progress) for pin in pinned(requirements)]
-    temporary = root.with_name(f".{root.name}.new")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    progress.begin("unpacking", len(files), "steps")
-    for done, file in enumerate(files):
-        progress.update(done)
-        unpack(file, temporary)
-    link_libraries(temporary)
-    tried = subprocess.run([str(temporary / "bin" / "nvcc"), "--version"], capture_output=True, text=True, check=False)
-    if tried.returncode:
-        raise WheelError(f"the compiler of the wheels does not run here: {tried.stderr.strip()}")
-    os.sync()  # or a power cut may leave a whole-looking toolkit with empty files
-    temporary.rename(root)
+    with whole_folder(root) as toolkit:
+        progress.begin("unpacking", len(files), "steps")
+        for done, file in enumerate(files):
+            progress.update(done)
+            unpack(file, toolkit)
+        link_libraries(toolkit)
+        tried = subprocess.run(
+            [str(toolkit / "bin" / "nvcc"), "--version"], capture_output=True, text=True, check=False
+        )
+        if tried.returncode:
+            raise WheelError(f"the compiler of the wheels does not run here: {tried.stderr.strip()}")
 
 
 def _fetched(project: str, version: str, sha256: list, wheels: Path, progress: Progress) -> Path:

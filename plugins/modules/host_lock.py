@@ -72,31 +72,13 @@ holder:
     run: {description: Names the run., type: str}
 """
 
-import fcntl
 import json
-import os
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ansible.module_utils.basic import AnsibleModule
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from ansible_collections.r1.prov.plugins.module_utils.files import alone, write_whole
 
 FOLDER = Path("/run/r1prov")
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Nobody else reads or writes the lock meanwhile. The kernel undoes this when the process ends, however it ends."""
-    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def read(folder: Path) -> dict:
@@ -121,10 +103,7 @@ def take(folder: Path, holder: dict, replace: str = "") -> tuple[bool, dict]:
             return False, before
         if before.get("run") != holder["run"]:
             # In one step: whoever reads it without asking for the lock, such as `r1prov status`, sees a whole file.
-            fresh = folder / "lock.json.new"
-            fresh.write_text(json.dumps(holder, indent=1) + "\n")
-            fresh.chmod(0o644)
-            fresh.replace(folder / "lock.json")
+            write_whole(folder / "lock.json", json.dumps(holder, indent=1) + "\n")
         return True, before
 
 

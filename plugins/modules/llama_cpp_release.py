@@ -110,7 +110,9 @@ import errno
 import os
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.r1.prov.plugins.module_utils import releases
 from ansible_collections.r1.prov.plugins.module_utils.download import DownloadError
+from ansible_collections.r1.prov.plugins.module_utils.files import alone
 from ansible_collections.r1.prov.plugins.module_utils.llama_cpp import contradiction, remedy
 from ansible_collections.r1.prov.plugins.module_utils.llama_cpp_build import BuildError, Release
 from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
@@ -139,7 +141,7 @@ def main() -> None:
         module.fail_json(msg=wrong)
     os.umask(0o022)  # the service's user must be able to read what lies here, whatever root's habits are
     release = Release(module.params)
-    previous = release.current()
+    previous = releases.current(release.home)
     result = {
         "changed": previous != release.id,
         "release_id": release.id,
@@ -147,22 +149,18 @@ def main() -> None:
         "path": str(release.path),
         "built": not release.exists,
         "build_s": 0.0,
-        "diff": {
-            "before_header": str(release.home / "current"),
-            "after_header": str(release.home / "current"),
-            "before": f"{previous}\n" if previous else "",
-            "after": f"{release.id}\n",
-        },
+        "diff": releases.switch_diff(release.home, previous, release.id),
     }
     result["changed"] = result["changed"] or result["built"]
     if not result["changed"] or module.check_mode:
         module.exit_json(**result)
     progress = Progress("llama_cpp")
     try:
-        with release.alone(progress):
+        progress.begin("waiting for an earlier build", 0, "steps")
+        with alone(release.tree.parent):
             if not release.exists:
                 result["build_s"] = round(release.build(progress), 1)
-            release.make_current()
+            releases.make_current(release.home, release.id)
     except (BuildError, DownloadError, OSError) as error:
         progress.finish(failed=True)
         full = isinstance(error, OSError) and error.errno == errno.ENOSPC

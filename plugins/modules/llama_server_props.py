@@ -10,6 +10,8 @@ short_description: Fails when a running llama-server is not what was asked for
 description:
   - Reads C(/props) and compares the model, the context per slot and the number of slots. Changes nothing.
   - With I(gpu), looks whether the server has a card open. Where the driver fails, llama-server only warns and computes on the CPU.
+  - Reads what the server's log says of its load. Other layers on the cards than asked for are a failure, other weights than I(confirmed)
+    a warning.
 options:
   url:
     description: Where the server answers, without a path.
@@ -32,6 +34,11 @@ options:
     description: Whether it must use a GPU.
     type: bool
     default: false
+  confirmed:
+    description: What the module llama_server_fit returned of each device before the start.
+    type: list
+    elements: dict
+    default: []
   unit:
     description: Its systemd unit, without C(.service).
     type: str
@@ -66,15 +73,23 @@ build:
   description: What the server calls its build.
   type: str
   returned: success
+load:
+  description: What the log says of the load. C(devices) with what each took, C(offloaded) layers on cards.
+  type: dict
+  returned: success
 """
 
+import itertools
 import re
 import subprocess
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.r1.prov.plugins.module_utils.llama_api import Api, ApiError
+from ansible_collections.r1.prov.plugins.module_utils.http_api import Api, ApiError
+from ansible_collections.r1.prov.plugins.module_utils.llama_memory import load_surprises, loaded
+from ansible_collections.r1.prov.plugins.module_utils.systemd_unit import show
 
+_LOAD_LINES = 5000  # within these a load is told; what follows is the talk of its work
 _CONTEXT_STEP = 256  # llama.cpp rounds each slot's context up to this many tokens
 
 
@@ -95,9 +110,30 @@ def differences(props: dict, model: str, arguments: list) -> list:
 
 
 def _value(arguments: list, *names: str) -> int:
-    """The number that follows the last of these options; 0 where there is none."""
-    places = [place for place, argument in enumerate(arguments) if argument in names]
-    return int(arguments[places[-1] + 1]) if places else 0
+    """The number that follows the last of these options; 0 where there is none, or a word such as `all`."""
+    values = [value for argument, value in itertools.pairwise(arguments) if argument in names]
+    return int(values[-1]) if values and values[-1].isdigit() else 0
+
+
+def misplaced(load: dict, arguments: list) -> str:
+    """What is wrong with the number of layers on the cards; empty where nothing is, or the log does not reach back to it."""
+    wanted = _value(arguments, "--n-gpu-layers", "--gpu-layers", "-ngl")
+    if not load["whole"] or not wanted:
+        return ""
+    found, of = load["offloaded"] or (0, wanted)
+    return "" if found == min(wanted, of) else f"it put {found} layers on the cards, not {min(wanted, of)}"
+
+
+def load_log(unit: str) -> list:
+    """The first lines that the unit's running process wrote; none where the journal does not reach back to them."""
+    start = show(f"{unit}.service", "InvocationID")["InvocationID"]
+    command = ["journalctl", "--output", "cat", "--no-pager", f"_SYSTEMD_INVOCATION_ID={start}"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, errors="replace"
+    ) as log:
+        lines = list(itertools.islice(log.stdout, _LOAD_LINES))
+        log.kill()
+    return lines
 
 
 def uses_gpu(pid: str, proc: Path = Path("/proc")) -> bool:
@@ -113,6 +149,7 @@ def main() -> None:
             "model": {"type": "str", "required": True},
             "arguments": {"type": "list", "elements": "str", "required": True},
             "gpu": {"type": "bool", "default": False},
+            "confirmed": {"type": "list", "elements": "dict", "default": []},
             "unit": {"type": "str", "default": "r1prov-llama-server"},
         },
         supports_check_mode=True,
@@ -124,24 +161,33 @@ def main() -> None:
         props = Api(wanted["url"], wanted["api_key_file"]).get("/props")
     except ApiError as error:
         module.fail_json(msg=f"llama-server: {error}. Look at its log: journalctl -u {wanted['unit']}")
+    load = loaded(load_log(wanted["unit"]))
     found = differences(props, wanted["model"], wanted["arguments"])
+    if wanted["gpu"]:
+        if not uses_gpu(show(f"{wanted['unit']}.service", "MainPID")["MainPID"]):
+            module.fail_json(
+                msg="llama-server computes on the CPU, for it could not open a GPU. nvidia-smi tells whether the driver works; "
+                f"then start it again: systemctl restart {wanted['unit']}"
+            )
+        found += filter(None, [misplaced(load, wanted["arguments"])])
     if found:
         module.fail_json(
             msg=f"llama-server at {wanted['url']} is not what was asked for: {'; '.join(found)}. "
             "Correct its arguments; where they are right, another server has taken its place, or the model cannot take them."
         )
-    if wanted["gpu"]:
-        show = ["systemctl", "show", "--value", "--property=MainPID", f"{wanted['unit']}.service"]
-        if not uses_gpu(subprocess.run(show, capture_output=True, text=True, check=True).stdout.strip()):
-            module.fail_json(
-                msg="llama-server computes on the CPU, for it could not open a GPU. nvidia-smi tells whether the driver works; "
-                f"then start it again: systemctl restart {wanted['unit']}"
-            )
+    for surprise in load_surprises(load["devices"], wanted["confirmed"]):
+        module.warn(f"the log of llama-server's load: {surprise}")
+    if load["unlocked"]:
+        module.warn(
+            "the kernel did not let llama-server lock the model in RAM, so other programs can push parts of it out. In a container that is "
+            "for whoever runs it to allow"
+        )
     module.exit_json(
         model=props["model_path"],
         context_per_slot=props["default_generation_settings"]["n_ctx"],
         slots=props["total_slots"],
         build=props["build_info"],
+        load=load,
     )
 
 

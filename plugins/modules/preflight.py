@@ -11,7 +11,8 @@ description:
   - Reads the host in one round trip, compares it with what is asked, and fails once with all problems and remedies.
   - Changes nothing, and does the same in check mode.
   - The names of the checks are C(os), C(arch), C(init), C(sudo), C(clock), C(cpu), C(ram), C(floor), C(driver),
-    C(gpu_count), C(gpu_memory), C(gpu_compute), C(gpu_busy), C(gpu_devices), C(disk), C(ports), C(sources).
+    C(gpu_count), C(gpu_memory), C(gpu_compute), C(gpu_busy), C(gpu_devices), C(disk), C(ports), C(sources). C(fit) is made later, by the
+    role llama_server.
 author: The r1prov team
 attributes:
   check_mode: {support: full, description: It reads only.}
@@ -30,6 +31,8 @@ options:
       ram_bytes: {description: RAM in bytes., type: int}
       memory_floor_bytes: {description: RAM and memory of all cards together in bytes., type: int}
       cores: {description: "CPUs to use, as C(nproc) counts them.", type: int}
+      threads: {description: Threads that will compute. Where there are fewer CPUs to use it is warned of., type: int}
+      numa_nodes: {description: Parts of the RAM that the plan is made for. Another number is warned of., type: int}
   disk:
     description: What will be written. Entries on one filesystem add up.
     type: list
@@ -136,7 +139,7 @@ facts:
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.r1.prov.plugins.module_utils.host_judge import CHECKS, judge
+from ansible_collections.r1.prov.plugins.module_utils.host_judge import CHECKS, judge, remarks
 from ansible_collections.r1.prov.plugins.module_utils.host_probe import probe
 from ansible_collections.r1.prov.plugins.module_utils.source_probe import out_of_reach
 
@@ -153,6 +156,8 @@ ARGUMENTS = {
             "ram_bytes": {"type": "int"},
             "memory_floor_bytes": {"type": "int"},
             "cores": {"type": "int"},
+            "threads": {"type": "int"},
+            "numa_nodes": {"type": "int"},
         },
     },
     "disk": {
@@ -248,6 +253,8 @@ def main() -> None:
     overridden = [problem for problem in found if problem["check"] in asked["override"]]
     for problem in overridden:
         module.warn(f"overridden: {problem['check']}: {problem['what']}")
+    for remark in remarks(facts, asked["expect"]):
+        module.warn(remark)
     result = {"changed": False, "problems": problems, "overridden": overridden, "facts": facts}
     if problems:
         module.fail_json(msg=summary(problems), **result)

@@ -31,21 +31,17 @@ options:
     type: path
     default: ""
   credentials:
-    description: Secrets that the service reads at its start, written to files that only root may read.
-    type: list
-    elements: dict
-    default: []
-    suboptions:
-      name:
-        description: The file's name.
-        type: str
-        required: true
-      content:
-        description: The secret.
-        type: str
-        required: true
+    description:
+      - Secrets that the service reads at its start, written to files that only root may read. File name -> text.
+    type: dict
+    default: {}
   programs:
     description: Files that the service runs. When one is another file than at the last start, links followed, the service restarts.
+    type: list
+    elements: path
+    default: []
+  configuration:
+    description: Files that the service reads again when it is told to reload. When one is another than before, it is told.
     type: list
     elements: path
     default: []
@@ -93,6 +89,14 @@ actions:
   type: list
   elements: str
   returned: success
+unit:
+  description: The unit's name.
+  type: str
+  returned: success
+start_s:
+  description: Seconds that a start or restart took until the service was ready; 0 where there was none.
+  type: float
+  returned: success
 log:
   description: The last lines of the log of a start that failed.
   type: list
@@ -106,11 +110,17 @@ import os
 import re
 import stat
 import subprocess
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.r1.prov.plugins.module_utils.files import write_whole
 from ansible_collections.r1.prov.plugins.module_utils.host_probe import probe
 from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _UNITS = Path("/etc/systemd/system")
 _REMEMBERED = Path("/var/lib/r1prov/service")
@@ -126,27 +136,20 @@ class Service:
         self.file = _UNITS / self.unit
         self.remembered = _REMEMBERED / f"{parameters['name']}.started"
         folder = Path(parameters["credentials_dir"])
-        self.credentials = {
-            folder / credential["name"]: credential["content"] for credential in parameters["credentials"]
-        }
+        self.credentials = {folder / name: str(content) for name, content in parameters["credentials"].items()}
         self.before = _text(self.file)
         self.now = self._show()
+        self.start_s = 0.0
 
     def _show(self) -> dict:
-        keys = "ActiveState,SubState,UnitFileState,NeedDaemonReload,InvocationID,MainPID,Result"
+        keys = "ActiveState,SubState,UnitFileState,NeedDaemonReload,InvocationID,ControlGroup,Result"
         shown = _systemctl("show", self.unit, f"--property={keys}").stdout
         return dict(line.split("=", 1) for line in shown.splitlines())
 
-    def _inputs(self) -> str:
-        """Identifies the files that a start reads. Time stamps, not contents: no digest of a secret is left on the host."""
-        digest = hashlib.sha256()
-        for path in map(os.path.realpath, (self.file, *self.credentials, *self.wanted["programs"])):
-            try:
-                status = Path(path).stat()
-                digest.update(f"{path} {status.st_ino} {status.st_size} {status.st_mtime_ns}\n".encode())
-            except FileNotFoundError:
-                digest.update(f"{path} none\n".encode())
-        return digest.hexdigest()
+    def _inputs(self) -> list:
+        """Identifies the files that a start reads, then those that a reload reads too, where there are any."""
+        both = (self.file, *self.credentials, *self.wanted["programs"]), self.wanted["configuration"]
+        return [_identity(files) for files in both if files]
 
     def actions(self) -> dict:
         """What has to be done, by the name it is reported under, in order."""
@@ -157,7 +160,8 @@ class Service:
         for path, content in self.credentials.items():
             if not _is_root_only(path) or _text(path) != content:
                 todo[f"wrote {path}"] = functools.partial(_write, path, content, 0o600)
-        stale = bool(todo) or _text(self.remembered) != self._inputs()
+        inputs, remembered = self._inputs(), _text(self.remembered).split()
+        stale = bool(todo) or remembered[:1] != inputs[:1]
         if written or self.now["NeedDaemonReload"] == "yes":
             todo["reloaded systemd"] = lambda: self._do("daemon-reload")
         enabled, active = self.now["UnitFileState"] == "enabled", self.now["ActiveState"] not in ("inactive", "failed")
@@ -170,6 +174,8 @@ class Service:
                 todo["started"] = lambda: self._start("restart" if again else "start")
             elif stale:
                 todo["restarted"] = lambda: self._start("restart")
+            elif remembered != inputs:
+                todo["reloaded"] = self._reload
         elif self.wanted["state"] == "stopped":
             if self.now["UnitFileState"] in ("enabled", "enabled-runtime"):
                 todo["disabled"] = lambda: self._do("disable", "--quiet", self.unit)
@@ -182,11 +188,19 @@ class Service:
         if done.returncode:
             raise ServiceError(f"systemctl {' '.join(command)}: {done.stderr.strip()}")
 
+    def _reload(self) -> None:
+        self._do("reload", self.unit)
+        self._remember()
+
+    def _remember(self) -> None:
+        self.remembered.parent.mkdir(parents=True, exist_ok=True)
+        self.remembered.write_text(" ".join(self._inputs()), encoding="utf-8")
+
     def _start(self, verb: str) -> None:
         """Starts, and returns when the service is ready."""
         # Before, not after: where this start fails and systemd's next one succeeds, nothing has to be restarted.
-        self.remembered.parent.mkdir(parents=True, exist_ok=True)
-        self.remembered.write_text(self._inputs(), encoding="utf-8")
+        self._remember()
+        began = time.monotonic()
         _systemctl("reset-failed", self.unit)  # earlier failures must not count against this start
         progress = Progress(self.wanted["load_step"]) if self.wanted["load_step"] else None
         with subprocess.Popen(
@@ -209,13 +223,12 @@ class Service:
             progress.finish(failed=failed)
         if failed:
             raise ServiceError(complaint, log=self._log(ended), result=ended["Result"])
+        self.start_s = round(time.monotonic() - began, 1)
 
     def _bytes_read(self) -> int:
-        """How much the starting process has read, or has in memory of files it maps, whichever is more."""
-        pid = self._show()["MainPID"]
-        mapped = re.search(r"^RssFile:\s+(\d+)", _text(Path(f"/proc/{pid}/status")), re.MULTILINE)
-        read = re.search(r"^rchar: (\d+)", _text(Path(f"/proc/{pid}/io")), re.MULTILINE)
-        return max(int(mapped[1]) * 1024 if mapped else 0, int(read[1]) if read else 0)
+        """How much the busiest of its processes has read, or has in memory of files it maps, whichever is more."""
+        group = Path(f"/sys/fs/cgroup{self._show()['ControlGroup']}/cgroup.procs")
+        return max(map(_bytes_read, _text(group).split()), default=0)
 
     def _log(self, ended: dict) -> list:
         """The last lines that the program and systemd wrote about this start."""
@@ -252,6 +265,18 @@ class ServiceError(Exception):
         self.result = result
 
 
+def _identity(files: Iterable) -> str:
+    """Tells these files from others. By time stamps, not contents: no digest of a secret is left on the host."""
+    digest = hashlib.sha256()
+    for path in map(os.path.realpath, files):
+        try:
+            status = Path(path).stat()
+            digest.update(f"{path} {status.st_ino} {status.st_size} {status.st_mtime_ns}\n".encode())
+        except FileNotFoundError:
+            digest.update(f"{path} none\n".encode())
+    return digest.hexdigest()
+
+
 def _systemctl(*command: str) -> subprocess.CompletedProcess:
     return subprocess.run(["systemctl", *command], capture_output=True, text=True, check=False)
 
@@ -263,6 +288,12 @@ def _text(path: Path) -> str:
         return ""
 
 
+def _bytes_read(pid: str) -> int:
+    mapped = re.search(r"^RssFile:\s+(\d+)", _text(Path(f"/proc/{pid}/status")), re.MULTILINE)
+    read = re.search(r"^rchar: (\d+)", _text(Path(f"/proc/{pid}/io")), re.MULTILINE)
+    return max(int(mapped[1]) * 1024 if mapped else 0, int(read[1]) if read else 0)
+
+
 def _is_root_only(path: Path) -> bool:
     try:
         status = path.stat()
@@ -272,21 +303,11 @@ def _is_root_only(path: Path) -> bool:
 
 
 def _write(path: Path, content: str, mode: int) -> None:
-    """Replaces a file at once; nobody sees it half-written or with another mode."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.unlink(missing_ok=True)
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        file.write(content)
-    temporary.chmod(mode)
-    temporary.replace(path)
+    write_whole(path, content, mode)
 
 
 def main() -> None:
-    credentials = {
-        "name": {"type": "str", "required": True},
-        "content": {"type": "str", "required": True, "no_log": True},
-    }
     remedies = {"pattern": {"type": "str", "required": True}, "remedy": {"type": "str", "required": True}}
     module = AnsibleModule(
         argument_spec={
@@ -294,8 +315,10 @@ def main() -> None:
             "content": {"type": "str", "required": True},
             "state": {"type": "str", "choices": ["started", "stopped", "installed"], "default": "started"},
             "credentials_dir": {"type": "path", "default": ""},
-            "credentials": {"type": "list", "elements": "dict", "default": [], "options": credentials},
+            # The whole of it: Ansible's own log of the call shows a text of several lines where only that is marked.
+            "credentials": {"type": "dict", "default": {}, "no_log": True},
             "programs": {"type": "list", "elements": "path", "default": []},
+            "configuration": {"type": "list", "elements": "path", "default": []},
             "ports": {"type": "list", "elements": "int", "default": []},
             "load_step": {"type": "str", "default": ""},
             "load_bytes": {"type": "int", "default": 0},
@@ -327,7 +350,7 @@ def main() -> None:
                 msg=f"{service.unit} did not start: {why}{shown and ' Its last words:' + shown}",
                 **result | {"log": log},
             )
-    module.exit_json(**result)
+    module.exit_json(**result, unit=service.unit, start_s=service.start_s)
 
 
 if __name__ == "__main__":

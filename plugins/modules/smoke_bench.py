@@ -6,16 +6,21 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 ---
 module: smoke_bench
-short_description: Asks a running llama-server a question, judges the answer and measures the rates
+short_description: Asks a running model a question through each open door, judges the answers and measures the rates
 description:
-  - Asks one question, judges the answer, then measures prompt and decode rates with one and several users at once. The rates are the
-    server's own.
+  - Asks the engine one question, judges the answer, then measures prompt and decode rates with one and several users at once. The rates are
+    the engine's own. With I(page_url), asks the same question through the chat page, with a login.
   - A run that changed nothing measures nothing. What was measured before is returned when the command line, the release, the model's
     file, the question and the measurement are the same.
   - The result is C(last.json) in I(results), the one before C(previous.json).
 options:
+  engine:
+    description: Which engine holds the model.
+    type: str
+    choices: [llama-server, ollama]
+    default: llama-server
   url:
-    description: Where the server answers, without a path.
+    description: Where the engine answers, without a path.
     type: str
     required: true
   api_key_file:
@@ -56,14 +61,30 @@ options:
     description: Anything else that the result depends on. When it changes, it is measured again; it is kept in the result.
     type: dict
     default: {}
-  unit:
-    description: The server's systemd unit, without C(.service). Its command line is kept in the result.
+  slots:
+    description: For C(ollama), which does not tell it, how many are answered at once.
+    type: int
+    default: 1
+  temperature:
+    description: Of the sampling.
+    type: float
+    default: 0.6
+  page_url:
+    description: Where the chat page answers, without a path. Empty for none.
     type: str
-    default: r1prov-llama-server
-  release:
-    description: The llama.cpp that serves, a folder or a link to one. Its name is kept in the result.
-    type: path
-    default: /opt/r1prov/llama.cpp/current
+    default: ""
+  page_email:
+    description: Who logs in to the page.
+    type: str
+    default: ""
+  page_password:
+    description: With this password.
+    type: str
+    default: ""
+  at_least:
+    description: What part of the last decode rate must be reached, where that was of the same engine, model and subject. 0 for no limit.
+    type: float
+    default: 0
   force:
     description: Whether to measure although nothing changed.
     type: bool
@@ -104,19 +125,23 @@ import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils.answer import fault, thinking_apart
-from ansible_collections.r1.prov.plugins.module_utils.llama_api import Api, ApiError
+from ansible_collections.r1.prov.plugins.module_utils.doors import (
+    SEED,
+    Limits,
+    LlamaServer,
+    Ollama,
+    Page,
+    Reply,
+    model_file,
+)
+from ansible_collections.r1.prov.plugins.module_utils.files import write_whole
+from ansible_collections.r1.prov.plugins.module_utils.http_api import Api, ApiError
 from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-SCHEMA = 1
-_SEED = 3407
-_TEMPERATURE = 0.6  # what DeepSeek recommends for R1: with 0 it tends to repeat itself
+SCHEMA = 2
 _EXCERPT = 600
 # About 200 tokens, so that the prompt rate is of reading, not of one small batch.
 _TEXT = (
@@ -133,18 +158,15 @@ class AnswerError(Exception):
     """The server answers, but not what it should."""
 
 
-def describe(wanted: dict, props: dict, command: str, release: str) -> dict:
+def describe(wanted: dict, facts: dict, command: str, release: str) -> dict:
     """What is measured: everything that, when it changes, makes an old measurement a measurement of something else."""
-    model = Path(props["model_path"])
-    status = model.stat() if model.exists() else None
     return {
+        **facts,
+        "engine": wanted["engine"],
         "release": release,
-        "build": props["build_info"],
-        "model": str(model),
-        "model_file": [status.st_size, status.st_mtime_ns] if status else None,
-        "context_per_slot": props["default_generation_settings"]["n_ctx"],
-        "slots": props["total_slots"],
+        "model_file": model_file(facts["model"]),
         "command": command,
+        "page": wanted["page_url"],
         "declared": wanted["subject"],
     }
 
@@ -157,7 +179,9 @@ def command_line(unit_file: str) -> str:
 
 def digest(subject: dict, wanted: dict) -> str:
     """Identifies a subject and how it is measured."""
-    how = {key: wanted[key] for key in ("question", "expect", "max_tokens", "concurrency", "sweep_tokens")}
+    how = {
+        key: wanted[key] for key in ("question", "expect", "max_tokens", "temperature", "concurrency", "sweep_tokens")
+    }
     return hashlib.sha256(json.dumps([SCHEMA, subject, how], sort_keys=True).encode()).hexdigest()
 
 
@@ -168,124 +192,91 @@ def mean(values: list) -> float:
 class Bench:
     """The measurement of one server."""
 
-    def __init__(self, api: Api, wanted: dict, context: int, progress: Progress) -> None:
-        self._api = api
+    def __init__(self, wanted: dict, progress: Progress) -> None:
         self._wanted = wanted
-        self._context = context
         self._progress = progress
 
-    def ask(self) -> dict:
+    def ask(self, door: LlamaServer | Ollama | Page, label: str) -> dict:
         """One question in a chat, as a user would.
 
         Raises:
             AnswerError: the answer is none.
         """
-        limit = self._wanted["max_tokens"]
-        self._progress.begin("answering", limit, "steps")
-        body = {
-            "model": self._wanted["model"],
-            "messages": [{"role": "user", "content": self._wanted["question"]}],
-            "max_tokens": limit,
-            "temperature": _TEMPERATURE,
-            "seed": _SEED,
-            "cache_prompt": False,
-        }
-        content, reasoning, finish, timings, first = "", "", "", {}, None
-        started = time.monotonic()
-        tokens = 0
-        for event in self._events("/v1/chat/completions", body, started):
-            timings = event.get("timings") or timings
-            for choice in event.get("choices", [])[:1]:
-                delta = choice.get("delta", {})
-                content += delta.get("content") or ""
-                reasoning += delta.get("reasoning_content") or ""
-                finish = choice.get("finish_reason") or finish
-                if delta.get("content") or delta.get("reasoning_content"):
-                    first = first or time.monotonic()
-                    tokens += 1
-                    self._progress.update(tokens)
-        answer, thinking = thinking_apart(content, reasoning)
-        if wrong := fault(answer, thinking, finish, self._wanted["expect"]):
+        question, limit, expect = (self._wanted[key] for key in ("question", "max_tokens", "expect"))
+        self._progress.begin(label, limit, "steps")
+        reply = door.ask(
+            question, Limits(limit, self._wanted["timeout_s"], self._wanted["temperature"]), self._progress.update
+        )
+        answer, thinking = thinking_apart(reply.content, reply.reasoning)
+        if wrong := fault(answer, thinking, reply.finish, expect):
             said = answer or thinking
-            raise AnswerError(f"asked {self._wanted['question']!r}, the model said {said[:_EXCERPT]!r}: {wrong}")
+            raise AnswerError(f"{label}: asked {question!r}, the model said {said[:_EXCERPT]!r}: {wrong}")
         return {
-            "asked": self._wanted["question"],
+            "asked": question,
             "answer": answer,
             "thinking": thinking,
-            "finish_reason": finish,
-            "prompt_tokens": timings["prompt_n"],
-            "decode_tokens": timings["predicted_n"],
-            "time_to_first_token_s": round((first or time.monotonic()) - started, 3),
-            "prompt_tokens_per_second": round(timings["prompt_per_second"], 2),
-            "decode_tokens_per_second": round(timings["predicted_per_second"], 2),
-            "wall_s": round(time.monotonic() - started, 3),
+            "finish_reason": reply.finish,
+            "prompt_tokens": reply.prompt_tokens,
+            "decode_tokens": reply.decode_tokens,
+            "time_to_first_token_s": round(reply.first_s - reply.started_s, 3),
+            "prompt_tokens_per_second": round(reply.prompt_tokens_per_second, 2),
+            "decode_tokens_per_second": round(reply.decode_tokens_per_second, 2),
+            "wall_s": round(reply.last_s - reply.started_s, 3),
         }
 
-    def sweep(self, users: int) -> dict:
+    def sweep(self, engine: LlamaServer | Ollama, users: int) -> dict:
         """So many users at once, each with a prompt of its own and the same number of tokens to decode."""
-        tokens = min(self._wanted["sweep_tokens"], self._context // 2)
+        tokens = self._wanted["sweep_tokens"]
         label = "measuring one user" if users == 1 else f"measuring {users} users at once"
         self._progress.begin(label, users * tokens, "steps")
         counts = [0] * users
-        prompts = [self._prompt(user, self._context - tokens) for user in range(users)]
 
-        def one(user: int) -> dict:
-            body = {
-                "prompt": prompts[user],
-                "n_predict": tokens,
-                "ignore_eos": True,
-                "temperature": _TEMPERATURE,
-                "seed": _SEED + user,
-                "cache_prompt": False,
-            }
-            first, timings = None, {}
-            for event in self._events("/completion", body, started):
-                first = first or time.monotonic()
-                counts[user] += 1
-                timings = event.get("timings") or timings
+        def one(user: int) -> Reply:
+            def tell(heard: int) -> None:
+                counts[user] = heard
                 if user == 0:
                     self._progress.update(sum(counts))
-            return {"first": first, "last": time.monotonic(), **timings}
 
-        started = time.monotonic()
+            return engine.generate(
+                f"{user}. {_TEXT}",
+                SEED + user,
+                Limits(tokens, self._wanted["timeout_s"], self._wanted["temperature"]),
+                tell,
+            )
+
         with ThreadPoolExecutor(users) as pool:
-            runs = list(pool.map(one, range(users)))
-        decoding_s = max(run["last"] for run in runs) - min(run["first"] for run in runs)
+            replies = list(pool.map(one, range(users)))
+        decoding_s = max(reply.last_s for reply in replies) - min(reply.first_s for reply in replies)
         return {
             "users": users,
-            "prompt_tokens": sum(run["prompt_n"] for run in runs),
-            "decode_tokens": sum(run["predicted_n"] for run in runs),
-            "time_to_first_token_s": round(mean([run["first"] - started for run in runs]), 3),
-            "prompt_tokens_per_second_each": round(mean([run["prompt_per_second"] for run in runs]), 2),
-            "decode_tokens_per_second_each": round(mean([run["predicted_per_second"] for run in runs]), 2),
-            "decode_tokens_per_second_total": round(sum(run["predicted_n"] for run in runs) / decoding_s, 2),
-            "wall_s": round(time.monotonic() - started, 3),
+            "prompt_tokens": sum(reply.prompt_tokens for reply in replies),
+            "decode_tokens": sum(reply.decode_tokens for reply in replies),
+            "time_to_first_token_s": round(mean([reply.first_s - reply.started_s for reply in replies]), 3),
+            "prompt_tokens_per_second_each": round(mean([reply.prompt_tokens_per_second for reply in replies]), 2),
+            "decode_tokens_per_second_each": round(mean([reply.decode_tokens_per_second for reply in replies]), 2),
+            "decode_tokens_per_second_total": round(sum(reply.decode_tokens for reply in replies) / decoding_s, 2),
+            "wall_s": round(max(r.last_s for r in replies) - min(r.started_s for r in replies), 3),
         }
 
-    def _prompt(self, user: int, limit: int) -> list[int]:
-        """The tokens of a user's prompt, no more than fit: a tokenizer may make many of it, a context may be small."""
-        body = {"content": f"{user}. {_TEXT}", "add_special": True}
-        return self._api.post("/tokenize", body)["tokens"][:limit]
 
-    def _events(self, path: str, body: dict, started: float) -> Iterator[dict]:
-        limit_s = self._wanted["timeout_s"]
-        for event in self._api.stream(path, body):
-            if time.monotonic() - started > limit_s:
-                raise ApiError(
-                    f"{path} took longer than {limit_s} s. Raise smoke_bench_timeout_s if this server is that slow"
-                )
-            yield event
+def too_slow(result: dict, last: dict, at_least: float) -> str:
+    """What to say where one user's decode rate has fallen below a part of the last one; empty where it has not."""
+    alike = last and all(result["subject"][key] == last["subject"][key] for key in ("engine", "model_file", "declared"))
+    if not alike:
+        return ""
+    now, then = (run["sweep"][0]["decode_tokens_per_second_each"] for run in (result, last))
+    if now >= at_least * then:
+        return ""
+    return f"decodes {now:.2f} tokens/s where it decoded {then:.2f} before; at least {at_least * 100:.0f} % of that is wanted"
 
 
 def keep(folder: Path, result: dict) -> None:
     """Writes the result; the one before stays beside it, to compare with."""
     folder.mkdir(parents=True, exist_ok=True)
     last = folder / "last.json"
-    temporary = folder / ".last.json.new"
-    temporary.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if last.exists():
-        last.replace(folder / "previous.json")
-    temporary.replace(last)
+        write_whole(folder / "previous.json", last.read_bytes())
+    write_whole(last, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_result(file: Path) -> dict:
@@ -300,6 +291,7 @@ def read_result(file: Path) -> dict:
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
+            "engine": {"type": "str", "choices": ["llama-server", "ollama"], "default": "llama-server"},
             "url": {"type": "str", "required": True},
             "api_key_file": {"type": "path", "default": "", "no_log": False},
             "model": {"type": "str", "required": True},
@@ -310,8 +302,12 @@ def main() -> None:
             "concurrency": {"type": "list", "elements": "int", "default": [1, 2, 4]},
             "sweep_tokens": {"type": "int", "default": 64, "no_log": False},
             "subject": {"type": "dict", "default": {}},
-            "unit": {"type": "str", "default": "r1prov-llama-server"},
-            "release": {"type": "path", "default": "/opt/r1prov/llama.cpp/current"},
+            "slots": {"type": "int", "default": 1},
+            "temperature": {"type": "float", "default": 0.6},
+            "page_url": {"type": "str", "default": ""},
+            "page_email": {"type": "str", "default": ""},
+            "page_password": {"type": "str", "default": "", "no_log": True},
+            "at_least": {"type": "float", "default": 0.0},
             "force": {"type": "bool", "default": False},
             "results": {"type": "path", "default": "/var/lib/r1prov/smoke_bench"},
         },
@@ -320,27 +316,38 @@ def main() -> None:
     wanted = module.params
     results = Path(wanted["results"])
     last = read_result(results / "last.json")
-    log = f"Look at its log: journalctl -u {wanted['unit']}"
+    kind = {"llama-server": LlamaServer, "ollama": Ollama}[wanted["engine"]]
+    log = f"Look at its log: journalctl -u {kind.unit}"
     try:
         api = Api(wanted["url"], wanted["api_key_file"], wanted["timeout_s"])
-        props = api.get("/props")
+        engine = Ollama(api, wanted["model"], wanted["slots"]) if kind is Ollama else LlamaServer(api, wanted["model"])
+        facts = engine.facts()
     except ApiError as error:
         if module.check_mode:
             module.exit_json(changed=True, measured=False, result=last, msg=f"nothing to ask yet: {error}")
         module.fail_json(msg=f"the server cannot be asked: {error}. {log}")
-    unit_file = Path(f"/etc/systemd/system/{wanted['unit']}.service")
+    unit_file = Path(f"/etc/systemd/system/{kind.unit}.service")
     command = command_line(unit_file.read_text(encoding="utf-8")) if unit_file.exists() else ""
-    subject = describe(wanted, props, command, os.path.basename(os.path.realpath(wanted["release"])))  # noqa: PTH119
+    subject = describe(wanted, facts, command, os.path.basename(os.path.realpath(kind.release)))  # noqa: PTH119
     subject["digest"] = digest(subject, wanted)
     if not wanted["force"] and last and last["subject"]["digest"] == subject["digest"]:
         module.exit_json(changed=False, measured=False, result=last)
     if module.check_mode:
         module.exit_json(changed=True, measured=False, result=last)
     progress = Progress("smoke_bench")
-    bench = Bench(api, wanted, props["default_generation_settings"]["n_ctx"], progress)
+    bench = Bench(wanted, progress)
     try:
-        asked = bench.ask()
-        sweep = [bench.sweep(users) for users in wanted["concurrency"] if users <= props["total_slots"]]
+        asked = bench.ask(engine, f"asking {wanted['engine']}")
+        page = None
+        if wanted["page_url"]:
+            door = Page(
+                Api(wanted["page_url"], timeout_s=wanted["timeout_s"]),
+                wanted["model"],
+                wanted["page_email"],
+                wanted["page_password"],
+            )
+            page = bench.ask(door, "asking through the chat page")
+        sweep = [bench.sweep(engine, users) for users in wanted["concurrency"] if users <= facts["slots"]]
     except (AnswerError, ApiError) as error:
         progress.finish(failed=True)
         module.fail_json(
@@ -351,8 +358,14 @@ def main() -> None:
         "measured_unix_s": round(time.time()),
         "subject": subject,
         "question": asked,
+        "page": page,
         "sweep": sweep,
     }
+    if slow := too_slow(result, last, wanted["at_least"]):
+        progress.finish(failed=True)
+        module.fail_json(
+            msg=f"{wanted['engine']} {slow}. Remedy: see whether something else keeps the host busy", result=result
+        )
     keep(results, result)
     progress.finish()
     module.exit_json(changed=True, measured=True, result=result)

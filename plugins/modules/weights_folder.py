@@ -39,6 +39,10 @@ options:
         description: The digest of its content.
         type: str
         required: true
+  merged:
+    description: Name of the file that they may have been merged into, which then counts in their place. Empty for none.
+    type: str
+    default: ""
   folders:
     description: Folders of this host that may hold the files already.
     type: list
@@ -70,7 +74,6 @@ actions:
   returned: success
 """
 
-import json
 import os
 import pwd
 import subprocess
@@ -80,8 +83,8 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.r1.prov.plugins.module_utils.merged_weights import is_as_verified, recorded
 
-STATE = Path("/var/lib/r1prov/weights/state.json")
 Actions = dict[str, Callable[[], None]]
 
 
@@ -115,18 +118,10 @@ def link_actions(path: Path, files: list[dict[str, Any]], folders: list[str]) ->
     return todo
 
 
-def is_as_verified(path: Path, files: list[dict[str, Any]], state: Path = STATE) -> bool:
-    """Whether each file looks as it did when the transfer verified it (fetch.py, `seen`)."""
-    try:
-        verified = json.loads(state.read_text("utf-8"))["verified"]
-        for file in files:
-            status = (path / file["name"]).stat()
-            looks = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "inode": status.st_ino}
-            if verified.get(str(path / file["name"])) != {"sha256": file["sha256"], **looks}:
-                return False
-    except (FileNotFoundError, ValueError):
-        return False
-    return True
+def merged_file(path: Path, name: str, files: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The one file that these were merged into, where it is there in full length."""
+    found, place = recorded(path, name, files), path / name
+    return found if found and place.is_file() and place.stat().st_size == found["bytes"] else None
 
 
 def make(folder: Path, owner: str) -> None:
@@ -143,13 +138,14 @@ def has_ended(unit: str) -> bool:
 
 
 def main() -> None:
-    files = {"name": {"type": "str", "required": True}, "bytes": {"type": "int", "required": True}}
-    files["sha256"] = {"type": "str", "required": True}
+    suboptions = {"name": {"type": "str", "required": True}, "bytes": {"type": "int", "required": True}}
+    suboptions["sha256"] = {"type": "str", "required": True}
     module = AnsibleModule(
         argument_spec={
             "path": {"type": "path", "required": True},
             "owner": {"type": "str", "required": True},
-            "files": {"type": "list", "elements": "dict", "required": True, "options": files},
+            "files": {"type": "list", "elements": "dict", "required": True, "options": suboptions},
+            "merged": {"type": "str", "default": ""},
             "folders": {"type": "list", "elements": "path", "default": []},
             "unit": {"type": "str", "required": True},
         },
@@ -157,8 +153,13 @@ def main() -> None:
     )
     wanted = module.params
     path = Path(wanted["path"])
-    todo = folder_actions(path, wanted["owner"]) | link_actions(path, wanted["files"], wanted["folders"])
-    if has_ended(wanted["unit"]) and not is_as_verified(path, wanted["files"]):
+    files = wanted["files"]
+    todo = folder_actions(path, wanted["owner"])
+    if merged := merged_file(path, wanted["merged"], files):
+        files = [merged]
+    else:
+        todo |= link_actions(path, files, wanted["folders"])
+    if has_ended(wanted["unit"]) and not is_as_verified(path, files):
         stop = ["systemctl", "stop", wanted["unit"]]
         todo[f"stopped {wanted['unit']}, whose files are not as it left them"] = partial(
             subprocess.run, stop, check=True

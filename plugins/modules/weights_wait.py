@@ -44,16 +44,17 @@ progress:
 """
 
 import json
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.r1.prov.plugins.module_utils.systemd_unit import last_words, show
 
 STATE = Path("/var/lib/r1prov/weights/state.json")
 PROGRESS = Path("/run/r1prov/weights/progress.json")
 POLL_S = 0.5
+_KEYS = ("LoadState", "ActiveState", "Result", "InvocationID")
 
 
 class TransferError(Exception):
@@ -84,18 +85,6 @@ def is_complete(unit: dict, state: dict) -> bool:
     return False
 
 
-def show(name: str) -> dict:
-    keys = "LoadState,ActiveState,Result,InvocationID"
-    command = ["systemctl", "show", name, f"--property={keys}"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return dict(line.split("=", 1) for line in shown.splitlines())
-
-
-def last_words(invocation: str) -> str:
-    command = ["journalctl", f"_SYSTEMD_INVOCATION_ID={invocation}", "--output=cat", "--no-pager", "--lines=1"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-
-
 def read(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text("utf-8"))
@@ -110,7 +99,7 @@ def main() -> None:
     )
     name, end_s = module.params["unit"], time.monotonic() + module.params["limit_s"]
     try:
-        while not (complete := is_complete(show(name), read(STATE))) and time.monotonic() < end_s:
+        while not (complete := is_complete(show(name, *_KEYS), read(STATE))) and time.monotonic() < end_s:
             time.sleep(POLL_S)
     except TransferError as error:
         remedy = f"Mend that and run the same again: what has arrived is kept. The whole story: journalctl -u {name}"

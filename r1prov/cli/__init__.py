@@ -8,27 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from r1prov import __version__, output
-from r1prov.cli import ask, bench, lab, look, up
+from r1prov.cli.verbs import MARKUP, Verbs
 from r1prov.errors import EXIT_CODES, Exit, R1provError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 app = typer.Typer(
+    cls=Verbs,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=MARKUP,
     help="Fresh GPU servers become a private, full DeepSeek-R1 671B. Start with `r1prov up --help`.",
     epilog="Exit codes:\n\n" + "\n".join(f"- {code.value}: {meaning}" for code, meaning in EXIT_CODES.items()),
 )
-app.command()(up.up)
-app.command()(look.render)
-app.command()(look.profiles)
-app.command()(look.status)
-app.command()(ask.ask)
-app.command()(bench.bench)
-app.add_typer(lab.app, name="lab")
-
 _debugging = False
 
 

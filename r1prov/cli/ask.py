@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from r1prov import output, session
+from r1prov import output, visit
 from r1prov.chat import Rates
 from r1prov.cli import options
 
@@ -35,7 +35,7 @@ def ask(
     thinking: list[str] = []
     answer: list[str] = []
     rates: Rates | None = None
-    with session.conversation(site, host, login, text) as pieces:
+    with visit.conversation(site, host, login, text) as pieces:
         for piece in pieces:
             if isinstance(piece, Rates):
                 rates = piece

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from typing import Annotated
 
 import typer
 
 from r1prov import output, session
-from r1prov.cli import options, show
-from r1prov.errors import Exit
-from r1prov.session import Options
+from r1prov.cli import options, running, show
 
 
 def bench(
@@ -40,19 +36,8 @@ def bench(
     login = options.login(
         ask_sudo=ask_become_pass, ask_ssh=ask_pass, strict_host_keys=strict_host_keys, ssh_config=ssh_config
     )
-    asked = Options(
-        playbook="bench",
-        told_as=shlex.join(["r1prov", *sys.argv[1:]]),
-        variables={"r1prov_llama_bench": True} if llama_bench else {},
-        verbosity=verbose,
-    )
-    try:
-        with output.LiveRun([host.name for host in meant], raw=verbose > 0) as live:
-            chosen = session.prepare(chosen, meant, login, live)
-            done, error = session.converge(chosen, meant, login, asked, live)
-    except KeyboardInterrupt:
-        output.say("\nStopped.", "yellow")
-        raise typer.Exit(Exit.INTERRUPTED) from None
+    options_ = running.asked("bench", {"r1prov_llama_bench": True} if llama_bench else {}, verbosity=verbose)
+    chosen, done, error = running.run(chosen, meant, login, options_)
     if error:
         raise error
     if json:

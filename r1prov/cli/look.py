@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from r1prov import inventory, machine, output, session
+from r1prov import inventory, machine, output, pins, session, tuned, visit
 from r1prov.cli import options, show
 from r1prov.errors import Exit
 from r1prov.state import SiteState
@@ -22,7 +22,7 @@ def render(
     parallel: options.Slots = None,
     output_dir: options.Folder = None,
 ) -> None:
-    """Write the inventory that `ansible-playbook -i DIR playbooks/up.yml` runs. Contacts nobody.
+    """Write the inventory that `ansible-playbook -i DIR playbooks/up.yml` runs. Contacts no host.
 
     Example: `r1prov render --profile 4x4090 gpu1.example.com -o inventory-gpu1`
     """
@@ -30,13 +30,18 @@ def render(
         site, hosts or (), profile=profile, quant=quant, context_per_slot=ctx_size, slots=parallel
     )
     state = SiteState.of(chosen.path)
-    if not state.api_key.is_file():
-        state.keep_api_key()
-        output.say(f"made {state.api_key}; `r1prov up` would have asked the hosts first whether they have one")
+    pins.keep(chosen, state.pins)
+    session.read_headers(chosen, output.say)
+    for path in session.provide(chosen):
+        hint = "; `r1prov up` would have asked the hosts first whether they have one"
+        output.say(f"made {path}{hint if path.parent == state.secrets else ''}")
+    holds, remarks = tuned.holding(chosen, {})
+    for name, text in remarks.items():
+        output.say(f"{name} {text}")
     folder = (
-        inventory.render(chosen, output_dir, str(state.root))
+        inventory.render(chosen, output_dir, str(state.root), tuned=holds)
         if output_dir
-        else inventory.render(chosen, state.inventory)
+        else inventory.render(chosen, state.inventory, tuned=holds)
     )
     output.write(f"{folder}\n")
 
@@ -89,13 +94,17 @@ def status(
     login = options.login(
         ask_sudo=ask_become_pass, ask_ssh=ask_pass, strict_host_keys=strict_host_keys, ssh_config=ssh_config
     )
-    found = session.statuses(site, hosts or (), login)
+    found = visit.statuses(site, hosts or (), login)
     if json:
         output.data({"schema": 1, "hosts": found})
     else:
         output.table(
-            ("host", "engine", "service", "health", "slots x context>", "weights", "decode/s>"),
+            ("host", "engine", "release", "health", "page", "gateway", "slots x context>", "weights", "decode/s>"),
             [show.status_row(name, each) for name, each in found.items()],
         )
-    if any(each["health"] != "ok" for each in found.values()):
+        for name, each in found.items():
+            if each["engine"] == "llama-server":
+                output.say(f"{name}: {each['tuned']}")
+    others = ("page", "document_search", "gateway")
+    if any(each["health"] != "ok" or not {each[name] for name in others} <= {"ok", None} for each in found.values()):
         raise typer.Exit(Exit.UNHEALTHY)

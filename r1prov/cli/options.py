@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import getpass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from r1prov.run import Passwords
-from r1prov.session import Login
+if TYPE_CHECKING:
+    from r1prov.session import Login
 
 Hosts = Annotated[
     list[str] | None,
@@ -48,6 +48,7 @@ SshConfig = Annotated[
         resolve_path=True,
     ),
 ]
+BreakLock = Annotated[bool, typer.Option("--break-lock", help="Take hosts from another run that has certainly ended.")]
 Verbose = Annotated[
     int, typer.Option("--verbose", "-v", count=True, help="Show Ansible's own output; more of it with -vv.")
 ]
@@ -55,6 +56,10 @@ Verbose = Annotated[
 
 def login(*, ask_sudo: bool, ask_ssh: bool, strict_host_keys: bool, ssh_config: Path | None) -> Login:
     """Ask for what shall be asked for. An empty sudo password means: the same as for ssh."""
+    # Imported late: they bring Ansible and ssh, which `plan` and `explain` do without.
+    from r1prov.run import Passwords  # noqa: PLC0415
+    from r1prov.session import Login  # noqa: PLC0415
+
     ssh = getpass.getpass("ssh password: ") if ask_ssh else None
     sudo = None
     if ask_sudo:

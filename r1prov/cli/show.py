@@ -6,12 +6,15 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from r1prov import output, report
+from r1prov import output, report, tuned
+from r1prov.authority import AUTHORITY
 from r1prov.pace import clock
+from r1prov.state import ADMIN_PASSWORD, SiteState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from r1prov.offload.tuning import Tuned
     from r1prov.report import RunReport
     from r1prov.site import Host, Site
 
@@ -26,24 +29,38 @@ def summary(done: RunReport, *, check: bool = False) -> None:
     output.say()
     changed = ("would change>", "what would change") if check else ("changed>", "what changed")
     output.table(("host", "result", *changed, "took>"), rows, talk=True)
+    for name, host in done.hosts.items():
+        if host.starts:
+            waits = ", ".join(
+                f"{unit.removeprefix('r1prov-')} after {took:.1f} s" for unit, took in host.starts.items()
+            )
+            output.say(f"{name}: started, and ready: {waits}")
     if check:
         output.say("Nothing was changed: this was a check.")
 
 
 def addresses(chosen: Site, hosts: Sequence[Host]) -> None:
-    """Where the API is, and how to try it."""
-    service = chosen.file.service
+    """Where page and API are, and how to try them."""
+    file = chosen.file
+    address, port = file.api
+    elsewhere = f" --site {chosen.path}" if chosen.path and chosen.path.parent != Path.cwd() else ""
     output.say()
     for host in hosts:
-        output.say(f"{host.name}: http://{service.address}:{service.port}/v1")
-    first = hosts[0]
-    if service.address.startswith("127.") and not first.local:
-        login = f"{first.user}@{first.address}" if first.user else first.address
-        port = f" -p {first.port}" if first.port else ""
-        tunnel = f"ssh -N -L {service.port}:{service.address}:{service.port}{port} {login}"
-        output.say(f"The API listens on the server itself only; a tunnel to it: {tunnel}")
-    elsewhere = f" --site {chosen.path}" if chosen.path and chosen.path.parent != Path.cwd() else ""
-    output.say(f'Ask: r1prov ask{elsewhere} --host {first.name} "How many r are in strawberry?"')
+        page = f"http://127.0.0.1:{file.open_webui.port} (chat page), " if file.open_webui.enabled else ""
+        output.say(f"{host.name}: {page}http://{address}:{port}/v1 ({file.engine})")
+    if file.gateway:
+        page = f"{file.gateway.url} (chat page), " if file.open_webui.enabled else ""
+        output.say(f"For others, over TLS: {page}{file.gateway.url}/v1 (with the key)")
+        if file.gateway.tls.type == "local-authority":
+            output.say(f"Machines that shall trust it are given {SiteState.of(chosen.path).authority / AUTHORITY}")
+    first = hosts[0].name
+    if file.open_webui.enabled:
+        password = SiteState.of(chosen.path).secret(ADMIN_PASSWORD)
+        output.say(f"Log in to the page as {file.open_webui.admin_email} with the password in {password}")
+    if address.startswith("127.") and not hosts[0].local:
+        what = "All else" if file.gateway else "All of it"
+        output.say(f"{what} listens on the server itself only; from here: r1prov open{elsewhere} --host {first}")
+    output.say(f'Ask: r1prov ask{elsewhere} --host {first} "How many r are in strawberry?"')
 
 
 def benchmark(done: RunReport, chosen: Site, *, talk: bool) -> None:
@@ -55,18 +72,26 @@ def benchmark(done: RunReport, chosen: Site, *, talk: bool) -> None:
         output.table(("tokens per second", "prompt>", "decode>"), rows, talk=talk)
 
 
+def tuning(host: str, found: Tuned) -> None:
+    """What was measured on a host, and what of it is kept."""
+    output.say()
+    output.table((f"{host}, tokens per second", "prompt>", "decode>", "outcome"), tuned.rows(found), talk=True)
+    output.say(f"{host}: {found.what} kept: {found.reason}")
+
+
 def status_row(name: str, status: dict[str, Any]) -> tuple[str, ...]:
-    """One host of `r1prov status`: engine, service, health, slots x context per slot, weights, decode rate."""
-    units = {unit.removeprefix("r1prov-").removesuffix(".service"): each for unit, each in status["units"].items()}
+    """One host of `r1prov status`: engine, its release and health, page, gateway, slots x context per slot, weights, decode rate."""
     props = status["props"] or {}
     context = props.get("default_generation_settings", {}).get("n_ctx")
     alone = (status["benchmark"] or {}).get("sweep", [{}])[0]
     decode = alone.get("decode_tokens_per_second_each")
     return (
         name,
-        status["release"] or "not installed",
-        units.get("llama-server", {}).get("ActiveState", "not installed"),
+        status["engine"],
+        status["releases"][{"llama-server": "llama.cpp"}.get(status["engine"], status["engine"])] or "not installed",
         status["health"],
+        (status["page"] or "") + ("" if status["document_search"] in {"ok", None} else ", no document search"),
+        status["gateway"] or "",
         f"{props['total_slots']} x {context:,}" if context else "",
         (status["weights"] or {}).get("state", "not installed"),
         f"{decode:.2f}" if decode else "",

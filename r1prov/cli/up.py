@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from typing import Annotated
 
 import typer
 
 from r1prov import output, session
-from r1prov.cli import options, show
-from r1prov.errors import Exit
-from r1prov.session import Options
+from r1prov.cli import options, running
 
 
 def up(
@@ -30,9 +26,7 @@ def up(
     ask_pass: options.AskSsh = False,
     strict_host_keys: options.StrictKeys = False,
     ssh_config: options.SshConfig = None,
-    break_lock: Annotated[
-        bool, typer.Option("--break-lock", help="Take hosts from another run that has certainly ended.")
-    ] = False,
+    break_lock: options.BreakLock = False,
     check: Annotated[bool, typer.Option("--check", help="Change nothing; say what would change.")] = False,
     diff: Annotated[bool, typer.Option("--diff", help="Show how files change.")] = False,
     verbose: options.Verbose = 0,
@@ -57,34 +51,16 @@ def up(
     login = options.login(
         ask_sudo=ask_become_pass, ask_ssh=ask_pass, strict_host_keys=strict_host_keys, ssh_config=ssh_config
     )
-    asked = Options(
-        playbook="up",
-        told_as=shlex.join(["r1prov", *(word for word in sys.argv[1:] if word != "--print-command")]),
-        variables={"r1prov_break_lock": True} if break_lock else {},
+    options_ = running.asked(
+        "up",
+        {"r1prov_break_lock": True} if break_lock else {},
         check=check,
         diff=diff,
         verbosity=verbose,
     )
-    try:
-        with output.LiveRun([host.name for host in meant], raw=verbose > 0, diffs=diff) as live:
-            chosen = session.prepare(chosen, meant, login, live)
-            if print_command:
-                prompts = ["--ask-become-pass"] * ask_become_pass + ["--ask-pass"] * ask_pass
-                output.write(session.command(chosen, meant, login, asked).shell(*prompts) + "\n")
-                return
-            done, error = session.converge(chosen, meant, login, asked, live)
-    except KeyboardInterrupt:
-        output.say(
-            "\nStopped. Run the same command again to go on. What the hosts have begun (a compile, a transfer) they finish by themselves.",
-            "yellow",
-        )
-        raise typer.Exit(Exit.INTERRUPTED) from None
-    if json:
-        output.data(done.as_json())
-    show.summary(done, check=check)
-    if error:
-        output.say()
-        raise error
-    if not check:
-        show.addresses(chosen, meant)
-        show.benchmark(done, chosen, talk=True)
+    if print_command:
+        prompts = ["--ask-become-pass"] * ask_become_pass + ["--ask-pass"] * ask_pass
+        chosen = running.watched(meant, options_, lambda live: session.prepare(chosen, meant, login, live))
+        output.write(session.command(chosen, meant, login, options_).shell(*prompts) + "\n")
+        return
+    running.finish(*running.run(chosen, meant, login, options_), meant, json=json, check=check)

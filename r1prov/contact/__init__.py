@@ -5,12 +5,14 @@ connect        one open connection: run, follow, open_http
 ProgressWatch  what long steps are doing, while Ansible runs
 read_status    what is installed, running and healthy
 read_secret    what a new controller takes over
+Tunnel         a port here that leads to a port there
 """
 
 from r1prov.contact.connection import HostConnection, Result, Sudo, connect
 from r1prov.contact.first import Contact, contact_all
 from r1prov.contact.reading import Progress, ProgressWatch, read_secret, read_status
 from r1prov.contact.ssh import Access
+from r1prov.contact.tunnel import Tunnel
 
 __all__ = [
     "Access",
@@ -20,6 +22,7 @@ __all__ = [
     "ProgressWatch",
     "Result",
     "Sudo",
+    "Tunnel",
     "connect",
     "contact_all",
     "read_secret",

@@ -92,11 +92,13 @@ def read_status(connection: HostConnection, service: dict[str, Any]) -> dict[str
 
     Args:
         connection: an open one.
-        service: `address` and `port` of the API, `key_file` of it on the host.
+        service: `engine` (llama-server, ollama), `url` of its API, `key_file` of it on the host; `page`, `embeddings`, `gateway`, URLs or
+            empty.
 
     Returns:
-        keys `release` (str), `units` (name -> systemd's properties), `health` (`ok`, `loading`, `down` or what it says),
-        `props` (of llama-server), `weights` and `benchmark` (as the host remembers them); None for what is not there.
+        keys `engine`, `releases` (llama.cpp, ollama, open-webui -> name), `units` (name -> systemd's properties), `health`,
+        `page`, `document_search` and `gateway` (`ok`, `loading`, `down` or what it says), `props` (of llama-server), `weights` and
+        `benchmark` (as the host remembers them); None for what is not there.
 
     Raises:
         UnreachableError: it cannot be read.

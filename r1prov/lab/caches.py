@@ -16,8 +16,8 @@ _ARCHIVES = "var/cache/apt/archives"
 # Folder in this machine's cache -> where a host sees it. Shared by all hosts at once: these programs lock or rename by themselves.
 _SHARED = {
     "ccache": "/var/cache/r1prov/ccache",
-    "pip": "/var/cache/r1prov/pip",
     "sources": "/var/cache/r1prov/sources",
+    "uv": "/var/cache/r1prov/uv",
 }
 
 

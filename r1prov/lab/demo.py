@@ -1,4 +1,4 @@
-"""`make demo`: a throwaway server, `r1prov up --profile demo` on it, a question, the answer.
+"""`make demo`: a throwaway server, `r1prov up --profile demo` on it, each door benchmarked, a question, the answer.
 
 Everything is real: a server that boots with ssh and Python only, a hub that the weights are downloaded from, llama.cpp
 compiled there, a small real model.
@@ -6,6 +6,7 @@ compiled there, a small real model.
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -15,9 +16,10 @@ import yaml
 
 from r1prov import lab, paths
 from r1prov.errors import Exit, Problem
-from r1prov.lab import shards, surroundings
+from r1prov.lab import ollama, shards, surroundings
 from r1prov.lab.hub import Hub
 from r1prov.machine import load_profile
+from r1prov.state import ADMIN_PASSWORD, SiteState
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,19 +55,34 @@ def main() -> int:
     site = paths.state_dir() / "demo" / "r1prov.yml"
     site.parent.mkdir(parents=True, exist_ok=True)
     server = {"name": NAME, "address": host.address, "user": "root", "identity_file": str(host.key)}
-    site.write_text(_site(server, f"http://{lab.GATEWAY}:{HUB_PORT}", surroundings.sources()))
+    archive = ollama.release(ollama.VERSION, _say)
+    sources = {**surroundings.sources(), "ollama": {"archive": str(archive)}}
+    site.write_text(_site(server, f"http://{lab.GATEWAY}:{HUB_PORT}", sources))
     with Hub(hub_root, address=lab.GATEWAY, port=HUB_PORT):
         code = _r1prov("up", "--site", str(site))
     if code:
         _say(f"the server is still there: r1prov lab ssh {NAME}")
         return code
+    done = json.loads((SiteState.of(site).reports / "last.json").read_text())
+    if done["hosts"][NAME]["changed"]:
+        _say("the third door: Ollama holds the model for a while, and the page follows")
+        code = _r1prov("engine", "ollama", "--site", str(site)) or _r1prov(
+            "engine", "llama-server", "--site", str(site)
+        )
+        if code:
+            return code
     question = load_profile(NAME).question.ask
     _say(f"served {time.monotonic() - started:.0f} s after the start. Now a question: {question}")
     code = _r1prov("ask", "--site", str(site), question)
+    password = SiteState.of(site).secret(ADMIN_PASSWORD)
+    _say(
+        f"the chat page waits for you: r1prov open (below); log in as admin@example.com with the password in {password}"
+    )
     _say("what to try next:")
     for line in (
         'export PATH="$(./bootstrap):$PATH"',
         f'r1prov ask --site {site} "..."',
+        f"r1prov open --site {site}    # the chat page, from here",
         f"r1prov status --site {site}",
         f"r1prov up --site {site}      # again: nothing changes",
         f"r1prov lab ssh {NAME}",

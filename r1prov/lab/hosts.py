@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from r1prov.errors import LabError, Problem
+from r1prov.files import write_whole
 from r1prov.lab import caches, network
 from r1prov.lab.base import RELEASES, Release, base_image, locked
 from r1prov.lab.needs import must_be_root, requirements
@@ -406,11 +407,8 @@ def _write_known_hosts() -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Replaces a file at once: a reader sees the old text or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(text)
-    scratch.rename(path)
+    write_whole(path, text, 0o644)
 
 
 def _client_key() -> Path:

@@ -37,18 +37,28 @@ _TEMPLATE = (
 )
 
 
-def write(path: Path, seed: int = 1) -> Path:
-    """Writes the model to `path`; the same seed always gives the same bytes. Returns `path`."""
+def write(path: Path, seed: int = 1, *, legacy: gguf.GGMLQuantizationType | None = None) -> Path:
+    """Writes the model to `path`; the same seed always gives the same bytes.
+
+    Args:
+        path: where to.
+        seed: of its weights.
+        legacy: the type of `attn_kv_b`, for the form in which R1 was published first; else the form is MLA.
+
+    Returns:
+        `path`.
+    """
     writer = gguf.GGUFWriter(path, "deepseek2")
-    _add_hyperparameters(writer)
+    add_constants(writer)
+    _add_hyperparameters(writer, mla=legacy is None)
     _add_tokenizer(writer)
     random = np.random.PCG64(seed)
-    for name, shape in _shapes().items():
+    for name, shape in _shapes(mla=legacy is None).items():
         values = _uniform(random, shape)
         if len(shape) == 1 or "ffn_gate_inp" in name:  # norms, biases and the router are F32 in every published file
             writer.add_tensor(name, values + 1 if "norm" in name else values)
         else:
-            kind = gguf.GGMLQuantizationType.Q8_0
+            kind = legacy if legacy is not None and "attn_kv_b" in name else gguf.GGMLQuantizationType.Q8_0
             writer.add_tensor(name, quantize(values, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -57,35 +67,44 @@ def write(path: Path, seed: int = 1) -> Path:
     return path
 
 
-def _add_hyperparameters(writer: gguf.GGUFWriter) -> None:
-    writer.add_name("Tiny R1 with random weights")
-    writer.add_block_count(LAYERS)
+def add_constants(writer: gguf.GGUFWriter) -> None:
+    """What a file of R1 says at any size: how experts are chosen and weighed, how positions are told, whose tokenizer it is."""
     writer.add_context_length(163840)
-    writer.add_embedding_length(_WIDTH)
-    writer.add_feed_forward_length(_DENSE_FF)
-    writer.add_leading_dense_block_count(_DENSE_LAYERS)
-    writer.add_head_count(_HEADS)
-    writer.add_head_count_kv(1)
-    writer.add_q_lora_rank(_Q_RANK)
-    writer.add_kv_lora_rank(_KV_RANK)
-    writer.add_key_length(_KV_RANK + _ROPE)
-    writer.add_value_length(_KV_RANK)
-    writer.add_key_length_mla(_NOPE + _ROPE)
-    writer.add_value_length_mla(_VALUE)
     writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_expert_count(_EXPERTS)
-    writer.add_expert_used_count(_EXPERTS_USED)
     writer.add_expert_shared_count(1)
-    writer.add_expert_feed_forward_length(_EXPERT_FF)
     writer.add_expert_weights_scale(2.5)
     writer.add_expert_weights_norm(value=True)
     writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
-    writer.add_rope_dimension_count(_ROPE)
     writer.add_rope_freq_base(10000.0)
     writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
     writer.add_rope_scaling_factor(40.0)
     writer.add_rope_scaling_orig_ctx_len(4096)
     writer.add_rope_scaling_yarn_log_mul(0.1)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("deepseek-v3")
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+
+
+def _add_hyperparameters(writer: gguf.GGUFWriter, *, mla: bool) -> None:
+    writer.add_name("Tiny R1 with random weights")
+    writer.add_block_count(LAYERS)
+    writer.add_embedding_length(_WIDTH)
+    writer.add_feed_forward_length(_DENSE_FF)
+    writer.add_leading_dense_block_count(_DENSE_LAYERS)
+    writer.add_head_count(_HEADS)
+    writer.add_head_count_kv(1 if mla else _HEADS)
+    writer.add_q_lora_rank(_Q_RANK)
+    writer.add_kv_lora_rank(_KV_RANK)
+    writer.add_key_length(_KV_RANK + _ROPE if mla else _NOPE + _ROPE)
+    writer.add_value_length(_KV_RANK if mla else _VALUE)
+    if mla:
+        writer.add_key_length_mla(_NOPE + _ROPE)
+        writer.add_value_length_mla(_VALUE)
+    writer.add_expert_count(_EXPERTS)
+    writer.add_expert_used_count(_EXPERTS_USED)
+    writer.add_expert_feed_forward_length(_EXPERT_FF)
+    writer.add_rope_dimension_count(_ROPE)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
 
 
@@ -94,13 +113,9 @@ def _add_tokenizer(writer: gguf.GGUFWriter) -> None:
     tokens = [*_SPECIAL, *plain, "<think>", "</think>"]
     control, normal, own = gguf.TokenType.CONTROL, gguf.TokenType.NORMAL, gguf.TokenType.USER_DEFINED
     writer.add_vocab_size(len(tokens))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("deepseek-v3")
     writer.add_token_list(tokens)
     writer.add_token_types([control] * len(_SPECIAL) + [normal] * len(plain) + [own] * 2)
     writer.add_token_merges(_MERGES)
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(1)
     writer.add_pad_token_id(2)
     writer.add_add_bos_token(value=True)
     writer.add_add_eos_token(value=False)
@@ -114,7 +129,7 @@ def _byte_characters() -> list[str]:
     return [chr(byte) for byte in printable] + [chr(0x100 + position) for position in range(len(others))]
 
 
-def _shapes() -> dict[str, tuple[int, ...]]:
+def _shapes(*, mla: bool) -> dict[str, tuple[int, ...]]:
     """The tensors by name, in numpy's order of dimensions (GGUF's reversed)."""
     vocabulary = len(_SPECIAL) + 256 + len(_MERGES) + 2
     shapes: dict[str, tuple[int, ...]] = {
@@ -123,23 +138,28 @@ def _shapes() -> dict[str, tuple[int, ...]]:
         "output.weight": (vocabulary, _WIDTH),
     }
     for layer in range(LAYERS):
-        of_layer = _ATTENTION | (_DENSE if layer < _DENSE_LAYERS else _MIXTURE)
+        of_layer = _attention(mla=mla) | (_DENSE if layer < _DENSE_LAYERS else _MIXTURE)
         shapes |= {f"blk.{layer}.{name}": shape for name, shape in of_layer.items()}
     return shapes
 
 
-_ATTENTION: dict[str, tuple[int, ...]] = {
-    "attn_norm.weight": (_WIDTH,),
-    "attn_q_a.weight": (_Q_RANK, _WIDTH),
-    "attn_q_a_norm.weight": (_Q_RANK,),
-    "attn_q_b.weight": (_HEADS * (_NOPE + _ROPE), _Q_RANK),
-    "attn_kv_a_mqa.weight": (_KV_RANK + _ROPE, _WIDTH),
-    "attn_kv_a_norm.weight": (_KV_RANK,),
-    "attn_k_b.weight": (_HEADS, _KV_RANK, _NOPE),
-    "attn_v_b.weight": (_HEADS, _VALUE, _KV_RANK),
-    "attn_output.weight": (_WIDTH, _HEADS * _VALUE),
-    "ffn_norm.weight": (_WIDTH,),
-}
+def _attention(*, mla: bool) -> dict[str, tuple[int, ...]]:
+    up: dict[str, tuple[int, ...]] = {"attn_kv_b.weight": (_HEADS * (_NOPE + _VALUE), _KV_RANK)}
+    if mla:
+        up = {"attn_k_b.weight": (_HEADS, _KV_RANK, _NOPE), "attn_v_b.weight": (_HEADS, _VALUE, _KV_RANK)}
+    return {
+        "attn_norm.weight": (_WIDTH,),
+        "attn_q_a.weight": (_Q_RANK, _WIDTH),
+        "attn_q_a_norm.weight": (_Q_RANK,),
+        "attn_q_b.weight": (_HEADS * (_NOPE + _ROPE), _Q_RANK),
+        "attn_kv_a_mqa.weight": (_KV_RANK + _ROPE, _WIDTH),
+        "attn_kv_a_norm.weight": (_KV_RANK,),
+        **up,
+        "attn_output.weight": (_WIDTH, _HEADS * _VALUE),
+        "ffn_norm.weight": (_WIDTH,),
+    }
+
+
 _DENSE: dict[str, tuple[int, ...]] = {
     "ffn_gate.weight": (_DENSE_FF, _WIDTH),
     "ffn_up.weight": (_DENSE_FF, _WIDTH),

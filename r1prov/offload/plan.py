@@ -1,45 +1,40 @@
 """Where the model lies: `plan(...) -> Plan`. Arithmetic only.
 
-Layers are counted as llama.cpp does: 61 of the model, then the output as the 62nd entry. `--n-gpu-layers N` puts the last N entries on
-the GPUs, and `--tensor-split` deals them out to the cards in order. The token embedding stays in RAM.
+Layers are counted as llama.cpp does: those of the model, 61 of R1, then the output as one more entry. `--n-gpu-layers N` puts the
+last N entries on the GPUs, and `--tensor-split` deals them out to the cards in order; `--override-tensor` keeps experts of theirs in
+RAM. The token embedding stays in RAM.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import accumulate
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from r1prov import layout
+from r1prov import catalogue, layout
 from r1prov.errors import Problem, SiteError
 from r1prov.machine import BEST_ON_GPUS
-from r1prov.offload import memory, thumb
+from r1prov.offload import running, search, thumb
+from r1prov.offload.engine import graphs
+from r1prov.offload.memory import flash_on_cards, v_type
+from r1prov.offload.outcome import RESERVE_BYTES, Outcome, Space, outcome
+from r1prov.offload.setting import Setting, rules
 from r1prov.units import GB, gib
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from r1prov.catalogue import Quant
-    from r1prov.machine import Gpus, Machine, Serving
+    from r1prov.machine import Machine, Serving
+    from r1prov.model import Model
 
-ENTRIES = layout.LAYERS + 1
 DYNAMIC_QUANTS = ("UD-Q2_K_XL", "UD-IQ2_XXS", "UD-IQ1_M", "UD-IQ1_S")
 """Unsloth's dynamic quants, best first."""
 
+OLLAMA_BATCH = 512
+"""Tokens of a prompt that Ollama computes at once (its default of `num_batch`)."""
+
 FLOOR_SMALL_BYTES, FLOOR_LARGE_BYTES = 200 * GB, 500 * GB
 """RAM + VRAM below which the publishers of the quants advise against the 1.58 and 1.73 bit files, and against Q4_K_M."""
-
-
-@dataclass(frozen=True)
-class Device:
-    """One card, bytes. `capacity` is what nvidia-smi shows; weights + kv + compute + reserve never exceed it."""
-
-    name: str
-    capacity: int
-    weights: int
-    kv: int
-    compute: int
-    reserve: int
 
 
 @dataclass(frozen=True)
@@ -47,48 +42,129 @@ class Plan:
     """What lies where, and llama-server's arguments for it. Bytes.
 
     Attributes:
-        gpu_layers: entries on the GPUs, 0 to 62.
+        setting: what the arguments say.
+        gpu_layers: entries on the GPUs, of R1 0 to 62; experts of theirs may be in RAM.
+        whole: nothing but the token embedding is in RAM.
+        ollama_layers: entries that fit whole: Ollama cannot split a layer.
         thumb_layers: what the rule of thumb says; None without GPUs.
         context_per_slot: tokens per slot.
+        outcome: what lies where; None for a model whose layers are not known.
         floor: RAM + VRAM that the machine must have.
         arguments: llama-server's.
+        environment: of its process.
         bench_arguments: llama-bench's, for the same placement; it has no slots.
     """
 
     quant: str
     model_bytes: int
+    setting: Setting
     gpu_layers: int
+    whole: bool
+    ollama_layers: int
     thumb_layers: int | None
     context_per_slot: int
     slots: int
-    devices: tuple[Device, ...]
-    host_weights: int
-    host_kv: int
+    outcome: Outcome | None
     floor: int
     arguments: tuple[str, ...]
+    environment: dict[str, str]
     bench_arguments: tuple[str, ...]
 
 
-def plan(quant: Quant, machine: Machine, serving: Serving) -> Plan:
-    """The rule of thumb, lowered until weights, KV cache and compute buffers fit every card with the reserve free.
+def plan(
+    quant: Quant, machine: Machine, serving: Serving, reserve: int = RESERVE_BYTES, *, header: Model | None = None
+) -> Plan:
+    """The placement with which a token reads least from RAM, with the reserve free on every card.
 
     Args:
-        quant: the model's files; its layers' bytes are known for the quants in `layout.TYPES`, bounded for the rest of the catalogue.
+        quant: the model's files.
         machine: the server.
-        serving: context per slot, slots, K type, micro-batch.
+        serving: context per slot, slots, K type, the largest micro-batch.
+        reserve: bytes that stay free on each card.
+        header: what the files' headers say, where the catalogue does not describe them.
 
     Raises:
         SiteError: the model cannot be placed on GPUs because its layers are not known.
+        RefusedError: the engine would not start with these cache types.
     """
-    if machine.gpus is None:
-        return _plan_for(quant, machine, serving, gpu_layers=0, counts=())
-    wanted = thumb.layers_on_gpu(machine.vram, quant.bytes)
-    # The rule counts layers, llama.cpp entries: all 61 layers leave room for the output too.
-    for gpu_layers in range(ENTRIES if wanted == layout.LAYERS else wanted, 0, -1):
-        counts = _deal(quant, machine.gpus, serving, gpu_layers)
-        if counts:
-            return _plan_for(quant, machine, serving, gpu_layers, counts)
-    return _plan_for(quant, machine, serving, gpu_layers=0, counts=(0,) * machine.gpus.count)
+    model = model_of(quant) or header
+    if model:
+        return plan_model(
+            placeable(model, quant.name), machine, serving, floor=_floor(quant), n_bytes=quant.bytes, reserve=reserve
+        )
+    if machine.gpus:
+        raise SiteError(
+            Problem(
+                quant.name,
+                "its layers are not known, so it cannot be placed on GPUs",
+                "use a profile without GPUs, or a quant of the catalogue",
+            )
+        )
+    how = (*running.threads(machine, idle=False), *running.reading(machine, quant.bytes))
+    return replace(_plan(quant.name, quant.bytes, machine, serving, wanted(serving), how=how), floor=_floor(quant))
+
+
+def plan_model(
+    model: Model, machine: Machine, serving: Serving, *, floor: int, n_bytes: int, reserve: int = RESERVE_BYTES
+) -> Plan:
+    """The same for a model whose tensors are known, from wherever.
+
+    Args:
+        model: what is served.
+        machine: the server.
+        serving: context per slot, slots, K type, the largest micro-batch.
+        floor: RAM + VRAM that the machine must have.
+        n_bytes: of its files.
+        reserve: bytes that stay free on each card.
+
+    Raises:
+        RefusedError: the engine would not start with these cache types.
+    """
+    space = Space(machine.cards, machine.ram, reserve)
+    # Said, not left to the engine, which would leave V as flash attention wants it and turn it around for every batch.
+    flash = flash_on_cards(model) or not machine.cards
+    setting, by_layers = replace(wanted(serving, model), flash=flash), 0
+    if space.cards:
+        setting = search.best(model, setting, space.rooms) or setting
+        layered = search.by_layers(model, _in_ollama(setting), space.rooms)
+        by_layers = (layered.gpu_layers or 0) if layered else 0
+    found = outcome(model, setting, space)
+    whole = setting.gpu_layers == model.entries and None not in dict(setting.overrides).values()
+    how = (*running.threads(machine, idle=whole), *running.reading_of(model, setting, machine, found))
+    return replace(
+        _plan(model.name, n_bytes, machine, serving, setting, how=how),
+        floor=floor,
+        whole=whole,
+        ollama_layers=by_layers,
+        outcome=found,
+        thumb_layers=thumb.layers_on_gpu(machine.vram, n_bytes, model.layers) if space.cards else None,
+    )
+
+
+def _plan(
+    name: str, n_bytes: int, machine: Machine, serving: Serving, setting: Setting, *, how: tuple[str, ...]
+) -> Plan:
+    """`how`: arguments for llama-server on which no memory depends."""
+    return Plan(
+        quant=name,
+        model_bytes=n_bytes,
+        setting=setting,
+        gpu_layers=setting.gpu_layers or 0,
+        whole=False,
+        ollama_layers=0,
+        thumb_layers=thumb.layers_on_gpu(machine.vram, n_bytes) if machine.gpus else None,
+        context_per_slot=serving.context_per_slot,
+        slots=serving.slots,
+        outcome=None,
+        floor=0,
+        arguments=(*_arguments(setting), *how),
+        environment=running.environment(machine),
+        bench_arguments=(
+            *(() if setting.offload else ("--no-op-offload", "1")),
+            *_placement(setting, between="/", rules_between=";"),
+            *running.for_bench(how),
+        ),
+    )
 
 
 def best_on_gpus(candidates: Sequence[Quant], machine: Machine, serving: Serving) -> Plan:
@@ -98,8 +174,10 @@ def best_on_gpus(candidates: Sequence[Quant], machine: Machine, serving: Serving
         SiteError: none does.
     """
     for quant in candidates:
+        if quant.bytes > machine.vram:
+            continue
         on_gpus = plan(quant, machine, serving)
-        if on_gpus.gpu_layers == ENTRIES:
+        if on_gpus.whole:
             return on_gpus
     smallest = candidates[-1]
     raise SiteError(
@@ -112,107 +190,41 @@ def best_on_gpus(candidates: Sequence[Quant], machine: Machine, serving: Serving
     )
 
 
-def entry_bytes(quant: Quant) -> tuple[int, ...]:
-    """Weights of the 62 entries: layers 0 to 60, then the output. Exact where the types are known, else a bound 15 % above.
+def wanted(serving: Serving, model: Model | None = None) -> Setting:
+    """Everything in RAM, as the operator wants it served. Separate slots keep the score buffer at one slot's context."""
+    type_k = serving.kv_type_k.upper()
+    return Setting(
+        context=serving.context_per_slot * serving.slots,
+        slots=serving.slots,
+        unified=False,
+        type_k=type_k,
+        type_v=v_type(model, type_k) if model else "F16",
+        micro_batch=serving.micro_batch,
+        gpu_layers=0,
+    )
+
+
+def _in_ollama(setting: Setting) -> Setting:
+    """The same slots and context as Ollama serves them: its caches are F16, its micro-batches OLLAMA_BATCH."""
+    return replace(setting, type_k="F16", type_v="F16", flash=None, micro_batch=OLLAMA_BATCH)
+
+
+def model_of(quant: Quant) -> Model | None:
+    """The model in published files, as far as it is known without reading them: R1 in all quants of the catalogue."""
+    return layout.model(quant.name) if catalogue.is_published(quant) else None
+
+
+def placeable(model: Model, where: str) -> Model:
+    """The model, where the graph that its compute buffers follow from is known, or can be presumed.
 
     Raises:
-        SiteError: not DeepSeek-R1 of the catalogue.
+        SiteError: neither.
     """
-    known = quant.name in layout.TYPES
-    if not known and not quant.repo.endswith("/DeepSeek-R1-GGUF"):
-        raise SiteError(
-            Problem(
-                quant.name,
-                "its layers are not known, so it cannot be placed on GPUs",
-                "use a profile without GPUs, or a quant of the catalogue",
-            )
-        )
-    # The share of each layer is taken from Q4_K_M, whose mix of types all static quants have.
-    tensors = layout.tensors(quant.name if known else "Q4_K_M")
-    scale = 1.0 if known else 1.15 * quant.bytes / sum(tensor.n_bytes for tensor in tensors)
-    sums = [0] * ENTRIES
-    for tensor in tensors:
-        if tensor.name != "token_embd.weight":
-            sums[layout.LAYERS if tensor.layer is None else tensor.layer] += tensor.n_bytes
-    return tuple(int(n_bytes * scale) for n_bytes in sums)
-
-
-def _deal(quant: Quant, gpus: Gpus, serving: Serving, gpu_layers: int) -> tuple[int, ...] | None:
-    """How many of the last `gpu_layers` entries each card takes, in order; None when they do not fit. Cards are filled evenly."""
-    weights, kv = _entries(quant, serving)
-    sizes = [w + k for w, k in zip(weights, kv, strict=True)][ENTRIES - gpu_layers :]
-    rooms = [gpus.memory - memory.RESERVE_BYTES - compute for compute in _compute(gpus, serving, gpu_layers)]
-    low, high = 0, max(rooms)  # bytes left free on every card: the most that still works, to the MiB
-    best = _fill(sizes, rooms)
-    while best and high - low > 2**20:
-        middle = (low + high) // 2
-        counts = _fill(sizes, [room - middle for room in rooms])
-        best, low, high = (counts, middle, high) if counts else (best, low, middle)
-    return best
-
-
-def _fill(sizes: Sequence[int], rooms: Sequence[int]) -> tuple[int, ...] | None:
-    """Fill cards in order, each as far as it goes; None when something is left over."""
-    counts, position = [], 0
-    for room in rooms:
-        start = position
-        while position < len(sizes) and (room := room - sizes[position]) >= 0:
-            position += 1
-        counts.append(position - start)
-    return tuple(counts) if position == len(sizes) else None
-
-
-def _entries(quant: Quant, serving: Serving) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    kv = serving.context_per_slot * serving.slots * memory.kv_bytes_per_token(serving.kv_type_k)
-    return entry_bytes(quant), (*(kv for _ in range(layout.LAYERS)), 0)
-
-
-def _compute(gpus: Gpus, serving: Serving, gpu_layers: int) -> tuple[int, ...]:
-    each = memory.compute_bytes(serving.context_per_slot, serving.slots, serving.micro_batch)
-    extra = (
-        memory.first_card_extra_bytes(serving.context_per_slot, serving.slots, serving.kv_type_k)
-        if gpu_layers < ENTRIES
-        else 0
-    )
-    return (each + extra, *(each for _ in range(gpus.count - 1)))
-
-
-def _plan_for(quant: Quant, machine: Machine, serving: Serving, gpu_layers: int, counts: tuple[int, ...]) -> Plan:
-    devices: tuple[Device, ...] = ()
-    host_weights, host_kv = quant.bytes, 0
-    if machine.gpus:
-        weights, kv = _entries(quant, serving)
-        compute = _compute(machine.gpus, serving, gpu_layers)
-        ends = [ENTRIES - gpu_layers + end for end in accumulate(counts)]
-        devices = tuple(
-            Device(
-                f"CUDA{i}",
-                machine.gpus.memory,
-                sum(weights[end - n : end]),
-                sum(kv[end - n : end]),
-                compute[i] if n else 0,
-                memory.RESERVE_BYTES,
-            )
-            for i, (n, end) in enumerate(zip(counts, ends, strict=True))
-        )
-        host_weights -= sum(device.weights for device in devices)
-    if quant.name in layout.TYPES:
-        host_kv = (layout.LAYERS - min(gpu_layers, layout.LAYERS)) * serving.context_per_slot * serving.slots
-        host_kv *= memory.kv_bytes_per_token(serving.kv_type_k)
-    return Plan(
-        quant=quant.name,
-        model_bytes=quant.bytes,
-        gpu_layers=gpu_layers,
-        thumb_layers=thumb.layers_on_gpu(machine.vram, quant.bytes) if machine.gpus else None,
-        context_per_slot=serving.context_per_slot,
-        slots=serving.slots,
-        devices=devices,
-        host_weights=host_weights,
-        host_kv=host_kv,
-        floor=_floor(quant),
-        arguments=_arguments(machine, serving, gpu_layers, counts),
-        bench_arguments=_placement(machine, serving, gpu_layers, counts, between="/"),
-    )
+    try:
+        graphs.check(model)
+    except ValueError as error:
+        raise SiteError(Problem(where, str(error), "let llama.cpp's own --fit place it")) from None
+    return model
 
 
 def _floor(quant: Quant) -> int:
@@ -222,21 +234,28 @@ def _floor(quant: Quant) -> int:
     return FLOOR_LARGE_BYTES if quant.name == "Q4_K_M" else quant.bytes * 11 // 10
 
 
-def _arguments(machine: Machine, serving: Serving, gpu_layers: int, counts: tuple[int, ...]) -> tuple[str, ...]:
-    """llama-server's arguments. `--ctx-size` is the whole cache; separate slots keep the score buffer at one slot's context."""
-    cache = ("--ctx-size", str(serving.context_per_slot * serving.slots), "--parallel", str(serving.slots))
-    return (*cache, "--no-kv-unified", "--fit", "off", *_placement(machine, serving, gpu_layers, counts, between=","))
-
-
-def _placement(
-    machine: Machine, serving: Serving, gpu_layers: int, counts: tuple[int, ...], *, between: str
-) -> tuple[str, ...]:
-    """What llama-server and llama-bench are told alike, but for the sign `between` the parts of a split."""
-    split = bool(machine.gpus) and len(counts) > 1 and gpu_layers > 0
+def _arguments(setting: Setting) -> tuple[str, ...]:
+    """llama-server's arguments. `--ctx-size` is the whole cache."""
+    cache = ("--ctx-size", str(setting.context), "--parallel", str(setting.slots))
+    stays = () if setting.offload else ("--no-op-offload",)
     return (
-        *("--cache-type-k", serving.kv_type_k),
-        *("--ubatch-size", str(serving.micro_batch)),
-        *("--n-gpu-layers", str(gpu_layers)),
-        *(("--tensor-split", between.join(map(str, counts))) if split else ()),
-        *(("--threads", str(machine.cpu_threads)) if machine.cpu_threads else ()),
+        *cache,
+        "--no-kv-unified",
+        "--fit",
+        "off",
+        *stays,
+        *_placement(setting, between=",", rules_between=","),
+    )
+
+
+def _placement(setting: Setting, *, between: str, rules_between: str) -> tuple[str, ...]:
+    """What llama-server and llama-bench are told alike, but for the signs between the parts of a split and between rules."""
+    return (
+        *("--cache-type-k", setting.type_k.lower()),
+        *(("--cache-type-v", setting.type_v.lower()) if setting.type_v != "F16" else ()),
+        *("--ubatch-size", str(setting.micro_batch)),
+        *("--n-gpu-layers", str(setting.gpu_layers)),
+        *(("--tensor-split", between.join(f"{share:g}" for share in setting.split)) if len(setting.split) > 1 else ()),
+        *(("--override-tensor", rules(setting, rules_between)) if setting.overrides else ()),
+        *(("--flash-attn", "on" if setting.flash else "off") if setting.flash is not None else ()),
     )

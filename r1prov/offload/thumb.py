@@ -1,14 +1,36 @@
-"""The rule of thumb that people use, kept to be compared with: floor(VRAM / file size x 61) - 4."""
+"""The rule of thumb that people use, kept to be compared with: floor(VRAM / file size x layers) - 4, and the table in print for R1."""
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from r1prov.layout import LAYERS
+from r1prov.units import GIB
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 MARGIN_LAYERS = 4
 
+PUBLISHED = {
+    "UD-IQ1_S": {(1, 24): 7, (1, 80): 33, (2, 80): 61, (4, 24): 39},
+    "UD-IQ1_M": {(1, 24): 5, (1, 80): 26, (2, 80): 57},
+    "UD-IQ2_XXS": {(1, 24): 4, (1, 80): 22, (2, 80): 49},
+    "UD-Q2_K_XL": {(1, 24): 2, (1, 80): 19, (2, 80): 32},
+}
+"""Layers by quant, and by cards of so many GB. Not all of it follows from the formula."""
 
-def layers_on_gpu(vram_bytes: int, model_bytes: int) -> int:
-    """Layers on the GPUs by the rule, 0 to 61. It knows neither KV cache nor compute buffers, so it can run out of memory."""
-    return min(max(math.floor(vram_bytes / model_bytes * LAYERS) - MARGIN_LAYERS, 0), LAYERS)
+
+def layers_on_gpu(vram_bytes: int, model_bytes: int, layers: int = LAYERS) -> int:
+    """Layers on the GPUs by the rule, 0 to all. It knows neither KV cache nor compute buffers, so it can run out of memory."""
+    return min(max(math.floor(vram_bytes / model_bytes * layers) - MARGIN_LAYERS, 0), layers)
+
+
+def published(quant: str, cards: Sequence[int]) -> int | None:
+    """Layers by the table; None where it says nothing."""
+    if len(set(cards)) != 1:
+        return None
+    near = {gigabytes: abs(cards[0] / GIB - gigabytes) for gigabytes in (24, 80)}
+    size = min(near, key=lambda gigabytes: near[gigabytes])
+    return PUBLISHED.get(quant, {}).get((len(cards), size)) if near[size] < 2 else None

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,12 @@ import pytest
 import yaml
 
 from r1prov import lab, paths
-from r1prov.lab import shards, surroundings
+from r1prov.lab import ollama, shards, surroundings
 from r1prov.lab.hosts import LabHost
 from r1prov.lab.hub import Hub
+
+from . import offline
+from .web import web_server
 
 
 @dataclass
@@ -74,6 +77,13 @@ def pair() -> Iterator[list[LabHost]]:
 
 
 @pytest.fixture(scope="session")
+def wheels() -> Iterator[Future[Path]]:
+    """The chat page's wheels, half a gigabyte: fetched while the first tests run."""
+    with ThreadPoolExecutor() as pool:
+        yield pool.submit(offline.fetch_wheels, paths.cache_dir() / "wheels")
+
+
+@pytest.fixture(scope="session")
 def hub(pair: list[LabHost]) -> Iterator[Hub]:
     """The demo's hub on the lab's bridge."""
     root = paths.cache_dir() / "hub"
@@ -83,9 +93,29 @@ def hub(pair: list[LabHost]) -> Iterator[Hub]:
 
 
 @pytest.fixture(scope="session")
-def sources(hub: Hub) -> dict[str, Any]:
-    """The `sources` of a site behind this machine, with the hub for the weights."""
-    return {**surroundings.sources(), "weights": [{"type": "hub", "endpoint": hub.url}]}
+def ollama_releases(pair: list[LabHost], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A web server with releases of Ollama, as its project publishes them: two real ones, and 9.9.9, which starts and ends at once."""
+    root = tmp_path_factory.mktemp("releases")
+    for version in (ollama.VERSION, ollama.OTHER_VERSION):
+        (root / f"v{version}").symlink_to(ollama.release(version, sys.stderr.write).parent)
+    program = tmp_path_factory.mktemp("broken") / "bin" / "ollama"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "ollama version is 9.9.9" && exit\nexit 1\n')
+    program.chmod(0o755)
+    (root / "v9.9.9").mkdir()
+    ollama.pack(program.parents[1], root / "v9.9.9" / ollama.archive_name("9.9.9"))
+    with web_server(root) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def sources(hub: Hub, ollama_releases: str) -> dict[str, Any]:
+    """The `sources` of a site behind this machine, with the hub for the weights, and a place with releases of Ollama."""
+    return {
+        **surroundings.sources(),
+        "ollama": {"releases": ollama_releases},
+        "weights": [{"type": "hub", "endpoint": hub.url}],
+    }
 
 
 @pytest.fixture(scope="session")

@@ -23,12 +23,11 @@ BIN = "/opt/r1prov/llama.cpp/current/bin"
 def test_the_demos_shards_are_what_llama_gguf_split_makes(pair: list[LabHost]) -> None:
     model = load_profile("demo").model
     assert model
-    first = f"/srv/r1prov/models/{model.folder}/{model.files[0].name}"
+    merged = f"/srv/r1prov/models/{model.folder}/{model.folder}.gguf"
     script = f"""set -e
-        cd /tmp; rm -f whole.gguf split-*
-        {BIN}/llama-gguf-split --merge {first} whole.gguf
-        {BIN}/llama-gguf-split --split --split-max-tensors 100 whole.gguf split
-        sha256sum split-*; rm whole.gguf split-*"""
+        cd /tmp; rm -f split-*
+        {BIN}/llama-gguf-split --split --split-max-tensors 100 {merged} split
+        sha256sum split-*; rm split-*"""
     done = lab.ssh(pair[0], ["sh", "-c", script])
     digests = [line.split()[0] for line in done.stdout.splitlines() if ".gguf" in line and len(line.split()[0]) == 64]
     assert digests == [file.sha256 for file in model.files], done.stderr
@@ -58,7 +57,7 @@ def test_an_operators_own_profile_serves_a_deepseek2_model_and_the_demo_comes_ba
     done = own.run("up")
     assert done.returncode == 0, done.stderr
     shown = lab.ssh(pair[0], ["systemctl", "show", "--property=ExecStart", "r1prov-llama-server"]).stdout
-    assert "tiny-00001-of" in shown
+    assert "tiny/tiny.gguf" in shown
     back = operator.run("up")
     assert back.returncode == 0, back.stderr
     assert "Paris" in operator.run("ask", "--host", pair[0].name, "What is the capital of France? In one word.").stdout

@@ -40,7 +40,7 @@ def test_version(r1prov):
     assert r1prov("--version") == (0, f"{__version__}\n", "")
 
 
-@pytest.mark.parametrize("verb", ["up", "render", "profiles", "status", "ask", "bench"])
+@pytest.mark.parametrize("verb", ["up", "render", "profiles", "status", "ask", "bench", "tune"])
 def test_every_verb_has_an_example(r1prov, verb):
     code, out, _ = r1prov(verb, "--help")
     assert code == 0
@@ -124,3 +124,21 @@ def test_named_hosts_choose_among_those_of_the_site_file(r1prov, tmp_path):
     assert code == Exit.SITE
     assert "gpu3: the site has no such host" in err
     assert "did you mean gpu1 or gpu2" in err.replace("gpu2 or gpu1", "gpu1 or gpu2")
+
+
+@pytest.mark.parametrize("limit", ["soon", "20", "0m", "-5m", "20min"])
+def test_a_limit_that_is_no_time_is_refused(r1prov, limit):
+    code, _, err = r1prov("tune", f"--limit={limit}")
+    assert code == Exit.USAGE
+    assert "is no time" in err
+
+
+def test_tuning_wants_a_site_and_the_engine_that_can_be_tuned(r1prov, tmp_path):
+    code, _, err = r1prov("tune")
+    assert code == Exit.SITE
+    assert "run `r1prov up` first" in err
+    (tmp_path / "r1prov.yml").write_text("profile: demo\nhosts: [gpu1]\nengine: ollama\n")
+    code, _, err = r1prov("tune")
+    assert code == Exit.SITE
+    assert "`r1prov engine llama-server` switches" in err
+    assert r1prov("tune", "gpu9")[0] == Exit.SITE

@@ -13,9 +13,15 @@ def lines(text):
 
 def report():
     gpu1 = HostReport(
-        "ok", 60, 3, ["weights: a", "llama_cpp: b", "llama_cpp: c"], [("weights", 61.0), ("llama_cpp", 62.5)]
+        "ok",
+        60,
+        3,
+        ["weights: a", "llama_cpp: b", "llama_cpp: c"],
+        {"r1prov-llama-server": 41.5},
+        [("weights", 61.0), ("llama_cpp", 62.5)],
     )
     gpu1.benchmark = {
+        "subject": {"engine": "llama-server"},
         "sweep": [{"users": 1, "prompt_tokens_per_second_each": 61.25, "decode_tokens_per_second_each": 5.9}],
     }
     return RunReport("r1prov up", "default", "4x4090", "UD-IQ1_S", "", {"gpu1": gpu1, "gpu2": HostReport("failed")})
@@ -29,6 +35,7 @@ def test_summary(capsys):
         "host  result  changed  what changed  took",
         "gpu1  ok  3  weights 1, llama_cpp 2  2:03",
         "gpu2  failed  0  nothing  0:00",
+        "gpu1: started, and ready: llama-server after 41.5 s",
     ]
 
 
@@ -42,30 +49,56 @@ def test_summary_of_a_check(capsys):
 def test_addresses_tell_how_to_reach_a_service_on_loopback(capsys):
     chosen = site.load(hosts=("gpu1", "gpu2"), profile="4x4090")
     show.addresses(chosen, chosen.hosts)
-    assert lines(capsys.readouterr().err) == [
-        "gpu1: http://127.0.0.1:8000/v1",
-        "gpu2: http://127.0.0.1:8000/v1",
-        "The API listens on the server itself only; a tunnel to it: ssh -N -L 8000:127.0.0.1:8000 gpu1",
+    said = lines(capsys.readouterr().err)
+    assert said[0] == "gpu1: http://127.0.0.1:8080 (chat page), http://127.0.0.1:8000/v1 (llama-server)"
+    assert said[2].startswith("Log in to the page as admin@example.com with the password in /")
+    assert said[3:] == [
+        "All of it listens on the server itself only; from here: r1prov open --host gpu1",
         'Ask: r1prov ask --host gpu1 "How many r are in strawberry?"',
     ]
+
+
+def test_addresses_tell_what_others_open_and_must_trust(capsys):
+    gateway = {"server_name": "r1.example.com", "port": 8443, "tls": {"type": "local-authority"}}
+    chosen = site.load(hosts=("gpu1",), profile="4x4090", gateway=gateway)
+    show.addresses(chosen, chosen.hosts)
+    said = lines(capsys.readouterr().err)
+    assert said[1] == (
+        "For others, over TLS: https://r1.example.com:8443 (chat page), https://r1.example.com:8443/v1 (with the key)"
+    )
+    assert said[2].startswith("Machines that shall trust it are given /")
+    assert said[4].startswith("All else listens on the server itself only")
 
 
 def test_the_benchmark_stands_beside_the_published_figures(capsys):
     show.benchmark(report(), site.load(hosts=("gpu1",), profile="4x4090"), talk=False)
     out = lines(capsys.readouterr().out)
-    assert out[:2] == ["tokens per second  prompt  decode", "gpu1  61.2  5.90"]
+    assert out[:2] == ["tokens per second  prompt  decode", "gpu1, llama-server  61.2  5.90"]
     assert "published: 35 layers on four cards, llama.cpp of early 2025  5.78" in out
 
 
 def test_status_rows():
     status = {
-        "release": "0.3.36-cuda-abc",
-        "units": {"r1prov-llama-server.service": {"ActiveState": "active"}},
+        "engine": "llama-server",
+        "releases": {"llama.cpp": "0.3.36-cuda-abc", "ollama": None},
         "health": "ok",
+        "page": "ok",
+        "document_search": "ok",
+        "gateway": "down",
         "props": {"total_slots": 4, "default_generation_settings": {"n_ctx": 8192}},
         "weights": {"state": "done"},
         "benchmark": {"sweep": [{"decode_tokens_per_second_each": 19.5}]},
     }
-    assert show.status_row("gpu1", status) == ("gpu1", "0.3.36-cuda-abc", "active", "ok", "4 x 8,192", "done", "19.50")
-    bare = {"release": None, "units": {}, "health": "down", "props": None, "weights": None, "benchmark": None}
-    assert show.status_row("gpu2", bare) == ("gpu2", "not installed", "not installed", "down", "", "not installed", "")
+    row = ("gpu1", "llama-server", "0.3.36-cuda-abc", "ok", "ok", "down", "4 x 8,192", "done", "19.50")
+    assert show.status_row("gpu1", status) == row
+    bare = {"props": None, "weights": None, "benchmark": None}
+    bare |= {
+        "engine": "ollama",
+        "health": "down",
+        "page": None,
+        "document_search": None,
+        "gateway": None,
+        "releases": {"ollama": None},
+    }
+    row = ("gpu2", "ollama", "not installed", "down", "", "", "", "not installed", "")
+    assert show.status_row("gpu2", bare) == row

@@ -84,8 +84,18 @@ def test_contact_with_passwords_reads_as_root(host, access):
     assert (connection.sudo, connection.user, contact.facts["init"]) == (Sudo.PASSWORD, "bob", "systemd")
     assert "\nroot:" in read_secret(connection, "/etc/shadow")
     assert read_secret(connection, "/no/such") is None
-    status = read_status(connection, {"address": "127.0.0.1", "port": 8000, "key_file": "/none"})
-    assert (status["health"], status["release"], status["units"]) == ("down", None, {})
+    status = read_status(
+        connection,
+        {
+            "engine": "ollama",
+            "url": "http://127.0.0.1:8000",
+            "key_file": "/none",
+            "page": "",
+            "embeddings": "",
+            "gateway": "",
+        },
+    )
+    assert (status["health"], status["releases"]["ollama"], status["units"]) == ("down", None, {})
     connection.close()
 
 

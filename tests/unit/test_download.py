@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.server
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,6 +75,15 @@ def test_a_partial_file_of_an_earlier_run_is_continued(server: str, progress: Pr
     module.download(f"{server}/file", tmp_path / "file", [SHA256], progress)
     assert (tmp_path / "file").read_bytes() == CONTENT
     assert Handler.asked == ["bytes=1000-"]
+
+
+def test_two_at_once_are_one_after_the_other(server: str, progress: Progress, tmp_path: Path) -> None:
+    target = tmp_path / "f"
+    with ThreadPoolExecutor() as pool:
+        for done in [pool.submit(module.download, f"{server}/drop", target, [SHA256], progress) for _ in range(3)]:
+            done.result()
+    assert target.read_bytes() == CONTENT
+    assert Handler.asked == [None, f"bytes={len(CONTENT) // 2}-"]
 
 
 def test_a_server_without_ranges_sends_all_again(server: str, progress: Progress, tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ class Host:
                 {"name": name, "bytes": path.stat().st_size, "sha256": sha256(path)}
                 for name, path in self.published.items()
             ],
+            "merged": "",
             "sources": [],
             "token": "",
             "environment": {},
@@ -160,6 +161,48 @@ def test_files_that_lie_in_their_place_are_verified_and_kept(host: Host, hub: Hu
         shutil.copy(path, host.folder / name)
     assert host.run(hub_source(hub))[0] == 0
     assert hub.requests == []
+
+
+def merged(host: Host, content: bytes = b"one" * SHARD_BYTES) -> Path:
+    """What tasks_from merge leaves of the shards."""
+    file = host.folder / "m.gguf"
+    file.write_bytes(content)
+    for name in host.published:
+        (host.folder / name).unlink(missing_ok=True)
+    record = {"name": file.name, "bytes": len(content), "sha256": sha256(file), "shards": host.job["files"]}
+    (host.folder / "merged.json").write_text(json.dumps(record))
+    return file
+
+
+def test_the_file_that_the_shards_were_merged_into_takes_their_place(host: Host, hub: Hub) -> None:
+    host.job["merged"] = "m.gguf"
+    file = merged(host)
+    assert host.run(hub_source(hub)) == (0, "")
+    assert hub.requests == []
+    assert (host.progress["done"], host.progress["total"]) == (3 * SHARD_BYTES, 3 * SHARD_BYTES)
+    assert host.state["verified"][str(file)]["sha256"] == sha256(file)
+    file.touch()  # as good as before: read once more, and kept
+    assert host.run(hub_source(hub)) == (0, "")
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("harm", ["damaged", "truncated", "lost", "not wanted", "of other shards"])
+def test_shards_are_fetched_anew_where_the_merged_file_is_not_theirs(host: Host, hub: Hub, harm: str) -> None:
+    file = merged(host)
+    host.job["merged"] = "" if harm == "not wanted" else "m.gguf"
+    if harm == "damaged":
+        file.write_bytes(b"two" * SHARD_BYTES)
+    elif harm == "truncated":
+        file.write_bytes(b"one")
+    elif harm == "lost":
+        file.unlink()
+    elif harm == "of other shards":
+        record = json.loads((host.folder / "merged.json").read_text())
+        (host.folder / "merged.json").write_text(json.dumps(record | {"shards": record["shards"][:2]}))
+    assert host.run(hub_source(hub))[0] == 0
+    assert all((host.folder / name).read_bytes() == path.read_bytes() for name, path in host.published.items())
+    assert file.exists() is (harm in {"not wanted", "of other shards"})  # a bad one makes room
+    assert host.progress["total"] == 3 * SHARD_BYTES
 
 
 def test_a_kill_in_the_middle_costs_nothing(host: Host, hub: Hub) -> None:

@@ -25,9 +25,16 @@ def test_the_inventory_of_a_reference_machine(profile: str) -> None:
         assert text == golden.read_text()
 
 
+class Loader(yaml.SafeLoader):
+    """Knows Ansible's tag for texts that are not templates."""
+
+
+Loader.add_constructor("!unsafe", lambda loader, node: loader.construct_scalar(node))
+
+
 def values(**flags: object) -> dict:
     loaded = site.load(None, **({"profile": "4x4090", "hosts": ["gpu1"]} | flags))
-    return yaml.safe_load(inventory.rendered(loaded)["group_vars/all.yml"])
+    return yaml.load(inventory.rendered(loaded)["group_vars/all.yml"], Loader=Loader)
 
 
 def test_render_writes_whole_files(tmp_path: Path) -> None:
@@ -68,6 +75,30 @@ def test_sources_reach_the_roles(tmp_path: Path) -> None:
     assert [source["type"] for source in found["weights_sources"]] == ["folder", "folder", "modelscope"]
     assert found["weights_sources"][0]["path"] == "/mnt/usb/DeepSeek-R1-UD-IQ1_S"
     assert "huggingface" not in yaml.safe_dump(found)
+
+
+def test_a_gateway_has_what_it_takes_and_the_page_knows_its_address() -> None:
+    found = values(gateway={"server_name": "r1.example.com", "port": 8443, "tls": {"type": "local-authority"}})
+    assert found["open_webui_public_url"] == "https://r1.example.com:8443"
+    assert found["gateway_page_url"] == "http://127.0.0.1:8080"
+    assert found["gateway_api_url"] == "http://127.0.0.1:8000"
+    assert found["gateway_key"] == "{{ lookup('ansible.builtin.file', r1prov_site_dir ~ '/authority/server.key') }}"
+    assert {"port": 8443, "unit": "r1prov-gateway.service"} in found["preflight_ports"]
+    assert "gateway_state" not in found
+
+
+def test_acme_reaches_the_role() -> None:
+    tls = {"type": "acme", "email": "admin@example.com"}
+    found = values(gateway={"server_name": "r1.example.com", "tls": tls})
+    assert found["gateway_acme_directory"] == "https://acme-v02.api.letsencrypt.org/directory"
+    assert [item["port"] for item in found["preflight_ports"] if item["unit"] == "r1prov-gateway.service"] == [443, 80]
+    assert "gateway_certificate" not in found
+
+
+def test_without_a_gateway_one_that_was_there_is_taken_away() -> None:
+    found = values()
+    assert {key: value for key, value in found.items() if key.startswith("gateway_")} == {"gateway_state": "absent"}
+    assert "open_webui_public_url" not in found
 
 
 def test_no_secret_is_in_the_inventory(tmp_path: Path) -> None:

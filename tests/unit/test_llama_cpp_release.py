@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from ansible_collections.r1.prov.plugins.module_utils import llama_cpp
+from ansible_collections.r1.prov.plugins.module_utils import llama_cpp, releases
 from ansible_collections.r1.prov.plugins.module_utils.llama_cpp_build import Release
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -124,9 +124,9 @@ def test_the_link_is_switched_and_only_the_release_before_is_kept(tmp_path: Path
         "source": "pypi", "version": "1", "sha256": "0" * 64, "backend": "cpu", "cuda_architectures": [],
         "cuda_root": "/nowhere", "rpc": False, "jobs": 0, "home": str(tmp_path), "cache": str(tmp_path / "cache"),
     })  # fmt: skip
-    assert release.current() == "before"
+    assert releases.current(release.home) == "before"
     assert not release.exists
     (release.path / "bin").mkdir(parents=True)
-    release.make_current()
-    assert release.current() == release.id
+    releases.make_current(release.home, release.id)
+    assert releases.current(release.home) == release.id
     assert sorted(path.name for path in (tmp_path / "releases").iterdir()) == sorted(["before", release.id])

@@ -1,49 +1,23 @@
 """The plan against llama.cpp's own figures, and against arithmetic that must hold for any machine."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1prov import catalogue
-from r1prov.catalogue import Quant
+from r1prov import catalogue, layout
 from r1prov.errors import SiteError
-from r1prov.machine import Gpus, Machine, Serving, load_profile
-from r1prov.offload import DYNAMIC_QUANTS, best_on_gpus, memory, plan, thumb
-from r1prov.units import GB, MIB
+from r1prov.machine import Machine, Serving, load_profile
+from r1prov.model import Model
+from r1prov.offload import DYNAMIC_QUANTS, best_on_gpus, plan, plan_model, search, speed, thumb
+from r1prov.offload.memory import memory
+from r1prov.offload.outcome import Space, outcome
+from r1prov.offload.setting import Setting, parse
+from r1prov.units import GB, GIB, MIB
 
-# llama-fit-params of the pinned llama.cpp with its CUDA backend, full-size UD-IQ1_S and UD-Q2_K_XL headers, K cache Q4_0:
-# (context per slot, slots, micro-batch) -> compute MiB of (first card with layers in RAM, another card)
-MEASURED_COMPUTE_MIB = {
-    (512, 1, 512): (1110, 351),
-    (2048, 1, 512): (1110, 672),
-    (4096, 1, 512): (1448, 1252),
-    (8192, 1, 64): (947, 525),
-    (8192, 1, 128): (1174, 795),
-    (8192, 1, 256): (1729, 1334),
-    (8192, 1, 512): (2868, 2412),
-    (8192, 1, 1024): (5008, 4568),
-    (16384, 1, 512): (5660, 4732),
-    (32768, 1, 512): (11836, 9372),
-    (8192, 4, 512): (5644, 3340),
-    (8192, 4, 256): (0, 2182),
-}
-
-
-@pytest.mark.parametrize(("setting", "measured"), MEASURED_COMPUTE_MIB.items())
-def test_compute_is_a_bound_of_what_llama_cpp_takes_and_not_far_above(
-    setting: tuple[int, int, int], measured: tuple[int, int]
-) -> None:
-    context, slots, micro_batch = setting
-    first, other = (mib * MIB for mib in measured)
-    bound = memory.compute_bytes(context, slots, micro_batch)
-    assert other <= bound <= other + 256 * MIB
-    assert first <= bound + memory.first_card_extra_bytes(context, slots, "q4_0")
-
-
-def test_kv_cache_is_what_llama_cpp_takes() -> None:
-    # 8 layers, 8,192 tokens: 2,912 MiB with K in Q4_0, 5,120 MiB in F16 (measured as above); 38 GiB for all layers at 8k
-    assert 8 * 8192 * memory.kv_bytes_per_token("q4_0") == 2912 * MIB
-    assert 8 * 8192 * memory.kv_bytes_per_token("f16") == 5120 * MIB
+FOUR = Space((24564 * MIB,) * 4, 480 * GB)
+"""The machine of the profile 4x4090."""
 
 
 def planned(profile: str, quant: str, **serving: object):
@@ -52,34 +26,50 @@ def planned(profile: str, quant: str, **serving: object):
     return plan(catalogue.quant(quant), machine, base.model_copy(update=serving))
 
 
-def test_4x4090_is_lowered_from_the_rule_of_thumb_and_matches_llama_cpp_on_weights_and_kv() -> None:
+def test_a_4x4090_reads_a_third_of_what_the_rule_of_thumb_would_read_if_it_fitted() -> None:
     result = planned("4x4090", "UD-IQ1_S")
-    assert (result.thumb_layers, result.gpu_layers) == (40, 31)
-    # llama-fit-params for these arguments: model and context MiB by card
-    assert [(d.weights // MIB, d.kv // MIB) for d in result.devices] == [
-        (15703, 2548),
-        (17946, 2912),
-        (17946, 2912),
-        (16428, 2548),
-    ]
+    assert result.outcome
+    assert result.outcome.fits
+    assert (result.thumb_layers, result.gpu_layers, result.ollama_layers) == (40, 62, 29)
+    thumb_setting = Setting(context=8192, slots=1, unified=False, type_k="Q4_0", gpu_layers=40)
+    by_rule = outcome(layout.model("UD-IQ1_S"), thumb_setting, FOUR)
+    assert not by_rule.fits
+    assert "runs out of memory" in by_rule.reasons[0]
+    assert result.outcome.reads.host < by_rule.reads.host / 2
 
 
-def test_the_bare_rule_would_run_out_of_memory_on_a_4x4090() -> None:
+def test_the_plan_for_a_4x4090_is_what_its_arguments_say() -> None:
     result = planned("4x4090", "UD-IQ1_S")
-    per_card = sum(d.weights + d.kv + d.compute for d in result.devices) / result.gpu_layers * 40 / 4
-    assert per_card > result.devices[0].capacity
+    told = outcome(layout.model("UD-IQ1_S"), parse(result.arguments, cards=4), FOUR)
+    assert told == result.outcome
 
 
 def test_4xh800_takes_the_best_dynamic_quant_wholly_onto_the_cards() -> None:
     profile = load_profile("4xh800")
     result = best_on_gpus([catalogue.quant(name) for name in DYNAMIC_QUANTS], profile.machine, profile.serving)
-    assert (result.quant, result.gpu_layers) == ("UD-Q2_K_XL", 62)
-    assert [(d.weights // MIB, d.kv // MIB) for d in result.devices] == [
+    assert result.outcome
+    assert (result.quant, result.gpu_layers, result.ollama_layers, result.whole) == ("UD-Q2_K_XL", 62, 48, True)
+    # llama-fit-params for these arguments: model and context MiB by card
+    assert [(d.weights // MIB, d.kv // MIB) for d in result.outcome.devices] == [
         (49825, 23296),
         (55017, 21840),
         (55017, 21840),
         (55742, 21840),
     ]
+
+
+@pytest.mark.parametrize(
+    ("mla", "context", "most", "fit"), [(False, 512, 1.46, 1.52), (True, 8192, 1.42, 1.485), (False, 8192, 2.75, 2.96)]
+)
+def test_a_token_reads_less_from_ram_than_with_the_engines_own_fit(
+    mla: bool, context: int, most: float, fit: float
+) -> None:
+    """UD-IQ1_S on 4 cards of 24,564 MiB, one slot, F16 cache, 1,024 MiB free per card; `fit` is what `--fit` came to, GB."""
+    model = layout.model("UD-IQ1_S", mla=mla)
+    found = search.best(model, Setting(context=context, slots=1, unified=False), FOUR.rooms)
+    assert found
+    assert outcome(model, found, FOUR).fits
+    assert speed.reads(model, found, FOUR.cards).host <= most * GB < fit * GB
 
 
 def test_nothing_fits_on_small_cards_is_said_with_figures() -> None:
@@ -90,13 +80,36 @@ def test_nothing_fits_on_small_cards_is_said_with_figures() -> None:
 
 def test_without_gpus_everything_is_in_ram() -> None:
     result = planned("cpu", "UD-IQ1_S")
-    assert (result.gpu_layers, result.devices, result.host_weights) == (0, (), catalogue.quant("UD-IQ1_S").bytes)
+    assert result.outcome
+    assert (result.gpu_layers, result.outcome.devices) == (0, ())
+    assert result.outcome.host.weights == layout.model("UD-IQ1_S").n_bytes
     assert result.arguments[:2] == ("--ctx-size", "8192")
 
 
 def test_context_is_per_slot() -> None:
     result = planned("4xh800", "UD-IQ1_S", slots=3, context_per_slot=4096)
     assert result.arguments[:4] == ("--ctx-size", "12288", "--parallel", "3")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "slots", "unified"),
+    [
+        ("", 4, True),
+        ("-np -1 --no-kv-unified", 4, True),
+        ("-np 4", 4, False),
+        ("-np 4 --kv-unified", 4, True),
+        ("--no-kv-unified", 4, True),
+    ],
+)
+def test_slots_that_were_not_counted_share_one_cache(arguments: str, slots: int, unified: bool) -> None:
+    """A shared cache has room for a context in all, and the scores of each slot are against the whole of it."""
+    told = parse(["-c", "8192", *arguments.split()], cards=1)
+    assert (told.slots, told.unified) == (slots, unified)
+    cards = (81_559 * MIB,)
+    model = layout.model("UD-IQ1_S")
+    shared, apart = (memory(model, replace(told, unified=each), cards).cards[0] for each in (True, False))
+    assert shared.kv == apart.kv
+    assert shared.compute > apart.compute
 
 
 def test_a_model_of_unknown_layers_is_not_placed_on_gpus() -> None:
@@ -112,36 +125,67 @@ def test_the_rule_of_thumb_is_the_published_one(vram_gb: int, layers: int) -> No
     assert thumb.layers_on_gpu(vram_gb * GB, 131 * GB) == pytest.approx(layers, abs=0)
 
 
-quants = st.sampled_from(catalogue.quants()).map(catalogue.quant)
+def test_a_first_card_that_is_too_small_does_not_keep_the_others_idle() -> None:
+    space = Space((4 * GIB, 80 * GIB, 48 * GIB), 480 * GB, reserve=3 * GIB)
+    model, wanted = layout.model("UD-IQ1_S"), Setting(context=16384, slots=4, unified=False, gpu_layers=0)
+    found = search.best(model, wanted, space.rooms)
+    assert found
+    assert not found.offload
+    assert outcome(model, found, space).fits
+    assert speed.reads(model, found, space.cards).host < 4 * GB
+
+
+class Mixed(Machine):
+    """A machine whose cards need not be equal."""
+
+    sizes: tuple[int, ...]
+
+    @property
+    def cards(self) -> tuple[int, ...]:
+        return self.sizes
+
+    @property
+    def vram(self) -> int:
+        return sum(self.sizes)
+
+
+card_sizes = st.sampled_from([16_376, 24_564, 49_140, 81_559])
+card_sets = st.lists(card_sizes, max_size=8) | st.builds(
+    lambda mib, count: [mib] * count, card_sizes, st.integers(1, 8)
+)
 machines = st.builds(
-    Machine,
-    gpus=st.builds(
-        Gpus,
-        count=st.integers(1, 8),
-        name=st.just("card"),
-        memory=st.integers(8 * 1024, 144 * 1024).map(lambda mib: mib * MIB),
-        compute_capability=st.just("8.9"),
-    ),
-    ram=st.just(512 * GB),
+    Mixed,
+    sizes=card_sets.map(lambda sizes: tuple(mib * MIB for mib in sizes)),
+    ram=st.sampled_from([64, 128, 256, 384, 480, 512, 768, 1024, 2000]).map(lambda gigabytes: gigabytes * GB),
     disk=st.just(1000 * GB),
 )
+models = st.builds(lambda quant, mla: layout.model(quant, mla=mla), st.sampled_from(list(layout.TYPES)), st.booleans())
 servings = st.builds(
     Serving,
     quant=st.just(""),
-    context_per_slot=st.sampled_from([512, 2048, 8192, 32768]),
-    slots=st.integers(1, 4),
+    context_per_slot=st.sampled_from([512, 1000, 2048, 4096, 8192, 16_384, 32_768, 65_536]),
+    slots=st.integers(1, 8),
     kv_type_k=st.sampled_from(["f16", "q8_0", "q4_0"]),
-    micro_batch=st.sampled_from([64, 128, 512]),
+    micro_batch=st.sampled_from([64, 128, 256, 512, 1024, 2048]),
 )
+reserves = st.sampled_from([0, 512, 1024, 1024, 3000]).map(lambda mib: mib * MIB)
 
 
-@settings(max_examples=200, deadline=None)
-@given(quants, machines, servings)
-def test_no_card_is_ever_overfull_and_nothing_is_lost(quant: Quant, machine: Machine, serving: Serving) -> None:
-    result = plan(quant, machine, serving)
-    assert all(d.weights + d.kv + d.compute + d.reserve <= d.capacity for d in result.devices if d.weights)
-    assert result.host_weights + sum(d.weights for d in result.devices) == quant.bytes
-    assert result.gpu_layers <= 62
-    if "--tensor-split" in result.arguments:
-        split = result.arguments[result.arguments.index("--tensor-split") + 1]
-        assert sum(int(part) for part in split.split(",")) == result.gpu_layers
+@settings(max_examples=500, deadline=None)
+@given(models, machines, servings, reserves)
+def test_a_plan_is_what_its_arguments_say_and_fits_where_it_says_so(
+    model: Model, machine: Mixed, serving: Serving, reserve: int
+) -> None:
+    result = plan_model(model, machine, serving, floor=0, n_bytes=model.n_bytes, reserve=reserve)
+    found = result.outcome
+    assert found
+    placed = (*found.devices, found.host)
+    # What has a place on the cards has it with the reserve beside it; only RAM may be too small.
+    assert result.gpu_layers == 0 or all(device.taken + reserve <= device.capacity for device in found.devices)
+    assert found.fits == all(device.taken + device.reserve <= device.capacity for device in placed)
+    assert len(found.reasons) == sum(device.taken + device.reserve > device.capacity for device in placed)
+    assert sum(device.weights for device in placed) >= model.n_bytes
+    assert 0 <= result.ollama_layers <= result.gpu_layers or not result.gpu_layers
+    told = parse(result.arguments, cards=len(machine.cards))  # raises what the engine would refuse
+    if told != result.setting:  # with one card there is nothing to split
+        assert outcome(model, told, Space(machine.cards, machine.ram, reserve)) == found

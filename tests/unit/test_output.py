@@ -49,7 +49,9 @@ def test_without_a_terminal_each_step_is_a_line_that_stays(clock):
     with output.LiveRun(["gpu1", "gpu2"], console=plain, now=clock) as live:
         live.note("gpu1", "is still starting; steps wait for it")
         live.event(StepStarted("gpu1", "preflight", 1, 3))
-        live.event(TaskDone("gpu1", "preflight", "look", changed=False, result={}))
+        live.event(
+            TaskDone("gpu1", "preflight", "look", changed=False, result={"warnings": ["its RAM has 2 NUMA nodes"]})
+        )
         clock.now = 2
         live.event(StepStarted("gpu1", "llama_cpp", 2, 3))
         live.event(StepStarted("gpu2", "llama_cpp", 2, 3))
@@ -64,6 +66,7 @@ def test_without_a_terminal_each_step_is_a_line_that_stays(clock):
     assert text_of(plain) == (
         "gpu1: is still starting; steps wait for it\n"
         "gpu1  [1/3] preflight\n"
+        "gpu1: its RAM has 2 NUMA nodes\n"
         "gpu1  [1/3] preflight: 0:02, nothing to change\n"
         "gpu1  [2/3] llama_cpp\n"
         "gpu2  [2/3] llama_cpp\n"

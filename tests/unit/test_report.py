@@ -5,13 +5,15 @@ import json
 from r1prov.errors import Exit, LockedError, PreflightError, RunError, UnhealthyError, UnreachableError
 from r1prov.events import Finished, HostFailed, HostUnreachable, Output, Recap, StepStarted, Tally, TaskDone
 from r1prov.machine import Published
-from r1prov.report import HostReport, Recorder, RunReport, benchmark_rows, failure
+from r1prov.report import HostReport, Recorder, RunReport, benchmark_rows, failure, last_start_s
 
 MEASURED = {
+    "subject": {"engine": "ollama"},
     "sweep": [
         {"users": 1, "prompt_tokens_per_second_each": 61.25, "decode_tokens_per_second_each": 5.781},
         {"users": 4, "decode_tokens_per_second_total": 11.5},
     ],
+    "page": {"decode_tokens_per_second": 5.5},
 }
 
 
@@ -29,7 +31,8 @@ def test_a_run_from_its_events(tmp_path):
     for second, event in enumerate(
         [
             StepStarted("a", "preflight", 1, 2),
-            TaskDone("a", "preflight", "look", changed=False, result={}),
+            TaskDone("a", "preflight", "look", changed=False, result={"warnings": ["2 NUMA nodes"]}),
+            TaskDone("a", "preflight", "run", changed=True, result={"unit": "r1prov-x.service", "start_s": 7.5}),
             StepStarted("a", "smoke_bench", 2, 2),
             TaskDone("a", "smoke_bench", "measure", changed=True, result={"measured": True, "result": MEASURED}),
             HostUnreachable("b", "", "timed out"),
@@ -40,7 +43,14 @@ def test_a_run_from_its_events(tmp_path):
         record.event(event, float(second))
     report = record.report
     assert report.hosts["a"] == HostReport(
-        "ok", 5, 1, ["smoke_bench: measure"], [("preflight", 2.0), ("smoke_bench", 3.0)], [], MEASURED
+        result="ok",
+        ok=5,
+        changed=1,
+        changes=["preflight: run", "smoke_bench: measure"],
+        starts={"r1prov-x": 7.5},
+        steps=[("preflight", 3.0), ("smoke_bench", 3.0)],
+        warnings=["2 NUMA nodes"],
+        benchmark=MEASURED,
     )
     assert report.hosts["b"].result == "unreachable"
     assert isinstance(record.error(), UnreachableError)
@@ -49,6 +59,8 @@ def test_a_run_from_its_events(tmp_path):
     kept = json.loads((tmp_path / "last.json").read_text())
     assert path.read_text() == (tmp_path / "last.json").read_text()
     assert (kept["schema"], kept["ansible_exit"], kept["log"]) == (1, 4, str(log))
+    assert last_start_s(tmp_path, "a", "r1prov-x") == 7.5
+    assert last_start_s(tmp_path, "b", "r1prov-x") is None
 
 
 def test_what_a_failed_task_means():
@@ -121,7 +133,8 @@ def test_ansible_that_ends_without_a_host_gives_its_own_words(tmp_path):
 def test_the_benchmark_beside_the_published_figures():
     published = [Published(what="35 layers", decode_tokens_per_second=5.78)]
     assert benchmark_rows({"gpu1": MEASURED}, published) == [
-        ("gpu1", "61.2", "5.78"),
+        ("gpu1, ollama", "61.2", "5.78"),
+        ("gpu1, through the page", "", "5.50"),
         ("gpu1, 4 at once", "", "11.50"),
         ("published: 35 layers", "", "5.78"),
     ]

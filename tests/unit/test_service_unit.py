@@ -9,7 +9,12 @@ from pathlib import Path
 import jinja2
 import pytest
 import yaml
-from ansible_collections.r1.prov.plugins.filter.systemd import FilterModule, systemd_text, systemd_word
+from ansible_collections.r1.prov.plugins.filter.systemd import (
+    FilterModule,
+    systemd_environment,
+    systemd_text,
+    systemd_word,
+)
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests/golden/units"
@@ -38,6 +43,42 @@ DECLARED = {
         "service_start_pre": ["/usr/bin/nvidia-modprobe --unified-memory"],
         "service_memory_lock": True,
     },
+    "ollama": {
+        "service_name": "r1prov-ollama",
+        "service_description": "DeepSeek-R1 on Ollama",
+        "service_user": "r1prov-ollama",
+        "service_argv": ["/opt/r1prov/ollama/current/bin/ollama", "serve"],
+        "service_environment": {"OLLAMA_HOST": "127.0.0.1:11434", "OLLAMA_MODELS": "/srv/r1prov/ollama"},
+        "service_ready_url": "http://127.0.0.1:11434/api/version",
+        "service_state_directory": "r1prov/ollama",
+        "service_write_paths": ["/srv/r1prov/ollama"],
+        "service_memory_lock": True,
+        "service_system_information": True,
+    },
+    "door": {
+        "service_name": "r1prov-gateway",
+        "service_description": "The door to the chat page and the API",
+        "service_user": "r1prov-gateway",
+        "service_argv": ["/usr/sbin/nginx", "-c", "/etc/r1prov/gateway/nginx.conf", "-g", "daemon off;"],
+        "service_credentials": {"tls-chain": "secret text", "tls-key": "secret text", "api-key": "secret text"},
+        "service_ready_url": "https://127.0.0.1:443/health",
+        "service_runtime_directory": "r1prov/gateway",
+        "service_network": "any",
+        "service_low_ports": True,
+        "service_reload_signal": "HUP",
+    },
+    "renewal": {
+        "service_name": "r1prov-gateway-renew",
+        "service_description": "Sees to the gateway's certificate",
+        "service_user": "r1prov-gateway",
+        "service_argv": ["/usr/bin/certbot", "certonly"],
+        "service_type": "oneshot",
+        "service_restart": "no",
+        "service_state_directory": "r1prov/gateway-renew",
+        "service_network": "any",
+        "service_chown": True,
+        "service_reloads": ["r1prov-gateway.service"],
+    },
     "transfer": {
         "service_name": "r1prov-weights",
         "service_description": "Fetches 100 % of the weights",
@@ -52,6 +93,24 @@ DECLARED = {
         "service_restart_on": "digest\nof two lines",
         "service_remain_after_exit": True,
         "service_umask": "0022",
+    },
+    "measurement": {
+        "service_name": "r1prov-tune",
+        "service_description": "Measures while another pauses",
+        "service_user": "r1prov-llama",
+        "service_argv": ["/usr/local/lib/r1prov-tune", "${CREDENTIALS_DIRECTORY}/job.json"],
+        "service_credentials": {"job.json": "{}"},
+        "service_type": "oneshot",
+        "service_restart": "no",
+        "service_conflicts": ["r1prov-llama-server.service"],
+        "service_stop_post": ["/usr/bin/systemctl --no-block start r1prov-llama-server.service"],
+    },
+    "page": {
+        "service_name": "r1prov-page",
+        "service_description": "A page",
+        "service_user": "r1prov-page",
+        "service_argv": ["/opt/r1prov/bin/page", "serve"],
+        "service_secret_environment": {"PASSWORD": "secret text"},
     },
 }
 
@@ -69,8 +128,14 @@ def test_unit_is_the_golden_one(name: str) -> None:
     assert rendered(DECLARED[name]) == (GOLDEN / f"{name}.service").read_text()
 
 
-def test_no_secret_is_in_a_unit() -> None:
-    assert "secret text" not in rendered(PROGRAM)
+@pytest.mark.parametrize("name", DECLARED)
+def test_no_secret_is_in_a_unit(name: str) -> None:
+    assert "secret text" not in rendered(DECLARED[name])
+
+
+def test_a_secret_variable_is_quoted_as_systemd_reads_it() -> None:
+    text = systemd_environment({"A": 'a "b" $HOME \\ `x` 5%', "B": "two\nlines"})
+    assert text == 'A="a \\"b\\" \\$HOME \\\\ \\`x\\` 5%"\nB="two\nlines"\n'
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not installed here")

@@ -11,12 +11,13 @@ from sshd import Sshd
 from r1prov import session
 from r1prov.errors import SiteError
 from r1prov.session import Login
-from r1prov.state import SiteState
+from r1prov.state import ADMIN_PASSWORD, API_KEY, PAGE_KEY, SiteState
 
 CAT = """#!/bin/sh
 case "$1" in
 /proc/1/comm) echo systemd;;
 /etc/r1prov/llama-server/api-key) [ "$KEY" ] && echo "$KEY";;
+/etc/r1prov/open-webui/environment) [ "$PASSWORD" ] && printf 'A=1\nWEBUI_ADMIN_PASSWORD="%s"\n' "$PASSWORD";;
 *) exec /bin/cat "$@";;
 esac
 """
@@ -61,22 +62,59 @@ def prepared(tmp_path):
 def test_a_new_site_gets_a_key_and_an_inventory(server, tmp_path):
     chosen = prepared(tmp_path)
     state = SiteState.of(None)
-    assert len(state.api_key.read_text()) > 40
-    assert state.api_key.stat().st_mode & 0o777 == 0o600
+    assert len(state.secret(API_KEY).read_text()) > 40
+    assert state.secret(API_KEY).stat().st_mode & 0o777 == 0o600
     hosts = (state.inventory / "hosts.yml").read_text()
     assert '"gpu1"' in hosts
     assert 'ansible_user: "bob"' in hosts  # from the ssh configuration: Ansible needs to know who is root
-    assert state.api_key.read_text() not in "".join(p.read_text() for p in state.inventory.rglob("*.yml"))
+    assert state.secret(API_KEY).read_text() not in "".join(p.read_text() for p in state.inventory.rglob("*.yml"))
+    with pytest.raises(SiteError, match="no site is known"):  # nothing runs there yet
+        session.known(None, [])
+    state.remember(chosen)
     assert session.known(None, ["gpu1"])[1] == chosen.hosts
 
 
 def test_a_new_controller_takes_over_the_key_of_a_host(server, tmp_path):
     server.env["KEY"] = "made-by-another"
     prepared(tmp_path)
-    assert SiteState.of(None).api_key.read_text() == "made-by-another"
+    assert SiteState.of(None).secret(API_KEY).read_text() == "made-by-another"
     server.env["KEY"] = "changed-there"
     prepared(tmp_path)
-    assert SiteState.of(None).api_key.read_text() == "made-by-another"  # what is here counts
+    assert SiteState.of(None).secret(API_KEY).read_text() == "made-by-another"  # what is here counts
+
+
+def test_the_page_keeps_its_password_and_gets_a_key_of_its_own(server, tmp_path):
+    server.env["PASSWORD"] = "of-another-controller"
+    prepared(tmp_path)
+    state = SiteState.of(None)
+    assert state.secret(ADMIN_PASSWORD).read_text() == "of-another-controller"
+    assert len({state.secret(each).read_text() for each in (API_KEY, PAGE_KEY, ADMIN_PASSWORD)}) == 3
+
+
+def test_a_choice_holds_until_the_file_says_otherwise(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "r1prov.yml"
+    file.write_text("profile: demo\nhosts: [gpu1]\n")
+    chosen, _ = session.rechosen(None, (), {"engine": "ollama"})
+    assert (chosen.file.engine, session.choose(None, [])[0].file.engine) == ("ollama", "llama-server")
+    SiteState.of(file).choose({"engine": "ollama", "versions": {"ollama": "0.13.5"}})
+    file.write_text("profile: demo\nhosts: [gpu1]\nversions: {llama_cpp: 0.3.36}\n")
+    chosen, _ = session.choose(None, [])
+    assert (chosen.file.engine, chosen.file.versions.ollama, chosen.file.versions.llama_cpp) == (
+        "ollama",
+        "0.13.5",
+        "0.3.36",
+    )
+    with pytest.raises(SiteError, match=r"it says `versions.llama_cpp: 0.3.36`"):
+        session.rechosen(None, (), {"versions": {"llama_cpp": "0.3.37"}})
+
+
+def test_what_another_version_remembered_is_read_from_the_file_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "r1prov.yml"
+    file.write_text("profile: demo\nhosts: [gpu1]\n")
+    SiteState.of(file).last_site.write_text('{"of": "another version"}')
+    assert session.known(None, ())[0].file.profile == "demo"
 
 
 def test_hosts_are_called_by_name_or_address(tmp_path, monkeypatch):
@@ -95,3 +133,10 @@ def test_the_command_is_limited_to_the_hosts_meant(tmp_path, monkeypatch):
     command = session.command(chosen, hosts, Login(), session.Options("up", "r1prov up gpu2", verbosity=1))
     assert command.argv[-2:] == ("--limit", "gpu2")  # the first -v is r1prov's own
     assert command.env["R1PROV_COMMAND"] == "r1prov up gpu2"
+
+
+def test_a_weak_password_of_the_operators_is_refused_before_anyone_is_contacted(server, tmp_path):
+    state = SiteState.of(None)
+    state.keep_secret(ADMIN_PASSWORD, "Password-1234")
+    with pytest.raises(SiteError, match="is a common phrase"):
+        prepared(tmp_path)

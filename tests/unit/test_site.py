@@ -1,10 +1,12 @@
+import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import get_args
 
 import pytest
 from ansible_collections.r1.prov.plugins.module_utils import host_judge
 
-from r1prov import site
+from r1prov import authority, site
 from r1prov.errors import SiteError
 from r1prov.machine import load_profile
 from r1prov.site import Check, Host
@@ -61,8 +63,8 @@ def test_every_mistake_in_a_site_file_is_named_with_its_line_at_once(tmp_path: P
         ("profile: 4x4090\nhosts: [a, a]\n", "named twice"),
         ("hosts: [a]\n", "`profile` is missing"),
         ("profile: 4x4090\nhosts: [a]\nsources: {llama_cpp: {type: archive}}\n", "needs `archive`"),
-        ("profile: 4x4090\nhosts: [a]\nversions: {llama_cpp: 0.3.40}\n", "needs sources.llama_cpp.sha256"),
         ("profile: 4x4090\nhosts: [a]\ndata_dir: data\n", "data_dir"),
+        ("profile: 4x4090\nhosts: [a]\nversions: {ollama: 0.5.4}\n", "Ollama 0.5.4 does not know DeepSeek-R1"),
         ("profile: 4x4090\nhosts: [a, a]\n", "r1prov.yml: host a is named twice"),
         ("profile: 4x4090\nhosts: []\n", "`hosts`: name at least one"),
         ("profile: 4x4090\nhosts: [a]\nsources: {proxy: x}\n", "is not a mapping of keys and values"),
@@ -123,9 +125,44 @@ def test_without_a_file_hosts_and_profile_are_asked_for_together(
 def test_a_wrong_flag_is_named(slots: int) -> None:
     with pytest.raises(SiteError) as caught:
         site.load(None, hosts=["a"], profile="cpu", slots=slots)
-    assert caught.value.problems[0].where == "--slots"
+    assert caught.value.problems[0].where == "--parallel"
 
 
 @pytest.mark.parametrize("name", ["4x4090", "4xh800", "cpu", "demo"])
 def test_every_profile_that_comes_with_r1prov_is_valid(name: str) -> None:
     assert load_profile(name).description
+
+
+def gateway(tmp_path: Path, name: str = "r1.example.com", **tls: str) -> str:
+    """A site file whose gateway has a certificate for r1.example.com."""
+    authority.see_to(tmp_path / "tls", "r1.example.com", datetime.now(UTC))
+    written = {"type": "certificate", "chain": "tls/server.crt", "key": "tls/server.key"} | tls
+    return f"profile: 4x4090\nhosts: [gpu1]\ngateway: {json.dumps({'server_name': name, 'tls': written})}\n"
+
+
+def test_files_of_a_certificate_are_named_relative_to_the_site_file(tmp_path: Path) -> None:
+    (tmp_path / "r1prov.yml").write_text(gateway(tmp_path))
+    loaded = site.load(tmp_path / "r1prov.yml").file.gateway
+    assert loaded
+    assert loaded.url == "https://r1.example.com"
+    assert loaded.tls == site.Certificate(
+        type="certificate", chain=str(tmp_path / "tls/server.crt"), key=str(tmp_path / "tls/server.key")
+    )
+
+
+def test_a_certificate_that_cannot_serve_is_refused_before_anyone_is_contacted(tmp_path: Path) -> None:
+    for text, what in (
+        (gateway(tmp_path, name="other.example.com"), "tls/server.crt: the certificate is for r1.example.com, not for"),
+        (gateway(tmp_path, key="tls/authority.key"), "tls/server.crt: the key does not belong"),
+        (gateway(tmp_path, key="tls/none.key"), "tls/none.key: this file does not exist"),
+        (gateway(tmp_path, name="https://r1"), "r1prov.yml:3: `gateway.server_name`: is not of the form"),
+        (gateway(tmp_path, type="lets"), "r1prov.yml:3: `gateway.tls`: `lets` is none of"),
+        (gateway(tmp_path) + "service: {port: 443}\n", "r1prov.yml: port 443 is given to two services"),
+    ):
+        assert [line for line in problems(tmp_path, text) if line.startswith(what)], (what, problems(tmp_path, text))
+
+
+def test_acme_takes_port_80_too(tmp_path: Path) -> None:
+    tls = "{type: acme, email: admin@example.com}"
+    text = f"profile: 4x4090\nhosts: [gpu1]\ngateway: {{server_name: r1.example.com, tls: {tls}}}\n"
+    assert problems(tmp_path, text + "open_webui: {port: 80}\n")[0].startswith("r1prov.yml: port 80 is given to two")

@@ -16,10 +16,14 @@ PROPS = {
     "default_generation_settings": {"n_ctx": 2048},
     "build_info": "b1",
 }
+FACTS = {"model": "/m.gguf", "slots": 2, "context_per_slot": 2048, "build": "b1"}
 WANTED = {
+    "engine": "llama-server",
+    "page_url": "",
     "question": "?",
     "expect": "!",
     "max_tokens": 9,
+    "temperature": 0.6,
     "concurrency": [1],
     "sweep_tokens": 4,
     "subject": {"profile": "demo"},
@@ -71,25 +75,27 @@ def test_command_line_is_read_from_a_unit() -> None:
         {"wanted": {"question": "What else?"}},
         {"wanted": {"concurrency": [1, 2]}},
         {"wanted": {"subject": {"profile": "cpu"}}},
-        {"props": {"build_info": "b2"}},
+        {"wanted": {"engine": "ollama"}},
+        {"wanted": {"page_url": "http://127.0.0.1:8080"}},
+        {"facts": {"build": "b2"}},
     ],
 )
 def test_what_changed_is_measured_again(change: dict) -> None:
-    def digest(wanted: dict, props: dict, command: str = "server", release: str = "r") -> str:
+    def digest(wanted: dict, facts: dict, command: str = "server", release: str = "r") -> str:
         both = WANTED | wanted
-        return smoke_bench.digest(smoke_bench.describe(both, PROPS | props, command, release), both)
+        return smoke_bench.digest(smoke_bench.describe(both, FACTS | facts, command, release), both)
 
-    changed = digest(**{"wanted": {}, "props": {}} | change)
+    changed = digest(**{"wanted": {}, "facts": {}} | change)
     assert changed != digest({}, {})
-    assert changed == digest(**{"wanted": {}, "props": {}} | change)
+    assert changed == digest(**{"wanted": {}, "facts": {}} | change)
 
 
 def test_a_model_file_that_was_replaced_is_measured_again(tmp_path: Path) -> None:
     model = tmp_path / "m.gguf"
     model.write_text("one")
-    first = smoke_bench.describe(WANTED, PROPS | {"model_path": str(model)}, "", "")
+    first = smoke_bench.describe(WANTED, FACTS | {"model": str(model)}, "", "")
     model.write_text("other")
-    assert smoke_bench.describe(WANTED, PROPS | {"model_path": str(model)}, "", "") != first
+    assert smoke_bench.describe(WANTED, FACTS | {"model": str(model)}, "", "") != first
 
 
 def test_the_result_before_is_kept(tmp_path: Path) -> None:
@@ -104,3 +110,20 @@ def test_a_result_of_another_schema_is_none(tmp_path: Path) -> None:
     smoke_bench.keep(tmp_path, {"schema": 0})
     assert smoke_bench.read_result(tmp_path / "last.json") == {}
     assert smoke_bench.read_result(tmp_path / "missing.json") == {}
+
+
+@pytest.mark.parametrize(
+    ("rate", "engine", "says"),
+    [
+        (7.0, "llama-server", ""),
+        (6.9, "llama-server", "decodes 6.90 tokens/s where it decoded 10.00 before; at least 70 % of that is wanted"),
+        (1.0, "ollama", ""),  # another engine is not compared
+    ],
+)
+def test_a_rate_that_fell_is_said(rate: float, engine: str, says: str) -> None:
+    def result(of: str, decode: float) -> dict:
+        subject = {"engine": of, "model_file": {"name": "m"}, "declared": {}}
+        return {"subject": subject, "sweep": [{"decode_tokens_per_second_each": decode}]}
+
+    assert smoke_bench.too_slow(result(engine, rate), result("llama-server", 10.0), 0.7) == says
+    assert smoke_bench.too_slow(result(engine, rate), {}, 0.7) == ""

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.r1.prov.plugins.module_utils.merged_weights import is_as_verified
 from ansible_collections.r1.prov.plugins.modules import weights_folder, weights_wait
 from ansible_collections.r1.prov.plugins.modules.weights_wait import TransferError
 
@@ -71,13 +72,13 @@ def test_whether_files_are_as_they_were_verified(tmp_path: Path) -> None:
             verified[str(tmp_path / file["name"])] = {"sha256": file["sha256"], **looks}
         state.write_text(json.dumps({"verified": verified}))
 
-    assert not weights_folder.is_as_verified(tmp_path, FILES, state)
+    assert not is_as_verified(tmp_path, FILES, state)
     (tmp_path / "a.gguf").write_text("aaa")
     (tmp_path / "b.gguf").write_text("bbbb")
     remember()
-    assert weights_folder.is_as_verified(tmp_path, FILES, state)
+    assert is_as_verified(tmp_path, FILES, state)
     (tmp_path / "b.gguf").write_text("cccc!")
-    assert not weights_folder.is_as_verified(tmp_path, FILES, state)
+    assert not is_as_verified(tmp_path, FILES, state)
     remember()
     (tmp_path / "a.gguf").unlink()
-    assert not weights_folder.is_as_verified(tmp_path, FILES, state)
+    assert not is_as_verified(tmp_path, FILES, state)

@@ -1,7 +1,8 @@
 # ruff: noqa: PTH114, PTH118, PTH119, PTH123, PTH207, UP031 - the host's Python may be 3.8
 """Runs on a host as root: prints what is installed, running and healthy as one line of JSON.
 
-Python 3.8 or newer, standard library only. Argument: JSON with `address`, `port` and `key_file` of the API.
+Python 3.8 or newer, standard library only. Argument: JSON with `engine` (llama-server, ollama), `url` and `key_file` of its API,
+`page`, `embeddings` (finds passages for it) and `gateway`, their addresses; empty for none.
 """
 
 from __future__ import annotations
@@ -9,31 +10,50 @@ from __future__ import annotations
 import glob
 import json
 import os
+import ssl
 import subprocess
 import sys
 import urllib.error
 import urllib.request
 from typing import Any
 
-CURRENT = "/opt/r1prov/llama.cpp/current"
+CURRENT = "/opt/r1prov/%s/current"
+HEALTH = {"llama-server": "/health", "ollama": "/api/version"}
 REMEMBERED = "/var/lib/r1prov"
 UNIT_KEYS = ("ActiveState", "SubState", "UnitFileState", "NRestarts", "ActiveEnterTimestamp", "MainPID")
 
 
 def main() -> None:
     """Collect and print."""
-    service = json.loads(sys.argv[1])
-    code, _ = get(service, "/health")
-    props = get(service, "/props", read(service["key_file"]))[1] if code == 200 else None
+    asked = json.loads(sys.argv[1])
+    code, _ = get(asked["url"] + HEALTH[asked["engine"]])
+    props = None
+    if code == 200 and asked["engine"] == "llama-server":
+        props = get(asked["url"] + "/props", read(asked["key_file"]))[1]
     status = {
-        "release": os.path.basename(os.path.realpath(CURRENT)) if os.path.islink(CURRENT) else None,
+        "engine": asked["engine"],
+        "releases": {name: release(name) for name in ("llama.cpp", "ollama", "open-webui")},
         "units": units(),
-        "health": {200: "ok", 503: "loading", 0: "down"}.get(code, "answers %d" % code),
+        "health": word(code),
+        "page": word(get(asked["page"] + "/health")[0]) if asked["page"] else None,
+        "document_search": word(get(asked["embeddings"] + "/health")[0]) if asked["embeddings"] else None,
+        "gateway": word(get(asked["gateway"] + "/health")[0]) if asked["gateway"] else None,
         "props": props,
         "weights": remembered("weights", "state.json"),
         "benchmark": remembered("smoke_bench", "last.json"),
     }
     print(json.dumps(status))  # noqa: T201 - stdout is the interface
+
+
+def release(name: str) -> str | None:
+    """The release that is current; None where there is none."""
+    link = CURRENT % name
+    return os.path.basename(os.path.realpath(link)) if os.path.islink(link) else None
+
+
+def word(code: int) -> str:
+    """What an http status says of a service's health."""
+    return {200: "ok", 503: "loading", 0: "down"}.get(code, "answers %d" % code)
 
 
 def units() -> dict[str, dict[str, str]]:
@@ -47,14 +67,12 @@ def units() -> dict[str, dict[str, str]]:
     return found
 
 
-def get(service: dict[str, Any], path: str, key: str = "") -> tuple[int, Any]:
-    """The API's answer: http status and decoded JSON; 0 where nothing answers."""
-    address = service["address"]
-    if address in ("0.0.0.0", "::"):  # noqa: S104 - who listens everywhere listens on loopback too
-        address = "127.0.0.1"
-    url = "http://%s:%d%s" % ("[%s]" % address if ":" in address else address, service["port"], path)
+def get(url: str, key: str = "") -> tuple[int, Any]:
+    """The answer at a URL: http status and decoded JSON; 0 where nothing answers."""
     request = urllib.request.Request(url, headers={"Authorization": "Bearer " + key} if key else {})  # noqa: S310
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never through the host's proxy
+    # Never through the host's proxy; and it is this host that is asked, whatever name its certificate is for.
+    anyone = ssl._create_unverified_context()  # noqa: S323, SLF001
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=anyone))
     try:
         with opener.open(request, timeout=5) as answer:
             return answer.status, json.load(answer)

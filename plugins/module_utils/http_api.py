@@ -1,7 +1,8 @@
-"""A small client of llama-server's HTTP API. Standard library only; proxies are never asked."""
+"""A small client of the HTTP APIs of our services. Standard library only; proxies are never asked."""
 
 from __future__ import annotations
 
+import copy
 import json
 import urllib.error
 import urllib.request
@@ -46,6 +47,12 @@ class Api:
                 raise ApiError(f"the API key cannot be read: {error}") from error
             self._headers["Authorization"] = f"Bearer {key}"
 
+    def with_key(self, key: str) -> Api:
+        """The same server, asked with another key."""
+        other = copy.copy(self)
+        vars(other)["_headers"] = self._headers | {"Authorization": f"Bearer {key}"}
+        return other
+
     def get(self, path: str) -> dict:
         """The JSON at a path."""
         with self._open(path, None) as answer:
@@ -56,22 +63,28 @@ class Api:
         with self._open(path, body) as answer:
             return json.load(answer)
 
+    def delete(self, path: str, body: dict) -> None:
+        """Deletes what the JSON names."""
+        self._open(path, body, "DELETE").close()
+
     def stream(self, path: str, body: dict) -> Iterator[dict]:
-        """Posts JSON and yields the events of the answer as they come."""
+        """Posts JSON and yields the events of the answer as they come: server-sent events, or a line of JSON each (Ollama)."""
         with self._open(path, body | {"stream": True}) as answer:
             try:
                 for raw in answer:
                     line = raw.decode("utf-8", errors="replace").strip()
                     if line.startswith("error:"):
                         raise ApiError(f"{path} broke off: {line}")
-                    if line.startswith("data:") and line != "data: [DONE]":
-                        yield json.loads(line[len("data:") :])
+                    data = line[len("data:") :].strip() if line.startswith("data:") else line
+                    if data.startswith("{"):
+                        yield json.loads(data)
             except OSError as error:
                 raise ApiError(f"{path} broke off: {error}") from error
 
-    def _open(self, path: str, body: dict | None) -> HTTPResponse:
+    def _open(self, path: str, body: dict | None, method: str | None = None) -> HTTPResponse:
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self._url + path, data, self._headers)  # noqa: S310 - the operator's own URL
+        url = self._url + path
+        request = urllib.request.Request(url, data, self._headers, method=method)  # noqa: S310 - the operator's own URL
         try:
             return self._opener.open(request, timeout=self._timeout_s)
         except urllib.error.HTTPError as error:

@@ -1,0 +1,1 @@
+"""What r1prov's arithmetic costs, and what it is worth."""

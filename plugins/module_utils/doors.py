@@ -1,0 +1,215 @@
+"""The doors through which a model is asked: llama-server, Ollama, the chat page. All answer with the same figures."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ansible_collections.r1.prov.plugins.module_utils.http_api import Api, ApiError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+SEED = 3407
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How a question is asked: most tokens of the answer, seconds until it has failed, temperature of the sampling."""
+
+    tokens: int
+    seconds: float
+    temperature: float
+
+
+@dataclass
+class Reply:
+    """What came back. Times by time.monotonic(); rates in tokens/s, the engine's own; 0 where a door does not tell them."""
+
+    content: str = ""
+    reasoning: str = ""
+    finish: str = ""
+    started_s: float = 0.0
+    first_s: float = 0.0
+    last_s: float = 0.0
+    prompt_tokens: int = 0
+    prompt_tokens_per_second: float = 0.0
+    decode_tokens: int = 0
+    decode_tokens_per_second: float = 0.0
+
+    def hear(self, content: str, reasoning: str) -> bool:
+        """A piece of the answer has come. Whether it held anything."""
+        self.content += content
+        self.reasoning += reasoning
+        self.last_s = time.monotonic()
+        self.first_s = self.first_s or self.last_s
+        return bool(content or reasoning)
+
+
+class LlamaServer:
+    """llama-server's own API."""
+
+    unit, release = "r1prov-llama-server", "/opt/r1prov/llama.cpp/current"
+
+    def __init__(self, api: Api, model: str) -> None:
+        self._api = api
+        self._model = model
+        self._context = 0
+
+    def facts(self) -> dict:
+        """What serves: `build`, `model` (a path), `context_per_slot` (tokens), `slots`."""
+        props = self._api.get("/props")
+        self._context = props["default_generation_settings"]["n_ctx"]
+        return {
+            "build": props["build_info"],
+            "model": props["model_path"],
+            "context_per_slot": self._context,
+            "slots": props["total_slots"],
+        }
+
+    def ask(self, question: str, limits: Limits, tell: Callable[[int], None]) -> Reply:
+        """A question in a chat, as a user would; `tell` is told how many pieces have come."""
+        body = {"max_tokens": limits.tokens, "cache_prompt": False, "temperature": limits.temperature, "seed": SEED}
+        return _chat(self._api, "/v1/chat/completions", body | _messages(self._model, question), limits.seconds, tell)
+
+    def generate(self, text: str, seed: int, limits: Limits, tell: Callable[[int], None]) -> Reply:
+        """So many tokens after a text, whatever they say."""
+        # A tokenizer may make many tokens of the text, a context may be small: no more than fit.
+        tokenized = self._api.post("/tokenize", {"content": text, "add_special": True})["tokens"]
+        tokens = min(limits.tokens, self._context // 2)
+        body = {"prompt": tokenized[: self._context - tokens], "n_predict": tokens, "ignore_eos": True}
+        body |= {"temperature": limits.temperature, "seed": seed, "cache_prompt": False}
+        reply, heard = Reply(started_s=time.monotonic()), 0
+        for event in _within(limits.seconds, reply, self._api.stream("/completion", body)):
+            heard += reply.hear(event.get("content", ""), "")
+            tell(heard)
+            _take_timings(reply, event.get("timings") or {})
+        return reply
+
+
+class Ollama:
+    """Ollama's own API."""
+
+    unit, release = "r1prov-ollama", "/opt/r1prov/ollama/current"
+
+    def __init__(self, api: Api, model: str, slots: int) -> None:
+        self._api = api
+        self._model = model
+        self._slots = slots
+
+    def facts(self) -> dict:
+        """What serves, as `LlamaServer.facts` says it; the model is told by name and digest."""
+        models = self._api.get("/api/tags")["models"]
+        listed = [found for found in models if found["name"] in (self._model, f"{self._model}:latest")]
+        if not listed:
+            raise ApiError(f"Ollama has no model {self._model}: the role ollama registers it")
+        shown = self._api.post("/api/show", {"model": self._model})
+        context = next(
+            (int(line.split()[1]) for line in shown["parameters"].splitlines() if line.startswith("num_ctx")), 0
+        )
+        return {
+            "build": self._api.get("/api/version")["version"],
+            "model": f"{listed[0]['name']}@{listed[0]['digest']}",
+            "context_per_slot": context,
+            "slots": self._slots,
+        }
+
+    def ask(self, question: str, limits: Limits, tell: Callable[[int], None]) -> Reply:
+        """See `LlamaServer.ask`."""
+        options = {"num_predict": limits.tokens, "temperature": limits.temperature, "seed": SEED}
+        body = _messages(self._model, question) | {"options": options}
+        return self._hear("/api/chat", body, limits.seconds, tell)
+
+    def generate(self, text: str, seed: int, limits: Limits, tell: Callable[[int], None]) -> Reply:
+        """See `LlamaServer.generate`; the model may end sooner, for Ollama has no way to make it go on."""
+        options = {"num_predict": limits.tokens, "temperature": limits.temperature, "seed": seed}
+        body = {"model": self._model, "prompt": text, "raw": True, "options": options}
+        return self._hear("/api/generate", body, limits.seconds, tell)
+
+    def _hear(self, path: str, body: dict, limit_s: float, tell: Callable[[int], None]) -> Reply:
+        reply, heard = Reply(started_s=time.monotonic()), 0
+        for event in _within(limit_s, reply, self._api.stream(path, body)):
+            if "error" in event:
+                raise ApiError(f"{path} broke off: {event['error']}")
+            message = event.get("message", {"content": event.get("response", "")})
+            heard += reply.hear(message["content"], message.get("thinking") or "")
+            tell(heard)
+            if event["done"]:
+                reply.finish = event.get("done_reason", "")
+                reply.prompt_tokens = event.get("prompt_eval_count", 0)
+                reply.decode_tokens = event["eval_count"]
+                reply.prompt_tokens_per_second = _rate(reply.prompt_tokens, event.get("prompt_eval_duration", 0))
+                reply.decode_tokens_per_second = _rate(reply.decode_tokens, event["eval_duration"])
+        return reply
+
+
+class Page:
+    """The chat page's API, with a login as a person has."""
+
+    def __init__(self, api: Api, model: str, email: str, password: str) -> None:
+        self._api = api
+        self._model = model
+        self._email, self._password = email, password
+
+    def ask(self, question: str, limits: Limits, tell: Callable[[int], None]) -> Reply:
+        """See `LlamaServer.ask`. Its tokens are counted as they come, for the page does not tell them."""
+        login = self._api.post("/api/v1/auths/signin", {"email": self._email, "password": self._password})
+        named = self._api.with_key(login["token"])
+        models = [model["id"] for model in named.get("/api/models")["data"]]
+        matching = [name for name in models if name in (self._model, f"{self._model}:latest")]
+        if not matching:
+            raise ApiError(f"the chat page offers {', '.join(models) or 'no model'}, not {self._model}")
+        body = {"max_tokens": limits.tokens, "temperature": limits.temperature, "seed": SEED}
+        reply = _chat(named, "/api/chat/completions", body | _messages(matching[0], question), limits.seconds, tell)
+        seconds = reply.last_s - reply.first_s
+        if not reply.decode_tokens_per_second and seconds:
+            reply.decode_tokens_per_second = reply.decode_tokens / seconds
+        return reply
+
+
+def _messages(model: str, question: str) -> dict:
+    return {"model": model, "messages": [{"role": "user", "content": question}]}
+
+
+def _chat(api: Api, path: str, body: dict, limit_s: float, tell: Callable[[int], None]) -> Reply:
+    """A chat in OpenAI's dialect."""
+    reply = Reply(started_s=time.monotonic())
+    for event in _within(limit_s, reply, api.stream(path, body)):
+        for choice in event.get("choices", [])[:1]:
+            delta = choice.get("delta", {})
+            if delta.get("content") or delta.get("reasoning_content"):
+                reply.decode_tokens += reply.hear(delta.get("content") or "", delta.get("reasoning_content") or "")
+                tell(reply.decode_tokens)
+            reply.finish = choice.get("finish_reason") or reply.finish
+        _take_timings(reply, event.get("timings") or {})
+    return reply
+
+
+def _take_timings(reply: Reply, timings: dict) -> None:
+    """llama-server's own figures, which come with the last event."""
+    if timings:
+        reply.prompt_tokens, reply.decode_tokens = timings["prompt_n"], timings["predicted_n"]
+        reply.prompt_tokens_per_second = timings["prompt_per_second"]
+        reply.decode_tokens_per_second = timings["predicted_per_second"]
+
+
+def _within(limit_s: float, reply: Reply, events: Iterator[dict]) -> Iterator[dict]:
+    for event in events:
+        if time.monotonic() - reply.started_s > limit_s:
+            raise ApiError(
+                f"it took longer than {limit_s:.0f} s. Raise smoke_bench_timeout_s if this server is that slow"
+            )
+        yield event
+
+
+def _rate(tokens: int, nanoseconds: int) -> float:
+    return tokens * 1e9 / nanoseconds if nanoseconds else 0.0
+
+
+def model_file(model: str) -> list | None:
+    """Size and time stamp (ns) of a model that is told by its path; None for one that is not."""
+    path = Path(model)
+    status = path.stat() if path.is_absolute() and path.exists() else None
+    return [status.st_size, status.st_mtime_ns] if status else None

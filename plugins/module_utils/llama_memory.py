@@ -1,0 +1,136 @@
+"""What a llama.cpp says about memory, before it starts (llama-fit-params) and while it loads (its log). Pure: text in, values out.
+
+A device's memory is a dict: `name` as in a plan (`CUDA0`, `host`), and `weights_bytes`, `kv_bytes`, `compute_bytes`.
+"""
+
+from __future__ import annotations
+
+import re
+
+MIB, GIB = 1024**2, 1024**3
+KINDS = ("weights", "kv", "compute")
+
+# What a measurement may differ by from what was foreseen without a word: of the plan's margins, and of the log's rounding.
+PLAN_SHARE, PLAN_BYTES = 0.05, 64 * MIB
+LOAD_SHARE, LOAD_BYTES = 0.001, 16 * MIB
+
+_BUFFER = re.compile(r"(\S+) +(model|KV|compute) buffer size = +([\d.]+) MiB")
+_OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers to GPU")
+_LOADED = re.compile(r"llama_server: (model loaded|listening on)")
+
+
+def asked(arguments: list, help_text: str) -> list:
+    """Those of llama-server's arguments that llama-fit-params takes, by its own help; the others do not change what memory is taken.
+
+    Without cards llama-fit-params leaves weights out that are repacked for the CPU; as they are, they take the same.
+    """
+    options = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", help_text))
+    kept, keep = ["--no-repack"], False
+    for word in arguments:
+        if re.match(r"--?[a-zA-Z]", word):
+            keep = word.partition("=")[0] in options
+        if keep:
+            kept.append(word)
+    return kept
+
+
+def told(output: str) -> list:
+    """The devices' memory from what llama-fit-params prints: a line each, `NAME weights KV compute` in whole MiB."""
+    found = re.findall(r"^(CUDA\d+|Host) (\d+) (\d+) (\d+) *$", output, re.MULTILINE)
+    return [_device(name, [int(value) * MIB for value in values]) for name, *values in found]
+
+
+def loaded(lines: list) -> dict:
+    """What the log of a start says.
+
+    Returns:
+        `devices`: their memory, RAM only as far as it is not a mapped file, whose lines count what lies between tensors too;
+        `offloaded`: layers on cards, and of how many, None where the log does not say; `unlocked`: the kernel refused to lock the model
+        in RAM; `whole`: the log is there to the end of the load.
+    """
+    sums: dict = {}
+    offloaded = None
+    mapped = False
+    for line in lines:
+        buffer, layers = _BUFFER.search(line), _OFFLOADED.search(line)
+        if buffer:
+            name = buffer[1] if re.fullmatch(r"CUDA\d+", buffer[1]) else "host"
+            mapped |= buffer[1].endswith("_Mapped")
+            kind = {"model": "weights", "KV": "kv", "compute": "compute"}[buffer[2]]
+            device = sums.setdefault(name, dict.fromkeys(KINDS, 0))
+            device[kind] += int(float(buffer[3]) * MIB)
+        elif layers:
+            offloaded = [int(layers[1]), int(layers[2])]
+    devices = [_device(name, list(values.values())) for name, values in sorted(sums.items())]
+    if mapped:
+        for device in devices:
+            if device["name"] == "host":
+                del device["weights_bytes"]
+    return {
+        "devices": devices,
+        "offloaded": offloaded,
+        "unlocked": any("failed to mlock" in line for line in lines),
+        "whole": any(_LOADED.search(line) for line in lines),
+    }
+
+
+def misfits(devices: list, rooms: dict, reserves: dict) -> list:
+    """One sentence per device that has no room for what it is to hold and for its reserve.
+
+    Args:
+        devices: their memory.
+        rooms: name -> all the memory it has, in bytes.
+        reserves: name -> bytes that are to stay free.
+    """
+    found = []
+    for device in devices:
+        name, taken = device["name"], sum(device[f"{kind}_bytes"] for kind in KINDS)
+        room, reserve = rooms.get(name), reserves.get(name, 0)
+        if room is None:
+            found.append(f"{name} is a device that nvidia-smi does not show")
+        elif taken + reserve > room:
+            short = taken + reserve - room
+            found.append(
+                f"{name} is {gib(short)} short: {_parts(device)}, together {gib(taken)}, and {gib(reserve)} that stay free, of {gib(room)}"
+            )
+    return found
+
+
+def surprises(devices: list, plan: list) -> list:
+    """Where the engine, reading the real file, says something else than the plan foresaw: one sentence per figure."""
+    return _differences(devices, plan, PLAN_SHARE, PLAN_BYTES, "the plan foresaw")
+
+
+def load_surprises(devices: list, confirmed: list) -> list:
+    """Where the log of a load says something else of the weights than the engine did before it: one sentence per device."""
+    weights = [{key: device[key] for key in ("name", "weights_bytes") if key in device} for device in devices]
+    return _differences(weights, confirmed, LOAD_SHARE, LOAD_BYTES, "llama-fit-params said")
+
+
+def gib(n_bytes: float) -> str:
+    """Bytes for people: `21.9 GiB`, `350 MiB`."""
+    return f"{n_bytes / GIB:,.1f} GiB" if n_bytes >= GIB else f"{n_bytes / MIB:,.0f} MiB"
+
+
+def _device(name: str, values: list) -> dict:
+    return {
+        "name": "host" if name == "Host" else name,
+        **{f"{kind}_bytes": value for kind, value in zip(KINDS, values, strict=True)},
+    }
+
+
+def _parts(device: dict) -> str:
+    names = {"weights": "weights", "kv": "KV cache", "compute": "compute"}
+    return ", ".join(f"{names[kind]} {gib(device[f'{kind}_bytes'])}" for kind in KINDS)
+
+
+def _differences(devices: list, foreseen: list, share: float, least: int, who: str) -> list:
+    before = {device["name"]: device for device in foreseen}
+    return [
+        f"{device['name']} takes {gib(device[key])} of {key.removesuffix('_bytes')}, {who} {gib(before[device['name']][key])}"
+        for device in devices
+        for key in device
+        if key != "name"
+        and device["name"] in before
+        and abs(device[key] - before[device["name"]][key]) > max(share * before[device["name"]][key], least)
+    ]

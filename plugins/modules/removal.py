@@ -1,0 +1,160 @@
+#!/usr/bin/python
+"""Ansible module r1.prov.removal: takes everything of r1prov off a host."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: removal
+short_description: Removes every unit, user and file of r1prov, or of one of its services
+description:
+  - All that r1prov leaves on a host carries its name, so nothing has to be remembered to be found. Packages of the distribution stay.
+  - What is kept becomes root's, for the users are gone; a later C(r1prov up) gives it back.
+options:
+  data_dir:
+    description: The folder that holds the models.
+    type: path
+    default: /srv/r1prov
+  service:
+    description: The only service to remove, and those with longer names, without C(r1prov-) before its name. Empty for all of r1prov.
+    type: str
+    default: ""
+  keep:
+    description: C(weights), C(chats).
+    type: list
+    elements: str
+    choices: [weights, chats]
+    default: []
+author:
+  - The r1prov team
+"""
+
+EXAMPLES = r"""
+- name: Remove r1prov, but not the weights
+  r1.prov.removal:
+    data_dir: /srv/r1prov
+    keep: [weights]
+
+- name: Remove one service
+  r1.prov.removal:
+    service: gateway
+"""
+
+RETURN = r"""
+removed:
+  description: What was removed, or would be.
+  type: list
+  elements: str
+  returned: success
+"""
+
+import glob
+import os
+import pwd
+import shutil
+import subprocess
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+UNITS = "/etc/systemd/system"
+FILES = (
+    "/opt/r1prov",
+    "/etc/r1prov",
+    "/var/cache/r1prov",
+    "/var/lib/r1prov",
+    "/usr/local/lib/r1prov-*",
+    "/usr/local/share/ca-certificates/r1prov-*",
+    "/etc/apt/sources.list.d/r1prov-*",
+)
+FILES_OF_ONE = ("/etc/r1prov/{0}*", "/var/lib/r1prov/{0}*", "/var/lib/r1prov/service/r1prov-{0}*", "/run/r1prov/{0}*")
+CHATS = "/var/lib/r1prov/open-webui"
+"""The page's data; its backups lie beside it and begin with the same name."""
+
+
+def mounts(mountinfo: str) -> set:
+    """Where file systems are mounted, from the text of /proc/self/mountinfo."""
+    return {line.split()[4] for line in mountinfo.splitlines()}
+
+
+def doomed(patterns: list, kept: list, mounted: set) -> list:
+    """The files and folders to remove: as few paths as say it, none of which holds anything that is kept or mounted there.
+
+    Args:
+        patterns: globs of what is ours.
+        kept: paths, with all that lies below them.
+        mounted: mount points. What is mounted is not ours.
+    """
+    stay = [*kept, *mounted]
+
+    def below(path: str) -> list:
+        if path in stay:
+            return []
+        if not any(other.startswith(f"{path}/") for other in stay):
+            return [path]
+        return [found for name in sorted(os.listdir(path)) for found in below(f"{path}/{name}")]  # noqa: PTH208 - names only
+
+    return [found for pattern in patterns for path in sorted(glob.glob(pattern)) for found in below(path)]  # noqa: PTH207
+
+
+def remove(path: str) -> None:
+    """A file, a link, or a folder with all that is in it."""
+    if Path(path).is_dir() and not Path(path).is_symlink():
+        shutil.rmtree(path)
+    else:
+        Path(path).unlink(missing_ok=True)  # systemd has taken away its own links by then
+
+
+def give_to_root(path: Path) -> None:
+    """A kept tree; the mode stays."""
+    for folder, _, names in os.walk(path):
+        for entry in (folder, *(f"{folder}/{name}" for name in names)):
+            os.chown(entry, 0, 0, follow_symlinks=False)
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "data_dir": {"type": "path", "default": "/srv/r1prov"},
+            "service": {"type": "str", "default": ""},
+            "keep": {"type": "list", "elements": "str", "choices": ["weights", "chats"], "default": []},
+        },
+        supports_check_mode=True,
+    )
+    data_dir, keep, service = (module.params[key] for key in ("data_dir", "keep", "service"))
+    data_dir, name = data_dir.rstrip("/"), f"r1prov-{service}"
+    kept = [f"{data_dir}/models"] if "weights" in keep else []
+    kept += sorted(glob.glob(f"{CHATS}*")) if "chats" in keep else []  # noqa: PTH207
+    units = sorted(path.name for path in Path(UNITS).glob(f"{name}*") if path.suffix in (".service", ".timer"))
+    users = [entry.pw_name for entry in pwd.getpwall() if entry.pw_name.startswith(name)]
+    mounted = mounts(Path("/proc/self/mountinfo").read_text(encoding="utf-8"))
+    everything = [*FILES, f"{data_dir}/models", f"{data_dir}/ollama"]
+    ours = [f"{UNITS}/{name}*", f"{UNITS}/*.wants/{name}*", f"{UNITS}/*.d/{name}*"]
+    ours.append(f"/var/lib/systemd/timers/stamp-{name}*")
+    ours += [path.format(service) for path in FILES_OF_ONE] if service else everything
+    files = doomed(ours, kept, mounted)
+    settings = sorted({str(Path(path).parent) for path in files if path.startswith(f"{UNITS}/") and ".d/" in path})
+    removed = [*units, *users, *files]
+    if not module.check_mode:
+        if units:
+            # At once: systemd stops what depends on another in the right order.
+            subprocess.run(["systemctl", "disable", "--now", "--quiet", *units], check=True)
+        for path in files:
+            remove(path)
+        for path in kept:
+            give_to_root(Path(path))
+        for user in users:
+            subprocess.run(["userdel", user], check=True)
+        if units or settings:
+            subprocess.run(["systemctl", "daemon-reload"], check=True)
+            subprocess.run(["systemctl", "reset-failed", f"{name}*"], check=False, capture_output=True)
+        if any("/ca-certificates/" in path for path in files):
+            subprocess.run(["update-ca-certificates", "--fresh"], check=True, capture_output=True)
+        for folder in (*settings, data_dir, "/var/cache/r1prov", "/var/lib/r1prov"):
+            if Path(folder).is_dir() and folder not in mounted and not os.listdir(folder):  # noqa: PTH208
+                Path(folder).rmdir()
+    module.exit_json(changed=bool(removed), removed=removed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""`r1prov down`: take everything of r1prov off servers."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from r1prov import inventory, output, session
+from r1prov.cli import options, running, show
+from r1prov.errors import Exit
+from r1prov.units import gib
+
+
+def down(
+    hosts: options.Hosts = None,
+    *,
+    site: options.SiteFile = None,
+    keep_weights: Annotated[bool, typer.Option("--keep-weights", help="Leave the model's files.")] = False,
+    keep_chats: Annotated[
+        bool, typer.Option("--keep-chats", help="Leave the chat page's accounts, chats and documents.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    ask_become_pass: options.AskSudo = False,
+    ask_pass: options.AskSsh = False,
+    strict_host_keys: options.StrictKeys = False,
+    ssh_config: options.SshConfig = None,
+    break_lock: options.BreakLock = False,
+    check: Annotated[bool, typer.Option("--check", help="Change nothing; say what would be removed.")] = False,
+    verbose: options.Verbose = 0,
+    json: options.Json = False,
+) -> None:
+    """Remove units, users and files of r1prov. Asks before weights and chats go; packages of the distribution stay.
+
+    Example: `r1prov down --keep-weights gpu1`
+    """
+    chosen, meant = session.known(site, hosts or ())
+    login = options.login(
+        ask_sudo=ask_become_pass, ask_ssh=ask_pass, strict_host_keys=strict_host_keys, ssh_config=ssh_config
+    )
+    if not yes and not check:
+        size = gib(inventory.quant_for(chosen).bytes)
+        names = ", ".join(host.name for host in meant)
+        what = [f"the weights ({size} on each host)"] * (not keep_weights)
+        what += ["the chat page's accounts, chats and documents"] * (not keep_chats)
+        if not sys.stdin.isatty() and what:
+            raise typer.BadParameter("nobody is there to ask: say --yes, or --keep-weights and --keep-chats")
+        also = f", with {' and '.join(what)}" if what else ""
+        if not typer.confirm(f"Remove r1prov from {names}{also}?", err=True):
+            output.say("Nothing was removed.")
+            raise typer.Exit(Exit.INTERRUPTED)
+    keep = [what for what, wanted in (("weights", keep_weights), ("chats", keep_chats)) if wanted]
+    variables = {"removal_keep": keep, **({"r1prov_break_lock": True} if break_lock else {})}
+    asked = running.asked("down", variables, check=check, verbosity=verbose)
+    _, done, error = running.run(chosen, meant, login, asked)
+    if json:
+        output.data(done.as_json())
+    show.summary(done, check=check)
+    if error:
+        raise error
+    if not check:
+        output.say("What this site keeps here, its secrets among them, is still there for another `r1prov up`.")

@@ -1,0 +1,60 @@
+"""`r1prov open`: the chat page and the API of a server, from here."""
+
+from __future__ import annotations
+
+import signal
+from typing import Annotated
+
+import typer
+
+from r1prov import output, visit
+from r1prov.cli import options
+
+
+def open_(
+    *,
+    host: Annotated[str | None, typer.Option(help="Which of the site's hosts; the first without.")] = None,
+    site: options.SiteFile = None,
+    ask_pass: options.AskSsh = False,
+    ask_become_pass: options.AskSudo = False,
+    strict_host_keys: options.StrictKeys = False,
+    ssh_config: options.SshConfig = None,
+    json: options.Json = False,
+) -> None:
+    """Open a tunnel to the chat page and the API, and say who logs in how. Ctrl-C closes it.
+
+    Example: `r1prov open --host gpu1`
+    """
+    login = options.login(
+        ask_sudo=ask_become_pass, ask_ssh=ask_pass, strict_host_keys=strict_host_keys, ssh_config=ssh_config
+    )
+    with visit.opened(site, host, login) as (server, doors):
+        if json:
+            output.data(
+                {
+                    "host": server.name,
+                    "page": doors.page,
+                    "email": doors.email,
+                    "password_file": str(doors.password_file),
+                    "api": doors.api,
+                    "key_file": str(doors.key_file) if doors.key_file else None,
+                    "gateway": doors.gateway,
+                    "authority": str(doors.authority) if doors.authority else None,
+                }
+            )
+        else:
+            if doors.page:
+                output.write(f"{doors.page}\n")
+                output.say(f"  the chat page; log in as {doors.email} with the password in {doors.password_file}")
+            output.write(f"{doors.api}\n")
+            output.say(f"  the API; {f'its key is in {doors.key_file}' if doors.key_file else 'Ollama, without a key'}")
+            if doors.gateway:
+                trust = f"; their machines must trust {doors.authority}" if doors.authority else ""
+                output.say(f"{doors.gateway}\n  page and API for others, through the gateway{trust}")
+        if server.local:
+            return
+        output.say("Ctrl-C closes it.", "dim")
+        try:
+            signal.pause()
+        except KeyboardInterrupt:
+            output.say("\nClosed.")

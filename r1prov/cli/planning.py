@@ -1,0 +1,184 @@
+"""The verbs that only calculate: `plan` and `explain`. No host, no engine; the network only for headers that were asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from pydantic import ValidationError
+
+from r1prov import catalogue, documents, gguf, layout, machine, output
+from r1prov.cli import options, show_plan
+from r1prov.errors import Problem, SiteError
+from r1prov.offload import DYNAMIC_QUANTS, best_on_gpus, compare, document, placeable, plan_model
+from r1prov.offload import wanted as wanted_setting
+from r1prov.offload.outcome import Space, outcome
+from r1prov.offload.setting import RefusedError, UnknownArgumentError, parse
+from r1prov.units import parse_cards, parse_size
+
+if TYPE_CHECKING:
+    from r1prov.machine import Profile, Serving
+    from r1prov.model import Model
+
+File = Annotated[
+    str | None,
+    typer.Option("--gguf", metavar="FILE", help="A GGUF file or its URL, or any shard of a set, instead of a quant."),
+]
+Source = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WHERE",
+        help="What has the files of the profile's own model: a hub, a web server, a folder. Without: the hub, then ModelScope.",
+    ),
+]
+Reserve = Annotated[str, typer.Option(help="What stays free on each card, with its unit.")]
+CacheType = Annotated[str | None, typer.Option("--cache-type-k", help="The type of K in the cache, e.g. q4_0.")]
+DEFAULT_RESERVE = "1024MiB"
+DEFAULT_QUANT = "UD-IQ1_S"
+
+
+def plan(
+    *,
+    profile: options.Profile = "4x4090",
+    quant: options.Quant = None,
+    file: File = None,
+    source: Source = None,
+    ctx_size: options.ContextSize = None,
+    parallel: options.Slots = None,
+    cache_type_k: CacheType = None,
+    reserve: Reserve = DEFAULT_RESERVE,
+    json: options.Json = False,
+) -> None:
+    """Say where the model would lie on a kind of server, what a token would read, and what the rule of thumb would do there.
+
+    Example: `r1prov plan --profile 4x4090 --quant UD-IQ1_M --ctx-size 4096`
+    """
+    chosen = machine.load_profile(profile or "4x4090")
+    serving = _serving(chosen.serving, {"--ctx-size": ctx_size, "--parallel": parallel, "--cache-type-k": cache_type_k})
+    free = _size("--reserve", reserve)
+    _only_one(quant=quant, gguf=file)
+    _only_one(source=source, gguf=file)
+    model, n_bytes = _of_file(file) if file else _of_profile(chosen, serving, quant, source)
+    try:
+        found = plan_model(model, chosen.machine, serving, floor=0, n_bytes=n_bytes, reserve=free)
+    except RefusedError as refusal:
+        raise SiteError(Problem(model.name, str(refusal), "choose another cache type")) from None
+    assert found.outcome  # noqa: S101 - for the type checker: a model whose tensors are known has one
+    space, wanted = Space(chosen.machine.cards, chosen.machine.ram, free), wanted_setting(serving, model)
+    others = compare.baselines(model, wanted, space, n_bytes)
+    instead: tuple[compare.Alternative, ...] = ()
+    if not found.outcome.fits:
+        instead = tuple(compare.plans_that_fit(model, wanted, space, found.outcome, _smaller(model)))
+    if json:
+        output.data(document.of_plan(found, found.outcome, others, instead))
+    else:
+        show_plan.plan(model, found, others, instead)
+
+
+def explain(
+    arguments: Annotated[list[str] | None, typer.Argument(help="llama-server's, best after `--`.")] = None,
+    *,
+    gpus: Annotated[str, typer.Option(help="`4x24GiB`, `1x24564MiB,1x48GiB`, or `0`.")],
+    ram: Annotated[str, typer.Option(help="With its unit.")],
+    quant: options.Quant = None,
+    file: File = None,
+    reserve: Reserve = DEFAULT_RESERVE,
+    json: options.Json = False,
+) -> None:
+    """Say what llama-server would take with these arguments, on each card and in RAM, and whether that fits.
+
+    Example: `r1prov explain --gpus 4x24GiB --ram 480GiB -- -ngl 35 -c 512 --cache-type-k q4_0`
+    """
+    try:
+        cards = parse_cards(gpus)
+    except ValueError as error:
+        raise SiteError(Problem("--gpus", str(error), "as in `r1prov explain --help`")) from None
+    words = arguments or []
+    space = Space(cards, _size("--ram", ram), _size("--reserve", reserve))
+    _only_one(quant=quant, gguf=file)
+    model, _ = _of_file(file) if file else _of_catalogue(quant or DEFAULT_QUANT)
+    instead: tuple[compare.Alternative, ...] = ()
+    setting = None
+    try:
+        setting = parse(words, cards=len(cards))
+        found = outcome(model, setting, space)
+    except UnknownArgumentError as error:
+        raise typer.BadParameter(str(error)) from None
+    except RefusedError as refusal:
+        instead = tuple(compare.settings_that_start(model, setting, cards)) if setting else ()
+        if json:
+            output.data(document.of_refusal(str(refusal), words, instead))
+        else:
+            show_plan.refusal(str(refusal), instead)
+        return
+    if not found.fits:
+        instead = tuple(compare.settings_that_fit(model, setting, space))
+    if json:
+        output.data(document.of_outcome(found, words, instead))
+    else:
+        show_plan.explained(found, instead)
+
+
+def _serving(base: Serving, flags: dict[str, int | str | None]) -> Serving:
+    """A profile's serving with what was asked for instead."""
+    keys = {"--ctx-size": "context_per_slot", "--parallel": "slots", "--cache-type-k": "kv_type_k"}
+    changes = {keys[flag]: value for flag, value in flags.items() if value is not None}
+    try:
+        return machine.Serving.model_validate(base.model_dump() | changes)
+    except ValidationError as error:
+        named = {key: flag for flag, key in keys.items()}
+        problems = [(named[str(detail["loc"][0])], documents.words(detail)) for detail in error.errors()]
+        raise SiteError(*(Problem(flag, what, "choose another value") for flag, what in problems)) from None
+
+
+def _only_one(**options: str | None) -> None:
+    if all(options.values()):
+        raise typer.BadParameter(f"{' and '.join(f'--{name}' for name in options)} exclude each other")
+
+
+def _of_file(file: str) -> tuple[Model, int]:
+    """The model in a file here or on a web server, and the bytes of its tensors."""
+    if file.startswith(("http://", "https://")):
+        from r1prov import headers  # noqa: PLC0415 - brings the site and its certificates
+
+        model = headers.at(file, output.say)
+    else:
+        model = gguf.read(Path(file))
+    return placeable(model, file), model.n_bytes
+
+
+def _of_profile(profile: Profile, serving: Serving, quant: str | None, source: str | None) -> tuple[Model, int]:
+    """The model that a profile serves, or another published quant, and the bytes of its files."""
+    name, own = quant or serving.quant, profile.model
+    if own and own.name == name:
+        from r1prov import headers  # noqa: PLC0415 - brings the site and its certificates
+
+        return placeable(headers.fetch(own, headers.weight_sources(source), output.say), own.name), own.bytes
+    if source:
+        raise typer.BadParameter(f"--source: {name} is known without; it is for a model of the profile's own")
+    if name == machine.BEST_ON_GPUS:
+        name = best_on_gpus([catalogue.quant(each) for each in DYNAMIC_QUANTS], profile.machine, serving).quant
+    return _of_catalogue(name)
+
+
+def _of_catalogue(name: str) -> tuple[Model, int]:
+    published = catalogue.quant(name)
+    return layout.model(name), published.bytes
+
+
+def _smaller(model: Model) -> list[Model]:
+    """The published quants that are smaller, largest first; none for another model than R1."""
+    published = [layout.model(name) for name in catalogue.quants()]
+    if model not in published:
+        return []
+    return sorted(
+        (other for other in published if other.n_bytes < model.n_bytes), key=lambda other: other.n_bytes, reverse=True
+    )
+
+
+def _size(where: str, text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise SiteError(Problem(where, str(error), "write it with its unit, e.g. `480GiB`")) from None

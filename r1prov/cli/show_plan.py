@@ -1,0 +1,162 @@
+"""How a plan is shown: a row and a bar for each device, what lies there, what a token reads, what others would do."""
+
+from __future__ import annotations
+
+import shlex
+from collections import defaultdict
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from r1prov import output
+from r1prov.offload import speed
+from r1prov.offload.memory import placement
+from r1prov.units import GB, GIB, gib
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from r1prov.model import Model
+    from r1prov.offload.compare import Alternative, Baseline
+    from r1prov.offload.outcome import Device, Outcome
+    from r1prov.offload.plan import Plan
+
+BAR = 16
+BESIDE_LAYERS = {"token embedding": "token_embd", "output": "output"}
+LEGEND = "w weights, k KV cache, c compute buffer, r reserve, . free\nreads: GB that a token of a full slot reads"
+
+
+def plan(model: Model, found: Plan, baselines: Iterable[Baseline], alternatives: Sequence[Alternative]) -> None:
+    """The plan, and what others would do beside it."""
+    slots = "1 slot" if found.slots == 1 else f"{found.slots} slots"
+    output.write(f"{found.quant}, {gib(found.model_bytes)}, {slots} of {found.context_per_slot:,} tokens\n\n")
+    assert found.outcome  # noqa: S101 - for the type checker: what is shown has been worked out
+    _devices(found.outcome)
+    cards = [device.capacity for device in found.outcome.devices]
+    output.write("\n")
+    columns = ("device", "layers", *(("all experts of", "some experts of") if model.experts_used else ()))
+    output.table(columns, list(_contents(model, found, cards)))
+    _decoding(found.outcome)
+    waits = speed.prompt_copies_seconds(model, found.setting, cards)
+    if waits and found.outcome.fits:
+        batch = found.setting.micro_batch
+        output.write(f"A prompt waits {waits:.1f} s per {batch} tokens for experts to come from RAM to CUDA0.\n")
+    _verdict(found.outcome, "r1prov plan", alternatives)
+    if found.outcome.fits:
+        environment = (f"{name}={value}" for name, value in found.environment.items())
+        output.write(f"\n{shlex.join((*environment, 'llama-server', *found.arguments))}\n")
+    if cards:
+        why = "" if found.ollama_layers == model.entries else ", whose cache is F16 and layers whole"
+        output.write(f"Ollama{why}: num_gpu {found.ollama_layers}\n")
+        output.write("\n")
+        rows = [("this plan", found.outcome), *((other.name, other.outcome) for other in baselines)]
+        output.table(
+            ("on the same machine", "GB from RAM>", "tokens/s>", "what it would do"),
+            [(name, f"{each.reads.host / GB:.2f}", _rate(each), _end(each)) for name, each in rows],
+        )
+
+
+def explained(found: Outcome, alternatives: Sequence[Alternative]) -> None:
+    """What goes where, whether it fits, and how fast it would be."""
+    _devices(found)
+    _decoding(found)
+    _verdict(found, "llama-server", alternatives)
+
+
+def refusal(reason: str, alternatives: Sequence[Alternative]) -> None:
+    """Why the engine would not start."""
+    output.write(f"llama-server would not start: {reason}\n")
+    _instead("it would start", "llama-server", alternatives)
+
+
+def _devices(found: Outcome) -> None:
+    columns = ("GiB", "weights>", "KV>", "compute>", "reserve>", "free>", "of>", "reads>", "")
+    both = zip((*found.devices, found.host), (*found.reads.cards, found.reads.host), strict=True)
+    output.table(columns, [_row(device, n_bytes) for device, n_bytes in both])
+    output.write(f"{LEGEND}\n")
+
+
+def _row(device: Device, reads: int) -> tuple[str, ...]:
+    free = device.free - device.reserve
+    figures = (device.weights, device.kv, device.compute, device.reserve, free, device.capacity)
+    return (device.name, *(f"{figure / GIB:.1f}" for figure in figures), f"{reads / GB:.2f}", _bar(device))
+
+
+def _bar(device: Device) -> str:
+    """What lies on the device, to scale; beyond its end where it does not fit."""
+    parts = (("w", device.weights), ("k", device.kv), ("c", device.compute), ("r", device.reserve))
+    bar, n_bytes = "", 0
+    for sign, size in parts:
+        n_bytes += size
+        bar += sign * (round(BAR * n_bytes / max(device.capacity, device.taken, 1)) - len(bar))
+    return f"{bar[:BAR]:.<{BAR}}"
+
+
+def _decoding(found: Outcome) -> None:
+    if found.fits:
+        (ram, ram_most), (card, card_most) = (
+            (low // GB, high // GB) for low, high in (speed.RAM_BYTES_PER_SECOND, speed.CARD_BYTES_PER_SECOND)
+        )
+        from_cards = f" and {card} to {card_most} GB/s from a card, one device after the other" if found.devices else ""
+        output.write(
+            f"\nDecoding: {_rate(found)} tokens/s, not measured: these bytes at {ram} to {ram_most} GB/s\n"
+            f"from RAM{from_cards}.\n"
+        )
+
+
+def _rate(found: Outcome) -> str:
+    """Decoded tokens per second; none where nothing would run."""
+    low, high = found.tokens_per_second
+    return f"{low:.1f} to {high:.1f}" if found.fits else "-"
+
+
+def _verdict(found: Outcome, command: str, alternatives: Sequence[Alternative]) -> None:
+    output.write("".join(f"{note}.\n" for note in found.notes))
+    if found.fits:
+        output.write("It fits.\n")
+        return
+    output.write("\nIt does not fit:\n" + "".join(f"  {reason}\n" for reason in found.reasons))
+    if not alternatives:
+        output.write("Nothing near would fit either: the machine is too small.\n")
+    _instead("it would fit", command, alternatives)
+
+
+def _instead(what: str, command: str, alternatives: Sequence[Alternative]) -> None:
+    if alternatives:
+        output.write(f"Add one of these to {command}, and {what}:\n")
+        output.write("".join(f"  {shlex.join(each.arguments)}\n" for each in alternatives))
+
+
+def _end(found: Outcome) -> str:
+    """Fits, or on which devices it does not, without the figures."""
+    full = [device.name for device in (*found.devices, found.host) if device.free < 0]
+    tight = [device.name for device in (*found.devices, found.host) if 0 <= device.free < device.reserve]
+    ends = [f"out of memory on {', '.join(full)}"] * bool(full) + [f"no reserve left on {', '.join(tight)}"] * bool(
+        tight
+    )
+    return "; ".join(ends) or "fits"
+
+
+def _contents(model: Model, found: Plan, cards: Sequence[int]) -> Iterator[tuple[str, ...]]:
+    """Layers of each device, whose experts are there, and whose are there in part."""
+    where = placement(model, found.setting, cards)
+    experts: dict[int, list[int]] = defaultdict(list)  # layer -> devices of its experts
+    for name, tensor in model.weights.items():
+        if tensor.is_experts and tensor.layer is not None:
+            experts[tensor.layer].append(where.tensors[name])
+    names = [*(f"CUDA{card}" for card in range(len(cards))), "host"]
+    for device, name in enumerate(names):
+        layers = [layer for layer, its in enumerate(where.layers) if its == device]
+        beside = [what for what, its in BESIDE_LAYERS.items() if where.tensors.get(f"{its}.weight") == device]
+        whole = [layer for layer, devices in experts.items() if set(devices) == {device}]
+        part = [layer for layer, devices in experts.items() if device in devices and layer not in whole]
+        cells = ([*_ranges(layers), *beside], *((_ranges(whole), _ranges(part)) if experts else ()))
+        yield (name, *(", ".join(cell) or "-" for cell in cells))
+
+
+def _ranges(numbers: Sequence[int]) -> list[str]:
+    """`0-3` and `7` of 0, 1, 2, 3, 7."""
+    runs = []
+    for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]):
+        members = [number for _, number in run]
+        runs.append(str(members[0]) if len(members) == 1 else f"{members[0]}-{members[-1]}")
+    return runs

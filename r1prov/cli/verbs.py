@@ -1,0 +1,91 @@
+"""The verbs, and where each is written. Its module is imported when the verb is called: `plan` need not wait for Ansible and ssh."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, Final
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+MARKUP: Final = "markdown"
+
+VERBS = {
+    "up": ("up:up", "Set up servers, or repair what has drifted. Run it again at any time."),
+    "plan": (
+        "planning:plan",
+        "Say where the model would lie on a kind of server, what a token would read, and what the rule of thumb would do there.",
+    ),
+    "explain": (
+        "planning:explain",
+        "Say what llama-server would take with these arguments, on each card and in RAM, and whether that fits.",
+    ),
+    "render": (
+        "look:render",
+        "Write the inventory that `ansible-playbook -i DIR playbooks/up.yml` runs. Contacts no host.",
+    ),
+    "profiles": ("look:profiles", "List the kinds of servers, or print one of them."),
+    "status": (
+        "look:status",
+        "Read from the hosts what is installed, running and healthy. Exit code 8 where a service does not answer.",
+    ),
+    "ask": ("ask:ask", "Ask a running server. The answer goes to stdout, what R1 thinks before it to stderr."),
+    "open": (
+        "open_:open_",
+        "Open a tunnel to the chat page and the API, and say who logs in how. Ctrl-C closes it.",
+    ),
+    "engine": (
+        "switch:engine",
+        "Let another engine hold the model, on every host of the site; the chat page follows.",
+    ),
+    "bench": ("bench:bench", "Measure prompt and decode rates of the running servers, beside the published figures."),
+    "tune": (
+        "tune:tune",
+        "Try threads, micro-batch, a tensor more or less and repacking around the plan with llama-bench, and serve with the best.",
+    ),
+    "upgrade": (
+        "upgrade:upgrade",
+        "Bring hosts to other versions, one after the other. Builds beside what runs; each host pauses only to load the model again.",
+    ),
+    "down": (
+        "down:down",
+        "Remove units, users and files of r1prov. Asks before weights and chats go; packages of the distribution stay.",
+    ),
+    "weights": ("weights:app", "A model's files, by hand: bring them into MLA form, compare two of them."),
+    "secrets": ("switch:secrets", "The secrets of a site."),
+    "lab": ("lab:app", "Throwaway hosts on this machine: real systemd, real ssh. Needs root."),
+}
+"""Verb -> the function or group in `r1prov.cli` that does it, and the beginning of its help, for the list of all."""
+
+PASSING_ON = {"explain"}
+"""Verbs whose arguments are another program's."""
+
+
+class Verbs(TyperGroup):
+    """All of VERBS."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        for name, (_, what) in VERBS.items():
+            self.commands[name] = _Verb(name, callback=None, help=what, rich_markup_mode=MARKUP)
+
+
+class _Verb(TyperCommand):
+    """Knows its name and its line in the list; the verb itself is made when it is called."""
+
+    def make_context(self, info_name: str | None, *rest: Any, **more: Any) -> Any:
+        assert self.name  # noqa: S101 - for the type checker: it is made with one
+        return command(self.name).make_context(info_name, *rest, **more)
+
+
+def command(verb: str) -> Any:
+    """The verb itself."""
+    module, _, name = VERBS[verb][0].partition(":")
+    found = getattr(importlib.import_module(f"r1prov.cli.{module}"), name)
+    if isinstance(found, typer.Typer):
+        return typer.main.get_group(found)
+    alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=MARKUP)
+    # What another program is to be told may look like options of the verb's own.
+    passes_on = {"ignore_unknown_options": True} if verb in PASSING_ON else None
+    alone.command(verb, context_settings=passes_on)(found)
+    return typer.main.get_command(alone)

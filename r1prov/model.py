@@ -1,0 +1,174 @@
+"""What a model is made of: its tensors, and the few numbers that its cache and its graph follow from. From a catalogue or a header."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@cache
+def ggml_tables() -> ModuleType:
+    """The `constants` of the `gguf` package, without the rest of it: that brings numpy, longer than a whole plan takes."""
+    package = importlib.util.find_spec("gguf")
+    file = Path(str(package and package.origin)).with_name("constants.py")
+    tables = ModuleType("gguf_constants")
+    SourceFileLoader(tables.__name__, str(file)).exec_module(tables)
+    return tables
+
+
+@cache
+def block(type_: str) -> tuple[int, int]:
+    """(elements, bytes) of a block of a ggml type, by the table of the `gguf` package.
+
+    Raises:
+        KeyError: no such type.
+    """
+    tables = ggml_tables()
+    sizes: dict[Any, tuple[int, int]] = tables.GGML_QUANT_SIZES
+    return sizes[tables.GGMLQuantizationType[type_]]
+
+
+def row_bytes(type_: str, elements: int) -> int:
+    """Bytes of `elements` in a row of `type_`; a whole number of blocks."""
+    per_block, n_bytes = block(type_)
+    return elements // per_block * n_bytes
+
+
+def layer_of(name: str) -> int | None:
+    """The layer that a tensor of this name belongs to; None for embedding and output."""
+    return int(name.split(".")[1]) if name.startswith("blk.") else None
+
+
+def is_embedding(name: str) -> bool:
+    """A row of it is read for each token, from RAM, where the engine keeps it."""
+    return name.startswith("token_embd.")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of a GGUF file.
+
+    Attributes:
+        shape: in GGUF's order, fastest first.
+        type: a ggml type as `IQ1_S`.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
+
+    @property
+    def layer(self) -> int | None:
+        """The layer it belongs to; None for embedding and output."""
+        return layer_of(self.name)
+
+    @property
+    def kind(self) -> str:
+        """Its name without the number of its layer."""
+        return self.name if self.layer is None else self.name.split(".", 2)[2]
+
+    @cached_property
+    def n_bytes(self) -> int:
+        """Bytes of its data, without padding."""
+        return row_bytes(self.type, math.prod(self.shape))
+
+    @property
+    def is_experts(self) -> bool:
+        """It holds the routed experts of a layer, of which a token reads a few."""
+        return "_exps." in self.name
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model as its GGUF metadata describe it.
+
+    Attributes:
+        layers: layers that compute, the output not counted.
+        idle_layers: layers after them that the engine counts but does not load: they predict several tokens at once (`nextn`).
+        heads: attention heads.
+        kv_heads: heads of K and V in the cache; 1 with latent attention.
+        key_length: elements of one cached K head: 576 with R1's latent attention, 192 in the legacy form.
+        value_length: elements of one V head; with latent attention V is a part of K and not cached.
+        mla: attention is latent: the file has `attn_k_b` and `attn_v_b`.
+        head_key_length: elements of one K head as the heads see it (`key_length_mla`).
+        rope_length: how many of them carry the position.
+        vocabulary: tokens.
+        experts_used: routed experts that a token goes through; 0 for a dense model.
+        expert_weights_normed, expert_weights_scaled: what is done with the weights of their results.
+        expert_groups, expert_groups_used: groups of experts, and how many of them a token may choose from; 1 where there are none.
+        context_length: tokens it was trained for.
+        tensors: all of them, in the order of the file.
+    """
+
+    name: str
+    architecture: str
+    layers: int
+    idle_layers: int
+    heads: int
+    kv_heads: int
+    key_length: int
+    value_length: int
+    mla: bool
+    head_key_length: int
+    rope_length: int
+    vocabulary: int
+    experts_used: int
+    expert_weights_normed: bool
+    expert_weights_scaled: bool
+    expert_groups: int
+    expert_groups_used: int
+    context_length: int
+    tensors: tuple[Tensor, ...]
+
+    @cached_property
+    def by_name(self) -> dict[str, Tensor]:
+        """The tensors by their names."""
+        return {tensor.name: tensor for tensor in self.tensors}
+
+    @property
+    def entries(self) -> int:
+        """What `--n-gpu-layers` counts: all layers, and the output after them."""
+        return self.layers + self.idle_layers + 1
+
+    @cached_property
+    def kinds(self) -> frozenset[str]:
+        """The names of its weights without the numbers of their layers: `attn_q.weight`."""
+        return frozenset(tensor.kind for tensor in self.weights.values())
+
+    def of_kind(self, kind: str) -> Iterator[Tensor]:
+        """Its weights of one kind, of all layers."""
+        return (tensor for tensor in self.weights.values() if tensor.kind == kind)
+
+    @cached_property
+    def weights(self) -> dict[str, Tensor]:
+        """The tensors by the names under which the graph reads them: a tied embedding is the output too, rope factors are each layer's.
+
+        The engine keeps one copy of such a tensor on each device where it is read.
+        """
+        named = {name: tensor for name, tensor in self.by_name.items() if (layer_of(name) or 0) < self.layers}
+        named.setdefault("output.weight", named["token_embd.weight"])
+        factors = named.pop("rope_freqs.weight", None)
+        if factors:
+            named |= {f"blk.{layer}.rope_freqs.weight": factors for layer in range(self.layers)}
+        return named
+
+    @cached_property
+    def shared(self) -> tuple[str, ...]:
+        """The names of `weights` behind which there is one tensor for several."""
+        count = Counter(tensor.name for tensor in self.weights.values())
+        return tuple(name for name, tensor in self.weights.items() if count[tensor.name] > 1)
+
+    @cached_property
+    def n_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.n_bytes for tensor in self.tensors)

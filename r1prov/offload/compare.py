@@ -1,0 +1,186 @@
+"""What others would do on the same machine, and what would fit where a plan does not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from r1prov.offload import search, thumb
+from r1prov.offload.memory import memory, v_type
+from r1prov.offload.outcome import Outcome, Space, outcome
+from r1prov.offload.setting import CACHE_TYPES, EXPERTS, RefusedError, Setting
+from r1prov.units import MIB
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from r1prov.model import Model
+
+CONTEXT_STEP = 256
+"""Contexts are tried in steps of this many tokens: the engine rounds its cache up to them."""
+
+LESS_RESERVE = (1024 * MIB, 768 * MIB, 512 * MIB)
+"""Reserves of a card that may do; with less, nothing is left for the CUDA context."""
+
+SMALLER_TYPES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(CACHE_TYPES, ("Q4_0",)),
+    **dict.fromkeys(("F32", "F16", "BF16"), ("Q8_0", "Q4_0")),
+    **dict.fromkeys(("Q4_0", "IQ4_NL"), ()),
+}
+"""Types of the cache that take less than one, the most exact first."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A way to place the model that people use."""
+
+    name: str
+    setting: Setting
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """Something that would fit, one thing being otherwise.
+
+    Attributes:
+        change: what: `ctx_size`, `parallel`, `n_gpu_layers`, `reserve_bytes` (numbers), `cache_type_k`, `cache_type_v`, `flash_attn`,
+            `quant` (names).
+        arguments: the same as words for the command; they win over the same options before them.
+    """
+
+    change: dict[str, int | str]
+    arguments: tuple[str, ...]
+
+
+def baselines(model: Model, wanted: Setting, space: Space, n_bytes: int) -> tuple[Baseline, ...]:
+    """The rule of thumb as a formula and as published, and all experts in RAM; nothing without cards."""
+    if not space.cards:
+        return ()
+    ways = {
+        "rule of thumb, formula": thumb.layers_on_gpu(sum(space.cards), n_bytes, model.layers),
+        "rule of thumb, published": thumb.published(model.name, space.cards),
+    }
+    # The rule counts layers, the engine entries: all layers mean the output too.
+    settings = {
+        f"{name}: {layers} layers": replace(wanted, gpu_layers=model.entries if layers == model.layers else layers)
+        for name, layers in ways.items()
+        if layers is not None
+    }
+    if model.experts_used:
+        settings["all experts in RAM"] = replace(wanted, gpu_layers=model.entries, overrides=((EXPERTS, None),))
+    return tuple(Baseline(name, setting, outcome(model, setting, space)) for name, setting in settings.items())
+
+
+def plans_that_fit(
+    model: Model, wanted: Setting, space: Space, found: Outcome, smaller: Iterable[Model]
+) -> Iterator[Alternative]:
+    """What to plan instead of what does not fit: for each thing that can be otherwise, the least change that fits.
+
+    Args:
+        model: that does not fit.
+        wanted: how it was to be served, before it was placed.
+        space: where.
+        found: the best placement, which does not fit.
+        smaller: other quants of it, largest first.
+    """
+
+    def fits(**changes: int | str) -> bool:
+        return _plan_fits(model, replace(wanted, **changes), space)  # type: ignore[arg-type]
+
+    devices = (*found.devices, found.host)
+    lacking = sum(max(device.reserve - device.free, 0) for device in devices)
+    each = wanted.context // wanted.slots
+    if lacking <= sum(device.kv + device.compute for device in devices):  # else a smaller cache would not do
+        steps = _most(lambda n: fits(context=n * CONTEXT_STEP * wanted.slots), -(-each // CONTEXT_STEP))
+        if steps:
+            yield _flag("ctx_size", steps * CONTEXT_STEP)
+        slots = _most(lambda n: fits(context=each * n, slots=n), wanted.slots)
+        if slots:
+            yield _flag("parallel", slots)
+        for kind in SMALLER_TYPES[wanted.type_k]:
+            if fits(type_k=kind, type_v=v_type(model, kind)):
+                yield _flag("cache_type_k", kind.lower())
+                break
+    room = sum(space.cards) + space.ram
+    other = next((other for other in smaller if other.n_bytes < room and _plan_fits(other, wanted, space)), None)
+    if other:
+        yield _flag("quant", other.name)
+    for reserve in LESS_RESERVE:
+        if lacking <= len(space.cards) * (space.reserve - reserve) and _plan_fits(
+            model, wanted, replace(space, reserve=reserve)
+        ):
+            yield Alternative({"reserve_bytes": reserve}, ("--reserve", f"{reserve // MIB}MiB"))
+            break
+
+
+def settings_that_fit(model: Model, setting: Setting, space: Space) -> Iterator[Alternative]:
+    """Other arguments of llama-server than `setting`'s, which do not fit: fewer entries on the cards, a smaller cache."""
+    if space.cards:
+        entries = model.entries
+        layers = _most(
+            lambda n: _fits(model, replace(setting, gpu_layers=n), space), min(setting.gpu_layers or entries, entries)
+        )
+        if layers:
+            yield _flag("n_gpu_layers", layers)
+    steps = _most(
+        lambda n: _fits(model, replace(setting, context=n * CONTEXT_STEP), space),
+        (setting.context or model.context_length) // CONTEXT_STEP,
+    )
+    if steps:
+        yield _flag("ctx_size", steps * CONTEXT_STEP)
+
+
+def settings_that_start(model: Model, setting: Setting, cards: Sequence[int]) -> Iterator[Alternative]:
+    """The nearest arguments to those that the engine refuses."""
+    k, v = setting.type_k, setting.type_v
+    tries = (
+        (replace(setting, type_v=k), _flag("cache_type_v", k.lower())),
+        (replace(setting, type_k=v), _flag("cache_type_k", v.lower())),
+        (replace(setting, type_v="F16"), _flag("cache_type_v", "f16")),
+        (replace(setting, flash=None), _flag("flash_attn", "auto")),
+    )
+    seen: list[Setting] = [setting]
+    for changed, told in tries:
+        if changed not in seen and _starts(model, changed, cards):
+            yield told
+        seen.append(changed)
+
+
+def _flag(key: str, value: int | str) -> Alternative:
+    return Alternative({key: value}, (f"--{key.replace('_', '-')}", str(value)))
+
+
+def _most(fits: Callable[[int], bool], too_many: int) -> int:
+    """The largest number below `too_many` that fits, 0 where none does."""
+    low, high = 0, too_many
+    if high < 2 or not fits(1):  # mostly nothing of this kind helps, which is then known at once
+        return 0
+    low = 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _plan_fits(model: Model, wanted: Setting, space: Space) -> bool:
+    try:
+        found = search.best(model, wanted, space.rooms) if space.cards else None
+    except RefusedError:
+        return False
+    return _fits(model, found or wanted, space)
+
+
+def _fits(model: Model, setting: Setting, space: Space) -> bool:
+    try:
+        return outcome(model, setting, space).fits
+    except RefusedError:
+        return False
+
+
+def _starts(model: Model, setting: Setting, cards: Sequence[int]) -> bool:
+    try:
+        memory(model, setting, cards)
+    except RefusedError:
+        return False
+    return True

@@ -1,0 +1,81 @@
+"""A plan, or what arguments would do, as one JSON document. Its keys are described in docs/offload.md and do not change."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from r1prov.offload.compare import Alternative, Baseline
+    from r1prov.offload.outcome import Device, Outcome
+    from r1prov.offload.plan import Plan
+
+BASIS = (
+    "bytes read per token, of weights and of a full slot's cache, over what decoding gets out of RAM (35 to 60 GB/s, figures of others on"
+    " such servers) and cards (400 to 800 GB/s), one after the other; not measured on this machine"
+)
+
+
+def of_outcome(found: Outcome, arguments: Sequence[str], alternatives: Iterable[Alternative]) -> dict[str, Any]:
+    """What `arguments` would do, and what would fit if they do not."""
+    low, high = found.tokens_per_second
+    return {
+        "devices": [_device(device) for device in found.devices],
+        "host": _device(found.host),
+        "arguments": list(arguments),
+        "environment": {},
+        "bytes_per_token": {"host": found.reads.host, "devices": list(found.reads.cards)},
+        "decode_tokens_per_second": {"low": round(low, 2), "high": round(high, 2), "basis": BASIS},
+        "fits": found.fits,
+        "reasons": list(found.reasons),
+        "notes": list(found.notes),
+        "alternatives": [_alternative(alternative) for alternative in alternatives],
+    }
+
+
+def of_refusal(reason: str, arguments: Sequence[str], alternatives: Iterable[Alternative]) -> dict[str, Any]:
+    """Arguments with which the engine would not start, and near ones with which it would."""
+    return {
+        "devices": [],
+        "host": None,
+        "arguments": list(arguments),
+        "fits": False,
+        "reasons": [reason],
+        "notes": [],
+        "alternatives": [_alternative(alternative) for alternative in alternatives],
+    }
+
+
+def of_plan(
+    plan: Plan, found: Outcome, baselines: Iterable[Baseline], alternatives: Iterable[Alternative]
+) -> dict[str, Any]:
+    """A plan, what others would do beside it, and what would fit if it does not."""
+    return of_outcome(found, plan.arguments, alternatives) | {
+        "environment": plan.environment,
+        "ollama": {"num_gpu": plan.ollama_layers, "num_ctx": plan.context_per_slot},
+        "baselines": [
+            {
+                "name": baseline.name,
+                "fits": baseline.outcome.fits,
+                "reasons": list(baseline.outcome.reasons),
+                "bytes_per_token": {"host": baseline.outcome.reads.host, "devices": list(baseline.outcome.reads.cards)},
+            }
+            for baseline in baselines
+        ],
+    }
+
+
+def _alternative(alternative: Alternative) -> dict[str, Any]:
+    return {"change": alternative.change, "arguments": list(alternative.arguments)}
+
+
+def _device(device: Device) -> dict[str, Any]:
+    return {
+        "name": device.name,
+        "capacity_bytes": device.capacity,
+        "weights_bytes": device.weights,
+        "kv_bytes": device.kv,
+        "compute_bytes": device.compute,
+        "reserve_bytes": device.reserve,
+    }

@@ -1,0 +1,55 @@
+"""Which model has which graph."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from r1prov.offload.engine.builder import Batch, Builder
+from r1prov.offload.engine.deepseek2 import DeepSeek2
+from r1prov.offload.engine.llama import Llama
+from r1prov.offload.engine.presumed import Presumed, missing
+
+if TYPE_CHECKING:
+    from r1prov.model import Model
+
+BUILDERS: dict[str, type[Builder]] = {
+    "deepseek2": DeepSeek2,
+    **dict.fromkeys(("llama", "qwen2", "qwen3", "qwen3moe"), Llama),
+}
+"""The architectures whose graph is known."""
+
+
+def known(model: Model) -> bool:
+    """The graph is the engine's own, so its memory is too: no tensor of the file is read by other operations than in the graph."""
+    builder = BUILDERS.get(model.architecture)
+    return builder is not None and model.kinds <= builder.READS and builder.shaped(model)
+
+
+def builder_of(model: Model) -> type[Builder]:
+    """The graph of the model, or what its tensors suggest."""
+    return BUILDERS[model.architecture] if known(model) else Presumed
+
+
+def check(model: Model) -> None:
+    """That a graph can be drawn of the model.
+
+    Raises:
+        ValueError: its tensors suggest none, or one is missing; one sentence.
+    """
+    builder = builder_of(model)
+    unclear = missing(model) if builder is Presumed else None
+    if not unclear:
+        try:
+            builder(model, _ONE_TOKEN, {}, flash_on_cards=True).build()
+        except KeyError as error:
+            unclear = f"it has no tensor `{error.args[0]}`"
+    if unclear:
+        exact = ", ".join(BUILDERS)
+        raise ValueError(
+            f"no graph of `{model.architecture}` can be drawn: {unclear} (known are {exact}, and what is built like them)"
+        )
+
+
+_ONE_TOKEN = Batch(
+    tokens=1, outputs=1, cells=256, streams=1, type_k="F16", type_v="F16", flash=True, transposed_v=False
+)

@@ -1,0 +1,40 @@
+"""What the operator wants: hosts, profile, quant, context, sources, services. From `r1prov.yml` and flags.
+
+keys      what the file may say
+sources   the part of it that names addresses
+load      file and flags -> Site
+"""
+
+from r1prov.site.keys import (
+    TESTED_LLAMA_CPP,
+    TESTED_OPEN_WEBUI,
+    Certificate,
+    Check,
+    Engine,
+    Host,
+    LocalAuthority,
+    Site,
+    SiteFile,
+)
+from r1prov.site.load import SITE_FILE, load, merged, validated
+from r1prov.site.sources import Hub, ModelScope, WeightSource, places
+
+__all__ = [
+    "SITE_FILE",
+    "TESTED_LLAMA_CPP",
+    "TESTED_OPEN_WEBUI",
+    "Certificate",
+    "Check",
+    "Engine",
+    "Host",
+    "Hub",
+    "LocalAuthority",
+    "ModelScope",
+    "Site",
+    "SiteFile",
+    "WeightSource",
+    "load",
+    "merged",
+    "places",
+    "validated",
+]

@@ -1,0 +1,220 @@
+"""The site from `r1prov.yml` and flags, checked: everything that is wrong is said at once, before anyone is contacted."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from r1prov import documents
+from r1prov.errors import Problem, SiteError
+from r1prov.judges import certificate_fault
+from r1prov.machine import Profile, load_profile
+from r1prov.site.keys import Certificate, Site, SiteFile
+
+if TYPE_CHECKING:
+    from r1prov.site.keys import Gateway
+    from r1prov.site.sources import LlamaCppSource, OllamaSource, PythonSource
+
+    Archive = LlamaCppSource | OllamaSource | PythonSource
+
+SITE_FILE = "r1prov.yml"
+FLAGS = {"context_per_slot": "--ctx-size", "slots": "--parallel"}
+"""Flags that are called as llama-server calls them."""
+
+
+def load(path: Path | None = None, *, chosen: dict[str, Any] | None = None, **flags: Any) -> Site:
+    """The site from a file (`path`, or `r1prov.yml` in this folder when no host is named) and flags, which win.
+
+    Args:
+        path: the site file.
+        chosen: keys that hold where the file is silent: what `r1prov engine` and `r1prov upgrade` have chosen before.
+        flags: keys of `SiteFile`; None or empty means: not given. `hosts` are strings.
+
+    Raises:
+        SiteError: everything that is wrong, at once.
+    """
+    given = {key: value for key, value in flags.items() if value not in (None, (), [])}
+    if path is None and not given.get("hosts") and Path(SITE_FILE).is_file():
+        path = Path(SITE_FILE)
+    if path is not None:
+        base = _read(path).model_dump(exclude_unset=True)
+        path = path.resolve()
+    else:
+        base = {}
+        _require_flags(given)
+    file = validated(merged(chosen or {}, merged(base, given)))
+    file = _files_beside(path, file)
+    return Site(path=path, file=file, profile=_with_wishes(load_profile(file.profile), file))
+
+
+def validated(keys: dict[str, Any]) -> SiteFile:
+    """The keys of a file and of flags, taken together.
+
+    Raises:
+        SiteError: what is wrong with a flag, or with keys that contradict each other.
+    """
+    try:
+        return SiteFile.model_validate(keys)
+    except ValidationError as error:
+        raise SiteError(
+            *(
+                Problem(
+                    _flag(detail["loc"]),
+                    documents.words(detail),
+                    "see --help and docs/site.md",
+                )
+                for detail in error.errors()
+            )
+        ) from None
+
+
+def _flag(location: tuple[int | str, ...]) -> str:
+    """The flag that a key stands for; the versions have one each (`r1prov upgrade`)."""
+    words = [str(part) for part in location[:2]]
+    if not words:
+        return "the site"
+    return FLAGS.get(words[0], "--" + (words[-1].replace("_", "-") if words[0] == "versions" else words[0]))
+
+
+def _read(path: Path) -> SiteFile:
+    """The site file; where it is wrong, what is wrong with its profile is said too.
+
+    Raises:
+        SiteError: everything that is wrong.
+    """
+    try:
+        return documents.load(path, SiteFile)
+    except SiteError as error:
+        profile = documents.glance(path, "profile")
+        try:
+            if isinstance(profile, str):
+                load_profile(_beside(path.parent, profile))
+        except SiteError as also:
+            raise SiteError(*error.problems, *also.problems) from None
+        raise
+
+
+def _beside(folder: Path, profile: str) -> str:
+    """A profile's name, or the path of an own one, relative to the site file."""
+    return str(folder / profile) if profile.endswith((".yml", ".yaml")) else profile
+
+
+def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Both; where both have a key that holds keys, theirs together; else `above` wins."""
+    both = {key: merged(below[key], above[key]) for key in below.keys() & above.keys() if isinstance(above[key], dict)}
+    return below | above | both
+
+
+def _require_flags(given: dict[str, Any]) -> None:
+    missing = [
+        Problem("command line", what, remedy)
+        for key, what, remedy in (
+            ("hosts", "no host is named", f"name hosts, or write a {SITE_FILE} (docs/site.md)"),
+            ("profile", "no profile is named", "add --profile; `r1prov profiles` lists them"),
+        )
+        if key not in given
+    ]
+    if missing:
+        raise SiteError(*missing)
+
+
+def _files_beside(path: Path | None, file: SiteFile) -> SiteFile:
+    """Files of the controller are named relative to the site file; they must be there before anything starts.
+
+    Raises:
+        SiteError: those that are missing or, for an archive, corrupt.
+    """
+    folder = path.parent if path else Path.cwd()
+    sources = file.sources
+    profile = _beside(folder, file.profile)
+    certificates = tuple(str(folder / name) for name in sources.ca_certificates)
+    weights = tuple(
+        source.model_copy(update={"token_file": str(folder / source.token_file)})
+        if source.type == "hub" and source.token_file
+        else source
+        for source in sources.weights
+    )
+    hosts = tuple(
+        host.model_copy(update={"identity_file": str(folder / Path(host.identity_file).expanduser())})
+        if host.identity_file
+        else host
+        for host in file.hosts
+    )
+    gateway = file.gateway
+    tls = gateway.tls if gateway else None
+    if gateway and isinstance(tls, Certificate):
+        tls = tls.model_copy(update={"chain": str(folder / tls.chain), "key": str(folder / tls.key)})
+        gateway = gateway.model_copy(update={"tls": tls})
+    wanted = [
+        *certificates,
+        *((tls.chain, tls.key) if isinstance(tls, Certificate) else ()),
+        *(s.token_file for s in weights if s.type == "hub" and s.token_file),
+        *(h.identity_file for h in hosts if h.identity_file),
+    ]
+    problems = [
+        Problem(
+            name, "this file does not exist", "the site file or a flag names it; paths are relative to the site file"
+        )
+        for name in wanted
+        if not Path(name).is_file()
+    ]
+    if gateway and not problems:
+        problems += _certificate_faults(gateway)
+    archives = {}
+    for kind in ("llama_cpp", "ollama", "python"):
+        archives[kind], wrong = _archive_beside(folder, kind, getattr(sources, kind))
+        problems += wrong
+    if problems:
+        raise SiteError(*problems)
+    return file.model_copy(
+        update={
+            "profile": profile,
+            "hosts": hosts,
+            "gateway": gateway,
+            "sources": sources.model_copy(update={"ca_certificates": certificates, "weights": weights, **archives}),
+        }
+    )
+
+
+def _certificate_faults(gateway: Gateway) -> list[Problem]:
+    """What keeps a given certificate from serving; its files are there."""
+    if not isinstance(gateway.tls, Certificate):
+        return []
+    chain, key = (Path(name).read_text(errors="replace") for name in (gateway.tls.chain, gateway.tls.key))
+    found = certificate_fault(chain, key, gateway.server_name, datetime.now(UTC))
+    return [Problem(gateway.tls.chain, *found)] if found else []
+
+
+def _archive_beside(folder: Path, kind: str, source: Archive) -> tuple[Archive, list[Problem]]:
+    """A source with its archive's full path and digest, where it is a file of the controller, and what is wrong with it."""
+    path = folder / source.archive
+    if not source.archive or not path.is_file():
+        if not source.archive or re.match(r"https?://|/", source.archive):
+            return source, []
+        remedy = "name a URL, a file here, or an absolute path on the hosts"
+        return source, [Problem(str(path), "this archive does not exist", remedy)]
+    with path.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    if source.sha256 and digest != source.sha256:
+        what = f"its sha256 is {digest}, not what sources.{kind}.sha256 says"
+        return source, [Problem(str(path), what, "get the archive again, or correct the digest")]
+    return source.model_copy(update={"archive": str(path), "sha256": digest}), []
+
+
+def _with_wishes(profile: Profile, file: SiteFile) -> Profile:
+    wishes = {
+        key: value
+        for key, value in (
+            ("quant", file.quant),
+            ("context_per_slot", file.context_per_slot),
+            ("slots", file.slots),
+            ("kv_type_k", file.kv_type_k),
+        )
+        if value is not None
+    }
+    return profile.model_copy(update={"serving": profile.serving.model_copy(update=wishes)})

@@ -1,0 +1,71 @@
+"""A model's files by hand: brought into MLA form, and two of them compared by the engine's own answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from r1prov import gguf, paths
+from r1prov.errors import Problem, SiteError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+KEY_TYPES = ("Q8_0", "F16")
+"""What `attn_k_b` can be made of, the first unless asked otherwise."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file that was written.
+
+    Attributes:
+        path: the file.
+        n_bytes: its size.
+        sha256: of its content; `path.sha256` beside it holds it as sha256sum writes it.
+    """
+
+    path: Path
+    n_bytes: int
+    sha256: str
+
+
+def convert(source: Path, target: Path, key_type: str, report: Callable[[int, int], None]) -> Written | None:
+    """Writes the model of `source`, in MLA form and in one file, to `target`; the name appears when the file is whole.
+
+    Args:
+        source: a GGUF file with legacy attention, or any shard of a set.
+        target: the new file.
+        key_type: one of `KEY_TYPES`.
+        report: told bytes done and bytes in all, now and then.
+
+    Returns:
+        What was written; None where `source` has MLA form already.
+
+    Raises:
+        SiteError: the source cannot be converted, or the target not be written; nothing is left of it.
+    """
+    if target.exists():
+        raise SiteError(Problem(str(target), "it is there already", "remove it, or name another file"))
+    if not target.parent.is_dir():
+        raise SiteError(Problem(str(target), "its folder does not exist", "make it, or name another file"))
+    gguf.read(source)  # says what is wrong with it, or with its set
+    mla, stream, header = (paths.module_util(name) for name in ("mla", "gguf_stream", "gguf_header"))
+    growing = target.with_name(f".{target.name}.growing")
+    try:
+        keys, parts = mla.converted([header.read(path) for path in gguf.files(source)], key_type)
+        digest = stream.write(growing, keys, parts, report)
+        # In this order: a digest without its file means nothing.
+        target.with_name(f"{target.name}.sha256").write_text(f"{digest}  {target.name}\n", encoding="utf-8")
+        growing.rename(target)
+    except mla.AlreadyError:
+        return None
+    except (mla.FormError, stream.StreamError, header.GgufError) as error:
+        what, _, remedy = str(error).partition(". ")
+        raise SiteError(Problem(str(source), what, remedy or "take another file")) from None
+    except OSError as error:
+        raise SiteError(
+            Problem(str(target), f"it cannot be written: {error.strerror}", "choose another folder")
+        ) from None
+    return Written(target, target.stat().st_size, digest)

@@ -1,0 +1,125 @@
+"""Knocks at the gateway from outside, in the way that the last argument names. Ends with a traceback where it is not as it should be.
+
+Arguments: address, server name, file of the authority, API key, way.
+"""
+
+import http.client
+import itertools
+import json
+import socket
+import ssl
+import sys
+import time
+
+ADDRESS, NAME, AUTHORITY, KEY, WAY = sys.argv[1:]
+TRUST = ssl.create_default_context(cafile=AUTHORITY)
+RIGHT = {"Authorization": f"Bearer {KEY}"}
+
+
+def connection():
+    """One that has checked the certificate."""
+    raw = socket.create_connection((ADDRESS, 443), timeout=60)
+    opened = http.client.HTTPConnection(NAME)
+    opened.sock = TRUST.wrap_socket(raw, server_hostname=NAME)
+    return opened
+
+
+def answer(path, headers=None, body=None, over=None):
+    """Status and text. `headers` may be pairs, to give one twice; the path is sent as it is."""
+    opened = over or connection()
+    opened.putrequest("POST" if body else "GET", path)
+    pairs = headers.items() if isinstance(headers, dict) else headers or ()
+    for name, value in (*pairs, *([("Content-Length", str(len(body)))] if body else [])):
+        opened.putheader(name, value)
+    opened.endheaders(body)
+    got = opened.getresponse()
+    return got.status, got.read().decode()
+
+
+def question(**more):
+    return json.dumps({"messages": [{"role": "user", "content": "Tell a long story."}], **more}).encode()
+
+
+def refused():
+    wrong = ({}, {"Authorization": KEY}, {"Authorization": f"Bearer {KEY.upper()}"}, {"Authorization": f"bearer {KEY}"})
+    wrong += ({"Authorization": f"Bearer {KEY}x"}, {"Authorization": f"Bearer {KEY[:-1]}"}, {"X-Api-Key": KEY})
+    for headers in wrong:
+        assert answer("/v1/models", headers)[0] == 401, headers
+        assert answer("/v1/chat/completions", headers, question(max_tokens=1))[0] == 401, headers
+    assert answer("/v1/models", [("Authorization", "Bearer x"), *RIGHT.items()])[0] in (400, 401)
+    for path in ("//v1/models", "/v1//models", "/x/../v1/models", "/v1/%6dodels", "/%761/models", "/./v1/models"):
+        assert answer(path)[0] == 401, path
+    # Whatever leads elsewhere than to /v1/ leads to the page, with the key or without, and the page asks for a login.
+    for path in (
+        "/v1/../metrics",
+        "/v1/..%2fmetrics",
+        "/V1/models",
+        "/metrics",
+        "/props",
+        "/slots",
+        "/v1",
+        "/api/tags",
+    ):
+        for headers in ({}, RIGHT):
+            status, text = answer(path, headers)
+            assert text.startswith("log in") or status in (301, 400), (path, status, text)
+            time.sleep(0.2)  # below the limit
+    assert answer("/api/chat/completions", {}, question())[0] in (401, 501)
+
+
+def answers():
+    status, text = answer("/v1/models", RIGHT)
+    assert (status, json.loads(text)["data"][0]["id"]) == (200, "demo")
+    status, text = answer("/", {"X-Forwarded-For": "192.0.2.1"})
+    assert status == 200
+    assert "192.0.2.1" not in text
+    assert answer("/health") == (200, '{"status": true}')
+
+
+def streams():
+    opened = connection()
+    body = question(stream=True, max_tokens=40, ignore_eos=True)
+    opened.request("POST", "/v1/chat/completions", body, RIGHT)
+    times, last = [], b""
+    for line in opened.getresponse():
+        times.append(time.monotonic())
+        last = line if line.strip() else last
+    assert last == b"data: [DONE]\n", last
+    assert len(times) > 40
+    # Not all at once, which is how a proxy that buffers passes it on.
+    assert max(b - a for a, b in itertools.pairwise(times)) < (times[-1] - times[0]) / 4
+
+
+def websocket(seconds=2):
+    opened = connection()
+    opened.putrequest("GET", "/ws/socket.io/")
+    for name, value in (("Upgrade", "websocket"), ("Connection", "Upgrade")):
+        opened.putheader(name, value)
+    opened.endheaders()
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        head += opened.sock.recv(1)
+    assert head.startswith(b"HTTP/1.1 101"), head
+    for _ in range(seconds):
+        opened.sock.sendall(b"ping")
+        assert opened.sock.recv(4) == b"ping"
+        time.sleep(1)
+
+
+def stays():
+    """Longer than the role takes that reloads the configuration in the meantime."""
+    websocket(20)
+
+
+def limited():
+    over = connection()
+    found = [answer("/v1/models", RIGHT, over=over)[0] for _ in range(60)]
+    assert found[:10] == [200] * 10, found
+    assert 429 in found, found
+    time.sleep(3)
+    assert answer("/v1/models", RIGHT)[0] == 200
+    body = json.dumps({"email": "a@example.com", "password": "guess"}).encode()
+    assert [answer("/api/v1/auths/signin", {}, body)[0] for _ in range(8)][-1] == 429
+
+
+globals()[WAY]()

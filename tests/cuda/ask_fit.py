@@ -1,0 +1,81 @@
+"""What llama.cpp's own `--fit` would choose for many machines: `tests/data/engine_fit.json`, which no plan may read more RAM than.
+
+    python -m tests.cuda.ask_fit PROGRAM > tests/data/engine_fit.json
+
+PROGRAM is that of `ask_memory`. Ten minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from r1prov.layout import TYPES
+from tests.cuda import fullsize
+from tests.cuda.ask_memory import CARDS, HOST, LARGE, SMALL
+
+MIDDLE, LITTLE = 49_140, 16_376  # MiB that nvidia-smi shows for an RTX A6000 and an RTX 4080
+MACHINES = (
+    *(cards for cards in CARDS if cards),
+    *((MIDDLE, MIDDLE), (LITTLE,), (LITTLE,) * 4, (LITTLE, SMALL), (SMALL, LITTLE, MIDDLE), (LARGE, LITTLE, LITTLE)),
+    *((LITTLE, LARGE, SMALL, MIDDLE), (MIDDLE,) * 3, (SMALL,) * 7, (LARGE, MIDDLE, SMALL, LITTLE, SMALL)),
+)
+CONTEXTS = (512, 2048, 8192, 16_384, 32_768, 65_536)
+SLOTS = (1, 1, 2, 4, 8)
+CACHES = ("f16", "f16", "q8_0", "q4_0")
+NAMED = tuple(
+    (quant, cards, mla, context)
+    for quant, cards in (("UD-IQ1_S", (SMALL,) * 4), ("Q4_K_M", (LARGE,) * 4))
+    for mla in (False, True)
+    for context in (512, 8192)
+)
+"""Those that docs/offload.md shows."""
+
+
+def questions(count: int = 57) -> Iterator[dict[str, Any]]:
+    """Each machine three times or so, with the rest at random. V is of K's type in latent attention, else F16, as r1prov has it."""
+    for quant, cards, mla, context in NAMED:
+        yield _question(quant, cards, mla=mla, context=context, slots=1, kind="f16")
+    dice = random.Random(58)
+    for cards in itertools.islice(itertools.cycle(MACHINES), count):
+        yield _question(
+            dice.choice(list(TYPES)),
+            cards,
+            mla=dice.random() < 0.5,
+            context=dice.choice(CONTEXTS),
+            slots=dice.choice(SLOTS),
+            kind=dice.choice(CACHES),
+        )
+
+
+def _question(quant: str, cards: Sequence[int], *, mla: bool, context: int, slots: int, kind: str) -> dict[str, Any]:
+    asked = {"quant": quant, "mla": mla, "cards": list(cards), "context": context, "slots": slots}
+    return asked | {"type_k": kind, "type_v": kind if mla else "f16"}
+
+
+def main(program: str) -> None:
+    answers = []
+    with tempfile.TemporaryDirectory() as folder:
+        for asked in questions():
+            file = Path(folder) / f"{asked['quant']}-{asked['mla']}.gguf"
+            if not file.exists():
+                fullsize.write(file, asked["quant"], mla=asked["mla"])
+            words = [program, str(file), ",".join(map(str, asked["cards"])), str(HOST), "-c", str(asked["context"])]
+            words += ["-np", str(asked["slots"]), "-ctk", asked["type_k"], "-ctv", asked["type_v"], "--fit", "on"]
+            told = subprocess.run(words, capture_output=True, text=True, check=False).stdout
+            fitted = next((shlex.split(line) for line in told.splitlines() if line.startswith("-c ")), None)
+            answers.append(json.dumps(asked | {"arguments": fitted}))
+            sys.stderr.write(answers[-1] + "\n")
+    sys.stdout.write("[\n" + ",\n".join(answers) + "\n]\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

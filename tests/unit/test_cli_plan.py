@@ -1,0 +1,289 @@
+"""The verbs `plan` and `explain`: what they print is what the model of memory says."""
+
+import json
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from r1prov import output
+from r1prov.cli import main
+from r1prov.errors import Exit
+from r1prov.lab import tinymodel
+from r1prov.units import GIB, MIB, parse_cards
+from tests.cuda import fullsize, models
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "golden" / "plan"
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+def document(capsys: pytest.CaptureFixture[str], *words: str) -> dict:
+    code, out, _ = run(capsys, *words)
+    assert code == 0
+    return json.loads(out)
+
+
+def test_explain_says_what_35_layers_take(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["-ngl", "35", "-c", "512", "--cache-type-k", "q4_0"]
+    told = document(capsys, "explain", "--gpus", "4x24564MiB", "--ram", "480GB", "--json", "--", *words)
+    assert told["fits"]
+    assert told["arguments"] == words
+    keys = {"name", "capacity_bytes", "weights_bytes", "kv_bytes", "compute_bytes", "reserve_bytes"}
+    assert all(device.keys() == keys for device in (*told["devices"], told["host"]))
+    assert sum(device["weights_bytes"] for device in told["devices"]) == pytest.approx(80.7e9, rel=0.01)
+    assert told["bytes_per_token"]["host"] == pytest.approx(6.57e9, rel=0.01)
+
+
+def test_explain_names_the_card_that_runs_out_and_says_what_would_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("explain", "--gpus", "1x24GiB", "--ram", "480GiB", "--", "-np", "1", "-c", "8192")
+    code, out, _ = run(capsys, *words, "-ngl", "9")
+    assert code == 0
+    assert "\nIt does not fit:\n  CUDA0 runs out of memory" in out
+    layers, context = out[out.index("Add one of these") :].splitlines()[1:3]
+    assert (layers.split()[0], context.split()[0]) == ("--n-gpu-layers", "--ctx-size")
+    for better in (layers.split(), context.split()):
+        more = [better[0], str(int(better[1]) + (256 if better[0] == "--ctx-size" else 1))]
+        assert "It fits." in run(capsys, *words, "-ngl", "9", *better)[1]
+        assert "It does not fit" in run(capsys, *words, "-ngl", "9", *more)[1]
+
+
+def test_explain_says_why_the_engine_would_not_start_and_what_would(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = fullsize.write(tmp_path / "r1.gguf", "UD-IQ1_S", mla=True)
+    asked = ("explain", "--gpus", "4x24GiB", "--ram", "480GiB", "--gguf", str(file), "--json", "--", "-ctk", "q4_0")
+    told = document(capsys, *asked)
+    assert not told["fits"]
+    assert "different K (q4_0) and V (f16) cache types" in told["reasons"][0]
+    assert told["alternatives"] == [
+        {"change": {"cache_type_v": "q4_0"}, "arguments": ["--cache-type-v", "q4_0"]},
+        {"change": {"cache_type_k": "f16"}, "arguments": ["--cache-type-k", "f16"]},
+    ]
+    for alternative in told["alternatives"]:
+        assert document(capsys, *asked, *alternative["arguments"])["devices"]
+
+
+def test_a_quantised_v_without_flash_attention_has_near_settings_too(capsys: pytest.CaptureFixture[str]) -> None:
+    told = document(
+        capsys, "explain", "--gpus", "1x24GiB", "--ram", "480GiB", "--json", "--", "-ctv", "q4_0", "-fa", "off"
+    )
+    assert [each["change"] for each in told["alternatives"]] == [{"cache_type_v": "f16"}, {"flash_attn": "auto"}]
+
+
+def test_llama_servers_arguments_need_no_dashes_before_them(capsys: pytest.CaptureFixture[str]) -> None:
+    machine, arguments = ("explain", "--gpus", "1x24GiB", "--ram", "480GiB", "--json"), ("-ngl", "7", "-c", "512")
+    assert document(capsys, *machine, *arguments) == document(capsys, *machine, "--", *arguments)
+
+
+def test_plan_puts_others_beside_it(capsys: pytest.CaptureFixture[str]) -> None:
+    told = document(capsys, "plan", "--profile", "4x4090", "--json")
+    assert told["fits"]
+    assert [other["fits"] for other in told["baselines"]] == [False, False, True]
+    assert told["bytes_per_token"]["host"] < min(other["bytes_per_token"]["host"] for other in told["baselines"])
+    assert told["ollama"] == {"num_gpu": 29, "num_ctx": 8192}
+    assert all(
+        d["capacity_bytes"] - d["weights_bytes"] - d["kv_bytes"] - d["compute_bytes"] >= d["reserve_bytes"]
+        for d in told["devices"]
+    )
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("case", ["4x4090", "4xh800", "too-small"])
+def test_plan_is_a_page_of_text(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str, width: int
+) -> None:
+    """As a person reads it, on a terminal of 80 and of 120 columns. `make docs` writes it anew."""
+    monkeypatch.setattr(output._out, "width", width)
+    words = ("--profile", case) if case != "too-small" else ("--profile", str(cpu_with(tmp_path, "160 GB")))
+    _, out, _ = run(capsys, "plan", *words, *(("--ctx-size", "16384") if case == "too-small" else ()))
+    text = "".join(f"{line.rstrip()}\n" for line in out.splitlines())
+    golden = GOLDEN / f"{case}-{width}.txt"
+    if os.environ.get("R1PROV_GOLDEN") == "write":
+        golden.parent.mkdir(parents=True, exist_ok=True)
+        golden.write_text(text)
+    assert text == golden.read_text()
+    assert all(
+        len(line) <= width
+        for line in text.splitlines()
+        if not line.startswith(("CUDA_DEVICE_ORDER", "A token", "  host"))
+    )
+
+
+def cpu_with(folder: Path, ram: str) -> Path:
+    """The profile `cpu` with other RAM."""
+    text = (ROOT / "inventory" / "profiles" / "cpu.yml").read_text()
+    profile = folder / "small.yml"
+    profile.write_text(re.sub(r"ram: .*", f"ram: {ram}", text))
+    return profile
+
+
+def test_plan_for_too_little_ram_says_what_would_fit(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ("plan", "--profile", str(cpu_with(tmp_path, "170 GB")), "--quant", "UD-IQ1_M", "--json")
+    told = document(capsys, *words, "--ctx-size", "1024")
+    assert not told["fits"]
+    assert "host runs out of memory" in told["reasons"][0]
+    assert told["alternatives"] == [{"change": {"quant": "UD-IQ1_S"}, "arguments": ["--quant", "UD-IQ1_S"]}]
+    assert document(capsys, *words, "--ctx-size", "1024", "--quant", "UD-IQ1_S")["fits"]
+
+
+def test_the_largest_context_that_fits_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ("plan", "--profile", str(cpu_with(tmp_path, "160 GB")), "--quant", "UD-IQ1_S", "--json", "--ctx-size")
+    told = document(capsys, *words, "16384")
+    (context,) = [each["change"]["ctx_size"] for each in told["alternatives"] if "ctx_size" in each["change"]]
+    assert document(capsys, *words, str(context))["fits"]
+    assert not document(capsys, *words, str(context + 256))["fits"]
+
+
+def test_less_reserve_and_fewer_slots_are_alternatives(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    told = document(capsys, "plan", "--profile", "4x4090", "--reserve", "30GiB", "--json")
+    assert told["alternatives"] == [{"change": {"reserve_bytes": 2**30}, "arguments": ["--reserve", "1024MiB"]}]
+    words = ("plan", "--profile", str(cpu_with(tmp_path, "170 GB")), "--quant", "UD-IQ1_S", "--json")
+    told = document(capsys, *words, "--ctx-size", "2048", "--parallel", "4")
+    assert {"change": {"parallel": 2}, "arguments": ["--parallel", "2"]} in told["alternatives"]
+
+
+def test_plan_takes_the_quant_that_the_profile_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, "plan", "--profile", "4xh800")
+    assert out.startswith("UD-Q2_K_XL")
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("explain", "--gpus", "four", "--ram", "1GiB"), "are no cards"),
+        (("explain", "--gpus", "0", "--ram", "1"), "is no size"),
+        (("explain", "--gpus", "0", "--ram", "1GiB", "--quant", "UD-IQ9"), "no quant is called"),
+        (("plan", "--gguf", "/nowhere.gguf"), "cannot be read: No such file or directory"),
+        (("plan", "--profile", "demo", "--source", "/nowhere"), "cannot be read: No such file or directory"),
+        (("plan", "--gguf", "http://127.0.0.1:9/a.gguf"), "cannot be read: Connection refused"),
+        (("plan", "--gguf", str(ROOT)), "Is a directory"),
+        (("plan", "--gguf", str(ROOT / "Makefile")), "it is no GGUF file"),
+        (("plan", "--profile", "4x409"), "did you mean 4x4090"),
+        (("plan", "--ctx-size", "10"), "--ctx-size: should be greater than or equal to 256"),
+        (("plan", "--parallel", "0"), "--parallel: should be greater"),
+        (("explain", "--gpus", "3x", "--ram", "1GiB"), "`3x` are no cards"),
+        (("explain", "--gpus", "4x24GiB,0", "--ram", "1GiB"), "`4x24GiB,0` are no cards"),
+        (("explain", "--gpus", "1x0GiB", "--ram", "1GiB"), "`1x0GiB` are no cards"),
+        (("explain", "--gpus", "0", "--ram", "1GiB", "--reserve", "-1"), "--reserve: `-1` is no size"),
+        (("plan", "--cache-type-k", "q4_9"), "--cache-type-k: is none of"),
+    ],
+)
+def test_bad_input_is_one_clear_error(capsys: pytest.CaptureFixture[str], words: tuple[str, ...], reason: str) -> None:
+    code, _, err = run(capsys, *words)
+    assert code == Exit.SITE
+    assert reason in err
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("plan", "--quant", "UD-IQ1_S", "--gguf", "a.gguf"), "exclude each other"),
+        (("plan", "--source", "/models", "--gguf", "a.gguf"), "exclude each other"),
+        (("plan", "--source", "/models"), "UD-IQ1_S is known without"),
+        (("plan", "more"), "unexpected extra argument"),
+        (("explain", "--ram", "1GiB"), "Missing option '--gpus'"),
+        (("explain", "--gpus", "0", "--ram", "1GiB", "--", "--frobnicate"), "--frobnicate is no argument"),
+        (("explain", "--gpus", "0", "--ram", "1GiB", "--jsn"), "--jsn is no argument"),
+    ],
+)
+def test_wrong_words_are_wrong_usage(capsys: pytest.CaptureFixture[str], words: tuple[str, ...], reason: str) -> None:
+    code, out, err = run(capsys, *words)
+    assert (code, out) == (Exit.USAGE, "")
+    assert reason in " ".join(err.split())
+
+
+def test_a_small_model_of_the_same_make_plans_too(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tinymodel.write(tmp_path / "tiny.gguf")
+    told = document(capsys, "plan", "--profile", "4x4090", "--gguf", str(file), "--cache-type-k", "f16", "--json")
+    assert told["fits"]
+    assert told["bytes_per_token"]["host"] < 1 * MIB
+
+
+def test_a_dense_model_is_placed_by_layers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = fullsize.write_other(tmp_path / "llama.gguf", models.MODELS["llama-8b"]())
+    _, out, _ = run(capsys, "plan", "--profile", "4x4090", "--gguf", str(file))
+    assert "It fits." in out
+    assert "--cache-type-k q4_0 --cache-type-v q4_0" in out
+    assert "Ollama: num_gpu 33\n" in out
+    assert "experts" not in out
+    assert "waits" not in out
+
+
+def test_a_dense_model_on_a_card_too_small_keeps_its_first_layers_in_ram(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = fullsize.write_other(tmp_path / "llama.gguf", models.MODELS["llama-70b"]())
+    profile = tmp_path / "one.yml"
+    text = (Path(__file__).parents[2] / "inventory" / "profiles" / "4x4090.yml").read_text()
+    profile.write_text(text.replace("count: 4", "count: 1").replace("4 x", "1 x"))
+    told = document(capsys, "plan", "--profile", str(profile), "--gguf", str(file), "--json")
+    assert told["fits"]
+    assert "--override-tensor" not in told["arguments"]
+    layers = int(told["arguments"][told["arguments"].index("--n-gpu-layers") + 1])
+    assert 0 < told["ollama"]["num_gpu"] <= layers < 81
+    weights = told["devices"][0]["weights_bytes"] + told["host"]["weights_bytes"]
+    assert weights == pytest.approx(models.MODELS["llama-70b"]().model("").n_bytes, rel=1e-5)
+
+
+def test_of_experts_a_token_reads_as_many_as_the_header_says(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    description = models.MODELS["qwen3-30b-a3b"]()
+    file = fullsize.write_other(tmp_path / "moe.gguf", description)
+    asked = (
+        "explain",
+        "--gpus",
+        "1x24GiB",
+        "--ram",
+        "64GiB",
+        "--gguf",
+        str(file),
+        "--json",
+        "--",
+        "-c",
+        "512",
+        "-cmoe",
+    )
+    told = document(capsys, *asked)
+    experts = sum(tensor.n_bytes for tensor in description.tensors if tensor.is_experts)
+    assert told["bytes_per_token"]["host"] == pytest.approx(experts * 8 / 128, rel=0.01)
+    assert told["notes"] == []
+
+
+def test_bounds_are_said_to_be_bounds(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = fullsize.write_other(tmp_path / "gemma.gguf", models.MODELS["gemma3-12b"]())
+    asked = ("explain", "--gpus", "1x24GiB", "--ram", "64GiB", "--gguf", str(file))
+    (note,) = document(capsys, *asked, "--json", "--", "-c", "4096")["notes"]
+    assert "graph of `gemma3` with such tensors is not known" in note
+    assert "upper bounds" in note
+    assert "upper bounds" in run(capsys, *asked, "--", "-c", "4096")[1]
+
+
+def test_a_model_without_attention_is_refused_by_name(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    described = models.MODELS["smollm2-135m"]()
+    renamed = tuple(replace(tensor, name=tensor.name.replace("attn_q", "ssm_in")) for tensor in described.tensors)
+    metadata = {key.replace("llama.", "mamba."): value for key, value in described.metadata.items()}
+    metadata |= {"general.architecture": "mamba", "mamba.attention.head_count": 0, "mamba.attention.head_count_kv": 0}
+    file = fullsize.write_other(tmp_path / "mamba.gguf", models.Description(metadata, renamed))
+    for verb in (("plan",), ("explain", "--gpus", "0", "--ram", "8GiB")):
+        code, _, err = run(capsys, *verb, "--gguf", str(file))
+        assert code == Exit.SITE
+        assert "no graph of `mamba` can be drawn: what becomes of its tensor `ssm_in.weight` is not known" in err
+        assert "deepseek2, llama, qwen2, qwen3, qwen3moe" in err
+
+
+def test_cards_are_written_as_people_write_them() -> None:
+    assert parse_cards("0") == ()
+    assert parse_cards("1x24564MiB,2x48GiB") == (24564 * MIB, 48 * GIB, 48 * GIB)
+    for wrong in ("", "4", "3x", "1x0GiB", "4x24GiB,0", "x24GiB", "0x24GiB", "17x1GiB", "9x1GiB,9x1GiB", "4x24"):
+        with pytest.raises(ValueError, match=r"no cards|takes 16"):
+            parse_cards(wrong)

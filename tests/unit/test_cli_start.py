@@ -1,0 +1,42 @@
+"""What a verb imports: those that only calculate must not wait for what the others need."""
+
+import subprocess
+import sys
+
+import pytest
+
+from r1prov.cli.verbs import VERBS, command
+
+SLOW = {"ansible_runner", "cryptography", "jinja2", "numpy", "paramiko"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--help",),
+        ("plan", "--quant", "UD-IQ1_S"),
+        ("explain", "--gpus", "1x24GiB", "--ram", "480GiB", "--", "-ngl", "7", "-c", "512"),
+    ],
+)
+def test_what_only_calculates_does_not_load_ansible_or_ssh(words: tuple[str, ...]) -> None:
+    script = f"""
+import sys
+from r1prov.cli import main
+try:
+    main({words!r})
+except SystemExit as end:
+    print(*sorted({SLOW!r} & sys.modules.keys()), file=sys.stderr)
+    raise
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout
+    assert done.stderr.split() == []
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_list_says_what_the_verb_says(verb: str) -> None:
+    assert command(verb).help.split("\n\n")[0].replace("\n", " ") == VERBS[verb][1]
+
+
+def test_a_group_of_one_verb_is_a_group() -> None:
+    assert "rotate" in command("secrets").commands

@@ -1,0 +1,70 @@
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from ansible_collections.r1.prov.plugins.module_utils import files as on_hosts
+
+from r1prov import files as on_the_controller
+
+on_both_sides = pytest.mark.parametrize("write_whole", [on_the_controller.write_whole, on_hosts.write_whole])
+
+
+@on_both_sides
+def test_a_file_has_its_mode_whatever_the_umask(write_whole: Callable[..., object], tmp_path: Path) -> None:
+    for mask, mode in ((0, 0o600), (0o077, 0o644), (0, 0o600)):
+        before = os.umask(mask)
+        try:
+            write_whole(tmp_path / "file", "text", mode)
+        finally:
+            os.umask(before)
+        assert (tmp_path / "file").stat().st_mode & 0o777 == mode
+
+
+@on_both_sides
+def test_a_file_that_cannot_be_written_stays_as_it_was_and_leaves_nothing_beside_it(
+    write_whole: Callable[..., object], tmp_path: Path
+) -> None:
+    write_whole(tmp_path / "file", "before")
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(tmp_path / "file", "half of it \ud800")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "before"
+
+
+def test_a_folder_is_for_one_at_a_time(tmp_path: Path) -> None:
+    went = []
+
+    def work(number: int) -> None:
+        with on_hosts.alone(tmp_path / "made" / "here"):
+            went.append(number)
+            time.sleep(0.01)
+            went.append(number)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+    assert went[::2] == went[1::2]
+
+
+def test_a_folder_appears_filled_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "made" / "here"
+
+    def cut_off() -> None:
+        with on_hosts.whole_folder(target) as folder:
+            (folder / "half").touch()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cut_off()
+    assert list(target.parent.iterdir()) == []
+    (target.parent / ".here.new").mkdir()
+    (target.parent / ".here.new" / "of one that was killed").touch()
+    with on_hosts.whole_folder(target) as folder:
+        (folder / "whole").touch()
+        assert not target.exists()
+    assert [path.relative_to(tmp_path).as_posix() for path in target.parent.rglob("*")] == [
+        "made/here",
+        "made/here/whole",
+    ]

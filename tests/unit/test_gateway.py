@@ -1,0 +1,89 @@
+"""The gateway's configuration: golden. What nginx says of them is asked on a host (tests/e2e/test_up_gateway.py)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import jinja2
+import pytest
+import yaml
+
+from r1prov import inventory, site
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests/golden/gateway"
+ACME = "/var/lib/r1prov/gateway-renew"
+# What the role's vars make of its variables.
+MADE = {
+    "__gateway_credentials": "/run/credentials/r1prov-gateway.service",
+    "__gateway_chain": "/run/credentials/r1prov-gateway.service/tls-chain",
+    "__gateway_tls_key": "/run/credentials/r1prov-gateway.service/tls-key",
+    "__gateway_waits": False,
+}
+BOTH = MADE | {
+    "gateway_acme_directory": "",
+    "gateway_server_name": "r1.example.com",
+    "gateway_address": "0.0.0.0",
+    "gateway_port": 443,
+    "gateway_page_url": "http://127.0.0.1:8080",
+    "gateway_api_url": "http://127.0.0.1:8000",
+    "gateway_requests_per_second": 20,
+    "gateway_upload_bytes": 104857600,
+}
+DECLARED = {
+    "both": BOTH,
+    "api": BOTH | {"gateway_page_url": ""},
+    "page": BOTH | {"gateway_api_url": "", "gateway_address": "::"},
+    "acme": BOTH
+    | {
+        "gateway_acme_directory": "https://acme.example.com/directory",
+        "__gateway_acme": ACME,
+        "__gateway_chain": f"{ACME}/config/live/r1.example.com/fullchain.pem",
+        "__gateway_tls_key": f"{ACME}/config/live/r1.example.com/privkey.pem",
+    },
+}
+DECLARED["waits"] = DECLARED["acme"] | {"__gateway_waits": True}
+
+
+def rendered(values: dict) -> str:
+    environment = jinja2.Environment(trim_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    return environment.from_string((ROOT / "roles/gateway/templates/nginx.conf.j2").read_text()).render(values)
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_configuration_is_the_golden_one(name: str) -> None:
+    golden = GOLDEN / f"{name}.conf"
+    if os.environ.get("R1PROV_GOLDEN") == "write":
+        golden.write_text(rendered(DECLARED[name]))
+    assert rendered(DECLARED[name]) == golden.read_text()
+
+
+class Loader(yaml.SafeLoader):
+    """Knows Ansible's tag for texts that are not templates."""
+
+
+Loader.add_constructor("!unsafe", lambda loader, node: loader.construct_scalar(node))
+
+
+def of_profile(profile: str, **keys: object) -> dict:
+    """The role's variables on a reference machine, its defaults included."""
+    gateway = {"server_name": "r1.example.com", "tls": {"type": "local-authority"}}
+    chosen = site.load(None, profile=profile, hosts=["gpu1"], gateway=gateway, **keys)
+    values = yaml.load(inventory.rendered(chosen)["group_vars/all.yml"], Loader=Loader)
+    defaults = yaml.safe_load((ROOT / "roles/gateway/defaults/main.yml").read_text())
+    return MADE | defaults | values
+
+
+@pytest.mark.parametrize("profile", ["4x4090", "4xh800"])
+def test_configuration_of_a_reference_machine_is_the_golden_one(profile: str) -> None:
+    golden = GOLDEN / f"{profile}.conf"
+    if os.environ.get("R1PROV_GOLDEN") == "write":
+        golden.write_text(rendered(of_profile(profile)))
+    assert rendered(of_profile(profile)) == golden.read_text()
+
+
+def test_of_ollama_only_the_api_that_has_a_key_is_passed_on() -> None:
+    text = rendered(of_profile("4x4090", engine="ollama"))
+    assert [line.strip() for line in text.splitlines() if "11434" in line] == ["proxy_pass http://127.0.0.1:11434/v1/;"]
+    assert ":8000" not in text

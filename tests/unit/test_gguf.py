@@ -1,0 +1,169 @@
+"""Headers of real makes, and of files that are none."""
+
+import contextlib
+import io
+import struct
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from r1prov import gguf, layout
+from r1prov.errors import SiteError
+from r1prov.lab import shards, tinymodel
+from tests.cuda import fullsize, models
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tinymodel.write(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+
+
+@pytest.mark.parametrize("mla", [False, True])
+def test_a_file_of_140_gb_is_what_the_catalogue_says_and_read_in_two_seconds(tmp_path: Path, mla: bool) -> None:
+    path = fullsize.write(tmp_path / "r1.gguf", "UD-IQ1_S", mla=mla)
+    before = time.monotonic()
+    found = gguf.read(path)
+    assert time.monotonic() - before < 2
+    expected = layout.model("UD-IQ1_S", mla=mla)
+    assert found.tensors == expected.tensors
+    assert found == replace(expected, name="r1.gguf")
+
+
+@pytest.mark.parametrize("name", ["llama-8b", "qwen2-1.5b", "qwen3-30b-a3b", "glm4-air"])
+def test_models_of_other_makes_are_read_too(tmp_path: Path, name: str) -> None:
+    description = models.MODELS[name]()
+    assert gguf.read(fullsize.write_other(tmp_path / name, description)) == description.model(name)
+
+
+@pytest.mark.parametrize("key", ["block_count", "embedding_length", "attention.head_count", "context_length"])
+def test_a_key_that_the_arithmetic_needs_is_missed_by_its_name(tmp_path: Path, key: str) -> None:
+    description = models.MODELS["qwen3-8b"]()
+    metadata = {name: value for name, value in description.metadata.items() if name != f"qwen3.{key}"}
+    path = fullsize.write_other(tmp_path / "it.gguf", replace(description, metadata=metadata))
+    with pytest.raises(SiteError, match=f"its metadata lack `qwen3.{key}`"):
+        gguf.read(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"block_count": 2**31}, "`qwen3.block_count` is 2,147,483,648"),
+        ({"block_count": 0}, "`qwen3.block_count` is 0"),
+        ({"nextn_predict_layers": 36}, "`qwen3.nextn_predict_layers` is 36"),
+        ({"attention.head_count": 0}, "its 0 heads cannot share 8"),
+        ({"attention.head_count_kv": 5}, "its 32 heads cannot share 5 of K and V"),
+        ({"attention.key_length": 2**31}, "`qwen3.attention.key_length` is 2,147,483,648"),
+    ],
+)
+def test_absurd_figures_are_said(tmp_path: Path, changes: dict[str, int], reason: str) -> None:
+    description = models.MODELS["qwen3-8b"]()
+    metadata = description.metadata | {f"qwen3.{key}": value for key, value in changes.items()}
+    path = fullsize.write_other(tmp_path / "it.gguf", replace(description, metadata=metadata))
+    with pytest.raises(SiteError, match=reason):
+        gguf.read(path)
+
+
+def test_a_set_of_shards_is_one_model_whichever_is_named(tiny: Path, tmp_path: Path) -> None:
+    parts = shards.split(tiny, tmp_path / "tiny", 40)
+    whole = gguf.read(tiny)
+    assert len(parts) > 2
+    for part in parts:
+        found = gguf.read(part)
+        assert (found.tensors, found.layers, found.mla) == (whole.tensors, 8, True)
+
+
+def test_a_missing_shard_is_named(tiny: Path, tmp_path: Path) -> None:
+    first, second, *_ = shards.split(tiny, tmp_path / "tiny", 40)
+    second.unlink()
+    with pytest.raises(SiteError, match=second.name):
+        gguf.read(first)
+
+
+def test_a_set_of_absurdly_many_shards_is_said_shortly(tiny: Path, tmp_path: Path) -> None:
+    lonely = tmp_path / "m-00002-of-99999.gguf"
+    lonely.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(SiteError, match=r"m-00001-of-99999.gguf, .* and 99995 more$"):
+        gguf.read(lonely)
+
+
+def test_a_pointer_in_the_place_of_a_shard_is_named(tiny: Path, tmp_path: Path) -> None:
+    first, second, *_ = shards.split(tiny, tmp_path / "tiny", 40)
+    second.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(SiteError, match=rf"{second.name}: it is a pointer of Git LFS") as refused:
+        gguf.read(first)
+    assert "git lfs pull" in refused.value.problems[0].remedy
+
+
+def test_a_shard_under_another_name_is_known_for_one(tiny: Path, tmp_path: Path) -> None:
+    first, *_ = shards.split(tiny, tmp_path / "tiny", 40)
+    with pytest.raises(SiteError, match="it is one shard of 4"):
+        gguf.read(first.rename(tmp_path / "mine.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "no GGUF file"),
+        (b"PK\x03\x04" + bytes(64), "no GGUF file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "pointer of Git LFS"),
+        (b"GGUF" + struct.pack("<I", 9), "GGUF version is 9"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 2**60, 1), "damaged: it speaks of 1,152,921,504,606,846,976"),
+        (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 2**50), "damaged"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 1, 0), "header is cut short"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + struct.pack("<Q1sIQIQ", 1, b"t", 1, 3, 12, 0), "has the shape 3"),
+        (
+            b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + struct.pack("<Q1sIQIQ", 1, b"t", 1, 3, 999, 0),
+            "type that is not known",
+        ),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 0), "lack `general.architecture`"),
+    ],
+)
+def test_what_is_no_whole_model_is_refused_in_one_sentence(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "it.gguf"
+    path.write_bytes(content)
+    with pytest.raises(SiteError, match=reason):
+        gguf.read(path)
+
+
+def test_a_download_that_is_not_done_is_said_with_figures(tiny: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.gguf"
+    content = tiny.read_bytes()
+    cut.write_bytes(content[: len(content) // 2])
+    with pytest.raises(SiteError, match=rf"cut short: .* bytes of {len(content):,}"):
+        gguf.read(cut)
+
+
+def test_a_folder_or_nothing_is_refused(tiny: Path, tmp_path: Path) -> None:
+    for path, reason in ((tmp_path, "Is a directory"), (tmp_path / "none.gguf", "No such file")):
+        with pytest.raises(SiteError, match=f"cannot be read: {reason}"):
+            gguf.read(path)
+    with pytest.raises(SiteError) as refused:
+        gguf.read(tiny.parent)
+    assert refused.value.problems[0].remedy == f"name a file in it, e.g. {tiny}"
+
+
+def test_a_file_that_may_not_be_read_is_said(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)  # root, who may run the tests, reads everything
+    with pytest.raises(SiteError, match="cannot be read: Permission denied"):
+        gguf.read(tiny)
+
+
+@settings(max_examples=300)
+@given(st.integers(0, 4000), st.binary(max_size=20))
+def test_damage_anywhere_is_either_harmless_or_said(tiny_header: bytes, position: int, damage: bytes) -> None:
+    content = tiny_header[:position] + damage + tiny_header[position + len(damage) :]
+    with contextlib.suppress(ValueError):
+        gguf.header(io.BytesIO(content))
+
+
+@pytest.fixture(scope="module")
+def tiny_header(tiny: Path) -> bytes:
+    with tiny.open("rb") as stream:
+        return stream.read(64 * 1024)

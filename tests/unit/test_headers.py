@@ -1,0 +1,246 @@
+"""Headers from where weights come from, without the data: a small hub, a web server of no ranges, a folder."""
+
+import hashlib
+import json
+import ssl
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+from r1prov import authority, gguf, headers, inventory, machine, session
+from r1prov.catalogue import Quant, ShardFile
+from r1prov.cli import main
+from r1prov.errors import SiteError
+from r1prov.lab import shards, tinymodel
+from r1prov.lab.hub import Faults, Hub
+from r1prov.site.sources import Hub as HubSource
+from r1prov.site.sources import Mirror, ModelScope, Proxy, Sources
+from tests.cuda import fullsize
+
+FOLDER = "me/model-GGUF/mine"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "r1prov" / "headers"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hub's folder with a tiny model in shards."""
+    root = tmp_path_factory.mktemp("hub")
+    whole = tinymodel.write(root / "whole.gguf")
+    folder = root / FOLDER
+    folder.mkdir(parents=True)
+    shards.split(whole, folder / "mine", 40)
+    return root
+
+
+@pytest.fixture(scope="module")
+def quant(root: Path) -> Quant:
+    return published(root / FOLDER)
+
+
+def published(folder: Path) -> Quant:
+    files = tuple(
+        ShardFile(name=f.name, bytes=f.stat().st_size, sha256=hashlib.sha256(f.read_bytes()).hexdigest())
+        for f in sorted(folder.glob("*.gguf"))
+    )
+    return Quant(name="mine", repo="me/model-GGUF", folder="mine", files=files)
+
+
+@pytest.fixture
+def hub(root: Path) -> Iterator[Hub]:
+    with Hub(root) as running:
+        yield running
+
+
+def from_hub(hub: Hub, **more: object) -> Sources:
+    return Sources(weights=(HubSource(type="hub", endpoint=hub.url, **more),))
+
+
+def fetched(quant: Quant, sources: Sources) -> tuple[list[str], object]:
+    said: list[str] = []
+    return said, headers.fetch(quant, sources, said.append)
+
+
+def test_the_headers_of_a_set_are_one_model_and_asked_for_once(hub: Hub, root: Path, quant: Quant, cache: Path) -> None:
+    said, found = fetched(quant, from_hub(hub))
+    assert found.tensors == gguf.read(root / "whole.gguf").tensors  # type: ignore[attr-defined]
+    assert said == [f"reading the header of mine from {hub.url}/me/model-GGUF/resolve/main/mine"]
+    assert {file.name for file in cache.iterdir()} == {file.sha256 for file in quant.files}
+    assert sum(file.stat().st_size for file in cache.iterdir()) < quant.bytes / 100
+    asked = len(hub.requests)
+    assert fetched(quant, from_hub(hub)) == ([], found)
+    assert len(hub.requests) == asked
+
+
+def test_a_header_of_megabytes_before_a_hole_of_140_gb(tmp_path: Path) -> None:
+    folder = tmp_path / "hub" / FOLDER
+    folder.mkdir(parents=True)
+    file = fullsize.write(folder / "r1.gguf", "UD-IQ1_S", mla=True)
+    quant = Quant(
+        name="mine",
+        repo="me/model-GGUF",
+        folder="mine",
+        files=(ShardFile(name="r1.gguf", bytes=file.stat().st_size, sha256="0" * 64),),
+    )
+    folder_source = headers.weight_sources(str(folder))
+    assert headers.fetch(quant, folder_source, lambda _: None).n_bytes == pytest.approx(file.stat().st_size, rel=1e-4)
+    with WebServer(folder) as server:
+        found = headers.at(f"{server.url}/r1.gguf", lambda _: None)
+    assert found.tensors == gguf.read(file).tensors
+    assert sum(server.sent) < 40 * 10**6
+
+
+def test_a_hub_that_breaks_off_all_the_time_gets_there(hub: Hub, quant: Quant) -> None:
+    hub.faults = Faults(drop_after_bytes=4000)
+    assert fetched(quant, from_hub(hub))[1]
+    assert max(int(request.range.removeprefix("bytes=").split("-")[0]) for request in hub.requests) >= 4000
+
+
+def test_the_token_is_shown_to_the_hub_and_not_where_it_sends_on_to(root: Path, quant: Quant, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("open sesame\n")
+    with Hub(root) as store, Hub(root, token="open sesame", cdn=store.url) as hub:
+        with pytest.raises(SiteError, match="answers 401"):
+            fetched(quant, from_hub(hub))
+        assert fetched(quant, from_hub(hub, token_file=str(tmp_path / "token")))[1]
+    assert {request.token for request in hub.requests} == {"", "open sesame"}
+    assert {request.token for request in store.requests} == {""}
+
+
+def test_the_next_source_is_asked_where_one_refuses(hub: Hub, quant: Quant) -> None:
+    sources = Sources(
+        weights=(
+            HubSource(type="hub", endpoint="http://127.0.0.1:9"),
+            Mirror(type="http", url=f"{hub.url}/nothing/here"),
+            ModelScope(type="modelscope", endpoint=hub.url),
+        )
+    )
+    said, found = fetched(quant, sources)
+    assert found
+    assert said[-1].endswith(f"{hub.url}/models/me/model-GGUF/resolve/master/mine")
+    assert len(said) == 4  # a mirror may hold the quant's folder or the bare files
+
+
+def test_all_refusals_are_told(hub: Hub, quant: Quant, cache: Path) -> None:
+    hub.faults = Faults(wrong_bytes=True)
+    other = quant.files[0].model_copy(update={"bytes": 10**12, "sha256": "1" * 64})
+    sources = Sources(
+        weights=(HubSource(type="hub", endpoint=hub.url), HubSource(type="hub", endpoint="http://u:pw@127.0.0.1:9"))
+    )
+    with pytest.raises(SiteError, match=r"it is no GGUF file.*it cannot be read") as refused:
+        fetched(quant, sources)
+    assert "pw" not in str(refused.value)
+    hub.faults = Faults()
+    with pytest.raises(SiteError, match=r"is another, of .* bytes, not 1,000,000,000,000"):
+        fetched(quant.model_copy(update={"files": (other, *quant.files[1:])}), from_hub(hub))
+    with pytest.raises(SiteError, match=r"the set has \d+ tensors of|it is one shard of"):
+        fetched(quant.model_copy(update={"files": quant.files[:-1]}), from_hub(hub))
+    assert not cache.exists()
+
+
+def test_the_sites_proxy_is_asked_unless_it_is_not_for_this_host(hub: Hub, quant: Quant) -> None:
+    through = from_hub(hub).model_copy(update={"proxy": Proxy(http="http://127.0.0.1:9")})
+    with pytest.raises(SiteError, match="Connection refused"):
+        fetched(quant, through)
+    past = through.model_copy(update={"proxy": Proxy(http="http://127.0.0.1:9", none_for="127.0.0.1")})
+    assert fetched(quant, past)[1]
+
+
+def test_the_sites_authorities_are_trusted_and_no_others(root: Path, quant: Quant, tmp_path: Path) -> None:
+    authority.see_to(tmp_path / "tls", "127.0.0.1", datetime.now(UTC))
+    trusted = (str(tmp_path / "tls" / authority.AUTHORITY),)
+    with WebServer(root / FOLDER) as server:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(tmp_path / "tls" / authority.SERVER, tmp_path / "tls" / authority.SERVER_KEY)
+        server.server.socket = context.wrap_socket(server.server.socket, server_side=True)
+        mirror = Mirror(type="http", url=server.url.replace("http:", "https:"))
+        with pytest.raises(SiteError, match="CERTIFICATE_VERIFY_FAILED"):
+            fetched(quant, Sources(weights=(mirror,)))
+        assert fetched(quant, Sources(weights=(mirror,), ca_certificates=trusted))[1]
+
+
+def test_a_url_of_a_shard_is_the_whole_set(hub: Hub, quant: Quant) -> None:
+    url = f"{hub.url}/me/model-GGUF/resolve/main/mine/{quant.files[1].name}"
+    assert headers.at(url, lambda _: None).layers == 8
+    with pytest.raises(SiteError, match="answers 404"):
+        headers.at(f"{hub.url}/me/model-GGUF/resolve/main/mine/other.gguf", lambda _: None)
+
+
+def own_profile(folder: Path, quant: Quant) -> Path:
+    """A 4x4090 that serves `quant`."""
+    chosen = machine.load_profile("4x4090")
+    serving = chosen.serving.model_copy(update={"quant": "mine", "kv_type_k": "f16"})
+    path = folder / "own.yml"
+    path.write_text(machine.as_yaml(chosen.model_copy(update={"serving": serving, "model": quant})))
+    return path
+
+
+def test_a_site_with_a_model_of_its_own_is_planned_by_its_header(
+    hub: Hub, quant: Quant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    source = {"type": "hub", "endpoint": hub.url}
+    keys = {"profile": str(own_profile(tmp_path, quant)), "hosts": ["gpu1"], "sources": {"weights": [source]}}
+    (tmp_path / "r1prov.yml").write_text(json.dumps(keys))
+    chosen, _ = session.choose(tmp_path / "r1prov.yml", ())
+    with pytest.raises(SiteError, match="its layers are not known"):
+        inventory.plan_for(chosen)
+    session.read_headers(chosen, lambda _: None)
+    _, plan = inventory.plan_for(chosen)
+    assert plan.whole
+    assert plan.outcome
+    assert plan.outcome.fits
+    assert "n-gpu-layers" in inventory.rendered(chosen)["group_vars/all.yml"]
+
+
+def test_a_profile_with_a_model_of_its_own_is_planned_from_where_one_says(
+    hub: Hub, quant: Quant, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("plan", "--profile", str(own_profile(tmp_path, quant)), "--json", "--source")
+    for source in (str(root / FOLDER), hub.url):
+        with pytest.raises(SystemExit) as ended:
+            main((*words, source))
+        out, _ = capsys.readouterr()
+        assert not ended.value.code
+        assert json.loads(out)["fits"]
+
+
+class WebServer:
+    """A plain web server of a folder that counts the bytes that it sends; Python's own knows no ranges."""
+
+    def __init__(self, folder: Path) -> None:
+        sent = self.sent = []
+
+        class Handler(SimpleHTTPRequestHandler):
+            def __init__(self, *words: object) -> None:
+                super().__init__(*words, directory=str(folder))
+
+            def copyfile(self, source, outputfile) -> None:
+                try:
+                    while block := source.read(1 << 16):
+                        outputfile.write(block)
+                        sent.append(len(block))
+                except OSError:  # the other side has heard enough
+                    self.close_connection = True
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()

@@ -1,0 +1,222 @@
+"""The model of memory against what the engine itself says, in tests/data/engine_memory.json and engine_memory_others.json."""
+
+import json
+from dataclasses import replace
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from r1prov import layout
+from r1prov.model import Model, Tensor
+from r1prov.offload.engine.buffers import Pool
+from r1prov.offload.engine.graphs import check, known
+from r1prov.offload.memory import Memory, memory, placement
+from r1prov.offload.setting import MOST_LAYERS, RefusedError, Setting, parse
+from r1prov.units import GIB, MIB
+from tests.cuda import models
+
+
+def _answers(file: str) -> list[dict]:
+    return json.loads((Path(__file__).parents[1] / "data" / file).read_text())["answers"]
+
+
+R1, ALL_OTHERS = _answers("engine_memory.json"), _answers("engine_memory_others.json")
+PRESUMED = [answer for answer in ALL_OTHERS if answer["model"] in models.PRESUMED]
+OTHERS = [answer for answer in ALL_OTHERS if answer["model"] not in models.PRESUMED]
+REFUSED = [answer for answer in (*R1, *ALL_OTHERS) if "refusal" in answer]
+QUANTITIES = ("weights", "kv", "compute")
+
+
+@cache
+def other(name: str) -> Model:
+    return models.MODELS[name]().model(name)
+
+
+def name_of(answer: dict) -> str:
+    return answer.get("quant") or answer["model"]
+
+
+def memory_of(answer: dict) -> Memory:
+    cards = [mib * MIB for mib in answer["cards"]]
+    model = layout.model(answer["quant"], mla=answer["mla"]) if "quant" in answer else other(answer["model"])
+    return memory(model, parse(answer["arguments"], cards=len(cards)), cards)
+
+
+@pytest.mark.parametrize("answers", [R1, OTHERS], ids=["r1", "others"])
+def test_the_reference_covers_what_it_should(answers: list[dict]) -> None:
+    def values(option: str) -> set[str]:
+        return {a["arguments"][a["arguments"].index(option) + 1] for a in answers if option in a["arguments"]}
+
+    measured = [answer for answer in answers if "mib" in answer]
+    assert len(measured) >= 100
+    assert {len(answer["cards"]) for answer in measured} == {0, 1, 2, 3, 4, 8}
+    assert {"512", "65536"} <= values("-c")
+    assert {"64", "2048"} <= values("-ub")
+    assert {"1", "8"} <= values("-np")
+    assert {"f16", "q8_0", "q4_0"} <= values("-ctk")
+    assert {"off"} <= values("-fa")
+
+
+def test_the_reference_covers_every_model() -> None:
+    assert {(answer["quant"], answer["mla"]) for answer in R1} == {
+        (quant, mla) for quant in layout.TYPES for mla in (False, True)
+    }
+    assert {answer["model"] for answer in ALL_OTHERS} == set(models.MODELS)
+
+
+@pytest.mark.parametrize("answers", [R1, OTHERS], ids=["r1", "others"])
+def test_every_device_of_every_answer_is_within_the_limits(answers: list[dict]) -> None:
+    """Weights and KV within 0.5 %, compute within 5 % or 64 MiB and never 64 MiB under. The engine prints whole MiB."""
+    errors: dict[str, list[tuple[float, float, str]]] = {quantity: [] for quantity in QUANTITIES}
+    beyond = []
+    for answer in (answer for answer in answers if "mib" in answer):
+        result = memory_of(answer)
+        for device, (use, told) in enumerate(zip((*result.cards, result.host), answer["mib"], strict=True)):
+            for quantity, mib in zip(QUANTITIES, told, strict=True):
+                difference = getattr(use, quantity) // MIB - mib
+                where = f"{name_of(answer)} {answer['cards']} {' '.join(answer['arguments'])}: device {device}"
+                errors[quantity].append((abs(difference), abs(difference) / max(mib, 1), where))
+                limit = max(0.05 * mib, 64) if quantity == "compute" else max(0.005 * mib, 1)
+                if abs(difference) > limit or (quantity == "compute" and difference < -64):
+                    beyond.append(f"{where}: {quantity} {difference:+} MiB of {mib}")
+    table = []
+    for quantity, rows in errors.items():
+        worst, share, mean = max(rows)[0], max(row[1] for row in rows), sum(row[0] for row in rows) / len(rows)
+        table.append(f"{quantity:8} worst {worst:6.0f} MiB ({share:.2%}), mean {mean:.2f} MiB, {len(rows)} figures")
+    assert not beyond, "\n".join([*table, *beyond])
+
+
+def test_what_is_presumed_is_never_less_than_the_engine_takes() -> None:
+    """Weights are as exact as elsewhere; the cache is that of full attention; buffers are at most twice as large and 512 MiB more."""
+    for answer in (answer for answer in PRESUMED if "mib" in answer):
+        result = memory_of(answer)
+        for device, (use, told) in enumerate(zip((*result.cards, result.host), answer["mib"], strict=True)):
+            where = f"{answer['model']} {answer['cards']} {' '.join(answer['arguments'])}: device {device}"
+            weights, kv, compute = told
+            assert abs(use.weights // MIB - weights) <= max(0.005 * weights, 1), where
+            assert use.kv // MIB >= kv, where
+            assert compute <= use.compute // MIB <= 2 * compute + 512, where
+
+
+def test_only_graphs_that_are_the_engines_own_count_as_known() -> None:
+    assert all(known(layout.model(quant, mla=mla)) for quant in layout.TYPES for mla in (False, True))
+    assert {name for name in models.MODELS if not known(other(name))} == set(models.PRESUMED)
+    llama = other("llama-8b")
+    fused = Tensor("blk.3.attn_qkv.weight", (4096, 6144), "Q4_K")
+    assert not known(replace(llama, tensors=(*llama.tensors, fused)))
+    assert not known(replace(llama, heads=30))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "lacking"), [("qwen3", "blk.36.attn_norm.weight"), ("jamba", "blk.36.attn_k.weight")]
+)
+def test_no_graph_can_be_drawn_of_a_model_that_lacks_a_tensor(architecture: str, lacking: str) -> None:
+    model = replace(other("qwen3-8b"), architecture=architecture, layers=37)
+    with pytest.raises(ValueError, match=f"no graph of `{architecture}` can be drawn: it has no tensor `{lacking}`"):
+        check(model)
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "jamba"])
+def test_nor_of_one_with_a_tensor_of_unknown_use(architecture: str) -> None:
+    model = replace(other("qwen3-8b"), architecture=architecture)
+    strange = Tensor("blk.3.ssm_in.weight", (4096, 4096), "F16")
+    with pytest.raises(ValueError, match=r"what becomes of its tensor `ssm_in\.weight` is not known"):
+        check(replace(model, tensors=(*model.tensors, strange)))
+
+
+def test_a_tied_embedding_lies_in_ram_and_with_the_output() -> None:
+    model = other("qwen2-1.5b")
+    embedding = model.by_name["token_embd.weight"].n_bytes
+    on_card = memory(model, Setting(slots=1, context=512, gpu_layers=1), [24 * GIB])
+    assert on_card.cards[0].weights == pytest.approx(embedding, rel=0.001)
+    assert on_card.host.weights == pytest.approx(model.n_bytes, rel=0.001)
+    in_ram = memory(model, Setting(slots=1, context=512, gpu_layers=0), [24 * GIB])
+    assert in_ram.host.weights == model.n_bytes
+
+
+@pytest.mark.parametrize("answer", REFUSED, ids=lambda answer: f"{name_of(answer)}-{' '.join(answer['arguments'])}")
+def test_what_the_engine_refuses_is_refused_for_the_same_reason(answer: dict) -> None:
+    with pytest.raises(RefusedError) as refusal:
+        memory_of(answer)
+    assert str(refusal.value).split(":")[0] in answer["refusal"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ("-ctk q4_9", "-ctk has an unsupported type: q4_9"),
+        ("-c many", "-c cannot be `many`"),
+        ("-ngl", "-ngl wants a value"),
+        ("-ot exps=CUDA3", "knows no device `CUDA3`"),
+        ("-ot ((=CPU", "cannot use the pattern"),
+        ("--make-coffee", "--make-coffee is no argument"),
+        ("-ub 0", "-ub must be from 1"),
+        ("-c -5", "-c must be from 0"),
+        ("-c 99999999999", "-c must be from 0"),
+        ("-np 257", "-np must be from 1 to 256"),
+        ("-ncmoe many", "-ncmoe cannot be `many`"),
+        ("-ts 1,-2", "-ts must be numbers from 0 on"),
+        ("-ts nan", "-ts must be numbers from 0 on"),
+    ],
+)
+def test_wrong_arguments_are_refused_with_the_reason(arguments: str, reason: str) -> None:
+    with pytest.raises(RefusedError, match=r".*".join(map(_escaped, reason.split()))):
+        parse(arguments.split(), cards=1)
+
+
+def _escaped(word: str) -> str:
+    return "".join(f"[{sign}]" if not sign.isalnum() else sign for sign in word)
+
+
+def test_arguments_have_long_forms_and_defaults_of_the_server() -> None:
+    short, long = (
+        parse(text.split(), cards=1)
+        for text in (
+            "-c 8192 -np 2 -ctk q8_0 -ngl 7 -fa off --temp 0.6 --metrics",
+            "--ctx-size=8192 --parallel=2 --cache-type-k=q8_0 --n-gpu-layers=7 --flash-attn=off",
+        )
+    )
+    assert short == long == Setting(context=8192, slots=2, unified=False, type_k="Q8_0", gpu_layers=7, flash=False)
+    assert parse([], cards=0) == Setting(slots=4, unified=True)
+    assert parse(["-ngl", "-7"], cards=1) == parse(["-ngl", "all"], cards=1) == Setting()
+    assert len(parse(["-ncmoe", "999999999"], cards=1).overrides) == MOST_LAYERS
+
+
+def test_only_the_output_lies_on_the_card_with_one_entry() -> None:
+    where = placement(layout.model("UD-IQ1_S"), Setting(gpu_layers=1), [24 * GIB])
+    assert {name for name, device in where.tensors.items() if device == 0} == {"output.weight", "output_norm.weight"}
+
+
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=8),
+    st.integers(0, 80),
+)
+def test_entries_are_dealt_to_the_cards_in_order(shares: list[int], layers: int) -> None:
+    setting = Setting(gpu_layers=layers, split=tuple(map(float, shares)))
+    where = placement(layout.model("UD-IQ1_S"), setting, [GIB] * len(shares))
+    on_cards = [device for device in where.caches if device < len(shares)]
+    assert len(on_cards) == max(min(layers, 62) - 1, 0)
+    assert on_cards == sorted(on_cards)
+    assert where.caches[: 61 - len(on_cards)] == (len(shares),) * (61 - len(on_cards))
+
+
+@given(st.data())
+def test_the_pool_never_gives_the_same_memory_twice(data: st.DataObject) -> None:
+    pool, taken = Pool(alignment=32), []
+    for _ in range(data.draw(st.integers(0, 40))):
+        if taken and data.draw(st.booleans()):
+            pool.give(*taken.pop(data.draw(st.integers(0, len(taken) - 1))))
+        else:
+            size = data.draw(st.integers(1, 500))
+            taken.append((pool.take(size), size))
+        taken.sort()
+        assert all(offset + pool.padded(size) <= following for (offset, size), (following, _) in pairwise(taken))
+        gaps = pool.gaps
+        assert all(start + room < following for (start, room), (following, _) in pairwise(gaps))
+    for offset, size in taken:
+        pool.give(offset, size)
+    assert len(pool.gaps) == 1

@@ -1,0 +1,327 @@
+"""From legacy attention to MLA: the algebra, the file that comes of it, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import struct
+import time
+from hashlib import sha256
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from ansible_collections.r1.prov.plugins.module_utils import gguf_header, gguf_stream, mla
+from ansible_collections.r1.prov.plugins.module_utils.gguf_header import TYPES
+from gguf.quants import dequantize
+
+from r1prov import cli, layout, weights
+from r1prov import gguf as header
+from r1prov.errors import Exit, SiteError
+from r1prov.lab import shards, tinymodel
+from tests.cuda import fullsize
+
+F16, Q8_0 = gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.Q8_0
+HEADS, NOPE, VALUE, RANK = 4, 128, 128, 512
+
+
+@pytest.fixture(scope="module")
+def legacy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tinymodel.write(tmp_path_factory.mktemp("legacy") / "legacy.gguf", legacy=Q8_0)
+
+
+def ignore(_done: int, _total: int) -> None:
+    """Progress that nobody looks at."""
+
+
+def tensors(path: Path) -> dict[str, gguf.ReaderTensor]:
+    return {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+
+
+def keys(path: Path) -> dict[str, object]:
+    fields = gguf.GGUFReader(path).fields
+    return {name: field.contents() for name, field in fields.items() if not name.startswith("GGUF.")}
+
+
+def test_ggml_s_types_are_those_of_the_gguf_package() -> None:
+    assert {int(kind): (kind.name, *sizes) for kind, sizes in gguf.GGML_QUANT_SIZES.items()} == TYPES
+
+
+@pytest.mark.parametrize("key_type", weights.KEY_TYPES)
+def test_each_matrix_is_cut_and_k_transposed(legacy: Path, tmp_path: Path, key_type: str) -> None:
+    written = weights.convert(legacy, tmp_path / "new.gguf", key_type, ignore)
+    assert written
+    assert written.sha256 == sha256(written.path.read_bytes()).hexdigest()
+    assert (tmp_path / "new.gguf.sha256").read_text() == f"{written.sha256}  new.gguf\n"
+    assert {path.name for path in tmp_path.iterdir()} == {"new.gguf", "new.gguf.sha256"}
+    old, new = tensors(legacy), tensors(written.path)
+    for layer in range(tinymodel.LAYERS):
+        kv_b = old.pop(f"blk.{layer}.attn_kv_b.weight")
+        k_b, v_b = (new.pop(f"blk.{layer}.attn_{name}_b.weight") for name in "kv")
+        source = dequantize(kv_b.data, kv_b.tensor_type).reshape(HEADS, NOPE + VALUE, RANK)
+        wanted = source[:, :NOPE].transpose(0, 2, 1)
+        assert k_b.tensor_type.name == key_type
+        if key_type == "F16":
+            np.testing.assert_array_equal(k_b.data, wanted.astype(np.float16))
+        else:
+            quantised = gguf.quants.quantize(np.ascontiguousarray(wanted), Q8_0)
+            np.testing.assert_array_equal(k_b.data, quantised)
+        assert v_b.tensor_type == kv_b.tensor_type
+        np.testing.assert_array_equal(v_b.data, kv_b.data.reshape(HEADS, NOPE + VALUE, -1)[:, NOPE:])
+    assert old.keys() == new.keys()
+    assert all(new[name].data.tobytes() == tensor.data.tobytes() for name, tensor in old.items())
+
+
+def test_the_head_is_what_a_converter_to_mla_writes(legacy: Path, tmp_path: Path) -> None:
+    wanted = tinymodel.write(tmp_path / "mla.gguf")
+    weights.convert(legacy, tmp_path / "new.gguf", "Q8_0", ignore)
+    assert keys(tmp_path / "new.gguf") == keys(wanted)
+    told = [(t.name, tuple(t.shape), t.tensor_type, t.n_bytes) for t in tensors(tmp_path / "new.gguf").values()]
+    assert told == [(t.name, tuple(t.shape), t.tensor_type, t.n_bytes) for t in tensors(wanted).values()]
+
+
+def test_shards_become_one_file_the_same_as_the_whole_one_does(legacy: Path, tmp_path: Path) -> None:
+    parts = shards.split(legacy, tmp_path / "t", 60)
+    seen = []
+    whole = weights.convert(legacy, tmp_path / "whole.gguf", "Q8_0", lambda done, total: seen.append((done, total)))
+    merged = weights.convert(parts[1], tmp_path / "merged.gguf", "Q8_0", ignore)
+    assert whole
+    assert merged
+    assert merged.sha256 == whole.sha256
+    assert seen[-1] == (whole.n_bytes, whole.n_bytes)
+
+
+@pytest.mark.parametrize("quant", layout.TYPES)
+def test_the_published_quants_become_what_layout_says_of_mla(quant: str, tmp_path: Path) -> None:
+    source = gguf_header.read(fullsize.write(tmp_path / "legacy.gguf", quant, mla=False))
+    metadata, parts = mla.converted([source], "Q8_0")
+    told = [(part.name, part.shape, TYPES[part.type][0], part.n_bytes) for part in parts]
+    assert told == [(t.name, t.shape, t.type, t.n_bytes) for t in layout.tensors(quant, mla=True)]
+    new = tmp_path / "new.gguf"
+    new.write_bytes(gguf_header.head(metadata, [(part.name, part.shape, part.type) for part in parts]))
+    os.truncate(new, new.stat().st_size + sum(gguf_header.padded(part.n_bytes, 32) for part in parts))
+    fullsize.write(tmp_path / "mla.gguf", quant, mla=True)
+    found, wanted = (header.read(tmp_path / name) for name in ("new.gguf", "mla.gguf"))
+    assert vars(found) | {"name": ""} == vars(wanted) | {"name": ""}
+    assert keys_of(new) == keys_of(tmp_path / "mla.gguf")
+
+
+def keys_of(path: Path) -> dict[str, bytes]:
+    return gguf_header.read(path).keys
+
+
+def test_ud_iq1_s_grows_by_124_mb() -> None:
+    grown = sum(t.n_bytes for t in layout.tensors("UD-IQ1_S", mla=True))
+    assert round((grown - sum(t.n_bytes for t in layout.tensors("UD-IQ1_S"))) / 1e6) == 124
+
+
+@pytest.mark.parametrize("kind", ["Q4_K", "Q6_K", "BF16", "F32"])
+@pytest.mark.parametrize("key_type", weights.KEY_TYPES)
+def test_what_is_made_of_any_type_agrees_and_what_is_not_does_not(kind: str, key_type: str) -> None:
+    """By the algebra itself: q . (K c) is (K^T q) . c."""
+    sizes = mla.Attention(heads=2, nope=128, rope=64, value=128, rank=512)
+    _, elements, n_bytes = TYPES[gguf_header.TYPE_NUMBERS[kind]]
+    numbers = np.random.default_rng(3)
+    raw = numbers.integers(0, 256, (512, 512 // elements * n_bytes), dtype=np.uint8)
+    scale = np.frombuffer(np.float16(0.01).tobytes(), np.uint8)
+    at = {"Q4_K": (0, 2), "Q6_K": (208,), "BF16": (), "F32": ()}[kind]
+    for first in at:
+        raw.reshape(-1, n_bytes)[:, first : first + 2] = scale
+    if not at:
+        plain = numbers.standard_normal((512, 512), dtype=np.float32)
+        raw = plain.view(np.uint8) if kind == "F32" else (plain.view(np.uint32) >> 16).astype("<u2").view(np.uint8)
+    source = raw.tobytes()
+    kv_b = dequantize(raw, gguf.GGMLQuantizationType[kind]).reshape(2, 256, 512).astype(np.float64)
+    made = mla.k_b(source, kind, sizes, key_type)
+    shape = gguf.quants.quant_shape_to_byte_shape((2, 512, 128), gguf.GGMLQuantizationType[key_type])
+    k_b = dequantize(np.frombuffer(made, np.uint8).reshape(shape), gguf.GGMLQuantizationType[key_type])
+    query, latent = numbers.standard_normal((2, 128)), numbers.standard_normal(512)
+    legacy_scores = np.einsum("hn,hnr,r->h", query, kv_b[:, :128], latent)
+    scores = np.einsum("hrn,hn,r->h", k_b.astype(np.float64), query, latent)
+    assert np.abs(scores - legacy_scores).max() < 0.01 * np.abs(kv_b).max() * np.linalg.norm(query) * np.linalg.norm(
+        latent
+    )
+    assert mla.k_b_agrees(kind, sizes, key_type, source, made)
+    values = mla.v_b(source, sizes)
+    assert mla.v_b_agrees(sizes, source, values)
+    for data, agrees in (
+        (made, lambda data: mla.k_b_agrees(kind, sizes, key_type, source, data)),
+        (values, lambda data: mla.v_b_agrees(sizes, source, data)),
+    ):
+        wrong = bytearray(data)
+        wrong[len(wrong) // 2 + 1] ^= 0x10
+        assert not agrees(bytes(wrong))
+
+
+def changed(path: Path, old: bytes, new: bytes) -> Path:
+    content = path.read_bytes()
+    assert len(old) == len(new)
+    assert old in content
+    path.write_bytes(content.replace(old, new))
+    return path
+
+
+def both_forms(path: Path) -> Path:
+    source = gguf_header.read(tinymodel.write(path.with_name("legacy.gguf"), legacy=Q8_0))
+    _, parts = mla.converted([source], "Q8_0")
+    parts += [gguf_stream.copied(source.path, tensor) for tensor in source.tensors if "kv_b" in tensor.name]
+    gguf_stream.write(path, source.keys, parts, ignore)
+    return path
+
+
+def of_type(path: Path, number: int) -> Path:
+    """A legacy model, the first of whose matrices says it is of another type, of as many bytes."""
+    name = b"blk.0.attn_kv_b.weight" + struct.pack("<I2Q", 2, RANK, HEADS * (NOPE + VALUE))
+    made = tinymodel.write(path, legacy=Q8_0)
+    return changed(made, name + struct.pack("<I", 8), name + struct.pack("<I", number))
+
+
+def first_alone(path: Path) -> Path:
+    parts = shards.split(tinymodel.write(path, legacy=Q8_0), path.with_suffix(""), 60)
+    parts[2].unlink()
+    return parts[0]
+
+
+def cut_short(path: Path) -> Path:
+    os.truncate(tinymodel.write(path, legacy=Q8_0), 9_000_000)
+    return path
+
+
+def of_another_architecture(path: Path) -> Path:
+    return changed(tinymodel.write(path, legacy=Q8_0), b"deepseek2", b"deepseek3")
+
+
+def no_gguf(path: Path) -> Path:
+    path.write_text("hello")
+    return path
+
+
+BAD = {
+    "in both forms (150 tensors": both_forms,
+    "is a model of `deepseek3`": of_another_architecture,
+    "shards are missing beside it: b-00003-of-00003.gguf": first_alone,
+    "has the type IQ1_S, whose rows cannot be taken apart": lambda path: of_type(path, 19),
+    "`blk.0.attn_kv_b.weight` has a type that is not known": lambda path: of_type(path, 212),
+    "it is cut short": cut_short,
+    "it is no GGUF file": no_gguf,
+    "it cannot be read: No such file": lambda path: path,
+}
+
+
+@pytest.mark.parametrize("says", BAD)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = BAD[says](tmp_path / "b.gguf"), tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["weights", "convert", str(source), str(out / "new.gguf")])
+    assert ended.value.code == Exit.SITE
+    lines = capsys.readouterr().err.splitlines()
+    assert says in lines[0]
+    assert [line[:4] for line in lines[1:]] == ["  ->"]
+    assert not list(out.iterdir())
+
+
+def test_a_file_in_mla_form_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tinymodel.write(tmp_path / "mla.gguf")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["weights", "convert", str(source), str(tmp_path / "new.gguf")])
+    assert not ended.value.code
+    assert capsys.readouterr().err.endswith("is in MLA form already: nothing to do\n")
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_a_disk_without_room_is_not_written_to(legacy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = os.statvfs_result((4096, 4096, 1000, 1000, 1000, 0, 0, 0, 0, 255))
+    monkeypatch.setattr(gguf_stream.os, "statvfs", lambda _: full)
+    with pytest.raises(SiteError, match=r"has 0\.0 GiB free, and the new file takes 0\.0 GiB"):
+        weights.convert(legacy, tmp_path / "new.gguf", "Q8_0", ignore)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_there_is_never_written_over(legacy: Path, tmp_path: Path) -> None:
+    (tmp_path / "new.gguf").write_text("mine")
+    with pytest.raises(SiteError, match="it is there already"):
+        weights.convert(legacy, tmp_path / "new.gguf", "Q8_0", ignore)
+    assert (tmp_path / "new.gguf").read_text() == "mine"
+
+
+def test_what_changes_on_its_way_to_the_disk_is_noticed(legacy: Path, tmp_path: Path) -> None:
+    done = []
+
+    def damage(position: int, _total: int) -> None:
+        """The last byte that was written, once, before it is read again."""
+        if not done and position > 5_000_000:
+            done.append(position)
+            with (tmp_path / ".new.gguf.growing").open("r+b") as file:
+                file.seek(position - 1)
+                byte = file.read(1)[0]
+                file.seek(position - 1)
+                file.write(bytes([byte ^ 1]))
+
+    with pytest.raises(SiteError, match=r"blk\.\d+\..* in the new file differs from legacy\.gguf"):
+        weights.convert(legacy, tmp_path / "new.gguf", "Q8_0", damage)
+    assert done
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_runs_do_not_write_one_file(legacy: Path, tmp_path: Path) -> None:
+    with gguf_stream._alone(tmp_path / ".new.gguf.growing"), pytest.raises(SiteError, match="another run is writing"):
+        weights.convert(legacy, tmp_path / "new.gguf", "Q8_0", ignore)
+    assert weights.convert(legacy, tmp_path / "new.gguf", "Q8_0", ignore)
+
+
+def test_writer_and_follower_never_wait_for_each_other(
+    legacy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gguf_stream, "_MOST_AHEAD_BYTES", 1)  # less than any tensor
+    monkeypatch.setattr(gguf_stream, "_BLOCK_BYTES", 10_000)
+    monkeypatch.setattr(gguf_stream, "_AT_ONCE_BYTES", 100_000)
+    written = weights.convert(legacy, tmp_path / "new.gguf", "Q8_0", ignore)
+    assert written
+    assert written.sha256 == sha256(written.path.read_bytes()).hexdigest()
+
+
+def large(path: Path) -> Path:
+    """A legacy model that takes a moment: the tiny one, with a vocabulary nobody reads."""
+    source = gguf_header.read(tinymodel.write(path.with_name("tiny.gguf"), legacy=Q8_0))
+    parts = [gguf_stream.copied(source.path, tensor) for tensor in source.tensors]
+    blank = path.with_name("blank")
+    blank.write_bytes(random.Random(1).randbytes(1 << 20) * 48)
+    extra = gguf_header.Tensor("extra.weight", (1 << 20, 12), 0, 0, 48 << 20)
+    gguf_stream.write(path, source.keys, [gguf_stream.copied(blank, extra), *parts], ignore)
+    return path
+
+
+def test_a_kill_at_any_point_leaves_no_wrong_file(tmp_path: Path) -> None:
+    source, new = large(tmp_path / "large.gguf"), tmp_path / "new.gguf"
+
+    def start() -> int:
+        if child := os.fork():
+            return child
+        try:
+            weights.convert(source, new, "Q8_0", ignore)
+        finally:
+            os._exit(0)
+
+    began = time.monotonic()
+    os.waitpid(start(), 0)
+    whole_s = time.monotonic() - began
+    wanted = sha256(new.read_bytes()).digest()
+    points, cut = random.Random(2), 0
+    for _ in range(20):
+        new.unlink(missing_ok=True)
+        child = start()
+        time.sleep(points.uniform(0, whole_s))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        cut += os.WIFSIGNALED(status)
+        assert not new.exists() or sha256(new.read_bytes()).digest() == wanted
+    assert cut >= 5, "a test that never kills in time proves nothing"
+    new.unlink(missing_ok=True)
+    os.waitpid(start(), 0)
+    assert sha256(new.read_bytes()).digest() == wanted
+    assert not new.with_name(".new.gguf.growing").exists()

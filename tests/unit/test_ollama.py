@@ -1,0 +1,335 @@
+"""The role `ollama`: its Modelfile, a release from an archive, a model registered with a server that stands in for Ollama."""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import json
+import tarfile
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import pytest
+from ansible_collections.r1.prov.plugins.module_utils import releases
+from ansible_collections.r1.prov.plugins.module_utils.download import DownloadError
+from ansible_collections.r1.prov.plugins.module_utils.http_api import ApiError
+from ansible_collections.r1.prov.plugins.module_utils.modelfile import Modelfile, parse
+from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
+from ansible_collections.r1.prov.plugins.modules import ollama_model
+from ansible_collections.r1.prov.plugins.modules.ollama_model import Model, ModelError
+from ansible_collections.r1.prov.plugins.modules.ollama_release import Release, ReleaseError
+
+from r1prov.lab import tinymodel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "golden" / "ollama"
+TEMPLATE = "<｜User｜>{{ .System }} {{ .Prompt }}<｜Assistant｜>"  # noqa: RUF001 - the tokens of R1
+R1 = {
+    "ollama_model_file": "/srv/r1prov/models/DeepSeek-R1-UD-IQ1_S/DeepSeek-R1-UD-IQ1_S.gguf",
+    "ollama_temperature": 0.6,
+    "ollama_template": TEMPLATE,
+}
+SERVED = {
+    "published-template": R1 | {"ollama_num_gpu": 35, "ollama_num_ctx": 8192},
+    "own-template": R1 | {"ollama_num_gpu": -1, "ollama_num_ctx": 2048, "ollama_template": ""},
+}
+
+
+def rendered(values: dict[str, Any]) -> str:
+    environment = jinja2.Environment(trim_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    return environment.from_string((ROOT / "roles/ollama/templates/Modelfile.j2").read_text()).render(values)
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_the_modelfile_is_the_golden_one_and_says_what_was_asked_for(name: str) -> None:
+    values = SERVED[name]
+    text = rendered(values)
+    assert text == (GOLDEN / f"{name}.Modelfile").read_text(encoding="utf-8")
+    parameters = {
+        "num_gpu": values["ollama_num_gpu"],
+        "num_ctx": values["ollama_num_ctx"],
+        "temperature": values["ollama_temperature"],
+    }
+    assert parse(text) == Modelfile(values["ollama_model_file"], parameters, values["ollama_template"])
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("PARAMETER num_gpu 1", "no line FROM"), ("FROM /a\nSYSTEM hello", "'SYSTEM hello' is not understood")],
+)
+def test_another_modelfile_is_not_guessed_at(text: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        parse(text)
+
+
+@pytest.fixture
+def progress(tmp_path: Path) -> Progress:
+    return Progress("ollama", tmp_path / "run")
+
+
+class Archive:
+    """An archive with a program that says its version, and the role's wish for it."""
+
+    def __init__(self, folder: Path, version: str, says: str = "") -> None:
+        program = folder / version / "bin" / "ollama"
+        program.parent.mkdir(parents=True)
+        program.write_text(says or f"#!/bin/sh\necho Warning: client version is {version}\n")
+        program.chmod(0o755)
+        (folder / version / "lib" / "ollama").mkdir(parents=True)
+        (folder / version / "lib" / "ollama" / f"lib-{version}.so").touch()
+        self.file = folder / f"{version}.tgz"
+        with tarfile.open(self.file, "w:gz") as tar:
+            tar.add(folder / version, ".")
+        self.sha256 = hashlib.sha256(self.file.read_bytes()).hexdigest()
+        self.wanted = {
+            "version": version,
+            "archive": str(self.file),
+            "sha256": self.sha256,
+            "home": str(folder / "home"),
+            "cache": str(folder / "cache"),
+        }
+
+
+def test_releases_lie_side_by_side_and_one_is_kept_to_go_back_to(tmp_path: Path, progress: Progress) -> None:
+    for version in ("0.12.11", "0.13.5", "0.17.4"):
+        release = Release(Archive(tmp_path, version).wanted)
+        assert not release.exists
+        release.install(progress)
+        releases.make_current(release.home, release.id)
+        assert release.exists
+        assert releases.current(release.home) == release.id
+        libraries = [path.name for path in (tmp_path / "home" / "current" / "lib" / "ollama").iterdir()]
+        assert libraries == [f"lib-{version}.so"]
+    kept = sorted(path.name.partition("-")[0] for path in (tmp_path / "home" / "releases").iterdir())
+    assert kept == ["0.13.5", "0.17.4"]
+
+
+def test_the_list_beside_an_archive_is_asked_once(tmp_path: Path, progress: Progress) -> None:
+    archive = Archive(tmp_path, "0.12.11")
+    sums = tmp_path / "sha256sum.txt"
+    wanted = archive.wanted | {"archive": archive.file.as_uri(), "sha256": ""}
+    with pytest.raises(ReleaseError, match=r"sha256sum.txt cannot be read.*Set ollama_archive_sha256"):
+        Release(wanted).install(progress)
+    sums.write_text(f"{'0' * 64}  ./other-0.12.11.tgz\n")
+    with pytest.raises(ReleaseError, match=r"does not name 0\.12\.11\.tgz"):
+        Release(wanted).install(progress)
+    sums.write_text(f"{'0' * 64}  ./other.tgz\n{archive.sha256}  ./0.12.11.tgz\n")
+    Release(wanted).install(progress)
+    sums.unlink()
+    archive.file.unlink()
+    assert Release(wanted).exists
+    assert not list((tmp_path / "cache").iterdir())
+    assert not Release(wanted | {"version": "0.12.10"}).exists
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"sha256": "0" * 64}, r"expected 000.*it is not whole, or another archive"),
+        ({"archive": "/none.tgz"}, "neither here nor on the controller"),
+        ({"sha256": ""}, "Set ollama_archive_sha256"),
+        ({"version": "0.12.10"}, r"holds Ollama 0\.12\.11, not 0\.12\.10"),
+    ],
+)
+def test_what_was_not_meant_is_not_installed(
+    tmp_path: Path, progress: Progress, change: dict[str, str], says: str
+) -> None:
+    with pytest.raises(ReleaseError, match=says):
+        Release(Archive(tmp_path, "0.12.11").wanted | change).install(progress)
+    assert not list(tmp_path.glob("home/releases/*"))
+
+
+@pytest.mark.parametrize(
+    ("program", "says"),
+    [
+        ("\x7fELF for another machine", "does not run here: Exec format error"),
+        ("#!/bin/sh\necho dying >&2; exit 3\n", r"does not run \(status 3\): dying"),
+    ],
+)
+def test_a_program_that_does_not_run_is_not_installed(
+    tmp_path: Path, progress: Progress, program: str, says: str
+) -> None:
+    with pytest.raises(ReleaseError, match=says):
+        Release(Archive(tmp_path, "0.12.11", program).wanted).install(progress)
+    assert not list(tmp_path.glob("home/releases/*"))
+
+
+def test_a_url_that_sends_something_else(tmp_path: Path, progress: Progress) -> None:
+    archive = Archive(tmp_path, "0.12.11")
+    with pytest.raises(DownloadError, match="expected 000"):
+        Release(archive.wanted | {"archive": archive.file.as_uri(), "sha256": "0" * 64}).install(progress)
+
+
+class Stand(ThreadingHTTPServer):
+    """Answers as Ollama does where the module asks: creates what the request says, below `models`."""
+
+    def __init__(self, models: Path) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.models = models
+        self.asked: list[tuple[str, str, dict[str, Any]]] = []
+        self.running = True
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Stand
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append((self.command, self.path, body))
+        found, models = 200, self.server.models
+        if self.path == "/api/create":
+            (digest,) = body["files"].values()
+            blob = models / "blobs" / digest.replace(":", "-")
+            found = 200 if blob.exists() and self.server.running else 500
+            config = models / "blobs" / f"sha256-{'c' * 64}"
+            config.write_text("{}")
+            layers = [{"digest": digest, "size": blob.stat().st_size if blob.exists() else 0}]
+            manifest = models / "manifests/registry.ollama.ai/library" / body["model"] / "latest"
+            manifest.parent.mkdir(parents=True, exist_ok=True)
+            content = {"layers": layers, "config": {"digest": f"sha256:{'c' * 64}", "size": 2}, "of": body}
+            manifest.write_text(json.dumps(content))
+        self.send_response(found)
+        self.end_headers()
+        self.wfile.write(b'{"status": "success"}')
+
+    do_DELETE = do_POST  # noqa: N815 - the name http.server looks for
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class Host:
+    """A model's file, a release that knows its architecture, and a server that counts how often it is started."""
+
+    def __init__(self, root: Path, server: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.root, self.server, self.file = root, server, root / "m.gguf"
+        tinymodel.write(self.file)
+        (root / "release" / "bin").mkdir(parents=True)
+        (root / "release" / "bin" / "ollama").write_bytes(b"llama\0deepseek2\0qwen2\0")
+        self.systemctl: list[str] = []
+        monkeypatch.setattr(ollama_model, "systemctl", self._systemctl)
+        self.wanted = {
+            "name": "demo",
+            "modelfile": f"FROM {self.file}\nPARAMETER num_gpu 7\n",
+            "models_dir": str(server.models),
+            "owner": getpass.getuser(),
+            "release": str(root / "release"),
+            "url": f"http://127.0.0.1:{server.server_port}",
+            "unit": "r1prov-ollama",
+            "state": "started",
+        }
+
+    def _systemctl(self, verb: str, _: str) -> None:
+        self.systemctl.append(verb)
+        self.server.running = verb == "start"
+
+    def model(self, **changes: str) -> Model:
+        return Model(self.wanted | changes, self.root / "state" / "registered.json")
+
+    @property
+    def blob(self) -> Path:
+        return self.model().blob(hashlib.sha256(self.file.read_bytes()).hexdigest())
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    (tmp_path / "models").mkdir()
+    with Stand(tmp_path / "models") as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield Host(tmp_path, server, monkeypatch)
+        server.shutdown()
+
+
+def test_a_model_is_registered_once_and_takes_no_room(host: Host) -> None:
+    assert host.model().reason() == "demo is not registered"
+    digest = host.model().register()
+    assert host.blob.samefile(host.file)
+    body = {"model": "demo", "files": {"m.gguf": f"sha256:{digest}"}, "parameters": {"num_gpu": 7}, "stream": False}
+    assert host.server.asked == [("POST", "/api/create", body)]
+    assert host.model().reason() == ""
+    assert host.systemctl == []
+
+
+def test_a_stopped_service_is_started_for_it_and_stopped_again(host: Host) -> None:
+    host.server.running = False
+    host.model(state="stopped").register()
+    assert host.systemctl == ["start", "stop"]
+    host.server.asked.clear()
+    host.wanted["modelfile"] += "PARAMETER num_ctx 1\n"
+    host.server.models.joinpath("blobs").rename(host.server.models / "lost")
+    host.server.models.joinpath("blobs").write_text("in the way")
+    with pytest.raises(OSError, match="blobs"):
+        host.model(state="stopped").register()
+    assert host.systemctl == ["start", "stop"] * 2
+
+
+def test_what_changed_is_registered_again(host: Host) -> None:
+    host.model().register()
+    template = 'TEMPLATE """{{ .Prompt }}"""\n'
+    changed = host.model(modelfile=host.wanted["modelfile"] + template)
+    assert changed.reason() == "the Modelfile changed"
+    changed.register()
+    assert host.server.asked[-1][2]["template"] == "{{ .Prompt }}"
+
+    host.model().register()
+    host.blob.write_bytes(content := host.blob.read_bytes())  # the very same file: what is seen of it is another
+    assert host.model().reason() == "the model's file changed"
+    host.model().register()
+
+    copy = host.root / "copy"
+    copy.write_bytes(content)
+    copy.replace(host.file)  # fetched anew: the same bytes, another file
+    host.model().register()
+    assert host.blob.samefile(host.file)
+    assert host.server.asked[-1] == ("POST", "/api/generate", {"model": "demo", "keep_alive": 0, "stream": False})
+
+    host.blob.unlink()
+    assert host.model().reason() == "what Ollama has of it was changed"
+    host.model().register()
+    for path in host.server.models.glob("manifests/**/latest"):
+        path.unlink()
+    assert host.model().reason() == "what Ollama has of it was changed"
+
+
+def test_a_name_that_is_not_wanted_any_more_is_removed(host: Host) -> None:
+    host.model().register()
+    host.model(name="deepseek-r1").register()
+    assert host.server.asked[-1] == ("DELETE", "/api/delete", {"model": "demo"})
+    assert host.model(name="deepseek-r1").reason() == ""
+
+
+def test_a_digest_that_is_recorded_beside_the_file_is_taken(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ollama_model, "sha256_of", None)  # nothing may be read
+    record = {"name": "m.gguf", "bytes": host.file.stat().st_size, "sha256": "d" * 64}
+    (host.root / "merged.json").write_text(json.dumps(record))
+    assert host.model().register() == "d" * 64
+    (host.root / "merged.json").unlink()
+    assert host.model(modelfile=host.wanted["modelfile"] + "PARAMETER num_ctx 1\n").register() == "d" * 64
+
+
+def test_what_cannot_be_registered_is_said(host: Host) -> None:
+    with pytest.raises(ModelError, match="is not there"):
+        host.model(modelfile="FROM /none.gguf\n").reason()
+    (host.root / "release" / "bin" / "ollama").write_bytes(b"deepseek2-ocr deepseek old-deepseek2")
+    with pytest.raises(
+        ModelError, match=r"does not know the architecture deepseek2.*Set ollama_version to a newer one"
+    ):
+        host.model().check()
+    (host.root / "release" / "bin" / "ollama").rename(host.root / "elsewhere")
+    host.model().check()
+    (host.root / "elsewhere").rename(host.root / "release" / "bin" / "ollama")
+    with pytest.raises(ModelError, match=r"/proc/none is not on the file system of .*Correct ollama_models_dir"):
+        host.model(models_dir="/proc/none").check()
+    (host.root / "release" / "lib" / "ollama").mkdir(parents=True)
+    (host.root / "release" / "lib" / "ollama" / "llama-server").write_bytes(b"\0deepseek2\0")
+    host.model().check()
+    host.server.running = False
+    with pytest.raises(ApiError, match="HTTP 500"):
+        host.model().register()
+    assert host.model().reason() == "demo is not registered"

@@ -1,0 +1,76 @@
+"""What the package index says of versions that r1prov does not come with: asked once, from a small index of ours."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import zipfile
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from r1prov import pins, site
+from r1prov.errors import SiteError
+from r1prov.site import Site
+
+SHA256 = "5" * 64
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[str]:
+    """A package index with one version of the page and one of llama-cpp-python."""
+    wheel = tmp_path / "index" / "open-webui" / "open_webui-9.9.9-py3-none-any.whl"
+    wheel.parent.mkdir(parents=True)
+    with zipfile.ZipFile(wheel, "w") as packed:
+        about = "Metadata-Version: 2.1\nName: open-webui\nVersion: 9.9.9\n"
+        for name, text in (("METADATA", about), ("WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n"), ("RECORD", "")):
+            packed.writestr(f"open_webui-9.9.9.dist-info/{name}", text)
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    (wheel.parent / "index.html").write_text(f'<a href="{wheel.name}#sha256={digest}">{wheel.name}</a>')
+    sdist = tmp_path / "index" / "llama-cpp-python" / "index.html"
+    sdist.parent.mkdir()
+    sdist.write_text(f'<a href="../../files/llama_cpp_python-0.3.9.tar.gz#sha256={SHA256}">x</a>')
+    with ThreadingHTTPServer(
+        ("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=tmp_path / "index")
+    ) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def wanting(folder: Path, index: str, **versions: str) -> Site:
+    (folder / "r1prov.yml").write_text(
+        f"profile: demo\nhosts: [a]\nversions: {versions}\nsources: {{pypi: {{index: '{index}'}}}}\n"
+    )
+    return site.load(folder / "r1prov.yml")
+
+
+def test_the_tested_versions_ask_nobody(tmp_path: Path) -> None:
+    assert pins.keep(wanting(tmp_path, "http://nobody.invalid"), tmp_path / "pins") == []
+
+
+def test_other_versions_are_pinned_once(index: str, tmp_path: Path) -> None:
+    wanted = wanting(tmp_path, index, llama_cpp="0.3.9", open_webui="9.9.9")
+    sdist, page = pins.keep(wanted, tmp_path / "pins")
+    assert (sdist.name, sdist.read_text()) == (pins.llama_cpp(wanted), SHA256)
+    assert page.name == pins.open_webui(wanted)
+    assert page.read_text().startswith("open-webui==9.9.9 \\\n    --hash=sha256:")
+    assert pins.keep(wanted, tmp_path / "pins") == []
+
+
+@pytest.mark.parametrize(
+    ("versions", "says"),
+    [({"llama_cpp": "0.3.8"}, "has no llama_cpp_python-0.3.8.tar.gz"), ({"open_webui": "9.9.8"}, "cannot be pinned: ")],
+)
+def test_a_version_that_is_not_there_is_said(index: str, tmp_path: Path, versions: dict[str, str], says: str) -> None:
+    with pytest.raises(SiteError, match=says) as error:
+        pins.keep(wanting(tmp_path, index, **versions), tmp_path / "pins")
+    assert "\n" not in error.value.problems[0].what
+
+
+def test_an_index_that_cannot_be_reached_is_said(tmp_path: Path) -> None:
+    with pytest.raises(SiteError, match="cannot be asked"):
+        pins.keep(wanting(tmp_path, "http://127.0.0.1:9", llama_cpp="0.3.9"), tmp_path / "pins")

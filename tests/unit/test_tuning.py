@@ -1,0 +1,361 @@
+"""What `r1prov tune` tries around a plan, when that holds, and the program that measures, with a made-up llama-bench."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+from ansible_collections.r1.prov.plugins.modules import llama_bench
+
+from r1prov import catalogue, inventory, machine, site, tuned
+from r1prov.offload import Plan, model_of, plan, tuning
+from r1prov.offload.outcome import RESERVE_BYTES, Space, outcome
+from r1prov.offload.setting import parse
+from r1prov.offload.tuning import Choice, Hardware, Subject, Trial
+from r1prov.units import GIB
+
+FACTS = {
+    "cpu": {"model": "Xeon 8352V", "cores": 32, "usable_threads": 64},
+    "ram": {"total_bytes": 480 * 10**9},
+    "gpu": {"cards": [{"name": "RTX 4090", "memory_bytes": 24564 * 2**20}] * 4},
+}
+PROGRAM = Path(__file__).parents[2] / "roles" / "tune" / "files" / "tune.py"
+
+
+@functools.cache
+def planned(profile: str, reserve: int = RESERVE_BYTES) -> tuple[Plan, Trial]:
+    kind = machine.load_profile(profile)
+    quant = catalogue.quant(kind.serving.quant)
+    found = plan(quant, kind.machine, kind.serving, reserve)
+    subject = Subject(hardware=Hardware.of(FACTS), engine=("1",), model=("a",), plan=found.arguments)
+    return found, tuning.trial(found, model_of(quant), kind.machine, subject)
+
+
+def own(trial: Trial) -> dict[str, str]:
+    return {dimension.name: dimension.choices[0].label for dimension in trial.dimensions}
+
+
+def labels(trial: Trial) -> dict[str, list[str]]:
+    return {dimension.name: [choice.label for choice in dimension.choices] for dimension in trial.dimensions}
+
+
+def test_what_is_tried_on_a_4x4090() -> None:
+    _, trial = planned("4x4090")
+    assert labels(trial) == {
+        "threads": ["64", "32", "24", "16"],
+        "placement": ["micro-batch 128", "micro-batch 64", "micro-batch 256", "a tensor less per card"],
+        "repack": ["on", "off"],
+    }
+    assert trial.settings == 8
+    assert trial.prompt_tokens == 512
+
+
+@pytest.mark.parametrize("profile", ["4x4090", "cpu"])
+def test_the_plans_own_choices_are_the_plan(profile: str) -> None:
+    found, trial = planned(profile)
+    arguments = trial.arguments(own(trial))
+    assert sorted(arguments) == sorted(found.arguments)
+    assert sorted(tuning.for_bench(arguments, found)) == sorted(found.bench_arguments)
+
+
+def test_every_placement_fits_and_one_with_a_tensor_less_reads_more_from_ram() -> None:
+    found, trial = planned("4x4090")
+    kind = machine.load_profile("4x4090")
+    model = model_of(catalogue.quant(kind.serving.quant))
+    assert model
+    reads = {}
+    for choice in trial.dimensions[1].choices:
+        arguments = trial.arguments(own(trial) | {"placement": choice.label})
+        done = outcome(model, parse(arguments, cards=4), Space(kind.machine.cards, kind.machine.ram))
+        assert done.fits, choice.label
+        reads[choice.label] = done.reads.host
+    assert found.outcome
+    assert reads["micro-batch 128"] == reads["micro-batch 64"] == found.outcome.reads.host
+    assert reads["a tensor less per card"] > found.outcome.reads.host
+
+
+def test_a_tensor_more_goes_where_half_of_the_reserve_stays_free() -> None:
+    _, trial = planned("4x4090", reserve=2 * GIB)
+    kind = machine.load_profile("4x4090")
+    model = model_of(catalogue.quant(kind.serving.quant))
+    assert model
+    arguments = trial.arguments(own(trial) | {"placement": "a tensor more per card"})
+    more, before = (
+        outcome(model, parse(each, cards=4), Space(kind.machine.cards, kind.machine.ram))
+        for each in (arguments, trial.arguments(own(trial)))
+    )
+    assert more.reads.host < before.reads.host
+    assert all(device.free >= tuning.SMALLER_RESERVE_BYTES for device in more.devices)
+    assert [before.free > after.free for before, after in zip(before.devices, more.devices, strict=True)] == [True] * 4
+
+
+def test_of_a_model_wholly_on_the_cards_no_tensor_is_moved_to_ram() -> None:
+    kind = machine.load_profile("4xh800")
+    quant = catalogue.quant("UD-Q2_K_XL")
+    found = plan(quant, kind.machine, kind.serving)
+    subject = Subject(hardware=Hardware.of(FACTS), engine=("1",), model=("a",), plan=found.arguments)
+    trial = tuning.trial(found, model_of(quant), kind.machine, subject)
+    assert labels(trial) == {"placement": ["micro-batch 256", "micro-batch 128", "micro-batch 512"]}
+    assert not any("CPU" in word for dim in trial.dimensions for choice in dim.choices for word in choice.arguments)
+
+
+def test_a_plan_without_repacking_is_tried_with_it() -> None:
+    found, trial = planned("cpu")
+    assert trial.dimensions[-1].choices == (Choice("on"), Choice("off", ("--no-repack",)))
+    assert tuning.for_bench(trial.arguments(own(trial) | {"repack": "off"}), found)[-2:] == ("--repack", "0")
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({}, ""),
+        ({"ram": 481 * 10**9}, ""),  # another kernel
+        ({"ram": 960 * 10**9}, "other hardware"),
+        ({"cards": (("RTX 4090", 48 * GIB),)}, "other hardware"),
+        ({"threads": 32}, "other hardware"),
+    ],
+)
+def test_hardware_that_changed(change: dict[str, Any], why: str) -> None:
+    found = result().subject
+    now = found.model_copy(update={"hardware": found.hardware.model_copy(update=change)})
+    assert result().lapsed(now) == why
+
+
+@functools.cache
+def result() -> tuning.Tuned:
+    """What tuning a 4x4090 came to: half of the threads are faster."""
+    trial = tuned.trial(site.load(None, profile="4x4090", hosts=["gpu1"]), FACTS)
+    first = own(trial)
+    best = first | {"threads": "32"}
+    measured = [
+        {"chosen": first, "prompt": [20.0, 21.0, 22.0], "decode": [5.0, 5.1, 5.2], "seconds": 60.0, "failed": ""},
+        {"chosen": best, "prompt": [24.0, 25.0, 26.0], "decode": [6.0, 6.1, 6.2], "seconds": 61.0, "failed": ""},
+    ]
+    return tuned.outcome(
+        trial, {"chosen": best, "measured": measured, "untried": ["repack off"], "reason": "it is faster"}
+    )
+
+
+@pytest.fixture
+def gpu1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> site.Site:
+    """A site without a file, of one tuned host and one that is not."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    chosen = site.load(None, profile="4x4090", hosts=["gpu1", "gpu2"])
+    tuned.keep(chosen, "gpu1", result())
+    return chosen
+
+
+def test_a_tuned_host_serves_with_what_was_found(gpu1: site.Site) -> None:
+    holds, remarks = tuned.holding(gpu1, {"gpu1": FACTS, "gpu2": FACTS})
+    assert ({*holds}, remarks) == ({"gpu1"}, {})
+    hosts = yaml.safe_load(inventory.rendered(gpu1, tuned=holds)["hosts.yml"])["all"]["hosts"]
+    arguments = hosts["gpu1"]["llama_server_arguments"]
+    assert arguments[arguments.index("--threads") + 1] == "32"
+    assert sorted(arguments) == sorted("32" if word == "64" else word for word in inventory.plan_for(gpu1)[1].arguments)
+    assert "32" in hosts["gpu1"]["smoke_bench_llama_bench_arguments"]
+    assert "llama_server_arguments" not in hosts["gpu2"]
+    assert tuned.state(gpu1, "gpu1", FACTS) == "tuned: threads 32 (it is faster)"
+    assert tuned.state(gpu1, "gpu2", FACTS) == "not tuned: run `r1prov tune`"
+
+
+@pytest.mark.parametrize(
+    ("flags", "facts", "why"),
+    [
+        ({}, FACTS | {"cpu": FACTS["cpu"] | {"model": "EPYC"}}, "other hardware"),
+        ({"versions": {"llama_cpp": "0.3.37"}}, FACTS, "another engine"),
+        ({"quant": "UD-IQ1_M"}, FACTS, "another model"),
+        ({"context_per_slot": 4096}, FACTS, "another plan"),
+    ],
+)
+def test_what_changed_since_lets_the_plan_serve_again(gpu1: site.Site, flags: Any, facts: Any, why: str) -> None:
+    now = site.load(None, profile="4x4090", hosts=["gpu1"], **flags)
+    holds, remarks = tuned.holding(now, {"gpu1": facts})
+    assert holds == {}
+    assert remarks == {"gpu1": f"is tuned for {why}, so the plan's own setting serves: run `r1prov tune`"}
+    assert tuned.state(now, "gpu1", facts).startswith(f"tuned for {why}")
+
+
+def test_a_host_that_was_not_met_is_taken_to_be_the_same(gpu1: site.Site) -> None:
+    assert {*tuned.holding(gpu1, {})[0]} == {"gpu1"}
+
+
+def test_what_another_version_kept_in_its_own_way_is_as_nothing(gpu1: site.Site) -> None:
+    tuned.SiteState.of(None).keep_tuned("gpu1", '{"subject": 1}')
+    assert tuned.kept(gpu1, "gpu1") is None
+    tuned.forget(gpu1, "gpu1")
+    tuned.forget(gpu1, "gpu1")
+
+
+def test_where_the_plan_stays_best_not_even_the_order_of_its_arguments_changes() -> None:
+    trial = planned("4x4090")[1]
+    measured = [{"chosen": own(trial), "prompt": [1.0], "decode": [1.0], "seconds": 1.0, "failed": ""}]
+    found = tuned.outcome(trial, {"chosen": own(trial), "measured": measured, "untried": [], "reason": ""})
+    assert found.arguments == trial.subject.plan
+    assert found.what == "the plan's own setting"
+
+
+def test_the_table_of_what_was_measured() -> None:
+    assert tuned.rows(result()) == [
+        ("the plan's own", "21.00", "5.10", ""),
+        ("threads 32", "25.00", "6.10", "kept"),
+        ("repack off", "", "", "no time was left for it"),
+    ]
+
+
+# --- the program on the host ---
+
+BENCH = """#!{python}
+import json, sys, time
+words = sys.argv[1:]
+value = lambda name: words[words.index(name) + 1] if name in words else ""
+time.sleep(float(value("--sleep") or 0))
+if "--out-of-memory" in words:
+    sys.exit("cudaMalloc failed: out of memory")
+decode = {{"4": [6.0, 6.1, 6.2], "8": [5.0, 5.1, 5.2], "7": [5.05, 5.15, 5.25]}}[value("--threads")]
+decode = [rate * (1.5 if value("--repack") == "0" else 1) for rate in decode]
+open({calls!r}, "a").write(" ".join(words) + "\\n")
+json.dump([{{"n_gen": 0, "samples_ts": [20.0, 21.0]}}, {{"n_gen": 32, "samples_ts": decode}}], sys.stdout)
+"""
+
+
+def dimension(name: str, **choices: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "choices": [{"label": label.strip("_"), "arguments": words.split()} for label, words in choices.items()],
+    }
+
+
+THREADS = dimension("threads", _8="--threads 8", _7="--threads 7", _4="--threads 4")
+REPACK = dimension("repack", on="", off="--repack 0")
+PLACEMENT = dimension("placement", plan="", more="--out-of-memory")
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("tune", PROGRAM)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "RESULT", tmp_path / "result.json")
+    monkeypatch.setattr(module, "PROGRESS", tmp_path / "progress.json")
+    (tmp_path / "calls").touch()
+    bench = tmp_path / "llama-bench"
+    bench.write_text(BENCH.format(python=sys.executable, calls=str(tmp_path / "calls")))
+    bench.chmod(0o755)
+    return module
+
+
+def run(program: ModuleType, *dimensions: dict[str, Any], fixed: str = "", limit_s: float = 60) -> dict[str, Any]:
+    """Do a job as systemd would; returns the result."""
+    folder = program.RESULT.parent
+    job = {
+        "program": str(folder / "llama-bench"),
+        "fixed": fixed.split(),
+        "dimensions": [*dimensions],
+        "prompt_tokens": 64,
+        "decode_tokens": 32,
+        "repetitions": 3,
+        "prompt_share": 16,
+        "limit_s": limit_s,
+    }
+    (folder / "job.json").write_text(json.dumps(job))
+    sys.argv = ["tune.py", str(folder / "job.json")]
+    code = program.main()
+    return {**json.loads(program.RESULT.read_text()), "code": code} if program.RESULT.is_file() else {"code": code}
+
+
+def test_one_dimension_after_the_other_keeps_its_best(program: ModuleType) -> None:
+    found = run(program, THREADS, REPACK)
+    assert (found["code"], found["state"], found["untried"]) == (0, "done", [])
+    assert found["chosen"] == {"threads": "4", "repack": "off"}
+    assert [each["chosen"]["threads"] for each in found["measured"]] == ["8", "7", "4", "4"]
+    assert "% sooner" in found["reason"]
+    progress = json.loads(program.PROGRESS.read_text())
+    assert (progress["done"], progress["total"], progress["state"]) == (4, 4, "done")
+
+
+def test_a_difference_within_the_noise_keeps_the_plans_own(program: ModuleType) -> None:
+    found = run(program, dimension("threads", _8="--threads 8", _7="--threads 7"))
+    assert found["chosen"] == {"threads": "8"}
+    assert found["reason"] == "none of 1 others was faster by more than the noise"
+
+
+def test_what_runs_out_of_memory_is_told_and_the_rest_goes_on(program: ModuleType) -> None:
+    found = run(program, PLACEMENT, THREADS)
+    assert "out of memory" in found["measured"][1]["failed"]
+    assert found["chosen"] == {"placement": "plan", "threads": "4"}
+
+
+def test_where_the_plans_own_setting_fails_nothing_is_measured(program: ModuleType, capsys: Any) -> None:
+    assert run(program, THREADS, fixed="--out-of-memory") == {"code": 1}
+    assert "the setting of the plan cannot be measured" in capsys.readouterr().err
+    assert json.loads(program.PROGRESS.read_text())["state"] == "failed"
+
+
+def test_no_time_is_begun_that_is_not_there(program: ModuleType) -> None:
+    began = time.monotonic()
+    found = run(program, THREADS, REPACK, fixed="--sleep 1", limit_s=3)
+    assert time.monotonic() - began < 3.5
+    assert found["state"] == "done"
+    assert found["untried"][-1] == "repack off"
+    assert len(found["measured"]) + len(found["untried"]) == 4
+
+
+def test_one_that_hangs_ends_with_the_limit(program: ModuleType) -> None:
+    found = run(program, THREADS, fixed="--sleep 30", limit_s=1)
+    assert found["code"] == 1
+    assert json.loads(program.PROGRESS.read_text())["label"] == "was not over within the time limit"
+
+
+def test_one_that_was_stopped_goes_on_where_it_was(program: ModuleType) -> None:
+    whole = run(program, THREADS, REPACK)
+    calls = program.RESULT.parent / "calls"
+    whole.pop("code")
+    whole["job"]["limit_s"] = 30  # it may have had less time
+    program.RESULT.write_text(json.dumps(whole | {"state": "running", "measured": whole["measured"][:2]}))
+    calls.write_text("")
+    again = run(program, THREADS, REPACK)
+    assert len(calls.read_text().splitlines()) == 2
+    assert again["chosen"] == whole["chosen"]
+    assert len(run(program, THREADS)["measured"]) == 3  # another job is measured from its beginning
+    assert len(calls.read_text().splitlines()) == 5
+
+
+@pytest.mark.parametrize("said", ["", "[]", "{}", '[{"n_gen": 1, "samples_ts": [1]}]', '[{"n_gen": 0}]'])
+def test_what_holds_no_rates(program: ModuleType, said: str) -> None:
+    with pytest.raises(program.BenchError, match="no rates"):
+        program.rates(said)
+
+
+# --- the module ---
+
+
+def test_somebody_listens_until_the_pipe_is_closed() -> None:
+    reads, writes = os.pipe()
+    assert llama_bench.heard(writes)
+    os.close(reads)
+    assert not llama_bench.heard(writes)
+    os.close(writes)
+
+
+@pytest.mark.parametrize(
+    ("found", "job", "done"),
+    [
+        ({"job": {"a": 1}, "state": "done"}, {"a": 1}, True),
+        ({"job": {"a": 1}, "state": "running"}, {"a": 1}, False),
+        ({"job": {"a": 1}, "state": "done"}, {"a": 2}, False),
+        ({}, {}, False),
+    ],
+)
+def test_a_job_is_done_when_all_of_it_was_measured(found: dict[str, Any], job: dict[str, Any], done: bool) -> None:
+    assert llama_bench.is_done(found, job) is done
