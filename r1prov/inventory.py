@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from r1prov import __version__, catalogue, headers, paths, pins
+from r1prov import __version__, catalogue, headers, latent, paths, pins
 from r1prov.files import write_whole
 from r1prov.machine import BEST_ON_GPUS
-from r1prov.offload import DYNAMIC_QUANTS, Plan, best_on_gpus, plan
+from r1prov.offload import DYNAMIC_QUANTS, Plan, best_on_gpus, model_of, plan
 from r1prov.offload.tuning import for_bench
 from r1prov.site import places
 from r1prov.units import GIB, gib
@@ -60,7 +60,12 @@ def quant_for(site: Site) -> Quant:
 
 def needs_header(site: Site) -> bool:
     """The layers of an own model must be known to be dealt out to GPUs."""
-    return bool(site.profile.machine.gpus) and not catalogue.is_published(quant_for(site))
+    return bool(site.profile.machine.gpus) and asks_for_header(site)
+
+
+def asks_for_header(site: Site) -> bool:
+    """Only the header of an own model tells which form its attention has."""
+    return not catalogue.is_published(quant_for(site))
 
 
 def plan_for(site: Site) -> tuple[Quant, Plan]:
@@ -72,6 +77,13 @@ def plan_for(site: Site) -> tuple[Quant, Plan]:
     quant = quant_for(site)
     header = headers.kept(quant) if needs_header(site) else None
     return quant, plan(quant, site.profile.machine, site.profile.serving, header=header)
+
+
+def attention(site: Site, quant: Quant) -> latent.Attention:
+    """`mla` where the published files are to be brought into that form; of a model whose header was never read they stay as they are."""
+    published = model_of(quant) or headers.kept(quant)
+    is_changed = site.profile.serving.attention == "mla" and published and latent.is_legacy(published)
+    return "mla" if is_changed else "legacy"
 
 
 def alias(site: Site) -> str:
@@ -136,7 +148,11 @@ def _values(site: Site) -> dict[str, Any]:
     file, machine = site.file, site.profile.machine
     backend = "cuda" if machine.gpus else "cpu"
     weights_dir = f"{file.data_dir}/models/{quant.folder or quant.name}"
-    merged = f"{quant.folder or quant.name}.gguf" if file.ollama.enabled and len(quant.files) > 1 else ""
+    form, merged = attention(site, quant), ""
+    if form == "mla":
+        merged = f"{quant.folder or quant.name}.mla.gguf"
+    elif file.ollama.enabled and len(quant.files) > 1:
+        merged = f"{quant.folder or quant.name}.gguf"
     return {
         "version": __version__,
         "profile_name": file.profile,
@@ -151,6 +167,7 @@ def _values(site: Site) -> dict[str, Any]:
         "temperature": site.profile.serving.temperature,
         "alias": alias(site),
         "weights_dir": weights_dir,
+        "attention": form,
         "merged": merged,
         "model": f"{weights_dir}/{merged or quant.files[0].name}",
         "ollama_template": R1_TEMPLATE if quant.repo.endswith("/DeepSeek-R1-GGUF") else "",
@@ -159,7 +176,7 @@ def _values(site: Site) -> dict[str, Any]:
         "environment": _environment(site),
         "proxies": _proxies(site),
         "expect": _expect(site, plan_),
-        "disk": _disk(site, quant, weights_dir, merged),
+        "disk": _disk(site, quant, plan_, weights_dir, merged),
         "ports": _ports(site),
         "reach": _reach(site, quant, weights_dir, merged),
     }
@@ -221,10 +238,12 @@ def _ports(site: Site) -> list[dict[str, Any]]:
     return [{"port": port, "unit": f"r1prov-{name}.service"} for name, port in listeners]
 
 
-def _disk(site: Site, quant: Quant, weights_dir: str, merged: str) -> list[dict[str, Any]]:
+def _disk(site: Site, quant: Quant, plan_: Plan, weights_dir: str, merged: str) -> list[dict[str, Any]]:
     """Every copy that will be written, and the files that count as a part of it that is there."""
     build = BUILD_BYTES["cuda" if site.profile.machine.gpus else "cpu"]
-    whole = [{"path": f"{weights_dir}/{merged}", "bytes": quant.bytes}] if merged else []
+    one = _folder(f"{weights_dir}/{merged}", plan_.model_bytes) if merged else []
+    # What was merged as published is as good as the shards to make the form that is served of.
+    whole = [{"path": f"{weights_dir}/{name}", "bytes": quant.bytes} for name in _stand_ins(quant, merged)]
     shards = [
         {"path": f"{weights_dir}/{name}", "bytes": file.bytes}
         for file in quant.files
@@ -235,7 +254,7 @@ def _disk(site: Site, quant: Quant, weights_dir: str, merged: str) -> list[dict[
         ("building llama.cpp", "/var/cache/r1prov", build, _folder("/opt/r1prov/llama.cpp/current/bin", build)),
     ]
     if merged:
-        copies.append(("merging the shards into one file", weights_dir, quant.bytes, whole))
+        copies.append(("the one file that is made of them", weights_dir, plan_.model_bytes, one))
     if site.file.open_webui.enabled:
         copies.append(
             ("the chat page", "/opt/r1prov", PAGE_BYTES, _folder("/opt/r1prov/open-webui/current", PAGE_BYTES))
@@ -243,8 +262,19 @@ def _disk(site: Site, quant: Quant, weights_dir: str, merged: str) -> list[dict[
     return [{"path": path, "bytes": n_bytes, "what": what, "have": have} for what, path, n_bytes, have in copies]
 
 
+def _stand_ins(quant: Quant, merged: str) -> list[str]:
+    """Files that may be there in place of the published ones."""
+    return sorted({merged, f"{quant.folder or quant.name}.gguf"}) if merged else []
+
+
+def _any_of(quant: Quant, merged: str) -> str:
+    """A pattern of the names of `_stand_ins`."""
+    name = f"{quant.folder or quant.name}.gguf"
+    return merged if merged == name else name.replace(".gguf", ".*gguf")
+
+
 def _folder(path: str, n_bytes: int) -> list[dict[str, Any]]:
-    """A folder that, where it is there, holds all of it."""
+    """A file or folder that, where it is there, holds all of it."""
     return [{"path": path, "bytes": n_bytes}]
 
 
@@ -257,11 +287,12 @@ def _reach(site: Site, quant: Quant, weights_dir: str, merged: str) -> list[dict
         "git": sources.llama_cpp.git_url,
         "archive": sources.llama_cpp.archive,
     }[sources.llama_cpp.type]
+    names = [file.name for file in quant.files]
     reach = [
         {
             "what": "the weights",
             "any_of": [place.get("endpoint") or place.get("url") or place["path"] for place in _places(site, quant)],
-            "have": [f"{weights_dir}/{name}" for name in ([merged] if merged else [file.name for file in quant.files])],
+            "have": [f"{weights_dir}/{name}" for name in ([_any_of(quant, merged)] if merged else names)],
         }
     ]
     if not Path(llama_cpp).is_file():  # a file of the controller travels with the run

@@ -13,6 +13,7 @@ from r1prov import documents, paths
 from r1prov.catalogue import Quant
 from r1prov.documents import Keys
 from r1prov.errors import Problem, SiteError
+from r1prov.latent import Attention
 from r1prov.units import parse_size
 
 Bytes = Annotated[
@@ -85,8 +86,10 @@ class Serving(Keys):
     """Tokens per slot."""
     slots: int = Field(ge=1, le=64)
     """How many answers at once."""
+    attention: Attention = "mla"
+    """`mla`: files with legacy attention are brought into MLA form on the server, once; `legacy`: they are served as published."""
     kv_type_k: KvType = "f16"
-    """The type of K in the cache; V is F16."""
+    """The type of K in the cache; V is F16, but in MLA form, where it is a part of K."""
     temperature: float = Field(default=0.6, ge=0, le=2)
     """Of the sampling, where a client names none; 0.6 is what DeepSeek recommends for R1."""
     micro_batch: int = Field(ge=32, le=4096)

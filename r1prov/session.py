@@ -232,8 +232,16 @@ def read_headers(chosen: Site, say: Callable[[str], None]) -> None:
     Raises:
         SiteError: no source has them.
     """
-    if inventory.needs_header(chosen):
+    if not inventory.asks_for_header(chosen):
+        return
+    try:
         headers.fetch(inventory.quant_for(chosen), chosen.file.sources, say)
+    except SiteError:
+        if inventory.needs_header(chosen):
+            raise
+        say(
+            "its header cannot be read from here, so the files are served as they were published, whatever form they have"
+        )
 
 
 def provide(chosen: Site, connections: Sequence[HostConnection] = ()) -> list[Path]:

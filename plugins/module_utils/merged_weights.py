@@ -1,7 +1,7 @@
-"""The one file that a model's shards were merged into, and what is remembered of it.
+"""The one file that a model's published files were made into, and what is remembered of it.
 
-`merged.json` beside it says what it was made of and what its sha256 is; the transfer's `state.json` how it looked when it
-was verified, so that it is not read again until it changes. roles/weights/files/fetch.py, which stands alone, reads the same.
+`NAME.json` beside it says what it was made of, which form its attention has and what its sha256 is; the transfer's `state.json` how it
+looked when it was verified, so that it is not read again until it changes. roles/weights/files/fetch.py, which stands alone, reads both.
 """
 
 from __future__ import annotations
@@ -11,19 +11,44 @@ from pathlib import Path
 from typing import Any
 
 STATE = Path("/var/lib/r1prov/weights/state.json")
-RECORD = "merged.json"
+
+MLA, LEGACY = "mla", "legacy"
+"""Forms of a file: brought into latent attention, or as it was published, whatever it has."""
 
 
-def recorded(folder: Path, name: str, shards: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The merged file as a file that is wanted (name, bytes, sha256); None where there is none of these shards."""
+def record_of(file: Path) -> Path:
+    """Where it is written down what a file was made of."""
+    return file.with_name(f"{file.name}.json")
+
+
+def recorded(file: Path, shards: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """A file as one that is wanted (name, bytes, sha256), and its form (attention); None where it was not made of these shards."""
     try:
-        record = json.loads((folder / RECORD).read_text("utf-8"))
+        record = json.loads(record_of(file).read_text("utf-8"))
         made_of = [shard["sha256"] for shard in record["shards"]]
-        if record["name"] != name or made_of != [shard["sha256"] for shard in shards]:
+        if record["name"] != file.name or made_of != [shard["sha256"] for shard in shards]:
             return None
-        return {key: record[key] for key in ("name", "bytes", "sha256")}
+        return {key: record[key] for key in ("name", "bytes", "sha256", "attention")}
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
+
+
+def made(folder: Path, shards: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All files in a folder that were made of these shards and are there in full length, as `recorded` tells of them."""
+    files = [path.with_suffix("") for path in sorted(folder.glob("*.gguf.json"))]
+    return [
+        found
+        for file in files
+        if (found := recorded(file, shards)) and file.is_file() and file.stat().st_size == found["bytes"]
+    ]
+
+
+def stand_in(folder: Path, name: str, attention: str, shards: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """What is there in place of the shards: the file that is wanted of them, else one that it can be made of."""
+    there = made(folder, shards) if name else []
+    wanted = [found for found in there if found["name"] == name]
+    published = [found for found in there if (attention, found["attention"]) == (MLA, LEGACY)]
+    return next(iter(wanted + published), None)
 
 
 def seen(path: Path, sha256: str) -> dict[str, Any]:

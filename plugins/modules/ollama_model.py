@@ -92,7 +92,7 @@ from ansible_collections.r1.prov.plugins.module_utils.download import sha256_of
 from ansible_collections.r1.prov.plugins.module_utils.files import write_whole
 from ansible_collections.r1.prov.plugins.module_utils.gguf_header import GgufError, read
 from ansible_collections.r1.prov.plugins.module_utils.http_api import Api, ApiError
-from ansible_collections.r1.prov.plugins.module_utils.merged_weights import RECORD, remembered
+from ansible_collections.r1.prov.plugins.module_utils.merged_weights import record_of, remembered
 from ansible_collections.r1.prov.plugins.module_utils.modelfile import parse
 
 REGISTERED = Path("/var/lib/r1prov/service/ollama-model.json")
@@ -156,7 +156,7 @@ class Model:
 
     def digest(self) -> str:
         """The file's sha256: as the role weights recorded it, as it was found before, or by reading it once."""
-        beside = remembered(self.file.with_name(RECORD))
+        beside = remembered(record_of(self.file))
         if (beside.get("name"), beside.get("bytes")) == (self.file.name, self.file.stat().st_size):
             return beside["sha256"]
         if self.before.get("file") == {"path": str(self.file), **self.looks()}:
@@ -187,6 +187,7 @@ class Model:
             # When it is running: a start removes blobs that no model has.
             replaced = self._link(self.blob(digest))
             self._create(digest, unload=replaced)
+            self._drop(digest)
         finally:
             if stop:
                 systemctl("stop", unit)
@@ -218,6 +219,12 @@ class Model:
         os.link(self.file, temporary)
         temporary.replace(blob)
         return replaced
+
+    def _drop(self, digest: str) -> None:
+        """Lets go of the file that was registered before: Ollama would at its next start, and until then the disk holds it."""
+        before = self.before.get("digest", digest)
+        if before != digest:
+            self.blob(before).unlink(missing_ok=True)
 
     def _create(self, digest: str, *, unload: bool) -> None:
         api = Api(self.wanted["url"], timeout_s=_CREATE_LIMIT_S)

@@ -40,9 +40,14 @@ options:
         type: str
         required: true
   merged:
-    description: Name of the file that they may have been merged into, which then counts in their place. Empty for none.
+    description: Name of the file that is made of them, which then counts in their place. Empty for none.
     type: str
     default: ""
+  attention:
+    description: The form that this file is wanted in. For C(mla), one that was merged in the published form counts in their place too.
+    type: str
+    choices: [mla, legacy]
+    default: legacy
   folders:
     description: Folders of this host that may hold the files already.
     type: list
@@ -83,7 +88,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.r1.prov.plugins.module_utils.merged_weights import is_as_verified, recorded
+from ansible_collections.r1.prov.plugins.module_utils.merged_weights import is_as_verified, stand_in
 
 Actions = dict[str, Callable[[], None]]
 
@@ -118,12 +123,6 @@ def link_actions(path: Path, files: list[dict[str, Any]], folders: list[str]) ->
     return todo
 
 
-def merged_file(path: Path, name: str, files: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The one file that these were merged into, where it is there in full length."""
-    found, place = recorded(path, name, files), path / name
-    return found if found and place.is_file() and place.stat().st_size == found["bytes"] else None
-
-
 def make(folder: Path, owner: str) -> None:
     folder.mkdir(exist_ok=True)
     folder.chmod(0o755)
@@ -146,6 +145,7 @@ def main() -> None:
             "owner": {"type": "str", "required": True},
             "files": {"type": "list", "elements": "dict", "required": True, "options": suboptions},
             "merged": {"type": "str", "default": ""},
+            "attention": {"type": "str", "choices": ["mla", "legacy"], "default": "legacy"},
             "folders": {"type": "list", "elements": "path", "default": []},
             "unit": {"type": "str", "required": True},
         },
@@ -155,8 +155,8 @@ def main() -> None:
     path = Path(wanted["path"])
     files = wanted["files"]
     todo = folder_actions(path, wanted["owner"])
-    if merged := merged_file(path, wanted["merged"], files):
-        files = [merged]
+    if instead := stand_in(path, wanted["merged"], wanted["attention"], files):
+        files = [instead]
     else:
         todo |= link_actions(path, files, wanted["folders"])
     if has_ended(wanted["unit"]) and not is_as_verified(path, files):

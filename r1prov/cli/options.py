@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from r1prov.latent import Attention
+
 if TYPE_CHECKING:
     from r1prov.session import Login
 
@@ -21,6 +23,10 @@ Profile = Annotated[
 Quant = Annotated[str | None, typer.Option(help="Which files of the model, e.g. UD-IQ1_S.")]
 ContextSize = Annotated[int | None, typer.Option("--ctx-size", help="Tokens of context, for each slot.")]
 Slots = Annotated[int | None, typer.Option("--parallel", help="Slots: how many are answered at once.")]
+Form = Annotated[
+    Attention | None,
+    typer.Option(help="`mla` brings files with legacy attention into MLA form; `legacy` serves them as published."),
+]
 Folder = Annotated[
     Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where to; without: the site's own folder.")
 ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from pydantic import ValidationError
 
-from r1prov import catalogue, documents, gguf, layout, machine, output
+from r1prov import catalogue, documents, gguf, latent, layout, machine, output
 from r1prov.cli import options, show_plan
 from r1prov.errors import Problem, SiteError
 from r1prov.offload import DYNAMIC_QUANTS, best_on_gpus, compare, document, placeable, plan_model
@@ -20,6 +20,7 @@ from r1prov.units import parse_cards, parse_size
 if TYPE_CHECKING:
     from r1prov.machine import Profile, Serving
     from r1prov.model import Model
+    from r1prov.offload import Plan
 
 File = Annotated[
     str | None,
@@ -47,6 +48,7 @@ def plan(
     ctx_size: options.ContextSize = None,
     parallel: options.Slots = None,
     cache_type_k: CacheType = None,
+    attention: options.Form = None,
     reserve: Reserve = DEFAULT_RESERVE,
     json: options.Json = False,
 ) -> None:
@@ -55,21 +57,32 @@ def plan(
     Example: `r1prov plan --profile 4x4090 --quant UD-IQ1_M --ctx-size 4096`
     """
     chosen = machine.load_profile(profile or "4x4090")
-    serving = _serving(chosen.serving, {"--ctx-size": ctx_size, "--parallel": parallel, "--cache-type-k": cache_type_k})
+    flags = {"--ctx-size": ctx_size, "--parallel": parallel, "--cache-type-k": cache_type_k, "--attention": attention}
+    serving = _serving(chosen.serving, flags)
     free = _size("--reserve", reserve)
     _only_one(quant=quant, gguf=file)
     _only_one(source=source, gguf=file)
-    model, n_bytes = _of_file(file) if file else _of_profile(chosen, serving, quant, source)
+    published, n_bytes = _of_file(file) if file else _of_profile(chosen, serving, quant, source)
+    forms = [published, latent.in_mla_form(published)] if latent.is_legacy(published) else [published]
+    if serving.attention == "mla":
+        forms.reverse()
+
+    def planned(model: Model) -> Plan:
+        size = n_bytes - published.n_bytes + model.n_bytes
+        return plan_model(model, chosen.machine, serving, floor=0, n_bytes=size, reserve=free)
+
+    model = forms[0]
     try:
-        found = plan_model(model, chosen.machine, serving, floor=0, n_bytes=n_bytes, reserve=free)
+        found = planned(model)
     except RefusedError as refusal:
         raise SiteError(Problem(model.name, str(refusal), "choose another cache type")) from None
     assert found.outcome  # noqa: S101 - for the type checker: a model whose tensors are known has one
     space, wanted = Space(chosen.machine.cards, chosen.machine.ram, free), wanted_setting(serving, model)
-    others = compare.baselines(model, wanted, space, n_bytes)
+    others = [compare.other_form(other, planned(other)) for other in forms[1:]]
+    others += compare.baselines(model, wanted, space, found.model_bytes)
     instead: tuple[compare.Alternative, ...] = ()
     if not found.outcome.fits:
-        instead = tuple(compare.plans_that_fit(model, wanted, space, found.outcome, _smaller(model)))
+        instead = tuple(compare.plans_that_fit(model, wanted, space, found.outcome, _smaller(published, serving)))
     if json:
         output.data(document.of_plan(found, found.outcome, others, instead))
     else:
@@ -83,6 +96,7 @@ def explain(
     ram: Annotated[str, typer.Option(help="With its unit.")],
     quant: options.Quant = None,
     file: File = None,
+    attention: options.Form = "legacy",
     reserve: Reserve = DEFAULT_RESERVE,
     json: options.Json = False,
 ) -> None:
@@ -97,7 +111,8 @@ def explain(
     words = arguments or []
     space = Space(cards, _size("--ram", ram), _size("--reserve", reserve))
     _only_one(quant=quant, gguf=file)
-    model, _ = _of_file(file) if file else _of_catalogue(quant or DEFAULT_QUANT)
+    published, _ = _of_file(file) if file else _of_catalogue(quant or DEFAULT_QUANT)
+    model = latent.served(published, attention or "legacy")
     instead: tuple[compare.Alternative, ...] = ()
     setting = None
     try:
@@ -123,6 +138,7 @@ def explain(
 def _serving(base: Serving, flags: dict[str, int | str | None]) -> Serving:
     """A profile's serving with what was asked for instead."""
     keys = {"--ctx-size": "context_per_slot", "--parallel": "slots", "--cache-type-k": "kv_type_k"}
+    keys["--attention"] = "attention"
     changes = {keys[flag]: value for flag, value in flags.items() if value is not None}
     try:
         return machine.Serving.model_validate(base.model_dump() | changes)
@@ -167,14 +183,13 @@ def _of_catalogue(name: str) -> tuple[Model, int]:
     return layout.model(name), published.bytes
 
 
-def _smaller(model: Model) -> list[Model]:
-    """The published quants that are smaller, largest first; none for another model than R1."""
+def _smaller(model: Model, serving: Serving) -> list[Model]:
+    """The published quants that are smaller, largest first, in the form in which they would be served; none for another model than R1."""
     published = [layout.model(name) for name in catalogue.quants()]
     if model not in published:
         return []
-    return sorted(
-        (other for other in published if other.n_bytes < model.n_bytes), key=lambda other: other.n_bytes, reverse=True
-    )
+    smaller = sorted((other for other in published if other.n_bytes < model.n_bytes), key=lambda other: -other.n_bytes)
+    return [latent.served(other, serving.attention) for other in smaller]
 
 
 def _size(where: str, text: str) -> int:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from r1prov.model import Model
+    from r1prov.offload.plan import Plan
 
 CONTEXT_STEP = 256
 """Contexts are tried in steps of this many tokens: the engine rounds its cache up to them."""
@@ -51,6 +52,13 @@ class Alternative:
 
     change: dict[str, int | str]
     arguments: tuple[str, ...]
+
+
+def other_form(model: Model, planned: Plan) -> Baseline:
+    """The plan of a model in the form of attention that is not served."""
+    assert planned.outcome  # noqa: S101 - for the type checker: a model whose tensors are known has one
+    name = "in MLA form" if model.mla else "as published, legacy attention"
+    return Baseline(name, planned.setting, planned.outcome)
 
 
 def baselines(model: Model, wanted: Setting, space: Space, n_bytes: int) -> tuple[Baseline, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from r1prov import catalogue, layout
+from r1prov import catalogue, latent, layout
 from r1prov.errors import Problem, SiteError
 from r1prov.machine import BEST_ON_GPUS
 from r1prov.offload import running, search, thumb
@@ -42,6 +42,8 @@ class Plan:
     """What lies where, and llama-server's arguments for it. Bytes.
 
     Attributes:
+        quant: the model's name.
+        model_bytes: of its files, as they are served.
         setting: what the arguments say.
         gpu_layers: entries on the GPUs, of R1 0 to 62; experts of theirs may be in RAM.
         whole: nothing but the token embedding is in RAM.
@@ -79,7 +81,7 @@ def plan(
     Args:
         quant: the model's files.
         machine: the server.
-        serving: context per slot, slots, K type, the largest micro-batch.
+        serving: the form of the attention, context per slot, slots, K type, the largest micro-batch.
         reserve: bytes that stay free on each card.
         header: what the files' headers say, where the catalogue does not describe them.
 
@@ -87,11 +89,11 @@ def plan(
         SiteError: the model cannot be placed on GPUs because its layers are not known.
         RefusedError: the engine would not start with these cache types.
     """
-    model = model_of(quant) or header
-    if model:
-        return plan_model(
-            placeable(model, quant.name), machine, serving, floor=_floor(quant), n_bytes=quant.bytes, reserve=reserve
-        )
+    published = model_of(quant) or header
+    if published:
+        model = latent.served(placeable(published, quant.name), serving.attention)
+        n_bytes = quant.bytes - published.n_bytes + model.n_bytes
+        return plan_model(model, machine, serving, floor=_floor(quant), n_bytes=n_bytes, reserve=reserve)
     if machine.gpus:
         raise SiteError(
             Problem(
@@ -110,7 +112,7 @@ def plan_model(
     """The same for a model whose tensors are known, from wherever.
 
     Args:
-        model: what is served.
+        model: what is served, in the form in which it is.
         machine: the server.
         serving: context per slot, slots, K type, the largest micro-batch.
         floor: RAM + VRAM that the machine must have.

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from r1prov.documents import Keys
+from r1prov.latent import Attention
 from r1prov.machine import KvType, Profile
 from r1prov.site.sources import Sources
 
@@ -182,6 +183,8 @@ class SiteFile(Keys):
     """Tokens per slot. Default: the profile's."""
     slots: int | None = Field(default=None, ge=1, le=64)
     """How many answers at once. Default: the profile's."""
+    attention: Attention | None = None
+    """`mla` or `legacy`: whether files with legacy attention are brought into MLA form, or served as published. Default: the profile's."""
     kv_type_k: KvType | None = None
     """The type of K in the cache. Default: the profile's."""
     data_dir: str = Field(default="/srv/r1prov", pattern=r"^/.")

@@ -213,6 +213,7 @@ def _with_wishes(profile: Profile, file: SiteFile) -> Profile:
             ("quant", file.quant),
             ("context_per_slot", file.context_per_slot),
             ("slots", file.slots),
+            ("attention", file.attention),
             ("kv_type_k", file.kv_type_k),
         )
         if value is not None

@@ -19,6 +19,10 @@ ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "plan"
 
 
+LEGACY = ("--attention", "legacy", "--cache-type-k", "q4_0")
+"""The form whose cache can be too large for something."""
+
+
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as ended:
         main(words)
@@ -87,9 +91,14 @@ def test_llama_servers_arguments_need_no_dashes_before_them(capsys: pytest.Captu
 def test_plan_puts_others_beside_it(capsys: pytest.CaptureFixture[str]) -> None:
     told = document(capsys, "plan", "--profile", "4x4090", "--json")
     assert told["fits"]
-    assert [other["fits"] for other in told["baselines"]] == [False, False, True]
+    assert {other["name"]: other["fits"] for other in told["baselines"]} == {
+        "as published, legacy attention": True,
+        "rule of thumb, formula: 40 layers": False,
+        "rule of thumb, published: 39 layers": False,
+        "all experts in RAM": True,
+    }
     assert told["bytes_per_token"]["host"] < min(other["bytes_per_token"]["host"] for other in told["baselines"])
-    assert told["ollama"] == {"num_gpu": 29, "num_ctx": 8192}
+    assert told["ollama"] == {"num_gpu": 39, "num_ctx": 32768}
     assert all(
         d["capacity_bytes"] - d["weights_bytes"] - d["kv_bytes"] - d["compute_bytes"] >= d["reserve_bytes"]
         for d in told["devices"]
@@ -104,7 +113,7 @@ def test_plan_is_a_page_of_text(
     """As a person reads it, on a terminal of 80 and of 120 columns. `make docs` writes it anew."""
     monkeypatch.setattr(output._out, "width", width)
     words = ("--profile", case) if case != "too-small" else ("--profile", str(cpu_with(tmp_path, "160 GB")))
-    _, out, _ = run(capsys, "plan", *words, *(("--ctx-size", "16384") if case == "too-small" else ()))
+    _, out, _ = run(capsys, "plan", *words, *((*LEGACY, "--ctx-size", "16384") if case == "too-small" else ()))
     text = "".join(f"{line.rstrip()}\n" for line in out.splitlines())
     golden = GOLDEN / f"{case}-{width}.txt"
     if os.environ.get("R1PROV_GOLDEN") == "write":
@@ -127,7 +136,7 @@ def cpu_with(folder: Path, ram: str) -> Path:
 
 
 def test_plan_for_too_little_ram_says_what_would_fit(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    words = ("plan", "--profile", str(cpu_with(tmp_path, "170 GB")), "--quant", "UD-IQ1_M", "--json")
+    words = ("plan", "--profile", str(cpu_with(tmp_path, "170 GB")), "--quant", "UD-IQ1_M", *LEGACY, "--json")
     told = document(capsys, *words, "--ctx-size", "1024")
     assert not told["fits"]
     assert "host runs out of memory" in told["reasons"][0]
@@ -136,7 +145,7 @@ def test_plan_for_too_little_ram_says_what_would_fit(capsys: pytest.CaptureFixtu
 
 
 def test_the_largest_context_that_fits_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    words = ("plan", "--profile", str(cpu_with(tmp_path, "160 GB")), "--quant", "UD-IQ1_S", "--json", "--ctx-size")
+    words = ("plan", "--profile", str(cpu_with(tmp_path, "160 GB")), *LEGACY, "--json", "--ctx-size")
     told = document(capsys, *words, "16384")
     (context,) = [each["change"]["ctx_size"] for each in told["alternatives"] if "ctx_size" in each["change"]]
     assert document(capsys, *words, str(context))["fits"]
@@ -146,7 +155,7 @@ def test_the_largest_context_that_fits_is_said(capsys: pytest.CaptureFixture[str
 def test_less_reserve_and_fewer_slots_are_alternatives(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     told = document(capsys, "plan", "--profile", "4x4090", "--reserve", "30GiB", "--json")
     assert told["alternatives"] == [{"change": {"reserve_bytes": 2**30}, "arguments": ["--reserve", "1024MiB"]}]
-    words = ("plan", "--profile", str(cpu_with(tmp_path, "170 GB")), "--quant", "UD-IQ1_S", "--json")
+    words = ("plan", "--profile", str(cpu_with(tmp_path, "170 GB")), *LEGACY, "--json")
     told = document(capsys, *words, "--ctx-size", "2048", "--parallel", "4")
     assert {"change": {"parallel": 2}, "arguments": ["--parallel", "2"]} in told["alternatives"]
 
@@ -201,6 +210,26 @@ def test_wrong_words_are_wrong_usage(capsys: pytest.CaptureFixture[str], words: 
     assert reason in " ".join(err.split())
 
 
+def test_a_file_as_it_was_published_is_planned_as_it_will_be_served(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = fullsize.write(tmp_path / "r1.gguf", "UD-IQ1_S", mla=False)
+    mla, legacy = (
+        document(capsys, "plan", "--gguf", str(file), "--ctx-size", "8192", "--attention", form, "--json")
+        for form in ("mla", "legacy")
+    )
+    assert mla["bytes_per_token"]["host"] < legacy["bytes_per_token"]["host"]
+    (other,) = [each for each in mla["baselines"] if each["name"] == "as published, legacy attention"]
+    assert other["bytes_per_token"] == legacy["bytes_per_token"]
+    (other,) = [each for each in legacy["baselines"] if each["name"] == "in MLA form"]
+    assert other["bytes_per_token"] == mla["bytes_per_token"]
+    said = document(
+        capsys, "explain", "--gpus", "4x24564MiB", "--ram", "480GB", "--gguf", str(file), "--attention", "mla", "--json",
+        *mla["arguments"]
+    )  # fmt: skip
+    assert said["devices"] == mla["devices"]
+
+
 def test_a_small_model_of_the_same_make_plans_too(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tinymodel.write(tmp_path / "tiny.gguf")
     told = document(capsys, "plan", "--profile", "4x4090", "--gguf", str(file), "--cache-type-k", "f16", "--json")
@@ -210,7 +239,7 @@ def test_a_small_model_of_the_same_make_plans_too(capsys: pytest.CaptureFixture[
 
 def test_a_dense_model_is_placed_by_layers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = fullsize.write_other(tmp_path / "llama.gguf", models.MODELS["llama-8b"]())
-    _, out, _ = run(capsys, "plan", "--profile", "4x4090", "--gguf", str(file))
+    _, out, _ = run(capsys, "plan", "--profile", "4x4090", "--cache-type-k", "q4_0", "--gguf", str(file))
     assert "It fits." in out
     assert "--cache-type-k q4_0 --cache-type-v q4_0" in out
     assert "Ollama: num_gpu 33\n" in out

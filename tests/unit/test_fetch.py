@@ -48,6 +48,7 @@ class Host:
                 for name, path in self.published.items()
             ],
             "merged": "",
+            "attention": "legacy",
             "sources": [],
             "token": "",
             "environment": {},
@@ -163,14 +164,14 @@ def test_files_that_lie_in_their_place_are_verified_and_kept(host: Host, hub: Hu
     assert hub.requests == []
 
 
-def merged(host: Host, content: bytes = b"one" * SHARD_BYTES) -> Path:
-    """What tasks_from merge leaves of the shards."""
-    file = host.folder / "m.gguf"
+def merged(host: Host, content: bytes = b"one" * SHARD_BYTES, name: str = "m.gguf", attention: str = "legacy") -> Path:
+    """What tasks_from settle leaves of the shards."""
+    file = host.folder / name
     file.write_bytes(content)
-    for name in host.published:
-        (host.folder / name).unlink(missing_ok=True)
+    for shard in host.published:
+        (host.folder / shard).unlink(missing_ok=True)
     record = {"name": file.name, "bytes": len(content), "sha256": sha256(file), "shards": host.job["files"]}
-    (host.folder / "merged.json").write_text(json.dumps(record))
+    (host.folder / f"{file.name}.json").write_text(json.dumps(record | {"attention": attention}))
     return file
 
 
@@ -186,6 +187,21 @@ def test_the_file_that_the_shards_were_merged_into_takes_their_place(host: Host,
     assert hub.requests == []
 
 
+def test_what_was_merged_as_published_is_enough_for_mla_form_and_not_the_other_way(host: Host, hub: Hub) -> None:
+    host.job |= {"merged": "m.mla.gguf", "attention": "mla"}
+    published = merged(host)
+    assert host.run(hub_source(hub)) == (0, "")
+    assert hub.requests == []
+    brought = merged(host, b"new" * SHARD_BYTES, "m.mla.gguf", "mla")
+    published.unlink()
+    assert host.run(hub_source(hub)) == (0, "")
+    assert hub.requests == []
+    host.job |= {"merged": "m.gguf", "attention": "legacy"}
+    assert host.run(hub_source(hub))[0] == 0
+    assert hub.requests
+    assert brought.exists()
+
+
 @pytest.mark.parametrize("harm", ["damaged", "truncated", "lost", "not wanted", "of other shards"])
 def test_shards_are_fetched_anew_where_the_merged_file_is_not_theirs(host: Host, hub: Hub, harm: str) -> None:
     file = merged(host)
@@ -197,8 +213,8 @@ def test_shards_are_fetched_anew_where_the_merged_file_is_not_theirs(host: Host,
     elif harm == "lost":
         file.unlink()
     elif harm == "of other shards":
-        record = json.loads((host.folder / "merged.json").read_text())
-        (host.folder / "merged.json").write_text(json.dumps(record | {"shards": record["shards"][:2]}))
+        record = json.loads((host.folder / "m.gguf.json").read_text())
+        (host.folder / "m.gguf.json").write_text(json.dumps(record | {"shards": record["shards"][:2]}))
     assert host.run(hub_source(hub))[0] == 0
     assert all((host.folder / name).read_bytes() == path.read_bytes() for name, path in host.published.items())
     assert file.exists() is (harm in {"not wanted", "of other shards"})  # a bad one makes room

@@ -307,9 +307,9 @@ def test_a_name_that_is_not_wanted_any_more_is_removed(host: Host) -> None:
 def test_a_digest_that_is_recorded_beside_the_file_is_taken(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ollama_model, "sha256_of", None)  # nothing may be read
     record = {"name": "m.gguf", "bytes": host.file.stat().st_size, "sha256": "d" * 64}
-    (host.root / "merged.json").write_text(json.dumps(record))
+    (host.root / "m.gguf.json").write_text(json.dumps(record))
     assert host.model().register() == "d" * 64
-    (host.root / "merged.json").unlink()
+    (host.root / "m.gguf.json").unlink()
     assert host.model(modelfile=host.wanted["modelfile"] + "PARAMETER num_ctx 1\n").register() == "d" * 64
 
 

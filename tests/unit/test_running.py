@@ -1,17 +1,21 @@
 """How the engine is run beside what lies where: each choice on the machine that calls for it, and on one that does not."""
 
+from typing import get_args
+
 import pytest
 
 from r1prov import catalogue
+from r1prov.latent import Attention
 from r1prov.machine import Machine, load_profile
 from r1prov.offload import Plan, plan
 from r1prov.units import GB
 
 
-def planned(profile: str, quant: str = "UD-IQ1_S", **machine: object) -> Plan:
+def planned(profile: str, quant: str = "UD-IQ1_S", attention: Attention = "mla", **machine: object) -> Plan:
     base = load_profile(profile)
     changed = Machine.model_validate(base.machine.model_dump() | machine)
-    return plan(catalogue.quant(quant), changed, base.serving.model_copy(update={"quant": quant}))
+    serving = base.serving.model_copy(update={"quant": quant, "attention": attention, "context_per_slot": 8192})
+    return plan(catalogue.quant(quant), changed, serving)
 
 
 def said(found: Plan, name: str) -> str | None:
@@ -28,18 +32,20 @@ def test_threads_are_the_profiles_where_the_cpu_computes_and_few_where_it_does_n
 
 
 def test_flash_attention_is_what_the_plan_counts_with() -> None:
-    assert said(planned("4x4090"), "--flash-attn") == "off"  # no kernel for legacy heads
-    assert said(planned("cpu"), "--flash-attn") == "on"
+    assert said(planned("4x4090", attention="legacy"), "--flash-attn") == "off"  # no kernel for legacy heads
+    assert said(planned("4x4090"), "--flash-attn") == "on"
+    assert said(planned("cpu", attention="legacy"), "--flash-attn") == "on"
     for profile in ("4x4090", "cpu"):
-        found = planned(profile)
-        assert said(found, "--flash-attn") == ("on" if found.setting.flash else "off")
+        for attention in get_args(Attention):
+            found = planned(profile, attention=attention)
+            assert said(found, "--flash-attn") == ("on" if found.setting.flash else "off")
 
 
 @pytest.mark.parametrize(
     ("profile", "quant", "machine", "mode", "more"),
     [
         ("4x4090", "UD-IQ1_S", {}, "none", []),
-        ("4x4090", "UD-IQ1_S", {"ram": 64 * GB}, "mmap", []),
+        ("4x4090", "UD-IQ1_S", {"ram": 48 * GB}, "mmap", []),
         ("4x4090", "UD-IQ1_S", {"numa_nodes": 2}, "mmap", ["--numa", "distribute"]),
         ("4xh800", "UD-Q2_K_XL", {}, "none", []),
         ("4xh800", "UD-Q2_K_XL", {"numa_nodes": 2}, "none", []),  # nothing computes from RAM

@@ -31,11 +31,15 @@ FACTS = {
 PROGRAM = Path(__file__).parents[2] / "roles" / "tune" / "files" / "tune.py"
 
 
+LEGACY = {"attention": "legacy", "context_per_slot": 8192, "kv_type_k": "q4_0"}
+"""Where memory is short, there is most to try."""
+
+
 @functools.cache
 def planned(profile: str, reserve: int = RESERVE_BYTES) -> tuple[Plan, Trial]:
     kind = machine.load_profile(profile)
     quant = catalogue.quant(kind.serving.quant)
-    found = plan(quant, kind.machine, kind.serving, reserve)
+    found = plan(quant, kind.machine, kind.serving.model_copy(update=LEGACY), reserve)
     subject = Subject(hardware=Hardware.of(FACTS), engine=("1",), model=("a",), plan=found.arguments)
     return found, tuning.trial(found, model_of(quant), kind.machine, subject)
 
@@ -101,7 +105,7 @@ def test_a_tensor_more_goes_where_half_of_the_reserve_stays_free() -> None:
 def test_of_a_model_wholly_on_the_cards_no_tensor_is_moved_to_ram() -> None:
     kind = machine.load_profile("4xh800")
     quant = catalogue.quant("UD-Q2_K_XL")
-    found = plan(quant, kind.machine, kind.serving)
+    found = plan(quant, kind.machine, kind.serving.model_copy(update=LEGACY))
     subject = Subject(hardware=Hardware.of(FACTS), engine=("1",), model=("a",), plan=found.arguments)
     trial = tuning.trial(found, model_of(quant), kind.machine, subject)
     assert labels(trial) == {"placement": ["micro-batch 256", "micro-batch 128", "micro-batch 512"]}

@@ -1,58 +1,95 @@
 from __future__ import annotations
 
 import json
-import shlex
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
-from ansible_collections.r1.prov.plugins.module_utils import gguf_header
-from ansible_collections.r1.prov.plugins.modules import weights_folder, weights_merge
+from ansible_collections.r1.prov.plugins.module_utils import gguf_header, gguf_stream, merged_weights
+from ansible_collections.r1.prov.plugins.modules import weights_merge, weights_settle
 from ansible_collections.r1.prov.plugins.modules.weights_merge import Merge, MergeError
 
+from r1prov import weights
 from r1prov.lab import shards, tinymodel
+
+Q8_0 = gguf.GGMLQuantizationType.Q8_0
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tinymodel.write(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+    """A model with legacy attention in one file."""
+    return tinymodel.write(tmp_path_factory.mktemp("tiny") / "tiny.gguf", legacy=Q8_0)
+
+
+@pytest.fixture(scope="module")
+def converted(whole: Path) -> Path:
+    """The same in MLA form."""
+    file = whole.with_name("converted.gguf")
+    assert weights.convert(whole, file, "Q8_0", lambda *_: None)
+    return file
 
 
 class Host:
-    """A folder with verified shards, the transfer's state, and a tool that merges: the file before the split is what must come out."""
+    """A folder with verified shards, and the transfer's state."""
 
     def __init__(self, root: Path, whole: Path) -> None:
-        self.folder, self.state, self.whole = root / "models", root / "state.json", whole
+        self.folder, self.state, self.run, self.whole = root / "models", root / "state.json", root / "run", whole
         (self.folder / ".incoming").mkdir(parents=True)
-        made = shards.split(whole, self.folder / "t", 60)
-        self.files = [{"name": p.name, "bytes": p.stat().st_size, "sha256": digest(p)} for p in made]
-        self.wanted = {"path": str(self.folder), "name": "t.gguf", "files": self.files, "program": str(root / "tool")}
-        looks = {str(p): weights_merge.seen(p, digest(p)) for p in made}
+        self.shards = shards.split(whole, self.folder / "t", 60)
+        self.files = [{"name": p.name, "bytes": p.stat().st_size, "sha256": digest(p)} for p in self.shards]
+        looks = {str(p): merged_weights.seen(p, digest(p)) for p in self.shards}
         self.state.write_text(json.dumps({"state": "done", "invocation": "1", "verified": {"/else": {}, **looks}}))
-        self.merge = Merge(self.wanted, self.state, root / "run")
-        self.tool('cp "$whole" "$3"')
 
-    def tool(self, script: str) -> None:
-        self.merge.program.write_text(f"#!/bin/sh -e\nwhole={shlex.quote(str(self.whole))}\n{script}\n")
-        self.merge.program.chmod(0o755)
+    def merge(self, attention: str) -> Merge:
+        wanted = {"path": str(self.folder), "files": self.files, "attention": attention}
+        return Merge(wanted | {"name": self.name(attention)}, self.state, self.run)
+
+    def settle(self, keep: str) -> list[str]:
+        """What `weights_settle` removed."""
+        found = weights_settle.replaced(self.folder, keep, self.files, self.state)
+        if found:
+            weights_settle.remove(found, self.state)
+        return [path.name for path in found]
+
+    @staticmethod
+    def name(attention: str) -> str:
+        return "t.mla.gguf" if attention == "mla" else "t.gguf"
 
     @property
     def names(self) -> set[str]:
         return {str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file()}
 
-    def is_merged(self) -> bool:
-        merged = self.folder / "t.gguf"
-        record = json.loads((self.folder / "merged.json").read_text())
+    @property
+    def verified(self) -> dict[str, Any]:
         state = json.loads(self.state.read_text())
+        assert state["invocation"] == "1"
+        found: dict[str, Any] = state["verified"]
+        return found
+
+    def has(self, attention: str, content: Path) -> bool:
+        """Whether the new file is there, as `content`, written down, and remembered."""
+        file = self.folder / self.name(attention)
+        record = json.loads(merged_weights.record_of(file).read_text())
         return (
-            self.names == {"t.gguf", "merged.json"}
-            and merged.read_bytes() == self.whole.read_bytes()
+            file.read_bytes() == content.read_bytes()
             and record
-            == {"name": "t.gguf", "bytes": merged.stat().st_size, "sha256": digest(merged), "shards": self.files}
-            and state["verified"] == {"/else": {}, str(merged): weights_merge.seen(merged, digest(merged))}
-            and state["invocation"] == "1"
+            == {
+                "name": file.name,
+                "bytes": file.stat().st_size,
+                "sha256": digest(file),
+                "attention": attention,
+                "shards": self.files,
+            }
+            and self.verified[str(file)] == merged_weights.seen(file, digest(file))
+            and not list((self.folder / ".incoming").iterdir())
         )
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.run / "weights" / "progress.json").read_text())
+        return found
 
 
 def digest(path: Path) -> str:
@@ -64,25 +101,76 @@ def host(tmp_path: Path, whole: Path) -> Host:
     return Host(tmp_path, whole)
 
 
-def test_the_merged_file_takes_the_place_of_the_shards(host: Host) -> None:
-    assert host.merge.known is None
-    (host.folder / ".incoming" / "t.gguf").write_text("what a killed run left")
-    found = host.merge.complete()
-    assert host.is_merged()
-    assert host.merge.known == found
-    assert found["sha256"] == digest(host.whole)
-    progress = json.loads((host.merge.run / "weights" / "progress.json").read_text())
-    assert (progress["step"], progress["unit"], progress["state"]) == ("weights", "bytes", "done")
-    assert progress["done"] == progress["total"] == found["bytes"]
-    assert weights_folder.merged_file(host.folder, "t.gguf", host.files) == found
-    assert not weights_folder.merged_file(host.folder, "t.gguf", host.files[:2])
-    assert not weights_folder.merged_file(host.folder, "", host.files)
+@pytest.mark.parametrize("attention", ["legacy", "mla"])
+def test_one_file_is_made_of_the_shards_which_stay_until_it_has_proved_itself(
+    host: Host, attention: str, whole: Path, converted: Path
+) -> None:
+    merge = host.merge(attention)
+    assert merge.known is None
+    (host.folder / ".incoming" / host.name(attention)).write_text("what a killed run left")
+    found = merge.complete()
+    assert host.has(attention, converted if attention == "mla" else whole)
+    assert merge.known == found | {"attention": attention}
+    assert (host.progress["step"], host.progress["unit"], host.progress["state"]) == ("weights", "bytes", "done")
+    assert host.progress["done"] == host.progress["total"] == found["bytes"]
+    assert all(shard.exists() for shard in host.shards)
+    assert host.settle(host.name(attention)) == [shard.name for shard in host.shards]
+    assert host.names == {host.name(attention), f"{host.name(attention)}.json"}
+    assert host.verified.keys() == {"/else", str(merge.file)}
+    assert host.settle(host.name(attention)) == []
+    assert host.merge(attention).known
 
 
-@pytest.mark.parametrize("step", ["write_whole", "_remember", "sync_folder", "unlink"])
-def test_a_run_that_was_cut_off_anywhere_is_taken_up(host: Host, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
-    owner = {"write_whole": weights_merge, "sync_folder": weights_merge, "_remember": Merge, "unlink": Path}[step]
-    real = getattr(owner, step)
+def test_a_file_that_was_merged_as_published_is_brought_into_mla_form_and_kept_until_then(
+    host: Host, converted: Path
+) -> None:
+    host.merge("legacy").complete()
+    host.settle("t.gguf")
+    stand_in = merged_weights.stand_in(host.folder, "t.mla.gguf", "mla", host.files)
+    assert stand_in
+    assert stand_in["name"] == "t.gguf"
+    host.merge("mla").complete()
+    assert host.has("mla", converted)
+    assert host.merge("legacy").known  # the old one, to go back to
+    assert host.settle("t.mla.gguf") == ["t.gguf"]
+    assert host.names == {"t.mla.gguf", "t.mla.gguf.json"}
+    # What is in MLA form is no source for what was published.
+    assert not merged_weights.stand_in(host.folder, "t.gguf", "legacy", host.files)
+    with pytest.raises(MergeError, match="Let the role weights bring it"):
+        host.merge("legacy").complete()
+
+
+@pytest.mark.parametrize("kind", ["another architecture", "in MLA form"])
+def test_what_has_no_legacy_attention_is_merged_as_it_is(tmp_path: Path, kind: str) -> None:
+    file = tinymodel.write(tmp_path / "tiny.gguf", legacy=Q8_0 if kind == "another architecture" else None)
+    if kind == "another architecture":
+        file.write_bytes(file.read_bytes().replace(b"deepseek2", b"deepseek3"))
+    host = Host(tmp_path, file)
+    assert host.merge("mla").complete()["attention"] == "legacy"
+    assert (host.folder / "t.mla.gguf").read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize("step", ["write_whole", "_remember", "sync_folder"])
+def test_a_run_that_was_cut_off_anywhere_is_taken_up(
+    host: Host, converted: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as cut:
+        cut.setattr(Merge if step == "_remember" else weights_merge, step, die)
+        with pytest.raises(KeyboardInterrupt):
+            host.merge("mla").complete()
+    host.merge("mla").complete()
+    assert host.has("mla", converted)
+
+
+@pytest.mark.parametrize("step", ["unlink", "write_whole"])
+def test_a_removal_that_was_cut_off_anywhere_is_taken_up(
+    host: Host, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    host.merge("mla").complete()
+    real = Path.unlink
 
     def die(*arguments: Any, **named: Any) -> None:
         if step == "unlink" and arguments[0].name != host.files[1]["name"]:
@@ -91,66 +179,75 @@ def test_a_run_that_was_cut_off_anywhere_is_taken_up(host: Host, monkeypatch: py
             raise KeyboardInterrupt
 
     with monkeypatch.context() as cut:
-        cut.setattr(owner, step, die)
+        cut.setattr(Path if step == "unlink" else weights_settle, step, die)
         with pytest.raises(KeyboardInterrupt):
-            host.merge.complete()
-    host.merge.complete()
-    assert host.is_merged()
+            host.settle("t.mla.gguf")
+    host.settle("t.mla.gguf")
+    assert host.names == {"t.mla.gguf", "t.mla.gguf.json"}
 
 
-def test_a_state_that_was_lost_is_found_again_by_reading(host: Host) -> None:
-    host.merge.complete()
+@pytest.mark.parametrize("harm", ["lost", "touched", "shards lost"])
+def test_nothing_is_removed_where_what_is_served_is_not_as_it_was_verified(host: Host, harm: str) -> None:
+    host.merge("mla").complete()
+    if harm == "lost":
+        (host.folder / "t.mla.gguf").unlink()
+    elif harm == "touched":
+        (host.folder / "t.mla.gguf").touch()
+    else:
+        host.shards[0].unlink()
+    before = host.names
+    with pytest.raises(weights_settle.NotThereError, match="so nothing is removed"):
+        host.settle("" if harm == "shards lost" else "t.mla.gguf")
+    assert host.names == before
+
+
+def test_the_published_files_replace_what_was_made_of_them(host: Host) -> None:
+    host.merge("mla").complete()
+    assert host.settle("") == ["t.mla.gguf"]
+    assert host.names == {shard.name for shard in host.shards}
+
+
+def test_a_state_that_was_lost_is_found_again_by_reading(host: Host, converted: Path) -> None:
+    host.merge("mla").complete()
+    host.settle("t.mla.gguf")
     host.state.write_text(json.dumps({"invocation": "1", "verified": {"/else": {}}}))
-    host.tool("exit 1")
-    assert host.merge.known is None
-    host.merge.complete()
-    assert host.is_merged()
-
-
-@pytest.mark.parametrize(
-    ("script", "says"),
-    [
-        ('cp "$whole" "$3"; truncate -s -32 "$3"', "differs"),
-        # A byte in the last tensor's data, in a key, in a tensor's name.
-        ('head -c -64 "$whole" > "$3"; head -c 64 /dev/zero >> "$3"', "differs from t-00003-of-00003.gguf"),
-        ('sed "s/general.name/general.nome/" "$whole" > "$3"', "the key general.name differs"),
-        ('sed "s/blk.7.ffn_norm/blk.7.ffn_mron/" "$whole" > "$3"', "the tensor blk.7.ffn_mron.weight differs"),
-        ('cp "$2" "$3"', "the tensor .* differs"),
-        ('echo none > "$3"', "is not a GGUF file"),
-        ('head -c 2000 "$whole" > "$3"', "damaged or not whole"),
-        ("echo some talk; echo no room; exit 3", r"tool failed \(status 3\): some talk; no room"),
-    ],
-)
-def test_what_is_not_the_shards_is_not_taken(host: Host, script: str, says: str) -> None:
-    host.tool(script)
-    with pytest.raises((MergeError, gguf_header.GgufError), match=says):
-        host.merge.complete()
-    assert host.names == {file["name"] for file in host.files}
-    progress = json.loads((host.merge.run / "weights" / "progress.json").read_text())
-    assert progress["state"] == "failed"
+    assert host.merge("mla").known is None
+    host.merge("mla").complete()
+    assert host.has("mla", converted)
 
 
 def test_what_is_needed_is_said(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    host.merge.program.unlink()
-    with pytest.raises(MergeError, match="The role llama_cpp builds it"):
-        host.merge.complete()
-    (host.folder / host.files[1]["name"]).touch()
-    with pytest.raises(MergeError, match="changed since they were verified"):
-        host.merge.complete()
+    host.shards[1].touch()
+    with pytest.raises(MergeError, match="changed since it was verified"):
+        host.merge("mla").complete()
     monkeypatch.setattr(weights_merge, "is_as_verified", lambda *_: True)
-    host.merge.total = 1 << 60
-    with pytest.raises(MergeError, match=r"GiB free, and merging needs 1073741824\.0 GiB"):
-        host.merge.complete()
+    with monkeypatch.context() as small:
+        small.setattr(gguf_stream, "_check_room", _no_room)
+        with pytest.raises(gguf_stream.StreamError, match="no room"):
+            host.merge("mla").complete()
+    assert host.progress["state"] == "failed"
+    assert host.names == {shard.name for shard in host.shards}
+    host.shards[2].unlink()
+    host.files.pop()
+    with pytest.raises(
+        MergeError, match=r"a set of 3 shards, and 2 are here.* With `attention: legacy` it is served as it is"
+    ):
+        host.merge("mla").complete()
 
 
-def test_a_bad_merged_file_without_its_shards_is_no_merged_file(host: Host) -> None:
-    host.merge.complete()
-    merged = host.folder / "t.gguf"
-    content = bytearray(merged.read_bytes())
+def _no_room(*_: Any) -> None:
+    raise gguf_stream.StreamError("no room")
+
+
+def test_a_bad_file_without_its_shards_is_made_anew_or_not_at_all(host: Host) -> None:
+    host.merge("mla").complete()
+    host.settle("t.mla.gguf")
+    file = host.folder / "t.mla.gguf"
+    content = bytearray(file.read_bytes())
     content[-100] ^= 1
-    merged.write_bytes(content)
-    with pytest.raises(MergeError, match="Let the role weights bring them"):
-        host.merge.complete()
+    file.write_bytes(content)
+    with pytest.raises(MergeError, match="Let the role weights bring it"):
+        host.merge("mla").complete()
 
 
 def test_a_file_s_head(whole: Path, tmp_path: Path) -> None:

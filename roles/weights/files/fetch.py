@@ -4,8 +4,8 @@
     fetch.py JOB
 
 Runs as r1prov-weights.service until all files are there, through lost connections, kills and reboots. JOB is a JSON file
-that only this program may read: `folder`, `files` (name, bytes, sha256), `merged` (the name of the file that they may have been
-merged into, or empty), `sources` in the order of preference, `token`, `environment` (proxies), `reserve_bytes`.
+that only this program may read: `folder`, `files` (name, bytes, sha256), `merged` (the name of the one file that is made of them, or
+empty), `attention` (the form of that file), `sources` in the order of preference, `token`, `environment` (proxies), `reserve_bytes`.
 
 A file grows as `.incoming/SHA256` beside its final place and gets its name when it is whole and verified. What has been
 verified is remembered, so that a start with nothing to do takes milliseconds. The standard library of Python 3.10 only.
@@ -284,7 +284,7 @@ class Transfer:
         self.folder = Path(job["folder"])
         self.incoming = self.folder / ".incoming"
         self.files = [File(**row) for row in job["files"]]
-        self.merged = job["merged"]
+        self.merged, self.attention = job["merged"], job["attention"]
         self.sources = [as_source(row, job["token"]) for row in job["sources"]]
         self.reserve_bytes = job["reserve_bytes"]
         self.record = Record(state / "state.json")
@@ -301,7 +301,7 @@ class Transfer:
         wanted = {file.sha256 for file in self.files}
         for stranger in [path for path in self.incoming.iterdir() if path.name not in wanted]:
             stranger.unlink()
-        missing = [] if self.is_merged() else [file for file in self.files if not self.is_there(file)]
+        missing = [] if self.is_made() else [file for file in self.files if not self.is_there(file)]
         self.check_room(missing)
         for file in missing:
             self.bring(file)
@@ -309,22 +309,31 @@ class Transfer:
         self.record.say("done")
         self.progress.show("all files are there and verified", state="done")
 
-    def is_merged(self) -> bool:
-        """Whether the one file that was made of all these files is in its place. One that went bad makes room for them."""
-        try:
-            record = json.loads((self.folder / "merged.json").read_text("utf-8"))
-            made_of = [row["sha256"] for row in record["shards"]]
-            file = File(record["name"], record["bytes"], record["sha256"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return False
-        if file.name != self.merged or made_of != [file.sha256 for file in self.files]:
-            return False
-        total, self.progress.total = self.progress.total, file.bytes
-        if self.is_there(file):
-            return True
-        self.progress.total = total
-        (self.folder / file.name).unlink(missing_ok=True)
+    def is_made(self) -> bool:
+        """Whether a file that was made of all these files is in its place. One that went bad makes room for them."""
+        total = self.progress.total
+        for file in self.made():
+            self.progress.total = file.bytes
+            if self.is_there(file):
+                return True
+            self.progress.total = total
+            (self.folder / file.name).unlink(missing_ok=True)
         return False
+
+    def made(self) -> list[File]:
+        """The file that is wanted of these files, then what it can be made of too: what they were merged into as published."""
+        found = []
+        for path in sorted(self.folder.glob("*.gguf.json")):
+            try:
+                record = json.loads(path.read_text("utf-8"))
+                file, attention = File(record["name"], record["bytes"], record["sha256"]), record["attention"]
+                if [row["sha256"] for row in record["shards"]] != [file.sha256 for file in self.files]:
+                    continue
+            except (ValueError, KeyError, TypeError):
+                continue
+            if self.merged and (file.name == self.merged or (self.attention, attention) == ("mla", "legacy")):
+                found.append(file)
+        return sorted(found, key=lambda file: file.name != self.merged)
 
     def is_there(self, file: File) -> bool:
         """Whether the file is in its place; read only where nothing is known of it."""
