@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from ansible_collections.r1.prov.plugins.module_utils.llama_memory import (
     GIB,
@@ -13,7 +15,7 @@ from ansible_collections.r1.prov.plugins.module_utils.llama_memory import (
     surprises,
     told,
 )
-from ansible_collections.r1.prov.plugins.modules.llama_server_fit import advice, remedy
+from ansible_collections.r1.prov.plugins.modules.llama_server_fit import FitError, advice, remedy, run
 from ansible_collections.r1.prov.plugins.modules.llama_server_props import misplaced
 
 HELP = """
@@ -139,3 +141,17 @@ def test_the_engines_refusal_has_a_remedy() -> None:
     known = [{"pattern": "invalid argument", "remedy": "this version does not take one of the arguments."}]
     assert remedy("error: invalid argument: --x", known) == known[0]["remedy"]
     assert remedy("something else", known) == "Correct llama_server_arguments."
+
+
+def test_an_engine_that_aborts_before_it_has_told_why_is_asked_again(tmp_path: Path) -> None:
+    program, runs = tmp_path / "llama-fit-params", tmp_path / "runs"
+    program.write_text(
+        f"#!/bin/sh\necho >> {runs}\n[ $(wc -l < {runs}) -lt 3 ] || echo tensor data lie beyond\nkill -ABRT $$\n"
+    )
+    program.chmod(0o755)
+    with pytest.raises(FitError, match="tensor data lie beyond"):
+        run([str(program)], {}, ["data lie beyond"])
+    assert runs.read_text() == "\n" * 3
+    with pytest.raises(FitError):
+        run([str(program)], {}, ["a reason that it never tells"])
+    assert runs.read_text() == "\n" * 8
