@@ -271,6 +271,7 @@ def _deal_for_experts(entries: Sequence[_Entry], rooms: Sequence[int]) -> tuple[
     supplies = [
         [0, *accumulate(counted[size] for counted in experts)] for size in sizes
     ]  # of each size, up to an entry
+    bytes_ = [0, *accumulate(sum(entry.experts.values()) for entry in entries)]
     # entries -> (bytes of experts, evenness, counts)
     ways: dict[int, tuple[int, int, tuple[int, ...]]] = {0: (0, 0, ())}
     for card, room in enumerate(rooms):
@@ -282,10 +283,12 @@ def _deal_for_experts(entries: Sequence[_Entry], rooms: Sequence[int]) -> tuple[
                 left = room - (always[end] - always[start])
                 if left < 0:
                     break
-                if always[end] < least or (end in following and packed + left < following[end][0]):
+                more = min(left, bytes_[end] - bytes_[start])
+                if always[end] < least or (end in following and packed + more < following[end][0]):
                     continue
-                supply = [(size, upto[end] - upto[start]) for size, upto in zip(sizes, supplies, strict=True)]
-                more, _ = _packed(left, supply)
+                if more == left:  # not all
+                    supply = [(size, upto[end] - upto[start]) for size, upto in zip(sizes, supplies, strict=True)]
+                    more, _ = _packed(left, supply)
                 way = packed + more, evenness - (end - start) ** 2, (*counts, end - start)
                 if end not in following or way > following[end]:
                     following[end] = way
