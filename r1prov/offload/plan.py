@@ -158,7 +158,7 @@ def _plan(
         outcome=None,
         floor=0,
         arguments=(*_arguments(setting), *how),
-        environment=running.environment(machine),
+        environment=running.environment(machine.cards),
         bench_arguments=(
             *(() if setting.offload else ("--no-op-offload", "1")),
             *_placement(setting, between="/", rules_between=";"),
