@@ -37,7 +37,7 @@ def answer(path, headers=None, body=None):
 
 
 def at_once(count, path, headers=None, body=None):
-    """The statuses of so many requests, all sent before the first answer is read: what is counted is their arrival, on a busy machine too."""
+    """The statuses of so many requests, all sent before the first answer is read: a busy machine slows only the answers."""
     doors = [connection() for _ in range(count)]
     for door in doors:
         door.request("POST" if body else "GET", path, body, headers or {})
