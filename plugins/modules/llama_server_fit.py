@@ -121,8 +121,8 @@ class CardsFullError(Exception):
 def run(argv: list, environment: dict, known: list) -> str:
     """What a program of the engine prints.
 
-    llama-fit-params aborts where it cannot load a model, and its log, which a thread of its own writes, may lack the reason then: seldom, less
-    so on a busy host. So it is asked again until it has told one.
+    llama-fit-params aborts where it cannot load a model. Its log is written by a thread of its own, which may then not get to the reason,
+    the less so on a busy host. So it is asked again until it has told one.
 
     Args:
         argv: the program and its arguments.
