@@ -62,7 +62,7 @@ def _rows() -> Iterator[str]:
                     and (answer["context"], answer["slots"], answer["type_k"]) == (context, 1, "f16")
                 )
                 told = replace(wanted, flash=flash_on_cards(model))  # as a plan says it
-                ours = search.best(model, told, space.rooms) or told
+                ours = search.best(model, told, space) or told
                 ways = (thumb.outcome, experts.outcome, *(outcome(model, way, space) for way in (fitted, ours)))
                 name = f"{profile}, {quant}, {attention} attention, {context:,} tokens"
                 yield f"| {name} | {' | '.join(map(_cell, ways))} |\n"

@@ -44,6 +44,7 @@ def row_bytes(type_: str, elements: int) -> int:
     return elements // per_block * n_bytes
 
 
+@cache
 def layer_of(name: str) -> int | None:
     """The layer that a tensor of this name belongs to; None for embedding and output."""
     return int(name.split(".")[1]) if name.startswith("blk.") else None
@@ -129,6 +130,10 @@ class Model:
     expert_groups_used: int
     context_length: int
     tensors: tuple[Tensor, ...]
+
+    def __hash__(self) -> int:
+        """Of a few of its values: going through a thousand tensors for each look into a cache takes longer than what is found there."""
+        return hash((self.name, self.architecture, self.layers, self.mla, len(self.tensors)))
 
     @cached_property
     def by_name(self) -> dict[str, Tensor]:

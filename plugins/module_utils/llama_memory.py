@@ -8,11 +8,12 @@ from __future__ import annotations
 import re
 
 MIB, GIB = 1024**2, 1024**3
-KINDS = ("weights", "kv", "compute")
+KINDS = {"weights": "weights", "kv": "KV cache", "compute": "compute"}
+"""What memory is taken for, and how people call it."""
 
-# What a measurement may differ by from what was foreseen without a word: of the plan's margins, and of the log's rounding.
-PLAN_SHARE, PLAN_BYTES = 0.05, 64 * MIB
-LOAD_SHARE, LOAD_BYTES = 0.001, 16 * MIB
+# The share, or the bytes, by which something may differ from what was foreseen without a word.
+PLAN_MARGINS = dict.fromkeys(KINDS, (0.05, 64 * MIB))
+LOAD_MARGINS = {**PLAN_MARGINS, "weights": (0.001, 16 * MIB), "kv": (0.0, MIB)}
 
 _BUFFER = re.compile(r"(\S+) +(model|KV|compute) buffer size = +([\d.]+) MiB")
 _OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers to GPU")
@@ -48,19 +49,23 @@ def loaded(lines: list) -> dict:
         `offloaded`: layers on cards, and of how many, None where the log does not say; `unlocked`: the kernel refused to lock the model
         in RAM; `whole`: the log is there to the end of the load.
     """
-    sums: dict = {}
+    buffers: dict = {}  # (name, kind) -> bytes
     offloaded = None
     mapped = False
     for line in lines:
         buffer, layers = _BUFFER.search(line), _OFFLOADED.search(line)
         if buffer:
-            name = buffer[1] if re.fullmatch(r"CUDA\d+", buffer[1]) else "host"
             mapped |= buffer[1].endswith("_Mapped")
-            kind = {"model": "weights", "KV": "kv", "compute": "compute"}[buffer[2]]
-            device = sums.setdefault(name, dict.fromkeys(KINDS, 0))
-            device[kind] += int(float(buffer[3]) * MIB)
+            key = buffer[1], {"model": "weights", "KV": "kv", "compute": "compute"}[buffer[2]]
+            # Room for a batch that is made anew takes the place of the room there was.
+            before = 0 if key[1] == "compute" else buffers.get(key, 0)
+            buffers[key] = before + int(float(buffer[3]) * MIB)
         elif layers:
             offloaded = [int(layers[1]), int(layers[2])]
+    sums: dict = {}
+    for (buffer, kind), n_bytes in buffers.items():
+        name = buffer if re.fullmatch(r"CUDA\d+", buffer) else "host"
+        sums.setdefault(name, dict.fromkeys(KINDS, 0))[kind] += n_bytes
     devices = [_device(name, list(values.values())) for name, values in sorted(sums.items())]
     if mapped:
         for device in devices:
@@ -98,13 +103,20 @@ def misfits(devices: list, rooms: dict, reserves: dict) -> list:
 
 def surprises(devices: list, plan: list) -> list:
     """Where the engine, reading the real file, says something else than the plan foresaw: one sentence per figure."""
-    return _differences(devices, plan, PLAN_SHARE, PLAN_BYTES, "the plan foresaw")
+    return _differences(devices, plan, PLAN_MARGINS, "the plan foresaw")
 
 
 def load_surprises(devices: list, confirmed: list) -> list:
-    """Where the log of a load says something else of the weights than the engine did before it: one sentence per device."""
-    weights = [{key: device[key] for key in ("name", "weights_bytes") if key in device} for device in devices]
-    return _differences(weights, confirmed, LOAD_SHARE, LOAD_BYTES, "llama-fit-params said")
+    """Where the log of a load says something else than the engine did before it: one sentence per figure.
+
+    A server makes room for fewer logits than llama-fit-params does, so of compute only more is a surprise.
+    """
+    before = {device["name"]: device.get("compute_bytes", 0) for device in confirmed}
+    more = [
+        {key: value for key, value in device.items() if key != "compute_bytes" or value > before.get(device["name"], 0)}
+        for device in devices
+    ]
+    return _differences(more, confirmed, LOAD_MARGINS, "llama-fit-params said")
 
 
 def gib(n_bytes: float) -> str:
@@ -120,17 +132,17 @@ def _device(name: str, values: list) -> dict:
 
 
 def _parts(device: dict) -> str:
-    names = {"weights": "weights", "kv": "KV cache", "compute": "compute"}
-    return ", ".join(f"{names[kind]} {gib(device[f'{kind}_bytes'])}" for kind in KINDS)
+    return ", ".join(f"{name} {gib(device[f'{kind}_bytes'])}" for kind, name in KINDS.items())
 
 
-def _differences(devices: list, foreseen: list, share: float, least: int, who: str) -> list:
+def _differences(devices: list, foreseen: list, margins: dict, who: str) -> list:
     before = {device["name"]: device for device in foreseen}
-    return [
-        f"{device['name']} takes {gib(device[key])} of {key.removesuffix('_bytes')}, {who} {gib(before[device['name']][key])}"
-        for device in devices
-        for key in device
-        if key != "name"
-        and device["name"] in before
-        and abs(device[key] - before[device["name"]][key]) > max(share * before[device["name"]][key], least)
-    ]
+    found = []
+    for device in devices:
+        for kind, (share, least) in margins.items():
+            measured, expected = (of.get(f"{kind}_bytes") for of in (device, before.get(device["name"], {})))
+            if None not in {measured, expected} and abs(measured - expected) > max(share * expected, least):
+                found.append(
+                    f"{device['name']} takes {measured / MIB:,.0f} MiB of {KINDS[kind]}, {who} {expected / MIB:,.0f} MiB"
+                )
+    return found

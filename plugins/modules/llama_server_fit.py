@@ -97,6 +97,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import subprocess
 from pathlib import Path
 
@@ -106,6 +107,7 @@ from ansible_collections.r1.prov.plugins.module_utils.llama_memory import MIB, a
 
 GOES_ON = "What runs on the host goes on as it was."
 _LIMIT_S = 300  # a driver that nothing keeps awake takes seconds per card
+_TRIES = 5
 
 
 class FitError(Exception):
@@ -116,24 +118,35 @@ class CardsFullError(Exception):
     """The cards are so full that the engine cannot even be asked."""
 
 
-def run(argv: list, environment: dict) -> str:
+def run(argv: list, environment: dict, known: list) -> str:
     """What a program of the engine prints.
+
+    llama-fit-params aborts where it cannot load a model. Its log is written by a thread of its own, which may then not get to the reason,
+    the less so on a busy host. So it is asked again until it has told one.
+
+    Args:
+        argv: the program and its arguments.
+        environment: variables to add.
+        known: patterns of reasons.
 
     Raises:
         CardsFullError: it found no room on a card for its own beginnings.
         FitError: it failed otherwise.
     """
-    done = subprocess.run(
-        argv,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-        timeout=_LIMIT_S,
-        env={**os.environ, **environment},
-    )
-    if done.returncode:
+    for _ in range(_TRIES):
+        done = subprocess.run(
+            argv,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=_LIMIT_S,
+            env={**os.environ, **environment},
+        )
         words = (done.stderr + done.stdout).strip()
+        if done.returncode != -signal.SIGABRT or any(re.search(pattern, words) for pattern in known):
+            break
+    if done.returncode:
         raise CardsFullError(words) if "CUDA error: out of memory" in words else FitError(words)
     return done.stdout
 
@@ -145,11 +158,12 @@ def measured(bin_: Path, wanted: dict) -> list:
         CardsFullError, FitError: as `run`.
     """
     environment = {name: str(value) for name, value in wanted["environment"].items()}
+    known = [row["pattern"] for row in wanted["remedies"]]
     # It reads all arguments, says its version, and ends: so a wrong one is found before anything is stopped for it.
-    run([str(bin_ / "llama-server"), *wanted["arguments"], "--version"], environment)
-    help_text = run([str(bin_ / "llama-fit-params"), "--help"], environment)
+    run([str(bin_ / "llama-server"), *wanted["arguments"], "--version"], environment, known)
+    help_text = run([str(bin_ / "llama-fit-params"), "--help"], environment, known)
     words = [str(bin_ / "llama-fit-params"), "--model", wanted["model"], "--fit-print", "on"]
-    devices = told(run([*words, *asked(wanted["arguments"], help_text)], environment))
+    devices = told(run([*words, *asked(wanted["arguments"], help_text)], environment, known))
     if not devices:
         raise FitError("llama-fit-params named no device")
     return devices

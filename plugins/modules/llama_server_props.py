@@ -10,8 +10,8 @@ short_description: Fails when a running llama-server is not what was asked for
 description:
   - Reads C(/props) and compares the model, the context per slot and the number of slots. Changes nothing.
   - With I(gpu), looks whether the server has a card open. Where the driver fails, llama-server only warns and computes on the CPU.
-  - Reads what the server's log says of its load. Other layers on the cards than asked for are a failure, other weights than I(confirmed)
-    a warning.
+  - Reads what the server's log says of its load. Other layers on the cards than asked for are a failure; other weights or another KV cache
+    than I(confirmed), or larger compute buffers, a warning.
 options:
   url:
     description: Where the server answers, without a path.

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from r1prov import catalogue, documents, gguf, latent, layout, machine, output
 from r1prov.cli import options, show_plan
 from r1prov.errors import Problem, SiteError
-from r1prov.offload import DYNAMIC_QUANTS, best_on_gpus, compare, document, placeable, plan_model
+from r1prov.offload import DYNAMIC_QUANTS, best_on_gpus, compare, document, placeable, plan_model, running
 from r1prov.offload import wanted as wanted_setting
 from r1prov.offload.outcome import Space, outcome
 from r1prov.offload.setting import RefusedError, UnknownArgumentError, parse
@@ -108,7 +108,7 @@ def explain(
         cards = parse_cards(gpus)
     except ValueError as error:
         raise SiteError(Problem("--gpus", str(error), "as in `r1prov explain --help`")) from None
-    words = arguments or []
+    words, environment = arguments or [], running.environment(cards)
     space = Space(cards, _size("--ram", ram), _size("--reserve", reserve))
     _only_one(quant=quant, gguf=file)
     published, _ = _of_file(file) if file else _of_catalogue(quant or DEFAULT_QUANT)
@@ -123,14 +123,14 @@ def explain(
     except RefusedError as refusal:
         instead = tuple(compare.settings_that_start(model, setting, cards)) if setting else ()
         if json:
-            output.data(document.of_refusal(str(refusal), words, instead))
+            output.data(document.of_refusal(str(refusal), words, environment, instead))
         else:
             show_plan.refusal(str(refusal), instead)
         return
     if not found.fits:
         instead = tuple(compare.settings_that_fit(model, setting, space))
     if json:
-        output.data(document.of_outcome(found, words, instead))
+        output.data(document.of_outcome(found, words, environment, instead))
     else:
         show_plan.explained(found, instead)
 

@@ -82,13 +82,15 @@ def _row(device: Device, reads: int) -> tuple[str, ...]:
 
 
 def _bar(device: Device) -> str:
-    """What lies on the device, to scale; beyond its end where it does not fit."""
-    parts = (("w", device.weights), ("k", device.kv), ("c", device.compute), ("r", device.reserve))
-    bar, n_bytes = "", 0
-    for sign, size in parts:
-        n_bytes += size
-        bar += sign * (round(BAR * n_bytes / max(device.capacity, device.taken, 1)) - len(bar))
-    return f"{bar[:BAR]:.<{BAR}}"
+    """What lies on the device, to scale, but a cell at least for each part; where it does not fit, all of it and no reserve."""
+    whole = max(device.capacity, device.taken, 1)
+    reserve = min(device.reserve, max(device.free, 0))
+    parts = {"w": device.weights, "k": device.kv, "c": device.compute, "r": reserve}
+    parts["."] = whole - sum(parts.values())
+    cells = {sign: max(round(BAR * size / whole), sign != ".") for sign, size in parts.items() if size}
+    while (over := sum(cells.values()) - BAR) != 0:
+        cells[max(cells, key=cells.__getitem__)] -= over // abs(over)
+    return "".join(sign * count for sign, count in cells.items())
 
 
 def _decoding(found: Outcome) -> None:

@@ -173,7 +173,7 @@ def _most(fits: Callable[[int], bool], too_many: int) -> int:
 
 def _plan_fits(model: Model, wanted: Setting, space: Space) -> bool:
     try:
-        found = search.best(model, wanted, space.rooms) if space.cards else None
+        found = search.best(model, wanted, space) if space.cards else None
     except RefusedError:
         return False
     return _fits(model, found or wanted, space)

@@ -17,14 +17,16 @@ BASIS = (
 )
 
 
-def of_outcome(found: Outcome, arguments: Sequence[str], alternatives: Iterable[Alternative]) -> dict[str, Any]:
-    """What `arguments` would do, and what would fit if they do not."""
+def of_outcome(
+    found: Outcome, arguments: Sequence[str], environment: dict[str, str], alternatives: Iterable[Alternative]
+) -> dict[str, Any]:
+    """What `arguments` would do in `environment`, and what would fit if they do not."""
     low, high = found.tokens_per_second
     return {
         "devices": [_device(device) for device in found.devices],
         "host": _device(found.host),
         "arguments": list(arguments),
-        "environment": {},
+        "environment": environment,
         "bytes_per_token": {"host": found.reads.host, "devices": list(found.reads.cards)},
         "decode_tokens_per_second": {"low": round(low, 2), "high": round(high, 2), "basis": BASIS},
         "fits": found.fits,
@@ -34,12 +36,17 @@ def of_outcome(found: Outcome, arguments: Sequence[str], alternatives: Iterable[
     }
 
 
-def of_refusal(reason: str, arguments: Sequence[str], alternatives: Iterable[Alternative]) -> dict[str, Any]:
+def of_refusal(
+    reason: str, arguments: Sequence[str], environment: dict[str, str], alternatives: Iterable[Alternative]
+) -> dict[str, Any]:
     """Arguments with which the engine would not start, and near ones with which it would."""
     return {
         "devices": [],
         "host": None,
         "arguments": list(arguments),
+        "environment": environment,
+        "bytes_per_token": None,
+        "decode_tokens_per_second": None,
         "fits": False,
         "reasons": [reason],
         "notes": [],
@@ -51,8 +58,7 @@ def of_plan(
     plan: Plan, found: Outcome, baselines: Iterable[Baseline], alternatives: Iterable[Alternative]
 ) -> dict[str, Any]:
     """A plan, what others would do beside it, and what would fit if it does not."""
-    return of_outcome(found, plan.arguments, alternatives) | {
-        "environment": plan.environment,
+    return of_outcome(found, plan.arguments, plan.environment, alternatives) | {
         "ollama": {"num_gpu": plan.ollama_layers, "num_ctx": plan.context_per_slot},
         "baselines": [
             {

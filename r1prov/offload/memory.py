@@ -81,8 +81,13 @@ def memory(model: Model, setting: Setting, cards: Sequence[int]) -> Memory:
     Raises:
         RefusedError: the engine would not start, with its reason.
     """
-    host = len(cards)
-    where = placement(model, setting, cards)
+    return _memory(model, setting, _shares(setting, cards))
+
+
+@lru_cache(maxsize=16)
+def _memory(model: Model, setting: Setting, shares: tuple[float, ...]) -> Memory:
+    host = len(shares)
+    where = _placement(model, setting, shares)
     flash, transposed_v = _attention(model, setting, layer_on_card=any(device < host for device in where.layers))
     weights = [0] * (host + 1)
     lying = {(tensor.name, where.tensors[name]): tensor for name, tensor in model.weights.items()}
@@ -91,7 +96,7 @@ def memory(model: Model, setting: Setting, cards: Sequence[int]) -> Memory:
     kv = [0] * (host + 1)
     for device in where.caches:
         kv[device] += cache_bytes(model, setting)
-    compute = _compute(model, setting, where, len(cards), flash=flash, transposed_v=transposed_v)
+    compute = _compute(model, setting, where, host, flash=flash, transposed_v=transposed_v)
     uses = [Use(*figures) for figures in zip(weights, kv, compute, strict=True)]
     return Memory(tuple(uses[:host]), uses[host])
 
@@ -102,19 +107,21 @@ def placement(model: Model, setting: Setting, cards: Sequence[int]) -> Placement
     The last `gpu_layers` of the layers and the output after them are dealt out to the cards in order, by shares; the token embedding
     stays in RAM; overrides win, the first that matches.
     """
-    return _placement(model, setting, tuple(cards))
+    return _placement(model, setting, _shares(setting, cards))
+
+
+def _shares(setting: Setting, cards: Sequence[int]) -> tuple[float, ...]:
+    """What part of the entries on the cards each card gets: all of what the placement has to know of them."""
+    said = (*setting.split, *(0.0 for _ in cards))[: len(cards)]
+    return said if any(said) else tuple(cards)
 
 
 @lru_cache(maxsize=16)
-def _placement(model: Model, setting: Setting, cards: tuple[int, ...]) -> Placement:
-    host, entries = len(cards), model.entries
+def _placement(model: Model, setting: Setting, shares: tuple[float, ...]) -> Placement:
+    host, entries = len(shares), model.entries
     wanted = entries if setting.gpu_layers is None else setting.gpu_layers
-    taken = min(wanted, entries) if cards else 0
-    if setting.split and len(setting.split) < host:
-        shares: Sequence[float] = (*setting.split, *(0.0 for _ in range(host - len(setting.split))))
-    else:
-        shares = setting.split[:host] or cards
-    bounds = list(accumulate(shares if any(shares) else cards))
+    taken = min(wanted, entries) if host else 0
+    bounds = list(accumulate(shares))
     devices = [
         bisect_right([bound / bounds[-1] for bound in bounds], position / taken) if position >= 0 else host
         for position in range(taken - entries, taken)
@@ -135,7 +142,7 @@ def _placement(model: Model, setting: Setting, cards: tuple[int, ...]) -> Placem
         tensors={name: device_of(name, tensor) for name, tensor in model.weights.items()},
         layers=layers,
         caches=layers if setting.cache_on_cards else (host,) * model.layers,
-        on_cards=wanted >= entries and bool(cards),
+        on_cards=wanted >= entries and host > 0,
     )
 
 

@@ -42,6 +42,11 @@ class Space:
         """Each card without its reserve."""
         return tuple(card - self.reserve for card in self.cards)
 
+    @property
+    def room_in_ram(self) -> int:
+        """The RAM without its reserve."""
+        return self.ram - HOST_RESERVE_BYTES
+
 
 @dataclass(frozen=True)
 class Device:

@@ -127,7 +127,7 @@ def plan_model(
     flash = flash_on_cards(model) or not machine.cards
     setting, by_layers = replace(wanted(serving, model), flash=flash), 0
     if space.cards:
-        setting = search.best(model, setting, space.rooms) or setting
+        setting = search.best(model, setting, space) or setting
         layered = search.by_layers(model, _in_ollama(setting), space.rooms)
         by_layers = (layered.gpu_layers or 0) if layered else 0
     found = outcome(model, setting, space)
@@ -160,7 +160,7 @@ def _plan(
         outcome=None,
         floor=0,
         arguments=(*_arguments(setting), *how),
-        environment=running.environment(machine),
+        environment=running.environment(machine.cards),
         bench_arguments=(
             *(() if setting.offload else ("--no-op-offload", "1")),
             *_placement(setting, between="/", rules_between=";"),

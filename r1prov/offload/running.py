@@ -26,10 +26,10 @@ REPACKED_TYPES = frozenset({"Q4_0", "Q4_K", "Q2_K", "IQ4_NL", "MXFP4"})
 """Types that the engine brings into another form for an x86 CPU (ggml/src/ggml-cpu/repack.cpp); Q2_K only for one with AVX-512."""
 
 
-def environment(machine: Machine) -> dict[str, str]:
+def environment(cards: Sequence[int]) -> dict[str, str]:
     """What the engine's process is told beside its arguments."""
     # CUDA's own order is fastest first; nvidia-smi and the plan count along the bus.
-    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if machine.cards else {}
+    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if cards else {}
 
 
 def threads(machine: Machine, *, idle: bool) -> tuple[str, ...]:

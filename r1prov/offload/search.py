@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from r1prov.model import Model
     from r1prov.offload.memory import Memory
+    from r1prov.offload.outcome import Space
     from r1prov.offload.setting import Setting
 
 PROMPT_SHARE = 16
@@ -35,26 +36,42 @@ _ROUNDS = 6
 
 
 @lru_cache(maxsize=64)
-def best(model: Model, wanted: Setting, rooms: tuple[int, ...]) -> Setting | None:
-    """The placement with which an exchange is over first; None when nothing of the model fits on the cards.
+def best(model: Model, wanted: Setting, space: Space) -> Setting | None:
+    """The placement with which an exchange is over first, of those whose rest the RAM holds.
+
+    Where it holds none, the one with least in RAM; None when nothing of the model fits on the cards.
 
     Args:
         model: what is served.
         wanted: context, slots, cache types; `micro_batch` is the largest to try.
-        rooms: bytes of each card without its reserve.
+        space: the cards and the RAM, of which their reserves stay free.
     """
-    entries = _entries(model, wanted)
+    entries, least, found = _entries(model, wanted), math.inf, None
+    for setting in _fastest_first(model, wanted, entries, space.rooms):
+        in_ram = memory(model, setting, space.cards).host.total
+        if in_ram < least:
+            least, found = in_ram, setting
+        # However it is dealt out, what the cards cannot hold lies in RAM.
+        if in_ram <= space.room_in_ram or sum(entry.whole for entry in entries) > sum(space.rooms) + space.room_in_ram:
+            break
+    return found
+
+
+def _fastest_first(
+    model: Model, wanted: Setting, entries: Sequence[_Entry], rooms: tuple[int, ...]
+) -> Iterator[Setting]:
+    """Placements that fit on the cards; the slower ones take less of them for compute buffers, and so leave less in RAM."""
     for micro_batch in _micro_batches(wanted):
         whole = _whole(model, replace(wanted, micro_batch=micro_batch), entries, rooms)
         if whole:
-            return whole
-    # Drafts are ranked before one is worked out, which takes as long as all of them.
-    for draft in _drafts(model, wanted, entries, rooms):
-        found = _worked_out(model, draft, entries, rooms)
-        if found:
-            return found
+            yield whole
     # A first card too small for what large batches would copy to it need not keep the others idle: those batches stay in RAM.
-    return best(model, replace(wanted, offload=False), rooms) if wanted.offload else None
+    for offload in (True, False)[not wanted.offload :]:
+        # Drafts are ranked before one is worked out, which takes as long as all of them.
+        for draft in _drafts(model, replace(wanted, offload=offload), entries, rooms):
+            found = _worked_out(model, draft, entries, rooms)
+            if found:
+                yield found
 
 
 def _micro_batches(wanted: Setting) -> Iterator[int]:
@@ -271,6 +288,7 @@ def _deal_for_experts(entries: Sequence[_Entry], rooms: Sequence[int]) -> tuple[
     supplies = [
         [0, *accumulate(counted[size] for counted in experts)] for size in sizes
     ]  # of each size, up to an entry
+    bytes_ = [0, *accumulate(sum(entry.experts.values()) for entry in entries)]
     # entries -> (bytes of experts, evenness, counts)
     ways: dict[int, tuple[int, int, tuple[int, ...]]] = {0: (0, 0, ())}
     for card, room in enumerate(rooms):
@@ -282,10 +300,12 @@ def _deal_for_experts(entries: Sequence[_Entry], rooms: Sequence[int]) -> tuple[
                 left = room - (always[end] - always[start])
                 if left < 0:
                     break
-                if always[end] < least or (end in following and packed + left < following[end][0]):
+                more = min(left, bytes_[end] - bytes_[start])
+                if always[end] < least or (end in following and packed + more < following[end][0]):
                     continue
-                supply = [(size, upto[end] - upto[start]) for size, upto in zip(sizes, supplies, strict=True)]
-                more, _ = _packed(left, supply)
+                if more == left:  # not all
+                    supply = [(size, upto[end] - upto[start]) for size, upto in zip(sizes, supplies, strict=True)]
+                    more, _ = _packed(left, supply)
                 way = packed + more, evenness - (end - start) ** 2, (*counts, end - start)
                 if end not in following or way > following[end]:
                     following[end] = way

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from r1prov.documents import Keys
 from r1prov.latent import Attention
-from r1prov.machine import KvType, Profile
+from r1prov.machine import Context, KvType, Profile
 from r1prov.site.sources import Sources
 
 TESTED_LLAMA_CPP = {"pypi": "0.3.36", "git": "0c1e57098bba43ac29e6e3b677cdceebdd22334f"}
@@ -179,7 +179,7 @@ class SiteFile(Keys):
     """The servers: `[user@]address[:port]` each, or a mapping of name, address, user, port."""
     quant: str | None = None
     """One of the catalogue, or `best-on-gpus`. Default: the profile's."""
-    context_per_slot: int | None = Field(default=None, ge=256, le=163840)
+    context_per_slot: Context | None = None
     """Tokens per slot. Default: the profile's."""
     slots: int | None = Field(default=None, ge=1, le=64)
     """How many answers at once. Default: the profile's."""

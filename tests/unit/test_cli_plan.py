@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from r1prov import output
-from r1prov.cli import main
+from r1prov.cli import main, show_plan
 from r1prov.errors import Exit
 from r1prov.lab import tinymodel
+from r1prov.offload import Device
 from r1prov.units import GIB, MIB, parse_cards
 from tests.cuda import fullsize, models
 
@@ -45,6 +46,7 @@ def test_explain_says_what_35_layers_take(capsys: pytest.CaptureFixture[str]) ->
     assert all(device.keys() == keys for device in (*told["devices"], told["host"]))
     assert sum(device["weights_bytes"] for device in told["devices"]) == pytest.approx(80.7e9, rel=0.01)
     assert told["bytes_per_token"]["host"] == pytest.approx(6.57e9, rel=0.01)
+    assert told["environment"] == document(capsys, "plan", "--json")["environment"] != {}
 
 
 def test_explain_names_the_card_that_runs_out_and_says_what_would_fit(capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,7 +75,9 @@ def test_explain_says_why_the_engine_would_not_start_and_what_would(
         {"change": {"cache_type_k": "f16"}, "arguments": ["--cache-type-k", "f16"]},
     ]
     for alternative in told["alternatives"]:
-        assert document(capsys, *asked, *alternative["arguments"])["devices"]
+        better = document(capsys, *asked, *alternative["arguments"])
+        assert better["devices"]
+        assert better.keys() == told.keys()
 
 
 def test_a_quantised_v_without_flash_attention_has_near_settings_too(capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,6 +90,23 @@ def test_a_quantised_v_without_flash_attention_has_near_settings_too(capsys: pyt
 def test_llama_servers_arguments_need_no_dashes_before_them(capsys: pytest.CaptureFixture[str]) -> None:
     machine, arguments = ("explain", "--gpus", "1x24GiB", "--ram", "480GiB", "--json"), ("-ngl", "7", "-c", "512")
     assert document(capsys, *machine, *arguments) == document(capsys, *machine, "--", *arguments)
+
+
+@pytest.mark.parametrize(
+    "taken", [(0, 0, 0), (1, 1, 1), (8 * GIB, 8 * GIB, 8 * GIB), (23 * GIB, 1, 1), (30 * GIB, 0, 1)]
+)
+def test_each_part_of_a_device_has_a_cell_of_its_bar(taken: tuple[int, int, int]) -> None:
+    bar = show_plan._bar(Device("CUDA0", 24 * GIB, *taken, reserve=GIB))
+    assert len(bar) == show_plan.BAR
+    parts = dict(zip("wkc", taken, strict=True)) | {"r": max(min(GIB, 24 * GIB - sum(taken)), 0)}
+    assert {sign for sign in parts if sign in bar} == {sign for sign, size in parts.items() if size}
+    assert bar == "".join(sorted(bar, key="wkcr.".index))
+
+
+def test_too_long_a_context_is_told_whose_limit_it_meets(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "plan", "--ctx-size", "1000000")
+    assert code == Exit.SITE
+    assert "--ctx-size: is more than the 163,840 tokens that DeepSeek-R1 was trained for" in err
 
 
 def test_plan_puts_others_beside_it(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from r1prov import layout
+from r1prov.model import Model
 from r1prov.offload import search
-from r1prov.offload.outcome import Space, outcome
-from r1prov.offload.setting import parse
+from r1prov.offload.memory import memory
+from r1prov.offload.outcome import HOST_RESERVE_BYTES, Space, outcome
+from r1prov.offload.setting import Setting, parse
 from r1prov.units import GB, MIB
 
 FITTED = [
@@ -28,14 +30,29 @@ def _name(answer: dict) -> str:
     return f"{answer['quant']}-{attention}-{answer['cards']}-{answer['slots']}x{answer['context']}-{answer['type_k']}"
 
 
+def _theirs(answer: dict) -> tuple[Model, tuple[int, ...], Setting]:
+    words = ["-np", str(answer["slots"]), "-ctk", answer["type_k"], "-ctv", answer["type_v"]]
+    cards = tuple(mib * MIB for mib in answer["cards"])
+    setting = parse([*answer["arguments"], *words], cards=len(cards))
+    return layout.model(answer["quant"], mla=answer["mla"]), cards, setting
+
+
 @pytest.mark.parametrize("answer", FITTED, ids=_name)
 def test_a_plan_fits_where_the_engines_own_does_and_reads_no_more_from_ram(answer: dict) -> None:
-    model = layout.model(answer["quant"], mla=answer["mla"])
-    space = Space(tuple(mib * MIB for mib in answer["cards"]), 480 * GB)
-    words = ["-np", str(answer["slots"]), "-ctk", answer["type_k"], "-ctv", answer["type_v"]]
-    theirs = outcome(model, parse([*answer["arguments"], *words], cards=len(space.cards)), space)
-    wanted = replace(parse(words, cards=0), context=answer["context"], gpu_layers=0)
-    ours = outcome(model, search.best(model, wanted, space.rooms) or wanted, space)
+    model, cards, setting = _theirs(answer)
+    space = Space(cards, 480 * GB)
+    theirs, wanted = outcome(model, setting, space), replace(setting, gpu_layers=0, split=(), overrides=())
+    ours = outcome(model, search.best(model, wanted, space) or wanted, space)
     if theirs.fits:
         assert ours.fits, ours.reasons
         assert ours.reads.host <= theirs.reads.host
+
+
+@pytest.mark.parametrize("answer", FITTED, ids=_name)
+def test_a_plan_fits_in_the_ram_that_the_engines_own_does(answer: dict) -> None:
+    model, cards, theirs = _theirs(answer)
+    space = Space(cards, memory(model, theirs, cards).host.total + HOST_RESERVE_BYTES)
+    if outcome(model, theirs, space).fits:
+        wanted = replace(theirs, gpu_layers=0, split=(), overrides=())
+        ours = outcome(model, search.best(model, wanted, space) or wanted, space)
+        assert ours.fits, ours.reasons

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from ansible_collections.r1.prov.plugins.module_utils.llama_memory import (
     GIB,
@@ -13,7 +15,7 @@ from ansible_collections.r1.prov.plugins.module_utils.llama_memory import (
     surprises,
     told,
 )
-from ansible_collections.r1.prov.plugins.modules.llama_server_fit import advice, remedy
+from ansible_collections.r1.prov.plugins.modules.llama_server_fit import FitError, advice, remedy, run
 from ansible_collections.r1.prov.plugins.modules.llama_server_props import misplaced
 
 HELP = """
@@ -93,7 +95,7 @@ def test_the_real_file_may_differ_from_the_plan_by_its_margin() -> None:
     plan = [device("CUDA0", 15521, 6552, 100), device("host", 65000)]
     assert surprises([device("CUDA0", 15600, 6552, 164), device("host", 65120, 0, 27)], plan) == []
     assert surprises([device("CUDA0", 17000, 6552, 165)], plan) == [
-        "CUDA0 takes 16.6 GiB of weights, the plan foresaw 15.2 GiB",
+        "CUDA0 takes 17,000 MiB of weights, the plan foresaw 15,521 MiB",
         "CUDA0 takes 165 MiB of compute, the plan foresaw 100 MiB",
     ]
     assert surprises([device("CUDA0", 1)], []) == []
@@ -114,10 +116,21 @@ def test_a_log_of_two_cards_is_held_against_what_was_confirmed() -> None:
     assert load["offloaded"] == [61, 62]
     names = [found["name"] for found in load["devices"]]
     assert names == ["CUDA0", "CUDA1", "host"]
-    confirmed = [device("CUDA0", 65208), device("CUDA1", 67299), device("host", 1222)]
+    confirmed = [device("CUDA0", 65208, 11760, 2470), device("CUDA1", 67299), device("host", 1222, 0, 78)]
     assert load_surprises(load["devices"], confirmed) == []
-    [surprise] = load_surprises(load["devices"], [device("CUDA0", 65100), device("CUDA1", 67299), device("host", 1222)])
-    assert surprise == "CUDA0 takes 63.7 GiB of weights, llama-fit-params said 63.6 GiB"
+    others = [device("CUDA0", 65100, 11758, 2100), device("CUDA1", 67299), device("host", 1222, 0, 78)]
+    assert load_surprises(load["devices"], others) == [
+        "CUDA0 takes 65,209 MiB of weights, llama-fit-params said 65,100 MiB",
+        "CUDA0 takes 11,760 MiB of KV cache, llama-fit-params said 11,758 MiB",
+        "CUDA0 takes 2,218 MiB of compute, llama-fit-params said 2,100 MiB",
+    ]
+
+
+def test_room_that_is_made_anew_counts_once() -> None:
+    again = ["I sched_reserve:      CUDA0 compute buffer size =  1000.00 MiB"]
+    two_caches = ["I llama_kv_cache:      CUDA0 KV buffer size = 40.00 MiB"]
+    [card, *_] = loaded([*ON_CARDS.splitlines(), *again, *two_caches])["devices"]
+    assert (card["compute_bytes"], card["kv_bytes"]) == (1000 * MIB, 11800 * MIB)
 
 
 @pytest.mark.parametrize(
@@ -139,3 +152,17 @@ def test_the_engines_refusal_has_a_remedy() -> None:
     known = [{"pattern": "invalid argument", "remedy": "this version does not take one of the arguments."}]
     assert remedy("error: invalid argument: --x", known) == known[0]["remedy"]
     assert remedy("something else", known) == "Correct llama_server_arguments."
+
+
+def test_an_engine_that_aborts_before_it_has_told_why_is_asked_again(tmp_path: Path) -> None:
+    program, runs = tmp_path / "llama-fit-params", tmp_path / "runs"
+    program.write_text(
+        f"#!/bin/sh\necho >> {runs}\n[ $(wc -l < {runs}) -lt 3 ] || echo tensor data lie beyond\nkill -ABRT $$\n"
+    )
+    program.chmod(0o755)
+    with pytest.raises(FitError, match="tensor data lie beyond"):
+        run([str(program)], {}, ["data lie beyond"])
+    assert runs.read_text() == "\n" * 3
+    with pytest.raises(FitError):
+        run([str(program)], {}, ["a reason that it never tells"])
+    assert runs.read_text() == "\n" * 8

@@ -66,7 +66,7 @@ def test_a_token_reads_less_from_ram_than_with_the_engines_own_fit(
 ) -> None:
     """UD-IQ1_S on 4 cards of 24,564 MiB, one slot, F16 cache, 1,024 MiB free per card; `fit` is what `--fit` came to, GB."""
     model = layout.model("UD-IQ1_S", mla=mla)
-    found = search.best(model, Setting(context=context, slots=1, unified=False), FOUR.rooms)
+    found = search.best(model, Setting(context=context, slots=1, unified=False), FOUR)
     assert found
     assert outcome(model, found, FOUR).fits
     assert speed.reads(model, found, FOUR.cards).host <= most * GB < fit * GB
@@ -128,7 +128,7 @@ def test_the_rule_of_thumb_is_the_published_one(vram_gb: int, layers: int) -> No
 def test_a_first_card_that_is_too_small_does_not_keep_the_others_idle() -> None:
     space = Space((4 * GIB, 80 * GIB, 48 * GIB), 480 * GB, reserve=3 * GIB)
     model, wanted = layout.model("UD-IQ1_S"), Setting(context=16384, slots=4, unified=False, gpu_layers=0)
-    found = search.best(model, wanted, space.rooms)
+    found = search.best(model, wanted, space)
     assert found
     assert not found.offload
     assert outcome(model, found, space).fits

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, ClassVar
 
@@ -103,8 +104,8 @@ class Builder(ABC):
         graph.expand(_input("F32", self.width, tokens))  # embeddings given in place of tokens: room is made for both
         graph.close(None, hidden)
         self.make_inputs()
-        built: dict[object, list[Part]] = {}
-        for layer, kind in enumerate(self.kinds()):
+        built: dict[int, list[Part]] = {}
+        for layer, kind in enumerate(_kinds(self.model, self.PERIOD, tuple(self.shared.items()))):
             like = built.setdefault(kind, [])
             if len(like) > 1:  # the first of a kind may have met inputs that the others share
                 graph.parts.append(replace(like[1], layer=layer))
@@ -121,17 +122,6 @@ class Builder(ABC):
         graph.expand(logits)
         graph.close(None, logits)
         return graph
-
-    def kinds(self) -> list[object]:
-        """What the graph of each layer follows from: layers of the same kind have the same."""
-        weights: list[list[object]] = [[] for _ in range(self.model.layers)]
-        for named, tensor in self.model.weights.items():
-            layer = layer_of(named)
-            if layer is not None:
-                ending = named.split(".", 2)[2]
-                weights[layer].append((ending, tensor.type, tensor.shape, tensor.n_bytes, self.shared.get(named)))
-        last = self.model.layers - 1
-        return [(layer == last, layer % self.PERIOD, tuple(of_layer)) for layer, of_layer in enumerate(weights)]
 
     def make_inputs(self) -> None:
         """What the engine fills before each batch. Each is a leaf, met where it is first used."""
@@ -391,6 +381,24 @@ class Builder(ABC):
             flat = view(current, (width, tokens), (current.nb[0], current.nb[2]))
             target = reshape(cache, width, cache.ne[1] * cache.ne[2]) if cache.ne[2] > 1 else cache
         self.graph.expand(_written(cache.type, target, flat, cells))
+
+
+@lru_cache(maxsize=8)
+def _kinds(model: Model, period: int, shared: tuple[tuple[str, int], ...]) -> list[int]:
+    """For each layer a number that it has in common with those whose graph is the same."""
+    weights: list[list[object]] = [[] for _ in range(model.layers)]
+    devices = dict(shared)
+    for named, tensor in model.weights.items():
+        layer = layer_of(named)
+        if layer is not None:
+            ending = named.split(".", 2)[2]
+            weights[layer].append((ending, tensor.type, tensor.shape, tensor.n_bytes, devices.get(named)))
+    last = model.layers - 1
+    known: dict[object, int] = {}
+    return [
+        known.setdefault((layer == last, layer % period, tuple(of_layer)), len(known))
+        for layer, of_layer in enumerate(weights)
+    ]
 
 
 def _input(kind: str, *ne: int) -> Node:

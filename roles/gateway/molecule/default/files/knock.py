@@ -24,9 +24,9 @@ def connection():
     return opened
 
 
-def answer(path, headers=None, body=None, over=None):
+def answer(path, headers=None, body=None):
     """Status and text. `headers` may be pairs, to give one twice; the path is sent as it is."""
-    opened = over or connection()
+    opened = connection()
     opened.putrequest("POST" if body else "GET", path)
     pairs = headers.items() if isinstance(headers, dict) else headers or ()
     for name, value in (*pairs, *([("Content-Length", str(len(body)))] if body else [])):
@@ -34,6 +34,14 @@ def answer(path, headers=None, body=None, over=None):
     opened.endheaders(body)
     got = opened.getresponse()
     return got.status, got.read().decode()
+
+
+def at_once(count, path, headers=None, body=None):
+    """The statuses of so many requests, all sent before the first answer is read: a busy machine slows only the answers."""
+    doors = [connection() for _ in range(count)]
+    for door in doors:
+        door.request("POST" if body else "GET", path, body, headers or {})
+    return [door.getresponse().status for door in doors]
 
 
 def question(**more):
@@ -112,14 +120,13 @@ def stays():
 
 
 def limited():
-    over = connection()
-    found = [answer("/v1/models", RIGHT, over=over)[0] for _ in range(60)]
-    assert found[:10] == [200] * 10, found
+    found = at_once(60, "/v1/models", RIGHT)
+    assert found.count(200) >= 20, found
     assert 429 in found, found
     time.sleep(3)
     assert answer("/v1/models", RIGHT)[0] == 200
     body = json.dumps({"email": "a@example.com", "password": "guess"}).encode()
-    assert [answer("/api/v1/auths/signin", {}, body)[0] for _ in range(8)][-1] == 429
+    assert 429 in at_once(10, "/api/v1/auths/signin", {}, body)
 
 
 globals()[WAY]()
