@@ -93,6 +93,7 @@ asked:
   returned: success
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -121,8 +122,8 @@ class CardsFullError(Exception):
 def run(argv: list, environment: dict, known: list) -> str:
     """What a program of the engine prints.
 
-    llama-fit-params aborts where it cannot load a model. Its log is written by a thread of its own, which may then not get to the reason,
-    the less so on a busy host. So it is asked again until it has told one.
+    llama-fit-params aborts where it cannot load a model. Its log is written by a thread of its own, which then often does not get to the
+    reason on a busy host. So it is asked again, ahead of all else that wants the processors, until it has told one.
 
     Args:
         argv: the program and its arguments.
@@ -133,9 +134,10 @@ def run(argv: list, environment: dict, known: list) -> str:
         CardsFullError: it found no room on a card for its own beginnings.
         FitError: it failed otherwise.
     """
-    for _ in range(_TRIES):
+    for attempt in range(_TRIES):
         done = subprocess.run(
             argv,
+            preexec_fn=_ahead if attempt else None,
             capture_output=True,
             text=True,
             errors="replace",
@@ -149,6 +151,12 @@ def run(argv: list, environment: dict, known: list) -> str:
     if done.returncode:
         raise CardsFullError(words) if "CUDA error: out of memory" in words else FitError(words)
     return done.stdout
+
+
+def _ahead() -> None:
+    """Lets no thread of this process wait that is ready to run."""
+    with contextlib.suppress(OSError):  # a container may forbid it
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
 
 
 def measured(bin_: Path, wanted: dict) -> list:
