@@ -78,11 +78,12 @@ def plan(
         raise SiteError(Problem(model.name, str(refusal), "choose another cache type")) from None
     assert found.outcome  # noqa: S101 - for the type checker: a model whose tensors are known has one
     space, wanted = Space(chosen.machine.cards, chosen.machine.ram, free), wanted_setting(serving, model)
-    others = [compare.other_form(other, planned(other)) for other in forms[1:]]
-    others += compare.baselines(model, wanted, space, found.model_bytes)
+    form = [compare.other_form(other, planned(other)) for other in forms[1:]]
+    others = (*form, *compare.baselines(model, wanted, space, found.model_bytes))
     instead: tuple[compare.Alternative, ...] = ()
     if not found.outcome.fits:
-        instead = tuple(compare.plans_that_fit(model, wanted, space, found.outcome, _smaller(published, serving)))
+        smaller = _smaller(published, serving)
+        instead = (*compare.form_that_fits(form), *compare.plans_that_fit(model, wanted, space, found.outcome, smaller))
     if json:
         output.data(document.of_plan(found, found.outcome, others, instead))
     else:

@@ -23,6 +23,8 @@ CONTEXT_STEP = 256
 LESS_RESERVE = (1024 * MIB, 768 * MIB, 512 * MIB)
 """Reserves of a card that may do; with less, nothing is left for the CUDA context."""
 
+IN_MLA_FORM = "in MLA form"
+
 SMALLER_TYPES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(CACHE_TYPES, ("Q4_0",)),
     **dict.fromkeys(("F32", "F16", "BF16"), ("Q8_0", "Q4_0")),
@@ -46,7 +48,7 @@ class Alternative:
 
     Attributes:
         change: what: `ctx_size`, `parallel`, `n_gpu_layers`, `reserve_bytes` (numbers), `cache_type_k`, `cache_type_v`, `flash_attn`,
-            `quant` (names).
+            `attention`, `quant` (names).
         arguments: the same as words for the command; they win over the same options before them.
     """
 
@@ -57,8 +59,12 @@ class Alternative:
 def other_form(model: Model, planned: Plan) -> Baseline:
     """The plan of a model in the form of attention that is not served."""
     assert planned.outcome  # noqa: S101 - for the type checker: a model whose tensors are known has one
-    name = "in MLA form" if model.mla else "as published, legacy attention"
-    return Baseline(name, planned.setting, planned.outcome)
+    return Baseline(IN_MLA_FORM if model.mla else "as published, legacy attention", planned.setting, planned.outcome)
+
+
+def form_that_fits(other: Iterable[Baseline]) -> Iterator[Alternative]:
+    """MLA form, where that is the other one and fits."""
+    return (_flag("attention", "mla") for form in other if form.name == IN_MLA_FORM and form.outcome.fits)
 
 
 def baselines(model: Model, wanted: Setting, space: Space, n_bytes: int) -> tuple[Baseline, ...]:

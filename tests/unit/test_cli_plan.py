@@ -207,7 +207,14 @@ def test_plan_takes_the_quant_that_the_profile_takes(capsys: pytest.CaptureFixtu
         (("plan", "--cache-type-k", "q4_9"), "--cache-type-k: is none of"),
     ],
 )
-def test_bad_input_is_one_clear_error(capsys: pytest.CaptureFixture[str], words: tuple[str, ...], reason: str) -> None:
+def test_bad_input_is_one_clear_error(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    words: tuple[str, ...],
+    reason: str,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # where no header has been kept
     code, _, err = run(capsys, *words)
     assert code == Exit.SITE
     assert reason in err

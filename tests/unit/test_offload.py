@@ -20,6 +20,10 @@ FOUR = Space((24564 * MIB,) * 4, 480 * GB)
 """The machine of the profile 4x4090."""
 
 
+LEGACY = {"attention": "legacy", "context_per_slot": 8192, "kv_type_k": "q4_0"}
+"""As the published guides serve it."""
+
+
 def planned(profile: str, quant: str, **serving: object):
     machine = load_profile(profile).machine
     base = load_profile(profile).serving
@@ -27,7 +31,7 @@ def planned(profile: str, quant: str, **serving: object):
 
 
 def test_a_4x4090_reads_a_third_of_what_the_rule_of_thumb_would_read_if_it_fitted() -> None:
-    result = planned("4x4090", "UD-IQ1_S")
+    result = planned("4x4090", "UD-IQ1_S", **LEGACY)
     assert result.outcome
     assert result.outcome.fits
     assert (result.thumb_layers, result.gpu_layers, result.ollama_layers) == (40, 62, 29)
@@ -40,13 +44,15 @@ def test_a_4x4090_reads_a_third_of_what_the_rule_of_thumb_would_read_if_it_fitte
 
 def test_the_plan_for_a_4x4090_is_what_its_arguments_say() -> None:
     result = planned("4x4090", "UD-IQ1_S")
-    told = outcome(layout.model("UD-IQ1_S"), parse(result.arguments, cards=4), FOUR)
+    told = outcome(layout.model("UD-IQ1_S", mla=True), parse(result.arguments, cards=4), FOUR)
     assert told == result.outcome
 
 
 def test_4xh800_takes_the_best_dynamic_quant_wholly_onto_the_cards() -> None:
     profile = load_profile("4xh800")
-    result = best_on_gpus([catalogue.quant(name) for name in DYNAMIC_QUANTS], profile.machine, profile.serving)
+    candidates = [catalogue.quant(name) for name in DYNAMIC_QUANTS]
+    assert best_on_gpus(candidates, profile.machine, profile.serving).quant == "UD-Q2_K_XL"
+    result = best_on_gpus(candidates, profile.machine, profile.serving.model_copy(update=LEGACY))
     assert result.outcome
     assert (result.quant, result.gpu_layers, result.ollama_layers, result.whole) == ("UD-Q2_K_XL", 62, 48, True)
     # llama-fit-params for these arguments: model and context MiB by card
@@ -59,7 +65,8 @@ def test_4xh800_takes_the_best_dynamic_quant_wholly_onto_the_cards() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mla", "context", "most", "fit"), [(False, 512, 1.46, 1.52), (True, 8192, 1.42, 1.485), (False, 8192, 2.75, 2.96)]
+    ("mla", "context", "most", "fit"),
+    [(False, 512, 1.46, 1.52), (True, 8192, 1.42, 1.485), (False, 8192, 2.75, 2.96), (True, 32768, 1.48, 1.52)],
 )
 def test_a_token_reads_less_from_ram_than_with_the_engines_own_fit(
     mla: bool, context: int, most: float, fit: float
@@ -82,8 +89,8 @@ def test_without_gpus_everything_is_in_ram() -> None:
     result = planned("cpu", "UD-IQ1_S")
     assert result.outcome
     assert (result.gpu_layers, result.outcome.devices) == (0, ())
-    assert result.outcome.host.weights == layout.model("UD-IQ1_S").n_bytes
-    assert result.arguments[:2] == ("--ctx-size", "8192")
+    assert result.outcome.host.weights == layout.model("UD-IQ1_S", mla=True).n_bytes
+    assert result.arguments[:2] == ("--ctx-size", "32768")
 
 
 def test_context_is_per_slot() -> None:
