@@ -1,8 +1,8 @@
 """One GGUF file written from the tensors of others, in one pass, and checked behind the writer's back.
 
-One thread reads the sources and writes. Another follows it: it takes what the new file says of itself, reads each tensor as it now
-stands in the file (the kernel still has it in memory), holds it against its source, and computes the file's sha256. So the check costs
-a core, not a second pass over the disk. Memory: one tensor that is made anew, and some blocks.
+One thread reads the sources and writes. Another follows it by a few blocks: it reads what now stands in the file (the kernel still has
+it in memory), holds it against what was to be written or against the algebra, and computes the file's sha256. So a source is read once,
+and the check costs a core, not a second pass over the disk. Memory: those blocks, and a few tensors that are made anew.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import threading
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from operator import eq
 from typing import IO, TYPE_CHECKING, Callable, Iterator, Sequence
 
 from ansible_collections.r1.prov.plugins.module_utils.gguf_header import (
@@ -30,9 +32,9 @@ if TYPE_CHECKING:
     from hashlib import _Hash
     from pathlib import Path
 
-_BLOCK_BYTES = 1 << 20  # larger ones leave the processor's cache before they are looked at again
-_MOST_AHEAD_BYTES = 256 << 20  # so that the one who follows finds it in memory
-_AT_ONCE_BYTES = 64 << 20  # for the disk to write
+_BLOCK_BYTES = 1 << 20
+_PIECES_AHEAD = 16  # few enough to be in the processor's cache still when they are looked at again
+_AT_ONCE_BYTES = 64 << 20  # for the disk to write, and for the kernel to forget of a source
 _GIB = 1 << 30
 
 
@@ -92,17 +94,14 @@ def write(path: Path, keys: dict[str, bytes], parts: Sequence[Part], report: Cal
     """
     _check_sources(parts)
     start = head(keys, [(part.name, part.shape, part.type) for part in parts])
-    begins, total = [], len(start)
-    for part in parts:
-        begins.append(total)
-        total += padded(part.n_bytes, alignment(keys))
+    total = len(start) + sum(padded(part.n_bytes, alignment(keys)) for part in parts)
     with _alone(path) as file:
         try:
             os.truncate(file, 0)
             _check_room(path.parent, total)
             os.truncate(file, total)  # what stands between two tensors is never written, so zero
-            _put(file, start)
-            digest = _write(path, file, begins, parts, lambda done: report(done, total))
+            _put(file, start, 0)
+            digest = _fill(file, parts, _begins(path, keys, parts), lambda done: report(done, total))
         except BaseException:
             path.unlink()
             raise
@@ -138,63 +137,97 @@ def _check_room(folder: Path, total: int) -> None:
         )
 
 
-class _Lead:
-    """How far the writer is, and who follows it. The one waits for what it reads, the other so as not to run too far ahead."""
+def _begins(path: Path, keys: dict[str, bytes], parts: Sequence[Part]) -> list[int]:
+    """Where each tensor belongs, as a reader of the new file understands its head."""
+    told = read(path)
+    tensors = [(tensor.name, tensor.shape, tensor.type) for tensor in told.tensors]
+    if told.keys != keys or tensors != [(part.name, part.shape, part.type) for part in parts]:
+        raise GgufError(f"the head of {path} does not say what was written to it")
+    return [tensor.start for tensor in told.tensors]
 
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._written = self._checked = self._wanted = 0
-        self._over = False
 
-    def wrote(self, position: int) -> None:
-        with self._changed:
-            self._written = position
-            self._changed.notify_all()
-            self._changed.wait_for(
-                lambda: self._over or self._wanted > position or position - self._checked <= _MOST_AHEAD_BYTES
+def _fill(file: int, parts: Sequence[Part], begins: Sequence[int], report: Callable[[int], None]) -> str:
+    """Writes the tensors where they begin, each piece checked behind it, safely to the disk; returns the file's sha256."""
+    with ThreadPoolExecutor(1) as following, ThreadPoolExecutor(1) as syncing:
+        follower, disk = _Follower(file, following), _Disk(file, syncing)
+        for part, begin in zip(parts, begins, strict=True):
+            follower.take(begin)
+            position = begin
+            for piece, agrees in _pieces(part):
+                _put(file, piece, position)
+                position += len(piece)
+                report(position)
+                disk.keep_up(position)
+                follower.take(position, part, agrees)
+        follower.take(os.fstat(file).st_size)
+        digest = follower.sha256()
+        disk.finish()
+        return digest
+
+
+def _pieces(part: Part) -> Iterator[tuple[bytes, Callable[[bytes], bool]]]:
+    """The data of a tensor, and with each piece what says whether bytes that were read again are as they should be."""
+    with part.path.open("rb") as source:
+        os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        source.seek(part.source.start)
+        if part.make and part.agrees:
+            raw = _read(source, part.source.n_bytes)
+            yield part.make(raw), partial(part.agrees, raw)
+            return
+        end = part.source.start + part.n_bytes
+        for first in range(part.source.start, end, _AT_ONCE_BYTES):
+            last = min(first + _AT_ONCE_BYTES, end)
+            for position in range(first, last, _BLOCK_BYTES):
+                block = _read(source, min(_BLOCK_BYTES, last - position))
+                yield block, partial(eq, block)
+            # Nobody reads the source again soon: its memory is the next block's, and stays in the processor's reach.
+            os.posix_fadvise(source.fileno(), 0, last, os.POSIX_FADV_DONTNEED)
+
+
+def _read(source: IO[bytes], count: int) -> bytes:
+    content = source.read(count)
+    if len(content) < count:
+        raise StreamError(f"{source.name} has become shorter while it was read. Run it again")
+    return content
+
+
+def _put(file: int, content: bytes, position: int) -> None:
+    rest = memoryview(content)
+    while rest:
+        count = os.pwrite(file, rest, position)
+        rest, position = rest[count:], position + count
+
+
+class _Follower:
+    """Reads, in a thread of its own, what now stands in the file, holds it against what should, and computes the file's sha256."""
+
+    def __init__(self, file: int, pool: ThreadPoolExecutor) -> None:
+        self._file = file
+        self._pool = pool
+        self._position = 0
+        self._digest: _Hash = hashlib.sha256()
+        self._pending: deque[Future[None]] = deque()
+
+    def take(self, end: int, part: Part | None = None, agrees: Callable[[bytes], bool] | None = None) -> None:
+        """Has it take all up to `end`, of a tensor or between two; raises what it found wrong before."""
+        while len(self._pending) >= _PIECES_AHEAD:
+            self._pending.popleft().result()
+        self._pending.append(self._pool.submit(self._take, end, part, agrees))
+
+    def _take(self, end: int, part: Part | None, agrees: Callable[[bytes], bool] | None) -> None:
+        written = os.pread(self._file, end - self._position, self._position)
+        if part and agrees and not agrees(written):
+            raise StreamError(
+                f"{part.name} in the new file differs from {part.path.name}. Run it again; if it stays, check the disk"
             )
+        self._digest.update(written)
+        self._position = end
 
-    def checked(self, position: int) -> None:
-        with self._changed:
-            self._checked = position
-            self._changed.notify_all()
-
-    def wait_for(self, position: int) -> None:
-        with self._changed:
-            self._wanted = position
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: self._over or self._written >= position)
-            if self._written < position:
-                raise StreamError("the writer has stopped")
-
-    def stop(self) -> None:
-        with self._changed:
-            self._over = True
-            self._changed.notify_all()
-
-
-def _write(path: Path, file: int, begins: Sequence[int], parts: Sequence[Part], report: Callable[[int], None]) -> str:
-    """Writes the tensors where they begin, each checked behind it, safely to the disk; returns the file's sha256."""
-    lead = _Lead()
-    with ThreadPoolExecutor(3) as pool:
-        following = pool.submit(_follow, path, parts, lead, pool)
-        following.add_done_callback(lambda _: lead.stop())
-        try:
-            disk = _Disk(file, pool)
-            for part, begin in zip(parts, begins, strict=True):
-                position = os.lseek(file, begin, os.SEEK_SET)
-                for count in _put_part(file, part):
-                    position += count
-                    report(position)
-                    disk.keep_up(position)
-                    lead.wrote(position)
-                if following.done():  # before the end: it found something wrong
-                    break
-            lead.wrote(os.fstat(file).st_size)
-            os.fsync(file)
-        finally:
-            lead.stop()
-        return following.result()
+    def sha256(self) -> str:
+        """Of all that it was given to take, when it has; raises what it found wrong."""
+        while self._pending:
+            self._pending.popleft().result()
+        return self._digest.hexdigest()
 
 
 class _Disk:
@@ -208,98 +241,15 @@ class _Disk:
 
     def keep_up(self, position: int) -> None:
         if position - self._position >= _AT_ONCE_BYTES and (self._pending is None or self._pending.done()):
-            if self._pending:
-                self._pending.result()  # what the disk refused
+            self._check()
             self._position = position
             self._pending = self._pool.submit(os.fdatasync, self._file)
 
+    def finish(self) -> None:
+        self._check()
+        os.fsync(self._file)
 
-def _put_part(file: int, part: Part) -> Iterator[int]:
-    """Writes a tensor; yields the bytes of each step."""
-    with part.path.open("rb") as source:
-        if part.make:
-            source.seek(part.source.start)
-            made = memoryview(part.make(source.read(part.source.n_bytes)))
-            for first in range(0, len(made), _BLOCK_BYTES):
-                yield _put(file, made[first : first + _BLOCK_BYTES])
-            return
-        position, end = part.source.start, part.source.start + part.n_bytes
-        while position < end:
-            # The kernel's own way, past this program's memory: half the time of reading and writing.
-            count = os.sendfile(file, source.fileno(), position, min(_BLOCK_BYTES, end - position))
-            if not count:
-                raise StreamError(f"{part.path} has become shorter while it was read. Run it again")
-            position += count
-            yield count
-
-
-def _put(file: int, content: bytes | memoryview) -> int:
-    rest = memoryview(content)
-    while rest:
-        rest = rest[os.write(file, rest) :]
-    return len(content)
-
-
-def _follow(path: Path, parts: Sequence[Part], lead: _Lead, pool: ThreadPoolExecutor) -> str:
-    """Holds each tensor of the file against its source; returns the file's sha256."""
-    with path.open("rb", buffering=0) as stream:  # a buffer would hold what was not written yet
-        digest = _Digest(pool)
-        found = read(path)  # it stands there before the first tensor
-        sources = {part.name: part for part in parts}
-        for tensor in found.tensors:
-            part = sources.pop(tensor.name, None)
-            lead.wait_for(tensor.start)
-            digest.update(stream.read(tensor.start - stream.tell()))
-            if part is None or (tensor.shape, tensor.type) != (part.shape, part.type):
-                raise GgufError(f"{tensor.name} is not what should have been written")
-            with part.path.open("rb") as source:
-                source.seek(part.source.start)
-                for same, block in _compared(stream, source, part, tensor, lead):
-                    if not same:
-                        raise StreamError(
-                            f"{tensor.name} in the new file differs from {part.path.name}. Run it again; if it stays, check the disk"
-                        )
-                    digest.update(block)
-                    lead.checked(stream.tell())
-        if sources:
-            raise GgufError(f"{min(sources)} is missing in what was written")
-        size = os.fstat(stream.fileno()).st_size
-        lead.wait_for(size)
-        digest.update(stream.read(size - stream.tell()))
-        return digest.hex()
-
-
-def _compared(
-    stream: IO[bytes], source: IO[bytes], part: Part, tensor: Tensor, lead: _Lead
-) -> Iterator[tuple[bool, bytes]]:
-    """The blocks of a tensor, and whether they are what its source says."""
-    end = tensor.start + part.n_bytes
-    if part.agrees:
-        lead.wait_for(end)
-        written = stream.read(part.n_bytes)
-        yield part.agrees(source.read(part.source.n_bytes), written), written
-        return
-    while (position := stream.tell()) < end:
-        count = min(_BLOCK_BYTES, end - position)
-        lead.wait_for(position + count)
-        written = stream.read(count)
-        yield written == source.read(count), written
-
-
-class _Digest:
-    """A sha256 that is computed in a thread of its own, one block behind."""
-
-    def __init__(self, pool: ThreadPoolExecutor) -> None:
-        self._pool = pool
-        self._digest: _Hash = hashlib.sha256()
-        self._pending: Future[None] | None = None
-
-    def update(self, block: bytes) -> None:
+    def _check(self) -> None:
+        """Raises what the disk refused: the kernel says it once, so a later call would not."""
         if self._pending:
             self._pending.result()
-        self._pending = self._pool.submit(self._digest.update, block)
-
-    def hex(self) -> str:
-        if self._pending:
-            self._pending.result()
-        return self._digest.hexdigest()

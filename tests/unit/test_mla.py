@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
+import shutil
 import signal
 import struct
 import time
@@ -274,15 +276,40 @@ def test_two_runs_do_not_write_one_file(legacy: Path, tmp_path: Path) -> None:
     assert weights.convert(legacy, tmp_path / "new.gguf", "Q8_0", ignore)
 
 
-def test_writer_and_follower_never_wait_for_each_other(
+def test_blocks_of_any_size_make_the_same_file(legacy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = weights.convert(legacy, tmp_path / "wanted.gguf", "Q8_0", ignore)
+    monkeypatch.setattr(gguf_stream, "_BLOCK_BYTES", 10_000)
+    monkeypatch.setattr(gguf_stream, "_PIECES_AHEAD", 1)
+    monkeypatch.setattr(gguf_stream, "_AT_ONCE_BYTES", 123_457)  # no multiple of a block, nor of a page
+    written = weights.convert(legacy, tmp_path / "new.gguf", "Q8_0", ignore)
+    assert wanted
+    assert written
+    assert written.sha256 == wanted.sha256 == sha256(written.path.read_bytes()).hexdigest()
+
+
+def test_what_the_disk_refuses_while_the_file_grows_is_said(
     legacy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gguf_stream, "_MOST_AHEAD_BYTES", 1)  # less than any tensor
-    monkeypatch.setattr(gguf_stream, "_BLOCK_BYTES", 10_000)
-    monkeypatch.setattr(gguf_stream, "_AT_ONCE_BYTES", 100_000)
-    written = weights.convert(legacy, tmp_path / "new.gguf", "Q8_0", ignore)
-    assert written
-    assert written.sha256 == sha256(written.path.read_bytes()).hexdigest()
+    """The kernel says it to one call alone: the last before the end here."""
+    asked = []
+
+    def refuse(file: int) -> None:
+        asked.append(file)
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(gguf_stream, "_AT_ONCE_BYTES", legacy.stat().st_size // 3 * 2)
+    monkeypatch.setattr(gguf_stream.os, "fdatasync", refuse)
+    with pytest.raises(SiteError, match="it cannot be written: Input/output error"):
+        weights.convert(legacy, tmp_path / "new.gguf", "Q8_0", ignore)
+    assert len(asked) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_source_that_becomes_shorter_meanwhile_is_noticed(legacy: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copy(legacy, tmp_path / "source.gguf"))
+    with pytest.raises(SiteError, match=r"source\.gguf has become shorter while it was read"):
+        weights.convert(source, tmp_path / "new.gguf", "Q8_0", lambda *_: os.truncate(source, 1 << 20))
+    assert list(tmp_path.iterdir()) == [source]
 
 
 def large(path: Path) -> Path:
