@@ -30,7 +30,7 @@ molecule: ## each role on a fresh host; ROLE=name for one of them
 e2e: ## the whole way, on Debian 12 and 13
 	@$(IN) python tests/run.py e2e
 
-test-cuda: ## the whole engine with CUDA, without a GPU (an hour on 2 cores)
+test-cuda: ## the whole engine with CUDA, without a GPU, asked about memory again (an hour on 2 cores)
 	@$(IN) tests/cuda/run
 
 format: ## rewrite the Python files in the house style

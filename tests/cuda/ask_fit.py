@@ -11,7 +11,6 @@ import itertools
 import json
 import random
 import shlex
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,7 @@ from typing import Any
 
 from r1prov.layout import TYPES
 from tests.cuda import fullsize
-from tests.cuda.ask_memory import CARDS, HOST, LARGE, SMALL
+from tests.cuda.ask_memory import CARDS, LARGE, SMALL, Engine, here
 
 MIDDLE, LITTLE = 49_140, 16_376  # MiB that nvidia-smi shows for an RTX A6000 and an RTX 4080
 MACHINES = (
@@ -61,17 +60,20 @@ def _question(quant: str, cards: Sequence[int], *, mla: bool, context: int, slot
     return asked | {"type_k": kind, "type_v": kind if mla else "f16"}
 
 
+def ask(engine: Engine, file: Path, asked: dict[str, Any]) -> list[str] | None:
+    """The arguments that `--fit` chooses; None where it gives up. `file` is the model's, where the engine sees it."""
+    words = [",".join(map(str, asked["cards"])), "--model", str(file), "--fit", "on", "-c", str(asked["context"])]
+    words += ["-np", str(asked["slots"]), "-ctk", asked["type_k"], "-ctv", asked["type_v"]]
+    told = engine(words).stdout
+    return next((shlex.split(line) for line in told.splitlines() if line.startswith("-c ")), None)
+
+
 def main(program: str) -> None:
     answers = []
+    engine = here(program)
     with tempfile.TemporaryDirectory() as folder:
         for asked in questions():
-            file = Path(folder) / f"{asked['quant']}-{asked['mla']}.gguf"
-            if not file.exists():
-                fullsize.write(file, asked["quant"], mla=asked["mla"])
-            words = [program, str(file), ",".join(map(str, asked["cards"])), str(HOST), "-c", str(asked["context"])]
-            words += ["-np", str(asked["slots"]), "-ctk", asked["type_k"], "-ctv", asked["type_v"], "--fit", "on"]
-            told = subprocess.run(words, capture_output=True, text=True, check=False).stdout
-            fitted = next((shlex.split(line) for line in told.splitlines() if line.startswith("-c ")), None)
+            fitted = ask(engine, fullsize.file_in(Path(folder), asked["quant"], mla=asked["mla"]), asked)
             answers.append(json.dumps(asked | {"arguments": fitted}))
             sys.stderr.write(answers[-1] + "\n")
     sys.stdout.write("[\n" + ",\n".join(answers) + "\n]\n")

@@ -3,12 +3,12 @@
     python -m tests.cuda.ask_memory PROGRAM r1 [SEED] > tests/data/engine_memory.json
     python -m tests.cuda.ask_memory PROGRAM others [SEED] > tests/data/engine_memory_others.json
 
-PROGRAM runs llama-fit-params of the pinned llama.cpp with its CUDA backend on cards that need not exist:
+PROGRAM runs llama-fit-params of the pinned llama.cpp with its CUDA backend on cards that need not exist; `tests/cuda/engine` is
+one, on a machine without a driver where r1prov has built it:
 
-    PROGRAM FILE.gguf MIB,MIB,... HOST_MIB ARGUMENTS      (an empty list: no card)
+    PROGRAM MIB,MIB,... ARGUMENTS      (an empty list: no card)
 
-It prints a line per device, `NAME weights KV compute` in whole MiB, or fails with the reason. About four minutes on two cores each.
-Another SEED asks about other settings.
+About four minutes on two cores each. Another SEED asks about other settings.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,6 @@ from r1prov.layout import LAYERS, TYPES
 from tests.cuda import fullsize, models
 
 SMALL, LARGE = 24_564, 81_559  # MiB that nvidia-smi shows for an RTX 4090 and an H800
-HOST = 1_024_000
 CARDS = (
     *((), (SMALL,), (LARGE,), (SMALL, SMALL), (LARGE, LARGE), (SMALL,) * 4, (LARGE,) * 4, (SMALL,) * 8, (LARGE,) * 8),
     *((SMALL, LARGE), (LARGE, SMALL, SMALL), (SMALL, SMALL, LARGE, LARGE)),
@@ -88,6 +87,9 @@ CHOSEN = (
     ("UD-IQ1_S", False, (SMALL,) * 4, "-c 8192 -np 1 -ngl 62 -fa on"),
     ("UD-IQ1_S", True, (SMALL,) * 4, "-c 8192 -np 1 -ngl 62 -fa off -ctk q8_0 -ctv q8_0"),
 )
+
+Engine = Callable[[Sequence[str]], subprocess.CompletedProcess[str]]
+"""Runs PROGRAM with these arguments."""
 
 
 @dataclass(frozen=True)
@@ -161,12 +163,18 @@ def _filled(words: tuple[str, ...], values: dict[str, Any]) -> Iterator[str]:
         yield re.sub(r"\{(\w+)\}", lambda match: str(values[match[1]]), word)
 
 
-def ask(program: str, file: Path, setting: Setting) -> dict[str, Any]:
-    """The engine's answer: MiB of weights, KV and compute by device, the host last; or its refusal; nothing where it breaks off."""
+def here(program: str) -> Engine:
+    """A program of this machine."""
+    return lambda words: subprocess.run([program, *words], capture_output=True, text=True, check=False)
+
+
+def ask(engine: Engine, file: Path, setting: Setting) -> dict[str, Any]:
+    """The engine's answer: MiB of weights, KV and compute by device, the host last; or its refusal; nothing where it breaks off.
+
+    `file` is the model's, where the engine sees it.
+    """
     cards = ",".join(map(str, setting.cards))
-    done = subprocess.run(
-        [program, str(file), cards, str(HOST), *setting.arguments], capture_output=True, text=True, check=False
-    )
+    done = engine([cards, "--model", str(file), "--fit", "off", "--fit-print", "on", *setting.arguments])
     if "fatal error" in done.stderr:
         return {}
     lines = [line.split() for line in done.stdout.splitlines() if line.strip()]
@@ -184,17 +192,10 @@ def _reason(log: str) -> str:
 
 def main(program: str, which: str, seed: int = 671) -> None:
     answers = []
+    engine = here(program)
     with tempfile.TemporaryDirectory() as folder:
-        files: dict[tuple[str, bool | None], Path] = {}
         for number, setting in enumerate({"r1": settings, "others": settings_of_others}[which](seed)):
-            key = setting.model, setting.mla
-            if key not in files:
-                path = Path(folder) / f"{setting.model}-{setting.mla}.gguf"
-                if setting.mla is None:
-                    files[key] = fullsize.write_other(path, models.MODELS[setting.model]())
-                else:
-                    files[key] = fullsize.write(path, setting.model, mla=setting.mla)
-            answer = ask(program, files[key], setting)
+            answer = ask(engine, fullsize.file_in(Path(folder), setting.model, mla=setting.mla), setting)
             if not answer:
                 continue
             of = {"model": setting.model} if setting.mla is None else {"quant": setting.model, "mla": setting.mla}

@@ -27,7 +27,15 @@ from r1prov.layout import (
     tensors,
 )
 from r1prov.model import Tensor
-from tests.cuda.models import Description
+from tests.cuda.models import MODELS, Description
+
+
+def file_in(folder: Path, model: str, *, mla: bool | None) -> Path:
+    """The file of a quant of R1, or where `mla` is None of a model of `models`; made the first time it is asked for."""
+    path = folder / f"{model}-{mla}.gguf"
+    if path.exists():
+        return path
+    return write_other(path, MODELS[model]()) if mla is None else write(path, model, mla=mla)
 
 
 def write(path: Path, quant: str, *, mla: bool) -> Path:
