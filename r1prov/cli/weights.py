@@ -61,13 +61,19 @@ def compare(
     """
     words = perplexity.prose(text)
     plain, flash = (Run(second, (*(arguments or ()), "--flash-attn", state)) for state in ("off", "on"))
-    (forms,) = perplexity.differences(engine, Run(first, plain.arguments), [plain], words, chunks)
-    (noise,) = perplexity.differences(engine, plain, [flash], words, chunks)
+    pairs = [(Run(first, plain.arguments), plain), (plain, flash)]
+    forms, noise = perplexity.differences(engine, pairs, words, chunks)
     found = {f"{second.name} instead of {first.name}": forms, f"flash attention in {second.name}": noise}
     if json:
         output.data([{"what": what, **vars(difference)} for what, difference in found.items()])
         return
     rows = [
-        (what, f"{one.kl_divergence:.6f} ± {one.uncertainty:.6f}", f"{one.same_top:.2%}") for what, one in found.items()
+        (
+            what,
+            f"{one.kl_divergence:.2e} ± {one.uncertainty:.0e}",
+            f"{one.same_top:.2%}",
+            f"{one.perplexity:.4f}, was {one.base_perplexity:.4f}",
+        )
+        for what, one in found.items()
     ]
-    output.table(("", "KL divergence>", "same token expected most>"), rows)
+    output.table(("", "KL divergence>", "same token expected most>", "perplexity>"), rows)
