@@ -57,7 +57,7 @@ def compare(
 ) -> None:
     """Say how far apart two models are, by what the engine expects of each next token; beside it, flash attention on and off of one.
 
-    Example: `r1prov weights compare R1-00001-of-00003.gguf R1-mla.gguf --engine llama.cpp/build/bin -- --n-gpu-layers 62`
+    Example: `r1prov weights compare R1-00001-of-00003.gguf R1-mla.gguf --engine /opt/r1prov/llama.cpp/current/bin -- --n-gpu-layers 62`
     """
     words = perplexity.prose(text)
     plain, flash = (Run(second, (*(arguments or ()), "--flash-attn", state)) for state in ("off", "on"))
