@@ -41,6 +41,7 @@ class Difference:
     Attributes:
         kl_divergence: mean over the tokens, in nats.
         uncertainty: of that mean.
+        median: of a token. Few tokens, for which another expert was chosen, may carry most of the mean.
         same_top: share of the tokens for which both expect the same one most.
         perplexity: of what is compared.
         base_perplexity: of what it is compared with.
@@ -48,6 +49,7 @@ class Difference:
 
     kl_divergence: float
     uncertainty: float
+    median: float
     same_top: float
     perplexity: float
     base_perplexity: float
@@ -123,6 +125,7 @@ def _difference(first: Run, second: Run, expected: dict[Run, Path]) -> Differenc
     return Difference(
         kl_divergence=float(of_each.mean()),
         uncertainty=float(of_each.std(ddof=1)) / math.sqrt(len(of_each)),
+        median=float(np.median(of_each)),
         same_top=float(np.concatenate(same_top).mean()),
         perplexity=float(perplexities[1]),
         base_perplexity=float(perplexities[0]),

@@ -71,9 +71,10 @@ def compare(
         (
             what,
             f"{one.kl_divergence:.2e} ± {one.uncertainty:.0e}",
+            f"{one.median:.2e}",
             f"{one.same_top:.2%}",
             f"{one.perplexity:.4f}, was {one.base_perplexity:.4f}",
         )
         for what, one in found.items()
     ]
-    output.table(("", "KL divergence>", "same token expected most>", "perplexity>"), rows)
+    output.table(("", "KL divergence>", "median>", "same token expected most>", "perplexity>"), rows)

@@ -73,6 +73,7 @@ def test_each_form_and_the_noise_beside_it(engine: Path, tmp_path: Path, capsys:
         "what": "b.gguf instead of a.gguf",
         "kl_divergence": pytest.approx(divergences.mean(), rel=1e-3),
         "uncertainty": pytest.approx(divergences.std(ddof=1) / len(divergences) ** 0.5, rel=1e-3),
+        "median": pytest.approx(np.median(divergences), rel=1e-3),
         "same_top": pytest.approx((first.argmax(axis=-1) == second.argmax(axis=-1)).mean()),
         "perplexity": pytest.approx(perplexities[1], rel=1e-4),
         "base_perplexity": pytest.approx(perplexities[0], rel=1e-4),
