@@ -14,6 +14,7 @@ TARGETS = (
     "llama-quantize",
     "llama-gguf-split",
     "llama-fit-params",
+    "llama-perplexity",
 )
 
 # Network, tests and everything that nobody here runs stay out of the build. What is named here does not depend on what else

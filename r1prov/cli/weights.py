@@ -57,17 +57,24 @@ def compare(
 ) -> None:
     """Say how far apart two models are, by what the engine expects of each next token; beside it, flash attention on and off of one.
 
-    Example: `r1prov weights compare R1-00001-of-00003.gguf R1-mla.gguf --engine llama.cpp/build/bin -- --n-gpu-layers 62`
+    Example: `r1prov weights compare R1-00001-of-00003.gguf R1-mla.gguf --engine /opt/r1prov/llama.cpp/current/bin -- --n-gpu-layers 62`
     """
     words = perplexity.prose(text)
     plain, flash = (Run(second, (*(arguments or ()), "--flash-attn", state)) for state in ("off", "on"))
-    (forms,) = perplexity.differences(engine, Run(first, plain.arguments), [plain], words, chunks)
-    (noise,) = perplexity.differences(engine, plain, [flash], words, chunks)
+    pairs = [(Run(first, plain.arguments), plain), (plain, flash)]
+    forms, noise = perplexity.differences(engine, pairs, words, chunks)
     found = {f"{second.name} instead of {first.name}": forms, f"flash attention in {second.name}": noise}
     if json:
         output.data([{"what": what, **vars(difference)} for what, difference in found.items()])
         return
     rows = [
-        (what, f"{one.kl_divergence:.6f} ± {one.uncertainty:.6f}", f"{one.same_top:.2%}") for what, one in found.items()
+        (
+            what,
+            f"{one.kl_divergence:.2e} ± {one.uncertainty:.0e}",
+            f"{one.median:.2e}",
+            f"{one.same_top:.2%}",
+            f"{one.perplexity:.4f}, was {one.base_perplexity:.4f}",
+        )
+        for what, one in found.items()
     ]
-    output.table(("", "KL divergence>", "same token expected most>"), rows)
+    output.table(("", "KL divergence>", "median>", "same token expected most>", "perplexity>"), rows)
