@@ -115,6 +115,11 @@ from ansible_collections.r1.prov.plugins.module_utils.merged_weights import (
 from ansible_collections.r1.prov.plugins.module_utils.progress import RUN, Progress
 from ansible_collections.r1.prov.plugins.module_utils.users import acting_as
 
+try:  # here, for what this module brings along can be read by root alone
+    from ansible_collections.r1.prov.plugins.module_utils import mla
+except ImportError:  # numpy is wanted for MLA form only
+    mla = None
+
 ARCHITECTURE = "deepseek2"
 """What has a legacy form of attention."""
 
@@ -191,10 +196,8 @@ class Merge:
         """Keys and tensors of the new file, and the form that it has."""
         first = sources[0]
         if self.attention == MLA and first.text("general.architecture") == ARCHITECTURE:
-            try:
-                from ansible_collections.r1.prov.plugins.module_utils import mla  # noqa: PLC0415 - brings numpy
-            except ImportError as error:
-                raise MergeError(f"MLA form takes {error.name}. The role weights installs it") from error
+            if mla is None:
+                raise MergeError("MLA form takes numpy. The role weights installs it")
             try:
                 return (*mla.converted(sources, "Q8_0"), MLA)
             except mla.AlreadyError:

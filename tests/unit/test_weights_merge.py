@@ -227,6 +227,10 @@ def test_what_is_needed_is_said(host: Host, monkeypatch: pytest.MonkeyPatch) -> 
             host.merge("mla").complete()
     assert host.progress["state"] == "failed"
     assert host.names == {shard.name for shard in host.shards}
+    with monkeypatch.context() as bare:
+        bare.setattr(weights_merge, "mla", None)
+        with pytest.raises(MergeError, match="MLA form takes numpy"):
+            host.merge("mla").complete()
     host.shards[2].unlink()
     host.files.pop()
     with pytest.raises(
