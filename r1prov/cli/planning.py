@@ -85,7 +85,7 @@ def plan(
         smaller = _smaller(published, serving)
         instead = (*compare.form_that_fits(form), *compare.plans_that_fit(model, wanted, space, found.outcome, smaller))
     if json:
-        output.data(document.of_plan(found, found.outcome, others, instead))
+        output.data(document.of_plan(model, found, found.outcome, others, instead))
     else:
         show_plan.plan(model, found, others, instead)
 

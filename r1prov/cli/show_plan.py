@@ -28,7 +28,8 @@ LEGEND = "w weights, k KV cache, c compute buffer, r reserve, . free\nreads: GB 
 def plan(model: Model, found: Plan, baselines: Iterable[Baseline], alternatives: Sequence[Alternative]) -> None:
     """The plan, and what others would do beside it."""
     slots = "1 slot" if found.slots == 1 else f"{found.slots} slots"
-    output.write(f"{found.quant}, {gib(found.model_bytes)}, {slots} of {found.context_per_slot:,} tokens\n\n")
+    form = " in MLA form" if model.mla else ""
+    output.write(f"{found.quant}{form}, {gib(found.model_bytes)}, {slots} of {found.context_per_slot:,} tokens\n\n")
     assert found.outcome  # noqa: S101 - for the type checker: what is shown has been worked out
     _devices(found.outcome)
     cards = [device.capacity for device in found.outcome.devices]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from r1prov.model import Model
     from r1prov.offload.compare import Alternative, Baseline
     from r1prov.offload.outcome import Device, Outcome
     from r1prov.offload.plan import Plan
@@ -55,10 +56,11 @@ def of_refusal(
 
 
 def of_plan(
-    plan: Plan, found: Outcome, baselines: Iterable[Baseline], alternatives: Iterable[Alternative]
+    model: Model, plan: Plan, found: Outcome, baselines: Iterable[Baseline], alternatives: Iterable[Alternative]
 ) -> dict[str, Any]:
-    """A plan, what others would do beside it, and what would fit if it does not."""
+    """A plan for a model, what others would do beside it, and what would fit if it does not."""
     return of_outcome(found, plan.arguments, plan.environment, alternatives) | {
+        "mla": model.mla,
         "ollama": {"num_gpu": plan.ollama_layers, "num_ctx": plan.context_per_slot},
         "baselines": [
             {

@@ -246,6 +246,7 @@ def test_a_file_as_it_was_published_is_planned_as_it_will_be_served(
         document(capsys, "plan", "--gguf", str(file), "--ctx-size", "8192", "--attention", form, "--json")
         for form in ("mla", "legacy")
     )
+    assert (mla["mla"], legacy["mla"]) == (True, False)
     assert mla["bytes_per_token"]["host"] < legacy["bytes_per_token"]["host"]
     (other,) = [each for each in mla["baselines"] if each["name"] == "as published, legacy attention"]
     assert other["bytes_per_token"] == legacy["bytes_per_token"]

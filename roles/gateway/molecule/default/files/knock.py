@@ -4,7 +4,6 @@ Arguments: address, server name, file of the authority, API key, way.
 """
 
 import http.client
-import itertools
 import json
 import socket
 import ssl
@@ -85,17 +84,21 @@ def answers():
 
 
 def streams():
+    # Five times, for a busy machine may hold back what has come. A proxy that buffers holds all of them back to the end.
+    assert any(share_after_the_first_piece() > 0.2 for _ in range(5))
+
+
+def share_after_the_first_piece():
+    """Of the time that an answer takes. It has fewer bytes than a proxy's buffer."""
     opened = connection()
-    body = question(stream=True, max_tokens=40, ignore_eos=True)
-    opened.request("POST", "/v1/chat/completions", body, RIGHT)
-    times, last = [], b""
+    times, last = [time.monotonic()], b""
+    opened.request("POST", "/v1/chat/completions", question(stream=True, max_tokens=10, ignore_eos=True), RIGHT)
     for line in opened.getresponse():
         times.append(time.monotonic())
         last = line if line.strip() else last
     assert last == b"data: [DONE]\n", last
-    assert len(times) > 40
-    # Not all at once, which is how a proxy that buffers passes it on.
-    assert max(b - a for a, b in itertools.pairwise(times)) < (times[-1] - times[0]) / 4
+    assert len(times) > 10
+    return (times[-1] - times[1]) / (times[-1] - times[0])
 
 
 def websocket(seconds=2):
