@@ -71,8 +71,6 @@ def test_an_operators_own_deepseek2_model_is_served_as_published_then_in_mla_for
     assert again.returncode == 0, again.stderr
     assert own.report()["hosts"][host.name]["changed"] == 0
 
-    switched = own.run("engine", "ollama")  # it runs the same file
-    assert switched.returncode == 0, switched.stderr
     back = operator.run("up")
     assert back.returncode == 0, back.stderr
     assert "Paris" in operator.run("ask", "--host", host.name, "What is the capital of France? In one word.").stdout
