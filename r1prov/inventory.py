@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from r1prov.catalogue import Quant
+    from r1prov.model import Model
     from r1prov.offload.tuning import Tuned
     from r1prov.site import Site
 
@@ -79,9 +80,14 @@ def plan_for(site: Site) -> tuple[Quant, Plan]:
     return quant, plan(quant, site.profile.machine, site.profile.serving, header=header)
 
 
+def published_model(quant: Quant) -> Model | None:
+    """The model in published files, by the catalogue or by headers that were read before; None where neither knows it."""
+    return model_of(quant) or headers.kept(quant)
+
+
 def attention(site: Site, quant: Quant) -> latent.Attention:
     """`mla` where the published files are to be brought into that form; of a model whose header was never read they stay as they are."""
-    published = model_of(quant) or headers.kept(quant)
+    published = published_model(quant)
     is_changed = site.profile.serving.attention == "mla" and published and latent.is_legacy(published)
     return "mla" if is_changed else "legacy"
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from r1prov import headers, inventory, latent
-from r1prov.offload import model_of, search, tuning
+from r1prov import inventory, latent
+from r1prov.offload import search, tuning
 from r1prov.offload.tuning import Hardware, Measurement, Subject, Tuned
 from r1prov.state import SiteState
 
@@ -38,7 +38,7 @@ def subject(site: Site, hardware: Hardware) -> Subject:
 def trial(site: Site, facts: dict[str, Any]) -> Trial:
     """What is to be tried on a host of the site, where first contact found `facts`."""
     quant, plan = inventory.plan_for(site)
-    published = model_of(quant) or headers.kept(quant)
+    published = inventory.published_model(quant)
     model = published and latent.served(published, site.profile.serving.attention)
     return tuning.trial(plan, model, site.profile.machine, subject(site, Hardware.of(facts)))
 

@@ -15,6 +15,22 @@ STATE = Path("/var/lib/r1prov/weights/state.json")
 MLA, LEGACY = "mla", "legacy"
 """Forms of a file: brought into latent attention, or as it was published, whatever it has."""
 
+FOLDER = {
+    "path": {"type": "path", "required": True},
+    "owner": {"type": "str", "required": True},
+    "files": {
+        "type": "list",
+        "elements": "dict",
+        "required": True,
+        "options": {
+            "name": {"type": "str", "required": True},
+            "bytes": {"type": "int", "required": True},
+            "sha256": {"type": "str", "required": True},
+        },
+    },
+}
+"""The options that all modules of a model's folder have; plugins/doc_fragments/weights.py describes them."""
+
 
 def record_of(file: Path) -> Path:
     """Where it is written down what a file was made of."""

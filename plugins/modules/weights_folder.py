@@ -12,33 +12,8 @@ description:
   - Hard-links files that lie in other folders of the same disk, so that they are not copied. They are linked to where the transfer
     keeps unverified files, and get their names when it has verified them. Only root may link what belongs to others.
   - Stops a transfer that counts itself as done although its files are gone or were changed, so that it can start anew.
+extends_documentation_fragment: r1.prov.weights
 options:
-  path:
-    description: The folder.
-    type: path
-    required: true
-  owner:
-    description: The user whose folder it is.
-    type: str
-    required: true
-  files:
-    description: The files that are wanted.
-    type: list
-    elements: dict
-    required: true
-    suboptions:
-      name:
-        description: Its name.
-        type: str
-        required: true
-      bytes:
-        description: Its size.
-        type: int
-        required: true
-      sha256:
-        description: The digest of its content.
-        type: str
-        required: true
   merged:
     description: Name of the file that is made of them, which then counts in their place. Empty for none.
     type: str
@@ -88,7 +63,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.r1.prov.plugins.module_utils.merged_weights import is_as_verified, stand_in
+from ansible_collections.r1.prov.plugins.module_utils.merged_weights import FOLDER, is_as_verified, stand_in
 
 Actions = dict[str, Callable[[], None]]
 
@@ -137,13 +112,9 @@ def has_ended(unit: str) -> bool:
 
 
 def main() -> None:
-    suboptions = {"name": {"type": "str", "required": True}, "bytes": {"type": "int", "required": True}}
-    suboptions["sha256"] = {"type": "str", "required": True}
     module = AnsibleModule(
         argument_spec={
-            "path": {"type": "path", "required": True},
-            "owner": {"type": "str", "required": True},
-            "files": {"type": "list", "elements": "dict", "required": True, "options": suboptions},
+            **FOLDER,
             "merged": {"type": "str", "default": ""},
             "attention": {"type": "str", "choices": ["mla", "legacy"], "default": "legacy"},
             "folders": {"type": "list", "elements": "path", "default": []},

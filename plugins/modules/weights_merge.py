@@ -15,15 +15,8 @@ description:
     M(r1.prov.weights_settle) removes them when the new file has proved itself.
   - May be interrupted anywhere and run again. A run whose connection was lost goes on, and the next one waits for it.
   - Acts as the folder's owner, with no more rights than the transfer has. The disk must have room for the model a second time.
+extends_documentation_fragment: r1.prov.weights
 options:
-  path:
-    description: The folder.
-    type: path
-    required: true
-  owner:
-    description: The user whose folder it is.
-    type: str
-    required: true
   name:
     description: The new file's name.
     type: str
@@ -36,24 +29,6 @@ options:
     type: str
     choices: [mla, legacy]
     required: true
-  files:
-    description: The published files, in order.
-    type: list
-    elements: dict
-    required: true
-    suboptions:
-      name:
-        description: Its name.
-        type: str
-        required: true
-      bytes:
-        description: Its size.
-        type: int
-        required: true
-      sha256:
-        description: The digest of its content.
-        type: str
-        required: true
 author:
   - The r1prov team
 """
@@ -102,6 +77,7 @@ from ansible_collections.r1.prov.plugins.module_utils.download import sha256_of
 from ansible_collections.r1.prov.plugins.module_utils.files import alone, sync_folder, write_whole
 from ansible_collections.r1.prov.plugins.module_utils.gguf_header import Gguf, GgufError, read
 from ansible_collections.r1.prov.plugins.module_utils.merged_weights import (
+    FOLDER,
     LEGACY,
     MLA,
     STATE,
@@ -218,15 +194,11 @@ class Merge:
 
 
 def main() -> None:
-    files = {"name": {"type": "str", "required": True}, "bytes": {"type": "int", "required": True}}
-    files["sha256"] = {"type": "str", "required": True}
     module = AnsibleModule(
         argument_spec={
-            "path": {"type": "path", "required": True},
-            "owner": {"type": "str", "required": True},
+            **FOLDER,
             "name": {"type": "str", "required": True},
             "attention": {"type": "str", "choices": [MLA, LEGACY], "required": True},
-            "files": {"type": "list", "elements": "dict", "required": True, "options": files},
         },
         supports_check_mode=True,
     )

@@ -11,37 +11,12 @@ description:
   - To be run when what is served has answered. Of a model's published files, and of the files that M(r1.prov.weights_merge) made of them,
     only those stay that are served.
   - Removes nothing where one of these is not there as it was verified.
+extends_documentation_fragment: r1.prov.weights
 options:
-  path:
-    description: The folder.
-    type: path
-    required: true
-  owner:
-    description: The user whose folder it is.
-    type: str
-    required: true
   keep:
     description: The name of the one file that is served; empty where the published files are.
     type: str
     required: true
-  files:
-    description: The published files.
-    type: list
-    elements: dict
-    required: true
-    suboptions:
-      name:
-        description: Its name.
-        type: str
-        required: true
-      bytes:
-        description: Its size.
-        type: int
-        required: true
-      sha256:
-        description: The digest of its content.
-        type: str
-        required: true
 author:
   - The r1prov team
 """
@@ -70,6 +45,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils.files import sync_folder, write_whole
 from ansible_collections.r1.prov.plugins.module_utils.merged_weights import (
+    FOLDER,
     STATE,
     is_as_verified,
     made,
@@ -118,21 +94,15 @@ def remove(files: list[Path], state: Path = STATE) -> None:
 
 
 def main() -> None:
-    files = {"name": {"type": "str", "required": True}, "bytes": {"type": "int", "required": True}}
-    files["sha256"] = {"type": "str", "required": True}
     module = AnsibleModule(
         argument_spec={
-            "path": {"type": "path", "required": True},
-            "owner": {"type": "str", "required": True},
+            **FOLDER,
             "keep": {"type": "str", "required": True},
-            "files": {"type": "list", "elements": "dict", "required": True, "options": files},
         },
         supports_check_mode=True,
     )
     wanted = module.params
     folder = Path(wanted["path"])
-    if module.check_mode and not folder.is_dir():
-        module.exit_json(skipped=True, removed=[], msg="the weights are not there yet")
     try:
         found = replaced(folder, wanted["keep"], wanted["files"])
         if found and not module.check_mode:
