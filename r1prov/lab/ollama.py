@@ -91,7 +91,9 @@ def _anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
 def _make(version: str, making: Path, say: Callable[[str], None]) -> None:
     say(f"Ollama {version}: fetching Go and the headers it needs")
     golang.bring(making)
-    kept = _kept_sdist() or golang.from_registry(_HEADERS, _HEADERS_SHA256, "--no-binary=:all:", making)
+    # Of this package alone the source: pip would compile a CMake, for minutes, if what asks the source its name were wanted as source too.
+    source_only = f"--no-binary={_HEADERS.partition('=')[0]}"
+    kept = _kept_sdist() or golang.from_registry(_HEADERS, _HEADERS_SHA256, source_only, making)
     with tarfile.open(kept) as sdist:
         members = [member for member in sdist.getmembers() if _VENDOR in member.name]
         sdist.extractall(making, members=members, filter="data")
