@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 
 from r1prov import __version__, catalogue, headers, latent, paths, pins
+from r1prov.errors import Problem, SiteError
 from r1prov.files import write_whole
 from r1prov.machine import BEST_ON_GPUS
 from r1prov.offload import DYNAMIC_QUANTS, Plan, best_on_gpus, model_of, plan
@@ -73,11 +74,15 @@ def plan_for(site: Site) -> tuple[Quant, Plan]:
     """The files that the site serves, and where they lie.
 
     Raises:
-        SiteError: unknown quant, or one that cannot be placed.
+        SiteError: unknown quant, one that cannot be placed, or, unless the site overrides that, one that the machine has no room for.
     """
     quant = quant_for(site)
     header = headers.kept(quant) if needs_header(site) else None
-    return quant, plan(quant, site.profile.machine, site.profile.serving, header=header)
+    planned = plan(quant, site.profile.machine, site.profile.serving, header=header)
+    if planned.outcome and planned.outcome.reasons and "fit" not in site.file.override:
+        remedy = "`r1prov plan` says what would fit; `--override fit` goes on nevertheless"
+        raise SiteError(*(Problem(quant.name, reason, remedy) for reason in planned.outcome.reasons))
+    return quant, planned
 
 
 def published_model(quant: Quant) -> Model | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import BeforeValidator, Field
 
 from r1prov import documents, paths
 from r1prov.catalogue import Quant
@@ -24,18 +24,8 @@ Bytes = Annotated[
 BEST_ON_GPUS = "best-on-gpus"
 """As a quant: the best dynamic quant of which every layer fits on the cards."""
 
-TRAINED_CONTEXT = 163_840
-"""Tokens that DeepSeek-R1 was trained for."""
-
-
-def _trained_for(tokens: int) -> int:
-    if tokens > TRAINED_CONTEXT:
-        raise ValueError(f"is more than the {TRAINED_CONTEXT:,} tokens that DeepSeek-R1 was trained for")
-    return tokens
-
-
-Context = Annotated[int, Field(ge=256), AfterValidator(_trained_for)]
-"""Tokens that a slot remembers."""
+Context = Annotated[int, Field(ge=256)]
+"""Tokens that a slot remembers; the plan compares them with what the model was trained for."""
 
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
 

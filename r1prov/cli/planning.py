@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,8 +14,9 @@ from r1prov.cli import options, show_plan
 from r1prov.errors import Problem, SiteError
 from r1prov.offload import DYNAMIC_QUANTS, best_on_gpus, compare, document, placeable, plan_model, running
 from r1prov.offload import wanted as wanted_setting
-from r1prov.offload.outcome import Space, outcome
-from r1prov.offload.setting import RefusedError, UnknownArgumentError, parse
+from r1prov.offload.arguments import parse
+from r1prov.offload.outcome import Space, outcome, remarks
+from r1prov.offload.setting import RefusedError, UnknownArgumentError
 from r1prov.units import parse_cards, parse_size
 
 if TYPE_CHECKING:
@@ -63,6 +65,10 @@ def plan(
     _only_one(quant=quant, gguf=file)
     _only_one(source=source, gguf=file)
     published, n_bytes = _of_file(file) if file else _of_profile(chosen, serving, quant, source)
+    if file and ctx_size is None:  # the profile's context is meant for its own model
+        serving = serving.model_copy(
+            update={"context_per_slot": min(serving.context_per_slot, published.context_length)}
+        )
     forms = [published, latent.in_mla_form(published)] if latent.is_legacy(published) else [published]
     if serving.attention == "mla":
         forms.reverse()
@@ -79,7 +85,11 @@ def plan(
     assert found.outcome  # noqa: S101 - for the type checker: a model whose tensors are known has one
     space, wanted = Space(chosen.machine.cards, chosen.machine.ram, free), wanted_setting(serving, model)
     form = [compare.other_form(other, planned(other)) for other in forms[1:]]
-    others = (*form, *compare.baselines(model, wanted, space, found.model_bytes))
+    others = (
+        *form,
+        *compare.baselines(model, wanted, space, found.model_bytes),
+        *([compare.in_ollama(model, found, space)] if space.cards else ()),
+    )
     instead: tuple[compare.Alternative, ...] = ()
     if not found.outcome.fits:
         smaller = _smaller(published, serving)
@@ -119,6 +129,7 @@ def explain(
     try:
         setting = parse(words, cards=len(cards))
         found = outcome(model, setting, space)
+        found = replace(found, notes=(*found.notes, *remarks(model, setting, found)))
     except UnknownArgumentError as error:
         raise typer.BadParameter(str(error)) from None
     except RefusedError as refusal:
@@ -129,7 +140,7 @@ def explain(
             show_plan.refusal(str(refusal), instead)
         return
     if not found.fits:
-        instead = tuple(compare.settings_that_fit(model, setting, space))
+        instead = tuple(compare.settings_that_fit(model, setting, space, found))
     if json:
         output.data(document.of_outcome(found, words, environment, instead))
     else:

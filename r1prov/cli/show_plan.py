@@ -13,7 +13,7 @@ from r1prov.offload.memory import placement
 from r1prov.units import GB, GIB, gib
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from r1prov.model import Model
     from r1prov.offload.compare import Alternative, Baseline
@@ -25,7 +25,7 @@ BESIDE_LAYERS = {"token embedding": "token_embd", "output": "output"}
 LEGEND = "w weights, k KV cache, c compute buffer, r reserve, . free\nreads: GB that a token of a full slot reads"
 
 
-def plan(model: Model, found: Plan, baselines: Iterable[Baseline], alternatives: Sequence[Alternative]) -> None:
+def plan(model: Model, found: Plan, baselines: Sequence[Baseline], alternatives: Sequence[Alternative]) -> None:
     """The plan, and what others would do beside it."""
     slots = "1 slot" if found.slots == 1 else f"{found.slots} slots"
     form = " in MLA form" if model.mla else ""
@@ -46,8 +46,9 @@ def plan(model: Model, found: Plan, baselines: Iterable[Baseline], alternatives:
         environment = (f"{name}={value}" for name, value in found.environment.items())
         output.write(f"\n{shlex.join((*environment, 'llama-server', *found.arguments))}\n")
     if cards:
-        why = "" if found.ollama_layers == model.entries else ", whose cache is F16 and layers whole"
-        output.write(f"Ollama{why}: num_gpu {found.ollama_layers}\n")
+        whole = "" if found.ollama.gpu_layers == model.entries else ", whose cache is F16 and layers whole"
+        output.write(f"Ollama{whole}: num_gpu {found.ollama.gpu_layers}, num_batch {found.ollama.micro_batch}\n")
+    if baselines:
         output.write("\n")
         rows = [("this plan", found.outcome), *((other.name, other.outcome) for other in baselines)]
         output.table(

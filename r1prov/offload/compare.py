@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from r1prov.offload import search, thumb
-from r1prov.offload.memory import memory, v_type
+from r1prov.offload.memory import context_of, memory, v_type
 from r1prov.offload.outcome import Outcome, Space, outcome
 from r1prov.offload.setting import CACHE_TYPES, EXPERTS, RefusedError, Setting
 from r1prov.units import MIB
@@ -47,8 +47,8 @@ class Alternative:
     """Something that would fit, one thing being otherwise.
 
     Attributes:
-        change: what: `ctx_size`, `parallel`, `n_gpu_layers`, `reserve_bytes` (numbers), `cache_type_k`, `cache_type_v`, `flash_attn`,
-            `attention`, `quant` (names).
+        change: what: `ctx_size`, `parallel`, `n_gpu_layers`, `reserve_bytes`, `cache_ram` (MiB), which are numbers; `cache_type_k`,
+            `cache_type_v`, `flash_attn`, `attention`, `quant`, which are names.
         arguments: the same as words for the command; they win over the same options before them.
     """
 
@@ -65,6 +65,11 @@ def other_form(model: Model, planned: Plan) -> Baseline:
 def form_that_fits(other: Iterable[Baseline]) -> Iterator[Alternative]:
     """MLA form, where that is the other one and fits."""
     return (_flag("attention", "mla") for form in other if form.name == IN_MLA_FORM and form.outcome.fits)
+
+
+def in_ollama(model: Model, planned: Plan, space: Space) -> Baseline:
+    """What Ollama would do with what the plan tells it."""
+    return Baseline("Ollama, whole layers", planned.ollama, outcome(model, planned.ollama, space))
 
 
 def baselines(model: Model, wanted: Setting, space: Space, n_bytes: int) -> tuple[Baseline, ...]:
@@ -104,7 +109,7 @@ def plans_that_fit(
 
     devices = (*found.devices, found.host)
     lacking = sum(max(device.reserve - device.free, 0) for device in devices)
-    each = wanted.context // wanted.slots
+    each = context_of(model, wanted) // wanted.slots
     if lacking <= sum(device.kv + device.compute for device in devices):  # else a smaller cache would not do
         steps = _most(lambda n: fits(context=n * CONTEXT_STEP * wanted.slots), -(-each // CONTEXT_STEP))
         if steps:
@@ -128,8 +133,11 @@ def plans_that_fit(
             break
 
 
-def settings_that_fit(model: Model, setting: Setting, space: Space) -> Iterator[Alternative]:
-    """Other arguments of llama-server than `setting`'s, which do not fit: fewer entries on the cards, a smaller cache."""
+def settings_that_fit(model: Model, setting: Setting, space: Space, found: Outcome) -> Iterator[Alternative]:
+    """Other arguments of llama-server than those of `setting`: fewer prompts kept, fewer entries on the cards, a smaller cache."""
+    prompts = setting.prompts - (found.host.reserve - found.host.free)
+    if 0 <= prompts < setting.prompts and all(device.free >= device.reserve for device in found.devices):
+        yield _flag("cache_ram", prompts // MIB)
     if space.cards:
         entries = model.entries
         layers = _most(
@@ -139,7 +147,7 @@ def settings_that_fit(model: Model, setting: Setting, space: Space) -> Iterator[
             yield _flag("n_gpu_layers", layers)
     steps = _most(
         lambda n: _fits(model, replace(setting, context=n * CONTEXT_STEP), space),
-        (setting.context or model.context_length) // CONTEXT_STEP,
+        context_of(model, setting) // CONTEXT_STEP,
     )
     if steps:
         yield _flag("ctx_size", steps * CONTEXT_STEP)
@@ -166,11 +174,10 @@ def _flag(key: str, value: int | str) -> Alternative:
 
 
 def _most(fits: Callable[[int], bool], too_many: int) -> int:
-    """The largest number below `too_many` that fits, 0 where none does."""
-    low, high = 0, too_many
-    if high < 2 or not fits(1):  # mostly nothing of this kind helps, which is then known at once
+    """The largest number below `too_many` that fits, 0 where none does: by bisection, as if all below one that fits did too."""
+    if too_many < 2 or not fits(1):  # mostly nothing of this kind helps, which is then known at once
         return 0
-    low = 1
+    low, high = 1, too_many
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)

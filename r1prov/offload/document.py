@@ -61,7 +61,11 @@ def of_plan(
     """A plan for a model, what others would do beside it, and what would fit if it does not."""
     return of_outcome(found, plan.arguments, plan.environment, alternatives) | {
         "mla": model.mla,
-        "ollama": {"num_gpu": plan.ollama_layers, "num_ctx": plan.context_per_slot},
+        "ollama": {
+            "num_gpu": plan.ollama.gpu_layers,
+            "num_ctx": plan.context_per_slot,
+            "num_batch": plan.ollama.micro_batch,
+        },
         "baselines": [
             {
                 "name": baseline.name,

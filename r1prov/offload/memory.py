@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -81,7 +81,7 @@ def memory(model: Model, setting: Setting, cards: Sequence[int]) -> Memory:
     Raises:
         RefusedError: the engine would not start, with its reason.
     """
-    return _memory(model, setting, _shares(setting, cards))
+    return _memory(model, replace(setting, prompts=0), _shares(setting, cards))
 
 
 @lru_cache(maxsize=16)
@@ -203,9 +203,21 @@ def weight_bytes(tensor: Tensor, *, on_card: bool) -> int:
     return size + -size % CARD_ALIGNMENT
 
 
+def context_of(model: Model, setting: Setting) -> int:
+    """Tokens of the whole cache. Not said, `--fit` begins with as many for each stream as the model was trained for (common/fit.cpp)."""
+    streams = setting.slots if setting.context is None and setting.fit and not setting.unified else 1
+    return setting.context or model.context_length * streams
+
+
+def context_per_slot(model: Model, setting: Setting) -> int:
+    """Tokens that one slot can fill: of a shared cache all, but no more than the model was trained for (tools/server)."""
+    context = context_of(model, setting)
+    return min(context if setting.unified else context // setting.slots, model.context_length)
+
+
 def _cells(model: Model, setting: Setting) -> tuple[int, int]:
     """Tokens of one stream's cache, and how many streams."""
-    context = setting.context or model.context_length
+    context = context_of(model, setting)
     context += -context % CELLS_MULTIPLE
     if setting.unified:
         return context, 1
@@ -230,7 +242,7 @@ def _compute(
 ) -> list[int]:
     """The buffers for the largest batch (llama_context::sched_reserve)."""
     cells, streams = _cells(model, setting)
-    context = setting.context or model.context_length
+    context = context_of(model, setting)
     tokens = min(setting.micro_batch, setting.batch, context)
     batch = Batch(
         tokens=tokens + -tokens % setting.slots,

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 from r1prov.offload import speed
 from r1prov.offload.engine.graphs import known
 from r1prov.offload.engine.presumed import MARGIN_BYTES, MARGIN_PERCENT
-from r1prov.offload.memory import memory
+from r1prov.offload.memory import context_of, memory
 from r1prov.units import GIB, MIB, gib
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from r1prov.model import Model
     from r1prov.offload.memory import Use
     from r1prov.offload.setting import Setting
@@ -19,8 +21,11 @@ if TYPE_CHECKING:
 RESERVE_BYTES = 1024 * MIB
 """What stays free on each card: the CUDA context and what no formula sees. llama.cpp's own `--fit` leaves as much."""
 
-HOST_RESERVE_BYTES = 12 * GIB
-"""What stays free in RAM: 8 GiB that llama-server keeps of past prompts (`--cache-ram`), and the system, the chat page, its own lists."""
+FIT_RESERVE_BYTES = 1024 * MIB
+"""What the engine's own `--fit` leaves free on each card, where nothing else is said."""
+
+SYSTEM_BYTES, SYSTEM_SHARE = 4 * GIB, 8
+"""What stays free in RAM for the system, the chat page, its embedding model and the engine's own lists: an eighth, at most this."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +48,14 @@ class Space:
         return tuple(card - self.reserve for card in self.cards)
 
     @property
+    def ram_reserve(self) -> int:
+        """What stays free in RAM, beside what the engine may keep of past prompts."""
+        return min(SYSTEM_BYTES, self.ram // SYSTEM_SHARE)
+
+    @property
     def room_in_ram(self) -> int:
         """The RAM without its reserve."""
-        return self.ram - HOST_RESERVE_BYTES
+        return self.ram - self.ram_reserve
 
 
 @dataclass(frozen=True)
@@ -116,20 +126,34 @@ def outcome(model: Model, setting: Setting, space: Space) -> Outcome:
         _device(f"CUDA{i}", card, use, space.reserve)
         for i, (card, use) in enumerate(zip(space.cards, taken.cards, strict=True))
     )
-    host = _device("host", space.ram, taken.host, HOST_RESERVE_BYTES)
+    host = _device("host", space.ram, taken.host, space.ram_reserve + setting.prompts)
     reasons = tuple(reason for device in (*devices, host) if (reason := _reason(device)))
-    return Outcome(devices, host, speed.reads(model, setting, space.cards), reasons, _notes(model))
+    notes = () if known(model) else (_UNSURE.format(model.architecture),)
+    return Outcome(devices, host, speed.reads(model, setting, space.cards), reasons, notes)
 
 
-def _notes(model: Model) -> tuple[str, ...]:
-    if known(model):
-        return ()
-    note = (
-        f"The graph of `{model.architecture}` with such tensors is not known. Weights are exact; KV cache and compute buffers are upper"
-        " bounds: full attention in every layer, and a graph presumed from the file's tensors,"
-        f" with one more weight from RAM, {MARGIN_PERCENT} % and {MARGIN_BYTES // MIB} MiB added"
-    )
-    return (note,)
+_UNSURE = (
+    "The graph of `{}` with such tensors is not known. Weights are exact; KV cache and compute buffers are upper"
+    " bounds: full attention in every layer, and a graph presumed from the file's tensors,"
+    f" with one more weight from RAM, {MARGIN_PERCENT} % and {MARGIN_BYTES // MIB} MiB added"
+)
+
+
+def remarks(model: Model, setting: Setting, found: Outcome) -> Iterator[str]:
+    """What the engine would do otherwise at its start than arguments seem to say, one sentence each."""
+    each = context_of(model, setting) // (1 if setting.unified else setting.slots)
+    if each > model.context_length:
+        yield (
+            f"The engine gives a slot the {model.context_length:,} tokens that the model was trained for and no more;"
+            f" memory is taken for {each:,}"
+        )
+    if setting.fit and any(device.free < FIT_RESERVE_BYTES for device in found.devices):
+        ways = ["shorten the context"] * (setting.context is None) + ["leave more in RAM"] * (not setting.placed)
+        if ways:
+            yield (
+                f"This is what the arguments say. Without `--fit off` the engine would {' and '.join(ways)} at its start, by its own"
+                " rule, until 1,024 MiB are free on each card"
+            )
 
 
 def _device(name: str, capacity: int, use: Use, reserve: int) -> Device:
@@ -142,4 +166,5 @@ def _reason(device: Device) -> str | None:
     parts = f"weights {gib(device.weights)}, KV cache {gib(device.kv)}, compute {gib(device.compute)}"
     if device.free < 0:
         return f"{device.name} runs out of memory: {parts} of {gib(device.capacity)}"
-    return f"{device.name} keeps {gib(device.free)} free, not {gib(device.reserve)}: {parts} of {gib(device.capacity)}"
+    left = f"{device.free // MIB:,} MiB free, not {device.reserve // MIB:,} MiB"
+    return f"{device.name} keeps {left}: {parts} of {gib(device.capacity)}"

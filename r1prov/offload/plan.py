@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 from r1prov import catalogue, latent, layout
 from r1prov.errors import Problem, SiteError
 from r1prov.machine import BEST_ON_GPUS
-from r1prov.offload import running, search, thumb
+from r1prov.offload import ollama, running, search, thumb
 from r1prov.offload.engine import graphs
 from r1prov.offload.memory import flash_on_cards, v_type
-from r1prov.offload.outcome import RESERVE_BYTES, Outcome, Space, outcome
+from r1prov.offload.outcome import RESERVE_BYTES, Device, Outcome, Space, outcome
 from r1prov.offload.setting import Setting, rules
-from r1prov.units import GB, gib
+from r1prov.units import GB, MIB, gib
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
 DYNAMIC_QUANTS = ("UD-Q2_K_XL", "UD-IQ2_XXS", "UD-IQ1_M", "UD-IQ1_S")
 """Unsloth's dynamic quants, best first."""
-
-OLLAMA_BATCH = 512
-"""Tokens of a prompt that Ollama computes at once (its default of `num_batch`)."""
 
 FLOOR_SMALL_BYTES, FLOOR_LARGE_BYTES = 200 * GB, 500 * GB
 """RAM + VRAM below which the publishers of the quants advise against the 1.58 and 1.73 bit files, and against Q4_K_M."""
@@ -47,7 +44,7 @@ class Plan:
         setting: what the arguments say.
         gpu_layers: entries on the GPUs, of R1 0 to 62; experts of theirs may be in RAM.
         whole: nothing but the token embedding is in RAM.
-        ollama_layers: entries that fit whole: Ollama cannot split a layer.
+        ollama: how Ollama is told to place it: whole layers.
         thumb_layers: what the rule of thumb says; None without GPUs.
         context_per_slot: tokens per slot.
         outcome: what lies where; None for a model whose layers are not known.
@@ -62,7 +59,7 @@ class Plan:
     setting: Setting
     gpu_layers: int
     whole: bool
-    ollama_layers: int
+    ollama: Setting
     thumb_layers: int | None
     context_per_slot: int
     slots: int
@@ -86,7 +83,7 @@ def plan(
         header: what the files' headers say, where the catalogue does not describe them.
 
     Raises:
-        SiteError: the model cannot be placed on GPUs because its layers are not known.
+        SiteError: the model cannot be placed on GPUs because its layers are not known, or was trained for a smaller context.
         RefusedError: the engine would not start with these cache types.
     """
     published = model_of(quant) or header
@@ -103,7 +100,8 @@ def plan(
             )
         )
     how = (*running.threads(machine, idle=False), *running.reading(machine, quant.bytes))
-    return replace(_plan(quant.name, quant.bytes, machine, serving, wanted(serving), how=how), floor=_floor(quant))
+    setting = replace(wanted(serving), prompts=Setting.prompts)  # what else it takes of the RAM is not known
+    return replace(_plan(quant.name, quant.bytes, machine, serving, setting, how=how), floor=_floor(quant))
 
 
 def plan_model(
@@ -120,16 +118,19 @@ def plan_model(
         reserve: bytes that stay free on each card.
 
     Raises:
+        SiteError: a slot is to hold more than the model was trained for.
         RefusedError: the engine would not start with these cache types.
     """
+    if serving.context_per_slot > model.context_length:
+        what = f"{serving.context_per_slot:,} tokens per slot are more than the {model.context_length:,} that it was trained for"
+        raise SiteError(Problem(model.name, what, "lower --ctx-size (context_per_slot)"))
     space = Space(machine.cards, machine.ram, reserve)
     # Said, not left to the engine, which would leave V as flash attention wants it and turn it around for every batch.
     flash = flash_on_cards(model) or not machine.cards
-    setting, by_layers = replace(wanted(serving, model), flash=flash), 0
+    setting = replace(wanted(serving, model), flash=flash)
     if space.cards:
         setting = search.best(model, setting, space) or setting
-        layered = search.by_layers(model, _in_ollama(setting), space.rooms)
-        by_layers = (layered.gpu_layers or 0) if layered else 0
+    setting = replace(setting, prompts=_room_for_prompts(outcome(model, setting, space).host))
     found = outcome(model, setting, space)
     whole = setting.gpu_layers == model.entries and None not in dict(setting.overrides).values()
     how = (*running.threads(machine, idle=whole), *running.reading_of(model, setting, machine, found))
@@ -137,7 +138,7 @@ def plan_model(
         _plan(model.name, n_bytes, machine, serving, setting, how=how),
         floor=floor,
         whole=whole,
-        ollama_layers=by_layers,
+        ollama=ollama.best(model, setting, space),
         outcome=found,
         thumb_layers=thumb.layers_on_gpu(machine.vram, n_bytes, model.layers) if space.cards else None,
     )
@@ -153,7 +154,7 @@ def _plan(
         setting=setting,
         gpu_layers=setting.gpu_layers or 0,
         whole=False,
-        ollama_layers=0,
+        ollama=setting,
         thumb_layers=thumb.layers_on_gpu(machine.vram, n_bytes) if machine.gpus else None,
         context_per_slot=serving.context_per_slot,
         slots=serving.slots,
@@ -186,14 +187,17 @@ def best_on_gpus(candidates: Sequence[Quant], machine: Machine, serving: Serving
         Problem(
             BEST_ON_GPUS,
             f"no dynamic quant fits on the cards: the smallest, {smallest.name}, has {gib(smallest.bytes)}, the cards {gib(machine.vram)},"
-            f" and {serving.slots} slots of {serving.context_per_slot} tokens need room too",
+            f" and {serving.slots} slot{'s' * (serving.slots > 1)} of {serving.context_per_slot:,} tokens need room too",
             "name a quant (the rest goes to RAM), or lower slots or context_per_slot",
         )
     )
 
 
 def wanted(serving: Serving, model: Model | None = None) -> Setting:
-    """Everything in RAM, as the operator wants it served. Separate slots keep the score buffer at one slot's context."""
+    """Everything in RAM, as the operator wants it served, and no past prompt kept.
+
+    Separate slots keep the score buffer at one slot's context.
+    """
     type_k = serving.kv_type_k.upper()
     return Setting(
         context=serving.context_per_slot * serving.slots,
@@ -203,12 +207,14 @@ def wanted(serving: Serving, model: Model | None = None) -> Setting:
         type_v=v_type(model, type_k) if model else "F16",
         micro_batch=serving.micro_batch,
         gpu_layers=0,
+        prompts=0,
+        fit=False,
     )
 
 
-def _in_ollama(setting: Setting) -> Setting:
-    """The same slots and context as Ollama serves them: its caches are F16, its micro-batches OLLAMA_BATCH."""
-    return replace(setting, type_k="F16", type_v="F16", flash=None, micro_batch=OLLAMA_BATCH)
+def _room_for_prompts(host: Device) -> int:
+    """Bytes of RAM, whole MiB, for past prompts: what else is left, up to the engine's own default."""
+    return min(max(host.free - host.reserve, 0) // MIB * MIB, Setting.prompts)
 
 
 def model_of(quant: Quant) -> Model | None:
@@ -239,13 +245,13 @@ def _floor(quant: Quant) -> int:
 def _arguments(setting: Setting) -> tuple[str, ...]:
     """llama-server's arguments. `--ctx-size` is the whole cache."""
     cache = ("--ctx-size", str(setting.context), "--parallel", str(setting.slots))
-    stays = () if setting.offload else ("--no-op-offload",)
     return (
         *cache,
         "--no-kv-unified",
         "--fit",
         "off",
-        *stays,
+        *(() if setting.prompts == Setting.prompts else ("--cache-ram", str(setting.prompts // MIB))),
+        *(() if setting.offload else ("--no-op-offload",)),
         *_placement(setting, between=",", rules_between=","),
     )
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from r1prov.model import is_embedding
 from r1prov.offload.memory import placement
-from r1prov.offload.outcome import HOST_RESERVE_BYTES
+from r1prov.offload.outcome import Space
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,7 +41,8 @@ def threads(machine: Machine, *, idle: bool) -> tuple[str, ...]:
 
 def reading(machine: Machine, n_bytes: int) -> tuple[str, ...]:
     """How the file is read and kept, of a model of which only the size is known, all of it in RAM."""
-    return _reading(machine, in_ram=n_bytes, locked=n_bytes, repacked=0, from_ram=True)
+    room = Space(machine.cards, machine.ram).room_in_ram
+    return _reading(machine, room, in_ram=n_bytes, locked=n_bytes, repacked=0, from_ram=True)
 
 
 def reading_of(model: Model, setting: Setting, machine: Machine, found: Outcome) -> tuple[str, ...]:
@@ -59,6 +60,7 @@ def reading_of(model: Model, setting: Setting, machine: Machine, found: Outcome)
     ]
     return _reading(
         machine,
+        found.host.capacity - found.host.reserve,
         in_ram=found.host.taken,
         locked=model.n_bytes + found.host.kv + found.host.compute,
         # On a machine with cards, weights in RAM stay as they are, for a card may compute with them.
@@ -72,9 +74,10 @@ def for_bench(arguments: Sequence[str]) -> tuple[str, ...]:
     return tuple(word for one in arguments for word in {"--no-repack": ("--repack", "0")}.get(one, (one,)))
 
 
-def _reading(machine: Machine, *, in_ram: int, locked: int, repacked: int, from_ram: bool) -> tuple[str, ...]:
-    """Bytes: what lies in RAM, what would if the whole file were locked there, and of it what the CPU has in another form."""
-    room = machine.ram - HOST_RESERVE_BYTES
+def _reading(
+    machine: Machine, room: int, *, in_ram: int, locked: int, repacked: int, from_ram: bool
+) -> tuple[str, ...]:
+    """Bytes: of RAM without its reserve; of what lies there; of the file, cache and buffers, were all locked; of what the CPU repacks."""
     if in_ram > room:
         return "--load-mode", "mmap", *(("--no-repack",) if repacked else ())
     if machine.numa_nodes > 1 and from_ram:

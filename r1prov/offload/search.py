@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 from r1prov.model import is_embedding, layer_of
 from r1prov.offload import speed
-from r1prov.offload.memory import cache_bytes, memory, weight_bytes
+from r1prov.offload.memory import cache_bytes, context_per_slot, memory, weight_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from r1prov.model import Model
     from r1prov.offload.memory import Memory
@@ -83,22 +83,11 @@ def _micro_batches(wanted: Setting) -> Iterator[int]:
 
 def exchange_seconds(model: Model, setting: Setting, cards: Sequence[int]) -> float:
     """A prompt and its answer that fill a slot, at the low speeds."""
-    context = (setting.context or model.context_length) // setting.slots
+    context = context_per_slot(model, setting)
     prompt = context // PROMPT_SHARE
     batches = math.ceil(prompt / setting.micro_batch)
     reads = speed.reads(model, setting, cards)
     return (context - prompt) * reads.seconds(0) + batches * speed.prompt_copies_seconds(model, setting, cards)
-
-
-@lru_cache(maxsize=64)
-def by_layers(model: Model, wanted: Setting, rooms: tuple[int, ...]) -> Setting | None:
-    """As many of the last entries as fit whole: what an engine can do that does not split layers."""
-    sizes = [entry.whole for entry in _entries(model, wanted)]
-
-    def deal(rooms: Sequence[int]) -> tuple[int, ...] | None:
-        return next(filter(None, (_fill(sizes[start:], rooms) for start in range(len(sizes)))), None)
-
-    return _settled(model, replace(wanted, overrides=()), rooms, deal)
 
 
 def fits(taken: Memory, rooms: Sequence[int]) -> bool:
@@ -139,18 +128,13 @@ def _entries(model: Model, setting: Setting) -> list[_Entry]:
 
 
 def _whole(model: Model, wanted: Setting, entries: Sequence[_Entry], rooms: Sequence[int]) -> Setting | None:
-    """Everything on the cards by layers, each with as much left as the others: then they work as a pipeline."""
-    sizes = [entry.whole for entry in entries]
-    return _settled(model, wanted, rooms, lambda rooms: _deal_evenly(sizes, rooms))
+    """Everything on the cards by layers, each with as much left as the others: then they work as a pipeline.
 
-
-def _settled(
-    model: Model, wanted: Setting, rooms: Sequence[int], deal: Callable[[Sequence[int]], tuple[int, ...] | None]
-) -> Setting | None:
-    """Whole entries as `deal` gives them to the cards, less and less until there is room for the compute buffers too."""
-    compute = [0] * len(rooms)
+    Less and less is dealt out to each, until there is room for the compute buffers too.
+    """
+    sizes, compute = [entry.whole for entry in entries], [0] * len(rooms)
     for _ in range(_ROUNDS):
-        counts = deal(_less(rooms, compute))
+        counts = _deal_evenly(sizes, _less(rooms, compute))
         if not counts:
             return None
         setting = replace(wanted, gpu_layers=sum(counts), split=tuple(map(float, counts)))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from r1prov.model import is_embedding
-from r1prov.offload.memory import cache_bytes_per_token, placement
+from r1prov.offload.memory import cache_bytes_per_token, context_per_slot, placement
 from r1prov.units import GB
 
 if TYPE_CHECKING:
@@ -51,9 +51,8 @@ def reads(model: Model, setting: Setting, cards: Sequence[int]) -> Reads:
     sums = [0] * (len(cards) + 1)
     for name, tensor in model.weights.items():
         sums[where.tensors[name]] += weight_bytes_per_token(model, name, tensor)
-    per_slot = (setting.context or model.context_length) // setting.slots
     for device in where.caches:
-        sums[device] += per_slot * cache_bytes_per_token(model, setting)
+        sums[device] += context_per_slot(model, setting) * cache_bytes_per_token(model, setting)
     return Reads(tuple(sums[:-1]), sums[-1])
 
 

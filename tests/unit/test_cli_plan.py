@@ -3,12 +3,13 @@
 import json
 import os
 import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from r1prov import output
+from r1prov import gguf, output
 from r1prov.cli import main, show_plan
 from r1prov.errors import Exit
 from r1prov.lab import tinymodel
@@ -45,7 +46,9 @@ def test_explain_says_what_35_layers_take(capsys: pytest.CaptureFixture[str]) ->
     keys = {"name", "capacity_bytes", "weights_bytes", "kv_bytes", "compute_bytes", "reserve_bytes"}
     assert all(device.keys() == keys for device in (*told["devices"], told["host"]))
     assert sum(device["weights_bytes"] for device in told["devices"]) == pytest.approx(80.7e9, rel=0.01)
-    assert told["bytes_per_token"]["host"] == pytest.approx(6.57e9, rel=0.01)
+    assert told["bytes_per_token"]["host"] == pytest.approx(
+        7.05e9, rel=0.01
+    )  # four slots share the cache: one may fill it
     assert told["environment"] == document(capsys, "plan", "--json")["environment"] != {}
 
 
@@ -106,7 +109,69 @@ def test_each_part_of_a_device_has_a_cell_of_its_bar(taken: tuple[int, int, int]
 def test_too_long_a_context_is_told_whose_limit_it_meets(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, "plan", "--ctx-size", "1000000")
     assert code == Exit.SITE
-    assert "--ctx-size: is more than the 163,840 tokens that DeepSeek-R1 was trained for" in err
+    assert "1,000,000 tokens per slot are more than the 163,840 that it was trained for" in err
+
+
+def test_another_model_has_a_limit_of_its_own(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = fullsize.write_other(tmp_path / "llama.gguf", models.MODELS["llama-8b"]())
+    trained = gguf.read(file).context_length
+    assert trained < 163_840
+    code, _, err = run(capsys, "plan", "--gguf", str(file), "--ctx-size", str(trained + 256))
+    assert code == Exit.SITE
+    assert f"more than the {trained:,} that it was trained for" in err
+    words = ("explain", "--gguf", str(file), "--gpus", "1x80GiB", "--ram", "64GiB", "--json", "--")
+    (note,) = document(capsys, *words, "-c", str(2 * trained), "-ngl", "1")["notes"]
+    assert f"the {trained:,} tokens that the model was trained for" in note
+
+
+@pytest.mark.parametrize(
+    ("arguments", "would"),
+    [
+        ("", "shorten the context and leave more in RAM"),
+        ("-ngl 62", "shorten the context"),
+        ("-c 8192", "leave more in RAM"),
+        ("-c 8192 -ngl all", None),
+        ("-c 8192 -ot exps=CPU", None),
+        ("--fit off", None),
+        ("--cpu-moe -c 4096", None),
+    ],
+)
+def test_explain_says_what_the_engines_own_fit_would_change(
+    capsys: pytest.CaptureFixture[str], arguments: str, would: str | None
+) -> None:
+    words = ("explain", "--gpus", "4x24564MiB", "--ram", "480GB", "--json", "--")
+    notes = document(capsys, *words, *arguments.split())["notes"]
+    assert len(notes) == bool(would)
+    assert not would or f"Without `--fit off` the engine would {would} at its start" in notes[0]
+
+
+def test_what_is_kept_of_past_prompts_is_counted_and_can_be_less(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("explain", "--gpus", "0", "--ram", "150GiB", "--json", "--", "-c", "512", "-np", "1")
+    told = document(capsys, *words)
+    assert told["host"]["reserve_bytes"] == 12 * GIB
+    assert document(capsys, *words, "--cache-ram", "0")["host"]["reserve_bytes"] == 4 * GIB
+    tight = (*words[:3], "--ram", "140GiB", *words[5:])
+    (less,) = [each for each in document(capsys, *tight)["alternatives"] if "cache_ram" in each["change"]]
+    assert 0 <= less["change"]["cache_ram"] < 8192
+    assert document(capsys, *tight, *less["arguments"])["fits"]
+
+
+def test_a_small_machine_keeps_fewer_past_prompts(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    told = document(capsys, "plan", "--profile", str(cpu_with(tmp_path, "142 GiB")), "--json")
+    assert told["fits"]
+    kept = int(told["arguments"][told["arguments"].index("--cache-ram") + 1])
+    assert 0 < kept < 8192
+    host = told["host"]
+    assert host["reserve_bytes"] == 4 * GIB + kept * MIB
+    taken = host["weights_bytes"] + host["kv_bytes"] + host["compute_bytes"]
+    assert 0 <= host["capacity_bytes"] - taken - host["reserve_bytes"] < MIB
+
+
+def test_the_line_of_a_plan_can_be_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, "plan", "--profile", "4x4090")
+    (line,) = [line for line in out.splitlines() if "llama-server" in line]
+    words = ("explain", "--gpus", "4x24564MiB", "--ram", "480GB", "--attention", "mla", "--json", "--")
+    assert document(capsys, *words, *shlex.split(line))["fits"]
 
 
 def test_plan_puts_others_beside_it(capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,9 +182,10 @@ def test_plan_puts_others_beside_it(capsys: pytest.CaptureFixture[str]) -> None:
         "rule of thumb, formula: 40 layers": False,
         "rule of thumb, published: 39 layers": False,
         "all experts in RAM": True,
+        "Ollama, whole layers": True,
     }
     assert told["bytes_per_token"]["host"] < min(other["bytes_per_token"]["host"] for other in told["baselines"])
-    assert told["ollama"] == {"num_gpu": 39, "num_ctx": 32768}
+    assert told["ollama"] == {"num_gpu": 36, "num_ctx": 32768, "num_batch": 128}
     assert all(
         d["capacity_bytes"] - d["weights_bytes"] - d["kv_bytes"] - d["compute_bytes"] >= d["reserve_bytes"]
         for d in told["devices"]
@@ -176,9 +242,9 @@ def test_the_largest_context_that_fits_is_said(capsys: pytest.CaptureFixture[str
 def test_less_reserve_and_fewer_slots_are_alternatives(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     told = document(capsys, "plan", "--profile", "4x4090", "--reserve", "30GiB", "--json")
     assert told["alternatives"] == [{"change": {"reserve_bytes": 2**30}, "arguments": ["--reserve", "1024MiB"]}]
-    words = ("plan", "--profile", str(cpu_with(tmp_path, "170 GB")), *LEGACY, "--json")
+    words = ("plan", "--profile", str(cpu_with(tmp_path, "165 GB")), *LEGACY, "--json")
     told = document(capsys, *words, "--ctx-size", "2048", "--parallel", "4")
-    assert {"change": {"parallel": 2}, "arguments": ["--parallel", "2"]} in told["alternatives"]
+    assert {"change": {"parallel": 3}, "arguments": ["--parallel", "3"]} in told["alternatives"]
 
 
 def test_plan_takes_the_quant_that_the_profile_takes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -271,7 +337,7 @@ def test_a_dense_model_is_placed_by_layers(capsys: pytest.CaptureFixture[str], t
     _, out, _ = run(capsys, "plan", "--profile", "4x4090", "--cache-type-k", "q4_0", "--gguf", str(file))
     assert "It fits." in out
     assert "--cache-type-k q4_0 --cache-type-v q4_0" in out
-    assert "Ollama: num_gpu 33\n" in out
+    assert "Ollama: num_gpu 33, num_batch 512\n" in out
     assert "experts" not in out
     assert "waits" not in out
 

@@ -9,9 +9,10 @@ import pytest
 from r1prov import layout
 from r1prov.model import Model
 from r1prov.offload import search
+from r1prov.offload.arguments import parse
 from r1prov.offload.memory import memory
-from r1prov.offload.outcome import HOST_RESERVE_BYTES, Space, outcome
-from r1prov.offload.setting import Setting, parse
+from r1prov.offload.outcome import SYSTEM_BYTES, Space, outcome
+from r1prov.offload.setting import Setting
 from r1prov.units import GB, MIB
 
 FITTED = [
@@ -51,7 +52,7 @@ def test_a_plan_fits_where_the_engines_own_does_and_reads_no_more_from_ram(answe
 @pytest.mark.parametrize("answer", FITTED, ids=_name)
 def test_a_plan_fits_in_the_ram_that_the_engines_own_does(answer: dict) -> None:
     model, cards, theirs = _theirs(answer)
-    space = Space(cards, memory(model, theirs, cards).host.total + HOST_RESERVE_BYTES)
+    space = Space(cards, memory(model, theirs, cards).host.total + SYSTEM_BYTES)
     if outcome(model, theirs, space).fits:
         wanted = replace(theirs, gpu_layers=0, split=(), overrides=())
         ours = outcome(model, search.best(model, wanted, space) or wanted, space)

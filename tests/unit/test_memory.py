@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from r1prov import layout
 from r1prov.model import Model, Tensor
+from r1prov.offload.arguments import MOST_LAYERS, parse
 from r1prov.offload.engine.buffers import Pool
 from r1prov.offload.engine.graphs import check, known
 from r1prov.offload.memory import Memory, memory, placement
-from r1prov.offload.setting import MOST_LAYERS, RefusedError, Setting, parse
+from r1prov.offload.setting import RefusedError, Setting, UnknownArgumentError
 from r1prov.units import GIB, MIB
 from tests.cuda import models
 
@@ -177,12 +178,21 @@ def test_arguments_have_long_forms_and_defaults_of_the_server() -> None:
         parse(text.split(), cards=1)
         for text in (
             "-c 8192 -np 2 -ctk q8_0 -ngl 7 -fa off --temp 0.6 --metrics",
-            "--ctx-size=8192 --parallel=2 --cache-type-k=q8_0 --n-gpu-layers=7 --flash-attn=off",
+            "A=b /opt/llama-server --ctx_size 8192 --parallel 2 --cache-type-k q8_0 --n-gpu-layers 7 --flash-attn disabled -sm layer",
         )
     )
     assert short == long == Setting(context=8192, slots=2, unified=False, type_k="Q8_0", gpu_layers=7, flash=False)
     assert parse([], cards=0) == Setting(slots=4, unified=True)
-    assert parse(["-ngl", "-7"], cards=1) == parse(["-ngl", "all"], cards=1) == Setting()
+    assert parse(["-ngl", "auto"], cards=1) == Setting()
+    everything = parse(["-ngl", "-7"], cards=1)
+    assert everything == parse(["-ngl", "all"], cards=1)
+    assert everything.placed
+    with pytest.raises(RefusedError, match="the value is a word of its own"):
+        parse(["--ctx-size=8192"], cards=0)
+    with pytest.raises(UnknownArgumentError, match="-sm cannot be judged with `row`"):
+        parse(["-sm", "row"], cards=2)
+    with pytest.raises(UnknownArgumentError, match="cards are left out by `--gpus`"):
+        parse(["-dev", "CUDA0"], cards=2)
     assert len(parse(["-ncmoe", "999999999"], cards=1).overrides) == MOST_LAYERS
 
 

@@ -11,9 +11,11 @@ from r1prov.errors import SiteError
 from r1prov.machine import Machine, Serving, load_profile
 from r1prov.model import Model
 from r1prov.offload import DYNAMIC_QUANTS, best_on_gpus, plan, plan_model, search, speed, thumb
+from r1prov.offload.arguments import parse
 from r1prov.offload.memory import memory
 from r1prov.offload.outcome import Space, outcome
-from r1prov.offload.setting import Setting, parse
+from r1prov.offload.search import fits
+from r1prov.offload.setting import Setting
 from r1prov.units import GB, GIB, MIB
 
 FOUR = Space((24564 * MIB,) * 4, 480 * GB)
@@ -34,7 +36,7 @@ def test_a_4x4090_reads_a_third_of_what_the_rule_of_thumb_would_read_if_it_fitte
     result = planned("4x4090", "UD-IQ1_S", **LEGACY)
     assert result.outcome
     assert result.outcome.fits
-    assert (result.thumb_layers, result.gpu_layers, result.ollama_layers) == (40, 62, 29)
+    assert (result.thumb_layers, result.gpu_layers, result.ollama.gpu_layers) == (40, 62, 31)
     thumb_setting = Setting(context=8192, slots=1, unified=False, type_k="Q4_0", gpu_layers=40)
     by_rule = outcome(layout.model("UD-IQ1_S"), thumb_setting, FOUR)
     assert not by_rule.fits
@@ -54,7 +56,7 @@ def test_4xh800_takes_the_best_dynamic_quant_wholly_onto_the_cards() -> None:
     assert best_on_gpus(candidates, profile.machine, profile.serving).quant == "UD-Q2_K_XL"
     result = best_on_gpus(candidates, profile.machine, profile.serving.model_copy(update=LEGACY))
     assert result.outcome
-    assert (result.quant, result.gpu_layers, result.ollama_layers, result.whole) == ("UD-Q2_K_XL", 62, 48, True)
+    assert (result.quant, result.gpu_layers, result.ollama.gpu_layers, result.whole) == ("UD-Q2_K_XL", 62, 48, True)
     # llama-fit-params for these arguments: model and context MiB by card
     assert [(d.weights // MIB, d.kv // MIB) for d in result.outcome.devices] == [
         (49825, 23296),
@@ -192,7 +194,9 @@ def test_a_plan_is_what_its_arguments_say_and_fits_where_it_says_so(
     assert found.fits == all(device.taken + device.reserve <= device.capacity for device in placed)
     assert len(found.reasons) == sum(device.taken + device.reserve > device.capacity for device in placed)
     assert sum(device.weights for device in placed) >= model.n_bytes
-    assert 0 <= result.ollama_layers <= result.gpu_layers or not result.gpu_layers
+    assert fits(memory(model, result.ollama, machine.cards), Space(machine.cards, machine.ram, reserve).rooms) or not (
+        result.ollama.gpu_layers
+    )
     told = parse(result.arguments, cards=len(machine.cards))  # raises what the engine would refuse
     if told != result.setting:  # with one card there is nothing to split
         assert outcome(model, told, Space(machine.cards, machine.ram, reserve)) == found

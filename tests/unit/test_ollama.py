@@ -36,8 +36,8 @@ R1 = {
     "ollama_template": TEMPLATE,
 }
 SERVED = {
-    "published-template": R1 | {"ollama_num_gpu": 35, "ollama_num_ctx": 8192},
-    "own-template": R1 | {"ollama_num_gpu": -1, "ollama_num_ctx": 2048, "ollama_template": ""},
+    "published-template": R1 | {"ollama_num_gpu": 35, "ollama_num_ctx": 8192, "ollama_num_batch": 256},
+    "own-template": R1 | {"ollama_num_gpu": -1, "ollama_num_ctx": 2048, "ollama_num_batch": 512, "ollama_template": ""},
 }
 
 
@@ -54,6 +54,7 @@ def test_the_modelfile_is_the_golden_one_and_says_what_was_asked_for(name: str) 
     parameters = {
         "num_gpu": values["ollama_num_gpu"],
         "num_ctx": values["ollama_num_ctx"],
+        "num_batch": values["ollama_num_batch"],
         "temperature": values["ollama_temperature"],
     }
     assert parse(text) == Modelfile(values["ollama_model_file"], parameters, values["ollama_template"])

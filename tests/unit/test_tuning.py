@@ -18,8 +18,8 @@ from ansible_collections.r1.prov.plugins.modules import llama_bench
 
 from r1prov import catalogue, inventory, machine, site, tuned
 from r1prov.offload import Plan, model_of, plan, tuning
+from r1prov.offload.arguments import parse
 from r1prov.offload.outcome import RESERVE_BYTES, Space, outcome
-from r1prov.offload.setting import parse
 from r1prov.offload.tuning import Choice, Hardware, Subject, Trial
 from r1prov.units import GIB
 

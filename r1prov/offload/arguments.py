@@ -1,0 +1,245 @@
+"""llama-server's arguments -> Setting, as the pinned engine reads them (common/arg.cpp)."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from r1prov.offload.setting import CACHE_TYPES, EXPERTS, RefusedError, Setting, UnknownArgumentError
+from r1prov.units import MIB
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+T = TypeVar("T")
+
+MOST_SLOTS = 256
+"""LLAMA_MAX_SEQ."""
+
+MOST_CARDS = 16
+"""LLAMA_MAX_DEVICES."""
+
+MOST_LAYERS = 512
+"""LLAMA_MAX_LAYERS: no model has more."""
+
+
+def _cache_type(text: str) -> str:
+    if text.upper() not in CACHE_TYPES:
+        raise RefusedError(f"has an unsupported type: {text}; there are {', '.join(CACHE_TYPES).lower()}")
+    return text.upper()
+
+
+def parse(arguments: Sequence[str], *, cards: int) -> Setting:
+    """Reads arguments of the pinned llama-server.
+
+    Args:
+        arguments: e.g. `-ngl 35 -c 512 --cache-type-k q4_0`; those that do not change what memory is taken may be among them, and what
+            stands before arguments in a shell, as in `CUDA_DEVICE_ORDER=PCI_BUS_ID llama-server -ngl 35`.
+        cards: how many there are; `--override-tensor` may name no other.
+
+    Raises:
+        RefusedError: the engine would refuse an argument.
+        UnknownArgumentError: no argument of which r1prov knows what it would take.
+    """
+    values: dict[str, Any] = {}
+    overrides: list[tuple[str, int | None]] = []
+    words = iter(_without_command(arguments))
+    for word in words:
+        name = word.replace("_", "-") if word.startswith("--") else word
+        if name in _FLAGS:
+            values |= _FLAGS[name]
+        elif name in _EXPERTS_IN_RAM:
+            overrides.append((EXPERTS, None))
+        elif name in _OPTIONS or name in _PLACING or name in _IRRELEVANT:
+            text = next(words, None)
+            if text is None:
+                raise RefusedError(f"{name} wants a value")
+            if name in _PLACING:
+                overrides += _converted(name, text, lambda rules: _PLACING[name](rules, cards))  # noqa: B023 - called at once
+            elif name in _OPTIONS:
+                key, convert = _OPTIONS[name]
+                values[key] = _converted(name, text, convert)
+        elif name not in _IRRELEVANT_FLAGS:
+            raise _unknown(name)
+    # Without a number of slots the server takes four that share one cache, whatever was said of that (tools/server/server.cpp).
+    if values.get("slots") is None:
+        values |= {"slots": Setting.slots, "unified": True}
+    values = {"unified": False, **values}
+    return Setting(overrides=tuple(overrides), **values)
+
+
+def _without_command(words: Sequence[str]) -> Sequence[str]:
+    """What follows the variables and the program of a command line, where there are any."""
+    start = next((place for place, word in enumerate(words) if not _VARIABLE.match(word)), len(words))
+    is_program = start < len(words) and PurePath(words[start]).name == "llama-server"
+    return words[start + is_program :]
+
+
+_VARIABLE = re.compile(r"[A-Za-z_]\w*=")
+
+
+def _unknown(name: str) -> RefusedError:
+    option, equals, _ = name.partition("=")
+    if equals and option in _OPTIONS.keys() | _PLACING | _IRRELEVANT:
+        return RefusedError(f"invalid argument {name}: the value is a word of its own, `{option} ...`")
+    return UnknownArgumentError(
+        _SPLIT.get(name) or f"{name} is no argument of llama-server whose effect on memory is known here"
+    )
+
+
+_SPLIT = dict.fromkeys(
+    ("-dev", "--device"), "cards are left out by `--gpus`, not by `--device`: its numbers would be others"
+)
+
+
+def _converted(name: str, text: str, convert: Callable[[str], T]) -> T:
+    try:
+        return convert(text)
+    except RefusedError as refusal:
+        raise type(refusal)(f"{name} {refusal}") from None
+    except ValueError:
+        raise RefusedError(f"{name} cannot be `{text}`") from None
+
+
+LARGEST = 2**31 - 1
+"""Of the engine's numbers."""
+
+
+def _number(least: int, most: int = LARGEST) -> Callable[[str], int]:
+    def convert(text: str) -> int:
+        value = int(text)
+        if not least <= value <= most:
+            raise RefusedError(f"must be from {least:,} to {most:,}, not {value:,}")
+        return value
+
+    return convert
+
+
+def _slots(text: str) -> int | None:
+    """A number below 0 leaves it to the engine."""
+    return None if int(text) < 0 else _number(1, MOST_SLOTS)(text)
+
+
+def _layers(text: str) -> int | None:
+    """Every number below 0 means all, and -1 that it was not said."""
+    layers = {"auto": -1, "all": LARGEST}.get(text) or _number(-LARGEST)(text)
+    return None if layers == -1 else layers if layers >= 0 else LARGEST
+
+
+def _prompts(text: str) -> int:
+    """MiB."""
+    size = _number(-LARGEST)(text)
+    if size < 0:
+        raise UnknownArgumentError(f"cannot be judged with `{text}`: without a limit, past prompts fill any RAM")
+    return size * MIB
+
+
+def _switch(text: str) -> bool | None:
+    return None if text in {"auto", "-1"} else _on(text)
+
+
+def _on(text: str) -> bool:
+    if text not in _TRUE | _FALSE:
+        raise ValueError(text)
+    return text in _TRUE
+
+
+_TRUE, _FALSE = {"on", "enabled", "true", "1"}, {"off", "disabled", "false", "0"}
+
+
+def _split_mode(text: str, _cards: int) -> list[tuple[str, int | None]]:
+    """Layers dealt out whole to all cards are the rule; it moves nothing."""
+    if text not in {"none", "layer", "row", "tensor"}:
+        raise ValueError(text)
+    if text != "layer":
+        raise UnknownArgumentError(f"cannot be judged with `{text}`: what a card takes is known for `layer` alone")
+    return []
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    shares = tuple(float(part) for part in re.split("[,/]+", text))
+    if len(shares) >= MOST_CARDS:
+        raise RefusedError(f"got {len(shares)} input configs, but system only has {MOST_CARDS} devices")
+    if not all(0 <= share < math.inf for share in shares):
+        raise RefusedError("must be numbers from 0 on")
+    return shares
+
+
+def _overrides(text: str, cards: int) -> list[tuple[str, int | None]]:
+    """`PATTERN=DEVICE,...`, as llama.cpp takes it apart: at every comma."""
+    rules: list[tuple[str, int | None]] = []
+    for rule in text.split(","):
+        pattern, equals, device = rule.partition("=")
+        number = re.fullmatch(r"CUDA(\d+)", device)
+        if not equals or (device != "CPU" and not (number and int(number[1]) < cards)):
+            raise RefusedError(f"knows no device `{device}`")
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise RefusedError(f"cannot use the pattern `{pattern}`: {error}") from None
+        rules.append((pattern, int(number[1]) if number else None))
+    return rules
+
+
+def _first_experts(text: str, _cards: int) -> list[tuple[str, int | None]]:
+    return [(rf"blk\.{layer}{EXPERTS}", None) for layer in range(min(_number(0)(text), MOST_LAYERS))]
+
+
+_PLACING: dict[str, Callable[[str, int], list[tuple[str, int | None]]]] = dict.fromkeys(
+    ("-ot", "--override-tensor"), _overrides
+) | dict.fromkeys(("-ncmoe", "--n-cpu-moe"), _first_experts)
+_PLACING |= dict.fromkeys(("-sm", "--split-mode"), _split_mode)
+_EXPERTS_IN_RAM = frozenset({"-cmoe", "--cpu-moe"})
+
+_OPTIONS: dict[str, tuple[str, Callable[[str], object]]] = {
+    name: (key, convert)
+    for names, key, convert in (
+        (("-c", "--ctx-size"), "context", _number(0)),
+        (("-b", "--batch-size"), "batch", _number(1)),
+        (("-ub", "--ubatch-size"), "micro_batch", _number(1)),
+        (("-np", "--parallel"), "slots", _slots),
+        (("-ctk", "--cache-type-k"), "type_k", _cache_type),
+        (("-ctv", "--cache-type-v"), "type_v", _cache_type),
+        (("-ngl", "--gpu-layers", "--n-gpu-layers"), "gpu_layers", _layers),
+        (("-ts", "--tensor-split"), "split", _shares),
+        (("-fa", "--flash-attn"), "flash", _switch),
+        (("-cram", "--cache-ram"), "prompts", _prompts),
+        (("-fit", "--fit"), "fit", _on),
+    )
+    for name in names
+}
+
+_FLAGS: dict[str, dict[str, bool]] = {
+    "-kvu": {"unified": True},
+    "--kv-unified": {"unified": True},
+    "-no-kvu": {"unified": False},
+    "--no-kv-unified": {"unified": False},
+    "-kvo": {"cache_on_cards": True},
+    "--kv-offload": {"cache_on_cards": True},
+    "-nkvo": {"cache_on_cards": False},
+    "--no-kv-offload": {"cache_on_cards": False},
+    "--op-offload": {"offload": True},
+    "--no-op-offload": {"offload": False},
+}
+
+_IRRELEVANT = frozenset(
+    """-t --threads -tb --threads-batch --threads-http --prio --prio-batch --poll --poll-batch -C --cpu-mask -Cr --cpu-range --cpu-strict
+    -Cb --cpu-mask-batch -Crb --cpu-range-batch --cpu-strict-batch --numa -lm --load-mode -m --model -mu --model-url -hf --hf-repo
+    -hff --hf-file -hft --hf-token -mg --main-gpu -fitt --fit-target -fitc --fit-ctx -n --predict --keep --temp -s --seed --top-k --top-p
+    --min-p --typical --repeat-penalty --repeat-last-n --presence-penalty --frequency-penalty --samplers --xtc-probability
+    --dry-multiplier --logit-bias -r --reverse-prompt --grammar --grammar-file -j --json-schema --host --port --path --api-prefix -a --alias
+    --tags --api-key --api-key-file --ssl-key-file --ssl-cert-file -to --timeout --sleep-idle-seconds --chat-template
+    --chat-template-file --chat-template-kwargs -rea --reasoning --reasoning-format --reasoning-budget --slot-save-path --cache-reuse -sps
+    --slot-prompt-similarity --media-path --log-file --log-colors -lv --verbosity""".split()  # noqa: SIM905 - a list would be a hundred lines
+)
+"""Arguments with a value that take no memory on a card, and none in RAM beyond the host's reserve."""
+
+_IRRELEVANT_FLAGS = frozenset(
+    """--metrics --props --slots --no-slots --jinja --no-jinja -cb --cont-batching -nocb --no-cont-batching --context-shift
+    --no-context-shift --cache-prompt --no-cache-prompt --cache-idle-slots --no-cache-idle-slots --ignore-eos -sp --special
+    --prefill-assistant --no-prefill-assistant --webui --no-webui --ui --no-ui -nr --no-repack --repack --check-tensors --warmup
+    --no-warmup --offline -e --escape --no-escape --perf --no-perf -v --verbose --log-verbose --log-disable --log-timestamps
+    --no-log-timestamps --log-prefix --no-log-prefix""".split()  # noqa: SIM905 - the same
+)
