@@ -61,15 +61,15 @@ def quants() -> list[str]:
 
 
 def quant(name: str) -> Quant:
-    """The quant of that name.
+    """The quant of that name, in capitals or not.
 
     Raises:
         SiteError: no quant has that name; the remedy shows near ones.
     """
     known = _published()
-    if name in known:
-        return known[name]
     folded = {known_name.casefold(): known_name for known_name in known}
+    if name.casefold() in folded:
+        return known[folded[name.casefold()]]
     near = [folded[match] for match in difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)]
     remedy = f"did you mean {' or '.join(near)}? " if near else ""
     raise SiteError(Problem("quant", f"no quant is called `{name}`", f"{remedy}known: {', '.join(known)}"))

@@ -26,6 +26,13 @@ _LONGEST_ARRAY = 16 * 2**20
 _LARGEST, _MOST_LAYERS = 2**27, 1024
 """Of the figures of a model, and of its layers."""
 
+_BESIDE_MODELS = {
+    "adapter": "an adapter (LoRA)",
+    "mmproj": "a projector for images or sound",
+    "imatrix": "an importance matrix",
+}
+"""By `general.type`."""
+
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _TEXT, _ARRAY = 8, 9
@@ -38,6 +45,22 @@ class CutShortError(ValueError):
 
 class LfsPointerError(ValueError):
     """A file that stands for another."""
+
+
+class NoGgufError(ValueError):
+    """Something else than a GGUF file."""
+
+
+class UnservableError(ValueError):
+    """A sound file of something that goes with a model.
+
+    Attributes:
+        remedy: which file to look for instead.
+    """
+
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(what)
+        self.remedy = remedy
 
 
 @dataclass(frozen=True)
@@ -70,6 +93,8 @@ def read(path: Path) -> Model:
     headers = [_checked(shard) for shard in shards]
     try:
         return joined(path.name, headers)
+    except UnservableError as error:
+        raise _wrong(path, str(error), error.remedy) from None
     except ValueError as error:
         raise _wrong(
             path, str(error), "fetch it anew, all shards from one source, under the names that they have there"
@@ -89,17 +114,31 @@ def joined(name: str, headers: Sequence[Header]) -> Model:
     """The model in the files with these headers, in the order of the set.
 
     Raises:
-        ValueError: they are not all of a set, or no language model; one sentence.
+        UnservableError: they are of something else than a language model.
+        ValueError: they are not all of a set, or damaged; one sentence.
     """
+    _check_places(headers)
     first = headers[0].metadata
-    shards = first.get("split.count", 1)
-    if shards not in {0, 1} and shards != len(headers):
-        raise ValueError(f"it is one shard of {shards}, but its name is not NAME-00001-of-{shards:05d}.gguf")
     tensors = tuple(tensor for header in headers for tensor in header.tensors)
     wanted = first.get("split.tensors.count", len(tensors))
     if wanted != len(tensors):
         raise ValueError(f"the set has {len(tensors)} tensors of {wanted}")
     return model(name, first, tensors)
+
+
+def _check_places(headers: Sequence[Header]) -> None:
+    """That each header is of the shard that its place in the set wants."""
+    for place, metadata in enumerate(each.metadata for each in headers):
+        shards, number = metadata.get("split.count", 1), metadata.get("split.no")
+        if len(headers) == 1:
+            if shards not in {0, 1}:
+                raise ValueError(f"it is one shard of {shards}, but its name is not NAME-00001-of-{shards:05d}.gguf")
+            return
+        which = f"file {place + 1} of {len(headers)} of the set"
+        if shards != len(headers):
+            raise ValueError(f"{which} belongs to another set: its header says `split.count` {shards}")
+        if number != place:
+            raise ValueError(f"{which} holds another shard: its header says `split.no` {number}, where {place} belongs")
 
 
 def header(stream: BinaryIO) -> Header:
@@ -114,7 +153,7 @@ def header(stream: BinaryIO) -> Header:
     if magic == b"vers":
         raise LfsPointerError("it is a pointer of Git LFS, not the file itself")
     if magic != MAGIC:
-        raise ValueError("it is no GGUF file")
+        raise NoGgufError("it is no GGUF file")
     version = reader.number("I")
     if version not in VERSIONS:
         raise ValueError(f"its GGUF version is {version}; {' and '.join(map(str, VERSIONS))} are known")
@@ -132,11 +171,10 @@ def model(name: str, metadata: dict[str, Any], tensors: Sequence[Tensor]) -> Mod
     """What the metadata say of the model.
 
     Raises:
-        ValueError: a key that every model has is missing, or says what cannot be.
+        UnservableError: they are of something else than a language model.
+        ValueError: a key that every model has is missing, says what cannot be, or what the tensors contradict.
     """
-    architecture = metadata.get("general.architecture")
-    if not isinstance(architecture, str):
-        raise ValueError("its metadata lack `general.architecture`")  # noqa: TRY004 - wrong content of a file
+    architecture = _architecture(metadata)
 
     def number(key: str, default: int | None = None, *, least: int = 0, most: int = _LARGEST) -> int:
         value = metadata.get(f"{architecture}.{key}", default)
@@ -159,10 +197,20 @@ def model(name: str, metadata: dict[str, Any], tensors: Sequence[Tensor]) -> Mod
     embedding = next((tensor for tensor in tensors if tensor.name == "token_embd.weight"), None)
     if embedding is None or len(embedding.shape) != 2:
         raise ValueError("it holds no token embedding, so it is no language model")
+    if embedding.shape[0] != width:
+        raise ValueError(
+            f"it contradicts itself: `{architecture}.embedding_length` is {width:,}, its token embedding is {embedding.shape[0]:,} wide"
+        )
+    layers = blocks - idle_layers
+    held = max((tensor.layer + 1 for tensor in tensors if tensor.layer is not None), default=layers)
+    if held < layers:
+        raise ValueError(
+            f"it contradicts itself: `{architecture}.block_count` is {blocks}, its tensors are of {held} layers"
+        )
     return Model(
         name=name,
         architecture=architecture,
-        layers=blocks - idle_layers,
+        layers=layers,
         idle_layers=idle_layers,
         heads=heads,
         kv_heads=kv_heads,
@@ -180,6 +228,18 @@ def model(name: str, metadata: dict[str, Any], tensors: Sequence[Tensor]) -> Mod
         context_length=number("context_length", least=1),
         tensors=tuple(tensors),
     )
+
+
+def _architecture(metadata: dict[str, Any]) -> str:
+    """The architecture, where the file says one and is no mere companion of a model."""
+    architecture = metadata.get("general.architecture")
+    kind = "mmproj" if architecture == "clip" else str(metadata.get("general.type"))  # older projectors name no type
+    if kind in _BESIDE_MODELS:
+        remedy = "name the file of the language model that it goes with"
+        raise UnservableError(f"it is {_BESIDE_MODELS[kind]}, no language model", remedy)
+    if not isinstance(architecture, str):
+        raise ValueError("its metadata lack `general.architecture`")  # noqa: TRY004 - wrong content of a file
+    return architecture
 
 
 def files(path: Path) -> list[Path]:

@@ -40,6 +40,18 @@ TIMEOUT_S, LIMIT_S = 20, 120
 BLOCK_BYTES = 64 << 10
 
 
+class AnswerError(ValueError):
+    """A file that is not to be had from where it was asked for.
+
+    Attributes:
+        remedy: what to do about it.
+    """
+
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(what)
+        self.remedy = remedy
+
+
 @dataclass(frozen=True)
 class Network:
     """The way to web servers.
@@ -102,7 +114,8 @@ class Remote:
             file: what this should be, where that is known.
 
         Raises:
-            ValueError: it cannot be read, or is something else; one sentence.
+            AnswerError: it cannot be read.
+            ValueError: it is cut short, or something else; one sentence.
         """
         deadline, wanted = time.monotonic() + LIMIT_S, FIRST_BYTES
         while True:
@@ -116,8 +129,10 @@ class Remote:
                 wanted *= GROWTH
                 continue
             n_bytes = self.n_bytes or header.n_bytes
-            if file and (n_bytes != file.bytes or header.n_bytes > file.bytes):
+            if file and n_bytes != file.bytes:
                 raise ValueError(f"its {file.name} is another, of {n_bytes:,} bytes, not {file.bytes:,}")
+            if n_bytes < header.n_bytes:
+                raise gguf.CutShortError(f"it is cut short: {n_bytes:,} bytes of {header.n_bytes:,}")
             self.content = self.content[: stream.tell()]
             return header
 
@@ -129,12 +144,12 @@ class Remote:
                 self._read_once(wanted, deadline)
             except urllib.error.HTTPError as error:
                 with error:
-                    raise ValueError(f"it answers {error.code} {error.reason}") from None
+                    raise AnswerError(f"it answers {error.code} {error.reason}", _about(error.code)) from None
             except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
                 reason = getattr(error, "reason", error)
                 if len(self.content) == before:
                     words = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
-                    raise ValueError(f"it cannot be read: {words}") from None
+                    raise AnswerError(f"it cannot be read: {words}", _UNREACHED) from None
             if len(self.content) == before:
                 return
 
@@ -144,7 +159,8 @@ class Remote:
             while len(self.content) < wanted and (block := stream.read(min(BLOCK_BYTES, wanted - len(self.content)))):
                 self.content += block
                 if time.monotonic() > deadline:
-                    raise ValueError(f"it is too slow: {len(self.content):,} bytes of the header in {LIMIT_S} s")
+                    what = f"it is too slow: {len(self.content):,} bytes of the header in {LIMIT_S} s"
+                    raise AnswerError(what, _UNREACHED)
 
     def _opened(self, start: int, end: int) -> IO[bytes]:
         """The file at `start`, as far as `end` at least. Sets `n_bytes`."""
@@ -167,21 +183,56 @@ class Remote:
         return answer
 
 
+_UNREACHED = "try again; if that does not help, check the address and the way there: network, proxy, certificates"
+
+
+def _about(status: int) -> str:
+    """What to do about an answer that is none."""
+    if status in {401, 403}:
+        return "it wants a login: fetch the file and name it here, or an address that needs none"
+    if status in {408, 429} or status >= 500:
+        return "try again later: the server has trouble of its own"
+    return "check the address: it must be that of one GGUF file"
+
+
 def at(url: str, say: Callable[[str], None]) -> Model:
     """The model in a file on a web server, or in the set of shards that it is one of.
+
+    Args:
+        url: of the file; a query is each shard's, a fragment nobody's.
+        say: told where the header is read.
 
     Raises:
         SiteError: it cannot be read, or is no model.
     """
-    folder, _, last = url.rpartition("/")
-    name = urllib.parse.unquote(last)
-    say(f"reading the header of {name} from {_shown(folder)}")
+    where = url
     try:
-        return gguf.joined(
-            name, [Remote(f"{folder}/{urllib.parse.quote(shard)}").header() for shard in gguf.names(name)]
-        )
+        parts = urllib.parse.urlsplit(url)._replace(fragment="")
+        folder, _, last = parts.path.rpartition("/")
+        name = urllib.parse.unquote(last)
+        say(f"reading the header of {name} from {_shown(parts._replace(path=folder, query='').geturl())}")
+        found = []
+        for shard in gguf.names(name):
+            where = parts._replace(path=f"{folder}/{urllib.parse.quote(shard)}").geturl()
+            found.append(Remote(where).header())
+        where = url
+        return gguf.joined(name, found)
     except ValueError as error:
-        raise SiteError(Problem(_shown(url), str(error), "check the address; it is that of one GGUF file")) from None
+        raise SiteError(Problem(_shown(where), str(error), _remedy(error))) from None
+
+
+def _remedy(error: ValueError) -> str:
+    """What to do about a file on a web server that is of no use."""
+    match error:
+        case AnswerError() | gguf.UnservableError():
+            return error.remedy
+        case gguf.NoGgufError():
+            return "the address gives something else, perhaps a page about the file: name the file's own, on a hub one with /resolve/ in it"
+        case gguf.LfsPointerError():
+            return "name the address of the file itself: on a hub it has /resolve/ where this has /raw/"
+        case gguf.CutShortError():
+            return "the server has only a part of the file: name one that has all of it"
+    return "the server's file is damaged, or of another set than the others: name one that has it whole"
 
 
 def weight_sources(where: str | None) -> Sources:
@@ -227,7 +278,8 @@ def _fetch(quant: Quant, sources: Sources, say: Callable[[str], None]) -> Model:
                 quant.name, [remote.header(file) for remote, file in zip(remotes, quant.files, strict=True)]
             )
         except ValueError as error:
-            remedy = "the plan needs its header: name a source that has these files and can be read from here"
+            missed = "the plan needs its header: name a source that has these files and can be read from here"
+            remedy = error.remedy if isinstance(error, gguf.UnservableError) else missed
             refusals.append(Problem(_shown(folder), f"{quant.name}: {error}", remedy))
             continue
         for remote, file in zip(remotes, quant.files, strict=True):

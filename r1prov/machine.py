@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, PlainSerializer
 
 from r1prov import documents, paths
 from r1prov.catalogue import Quant
@@ -17,9 +17,11 @@ from r1prov.latent import Attention
 from r1prov.units import parse_size
 
 Bytes = Annotated[
-    int, BeforeValidator(lambda value: parse_size(value) if isinstance(value, str) else value), Field(ge=0)
+    int,
+    BeforeValidator(lambda value: parse_size(str(value))),
+    PlainSerializer(lambda n_bytes: f"{n_bytes} B", when_used="json"),
 ]
-"""A number of bytes, written with a unit."""
+"""A number of bytes, written with a unit, in a document of r1prov's own too."""
 
 BEST_ON_GPUS = "best-on-gpus"
 """As a quant: the best dynamic quant of which every layer fits on the cards."""
@@ -163,7 +165,7 @@ def source(name: str) -> str:
 
 
 def as_yaml(profile: Profile) -> str:
-    """A profile as YAML, sizes in bytes."""
+    """A profile as YAML, sizes as `N B`."""
     return yaml.safe_dump(profile.model_dump(mode="json", exclude_none=True), sort_keys=False)
 
 

@@ -18,11 +18,13 @@ GB = 10**9
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size with its unit; the unit is required, for `131 GB` and `131 GiB` differ by 10 GB.
+    """Bytes of a size with its unit; the unit is required, for `131 GB` and `131 GiB` differ by 10 GB, but not of `0`.
 
     Raises:
         ValueError: no number, no unit, or an unknown unit.
     """
+    if text.strip() == "0":
+        return 0
     match = _SIZE.fullmatch(text)
     if not match or match[2] not in _FACTORS:
         raise ValueError(f"`{text}` is no size: write a number and a unit of {', '.join(_FACTORS)}, e.g. `480 GB`")

@@ -57,13 +57,13 @@ def profiles(
     if name:
         profile = machine.load_profile(name)
         if json:
-            output.data(profile.model_dump(mode="json"))
+            output.data(profile.model_dump())
         else:
             output.write(machine.source(name) if name in machine.names() else machine.as_yaml(profile))
         return
     known = {each: machine.load_profile(each) for each in machine.names()}
     if json:
-        output.data({each: profile.model_dump(mode="json") for each, profile in known.items()})
+        output.data({each: profile.model_dump() for each, profile in known.items()})
         return
     rows = [
         (

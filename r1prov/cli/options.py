@@ -13,14 +13,25 @@ from r1prov.latent import Attention
 if TYPE_CHECKING:
     from r1prov.session import Login
 
+
+def not_empty(value: str | None) -> str | None:
+    """An option's value; one that is empty, as a variable of a shell that is not set, is not taken for none."""
+    if value == "":
+        raise typer.BadParameter("it is empty; give it a value, or leave the option out")
+    return value
+
+
 Hosts = Annotated[
     list[str] | None,
     typer.Argument(help="`[user@]host[:port]` or names of ~/.ssh/config; with a site file: which of its hosts."),
 ]
 Profile = Annotated[
-    str | None, typer.Option(help="The kind of server: a name of `r1prov profiles`, or a .yml file of your own.")
+    str | None,
+    typer.Option(
+        help="The kind of server: a name of `r1prov profiles`, or a .yml file of your own.", callback=not_empty
+    ),
 ]
-Quant = Annotated[str | None, typer.Option(help="Which files of the model, e.g. UD-IQ1_S.")]
+Quant = Annotated[str | None, typer.Option(help="Which files of the model, e.g. UD-IQ1_S.", callback=not_empty)]
 ContextSize = Annotated[int | None, typer.Option("--ctx-size", help="Tokens of context, for each slot.")]
 Slots = Annotated[int | None, typer.Option("--parallel", help="Slots: how many are answered at once.")]
 Form = Annotated[

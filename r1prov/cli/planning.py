@@ -26,13 +26,19 @@ if TYPE_CHECKING:
 
 File = Annotated[
     str | None,
-    typer.Option("--gguf", metavar="FILE", help="A GGUF file or its URL, or any shard of a set, instead of a quant."),
+    typer.Option(
+        "--gguf",
+        metavar="FILE",
+        help="A GGUF file or its URL, or any shard of a set, instead of a quant.",
+        callback=options.not_empty,
+    ),
 ]
 Source = Annotated[
     str | None,
     typer.Option(
         metavar="WHERE",
         help="What has the files of the profile's own model: a hub, a web server, a folder. Without: the hub, then ModelScope.",
+        callback=options.not_empty,
     ),
 ]
 Reserve = Annotated[str, typer.Option(help="What stays free on each card, with its unit.")]
@@ -59,7 +65,8 @@ def plan(
     Example: `r1prov plan --profile 4x4090 --quant UD-IQ1_M --ctx-size 4096`
     """
     chosen = machine.load_profile(profile or "4x4090")
-    flags = {"--ctx-size": ctx_size, "--parallel": parallel, "--cache-type-k": cache_type_k, "--attention": attention}
+    kv_type = cache_type_k and cache_type_k.lower()
+    flags = {"--ctx-size": ctx_size, "--parallel": parallel, "--cache-type-k": kv_type, "--attention": attention}
     serving = _serving(chosen.serving, flags)
     free = _size("--reserve", reserve)
     _only_one(quant=quant, gguf=file)
@@ -192,7 +199,7 @@ def _of_profile(profile: Profile, serving: Serving, quant: str | None, source: s
 
 def _of_catalogue(name: str) -> tuple[Model, int]:
     published = catalogue.quant(name)
-    return layout.model(name), published.bytes
+    return layout.model(published.name), published.bytes
 
 
 def _smaller(model: Model, serving: Serving) -> list[Model]:

@@ -26,7 +26,7 @@ MOST_LAYERS = 512
 
 
 def _cache_type(text: str) -> str:
-    if text.upper() not in CACHE_TYPES:
+    if text != text.lower() or text.upper() not in CACHE_TYPES:
         raise RefusedError(f"has an unsupported type: {text}; there are {', '.join(CACHE_TYPES).lower()}")
     return text.upper()
 

@@ -135,7 +135,7 @@ def outcome(model: Model, setting: Setting, space: Space) -> Outcome:
 _UNSURE = (
     "The graph of `{}` with such tensors is not known. Weights are exact; KV cache and compute buffers are upper"
     " bounds: full attention in every layer, and a graph presumed from the file's tensors,"
-    f" with one more weight from RAM, {MARGIN_PERCENT} % and {MARGIN_BYTES // MIB} MiB added"
+    f" with one more weight from RAM, {MARGIN_PERCENT} % and {MARGIN_BYTES // MIB} MiB added. Whether the engine serves it, only it can say"
 )
 
 

@@ -24,7 +24,11 @@ def test_the_size_is_the_sum_of_the_files() -> None:
     assert quant("UD-IQ1_S").bytes == 140_231_438_464
 
 
-@pytest.mark.parametrize(("typed", "near"), [("ud-iq1_s", "UD-IQ1_S"), ("UD-IQ1S", "UD-IQ1_S"), ("Q4KM", "Q4_K_M")])
+def test_capitals_do_not_matter() -> None:
+    assert quant("ud-iq1_s") == quant("UD-IQ1_S")
+
+
+@pytest.mark.parametrize(("typed", "near"), [("ud-iq1s", "UD-IQ1_S"), ("UD-IQ1S", "UD-IQ1_S"), ("Q4KM", "Q4_K_M")])
 def test_an_unknown_quant_gets_near_names(typed: str, near: str) -> None:
     with pytest.raises(SiteError) as caught:
         quant(typed)

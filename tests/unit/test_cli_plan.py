@@ -270,6 +270,8 @@ def test_plan_takes_the_quant_that_the_profile_takes(capsys: pytest.CaptureFixtu
         (("explain", "--gpus", "4x24GiB,0", "--ram", "1GiB"), "`4x24GiB,0` are no cards"),
         (("explain", "--gpus", "1x0GiB", "--ram", "1GiB"), "`1x0GiB` are no cards"),
         (("explain", "--gpus", "0", "--ram", "1GiB", "--reserve", "-1"), "--reserve: `-1` is no size"),
+        (("explain", "--gpus", "", "--ram", "1GiB"), "`` are no cards"),
+        (("plan", "--cache-type-k", ""), "--cache-type-k: is none of"),
         (("plan", "--cache-type-k", "q4_9"), "--cache-type-k: is none of"),
     ],
 )
@@ -292,6 +294,13 @@ def test_bad_input_is_one_clear_error(
         (("plan", "--quant", "UD-IQ1_S", "--gguf", "a.gguf"), "exclude each other"),
         (("plan", "--source", "/models", "--gguf", "a.gguf"), "exclude each other"),
         (("plan", "--source", "/models"), "UD-IQ1_S is known without"),
+        (("plan", "--quant", ""), "'--quant': it is empty"),
+        (("plan", "--gguf", ""), "'--gguf': it is empty"),
+        (("plan", "--source", ""), "'--source': it is empty"),
+        (("plan", "--profile", ""), "'--profile': it is empty"),
+        (("plan", "--ctx-size", ""), "'--ctx-size'"),
+        (("explain", "--gpus", "0", "--ram", "1GiB", "--quant", ""), "'--quant': it is empty"),
+        (("explain", "--gpus", "0", "--ram", "1GiB", "--gguf", ""), "'--gguf': it is empty"),
         (("plan", "more"), "unexpected extra argument"),
         (("explain", "--ram", "1GiB"), "Missing option '--gpus'"),
         (("explain", "--gpus", "0", "--ram", "1GiB", "--", "--frobnicate"), "--frobnicate is no argument"),
@@ -323,6 +332,17 @@ def test_a_file_as_it_was_published_is_planned_as_it_will_be_served(
         *mla["arguments"]
     )  # fmt: skip
     assert said["devices"] == mla["devices"]
+
+
+def test_no_reserve_needs_no_unit(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (("plan",), ("explain", "--gpus", "4x24564MiB", "--ram", "480GB")):
+        told = document(capsys, *words, "--reserve", "0", "--json")
+        assert [device["reserve_bytes"] for device in told["devices"]] == [0] * 4
+
+
+def test_capitals_of_a_quant_and_of_a_cache_type_do_not_matter(capsys: pytest.CaptureFixture[str]) -> None:
+    as_written = document(capsys, "plan", "--quant", "UD-IQ1_M", "--cache-type-k", "q8_0", "--json")
+    assert document(capsys, "plan", "--quant", "ud-iq1_m", "--cache-type-k", "Q8_0", "--json") == as_written
 
 
 def test_a_small_model_of_the_same_make_plans_too(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

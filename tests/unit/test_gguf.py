@@ -67,6 +67,51 @@ def test_absurd_figures_are_said(tmp_path: Path, changes: dict[str, int], reason
         gguf.read(path)
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"embedding_length": 7168}, r"embedding_length` is 7,168, its token embedding is 2,048 wide"),
+        ({"block_count": 61}, r"block_count` is 61, its tensors are of 27 layers"),
+    ],
+)
+def test_metadata_that_the_tensors_contradict_are_said(tmp_path: Path, changes: dict[str, int], reason: str) -> None:
+    description = models.MODELS["deepseek-v2-lite"]()
+    metadata = description.metadata | {f"deepseek2.{key}": value for key, value in changes.items()}
+    path = fullsize.write_other(tmp_path / "it.gguf", replace(description, metadata=metadata))
+    with pytest.raises(SiteError, match=f"it contradicts itself: `deepseek2.{reason}"):
+        gguf.read(path)
+
+
+def test_a_model_may_come_without_its_layers_that_only_predict() -> None:
+    description = models.MODELS["glm4-air"]()
+    computing = tuple(tensor for tensor in description.tensors if tensor.layer != 46)
+    assert replace(description, tensors=computing).model("").layers == 46
+
+
+@pytest.mark.parametrize(
+    ("metadata", "reason", "remedy"),
+    [
+        ({"general.architecture": "llama", "general.type": "adapter"}, r"an adapter \(LoRA\)", "it goes with"),
+        ({"general.architecture": "clip", "general.type": "mmproj"}, "a projector for images or sound", "it goes with"),
+        ({"general.architecture": "clip"}, "a projector for images or sound", "it goes with"),
+        ({"general.type": "imatrix"}, "an importance matrix", "it goes with"),
+    ],
+)
+def test_what_the_engine_cannot_serve_is_told_what_it_is(
+    tmp_path: Path, metadata: dict[str, str], reason: str, remedy: str
+) -> None:
+    path = tmp_path / "it.gguf"
+    keys = b"".join(text(key) + struct.pack("<I", 8) + text(value) for key, value in metadata.items())
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, len(metadata)) + keys)
+    with pytest.raises(SiteError, match=reason) as refused:
+        gguf.read(path)
+    assert remedy in refused.value.problems[0].remedy
+
+
+def text(value: str) -> bytes:
+    return struct.pack("<Q", len(value)) + value.encode()
+
+
 def test_a_set_of_shards_is_one_model_whichever_is_named(tiny: Path, tmp_path: Path) -> None:
     parts = shards.split(tiny, tmp_path / "tiny", 40)
     whole = gguf.read(tiny)
@@ -88,6 +133,23 @@ def test_a_set_of_absurdly_many_shards_is_said_shortly(tiny: Path, tmp_path: Pat
     lonely.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(SiteError, match=r"m-00001-of-99999.gguf, .* and 99995 more$"):
         gguf.read(lonely)
+
+
+def test_shards_under_each_others_names_are_said(tiny: Path, tmp_path: Path) -> None:
+    first, second, *_ = shards.split(tiny, tmp_path / "tiny", 40)
+    aside = first.rename(tmp_path / "aside")
+    second.rename(first)
+    aside.rename(second)
+    with pytest.raises(SiteError, match=r"file 1 of 4 of the set .* says `split.no` 1, where 0 belongs") as refused:
+        gguf.read(first)
+    assert "under the names that they have there" in refused.value.problems[0].remedy
+
+
+def test_a_shard_of_another_set_is_said(tiny: Path, tmp_path: Path) -> None:
+    first, second, *_ = shards.split(tiny, tmp_path / "tiny", 40)
+    shards.split(tiny, tmp_path / "other" / "tiny", 80)[1].replace(second)
+    with pytest.raises(SiteError, match=r"file 2 of 4 of the set belongs to another set: .* `split.count` 2"):
+        gguf.read(first)
 
 
 def test_a_pointer_in_the_place_of_a_shard_is_named(tiny: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from r1prov import authority, gguf, headers, inventory, machine, session
 from r1prov.catalogue import Quant, ShardFile
 from r1prov.cli import main
-from r1prov.errors import SiteError
+from r1prov.errors import Problem, SiteError
 from r1prov.lab import shards, tinymodel
 from r1prov.lab.hub import Faults, Hub
 from r1prov.site.sources import Hub as HubSource
@@ -141,7 +141,9 @@ def test_all_refusals_are_told(hub: Hub, quant: Quant, cache: Path) -> None:
     hub.faults = Faults()
     with pytest.raises(SiteError, match=r"is another, of .* bytes, not 1,000,000,000,000"):
         fetched(quant.model_copy(update={"files": (other, *quant.files[1:])}), from_hub(hub))
-    with pytest.raises(SiteError, match=r"the set has \d+ tensors of|it is one shard of"):
+    with pytest.raises(
+        SiteError, match=r"file 1 of 3 of the set belongs to another set: its header says `split.count` 4"
+    ):
         fetched(quant.model_copy(update={"files": quant.files[:-1]}), from_hub(hub))
     assert not cache.exists()
 
@@ -172,6 +174,82 @@ def test_a_url_of_a_shard_is_the_whole_set(hub: Hub, quant: Quant) -> None:
     assert headers.at(url, lambda _: None).layers == 8
     with pytest.raises(SiteError, match="answers 404"):
         headers.at(f"{hub.url}/me/model-GGUF/resolve/main/mine/other.gguf", lambda _: None)
+
+
+def test_a_urls_query_goes_with_each_shard_and_its_fragment_nowhere(root: Path, quant: Quant) -> None:
+    said: list[str] = []
+    with WebServer(root / FOLDER) as server:
+        found = headers.at(f"{server.url}/{quant.files[0].name}?download=true#top", said.append)
+    assert found.name == quant.files[0].name
+    assert server.asked == [f"/{file.name}?download=true" for file in quant.files]
+    assert said == [f"reading the header of {quant.files[0].name} from {server.url}"]
+
+
+def refused_at(url: str) -> Problem:
+    with pytest.raises(SiteError) as refused:
+        headers.at(url, lambda _: None)
+    (problem,) = refused.value.problems
+    return problem
+
+
+@pytest.mark.parametrize(
+    ("status", "remedy"),
+    [
+        (404, "check the address"),
+        (401, "it wants a login: fetch the file and name it here"),
+        (403, "it wants a login: fetch the file and name it here"),
+        (503, "try again later"),
+    ],
+)
+def test_what_to_do_follows_the_answer(root: Path, status: int, remedy: str) -> None:
+    with WebServer(root, refuse=status) as server:
+        problem = refused_at(f"{server.url}/whole.gguf")
+    assert f"it answers {status} " in problem.what
+    assert problem.remedy.startswith(remedy)
+
+
+@pytest.mark.parametrize(
+    ("content", "what", "remedy"),
+    [
+        (b"<!doctype html>", "it is no GGUF file", "perhaps a page about the file"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "pointer of Git LFS", "/resolve/ where this has /raw/"),
+        (b"GGUF\3\0\0\0", "its header is cut short", "has only a part of the file"),
+        (b"GGUF\1\0\0\0", "its GGUF version is 1", "is damaged"),
+    ],
+)
+def test_what_to_do_follows_the_content(tmp_path: Path, content: bytes, what: str, remedy: str) -> None:
+    (tmp_path / "it.gguf").write_bytes(content)
+    with WebServer(tmp_path) as server:
+        problem = refused_at(f"{server.url}/it.gguf")
+    assert what in problem.what
+    assert remedy in problem.remedy
+
+
+def test_a_server_that_is_not_there_may_be_later() -> None:
+    problem = refused_at("http://127.0.0.1:9/it.gguf")
+    assert problem.what == "it cannot be read: Connection refused"
+    assert problem.remedy.startswith("try again")
+
+
+def test_half_a_file_is_cut_short_although_its_header_is_whole(hub: Hub, root: Path, quant: Quant) -> None:
+    content = (root / "whole.gguf").read_bytes()
+    half = root / FOLDER / "half.gguf"
+    half.write_bytes(content[: len(content) // 2])
+    try:
+        with WebServer(half.parent) as server:  # one tells the size in an answer to a range, the other of the whole
+            for url in (f"{hub.url}/me/model-GGUF/resolve/main/mine/half.gguf", f"{server.url}/half.gguf"):
+                problem = refused_at(url)
+                assert problem.what == f"it is cut short: {len(content) // 2:,} bytes of {len(content):,}"
+                assert problem.remedy == "the server has only a part of the file: name one that has all of it"
+    finally:
+        half.unlink()
+
+
+def test_the_shard_that_a_server_lacks_is_named(root: Path, tmp_path: Path, quant: Quant) -> None:
+    first, second, *_ = (file.name for file in quant.files)
+    (tmp_path / first).symlink_to(root / FOLDER / first)
+    with WebServer(tmp_path) as server:
+        assert refused_at(f"{server.url}/{first}").where == f"{server.url}/{second}"
 
 
 def own_profile(folder: Path, quant: Quant) -> Path:
@@ -214,14 +292,22 @@ def test_a_profile_with_a_model_of_its_own_is_planned_from_where_one_says(
 
 
 class WebServer:
-    """A plain web server of a folder that counts the bytes that it sends; Python's own knows no ranges."""
+    """A plain web server of a folder that counts the bytes that it sends, or refuses; Python's own knows no ranges."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, refuse: int | None = None) -> None:
         sent = self.sent = []
+        asked = self.asked = []
 
         class Handler(SimpleHTTPRequestHandler):
             def __init__(self, *words: object) -> None:
                 super().__init__(*words, directory=str(folder))
+
+            def do_GET(self) -> None:
+                asked.append(self.path)
+                if refuse:
+                    self.send_error(refuse)
+                else:
+                    super().do_GET()
 
             def copyfile(self, source, outputfile) -> None:
                 try:

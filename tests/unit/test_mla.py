@@ -192,7 +192,7 @@ def cut_short(path: Path) -> Path:
 
 
 def of_another_architecture(path: Path) -> Path:
-    return changed(tinymodel.write(path, legacy=Q8_0), b"deepseek2", b"deepseek3")
+    return changed(tinymodel.write(path, legacy=Q8_0), b"deepseek2", b"codeshell")
 
 
 def no_gguf(path: Path) -> Path:
@@ -202,7 +202,7 @@ def no_gguf(path: Path) -> Path:
 
 BAD = {
     "in both forms (150 tensors": both_forms,
-    "is a model of `deepseek3`": of_another_architecture,
+    "is a model of `codeshell`": of_another_architecture,
     "shards are missing beside it: b-00003-of-00003.gguf": first_alone,
     "has the type IQ1_S, whose rows cannot be taken apart": lambda path: of_type(path, 19),
     "`blk.0.attn_kv_b.weight` has a type that is not known": lambda path: of_type(path, 212),

@@ -165,8 +165,8 @@ card_sets = st.lists(card_sizes, max_size=8) | st.builds(
 machines = st.builds(
     Mixed,
     sizes=card_sets.map(lambda sizes: tuple(mib * MIB for mib in sizes)),
-    ram=st.sampled_from([64, 128, 256, 384, 480, 512, 768, 1024, 2000]).map(lambda gigabytes: gigabytes * GB),
-    disk=st.just(1000 * GB),
+    ram=st.sampled_from([64, 128, 256, 384, 480, 512, 768, 1024, 2000]).map(lambda gigabytes: f"{gigabytes} GB"),
+    disk=st.just("1 TB"),
 )
 models = st.builds(lambda quant, mla: layout.model(quant, mla=mla), st.sampled_from(list(layout.TYPES)), st.booleans())
 servings = st.builds(

@@ -6,14 +6,14 @@ import pytest
 
 from r1prov import catalogue
 from r1prov.latent import Attention
-from r1prov.machine import Machine, load_profile
+from r1prov.machine import load_profile
 from r1prov.offload import Plan, plan
 from r1prov.units import GB
 
 
 def planned(profile: str, quant: str = "UD-IQ1_S", attention: Attention = "mla", **machine: object) -> Plan:
     base = load_profile(profile)
-    changed = Machine.model_validate(base.machine.model_dump() | machine)
+    changed = base.machine.model_copy(update=machine)
     serving = base.serving.model_copy(update={"quant": quant, "attention": attention, "context_per_slot": 8192})
     return plan(catalogue.quant(quant), changed, serving)
 

@@ -6,9 +6,9 @@ from typing import get_args
 import pytest
 from ansible_collections.r1.prov.plugins.module_utils import host_judge
 
-from r1prov import authority, site
+from r1prov import authority, machine, site
 from r1prov.errors import SiteError
-from r1prov.machine import load_profile
+from r1prov.machine import Profile, load_profile
 from r1prov.site import Check, Host
 
 
@@ -110,6 +110,23 @@ def test_an_operators_own_profile_lies_beside_the_site_file(tmp_path: Path) -> N
     )
     (tmp_path / "r1prov.yml").write_text("profile: own.yml\nhosts: [gpu1]\n")
     assert site.load(tmp_path / "r1prov.yml").profile.description == "mine"
+
+
+def test_a_size_without_its_unit_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "own.yml"
+    path.write_text(machine.source("cpu").replace("ram: 256 GB", "ram: 256"))
+    with pytest.raises(SiteError) as caught:
+        load_profile(str(path))
+    (problem,) = caught.value.problems
+    assert problem.what.startswith("`machine.ram`: `256` is no size: write a number and a unit of")
+
+
+@pytest.mark.parametrize("name", machine.names())
+def test_a_profile_that_is_written_is_read_as_the_same(tmp_path: Path, name: str) -> None:
+    profile = load_profile(name)
+    (tmp_path / "own.yml").write_text(machine.as_yaml(profile))
+    assert load_profile(str(tmp_path / "own.yml")) == profile
+    assert Profile.model_validate_json(profile.model_dump_json()) == profile
 
 
 def test_without_a_file_hosts_and_profile_are_asked_for_together(

@@ -13,6 +13,7 @@ from r1prov.units import GB, GIB, gib, parse_size
         ("1.8 TB", 1_800_000_000_000),
         ("131GiB", 131 * GIB),
         ("7 B", 7),
+        ("0", 0),
     ],
 )
 def test_sizes_are_read_with_their_unit(text: str, n_bytes: int) -> None:
