@@ -187,6 +187,8 @@ def test_arguments_have_long_forms_and_defaults_of_the_server() -> None:
     everything = parse(["-ngl", "-7"], cards=1)
     assert everything == parse(["-ngl", "all"], cards=1)
     assert everything.placed
+    with pytest.raises(RefusedError, match="has an unsupported type: Q8_0"):
+        parse(["-ctk", "Q8_0"], cards=0)
     with pytest.raises(RefusedError, match="the value is a word of its own"):
         parse(["--ctx-size=8192"], cards=0)
     with pytest.raises(UnknownArgumentError, match="-sm cannot be judged with `row`"):
