@@ -52,7 +52,7 @@ class NoGgufError(ValueError):
 
 
 class UnservableError(ValueError):
-    """A sound file of something that goes with a model.
+    """A sound file that is no language model, or none that llama.cpp reads.
 
     Attributes:
         remedy: which file to look for instead.
@@ -201,6 +201,9 @@ def model(name: str, metadata: dict[str, Any], tensors: Sequence[Tensor]) -> Mod
         raise ValueError(
             f"it contradicts itself: `{architecture}.embedding_length` is {width:,}, its token embedding is {embedding.shape[0]:,} wide"
         )
+    if {"attn_kv_b.weight", "attn_k_b.weight"} <= {tensor.kind for tensor in tensors}:
+        what = f"it has its attention in both forms ({len(tensors)} tensors), which llama.cpp does not read"
+        raise UnservableError(what, "take the file as it was published, in one form")
     layers = blocks - idle_layers
     held = max((tensor.layer + 1 for tensor in tensors if tensor.layer is not None), default=layers)
     if held < layers:

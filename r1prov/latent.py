@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-from r1prov.model import Model, Tensor
+from r1prov.model import Model, Tensor, block
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,12 +17,40 @@ if TYPE_CHECKING:
 Attention = Literal["mla", "legacy"]
 """What is served: MLA form wherever a model can have it, or the files as they were published."""
 
+SPLIT_TYPES = frozenset(
+    (
+        "F32",
+        "F16",
+        "BF16",
+        "Q8_0",
+        "Q4_0",
+        "Q4_1",
+        "Q5_0",
+        "Q5_1",
+        "Q2_K",
+        "Q3_K",
+        "Q4_K",
+        "Q5_K",
+        "Q6_K",
+        "IQ4_NL",
+        "IQ4_XS",
+    )
+)
+"""Types of `attn_kv_b` whose rows can be taken apart: those that `plugins/module_utils/ggml_blocks.py` reads."""
+
 _LEGACY = ".attn_kv_b.weight"
 
 
 def is_legacy(model: Model) -> bool:
     """Whether it can be brought into MLA form."""
-    return model.architecture == "deepseek2" and not model.mla and any(map(_is_split, model.tensors))
+    split = [tensor for tensor in model.tensors if _is_split(tensor)]
+    return (
+        model.architecture == "deepseek2"
+        and not model.mla
+        and bool(split)
+        and all(tensor.type in SPLIT_TYPES for tensor in split)
+        and (model.key_length - model.rope_length) % block("Q8_0")[0] == 0
+    )
 
 
 def served(model: Model, attention: Attention) -> Model:

@@ -32,7 +32,7 @@ ARCHITECTURE = "deepseek2"
 KEY_TYPES = ("Q8_0", "F16")
 """What `attn_k_b` can be made of. F16 takes twice the bytes."""
 
-_LEGACY = re.compile(r"(blk\.\d+\.attn_)kv_b\.weight")
+_LEGACY = re.compile(r"(blk\.(\d+)\.attn_)kv_b\.weight")
 _NEW = re.compile(r"blk\.\d+\.attn_[kv]_b\.weight")
 _HEADS_AT_ONCE = 8  # a few megabytes: what a core's cache holds
 
@@ -226,6 +226,12 @@ def _attention(first: Gguf, names: Sequence[str]) -> Attention:
         raise AlreadyError("it has its attention in MLA form already: nothing to do")
     if not legacy:
         raise FormError("it has no attn_kv_b. Take a file that llama.cpp's converter wrote")
+
+    lacking = set(range(first.number(f"{ARCHITECTURE}.block_count") or 0)) - {
+        int(match[2]) for match in map(_LEGACY.fullmatch, names) if match
+    }
+    if lacking:
+        raise FormError(f"it has no attn_kv_b in layer {min(lacking)}. Fetch it anew")
 
     def number(key: str) -> int:
         value = first.number(f"{ARCHITECTURE}.{key}")

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
 import pytest
 
 from r1prov import gguf as header
-from r1prov import latent, layout, weights
+from r1prov import latent, layout, paths, weights
 from r1prov.lab import tinymodel
 
 
@@ -16,6 +17,18 @@ def test_a_published_quant_in_mla_form_is_what_the_catalogue_knows_of_it(quant: 
     assert latent.is_legacy(published)
     assert latent.in_mla_form(published) == latent.served(published, "mla") == layout.model(quant, mla=True)
     assert latent.served(published, "legacy") is published
+
+
+def test_what_the_conversion_would_refuse_is_served_as_published() -> None:
+    assert paths.module_util("ggml_blocks").READABLE == latent.SPLIT_TYPES
+    published = layout.model("UD-IQ1_S")
+    tensors = tuple(
+        replace(tensor, type="IQ2_XXS") if tensor.name == "blk.7.attn_kv_b.weight" else tensor
+        for tensor in published.tensors
+    )
+    other = replace(published, tensors=tensors)
+    assert not latent.is_legacy(other)
+    assert latent.served(other, "mla") is other
 
 
 def test_a_file_in_mla_form_is_what_was_foreseen_of_it(tmp_path: Path) -> None:

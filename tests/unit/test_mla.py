@@ -195,6 +195,10 @@ def of_another_architecture(path: Path) -> Path:
     return changed(tinymodel.write(path, legacy=Q8_0), b"deepseek2", b"codeshell")
 
 
+def without_a_layer(path: Path) -> Path:
+    return changed(tinymodel.write(path, legacy=Q8_0), b"blk.1.attn_kv_b", b"blk.1.attn_kv_x")
+
+
 def no_gguf(path: Path) -> Path:
     path.write_text("hello")
     return path
@@ -202,6 +206,7 @@ def no_gguf(path: Path) -> Path:
 
 BAD = {
     "in both forms (150 tensors": both_forms,
+    "it has no attn_kv_b in layer 1": without_a_layer,
     "is a model of `codeshell`": of_another_architecture,
     "shards are missing beside it: b-00003-of-00003.gguf": first_alone,
     "has the type IQ1_S, whose rows cannot be taken apart": lambda path: of_type(path, 19),
