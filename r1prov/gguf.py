@@ -251,6 +251,8 @@ def files(path: Path) -> list[Path]:
 
 
 def _checked(path: Path) -> Header:
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise _wrong(path, "it is no regular file", "name a GGUF file")
     try:
         with path.open("rb") as stream:
             found = header(stream)

@@ -29,7 +29,7 @@ BEST_ON_GPUS = "best-on-gpus"
 Context = Annotated[int, Field(ge=256)]
 """Tokens that a slot remembers; the plan compares them with what the model was trained for."""
 
-KvType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
+KvType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"]
 
 
 class Gpus(Keys):

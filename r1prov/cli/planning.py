@@ -14,12 +14,14 @@ from r1prov.cli import options, show_plan
 from r1prov.errors import Problem, SiteError
 from r1prov.offload import DYNAMIC_QUANTS, best_on_gpus, compare, document, placeable, plan_model, running
 from r1prov.offload import wanted as wanted_setting
-from r1prov.offload.arguments import parse
+from r1prov.offload.arguments import model_named, parse
 from r1prov.offload.outcome import Space, outcome, remarks
 from r1prov.offload.setting import RefusedError, UnknownArgumentError
 from r1prov.units import parse_cards, parse_size
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from r1prov.machine import Profile, Serving
     from r1prov.model import Model
     from r1prov.offload import Plan
@@ -136,22 +138,29 @@ def explain(
     try:
         setting = parse(words, cards=len(cards))
         found = outcome(model, setting, space)
-        found = replace(found, notes=(*found.notes, *remarks(model, setting, found)))
+        found = replace(found, notes=(*found.notes, *_beside(model, words), *remarks(model, setting, found)))
     except UnknownArgumentError as error:
         raise typer.BadParameter(str(error)) from None
     except RefusedError as refusal:
         instead = tuple(compare.settings_that_start(model, setting, cards)) if setting else ()
         if json:
-            output.data(document.of_refusal(str(refusal), words, environment, instead))
+            output.data(document.of_refusal(model, str(refusal), words, environment, instead))
         else:
             show_plan.refusal(str(refusal), instead)
         return
     if not found.fits:
         instead = tuple(compare.settings_that_fit(model, setting, space, found))
     if json:
-        output.data(document.of_outcome(found, words, environment, instead))
+        output.data(document.of_outcome(model, found, words, environment, instead))
     else:
-        show_plan.explained(found, instead)
+        show_plan.explained(model, found, instead)
+
+
+def _beside(model: Model, words: Sequence[str]) -> Iterator[str]:
+    """That arguments name a model, which is not the one that is looked at."""
+    named = model_named(words)
+    if named:
+        yield f"These are the figures of {model.name}, whatever `{named}` is: name another by --quant or --gguf"
 
 
 def _serving(base: Serving, flags: dict[str, int | str | None]) -> Serving:

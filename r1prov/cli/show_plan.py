@@ -28,8 +28,7 @@ LEGEND = "w weights, k KV cache, c compute buffer, r reserve, . free\nreads: GB 
 def plan(model: Model, found: Plan, baselines: Sequence[Baseline], alternatives: Sequence[Alternative]) -> None:
     """The plan, and what others would do beside it."""
     slots = "1 slot" if found.slots == 1 else f"{found.slots} slots"
-    form = " in MLA form" if model.mla else ""
-    output.write(f"{found.quant}{form}, {gib(found.model_bytes)}, {slots} of {found.context_per_slot:,} tokens\n\n")
+    output.write(f"{_named(model)}, {gib(found.model_bytes)}, {slots} of {found.context_per_slot:,} tokens\n\n")
     assert found.outcome  # noqa: S101 - for the type checker: what is shown has been worked out
     _devices(found.outcome)
     cards = [device.capacity for device in found.outcome.devices]
@@ -57,8 +56,13 @@ def plan(model: Model, found: Plan, baselines: Sequence[Baseline], alternatives:
         )
 
 
-def explained(found: Outcome, alternatives: Sequence[Alternative]) -> None:
+def _named(model: Model) -> str:
+    return f"{model.name} in MLA form" if model.mla else model.name
+
+
+def explained(model: Model, found: Outcome, alternatives: Sequence[Alternative]) -> None:
     """What goes where, whether it fits, and how fast it would be."""
+    output.write(f"{_named(model)}, {gib(model.n_bytes)}\n\n")
     _devices(found)
     _decoding(found)
     _verdict(found, "llama-server", alternatives)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from itertools import pairwise
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -70,9 +71,20 @@ def parse(arguments: Sequence[str], *, cards: int) -> Setting:
     return Setting(overrides=tuple(overrides), **values)
 
 
+def model_named(arguments: Sequence[str]) -> str | None:
+    """The model that the arguments name, in the engine's way; it is not looked at."""
+    return next((value for word, value in pairwise(arguments) if word in _NAMING_A_MODEL), None)
+
+
+_NAMING_A_MODEL = frozenset({"-m", "--model", "-mu", "--model-url", "-hf", "--hf-repo", "-hff", "--hf-file"})
+
+
 def _without_command(words: Sequence[str]) -> Sequence[str]:
     """What follows the variables and the program of a command line, where there are any."""
     start = next((place for place, word in enumerate(words) if not _VARIABLE.match(word)), len(words))
+    for variable in words[:start]:
+        if variable.partition("=")[0] != "CUDA_DEVICE_ORDER":
+            raise UnknownArgumentError(f"what {variable} changes is not known here; cards are left out by `--gpus`")
     is_program = start < len(words) and PurePath(words[start]).name == "llama-server"
     return words[start + is_program :]
 
@@ -84,14 +96,14 @@ def _unknown(name: str) -> RefusedError:
     option, equals, _ = name.partition("=")
     if equals and option in _OPTIONS.keys() | _PLACING | _IRRELEVANT:
         return RefusedError(f"invalid argument {name}: the value is a word of its own, `{option} ...`")
-    return UnknownArgumentError(
-        _SPLIT.get(name) or f"{name} is no argument of llama-server whose effect on memory is known here"
-    )
+    if name in _REPLACED:
+        return RefusedError(f"invalid argument {name}: `--load-mode` says that now")
+    if name in {"-dev", "--device"}:
+        return UnknownArgumentError(f"cards are left out by `--gpus`, not by {name}: their numbers would be others")
+    return UnknownArgumentError(f"{name} is no argument of llama-server, or none whose effect on memory is known here")
 
 
-_SPLIT = dict.fromkeys(
-    ("-dev", "--device"), "cards are left out by `--gpus`, not by `--device`: its numbers would be others"
-)
+_REPLACED = frozenset({"--mlock", "--mmap", "--no-mmap", "-dio", "--direct-io"})
 
 
 def _converted(name: str, text: str, convert: Callable[[str], T]) -> T:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from r1prov.offload import search, thumb
-from r1prov.offload.memory import context_of, memory, v_type
+from r1prov.offload.memory import cache_bytes, context_of, memory, v_type
 from r1prov.offload.outcome import Outcome, Space, outcome
 from r1prov.offload.setting import CACHE_TYPES, EXPERTS, RefusedError, Setting
 from r1prov.units import MIB
@@ -185,6 +185,9 @@ def _most(fits: Callable[[int], bool], too_many: int) -> int:
 
 
 def _plan_fits(model: Model, wanted: Setting, space: Space) -> bool:
+    least = model.n_bytes + model.layers * cache_bytes(model, wanted)
+    if least > sum(space.rooms) + space.room_in_ram:  # known at once, where a search takes a tenth of a second
+        return False
     try:
         found = search.best(model, wanted, space) if space.cards else None
     except RefusedError:

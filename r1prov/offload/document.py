@@ -19,11 +19,17 @@ BASIS = (
 
 
 def of_outcome(
-    found: Outcome, arguments: Sequence[str], environment: dict[str, str], alternatives: Iterable[Alternative]
+    model: Model,
+    found: Outcome,
+    arguments: Sequence[str],
+    environment: dict[str, str],
+    alternatives: Iterable[Alternative],
 ) -> dict[str, Any]:
-    """What `arguments` would do in `environment`, and what would fit if they do not."""
+    """What `arguments` would do with a model in `environment`, and what would fit if they do not."""
     low, high = found.tokens_per_second
     return {
+        "model": model.name,
+        "mla": model.mla,
         "devices": [_device(device) for device in found.devices],
         "host": _device(found.host),
         "arguments": list(arguments),
@@ -38,10 +44,16 @@ def of_outcome(
 
 
 def of_refusal(
-    reason: str, arguments: Sequence[str], environment: dict[str, str], alternatives: Iterable[Alternative]
+    model: Model,
+    reason: str,
+    arguments: Sequence[str],
+    environment: dict[str, str],
+    alternatives: Iterable[Alternative],
 ) -> dict[str, Any]:
     """Arguments with which the engine would not start, and near ones with which it would."""
     return {
+        "model": model.name,
+        "mla": model.mla,
         "devices": [],
         "host": None,
         "arguments": list(arguments),
@@ -59,8 +71,7 @@ def of_plan(
     model: Model, plan: Plan, found: Outcome, baselines: Iterable[Baseline], alternatives: Iterable[Alternative]
 ) -> dict[str, Any]:
     """A plan for a model, what others would do beside it, and what would fit if it does not."""
-    return of_outcome(found, plan.arguments, plan.environment, alternatives) | {
-        "mla": model.mla,
+    return of_outcome(model, found, plan.arguments, plan.environment, alternatives) | {
         "ollama": {
             "num_gpu": plan.ollama.gpu_layers,
             "num_ctx": plan.context_per_slot,

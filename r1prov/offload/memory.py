@@ -168,12 +168,14 @@ def _attention(model: Model, setting: Setting, *, layer_on_card: bool) -> tuple[
                     f"{name} cache type {kind.lower()} with block size {block(kind)[0]} does not divide {length}"
                 )
     if flash is None:
-        return flash_on_cards(model) or not layer_on_card, False
+        return flash_on_cards(model, type_k, type_v) or not layer_on_card, False
     return flash, not flash
 
 
-def flash_on_cards(model: Model) -> bool:
-    """The CUDA backend has a flash attention kernel for the model's heads (ggml/src/ggml-cuda/fattn.cu), on RTX 20xx and newer."""
+def flash_on_cards(model: Model, *cache_types: str) -> bool:
+    """The CUDA backend fuses attention for these heads and types of cache (ggml/src/ggml-cuda/fattn.cu), on RTX 20xx and newer."""
+    if "IQ4_NL" in cache_types:
+        return False
     group = model.heads // model.kv_heads
     match model.key_length, model.value_length:
         case (192, 128):
@@ -271,4 +273,6 @@ def _compute(
 def _graph(model: Model, batch: Batch, shared: tuple[tuple[str, int], ...]) -> Numbered:
     """The same wherever the model lies, but for the weights that are read under several names."""
     build = builder_of(model)
-    return Numbered(build(model, batch, dict(shared), flash_on_cards=flash_on_cards(model)).build())
+    return Numbered(
+        build(model, batch, dict(shared), flash_on_cards=flash_on_cards(model, batch.type_k, batch.type_v)).build()
+    )

@@ -167,6 +167,25 @@ def test_a_small_machine_keeps_fewer_past_prompts(capsys: pytest.CaptureFixture[
     assert 0 <= host["capacity_bytes"] - taken - host["reserve_bytes"] < MIB
 
 
+def test_a_model_that_arguments_name_is_not_the_one_that_is_judged(capsys: pytest.CaptureFixture[str]) -> None:
+    words = (
+        "explain",
+        "--gpus",
+        "4x24GiB",
+        "--ram",
+        "480GiB",
+        "--json",
+        "--",
+        "-m",
+        "/models/Q4_K_M.gguf",
+        "-c",
+        "512",
+    )
+    told = document(capsys, *words)
+    assert told["model"] == "UD-IQ1_S"
+    assert "These are the figures of UD-IQ1_S, whatever `/models/Q4_K_M.gguf` is" in told["notes"][0]
+
+
 def test_the_line_of_a_plan_can_be_explained(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = run(capsys, "plan", "--profile", "4x4090")
     (line,) = [line for line in out.splitlines() if "llama-server" in line]
@@ -304,6 +323,10 @@ def test_bad_input_is_one_clear_error(
         (("plan", "more"), "unexpected extra argument"),
         (("explain", "--ram", "1GiB"), "Missing option '--gpus'"),
         (("explain", "--gpus", "0", "--ram", "1GiB", "--", "--frobnicate"), "--frobnicate is no argument"),
+        (
+            ("explain", "--gpus", "0", "--ram", "1GiB", "--", "CUDA_VISIBLE_DEVICES=0", "llama-server"),
+            "what CUDA_VISIBLE_DEVICES=0 changes",
+        ),
         (("explain", "--gpus", "0", "--ram", "1GiB", "--jsn"), "--jsn is no argument"),
     ],
 )

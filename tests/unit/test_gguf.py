@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import struct
 import time
 from dataclasses import replace
@@ -106,6 +107,12 @@ def test_what_the_engine_cannot_serve_is_told_what_it_is(
     with pytest.raises(SiteError, match=reason) as refused:
         gguf.read(path)
     assert remedy in refused.value.problems[0].remedy
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "m.gguf")
+    with pytest.raises(SiteError, match="no regular file"):
+        gguf.read(tmp_path / "m.gguf")
 
 
 def text(value: str) -> bytes:

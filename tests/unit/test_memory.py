@@ -178,7 +178,7 @@ def test_arguments_have_long_forms_and_defaults_of_the_server() -> None:
         parse(text.split(), cards=1)
         for text in (
             "-c 8192 -np 2 -ctk q8_0 -ngl 7 -fa off --temp 0.6 --metrics",
-            "A=b /opt/llama-server --ctx_size 8192 --parallel 2 --cache-type-k q8_0 --n-gpu-layers 7 --flash-attn disabled -sm layer",
+            "CUDA_DEVICE_ORDER=X /opt/llama-server --ctx_size 8192 --parallel 2 --cache-type-k q8_0 --gpu-layers 7 -fa disabled -sm layer",
         )
     )
     assert short == long == Setting(context=8192, slots=2, unified=False, type_k="Q8_0", gpu_layers=7, flash=False)
@@ -191,11 +191,30 @@ def test_arguments_have_long_forms_and_defaults_of_the_server() -> None:
         parse(["-ctk", "Q8_0"], cards=0)
     with pytest.raises(RefusedError, match="the value is a word of its own"):
         parse(["--ctx-size=8192"], cards=0)
+    with pytest.raises(RefusedError, match="invalid argument --no-mmap: `--load-mode` says that now"):
+        parse(["--no-mmap"], cards=0)
     with pytest.raises(UnknownArgumentError, match="-sm cannot be judged with `row`"):
         parse(["-sm", "row"], cards=2)
     with pytest.raises(UnknownArgumentError, match="cards are left out by `--gpus`"):
         parse(["-dev", "CUDA0"], cards=2)
     assert len(parse(["-ncmoe", "999999999"], cards=1).overrides) == MOST_LAYERS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "compute_mib"),
+    [
+        ("-ngl 99 -cmoe -c 8192 -np 1 -fa on -ub 128", (1403, 94, 78)),
+        ("-ngl 30 -nkvo", (1181, 380, 447)),
+        ("-ngl 30 -c 8192", (1181, 380, 299)),
+    ],
+)
+def test_a_cache_that_no_card_fuses_attention_for_has_it_computed_in_ram(
+    arguments: str, compute_mib: tuple[int, ...]
+) -> None:
+    """UD-IQ1_S in MLA form on two cards of 24,564 MiB, as the CUDA backend of the pinned engine says it."""
+    setting = parse([*arguments.split(), "-ctk", "iq4_nl", "-ctv", "iq4_nl"], cards=2)
+    taken = memory(layout.model("UD-IQ1_S", mla=True), setting, (24_564 * MIB,) * 2)
+    assert [use.compute / MIB for use in (*taken.cards, taken.host)] == pytest.approx(compute_mib, abs=1)
 
 
 def test_only_the_output_lies_on_the_card_with_one_entry() -> None:
