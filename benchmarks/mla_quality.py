@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks import greedy
-from r1prov import paths, perplexity, weights
+from r1prov import output, paths, perplexity, weights
 from r1prov.perplexity import Run
 
 if TYPE_CHECKING:
@@ -133,7 +133,8 @@ def _mla(legacy: Path) -> dict[str, Run]:
 
 
 def _compared(engine: Path, base: Run, runs: dict[str, Run], text: str, chunks: int) -> Rows:
-    found = perplexity.differences(engine, [(base, run) for run in runs.values()], text, chunks)
+    pairs = [(base, run) for run in runs.values()]
+    found = perplexity.differences(engine, pairs, text, chunks, lambda run: output.Meter(run.model.name, "steps"))
     rows = {
         name: f"{one.kl_divergence:.3e} ± {one.uncertainty:.0e}, median {one.median:.1e}, {one.same_top:.2%}"
         for name, one in zip(runs, found, strict=True)

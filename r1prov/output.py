@@ -268,20 +268,20 @@ class LiveRun:
                 yield "", beside, Text(other.label, style="dim"), _bar(other), self._amounts(host, other), ""
 
     def _amounts(self, host: _Host, progress: Progress) -> str:
-        """How far a step is, how fast, and how long it takes still; what is not known is left out."""
-        pace = host.pace[_part(progress)]
-        if progress.unit == "bytes":
-            return _bytes(progress.done, progress.total, pace)
-        left_s = pace.left_s(progress.total)
-        left = f", {clock(left_s)} left" if left_s is not None else ""
-        return f"{progress.done} of {progress.total}{left}" if progress.total else str(progress.done or "")
+        return _amounts(progress.done, progress.total, progress.unit, host.pace[_part(progress)])
 
 
 class Meter:
-    """One long step of this machine, counted in bytes: a line that moves on a terminal, now and then a line elsewhere."""
+    """One long step of this machine: a line that moves on a terminal, now and then a line elsewhere.
 
-    def __init__(self, label: str) -> None:
+    Args:
+        label: what is done.
+        unit: what it is counted in, `bytes` or `steps`.
+    """
+
+    def __init__(self, label: str, unit: str = "bytes") -> None:
         self._label = label
+        self._unit = unit
         self._pace = Pace()
         self._said_s = time.monotonic()
         self._text = Text(label)
@@ -301,13 +301,22 @@ class Meter:
             self._live.stop()
 
     def update(self, done: int, total: int) -> None:
-        """So many bytes are done, of so many."""
+        """So many are done, of so many."""
         now_s = time.monotonic()
         self._pace.add(done, now_s)
-        self._text = Text(f"{self._label}: {done / total:.0%}, {_bytes(done, total, self._pace)}")
+        self._text = Text(f"{self._label}: {done / total:.0%}, {_amounts(done, total, self._unit, self._pace)}")
         if not self._live and now_s - self._said_s >= PLAIN_EVERY_S:
             self._said_s = now_s
             _err.print(self._text, soft_wrap=True)
+
+
+def _amounts(done: int, total: int, unit: str, pace: Pace) -> str:
+    """How far a step is, how fast, and how long it takes still; what is not known is left out."""
+    if unit == "bytes":
+        return _bytes(done, total, pace)
+    left_s = pace.left_s(total)
+    left = f", {clock(left_s)} left" if left_s is not None else ""
+    return f"{done} of {total}{left}" if total else str(done or "")
 
 
 def _bytes(done: int, total: int, pace: Pace) -> str:

@@ -7,6 +7,11 @@ after the point, and now and then nothing: it ends without waiting until its log
 from __future__ import annotations
 
 import math
+import os
+import re
+import shlex
+import shutil
+import signal
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -17,12 +22,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from r1prov import gguf
 from r1prov.errors import Problem, SiteError
+from r1prov.units import MIB
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import numpy.typing as npt
+
+    from r1prov.output import Meter
 
 PROGRAM = "llama-perplexity"
 CONTEXT = 512
@@ -32,6 +41,18 @@ _HEADER = 8 + 3 * 4
 """Bytes of `_logits_`, then of context, vocabulary and chunks as 32-bit numbers."""
 _ROWS = 32
 """That are compared at once: 33 MB of one model for each of R1's."""
+
+_CHUNKS = re.compile(rb"calculating perplexity over (\d+) chunks")
+_CHUNK = re.compile(rb"\[(\d+)\][^\s,]+,")
+"""How the engine tells how far it is: `[1]541.9360,[2]481.1267,`, each when it is known."""
+
+_PREFIX = re.compile(r"[\d.]+ [A-Z] (.*)")
+"""Time and level of a line of its log, e.g. `0.00.008.945 E llama_model_load: error loading model: ...`."""
+_ERROR = re.compile(r"[\d.]+ E |.*(error|failed|assert)", re.IGNORECASE)
+_TRIES = 10
+"""Of an engine that fails without a word: what fails within milliseconds often ends before its log is written."""
+_MOST_LINES = 8
+"""Of what the engine said, in a message."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +81,7 @@ class Run:
     """A model and how the engine runs it.
 
     Attributes:
-        model: a GGUF file, or the first shard of a set.
+        model: a GGUF file, or any shard of a set.
         arguments: llama-perplexity's.
     """
 
@@ -83,7 +104,9 @@ def prose(file: Path | None) -> str:
         raise SiteError(Problem(str(file), f"it cannot be read: {what}", "name a text file")) from None
 
 
-def differences(engine: Path, pairs: Sequence[tuple[Run, Run]], text: str, chunks: int) -> list[Difference]:
+def differences(
+    engine: Path, pairs: Sequence[tuple[Run, Run]], text: str, chunks: int, watch: Callable[[Run], Meter]
+) -> list[Difference]:
     """Runs the engine over `chunks` chunks of the text, once for each run, and compares the second of each pair with the first.
 
     Args:
@@ -91,23 +114,60 @@ def differences(engine: Path, pairs: Sequence[tuple[Run, Run]], text: str, chunk
         pairs: what is compared.
         text: at least `chunks` times `CONTEXT` tokens.
         chunks: for each run and each of them half of `CONTEXT` times the vocabulary times two bytes lie on the disk: 66 MB for R1.
+        watch: makes what shows how far a run is, in chunks.
 
     Raises:
-        SiteError: the engine is not there, or refuses; the text is too short; two models have not the same tokens.
+        SiteError: a model or the engine is not there, or the engine refuses; the text is too short; two models have not the same
+            tokens; the folder for temporary files has no room.
     """
+    runs = dict.fromkeys(chain.from_iterable(pairs))
+    vocabulary = _vocabulary([run.model for run in runs])
     with tempfile.TemporaryDirectory(prefix="r1prov-") as scratch:
+        _check_room(Path(scratch).parent, len(text.encode()), len(runs), chunks, vocabulary)
         file = Path(scratch) / "text"
         file.write_text(text, encoding="utf-8")
         common = ("--file", str(file), "--chunks", str(chunks), "--ctx-size", str(CONTEXT))
-        expected: dict[Run, Path] = {}
-        for run in chain.from_iterable(pairs):
-            if run not in expected:
-                expected[run] = Path(scratch) / str(len(expected))
-                said = _run(engine, run, (*common, "--kl-divergence-base", str(expected[run])))
-                if not expected[run].is_file() or expected[run].stat().st_size < _HEADER:
-                    what = f"{PROGRAM} judged too few tokens: {_last(said)}"
-                    raise SiteError(Problem(str(run.model), what, "give a longer text"))
+        expected = {run: Path(scratch) / str(number) for number, run in enumerate(runs)}
+        for run, of_it in expected.items():
+            with watch(run) as meter:
+                said = _run(engine, run, (*common, "--kl-divergence-base", str(of_it)), meter)
+            _check_written(run, of_it, said)
         return [_difference(first, second, expected) for first, second in pairs]
+
+
+def _vocabulary(models: Sequence[Path]) -> int:
+    """Tokens of the vocabulary, which all of them have."""
+    sizes = {path: gguf.read(path).vocabulary for path in models}
+    first = models[0]
+    for path, size in sizes.items():
+        if size != sizes[first]:
+            what = f"its vocabulary has {size:,} tokens, that of {first} {sizes[first]:,}"
+            raise SiteError(Problem(str(path), what, "compare two forms of one model"))
+    return sizes[first]
+
+
+def _check_room(folder: Path, text_bytes: int, runs: int, chunks: int, vocabulary: int) -> None:
+    """That what is written will find room, before the first of the models is loaded."""
+    judged = min(chunks, text_bytes // CONTEXT + 1)  # a token is a byte or more
+    needed, free = text_bytes + runs * _bytes(CONTEXT, vocabulary, judged), shutil.disk_usage(folder).free
+    if needed > free:
+        what = (
+            f"{runs} runs over {judged} chunks need {needed / MIB:,.1f} MiB there meanwhile; {free / MIB:,.1f} are free"
+        )
+        raise SiteError(Problem(str(folder), what, "name another folder in the variable TMPDIR, or fewer `--chunks`"))
+
+
+def _check_written(run: Run, file: Path, said: str) -> None:
+    """That the engine wrote all that it judged: it does not look whether the disk was full."""
+    written = file.stat().st_size if file.is_file() else 0
+    if written < _HEADER:
+        what = "\n".join([f"{PROGRAM} judged too few tokens:", *_errors(said)])
+        raise SiteError(Problem(str(run.model), what, "give a longer text"))
+    wanted = _bytes(*map(int, np.fromfile(file, np.int32, 3, offset=8)))
+    if written < wanted:
+        what = f"{PROGRAM} could write only {written:,} bytes of {wanted:,} there"
+        remedy = "make room there, or name another folder in the variable TMPDIR"
+        raise SiteError(Problem(str(file.parent.parent), what, remedy))
 
 
 def _difference(first: Run, second: Run, expected: dict[Run, Path]) -> Difference:
@@ -145,17 +205,26 @@ def _judged(file: Path) -> Iterator[npt.NDArray[np.int32]]:
     yield from (judged[start : start + _ROWS] for start in range(0, len(judged), _ROWS))
 
 
+def _shape(context: int, vocabulary: int, chunks: int) -> tuple[int, int]:
+    """Of what is stored: a row for each judged token, and its 16-bit numbers."""
+    return chunks * (context - 1 - context // 2), vocabulary + vocabulary % 2 + 4
+
+
+def _bytes(context: int, vocabulary: int, chunks: int) -> int:
+    """Of a whole file."""
+    n_rows, width = _shape(context, vocabulary, chunks)
+    return _HEADER + 4 * chunks * context + 2 * n_rows * width
+
+
 def _rows(file: Path) -> Iterator[npt.NDArray[np.float64]]:
     """What was expected, as logarithms of probabilities: (`_ROWS`, vocabulary).
 
     The format is that of `log_softmax` in the engine's perplexity.cpp: for each token two floats, a step and the least value, then 16
     bits for each word of the vocabulary, of an even number of words. The rounding is taken out of their sum.
     """
-    _, vocabulary, _ = np.fromfile(file, np.int32, 3, offset=8)
-    tokens = _tokens(file)
-    n_rows = tokens.shape[0] * (tokens.shape[1] - 1 - tokens.shape[1] // 2)
-    width = vocabulary + vocabulary % 2 + 4
-    stored = np.memmap(file, np.uint16, "r", _HEADER + tokens.nbytes, (n_rows, width))
+    context, vocabulary, chunks = map(int, np.fromfile(file, np.int32, 3, offset=8))
+    n_rows, width = _shape(context, vocabulary, chunks)
+    stored = np.memmap(file, np.uint16, "r", _HEADER + _tokens(file).nbytes, (n_rows, width))
     for start in range(0, n_rows, _ROWS):
         rows = stored[start : start + _ROWS]
         step, least = np.split(rows[:, :4].copy().view(np.float32).astype(np.float64), 2, axis=1)
@@ -163,22 +232,48 @@ def _rows(file: Path) -> Iterator[npt.NDArray[np.float64]]:
         yield logarithms - np.log(np.exp(logarithms).sum(axis=1, keepdims=True))
 
 
-def _run(engine: Path, run: Run, arguments: Sequence[str]) -> str:
+def _run(engine: Path, run: Run, arguments: Sequence[str], meter: Meter) -> str:
     """What the engine says."""
-    command = [str(engine / PROGRAM), "--model", str(run.model), *arguments, *run.arguments]
+    first_shard = gguf.files(run.model)[0]  # from which it finds the others
+    load = [str(engine / PROGRAM), "--model", str(first_shard)]
+    for _ in range(_TRIES):
+        code, said = _listen([*load, *arguments, *run.arguments], meter)
+        if not code:
+            return said
+        if said:
+            break
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else "failed"
+    what = "\n".join([f"{PROGRAM} {how}:", *_errors(said)])
+    remedy = f"mend that; alone it is loaded by `{shlex.join([*load, *run.arguments])}`"
+    raise SiteError(Problem(str(run.model), what, remedy))
+
+
+def _listen(command: Sequence[str], meter: Meter) -> tuple[int, str]:
+    """How the engine ends, and what it says; the meter is told the chunks."""
     try:
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False
-        )
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     except OSError as error:
         remedy = f"build it: `cmake --build BUILD --target {PROGRAM}` in llama.cpp's tree makes BUILD/bin"
         raise SiteError(Problem(command[0], f"it does not run: {error.strerror}", remedy)) from None
-    if done.returncode:
-        remedy = f"the whole story: {' '.join(command)}"
-        raise SiteError(Problem(str(run.model), f"{PROGRAM} failed: {_last(done.stdout)}", remedy))
-    return done.stdout
+    said, chunks = b"", None
+    with process:
+        assert process.stdout  # noqa: S101 - for the type checker: it is a pipe
+        try:
+            while piece := os.read(process.stdout.fileno(), 2**16):
+                said += piece
+                chunks = chunks or _CHUNKS.search(said)
+                judged = _CHUNK.findall(said[-100:])
+                if chunks and judged:
+                    meter.update(int(judged[-1]), int(chunks[1]))
+        except BaseException:
+            process.kill()
+            raise
+    return process.returncode, said.decode(errors="replace")
 
 
-def _last(said: str) -> str:
+def _errors(said: str) -> list[str]:
+    """The lines in which the engine tells what went wrong, each once; else its last."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
+    chosen = [line for line in lines if _ERROR.match(line)] or lines
+    plain = (found[1] if (found := _PREFIX.match(line)) else line for line in chosen)
+    return list(dict.fromkeys(plain))[-_MOST_LINES:] or ["it said nothing"]

@@ -9,14 +9,14 @@ import typer
 
 from r1prov import output, perplexity, weights
 from r1prov.cli import options
-from r1prov.perplexity import Run
+from r1prov.perplexity import PROGRAM, Run
 
 app = typer.Typer(no_args_is_help=True, help="A model's files, by hand: bring them into MLA form, compare two of them.")
 
 Source = Annotated[Path, typer.Argument(metavar="IN", help="A GGUF file, or any shard of a set.")]
 Target = Annotated[Path, typer.Argument(metavar="OUT", help="The new file.")]
 KeyType = Annotated[Literal["q8_0", "f16"], typer.Option("--k-b", help="The type of `attn_k_b`, which is made anew.")]
-First = Annotated[Path, typer.Argument(metavar="A", help="A model: a file, or the first shard of a set.")]
+First = Annotated[Path, typer.Argument(metavar="A", help="A model: a GGUF file, or any shard of a set.")]
 Second = Annotated[Path, typer.Argument(metavar="B", help="Another form of it.")]
 Arguments = Annotated[
     list[str] | None, typer.Argument(help="llama-perplexity's, after `--`, e.g. where the model lies.")
@@ -61,8 +61,15 @@ def compare(
     """
     words = perplexity.prose(text)
     plain, flash = (Run(second, (*(arguments or ()), "--flash-attn", state)) for state in ("off", "on"))
-    pairs = [(Run(first, plain.arguments), plain), (plain, flash)]
-    forms, noise = perplexity.differences(engine, pairs, words, chunks)
+    base = Run(first, plain.arguments)
+    labels = {base: first.name, plain: second.name, flash: f"{second.name} with flash attention"}
+
+    def watch(run: Run) -> output.Meter:
+        place = list(labels).index(run) + 1
+        output.say(f"[{place}/{len(labels)}] {PROGRAM} loads and judges {labels[run]}")
+        return output.Meter(f"chunks of {labels[run]}", "steps")
+
+    forms, noise = perplexity.differences(engine, [(base, plain), (plain, flash)], words, chunks, watch)
     found = {f"{second.name} instead of {first.name}": forms, f"flash attention in {second.name}": noise}
     if json:
         output.data([{"what": what, **vars(difference)} for what, difference in found.items()])
