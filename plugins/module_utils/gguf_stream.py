@@ -52,7 +52,7 @@ class Part:
         type: the number of its type.
         path: the file that has its source.
         source: the tensor that it comes from.
-        make: its data, from the source's; None where they are the same.
+        make: its data, from the source's; None where they are the same. A ValueError says what is wrong with those.
         agrees: whether data (second) are what should have been made of the source's (first).
     """
 
@@ -95,7 +95,7 @@ def write(
         The file's sha256, of what stands in it.
 
     Raises:
-        StreamError: no room, a source that is cut short or cannot be read, another run that writes
+        StreamError: no room, a source that is cut short, cannot be read or holds what nothing can be made of, another run that writes
             this file, or a tensor that came out wrong.
         GgufError: a type or shape that no GGUF file can have.
         OSError: the new file cannot be written, or not be published.
@@ -196,7 +196,13 @@ def _pieces(part: Part) -> Iterator[tuple[bytes, Callable[[bytes], bool]]]:
         source.seek(part.source.start)
         if part.make and part.agrees:
             raw = _read(source, part.source.n_bytes)
-            yield part.make(raw), partial(part.agrees, raw)
+            try:
+                made = part.make(raw)
+            except ValueError as error:
+                raise StreamError(
+                    f"{part.source.name} in {part.path} {error}. Fetch it anew, or take another"
+                ) from None
+            yield made, partial(part.agrees, raw)
             return
         end = part.source.start + part.n_bytes
         for first in range(part.source.start, end, _AT_ONCE_BYTES):

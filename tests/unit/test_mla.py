@@ -438,6 +438,64 @@ def test_a_shard_that_goes_away_meanwhile_is_named(legacy: Path, tmp_path: Path)
     assert not list(out.iterdir())
 
 
+def with_kv_b(path: Path, kind: str, values: Callable[[np.ndarray], None]) -> Path:
+    """A legacy model, the first of whose matrices is of that type, and its values are changed."""
+    source = gguf_header.read(tinymodel.write(path, legacy=gguf.GGMLQuantizationType[kind]))
+    tensor = next(tensor for tensor in source.tensors if tensor.name == "blk.0.attn_kv_b.weight")
+    data = np.memmap(path, np.uint8, "r+", tensor.start, tensor.n_bytes)
+    values(data)
+    data.flush()
+    return path
+
+
+def f32(value: float, at: int = 5) -> Callable[[np.ndarray], None]:
+    def change(data: np.ndarray) -> None:
+        data.view("<f4")[at] = value
+
+    return change
+
+
+def scale(value: float) -> Callable[[np.ndarray], None]:
+    def change(data: np.ndarray) -> None:
+        data[:2] = np.frombuffer(np.float16(value).tobytes(), np.uint8)
+
+    return change
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("key_type", weights.KEY_TYPES)
+@pytest.mark.parametrize(
+    ("kind", "change", "says"),
+    [
+        ("F32", f32(np.nan), "are no numbers"),
+        ("F32", f32(-np.inf), "are no numbers"),
+        ("Q8_0", scale(np.nan), "are no numbers"),
+        ("Q8_0", scale(np.inf), "are no numbers"),
+        ("F32", f32(-1e7), "are too large for"),
+    ],
+)
+def test_values_that_nothing_can_be_made_of_are_said_to_be_the_source_s(
+    tmp_path: Path, kind: str, change: Callable[[np.ndarray], None], says: str, key_type: str
+) -> None:
+    source = with_kv_b(tmp_path / "bad.gguf", kind, change)
+    with pytest.raises(SiteError, match=rf"blk\.0\.attn_kv_b\.weight in .*bad\.gguf holds values that {says}"):
+        weights.convert(source, tmp_path / "new.gguf", key_type, ignore)
+    assert list(tmp_path.iterdir()) == [source]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("key_type", weights.KEY_TYPES)
+@pytest.mark.parametrize("value", [1e-45, 1e-42, 3e-37, 1e-6, 65504])
+def test_the_smallest_and_largest_values_are_taken(tmp_path: Path, value: float, key_type: str) -> None:
+    def change(data: np.ndarray) -> None:
+        data.view("<f4")[:] = 0
+        f32(value)(data)
+        f32(-value, 512 + 5)(data)
+
+    source = with_kv_b(tmp_path / "small.gguf", "F32", change)
+    assert weights.convert(source, tmp_path / "new.gguf", key_type, ignore)
+
+
 def test_ctrl_c_says_that_nothing_was_left(
     legacy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
