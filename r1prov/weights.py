@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from r1prov import gguf, paths
@@ -46,26 +48,67 @@ def convert(source: Path, target: Path, key_type: str, report: Callable[[int, in
     Raises:
         SiteError: the source cannot be converted, or the target not be written; nothing is left of it.
     """
-    if target.exists():
-        raise SiteError(Problem(str(target), "it is there already", "remove it, or name another file"))
-    if not target.parent.is_dir():
-        raise SiteError(Problem(str(target), "its folder does not exist", "make it, or name another file"))
+    _check_target(target)
     gguf.read(source)  # says what is wrong with it, or with its set
     mla, stream, header = (paths.module_util(name) for name in ("mla", "gguf_stream", "gguf_header"))
     growing = target.with_name(f".{target.name}.growing")
     try:
         keys, parts = mla.converted([header.read(path) for path in gguf.files(source)], key_type)
-        digest = stream.write(growing, keys, parts, report)
-        # In this order: a digest without its file means nothing.
-        target.with_name(f"{target.name}.sha256").write_text(f"{digest}  {target.name}\n", encoding="utf-8")
-        growing.rename(target)
+        digest = stream.write(growing, keys, parts, report, partial(_publish, growing, target))
     except mla.AlreadyError:
         return None
     except (mla.FormError, stream.StreamError, header.GgufError) as error:
         what, _, remedy = str(error).partition(". ")
         raise SiteError(Problem(str(source), what, remedy or "take another file")) from None
+    except FileExistsError as error:
+        raise _there(error.filename) from None
     except OSError as error:
-        raise SiteError(
-            Problem(str(target), f"it cannot be written: {error.strerror}", "choose another folder")
-        ) from None
+        raise _unwritable(target, error) from None
     return Written(target, target.stat().st_size, digest)
+
+
+def _check_target(target: Path) -> None:
+    """That nothing stands in the file's way.
+
+    Raises:
+        SiteError: something does.
+    """
+    try:
+        str(target).encode()
+        if target.is_dir():
+            raise SiteError(Problem(str(target), "it is a folder", "name a file in it"))
+        if not target.parent.is_dir():
+            raise SiteError(Problem(str(target), "its folder does not exist", "make it, or name another file"))
+    except UnicodeEncodeError:
+        raise SiteError(Problem(ascii(str(target)), "its name is no UTF-8", "name another file")) from None
+    except OSError as error:
+        raise _unwritable(target, error) from None
+    for path in (target, _digest_of(target)):
+        if os.path.lexists(path):
+            raise _there(path)
+
+
+def _publish(growing: Path, target: Path, digest: str) -> None:
+    """Gives the file its digest, then its name: a digest without its file means nothing. Both or neither are there then."""
+    with _digest_of(target).open("x", encoding="utf-8") as beside:
+        try:
+            beside.write(f"{digest}  {target.name}\n")
+            beside.flush()
+            os.fsync(beside.fileno())
+            paths.module_util("files").name_anew(growing, target)
+        except BaseException:
+            _digest_of(target).unlink()
+            raise
+
+
+def _digest_of(target: Path) -> Path:
+    return target.with_name(f"{target.name}.sha256")
+
+
+def _unwritable(target: Path, error: OSError) -> SiteError:
+    what = f"it cannot be written: {error.strerror}"
+    return SiteError(Problem(str(target), what, "write it elsewhere, or under another name"))
+
+
+def _there(path: Path | str) -> SiteError:
+    return SiteError(Problem(str(path), "it is there already", "remove it, or name another file"))

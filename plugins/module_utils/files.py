@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -29,6 +30,26 @@ def write_whole(path: Path, content: str | bytes, mode: int = 0o644) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def name_anew(temporary: Path, path: Path) -> None:
+    """Moves a whole file to a name that nothing has, safely to the disk; where that fails, nothing has it still.
+
+    Raises:
+        FileExistsError: something has it; it stays as it is.
+    """
+    try:
+        os.link(temporary, path)
+    except OSError:  # it is there, or the disk gives a file one name only
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        temporary.rename(path)
+    try:
+        temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
+    except BaseException:
+        path.unlink()
+        raise
 
 
 @contextmanager

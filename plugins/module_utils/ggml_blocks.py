@@ -22,15 +22,16 @@ def dequantise(kind: str, raw: Array) -> Array:
         raw: uint8, the last dimension a row's bytes.
 
     Returns:
-        float32, the last dimension a row's elements.
+        float32, the last dimension a row's elements; where a scale is no number, they are none.
     """
     n_bytes, decode = _DECODERS[kind]
-    values = decode(np.ascontiguousarray(raw).reshape(-1, n_bytes))
+    with np.errstate(invalid="ignore"):
+        values = decode(np.ascontiguousarray(raw).reshape(-1, n_bytes))
     return values.reshape(*raw.shape[:-1], -1)
 
 
 def f16(values: Array) -> Array:
-    """The values, rounded, as the bytes of F16."""
+    """The values, of at most `LARGEST`, rounded, as the bytes of F16."""
     return values.astype("<f2").view(np.uint8)
 
 
@@ -38,14 +39,14 @@ def q8_0(values: Array) -> Array:
     """The values as blocks of Q8_0, as `quantize_row_q8_0_ref` makes them.
 
     Args:
-        values: float32; rows of a multiple of 32.
+        values: float32, of at most `LARGEST`; rows of a multiple of 32.
 
     Returns:
         uint8, the last dimension a row's bytes.
     """
     blocks = values.reshape(-1, 32)
     scale = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
-    steps = blocks * np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0)
+    steps = blocks * np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale >= _INVERTIBLE)
     made = np.empty((len(blocks), 34), np.uint8)
     made[:, :2] = f16(scale)
     # roundf(): halves away from zero, where numpy's own rounding takes them to the even neighbour.
@@ -156,6 +157,10 @@ def _bf16(raw: Array) -> Array:
     return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
 
 
+LARGEST = {"F16": 65504.0, "Q8_0": 127 * 65504.0}
+"""What a value may be, for each type that is made here: scales are F16."""
+
+_INVERTIBLE = np.float32(2**-127)  # scales below have no finite inverse, and as F16 they are zero long before
 _BEFORE_HALF = np.nextafter(np.float32(0.5), np.float32(0))  # + 0.5 would lift 0.49999997 to 1
 _DECODERS: "Dict[str, tuple[int, Callable[[Array], Array]]]" = {
     "F32": (4, lambda raw: raw.view("<f4")),

@@ -182,13 +182,15 @@ def read(path: Path) -> Gguf:
     """Reads the head of a file.
 
     Raises:
-        GgufError: it is none, or ends too early.
+        GgufError: it is none, ends too early, or cannot be read.
     """
     try:
         with path.open("rb") as stream:
             return _read(path, stream, os.fstat(stream.fileno()).st_size)
     except (EOFError, KeyError, UnicodeDecodeError) as error:
         raise GgufError(f"{path} is damaged or not whole: {error or 'its head ends too early'}") from error
+    except OSError as error:
+        raise GgufError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _read(path: Path, stream: IO[bytes], size: int) -> Gguf:

@@ -27,6 +27,7 @@ from ansible_collections.r1.prov.plugins.module_utils.gguf_header import (
     padded,
     read,
 )
+from ansible_collections.r1.prov.plugins.module_utils.llama_memory import gib
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 _BLOCK_BYTES = 1 << 20
 _PIECES_AHEAD = 16  # few enough to be in the processor's cache still when they are looked at again
 _AT_ONCE_BYTES = 64 << 20  # for the disk to write, and for the kernel to forget of a source
-_GIB = 1 << 30
 
 
 class StreamError(Exception):
@@ -52,7 +52,7 @@ class Part:
         type: the number of its type.
         path: the file that has its source.
         source: the tensor that it comes from.
-        make: its data, from the source's; None where they are the same.
+        make: its data, from the source's; None where they are the same. A ValueError says what is wrong with those.
         agrees: whether data (second) are what should have been made of the source's (first).
     """
 
@@ -75,50 +75,74 @@ def copied(path: Path, tensor: Tensor) -> Part:
     return Part(tensor.name, tensor.shape, tensor.type, path, tensor)
 
 
-def write(path: Path, keys: dict[str, bytes], parts: Sequence[Part], report: Callable[[int, int], None]) -> str:
+def write(
+    path: Path,
+    keys: dict[str, bytes],
+    parts: Sequence[Part],
+    report: Callable[[int, int], None],
+    publish: Callable[[str], None] = lambda _sha256: None,
+) -> str:
     """Writes the file, safely to the disk; nothing is left of it when that fails.
 
     Args:
-        path: a name that nothing else uses; what a killed run left there is overwritten.
+        path: a name that nothing else uses; what a killed run left there is removed.
         keys: the metadata, as `Gguf.keys`.
         parts: the tensors, in order.
         report: told bytes done and bytes in all, now and then.
+        publish: gives the whole file its place, told its sha256; until it is through, no other run writes to `path`.
 
     Returns:
         The file's sha256, of what stands in it.
 
     Raises:
-        StreamError: no room, a source that is cut short, another run that writes this file, or a tensor that came out wrong.
+        StreamError: no room, a source that is cut short, cannot be read or holds what nothing can be made of, another run that writes
+            this file, or a tensor that came out wrong.
         GgufError: a type or shape that no GGUF file can have.
-        OSError: as reading and writing files does.
+        OSError: the new file cannot be written, or not be published.
     """
     _check_sources(parts)
     start = head(keys, [(part.name, part.shape, part.type) for part in parts])
     total = len(start) + sum(padded(part.n_bytes, alignment(keys)) for part in parts)
     with _alone(path) as file:
         try:
-            os.truncate(file, 0)
             _check_room(path.parent, total)
             os.truncate(file, total)  # what stands between two tensors is never written, so zero
             _put(file, start, 0)
             digest = _fill(file, parts, _begins(path, keys, parts), lambda done: report(done, total))
+            publish(digest)
         except BaseException:
-            path.unlink()
+            if _has_name(file, path):
+                path.unlink()
             raise
     return digest
 
 
 @contextmanager
 def _alone(path: Path) -> Iterator[int]:
-    """The file's descriptor, opened so that no other run writes it at the same time."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    """The descriptor of a new, empty file, which no other run writes at the same time."""
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _has_name(file, path):
+                continue  # the run that had it gave it its own name before we locked it
+            if os.fstat(file).st_size:
+                path.unlink()  # what a killed run left is not written over: it may have its own name already
+                continue
+            yield file
+        except BlockingIOError:
+            raise StreamError(f"another run is writing {path}. Wait for it") from None
+        else:
+            return
+        finally:
+            os.close(file)
+
+
+def _has_name(file: int, path: Path) -> bool:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield file
-    except BlockingIOError:
-        raise StreamError(f"another run is writing {path}. Wait for it") from None
-    finally:
-        os.close(file)
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _check_sources(parts: Sequence[Part]) -> None:
@@ -132,7 +156,7 @@ def _check_room(folder: Path, total: int) -> None:
     free = disk.f_bavail * disk.f_frsize
     if free < total:
         raise StreamError(
-            f"the disk of {folder} has {free / _GIB:.1f} GiB free, and the new file takes {total / _GIB:.1f} GiB. "
+            f"the disk of {folder} has {gib(free)} free, and the new file takes {gib(total)}. "
             "Make room, or choose another disk"
         )
 
@@ -167,12 +191,18 @@ def _fill(file: int, parts: Sequence[Part], begins: Sequence[int], report: Calla
 
 def _pieces(part: Part) -> Iterator[tuple[bytes, Callable[[bytes], bool]]]:
     """The data of a tensor, and with each piece what says whether bytes that were read again are as they should be."""
-    with part.path.open("rb") as source:
+    with _readable(part.path) as source:
         os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
         source.seek(part.source.start)
         if part.make and part.agrees:
             raw = _read(source, part.source.n_bytes)
-            yield part.make(raw), partial(part.agrees, raw)
+            try:
+                made = part.make(raw)
+            except ValueError as error:
+                raise StreamError(
+                    f"{part.source.name} in {part.path} {error}. Fetch it anew, or take another"
+                ) from None
+            yield made, partial(part.agrees, raw)
             return
         end = part.source.start + part.n_bytes
         for first in range(part.source.start, end, _AT_ONCE_BYTES):
@@ -182,6 +212,18 @@ def _pieces(part: Part) -> Iterator[tuple[bytes, Callable[[bytes], bool]]]:
                 yield block, partial(eq, block)
             # Nobody reads the source again soon: its memory is the next block's, and stays in the processor's reach.
             os.posix_fadvise(source.fileno(), 0, last, os.POSIX_FADV_DONTNEED)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[IO[bytes]]:
+    """A source, opened; what is wrong with it is not to be taken for the new file's."""
+    try:
+        with path.open("rb") as source:
+            yield source
+    except OSError as error:
+        raise StreamError(
+            f"{path} cannot be read: {error.strerror}. See that it is there and its disk sound, and run it again"
+        ) from error
 
 
 def _read(source: IO[bytes], count: int) -> bytes:

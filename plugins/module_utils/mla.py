@@ -102,13 +102,26 @@ def converted(shards: Sequence[Gguf], key_type: str) -> tuple[dict[str, bytes], 
 
 
 def k_b(raw: bytes, kind: str, sizes: Attention, key_type: str) -> bytes:
-    """The data of `attn_k_b` from those of an `attn_kv_b` of type `kind`."""
+    """The data of `attn_k_b` from those of an `attn_kv_b` of type `kind`.
+
+    Raises:
+        ValueError: those hold what the new type cannot; the message goes on from the tensor's name.
+    """
     encode = {"Q8_0": ggml_blocks.q8_0, "F16": ggml_blocks.f16}[key_type]
     keys = _by_head(raw, sizes)[:, : sizes.nope]
     return b"".join(
-        encode(_transposed(kind, keys[head : head + _HEADS_AT_ONCE])).tobytes()
+        encode(_checked(_transposed(kind, keys[head : head + _HEADS_AT_ONCE]), key_type)).tobytes()
         for head in range(0, sizes.heads, _HEADS_AT_ONCE)
     )
+
+
+def _checked(values: Array, key_type: str) -> Array:
+    largest = np.abs(values).max()  # no number, if any of them is none
+    if not np.isfinite(largest):
+        raise ValueError("holds values that are no numbers (NaN or infinite)")
+    if largest > ggml_blocks.LARGEST[key_type]:
+        raise ValueError(f"holds values that are too large for {key_type}")
+    return values
 
 
 def v_b(raw: bytes, sizes: Attention) -> bytes:

@@ -69,6 +69,7 @@ seconds:
 import json
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
@@ -143,19 +144,23 @@ class Merge:
             keys, parts, attention = self._changed(sources)
             what = "bringing the weights into MLA form" if attention == MLA else "merging the weights into one file"
             progress.begin(what, 0, "bytes")
-            digest = gguf_stream.write(self.growing, keys, parts, progress.update)
+            digest = gguf_stream.write(self.growing, keys, parts, progress.update, partial(self._publish, attention))
         except BaseException:
             progress.finish(failed=True)
             raise
-        # In this order: a file without its record is made anew, a record without its file means nothing.
-        n_bytes = self.growing.stat().st_size
-        record = {"name": self.file.name, "bytes": n_bytes, "sha256": digest, "attention": attention}
+        self._remember(digest)
+        progress.finish()
+        return self._record(self.file, attention, digest)
+
+    def _record(self, file: Path, attention: str, digest: str) -> dict:
+        return {"name": self.file.name, "bytes": file.stat().st_size, "sha256": digest, "attention": attention}
+
+    def _publish(self, attention: str, digest: str) -> None:
+        """Gives the new file its record, then its name: a file without its record is made anew, a record alone means nothing."""
+        record = self._record(self.growing, attention, digest)
         write_whole(record_of(self.file), json.dumps({**record, "shards": self.shards}))
         self.growing.replace(self.file)
         sync_folder(self.folder)
-        self._remember(digest)
-        progress.finish()
-        return record
 
     def _sources(self) -> list[Path]:
         """The verified files that it is made of: the shards, or what they were merged into before."""

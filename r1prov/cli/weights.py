@@ -9,13 +9,17 @@ import typer
 
 from r1prov import output, perplexity, weights
 from r1prov.cli import options
+from r1prov.errors import Exit
 from r1prov.perplexity import PROGRAM, Run
 
 app = typer.Typer(no_args_is_help=True, help="A model's files, by hand: bring them into MLA form, compare two of them.")
 
 Source = Annotated[Path, typer.Argument(metavar="IN", help="A GGUF file, or any shard of a set.")]
 Target = Annotated[Path, typer.Argument(metavar="OUT", help="The new file.")]
-KeyType = Annotated[Literal["q8_0", "f16"], typer.Option("--k-b", help="The type of `attn_k_b`, which is made anew.")]
+KeyType = Annotated[
+    Literal["q8_0", "f16"],
+    typer.Option("--k-b", case_sensitive=False, help="The type of `attn_k_b`, which is made anew."),
+]
 First = Annotated[Path, typer.Argument(metavar="A", help="A model: a GGUF file, or any shard of a set.")]
 Second = Annotated[Path, typer.Argument(metavar="B", help="Another form of it.")]
 Arguments = Annotated[
@@ -35,8 +39,12 @@ def convert(source: Source, target: Target, *, key_type: KeyType = "q8_0") -> No
 
     Example: `r1prov weights convert DeepSeek-R1-UD-IQ1_S-00001-of-00003.gguf R1-mla.gguf`
     """
-    with output.Meter(f"writing {target.name}") as meter:
-        written = weights.convert(source, target, key_type.upper(), meter.update)
+    try:
+        with output.Meter(f"writing {target.name}") as meter:
+            written = weights.convert(source, target, key_type.upper(), meter.update)
+    except KeyboardInterrupt:
+        output.say(f"\nStopped. Nothing was left of {target}.", "yellow")
+        raise typer.Exit(Exit.INTERRUPTED) from None
     if written:
         output.say(f"{written.path}: {written.n_bytes:,} bytes, every tensor held against its source")
         output.write(f"{written.sha256}  {written.path}\n")

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import random
 import shutil
 import signal
 import struct
 import time
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
-from ansible_collections.r1.prov.plugins.module_utils import gguf_header, gguf_stream, mla
+from ansible_collections.r1.prov.plugins.module_utils import files, gguf_header, gguf_stream, mla
 from ansible_collections.r1.prov.plugins.module_utils.gguf_header import TYPES
 from gguf.quants import dequantize
 
-from r1prov import cli, layout, weights
+from r1prov import cli, layout, output, weights
 from r1prov import gguf as header
 from r1prov.errors import Exit, SiteError
 from r1prov.lab import shards, tinymodel
@@ -244,7 +246,7 @@ def test_a_file_in_mla_form_is_left_alone(tmp_path: Path, capsys: pytest.Capture
 def test_a_disk_without_room_is_not_written_to(legacy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full = os.statvfs_result((4096, 4096, 1000, 1000, 1000, 0, 0, 0, 0, 255))
     monkeypatch.setattr(gguf_stream.os, "statvfs", lambda _: full)
-    with pytest.raises(SiteError, match=r"has 0\.0 GiB free, and the new file takes 0\.0 GiB"):
+    with pytest.raises(SiteError, match=r"has 4 MiB free, and the new file takes \d\d MiB"):
         weights.convert(legacy, tmp_path / "new.gguf", "Q8_0", ignore)
     assert not list(tmp_path.iterdir())
 
@@ -279,6 +281,238 @@ def test_two_runs_do_not_write_one_file(legacy: Path, tmp_path: Path) -> None:
     with gguf_stream._alone(tmp_path / ".new.gguf.growing"), pytest.raises(SiteError, match="another run is writing"):
         weights.convert(legacy, tmp_path / "new.gguf", "Q8_0", ignore)
     assert weights.convert(legacy, tmp_path / "new.gguf", "Q8_0", ignore)
+
+
+def test_a_run_that_waited_does_not_write_what_the_first_has_named(tmp_path: Path) -> None:
+    """The second opened the file before the first gave it its name, and locks it after."""
+    path, done = tmp_path / "growing", tmp_path / "done"
+    real = fcntl.flock
+
+    def late(file: int, how: int) -> None:
+        if not done.exists():
+            path.write_text("the first's")
+            path.rename(done)
+        real(file, how)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gguf_stream.fcntl, "flock", late)
+        with gguf_stream._alone(path) as file:
+            os.write(file, b"the second's")
+    assert (done.read_text(), path.read_text()) == ("the first's", "the second's")
+
+
+def test_what_a_killed_run_left_is_not_written_over(legacy: Path, tmp_path: Path) -> None:
+    """It may have had its own name already, and have been moved on since."""
+    (tmp_path / "moved.gguf").write_text("whole")
+    os.link(tmp_path / "moved.gguf", tmp_path / ".new.gguf.growing")
+    assert weights.convert(legacy, tmp_path / "new.gguf", "Q8_0", ignore)
+    assert (tmp_path / "moved.gguf").read_text() == "whole"
+
+
+def test_the_file_is_another_run_s_to_write_only_when_it_has_its_name(
+    legacy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, growing = tmp_path / "new.gguf", tmp_path / ".new.gguf.growing"
+    seen = []
+
+    def publish(temporary: Path, path: Path) -> None:
+        with pytest.raises(SiteError, match="another run is writing"):
+            weights.convert(legacy, target, "Q8_0", ignore)
+        seen.append((temporary, path, temporary.exists(), path.exists()))
+        name_anew(temporary, path)
+
+    def sync(folder: Path) -> None:
+        seen.append((folder, sha256(target.read_bytes()).hexdigest()))
+
+    name_anew = files.name_anew
+    monkeypatch.setattr(files, "name_anew", publish)
+    monkeypatch.setattr(files, "sync_folder", sync)
+    # The second run would be refused by the digest alone.
+    monkeypatch.setattr(weights, "_check_target", lambda _: None)
+    written = weights.convert(legacy, target, "Q8_0", ignore)
+    assert written
+    assert seen == [(growing, target, True, False), (tmp_path, written.sha256)]
+
+
+def test_the_file_gets_its_name_when_its_digest_is_whole(
+    legacy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    name_anew = files.name_anew
+
+    def look(temporary: Path, path: Path) -> None:
+        found.append((tmp_path / "new.gguf.sha256").read_text())
+        name_anew(temporary, path)
+
+    monkeypatch.setattr(files, "name_anew", look)
+    written = weights.convert(legacy, tmp_path / "new.gguf", "Q8_0", ignore)
+    assert written
+    assert found == [f"{written.sha256}  new.gguf\n"]
+
+
+def test_what_appears_in_its_place_meanwhile_is_not_written_over(legacy: Path, tmp_path: Path) -> None:
+    for name in ("new.gguf", "new.gguf.sha256"):
+        other = tmp_path / name
+        with pytest.raises(SiteError, match=f"{name}: it is there already"):
+            weights.convert(legacy, tmp_path / "new.gguf", "Q8_0", lambda *_, other=other: other.write_text("mine"))
+        assert other.read_text() == "mine"
+        assert list(tmp_path.iterdir()) == [other]
+        other.unlink()
+
+
+def once(first: Callable[..., None], then: Callable[..., None]) -> Callable[..., None]:
+    calls = iter([first])
+
+    def call(*arguments: object, **named: object) -> None:
+        next(calls, then)(*arguments, **named)
+
+    return call
+
+
+@pytest.mark.parametrize("step", ["link", "unlink", "sync_folder"])
+def test_what_fails_after_the_last_byte_leaves_nothing(
+    legacy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    if step == "link":
+        monkeypatch.setattr(files.os, "link", refuse)
+        monkeypatch.setattr(Path, "rename", refuse)
+    elif step == "unlink":
+        monkeypatch.setattr(Path, "unlink", once(refuse, Path.unlink))
+    else:
+        monkeypatch.setattr(files, "sync_folder", refuse)
+    with pytest.raises(SiteError, match="it cannot be written: Input/output error"):
+        weights.convert(legacy, tmp_path / "new.gguf", "Q8_0", ignore)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_stands_in_its_way_is_said_at_once(legacy: Path, tmp_path: Path) -> None:
+    target, digest = tmp_path / "new.gguf", tmp_path / "new.gguf.sha256"
+    for path, says in ((target, r"new\.gguf: it is there already"), (digest, r"\.sha256: it is there already")):
+        path.symlink_to("nowhere")
+        with pytest.raises(SiteError, match=says):
+            weights.convert(legacy, target, "Q8_0", lambda *_: pytest.fail("it was begun"))
+        path.unlink()
+    digest.mkdir()
+    with pytest.raises(SiteError, match=r"\.sha256: it is there already"):
+        weights.convert(legacy, target, "Q8_0", lambda *_: pytest.fail("it was begun"))
+    assert list(tmp_path.iterdir()) == [digest]
+
+
+@pytest.mark.parametrize(
+    ("out", "says", "remedy"),
+    [
+        (b"", "it is a folder", "name a file in it"),
+        (b"new\xff.gguf", "its name is no UTF-8", "name another file"),
+        (b"n" * 250, "it cannot be written: File name too long", "write it elsewhere, or under another name"),
+        (b"n" * 300, "it cannot be written: File name too long", "write it elsewhere, or under another name"),
+    ],
+)
+def test_a_name_that_cannot_be_is_one_line(
+    legacy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], out: bytes, says: str, remedy: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["weights", "convert", str(legacy), str(tmp_path / os.fsdecode(out))])
+    assert ended.value.code == Exit.SITE
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith(says)
+    assert second == f"  -> {remedy}"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_gives_a_file_one_name_takes_it_too(
+    legacy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(files.os, "link", refuse)
+    assert weights.convert(legacy, tmp_path / "new.gguf", "Q8_0", ignore)
+    assert {path.name for path in tmp_path.iterdir()} == {"new.gguf", "new.gguf.sha256"}
+    with pytest.raises(FileExistsError):
+        files.name_anew(tmp_path / "new.gguf.sha256", tmp_path / "new.gguf")
+
+
+def test_a_shard_that_goes_away_meanwhile_is_named(legacy: Path, tmp_path: Path) -> None:
+    parts, out = shards.split(legacy, tmp_path / "t", 60), tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(SiteError, match=r"t-00003-of-00003\.gguf cannot be read: No such file"):
+        weights.convert(parts[0], out / "new.gguf", "Q8_0", lambda *_: parts[2].unlink(missing_ok=True))
+    assert not list(out.iterdir())
+
+
+def with_kv_b(path: Path, kind: str, values: Callable[[np.ndarray], None]) -> Path:
+    """A legacy model, the first of whose matrices is of that type, and its values are changed."""
+    source = gguf_header.read(tinymodel.write(path, legacy=gguf.GGMLQuantizationType[kind]))
+    tensor = next(tensor for tensor in source.tensors if tensor.name == "blk.0.attn_kv_b.weight")
+    data = np.memmap(path, np.uint8, "r+", tensor.start, tensor.n_bytes)
+    values(data)
+    data.flush()
+    return path
+
+
+def f32(value: float, at: int = 5) -> Callable[[np.ndarray], None]:
+    def change(data: np.ndarray) -> None:
+        data.view("<f4")[at] = value
+
+    return change
+
+
+def scale(value: float) -> Callable[[np.ndarray], None]:
+    def change(data: np.ndarray) -> None:
+        data[:2] = np.frombuffer(np.float16(value).tobytes(), np.uint8)
+
+    return change
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("key_type", weights.KEY_TYPES)
+@pytest.mark.parametrize(
+    ("kind", "change", "says"),
+    [
+        ("F32", f32(np.nan), "are no numbers"),
+        ("F32", f32(-np.inf), "are no numbers"),
+        ("Q8_0", scale(np.nan), "are no numbers"),
+        ("Q8_0", scale(np.inf), "are no numbers"),
+        ("F32", f32(-1e7), "are too large for"),
+    ],
+)
+def test_values_that_nothing_can_be_made_of_are_said_to_be_the_source_s(
+    tmp_path: Path, kind: str, change: Callable[[np.ndarray], None], says: str, key_type: str
+) -> None:
+    source = with_kv_b(tmp_path / "bad.gguf", kind, change)
+    with pytest.raises(SiteError, match=rf"blk\.0\.attn_kv_b\.weight in .*bad\.gguf holds values that {says}"):
+        weights.convert(source, tmp_path / "new.gguf", key_type, ignore)
+    assert list(tmp_path.iterdir()) == [source]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("key_type", weights.KEY_TYPES)
+@pytest.mark.parametrize("value", [1e-45, 1e-42, 3e-37, 1e-6, 65504])
+def test_the_smallest_and_largest_values_are_taken(tmp_path: Path, value: float, key_type: str) -> None:
+    def change(data: np.ndarray) -> None:
+        data.view("<f4")[:] = 0
+        f32(value)(data)
+        f32(-value, 512 + 5)(data)
+
+    source = with_kv_b(tmp_path / "small.gguf", "F32", change)
+    assert weights.convert(source, tmp_path / "new.gguf", key_type, ignore)
+
+
+def test_ctrl_c_says_that_nothing_was_left(
+    legacy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(output.Meter, "update", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["weights", "convert", str(legacy), str(tmp_path / "new.gguf"), "--k-b", "F16"])
+    assert ended.value.code == Exit.INTERRUPTED
+    assert capsys.readouterr().err == f"\nStopped. Nothing was left of {tmp_path / 'new.gguf'}.\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_blocks_of_any_size_make_the_same_file(legacy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,16 +578,20 @@ def test_a_kill_at_any_point_leaves_no_wrong_file(tmp_path: Path) -> None:
     whole_s = time.monotonic() - began
     wanted = sha256(new.read_bytes()).digest()
     points, cut = random.Random(2), 0
+    digest = new.with_name("new.gguf.sha256")
     for _ in range(20):
-        new.unlink(missing_ok=True)
+        for path in (new, digest):
+            path.unlink(missing_ok=True)
         child = start()
         time.sleep(points.uniform(0, whole_s))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         cut += os.WIFSIGNALED(status)
         assert not new.exists() or sha256(new.read_bytes()).digest() == wanted
+        assert not new.exists() or digest.exists()
     assert cut >= 5, "a test that never kills in time proves nothing"
-    new.unlink(missing_ok=True)
+    for path in (new, digest):
+        path.unlink(missing_ok=True)
     os.waitpid(start(), 0)
     assert sha256(new.read_bytes()).digest() == wanted
     assert not new.with_name(".new.gguf.growing").exists()

@@ -260,6 +260,8 @@ def test_a_file_s_head(whole: Path, tmp_path: Path) -> None:
     assert read.text("general.alignment") == read.text("none") == ""
     assert read.tensors[-1].start + read.tensors[-1].bytes == whole.stat().st_size
     bad = tmp_path / "bad.gguf"
+    with pytest.raises(gguf_header.GgufError, match=r"bad\.gguf cannot be read: No such file"):
+        gguf_header.read(bad)
     for content, says in (
         (b"", "not whole"),
         (b"vers", "not a GGUF file"),
