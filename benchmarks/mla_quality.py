@@ -6,8 +6,8 @@ ENGINE is a folder with llama-perplexity, llama-quantize and llama-server, built
 `benchmarks.trained_model` filled; without it that runs first. Each of its two models, of random weights and trained, is measured with
 attn_kv_b in each of `KINDS`:
 
-- As published: everything else is in Q8_0. Each form is compared with the legacy file, and so are the trained model's answers,
-  with everything else in F32 too.
+- Rest in F16, and rest in Q8_0, which is nearer to what is published: each form is compared with the legacy file, and so are the trained
+  model's answers, with everything else in Q8_0 and in F32.
 - Without rounding: where attn_kv_b is quantised, the CPU rounds to 8 bits what is multiplied with it too, at other places in each form.
   So with everything else in F32 each form is compared with a legacy file that holds the same values of attn_kv_b in F32, where nothing is
   rounded so. It tells which form is nearer to what the weights say, and what of the difference is left where both hold them in F32.
@@ -51,7 +51,7 @@ Rows = dict[str, str]
 """What was found, by what it is of."""
 
 
-def as_published(engine: Path, source: Path, kind: str, folder: Path, *, text: str, chunks: int) -> Rows:
+def rest_in_f16(engine: Path, source: Path, kind: str, folder: Path, *, text: str, chunks: int) -> Rows:
     """How far the forms of one file are apart, beside flash attention on and off.
 
     Args:
@@ -62,7 +62,15 @@ def as_published(engine: Path, source: Path, kind: str, folder: Path, *, text: s
         text: what the models read.
         chunks: how much of it.
     """
-    legacy = quantised(engine, source, kind, "Q8_0", folder / "legacy.gguf")
+    return _forms(engine, quantised(engine, source, kind, "F16", folder / "legacy.gguf"), text, chunks)
+
+
+def rest_in_q8_0(engine: Path, source: Path, kind: str, folder: Path, *, text: str, chunks: int) -> Rows:
+    """The same of a file that is quantised; arguments as above."""
+    return _forms(engine, quantised(engine, source, kind, "Q8_0", folder / "legacy.gguf"), text, chunks)
+
+
+def _forms(engine: Path, legacy: Path, text: str, chunks: int) -> Rows:
     return _compared(engine, Run(legacy, OFF), {FLASH: Run(legacy, ON), **_mla(legacy)}, text, chunks)
 
 
@@ -81,7 +89,7 @@ def answers(engine: Path, source: Path, kind: str, folder: Path, *, text: str, c
 
 
 def without_rounding(engine: Path, source: Path, kind: str, folder: Path, *, text: str, chunks: int) -> Rows:
-    """How far each form is from the same values in F32; the arguments are those of `as_published`."""
+    """How far each form is from the same values in F32; the arguments are those of `rest_in_f16`."""
     legacy, exact = quantised(engine, source, kind, "F32", folder / "legacy.gguf"), folder / "exact.gguf"
     exact_values(legacy, exact)
     runs = {
@@ -176,7 +184,7 @@ def main(engine: Path, models: Path | None, chunks: int) -> None:
         scratch = Path(name)
         models = models or train(scratch)
         text = (models / "held-out.txt").read_text(encoding="utf-8")
-        pairs = itertools.product(("random", "trained"), (as_published, without_rounding))
+        pairs = itertools.product(("random", "trained"), (rest_in_f16, rest_in_q8_0, without_rounding))
         for model, measure in (*pairs, ("trained", answers)):
             columns = {}
             for kind in KINDS:
