@@ -99,7 +99,8 @@ def _seconds(source: Path, target: Path, work: Callable[[], object]) -> tuple[fl
     os.fsync(descriptor)
     os.close(descriptor)
     taken = time.monotonic() - started, _processor_seconds() - used
-    target.unlink()
+    for made in target.parent.glob(f"{target.name}*"):  # its sha256 too
+        made.unlink()
     return taken
 
 
