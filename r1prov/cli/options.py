@@ -36,7 +36,10 @@ ContextSize = Annotated[int | None, typer.Option("--ctx-size", help="Tokens of c
 Slots = Annotated[int | None, typer.Option("--parallel", help="Slots: how many are answered at once.")]
 Form = Annotated[
     Attention | None,
-    typer.Option(help="`mla` brings files with legacy attention into MLA form; `legacy` serves them as published."),
+    typer.Option(
+        case_sensitive=False,
+        help="`mla` brings files with legacy attention into MLA form; `legacy` serves them as published.",
+    ),
 ]
 Folder = Annotated[
     Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where to; without: the site's own folder.")

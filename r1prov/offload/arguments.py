@@ -76,7 +76,7 @@ def model_named(arguments: Sequence[str]) -> str | None:
     return next((value for word, value in pairwise(arguments) if word in _NAMING_A_MODEL), None)
 
 
-_NAMING_A_MODEL = frozenset({"-m", "--model", "-mu", "--model-url", "-hf", "--hf-repo", "-hff", "--hf-file"})
+_NAMING_A_MODEL = frozenset({"-m", "--model", "-mu", "--model-url", "-hf", "-hfr", "--hf-repo", "-hff", "--hf-file"})
 
 
 def _without_command(words: Sequence[str]) -> Sequence[str]:
@@ -237,14 +237,15 @@ _FLAGS: dict[str, dict[str, bool]] = {
 }
 
 _IRRELEVANT = frozenset(
-    """-t --threads -tb --threads-batch --threads-http --prio --prio-batch --poll --poll-batch -C --cpu-mask -Cr --cpu-range --cpu-strict
-    -Cb --cpu-mask-batch -Crb --cpu-range-batch --cpu-strict-batch --numa -lm --load-mode -m --model -mu --model-url -hf --hf-repo
-    -hff --hf-file -hft --hf-token -mg --main-gpu -fitt --fit-target -fitc --fit-ctx -n --predict --keep --temp -s --seed --top-k --top-p
-    --min-p --typical --repeat-penalty --repeat-last-n --presence-penalty --frequency-penalty --samplers --xtc-probability
-    --dry-multiplier --logit-bias -r --reverse-prompt --grammar --grammar-file -j --json-schema --host --port --path --api-prefix -a --alias
-    --tags --api-key --api-key-file --ssl-key-file --ssl-cert-file -to --timeout --sleep-idle-seconds --chat-template
-    --chat-template-file --chat-template-kwargs -rea --reasoning --reasoning-format --reasoning-budget --slot-save-path --cache-reuse -sps
-    --slot-prompt-similarity --media-path --log-file --log-colors -lv --verbosity""".split()  # noqa: SIM905 - a list would be a hundred lines
+    """-t --threads -tb --threads-batch --threads-http --prio --prio-batch --poll --poll-batch -C --cpu-mask -Cr --cpu-range
+    --cpu-strict -Cb --cpu-mask-batch -Crb --cpu-range-batch --cpu-strict-batch --numa -lm --load-mode -m --model -mu
+    --model-url -hf -hfr --hf-repo -hff --hf-file -hft --hf-token -mg --main-gpu -fitt --fit-target -fitc --fit-ctx -n --predict
+    --n-predict --keep --temp --temperature -s --seed --top-k --top-p --min-p --typical --typical-p --repeat-penalty
+    --repeat-last-n --presence-penalty --frequency-penalty --samplers --xtc-probability --dry-multiplier --logit-bias -r
+    --reverse-prompt --grammar --grammar-file -j --json-schema --host --port --path --api-prefix -a --alias --tags --api-key
+    --api-key-file --ssl-key-file --ssl-cert-file -to --timeout --sleep-idle-seconds --chat-template --chat-template-file
+    --chat-template-kwargs -rea --reasoning --reasoning-format --reasoning-budget --slot-save-path --cache-reuse -sps
+    --slot-prompt-similarity --media-path --log-file --log-colors -lv --verbosity --log-verbosity""".split()  # noqa: SIM905 - a list would be a hundred lines
 )
 """Arguments with a value that take no memory on a card, and none in RAM beyond the host's reserve."""
 
