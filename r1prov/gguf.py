@@ -51,16 +51,20 @@ class NoGgufError(ValueError):
     """Something else than a GGUF file."""
 
 
-class UnservableError(ValueError):
-    """A sound file that is no language model, or none that llama.cpp reads.
+class RemediedError(ValueError):
+    """What knows best itself what to do about it.
 
     Attributes:
-        remedy: which file to look for instead.
+        remedy: that.
     """
 
     def __init__(self, what: str, remedy: str) -> None:
         super().__init__(what)
         self.remedy = remedy
+
+
+class UnservableError(RemediedError):
+    """A sound file that is no language model, or none that llama.cpp reads."""
 
 
 @dataclass(frozen=True)
@@ -128,12 +132,13 @@ def joined(name: str, headers: Sequence[Header]) -> Model:
 
 def _check_places(headers: Sequence[Header]) -> None:
     """That each header is of the shard that its place in the set wants."""
-    for place, metadata in enumerate(each.metadata for each in headers):
-        shards, number = metadata.get("split.count", 1), metadata.get("split.no")
-        if len(headers) == 1:
-            if shards not in {0, 1}:
-                raise ValueError(f"it is one shard of {shards}, but its name is not NAME-00001-of-{shards:05d}.gguf")
-            return
+    counts = [each.metadata.get("split.count", 1) for each in headers]
+    if len(headers) == 1:
+        if counts[0] not in {0, 1}:
+            raise ValueError(f"it is one shard of {counts[0]}, but its name is not NAME-00001-of-{counts[0]:05d}.gguf")
+        return
+    for place, (each, shards) in enumerate(zip(headers, counts, strict=True)):
+        number = each.metadata.get("split.no")
         which = f"file {place + 1} of {len(headers)} of the set"
         if shards != len(headers):
             raise ValueError(f"{which} belongs to another set: its header says `split.count` {shards}")

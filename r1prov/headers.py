@@ -40,16 +40,8 @@ TIMEOUT_S, LIMIT_S = 20, 120
 BLOCK_BYTES = 64 << 10
 
 
-class AnswerError(ValueError):
-    """A file that is not to be had from where it was asked for.
-
-    Attributes:
-        remedy: what to do about it.
-    """
-
-    def __init__(self, what: str, remedy: str) -> None:
-        super().__init__(what)
-        self.remedy = remedy
+class AnswerError(gguf.RemediedError):
+    """A file that is not to be had from where it was asked for."""
 
 
 @dataclass(frozen=True)
@@ -224,7 +216,7 @@ def at(url: str, say: Callable[[str], None]) -> Model:
 def _remedy(error: ValueError) -> str:
     """What to do about a file on a web server that is of no use."""
     match error:
-        case AnswerError() | gguf.UnservableError():
+        case gguf.RemediedError():
             return error.remedy
         case gguf.NoGgufError():
             return "the address gives something else, perhaps a page about the file: name the file's own, on a hub one with /resolve/ in it"

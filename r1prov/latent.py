@@ -36,7 +36,7 @@ SPLIT_TYPES = frozenset(
         "IQ4_XS",
     )
 )
-"""Types of `attn_kv_b` whose rows can be taken apart: those that `plugins/module_utils/ggml_blocks.py` reads."""
+"""Types of `attn_kv_b` whose rows can be taken apart: those that `plugins/module_utils/ggml_blocks.py` reads, which brings numpy."""
 
 _LEGACY = ".attn_kv_b.weight"
 

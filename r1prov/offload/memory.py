@@ -211,10 +211,14 @@ def context_of(model: Model, setting: Setting) -> int:
     return setting.context or model.context_length * streams
 
 
+def context_of_stream(model: Model, setting: Setting) -> int:
+    """Tokens that memory is taken for in the cache that a slot has: of a shared one all."""
+    return context_of(model, setting) // (1 if setting.unified else setting.slots)
+
+
 def context_per_slot(model: Model, setting: Setting) -> int:
-    """Tokens that one slot can fill: of a shared cache all, but no more than the model was trained for (tools/server)."""
-    context = context_of(model, setting)
-    return min(context if setting.unified else context // setting.slots, model.context_length)
+    """Tokens that one slot can fill: no more than the model was trained for (tools/server)."""
+    return min(context_of_stream(model, setting), model.context_length)
 
 
 def _cells(model: Model, setting: Setting) -> tuple[int, int]:

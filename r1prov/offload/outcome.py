@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from r1prov.offload import speed
 from r1prov.offload.engine.graphs import known
 from r1prov.offload.engine.presumed import MARGIN_BYTES, MARGIN_PERCENT
-from r1prov.offload.memory import context_of, memory
+from r1prov.offload.memory import context_of_stream, memory
 from r1prov.units import GIB, MIB, gib
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ _UNSURE = (
 
 def remarks(model: Model, setting: Setting, found: Outcome) -> Iterator[str]:
     """What the engine would do otherwise at its start than arguments seem to say, one sentence each."""
-    each = context_of(model, setting) // (1 if setting.unified else setting.slots)
+    each = context_of_stream(model, setting)
     if each > model.context_length:
         yield (
             f"The engine gives a slot the {model.context_length:,} tokens that the model was trained for and no more;"
@@ -152,7 +152,7 @@ def remarks(model: Model, setting: Setting, found: Outcome) -> Iterator[str]:
         if ways:
             yield (
                 f"This is what the arguments say. Without `--fit off` the engine would {' and '.join(ways)} at its start, by its own"
-                " rule, until 1,024 MiB are free on each card"
+                f" rule, until {FIT_RESERVE_BYTES // MIB:,} MiB are free on each card"
             )
 
 
