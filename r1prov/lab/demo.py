@@ -111,7 +111,12 @@ def _explain(missing: list[Problem], hub_root: Path) -> None:
 
 
 def _r1prov(*arguments: str) -> int:
-    return subprocess.run([sys.executable, "-m", "r1prov.cli", *arguments], check=False).returncode
+    process = subprocess.Popen([sys.executable, "-m", "r1prov.cli", *arguments])
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            continue  # Ctrl-C reaches the program too, which says itself how to go on
 
 
 def _say(text: str) -> None:
@@ -119,4 +124,8 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        _say("stopped; `make demo` goes on where it was")
+        sys.exit(Exit.INTERRUPTED)
