@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING
 import gguf
 import numpy as np
 
-from r1prov import weights
-from r1prov.layout import HEADS, KEY_LENGTH, LATENT, ROPE_LENGTH, VALUE_LENGTH
+from r1prov.models import convert as weights
+from r1prov.models.layout import HEADS, KEY_LENGTH, LATENT, ROPE_LENGTH, VALUE_LENGTH
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from r1prov.perplexity import Run
+    from r1prov.models.perplexity import Run
 
 PATIENCE_S = 120
 

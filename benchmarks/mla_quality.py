@@ -29,8 +29,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks import greedy
-from r1prov import output, paths, perplexity, weights
-from r1prov.perplexity import Run
+from r1prov import output
+from r1prov.common import paths
+from r1prov.models import convert as weights
+from r1prov.models import perplexity
+from r1prov.models.perplexity import Run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -17,14 +17,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from r1prov import catalogue, layout
-from r1prov.machine import load_profile
+from r1prov.common.units import GB
+from r1prov.machines.profile import load_profile
+from r1prov.models import catalogue, layout
 from r1prov.offload import compare, search
 from r1prov.offload.arguments import parse
 from r1prov.offload.memory import flash_on_cards
 from r1prov.offload.outcome import Space, outcome
 from r1prov.offload.setting import Setting
-from r1prov.units import GB
 from tests.cuda import fullsize
 
 if TYPE_CHECKING:

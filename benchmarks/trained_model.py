@@ -24,9 +24,9 @@ import numpy as np
 from gguf import GGMLQuantizationType
 from jax import Array
 
-from r1prov import perplexity
 from r1prov.lab import tinymodel
 from r1prov.lab.tinymodel import KV_RANK, NOPE, ROPE, VALUE, Sizes
+from r1prov.models import perplexity
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import BaseModel
 
-from r1prov.errors import EXIT_CODES
-from r1prov.machine import Profile
+from r1prov.common.errors import EXIT_CODES
+from r1prov.machines.profile import Profile
 from r1prov.site import SiteFile
 
 if TYPE_CHECKING:

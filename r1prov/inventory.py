@@ -12,20 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from r1prov import __version__, catalogue, headers, latent, paths, pins
-from r1prov.errors import Problem, SiteError
-from r1prov.files import write_whole
-from r1prov.machine import BEST_ON_GPUS
+from r1prov import __version__
+from r1prov.common import paths
+from r1prov.common.errors import Problem, SiteError
+from r1prov.common.files import write_whole
+from r1prov.common.units import GIB, gib
+from r1prov.machines.profile import BEST_ON_GPUS
+from r1prov.models import catalogue, headers, latent
 from r1prov.offload import DYNAMIC_QUANTS, Plan, best_on_gpus, model_of, plan
 from r1prov.offload.tuning import for_bench
-from r1prov.site import places
-from r1prov.units import GIB, gib
+from r1prov.site import pins, places
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from r1prov.catalogue import Quant
-    from r1prov.model import Model
+    from r1prov.models.catalogue import Quant
+    from r1prov.models.model import Model
     from r1prov.offload.tuning import Tuned
     from r1prov.site import Site
 

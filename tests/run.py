@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
 
-from r1prov import lab, paths
+from r1prov import lab
+from r1prov.common import paths
 
 ROOT = Path(__file__).resolve().parent.parent
 LOGS = paths.cache_dir() / "logs"

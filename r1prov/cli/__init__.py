@@ -9,7 +9,7 @@ import typer
 
 from r1prov import __version__, output
 from r1prov.cli.verbs import MARKUP, Verbs
-from r1prov.errors import EXIT_CODES, Exit, R1provError
+from r1prov.common.errors import EXIT_CODES, Exit, R1provError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
-from r1prov import output, visit
-from r1prov.chat import Rates
+from r1prov import output
 from r1prov.cli import options
+from r1prov.hosts import visit
+from r1prov.hosts.chat import Rates
 
 
 def ask(

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from r1prov import output, session
+from r1prov import output
 from r1prov.cli import options, running, show
+from r1prov.runs import session
 
 
 def bench(

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from r1prov import inventory, output, session
+from r1prov import inventory, output
 from r1prov.cli import options, running, show
-from r1prov.errors import Exit
-from r1prov.units import gib
+from r1prov.common.errors import Exit
+from r1prov.common.units import gib
+from r1prov.runs import session
 
 
 def down(

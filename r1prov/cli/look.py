@@ -6,10 +6,15 @@ from typing import Annotated
 
 import typer
 
-from r1prov import inventory, machine, output, pins, session, tuned, visit
+from r1prov import inventory, output
 from r1prov.cli import options, show
-from r1prov.errors import Exit
-from r1prov.state import SiteState
+from r1prov.common.errors import Exit
+from r1prov.hosts import visit
+from r1prov.machines import profile as machine
+from r1prov.machines import tuned
+from r1prov.runs import session
+from r1prov.site import pins
+from r1prov.site.state import SiteState
 
 
 def render(

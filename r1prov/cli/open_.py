@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from r1prov import output, visit
+from r1prov import output
 from r1prov.cli import options
+from r1prov.hosts import visit
 
 
 def open_(

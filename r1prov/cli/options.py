@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from r1prov.latent import Attention
+from r1prov.models.latent import Attention
 
 if TYPE_CHECKING:
-    from r1prov.session import Login
+    from r1prov.runs.session import Login
 
 
 def not_empty(value: str | None) -> str | None:
@@ -77,8 +77,8 @@ Verbose = Annotated[
 def login(*, ask_sudo: bool, ask_ssh: bool, strict_host_keys: bool, ssh_config: Path | None) -> Login:
     """Ask for what shall be asked for. An empty sudo password means: the same as for ssh."""
     # Imported late: they bring Ansible and ssh, which `plan` and `explain` do without.
-    from r1prov.run import Passwords  # noqa: PLC0415
-    from r1prov.session import Login  # noqa: PLC0415
+    from r1prov.runs.ansible import Passwords  # noqa: PLC0415
+    from r1prov.runs.session import Login  # noqa: PLC0415
 
     ssh = getpass.getpass("ssh password: ") if ask_ssh else None
     sudo = None

@@ -9,21 +9,24 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from pydantic import ValidationError
 
-from r1prov import catalogue, documents, gguf, latent, layout, machine, output
+from r1prov import output
 from r1prov.cli import options, show_plan
-from r1prov.errors import Problem, SiteError
+from r1prov.common import documents
+from r1prov.common.errors import Problem, SiteError
+from r1prov.common.units import parse_cards, parse_size
+from r1prov.machines import profile as machine
+from r1prov.models import catalogue, gguf, latent, layout
 from r1prov.offload import DYNAMIC_QUANTS, best_on_gpus, compare, document, placeable, plan_model, running
 from r1prov.offload import wanted as wanted_setting
 from r1prov.offload.arguments import model_named, parse
 from r1prov.offload.outcome import Space, outcome, remarks
 from r1prov.offload.setting import RefusedError, UnknownArgumentError
-from r1prov.units import parse_cards, parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from r1prov.machine import Profile, Serving
-    from r1prov.model import Model
+    from r1prov.machines.profile import Profile, Serving
+    from r1prov.models.model import Model
     from r1prov.offload import Plan
 
 File = Annotated[
@@ -184,7 +187,7 @@ def _only_one(**options: str | None) -> None:
 def _of_file(file: str) -> tuple[Model, int]:
     """The model in a file here or on a web server, and the bytes of its tensors."""
     if file.startswith(("http://", "https://")):
-        from r1prov import headers  # noqa: PLC0415 - brings the site and its certificates
+        from r1prov.models import headers  # noqa: PLC0415 - brings the site and its certificates
 
         model = headers.at(file, output.say)
     else:
@@ -196,7 +199,7 @@ def _of_profile(profile: Profile, serving: Serving, quant: str | None, source: s
     """The model that a profile serves, or another published quant, and the bytes of its files."""
     name, own = quant or serving.quant, profile.model
     if own and own.name == name:
-        from r1prov import headers  # noqa: PLC0415 - brings the site and its certificates
+        from r1prov.models import headers  # noqa: PLC0415 - brings the site and its certificates
 
         return placeable(headers.fetch(own, headers.weight_sources(source), output.say), own.name), own.bytes
     if source:

@@ -8,19 +8,20 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
-from r1prov import output, report, session
+from r1prov import output
 from r1prov.cli import show
-from r1prov.errors import Exit
-from r1prov.session import Options
-from r1prov.state import SiteState
+from r1prov.common.errors import Exit
+from r1prov.runs import report, session
+from r1prov.runs.session import Options
+from r1prov.site.state import SiteState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from r1prov.errors import R1provError
+    from r1prov.common.errors import R1provError
     from r1prov.output import LiveRun
-    from r1prov.report import RunReport
-    from r1prov.session import Login
+    from r1prov.runs.report import RunReport
+    from r1prov.runs.session import Login
     from r1prov.site import Host, Site
 
 T = TypeVar("T")

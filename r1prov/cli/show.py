@@ -6,16 +6,18 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from r1prov import output, report, tuned
-from r1prov.authority import AUTHORITY
-from r1prov.pace import clock
-from r1prov.state import ADMIN_PASSWORD, SiteState
+from r1prov import output
+from r1prov.machines import tuned
+from r1prov.output.pace import clock
+from r1prov.runs import report
+from r1prov.site.authority import AUTHORITY
+from r1prov.site.state import ADMIN_PASSWORD, SiteState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from r1prov.offload.tuning import Tuned
-    from r1prov.report import RunReport
+    from r1prov.runs.report import RunReport
     from r1prov.site import Host, Site
 
 

@@ -8,14 +8,14 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from r1prov import output
+from r1prov.common.units import GB, GIB, gib
 from r1prov.offload import speed
 from r1prov.offload.memory import placement
-from r1prov.units import GB, GIB, gib
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from r1prov.model import Model
+    from r1prov.models.model import Model
     from r1prov.offload.compare import Alternative, Baseline
     from r1prov.offload.outcome import Device, Outcome
     from r1prov.offload.plan import Plan

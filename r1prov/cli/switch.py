@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from r1prov import output, session
+from r1prov import output
 from r1prov import site as sites
 from r1prov.cli import options, running
-from r1prov.errors import R1provError
-from r1prov.state import API_KEY, SiteState
+from r1prov.common.errors import R1provError
+from r1prov.runs import session
+from r1prov.site.state import API_KEY, SiteState
 
 secrets = typer.Typer(no_args_is_help=True, help="The secrets of a site.")
 

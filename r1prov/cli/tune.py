@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from r1prov import output, session, tuned
+from r1prov import output
 from r1prov.cli import options, running, show
-from r1prov.errors import Exit, Problem, SiteError, UnhealthyError
-from r1prov.units import parse_duration
+from r1prov.common.errors import Exit, Problem, SiteError, UnhealthyError
+from r1prov.common.units import parse_duration
+from r1prov.machines import tuned
+from r1prov.runs import session
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from r1prov.contact import Contact
+    from r1prov.hosts import Contact
     from r1prov.offload.tuning import Trial, Tuned
-    from r1prov.session import Login, Options
+    from r1prov.runs.session import Login, Options
     from r1prov.site import Host, Site
 
 UNIT = "r1prov-llama-server.service"

@@ -6,10 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
-from r1prov import output, pins, session
+from r1prov import output
 from r1prov import site as sites
 from r1prov.cli import options, running, show
-from r1prov.state import SiteState
+from r1prov.runs import session
+from r1prov.site import pins
+from r1prov.site.state import SiteState
 
 
 def upgrade(

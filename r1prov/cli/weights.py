@@ -7,10 +7,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from r1prov import output, perplexity, weights
+from r1prov import output
 from r1prov.cli import options
-from r1prov.errors import Exit
-from r1prov.perplexity import PROGRAM, Run
+from r1prov.common.errors import Exit
+from r1prov.models import convert as weights
+from r1prov.models import perplexity
+from r1prov.models.perplexity import PROGRAM, Run
 
 app = typer.Typer(no_args_is_help=True, help="A model's files, by hand: bring them into MLA form, compare two of them.")
 

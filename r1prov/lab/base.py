@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from r1prov.errors import LabError, Problem
-from r1prov.paths import cache_dir
+from r1prov.common.errors import LabError, Problem
+from r1prov.common.paths import cache_dir
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -6,7 +6,7 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from r1prov.paths import cache_dir
+from r1prov.common.paths import cache_dir
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from r1prov import lab, paths
-from r1prov.errors import Exit, Problem
+from r1prov import lab
+from r1prov.common import paths
+from r1prov.common.errors import Exit, Problem
 from r1prov.lab import ollama, shards, surroundings
 from r1prov.lab.hub import Hub
-from r1prov.machine import load_profile
-from r1prov.state import ADMIN_PASSWORD, SiteState
+from r1prov.machines.profile import load_profile
+from r1prov.site.state import ADMIN_PASSWORD, SiteState
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,7 +11,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from r1prov.errors import LabError, Problem
+from r1prov.common.errors import LabError, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -22,12 +22,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from r1prov.errors import LabError, Problem
-from r1prov.files import write_whole
+from r1prov.common.errors import LabError, Problem
+from r1prov.common.files import write_whole
+from r1prov.common.paths import cache_dir
 from r1prov.lab import caches, network
 from r1prov.lab.base import RELEASES, Release, base_image, locked
 from r1prov.lab.needs import must_be_root, requirements
-from r1prov.paths import cache_dir
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

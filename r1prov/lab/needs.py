@@ -8,8 +8,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from r1prov.errors import LabError, Problem
-from r1prov.paths import cache_dir
+from r1prov.common.errors import LabError, Problem
+from r1prov.common.paths import cache_dir
 
 # Program -> the package that has it (Debian and Ubuntu use the same names). The last two are what a real Ollama is built and packed with.
 _PROGRAMS = {

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from r1prov.errors import LabError, Problem
+from r1prov.common.errors import LabError, Problem
 
 BRIDGE = "r1prov0"
 PREFIX = "r1prov-"

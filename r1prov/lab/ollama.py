@@ -16,9 +16,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from r1prov.common.paths import cache_dir
 from r1prov.lab import golang
 from r1prov.lab.base import locked
-from r1prov.paths import cache_dir
 
 if TYPE_CHECKING:
     from collections.abc import Callable

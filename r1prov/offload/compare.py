@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from r1prov.common.units import MIB
 from r1prov.offload import search, thumb
 from r1prov.offload.memory import cache_bytes, context_of, memory, v_type
 from r1prov.offload.outcome import Outcome, Space, outcome
 from r1prov.offload.setting import CACHE_TYPES, EXPERTS, RefusedError, Setting
-from r1prov.units import MIB
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from r1prov.model import Model
+    from r1prov.models.model import Model
     from r1prov.offload.plan import Plan
 
 CONTEXT_STEP = 256

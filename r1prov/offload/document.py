@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from r1prov.model import Model
+    from r1prov.models.model import Model
     from r1prov.offload.compare import Alternative, Baseline
     from r1prov.offload.outcome import Device, Outcome
     from r1prov.offload.plan import Plan

@@ -20,7 +20,7 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from r1prov.model import block, is_embedding, layer_of, row_bytes
+from r1prov.models.model import block, is_embedding, layer_of, row_bytes
 from r1prov.offload.engine import buffers, presumed, schedule
 from r1prov.offload.engine.builder import Batch
 from r1prov.offload.engine.graphs import builder_of, known
@@ -30,7 +30,7 @@ from r1prov.offload.setting import RefusedError, Setting
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from r1prov.model import Model, Tensor
+    from r1prov.models.model import Model, Tensor
 
 CELLS_MULTIPLE = 256
 """Caches are rounded up to a multiple of this many tokens (GGML_PAD(n_ctx, 256))."""

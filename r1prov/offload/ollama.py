@@ -10,15 +10,15 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from r1prov.model import layer_of
+from r1prov.common.units import MIB
+from r1prov.models.model import layer_of
 from r1prov.offload.memory import context_of, memory
 from r1prov.offload.search import exchange_seconds, fits
-from r1prov.units import MIB
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from r1prov.model import Model
+    from r1prov.models.model import Model
     from r1prov.offload.outcome import Space
     from r1prov.offload.setting import Setting
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from r1prov.common.units import GIB, MIB, gib
 from r1prov.offload import speed
 from r1prov.offload.engine.graphs import known
 from r1prov.offload.engine.presumed import MARGIN_BYTES, MARGIN_PERCENT
 from r1prov.offload.memory import context_of_stream, memory
-from r1prov.units import GIB, MIB, gib
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from r1prov.model import Model
+    from r1prov.models.model import Model
     from r1prov.offload.memory import Use
     from r1prov.offload.setting import Setting
 

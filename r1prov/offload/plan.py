@@ -10,22 +10,22 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from r1prov import catalogue, latent, layout
-from r1prov.errors import Problem, SiteError
-from r1prov.machine import BEST_ON_GPUS
+from r1prov.common.errors import Problem, SiteError
+from r1prov.common.units import GB, MIB, gib
+from r1prov.machines.profile import BEST_ON_GPUS
+from r1prov.models import catalogue, latent, layout
 from r1prov.offload import ollama, running, search, thumb
 from r1prov.offload.engine import graphs
 from r1prov.offload.memory import flash_on_cards, v_type
 from r1prov.offload.outcome import RESERVE_BYTES, Device, Outcome, Space, outcome
 from r1prov.offload.setting import Setting, rules
-from r1prov.units import GB, MIB, gib
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from r1prov.catalogue import Quant
-    from r1prov.machine import Machine, Serving
-    from r1prov.model import Model
+    from r1prov.machines.profile import Machine, Serving
+    from r1prov.models.catalogue import Quant
+    from r1prov.models.model import Model
 
 DYNAMIC_QUANTS = ("UD-Q2_K_XL", "UD-IQ2_XXS", "UD-IQ1_M", "UD-IQ1_S")
 """Unsloth's dynamic quants, best first."""

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from r1prov.model import is_embedding
+from r1prov.models.model import is_embedding
 from r1prov.offload.memory import placement
 from r1prov.offload.outcome import Space
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from r1prov.machine import Machine
-    from r1prov.model import Model
+    from r1prov.machines.profile import Machine
+    from r1prov.models.model import Model
     from r1prov.offload.outcome import Outcome
     from r1prov.offload.setting import Setting
 

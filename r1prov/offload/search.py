@@ -14,14 +14,14 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from r1prov.model import is_embedding, layer_of
+from r1prov.models.model import is_embedding, layer_of
 from r1prov.offload import speed
 from r1prov.offload.memory import cache_bytes, context_per_slot, memory, weight_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from r1prov.model import Model
+    from r1prov.models.model import Model
     from r1prov.offload.memory import Memory
     from r1prov.offload.outcome import Space
     from r1prov.offload.setting import Setting

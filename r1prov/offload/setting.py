@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from r1prov.units import GIB
+from r1prov.common.units import GIB
 
 EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
 """What `--cpu-moe` moves: llama.cpp's own pattern."""

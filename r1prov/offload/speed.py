@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from r1prov.model import is_embedding
+from r1prov.common.units import GB
+from r1prov.models.model import is_embedding
 from r1prov.offload.memory import cache_bytes_per_token, context_per_slot, placement
-from r1prov.units import GB
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from r1prov.model import Model, Tensor
+    from r1prov.models.model import Model, Tensor
     from r1prov.offload.setting import Setting
 
 RAM_BYTES_PER_SECOND = (35 * GB, 60 * GB)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from r1prov.layout import LAYERS
-from r1prov.units import GIB
+from r1prov.common.units import GIB
+from r1prov.models.layout import LAYERS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -21,8 +21,8 @@ from r1prov.offload.setting import rules
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from r1prov.machine import Machine
-    from r1prov.model import Model, Tensor
+    from r1prov.machines.profile import Machine
+    from r1prov.models.model import Model, Tensor
     from r1prov.offload.plan import Plan
     from r1prov.offload.setting import Setting
 

@@ -8,9 +8,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from r1prov.documents import Keys
-from r1prov.latent import Attention
-from r1prov.machine import Context, KvType, Profile
+from r1prov.common.documents import Keys
+from r1prov.machines.profile import Context, KvType, Profile
+from r1prov.models.latent import Attention
 from r1prov.site.sources import Sources
 
 TESTED_LLAMA_CPP = {"pypi": "0.3.36", "git": "0c1e57098bba43ac29e6e3b677cdceebdd22334f"}

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from r1prov import documents
-from r1prov.errors import Problem, SiteError
-from r1prov.judges import certificate_fault
-from r1prov.machine import Profile, load_profile
+from r1prov.common import documents
+from r1prov.common.errors import Problem, SiteError
+from r1prov.machines.profile import Profile, load_profile
+from r1prov.site.judges import certificate_fault
 from r1prov.site.keys import Certificate, Site, SiteFile
 
 if TYPE_CHECKING:

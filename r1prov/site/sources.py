@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from r1prov.documents import Keys
+from r1prov.common.documents import Keys
 
 if TYPE_CHECKING:
-    from r1prov.catalogue import Quant
+    from r1prov.models.catalogue import Quant
 
 
 class Hub(Keys):

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from r1prov.layout import TYPES
+from r1prov.models.layout import TYPES
 from tests.cuda import fullsize
 from tests.cuda.ask_memory import CARDS, LARGE, SMALL, Engine, here
 

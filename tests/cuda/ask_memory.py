@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from r1prov.layout import LAYERS, TYPES
+from r1prov.models.layout import LAYERS, TYPES
 from tests.cuda import fullsize, models
 
 SMALL, LARGE = 24_564, 81_559  # MiB that nvidia-smi shows for an RTX 4090 and an H800

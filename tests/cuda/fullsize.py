@@ -14,7 +14,7 @@ import gguf
 import numpy as np
 
 from r1prov.lab.tinymodel import add_constants
-from r1prov.layout import (
+from r1prov.models.layout import (
     DENSE_LAYERS,
     EMBEDDING,
     HEADS,
@@ -26,7 +26,7 @@ from r1prov.layout import (
     VOCABULARY,
     tensors,
 )
-from r1prov.model import Tensor
+from r1prov.models.model import Tensor
 from tests.cuda.models import MODELS, Description
 
 

@@ -1,6 +1,6 @@
 """Models of other makes at full size, described by hand: metadata and tensors as the published files have them, in a usual mix of types.
 
-`fullsize` writes them as files without weights; the unit tests make an `r1prov.model.Model` of the same description.
+`fullsize` writes them as files without weights; the unit tests make an `r1prov.models.model.Model` of the same description.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from r1prov import gguf, layout
-from r1prov.model import Model, Tensor
+from r1prov.models import gguf, layout
+from r1prov.models.model import Model, Tensor
 
 
 @dataclass(frozen=True)

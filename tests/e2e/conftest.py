@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
-from r1prov import lab, paths
+from r1prov import lab
+from r1prov.common import paths
 from r1prov.lab import ollama, shards, surroundings
 from r1prov.lab.hosts import LabHost
 from r1prov.lab.hub import Hub

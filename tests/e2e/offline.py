@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from r1prov import paths
+from r1prov.common import paths
 from r1prov.lab import ollama, shards, surroundings
 from r1prov.lab.hosts import LabHost
 from r1prov.site import TESTED_LLAMA_CPP

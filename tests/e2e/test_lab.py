@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from r1prov import lab, paths
-from r1prov.errors import LabError
+from r1prov import lab
+from r1prov.common import paths
+from r1prov.common.errors import LabError
 from r1prov.lab.base import base_image
 
 

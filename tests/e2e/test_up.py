@@ -16,14 +16,16 @@ from typing import Any
 
 import pytest
 
-from r1prov import lab, layout, paths
-from r1prov.errors import Exit
+from r1prov import lab
+from r1prov.common import paths
+from r1prov.common.errors import Exit
+from r1prov.common.units import MIB
 from r1prov.lab.hosts import LabHost
+from r1prov.models import layout
 from r1prov.offload.arguments import parse
 from r1prov.offload.memory import memory
 from r1prov.offload.setting import RefusedError
 from r1prov.site import TESTED_LLAMA_CPP
-from r1prov.units import MIB
 from tests.cuda import ask_memory, fullsize
 
 from .conftest import Operator

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from r1prov import lab
-from r1prov.errors import Exit
+from r1prov.common.errors import Exit
 from r1prov.lab.hosts import LabHost
 
 from .conftest import Operator

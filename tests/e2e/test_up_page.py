@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Page as Tab
 from playwright.sync_api import expect, sync_playwright
 
-from r1prov import paths
+from r1prov.common import paths
 from r1prov.lab.hosts import LabHost
 
 from .conftest import Operator

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from r1prov import lab
-from r1prov.errors import Exit
+from r1prov.common.errors import Exit
 from r1prov.lab.hosts import LabHost
 
 from .conftest import Operator

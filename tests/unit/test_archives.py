@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from r1prov import archives, site
-from r1prov.errors import SiteError
-from r1prov.site import Site
+from r1prov import site
+from r1prov.common.errors import SiteError
+from r1prov.site import Site, archives
 
 
 def packed(path: Path, name: str) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from r1prov import authority
+from r1prov.site import authority
 
 NOW = datetime.now(UTC)
 NAME = "r1.example.com"

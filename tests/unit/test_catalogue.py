@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from r1prov.catalogue import quant, quants
-from r1prov.errors import Exit, SiteError
+from r1prov.common.errors import Exit, SiteError
+from r1prov.models.catalogue import quant, quants
 
 
 def test_the_published_quants_are_whole() -> None:

@@ -9,9 +9,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from r1prov import chat
-from r1prov.chat import Piece, Rates
-from r1prov.errors import UnhealthyError
+from r1prov.common.errors import UnhealthyError
+from r1prov.hosts import chat
+from r1prov.hosts.chat import Piece, Rates
 
 
 @pytest.fixture

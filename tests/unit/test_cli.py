@@ -7,8 +7,9 @@ import json
 import pytest
 from sshd import Sshd
 
-from r1prov import __version__, cli, session
-from r1prov.errors import EXIT_CODES, Exit
+from r1prov import __version__, cli
+from r1prov.common.errors import EXIT_CODES, Exit
+from r1prov.runs import session
 
 
 @pytest.fixture(autouse=True)

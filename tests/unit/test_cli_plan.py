@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from r1prov import gguf, output
+from r1prov import output
 from r1prov.cli import main, show_plan
-from r1prov.errors import Exit
+from r1prov.common.errors import Exit
+from r1prov.common.units import GIB, MIB, parse_cards
 from r1prov.lab import tinymodel
+from r1prov.models import gguf
 from r1prov.offload import Device
-from r1prov.units import GIB, MIB, parse_cards
 from tests.cuda import fullsize, models
 
 ROOT = Path(__file__).parents[2]

@@ -4,7 +4,7 @@ import re
 
 from r1prov import site
 from r1prov.cli import show
-from r1prov.report import HostReport, RunReport
+from r1prov.runs.report import HostReport, RunReport
 
 
 def lines(text):

@@ -12,10 +12,10 @@ import paramiko
 import pytest
 from sshd import Sshd
 
-from r1prov import contact
-from r1prov.contact import Access, Sudo
-from r1prov.contact.target import _expand, split_jump
-from r1prov.errors import UnreachableError
+from r1prov import hosts as contact
+from r1prov.common.errors import UnreachableError
+from r1prov.hosts import Access, Sudo
+from r1prov.hosts.target import _expand, split_jump
 from r1prov.site import Host
 
 SUDO = """#!/bin/sh

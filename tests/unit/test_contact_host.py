@@ -12,11 +12,13 @@ import time
 
 import pytest
 
-from r1prov import lab, paths, run
-from r1prov.contact import Access, ProgressWatch, Sudo, contact_all, read_secret, read_status
-from r1prov.errors import UnreachableError
-from r1prov.events import HostFailed, TaskDone
-from r1prov.run import Passwords, playbook_command
+from r1prov import lab
+from r1prov.common import paths
+from r1prov.common.errors import UnreachableError
+from r1prov.hosts import Access, ProgressWatch, Sudo, contact_all, read_secret, read_status
+from r1prov.runs import ansible as run
+from r1prov.runs.ansible import Passwords, playbook_command
+from r1prov.runs.events import HostFailed, TaskDone
 from r1prov.site import Host
 
 pytestmark = [
@@ -100,7 +102,7 @@ def test_contact_with_passwords_reads_as_root(host, access):
 
 
 def test_progress_is_followed_through_a_lost_connection(host, access, monkeypatch):
-    monkeypatch.setattr("r1prov.contact.reading.RECONNECT_S", 0.2)
+    monkeypatch.setattr("r1prov.hosts.reading.RECONNECT_S", 0.2)
 
     def write(done):
         fields = {"step": "x", "label": "l", "done": done, "total": 9, "unit": "steps", "state": "running"}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.r1.prov.plugins.module_utils import files as on_hosts
 
-from r1prov import files as on_the_controller
+from r1prov.common import files as on_the_controller
 
 on_both_sides = pytest.mark.parametrize("write_whole", [on_the_controller.write_whole, on_hosts.write_whole])
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from r1prov import layout
-from r1prov.model import Model
+from r1prov.common.units import GB, MIB
+from r1prov.models import layout
+from r1prov.models.model import Model
 from r1prov.offload import search
 from r1prov.offload.arguments import parse
 from r1prov.offload.memory import memory
 from r1prov.offload.outcome import SYSTEM_BYTES, Space, outcome
 from r1prov.offload.setting import Setting
-from r1prov.units import GB, MIB
 
 FITTED = [
     answer

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1prov import gguf, layout
-from r1prov.errors import SiteError
+from r1prov.common.errors import SiteError
 from r1prov.lab import shards, tinymodel
+from r1prov.models import gguf, layout
 from tests.cuda import fullsize, models
 
 

@@ -12,12 +12,16 @@ from typing import Self
 
 import pytest
 
-from r1prov import authority, gguf, headers, inventory, machine, session
-from r1prov.catalogue import Quant, ShardFile
+from r1prov import inventory
 from r1prov.cli import main
-from r1prov.errors import Problem, SiteError
+from r1prov.common.errors import Problem, SiteError
 from r1prov.lab import shards, tinymodel
 from r1prov.lab.hub import Faults, Hub
+from r1prov.machines import profile as machine
+from r1prov.models import gguf, headers
+from r1prov.models.catalogue import Quant, ShardFile
+from r1prov.runs import session
+from r1prov.site import authority
 from r1prov.site.sources import Hub as HubSource
 from r1prov.site.sources import Mirror, ModelScope, Proxy, Sources
 from tests.cuda import fullsize

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from r1prov import inventory, site
-from r1prov.errors import SiteError
+from r1prov.common.errors import SiteError
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "inventory"
 

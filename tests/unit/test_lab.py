@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from r1prov import lab
-from r1prov.errors import Exit, LabError
+from r1prov.common.errors import Exit, LabError
 from r1prov.lab import caches
 from r1prov.lab.base import locked
 

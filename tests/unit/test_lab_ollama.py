@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from r1prov.errors import LabError, Problem
+from r1prov.common.errors import LabError, Problem
 from r1prov.lab import ollama
 
 

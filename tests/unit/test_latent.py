@@ -6,9 +6,11 @@ from pathlib import Path
 import gguf
 import pytest
 
-from r1prov import gguf as header
-from r1prov import latent, layout, paths, weights
+from r1prov.common import paths
 from r1prov.lab import tinymodel
+from r1prov.models import convert as weights
+from r1prov.models import gguf as header
+from r1prov.models import latent, layout
 
 
 @pytest.mark.parametrize("quant", layout.TYPES)

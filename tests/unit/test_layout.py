@@ -2,8 +2,8 @@
 
 import pytest
 
-from r1prov import catalogue
-from r1prov.layout import TYPES, tensors
+from r1prov.models import catalogue
+from r1prov.models.layout import TYPES, tensors
 
 HEADER_BYTES = {
     "UD-IQ1_S": 5_302_912,

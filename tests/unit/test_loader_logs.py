@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import pytest
 
-from r1prov import layout
+from r1prov.common.units import GIB, MIB
+from r1prov.models import layout
 from r1prov.offload.memory import memory
 from r1prov.offload.outcome import Space, outcome
 from r1prov.offload.setting import EXPERTS, Setting
-from r1prov.units import GIB, MIB
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1prov import layout
-from r1prov.model import Model, Tensor
+from r1prov.common.units import GIB, MIB
+from r1prov.models import layout
+from r1prov.models.model import Model, Tensor
 from r1prov.offload.arguments import MOST_LAYERS, parse
 from r1prov.offload.engine.buffers import Pool
 from r1prov.offload.engine.graphs import check, known
 from r1prov.offload.memory import Memory, memory, placement
 from r1prov.offload.setting import RefusedError, Setting, UnknownArgumentError
-from r1prov.units import GIB, MIB
 from tests.cuda import models
 
 

@@ -21,10 +21,12 @@ from ansible_collections.r1.prov.plugins.module_utils import files, gguf_header,
 from ansible_collections.r1.prov.plugins.module_utils.gguf_header import TYPES
 from gguf.quants import dequantize
 
-from r1prov import cli, layout, output, weights
-from r1prov import gguf as header
-from r1prov.errors import Exit, SiteError
+from r1prov import cli, output
+from r1prov.common.errors import Exit, SiteError
 from r1prov.lab import shards, tinymodel
+from r1prov.models import convert as weights
+from r1prov.models import gguf as header
+from r1prov.models import layout
 from tests.cuda import fullsize
 
 F16, Q8_0 = gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.Q8_0

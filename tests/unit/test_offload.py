@@ -6,17 +6,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1prov import catalogue, layout
-from r1prov.errors import SiteError
-from r1prov.machine import Machine, Serving, load_profile
-from r1prov.model import Model
+from r1prov.common.errors import SiteError
+from r1prov.common.units import GB, GIB, MIB
+from r1prov.machines.profile import Machine, Serving, load_profile
+from r1prov.models import catalogue, layout
+from r1prov.models.model import Model
 from r1prov.offload import DYNAMIC_QUANTS, best_on_gpus, plan, plan_model, search, speed, thumb
 from r1prov.offload.arguments import parse
 from r1prov.offload.memory import memory
 from r1prov.offload.outcome import Space, outcome
 from r1prov.offload.search import fits
 from r1prov.offload.setting import Setting
-from r1prov.units import GB, GIB, MIB
 
 FOUR = Space((24564 * MIB,) * 4, 480 * GB)
 """The machine of the profile 4x4090."""

@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from r1prov import layout
-from r1prov.machine import load_profile
+from r1prov.common.units import GIB, MIB
+from r1prov.machines.profile import load_profile
+from r1prov.models import layout
 from r1prov.offload import ollama, wanted
 from r1prov.offload.memory import memory
 from r1prov.offload.outcome import Space
 from r1prov.offload.search import fits
-from r1prov.units import GIB, MIB
 
 
 @pytest.mark.parametrize(

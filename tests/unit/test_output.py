@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 
 from r1prov import output
-from r1prov.contact import Progress
-from r1prov.errors import Problem
-from r1prov.events import HostFailed, HostUnreachable, Output, Recap, StepStarted, Tally, TaskDone, TaskStarted
+from r1prov.common.errors import Problem
+from r1prov.hosts import Progress
+from r1prov.runs.events import HostFailed, HostUnreachable, Output, Recap, StepStarted, Tally, TaskDone, TaskStarted
 
 GIB = 1024**3
 

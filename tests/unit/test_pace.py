@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from r1prov.pace import Pace, clock
+from r1prov.output.pace import Pace, clock
 
 
 def test_rate_and_time_left():

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from r1prov import pins, site
-from r1prov.errors import SiteError
-from r1prov.site import Site
+from r1prov import site
+from r1prov.common.errors import SiteError
+from r1prov.site import Site, pins
 
 SHA256 = "5" * 64
 

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import json
 
-from r1prov.errors import Exit, LockedError, PreflightError, RunError, UnhealthyError, UnreachableError
-from r1prov.events import Finished, HostFailed, HostUnreachable, Output, Recap, StepStarted, Tally, TaskDone
-from r1prov.machine import Published
-from r1prov.report import HostReport, Recorder, RunReport, benchmark_rows, failure, last_start_s
+from r1prov.common.errors import Exit, LockedError, PreflightError, RunError, UnhealthyError, UnreachableError
+from r1prov.machines.profile import Published
+from r1prov.runs.events import Finished, HostFailed, HostUnreachable, Output, Recap, StepStarted, Tally, TaskDone
+from r1prov.runs.report import HostReport, Recorder, RunReport, benchmark_rows, failure, last_start_s
 
 MEASURED = {
     "subject": {"engine": "ollama"},

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from r1prov import paths, run
-from r1prov.events import Finished, HostFailed, HostUnreachable, Output, Recap, StepStarted, Tally, TaskDone
-from r1prov.run import Command, Passwords, Translator, playbook_command
+from r1prov.common import paths
+from r1prov.runs import ansible as run
+from r1prov.runs.ansible import Command, Passwords, Translator, playbook_command
+from r1prov.runs.events import Finished, HostFailed, HostUnreachable, Output, Recap, StepStarted, Tally, TaskDone
 
 BIN = Path(sys.executable).parent
 ROOT = paths.collection()

@@ -4,11 +4,11 @@ from typing import get_args
 
 import pytest
 
-from r1prov import catalogue
-from r1prov.latent import Attention
-from r1prov.machine import load_profile
+from r1prov.common.units import GB
+from r1prov.machines.profile import load_profile
+from r1prov.models import catalogue
+from r1prov.models.latent import Attention
 from r1prov.offload import Plan, plan
-from r1prov.units import GB
 
 
 def planned(profile: str, quant: str = "UD-IQ1_S", attention: Attention = "mla", **machine: object) -> Plan:

@@ -8,10 +8,10 @@ import paramiko
 import pytest
 from sshd import Sshd
 
-from r1prov import session
-from r1prov.errors import SiteError
-from r1prov.session import Login
-from r1prov.state import ADMIN_PASSWORD, API_KEY, PAGE_KEY, SiteState
+from r1prov.common.errors import SiteError
+from r1prov.runs import session
+from r1prov.runs.session import Login
+from r1prov.site.state import ADMIN_PASSWORD, API_KEY, PAGE_KEY, SiteState
 
 CAT = """#!/bin/sh
 case "$1" in

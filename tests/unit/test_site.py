@@ -6,10 +6,11 @@ from typing import get_args
 import pytest
 from ansible_collections.r1.prov.plugins.module_utils import host_judge
 
-from r1prov import authority, machine, site
-from r1prov.errors import SiteError
-from r1prov.machine import Profile, load_profile
-from r1prov.site import Check, Host
+from r1prov import site
+from r1prov.common.errors import SiteError
+from r1prov.machines import profile as machine
+from r1prov.machines.profile import Profile, load_profile
+from r1prov.site import Check, Host, authority
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,15 @@ import pytest
 import yaml
 from ansible_collections.r1.prov.plugins.modules import llama_bench
 
-from r1prov import catalogue, inventory, machine, site, tuned
+from r1prov import inventory, site
+from r1prov.common.units import GIB
+from r1prov.machines import profile as machine
+from r1prov.machines import tuned
+from r1prov.models import catalogue
 from r1prov.offload import Plan, model_of, plan, tuning
 from r1prov.offload.arguments import parse
 from r1prov.offload.outcome import RESERVE_BYTES, Space, outcome
 from r1prov.offload.tuning import Choice, Hardware, Subject, Trial
-from r1prov.units import GIB
 
 FACTS = {
     "cpu": {"model": "Xeon 8352V", "cores": 32, "usable_threads": 64},

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1prov.units import GB, GIB, gib, parse_size
+from r1prov.common.units import GB, GIB, gib, parse_size
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,13 @@ from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, ClassVar
 
-from r1prov.model import layer_of
+from r1prov.models.model import layer_of
 from r1prov.offload.engine.tensors import Chain, Graph, Node, permute, reshape, view
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from r1prov.model import Model
+    from r1prov.models.model import Model
     from r1prov.offload.engine.tensors import Part
 
 CHOSEN_FROM = frozenset({1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 288, 576})

@@ -10,7 +10,7 @@ from r1prov.offload.engine.llama import Llama
 from r1prov.offload.engine.presumed import Presumed, missing
 
 if TYPE_CHECKING:
-    from r1prov.model import Model
+    from r1prov.models.model import Model
 
 BUILDERS: dict[str, type[Builder]] = {
     "deepseek2": DeepSeek2,

@@ -12,7 +12,7 @@ from r1prov.offload.engine.builder import Builder
 from r1prov.offload.engine.tensors import reshape
 
 if TYPE_CHECKING:
-    from r1prov.model import Model
+    from r1prov.models.model import Model
     from r1prov.offload.engine.tensors import Node
 
 

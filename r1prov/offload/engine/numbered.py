@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from r1prov.model import block, row_bytes
+from r1prov.models.model import block, row_bytes
 from r1prov.offload.engine.tensors import IN_PLACE, VIEW
 
 if TYPE_CHECKING:

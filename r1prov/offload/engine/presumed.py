@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from r1prov.common.units import MIB
 from r1prov.offload.engine.builder import binary
 from r1prov.offload.engine.llama import Llama
 from r1prov.offload.engine.tensors import Node, reshape, view
-from r1prov.units import MIB
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from r1prov.model import Model
+    from r1prov.models.model import Model
 
 MARGIN_PERCENT, MARGIN_BYTES = 25, 64 * MIB
 

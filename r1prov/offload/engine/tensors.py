@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from r1prov.model import block
+from r1prov.models.model import block
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,0 +1,145 @@
+"""YAML documents into typed models, with errors that name file, line and what was expected, all at once."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from r1prov.common.errors import Problem, SiteError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from pydantic_core import ErrorDetails
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class Keys(BaseModel):
+    """The keys of a mapping that people write: no others are allowed, and what stands below a key describes it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+def load(path: Path, model: type[M]) -> M:
+    """Read `path` and validate it as `model`.
+
+    Raises:
+        SiteError: one problem per mistake: unreadable, not YAML, unknown key, wrong type or value.
+    """
+    try:
+        text = path.read_text()
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except OSError as error:
+        raise SiteError(
+            Problem(str(path), f"cannot be read: {error.strerror}", "check the path and its permissions")
+        ) from None
+    except UnicodeDecodeError:
+        raise SiteError(Problem(str(path), "is not text in UTF-8", "is it the file you meant?")) from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise SiteError(
+            Problem(f"{path}:{line}", f"is not YAML: {error.problem}", "mend the line, or one just above it")
+        ) from None
+    if node is None or not isinstance(data, dict):
+        raise SiteError(
+            Problem(str(path), "is not a mapping of keys and values", "start from the example in docs/site.md")
+        )
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        details = error.errors()
+        # A list that lacks its wrong items is too short as well: only the cause is told.
+        causes = [
+            d
+            for d in details
+            if not any(other["loc"][: len(d["loc"])] == d["loc"] and other is not d for other in details)
+        ]
+        causes.sort(key=lambda detail: _line(node, detail["loc"]))
+        raise SiteError(*(_problem(path, node, model, detail) for detail in causes)) from None
+
+
+def glance(path: Path, key: str) -> Any:
+    """The value of one key at the top of a document that may be wrong elsewhere; None where that cannot be told."""
+    try:
+        data = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return data.get(key) if isinstance(data, dict) else None
+
+
+def _problem(path: Path, node: yaml.Node, model: type[BaseModel], detail: ErrorDetails) -> Problem:
+    location = detail["loc"]
+    where = f"{path}:{_line(node, location)}"
+    key = ".".join(str(part) for part in location)
+    if detail["type"] == "extra_forbidden":
+        known = sorted(set(_keys(model)))
+        near = difflib.get_close_matches(str(location[-1]), known, n=2)
+        return Problem(
+            where,
+            f"unknown key `{key}`",
+            f"did you mean `{'` or `'.join(near)}`?" if near else "docs/site.md lists the keys",
+        )
+    if detail["type"] == "missing":
+        return Problem(where, f"`{key}` is missing", "add it; docs/site.md describes the keys")
+    if not key:  # of several keys together: the message names them
+        return Problem(str(path), words(detail), "docs/site.md describes the keys")
+    # A whole mapping would be long, and might hold a password.
+    found = f"found `{detail['input']}`; " if isinstance(detail["input"], str | int | float) else ""
+    return Problem(where, f"`{key}`: {words(detail)}", f"{found}docs/site.md describes the keys")
+
+
+_FORMS = {r"^\d+\.\d+\.\d+$": "is no version: three numbers, as in 0.12.4"}
+"""What patterns want, for those that people meet."""
+
+
+def words(detail: ErrorDetails) -> str:
+    """What is wrong, without the words of the validator's own world."""
+    context = detail.get("ctx", {})
+    return {
+        "too_short": "name at least one",
+        "model_type": "is not a mapping of keys and values",
+        "model_attributes_type": "is not a mapping of keys and values",
+        "union_tag_invalid": f"`{context.get('tag')}` is none of {context.get('expected_tags')}",
+        "union_tag_not_found": "says no `type`",
+        "tuple_type": "is not a list",
+        "string_pattern_mismatch": _FORMS.get(
+            str(context.get("pattern")), f"is not of the form {context.get('pattern')}"
+        ),
+        "literal_error": f"is none of {context.get('expected')}",
+    }.get(detail["type"], detail["msg"].removeprefix("Value error, ").removeprefix("Input "))
+
+
+def _line(node: yaml.Node, location: tuple[int | str, ...]) -> int:
+    """The line (from 1) of the deepest node on the way to `location`: a missing key has its parent's."""
+    line = node.start_mark.line + 1
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            match = next(((key, value) for key, value in node.value if key.value == str(part)), None)
+            if match is None:
+                continue  # a tag of a union in pydantic's location, or the missing key itself
+            line, node = match[0].start_mark.line + 1, match[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+    return line
+
+
+def _keys(model: type[BaseModel]) -> Iterator[str]:
+    """All keys of a model and of the models in it, for near names."""
+    for name, field in model.model_fields.items():
+        yield name
+        for inner in _models(field.annotation):
+            yield from _keys(inner)
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in getattr(annotation, "__args__", ()):
+        yield from _models(argument)

@@ -1,0 +1,47 @@
+"""Where things lie on the controller: the collection, the caches, the state of a site."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def collections_path() -> Path:
+    """The folder for ANSIBLE_COLLECTIONS_PATH: inside the installed wheel, or `.collections` of the source tree."""
+    packaged = _PACKAGE / "_collection"
+    return packaged if packaged.is_dir() else _PACKAGE.parent / ".collections"
+
+
+def collection() -> Path:
+    """The root of the collection `r1.prov`: playbooks, roles, plugins, inventory, templates."""
+    return collections_path() / "ansible_collections" / "r1" / "prov"
+
+
+def module_util(name: str) -> ModuleType:
+    """A module of the collection's `plugins/module_utils`, by the name under which Ansible imports it on the hosts."""
+    if str(collections_path()) not in sys.path:
+        sys.path.append(str(collections_path()))
+    return importlib.import_module(f"ansible_collections.r1.prov.plugins.module_utils.{name}")
+
+
+def cache_dir() -> Path:
+    """What may be deleted at any time: `$XDG_CACHE_HOME/r1prov`."""
+    return _xdg("XDG_CACHE_HOME", ".cache")
+
+
+def state_dir() -> Path:
+    """What a site must remember when it has no folder of its own: `$XDG_STATE_HOME/r1prov`."""
+    return _xdg("XDG_STATE_HOME", ".local/state")
+
+
+def _xdg(variable: str, fallback: str) -> Path:
+    base = os.environ.get(variable)
+    return (Path(base) if base else Path.home() / fallback) / "r1prov"

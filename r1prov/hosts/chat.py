@@ -1,0 +1,161 @@
+"""One question to a running engine, its answer as it comes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from r1prov.common.errors import Problem, UnhealthyError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from http.client import HTTPConnection, HTTPResponse
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of text; `thinking` is what R1 says to itself before it answers."""
+
+    text: str
+    thinking: bool
+
+
+@dataclass(frozen=True)
+class Rates:
+    """The server's own timings: tokens, and tokens per second, of prompt and answer (thinking included)."""
+
+    prompt_tokens: int
+    prompt_tokens_per_second: float
+    decode_tokens: int
+    decode_tokens_per_second: float
+
+
+def ask(http: HTTPConnection, where: str, question: str, *, key: str) -> Iterator[Piece | Rates]:
+    """Ask, and yield the answer's pieces, then the rates.
+
+    Args:
+        http: a connection to llama-server.
+        where: what errors call the host.
+        question: one user message.
+        key: the API's.
+
+    Raises:
+        UnhealthyError: it does not answer as it should.
+    """
+    # The cache would spare a moment and falsify the prompt's rate.
+    body = {"stream": True, "cache_prompt": False, "messages": [{"role": "user", "content": question}]}
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    try:
+        http.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+        response = http.getresponse()
+        if response.status != 200:
+            raise _refusal(where, response.status, response.read().decode(errors="replace"))
+        for event in _events(response):
+            if "error" in event:
+                raise _refusal(where, 500, json.dumps(event["error"]))
+            yield from _pieces(event)
+    except OSError as error:
+        raise _silence(where, error) from None
+
+
+def ask_ollama(http: HTTPConnection, where: str, question: str, *, model: str) -> Iterator[Piece | Rates]:
+    """The same of Ollama, which has no key. What stands between `<think>` and `</think>` is thinking.
+
+    Args:
+        http: a connection to Ollama.
+        where: what errors call the host.
+        question: one user message.
+        model: the name under which the model is registered.
+
+    Raises:
+        UnhealthyError: it does not answer as it should.
+    """
+    body = {"model": model, "stream": True, "messages": [{"role": "user", "content": question}]}
+    tags = ThinkTags()
+    try:
+        http.request("POST", "/api/chat", json.dumps(body), {"Content-Type": "application/json"})
+        response = http.getresponse()
+        if response.status != 200:
+            raise _refusal(where, response.status, response.read().decode(errors="replace"))
+        for line in response:
+            event = json.loads(line)
+            if "error" in event:
+                raise _refusal(where, 500, event["error"])
+            if text := event["message"].get("thinking"):
+                yield Piece(text, thinking=True)
+            yield from tags.pieces(event["message"]["content"], last=event["done"])
+            if event["done"]:
+                yield Rates(
+                    event.get("prompt_eval_count", 0),
+                    _per_second(event.get("prompt_eval_count", 0), event.get("prompt_eval_duration", 0)),
+                    event["eval_count"],
+                    _per_second(event["eval_count"], event["eval_duration"]),
+                )
+    except OSError as error:
+        raise _silence(where, error) from None
+
+
+class ThinkTags:
+    """Tells thinking from answer in a text that comes in pieces, a tag perhaps cut in two."""
+
+    def __init__(self) -> None:
+        self._rest = ""
+        self._thinking = False
+
+    def pieces(self, text: str, *, last: bool = False) -> Iterator[Piece]:
+        """What is certain after these characters; `last`: no more will come."""
+        self._rest += text
+        while self._rest:
+            tag = "</think>" if self._thinking else "<think>"
+            before, found, after = self._rest.partition(tag)
+            # The end may be the beginning of a tag: then it waits for more.
+            cut = 0 if found or last else next((n for n in range(len(tag) - 1, 0, -1) if before.endswith(tag[:n])), 0)
+            if certain := before[: len(before) - cut]:
+                yield Piece(certain, self._thinking)
+            self._rest = after if found else before[len(before) - cut :]
+            if not found:
+                return
+            self._thinking = not self._thinking
+
+
+def _per_second(tokens: int, nanoseconds: int) -> float:
+    return tokens * 1e9 / nanoseconds if nanoseconds else 0.0
+
+
+def _events(response: HTTPResponse) -> Iterator[dict[str, Any]]:
+    """The JSON documents of a stream of server-sent events."""
+    for line in response:
+        data = line.removeprefix(b"data:").strip() if line.startswith(b"data:") else b""
+        if data and data != b"[DONE]":
+            yield json.loads(data)
+
+
+def _pieces(event: dict[str, Any]) -> Iterator[Piece | Rates]:
+    for choice in event.get("choices", []):
+        delta = choice.get("delta", {})
+        if text := delta.get("reasoning_content"):
+            yield Piece(text, thinking=True)
+        if text := delta.get("content"):
+            yield Piece(text, thinking=False)
+    if timings := event.get("timings"):
+        yield Rates(
+            timings["prompt_n"], timings["prompt_per_second"], timings["predicted_n"], timings["predicted_per_second"]
+        )
+
+
+def _silence(where: str, error: OSError) -> UnhealthyError:
+    remedy = f"`r1prov status {where}` shows what is wrong"
+    return UnhealthyError(Problem(where, f"the service does not answer ({error})", remedy))
+
+
+def _refusal(where: str, status: int, text: str) -> UnhealthyError:
+    if status == 503:
+        return UnhealthyError(
+            Problem(where, "the model is still being loaded", "wait; `r1prov status` shows when it is ready")
+        )
+    if status == 401:
+        return UnhealthyError(
+            Problem(where, "the API refuses this site's key", "`r1prov up` gives the host the key of this site again")
+        )
+    return UnhealthyError(Problem(where, f"the API answers {status}: {text.strip()[:300]}", f"r1prov status {where}"))

@@ -1,0 +1,219 @@
+"""One open way to one host: run something, follow something, speak http. Over ssh, or on this machine itself."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import io
+import shlex
+import subprocess
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+import paramiko
+
+from r1prov.common.errors import Problem, UnreachableError
+from r1prov.hosts.ssh import TIMEOUT_S, Access, Link
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Sequence
+
+    from r1prov.site import Host
+
+
+class Sudo(Enum):
+    """How root's rights are had on a host."""
+
+    ROOT = "root"
+    PASSWORDLESS = "passwordless"
+    PASSWORD = "password"  # noqa: S105 - the name of a way, not a password
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command on a host left: exit code, stdout, stderr."""
+
+    code: int
+    out: str
+    err: str
+
+
+class HostConnection(ABC):
+    """An open connection to `host`. Commands are argument lists; what is secret goes through stdin.
+
+    Raises (every method):
+        UnreachableError: the connection is lost, or the answer took too long.
+    """
+
+    def __init__(self, host: Host, access: Access) -> None:
+        self.host = host
+        self.access = access
+        self.sudo = Sudo.ROOT
+        """Set by the first contact."""
+        self.user: str | None = None
+        """Who is logged in, by configuration or by choice; None on this machine itself."""
+
+    def run(self, argv: Sequence[str], stdin: str = "", *, root: bool = False, timeout_s: float = 30) -> Result:
+        """Run `argv` to its end; as root, however `sudo` says that is done."""
+        if root and self.sudo is Sudo.PASSWORDLESS:
+            argv = ["sudo", "-n", "--", *argv]
+        elif root and self.sudo is Sudo.PASSWORD:
+            # -k: ask even where sudo remembers, or the password would be read by the command instead
+            argv = ["sudo", "-S", "-k", "-p", "", "--", *argv]
+            stdin = f"{self.access.sudo_password}\n{stdin}"
+        try:
+            return self._run(argv, stdin, timeout_s)
+        except (TimeoutError, subprocess.TimeoutExpired):
+            raise self._lost(f"`{argv[0]}` did not end within {timeout_s:.0f} s") from None
+        except (OSError, EOFError, paramiko.SSHException) as error:
+            raise self._lost(f"the connection is lost ({error or type(error).__name__})") from None
+
+    def open_http(self, port: int, address: str = "127.0.0.1") -> http.client.HTTPConnection:
+        """An http connection to a port as the host itself sees it."""
+        return _Http(self, address, port)
+
+    @abstractmethod
+    def follow(self, argv: Sequence[str]) -> Generator[str, None, None]:
+        """The lines of `argv`'s stdout as they come.
+
+        Closing the generator closes the command's stdin, upon which the command must end by itself.
+        """
+
+    @abstractmethod
+    def open_socket(self, address: str, port: int) -> paramiko.Channel | None:
+        """A stream to a port of the host; None where a plain connection does."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End the connection."""
+
+    @abstractmethod
+    def _run(self, argv: Sequence[str], stdin: str, timeout_s: float) -> Result: ...
+
+    def _lost(self, what: str) -> UnreachableError:
+        return UnreachableError(
+            Problem(self.host.name, what, "check the machine and the network, then run the same command again")
+        )
+
+
+def connect(host: Host, access: Access) -> HostConnection:
+    """Open a connection: ssh, or none at all where the host is this machine.
+
+    Raises:
+        UnreachableError: why not, in plain words.
+    """
+    return LocalConnection(host, access) if host.local else SshConnection(host, access)
+
+
+class SshConnection(HostConnection):
+    """Over ssh: one transport, a channel for each command."""
+
+    def __init__(self, host: Host, access: Access) -> None:
+        super().__init__(host, access)
+        self._link = Link(host, access)
+        self.user = self._link.user
+
+    def follow(self, argv: Sequence[str]) -> Generator[str, None, None]:
+        """See `HostConnection.follow`."""
+        with contextlib.closing(self._link.transport.open_session(timeout=TIMEOUT_S)) as channel:
+            channel.exec_command(shlex.join(argv))
+            yield from channel.makefile("r")
+
+    def open_socket(self, address: str, port: int) -> paramiko.Channel:
+        """See `HostConnection.open_socket`."""
+        return self._link.transport.open_channel("direct-tcpip", (address, port), ("127.0.0.1", 0), timeout=TIMEOUT_S)
+
+    def close(self) -> None:
+        """See `HostConnection.close`."""
+        self._link.close()
+
+    def _run(self, argv: Sequence[str], stdin: str, timeout_s: float) -> Result:
+        with contextlib.closing(self._link.transport.open_session(timeout=TIMEOUT_S)) as channel:
+            channel.settimeout(timeout_s)
+            channel.exec_command(shlex.join(argv))
+            with contextlib.suppress(OSError):  # a command need not read its stdin
+                channel.sendall(stdin.encode())
+                channel.shutdown_write()
+            out = channel.makefile("rb").read()
+            err = channel.makefile_stderr("rb").read()
+            return Result(channel.recv_exit_status(), out.decode(errors="replace"), err.decode(errors="replace"))
+
+
+class LocalConnection(HostConnection):
+    """This machine itself."""
+
+    def follow(self, argv: Sequence[str]) -> Generator[str, None, None]:
+        """See `HostConnection.follow`."""
+        with subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        ) as process:
+            try:
+                yield from process.stdout or ()
+            finally:
+                process.terminate()
+
+    def open_socket(self, address: str, port: int) -> None:
+        """See `HostConnection.open_socket`."""
+        return
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _run(self, argv: Sequence[str], stdin: str, timeout_s: float) -> Result:
+        done = subprocess.run(
+            argv, input=stdin, capture_output=True, text=True, errors="replace", check=False, timeout=timeout_s
+        )
+        return Result(done.returncode, done.stdout, done.stderr)
+
+
+class _Http(http.client.HTTPConnection):
+    """http through whatever leads to the host."""
+
+    def __init__(self, connection: HostConnection, address: str, port: int) -> None:
+        super().__init__(address, port)
+        self._connection = connection
+
+    def connect(self) -> None:
+        try:
+            tunnel = self._connection.open_socket(self.host, self.port)
+        except paramiko.ChannelException as error:
+            raise ConnectionRefusedError(error.text) from None
+        except (paramiko.SSHException, EOFError) as error:
+            raise ConnectionError(f"the ssh connection is lost: {error}") from None
+        if tunnel is None:
+            super().connect()
+        else:
+            self.sock = _Tunnel(tunnel)
+
+
+class _Tunnel:
+    """As much of a socket as http.client uses. Its file outlives `close`, as a socket's does and a channel's does not."""
+
+    def __init__(self, channel: paramiko.Channel) -> None:
+        self._channel = channel
+        self.sendall = channel.sendall
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        return io.BufferedReader(_Incoming(self._channel))
+
+    def close(self) -> None:
+        """The response's file ends the channel."""
+
+
+class _Incoming(io.RawIOBase):
+    def __init__(self, channel: paramiko.Channel) -> None:
+        self._channel = channel
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        data = self._channel.recv(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._channel.close()
+        super().close()

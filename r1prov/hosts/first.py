@@ -1,0 +1,188 @@
+"""First contact: all hosts at once, every problem at once, in seconds. Changes nothing on a host."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from r1prov.common import paths
+from r1prov.common.errors import Problem, UnreachableError
+from r1prov.hosts.connection import HostConnection, Sudo, connect
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from r1prov.hosts.ssh import Access
+    from r1prov.site import Host
+
+OLDEST_PYTHON = (3, 8)
+"""What ansible-core 2.19 asks of a host."""
+
+# Only what must be known before Python can be trusted to be there. Plain POSIX shell, fed through stdin, which any
+# login shell can start.
+_BASICS = r"""
+export LC_ALL=C
+echo "system=$(uname -s)"
+echo "machine=$(uname -m)"
+echo "init=$(cat /proc/1/comm 2>/dev/null)"
+echo "boot=$(systemctl is-system-running 2>/dev/null </dev/null)"
+echo "python=$(python3 -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null </dev/null)"
+if [ "$(id -u)" = 0 ]; then echo sudo=root
+elif ! command -v sudo >/dev/null 2>&1; then echo sudo=missing
+elif said=$(sudo -k -n true 2>&1 </dev/null); then echo sudo=passwordless
+else echo "sudo=$(printf '%s\n' "$said" | tail -n 1)"
+fi
+"""
+
+
+@dataclass
+class Contact:
+    """A host that can be used.
+
+    Attributes:
+        connection: open, for more questions.
+        facts: what plugins/module_utils/host_probe.py found.
+        notes: what is worth a remark, but no problem.
+    """
+
+    connection: HostConnection
+    facts: dict[str, Any]
+    notes: list[str]
+
+
+def contact_all(
+    hosts: Iterable[Host], access: Access, *, probe_paths: Iterable[str] = (), probe_ports: Iterable[int] = ()
+) -> dict[str, Contact]:
+    """Meet all hosts at once.
+
+    Args:
+        hosts: whom to meet.
+        access: how to log in.
+        probe_paths: places that will be written to; the facts then tell their disks.
+        probe_ports: ports that will be listened on; the facts then tell who holds them.
+
+    Returns:
+        host name -> what was found, connections open.
+
+    Raises:
+        UnreachableError: the problems of all hosts; every connection is closed again.
+    """
+    arguments = json.dumps({"paths": list(probe_paths), "ports": list(probe_ports)})
+    hosts = list(hosts)
+
+    def meet(host: Host) -> Contact | UnreachableError:
+        try:
+            return _meet(host, access, arguments)
+        except UnreachableError as error:
+            return error
+
+    with ThreadPoolExecutor(max_workers=max(1, min(32, len(hosts)))) as pool:
+        met = dict(zip((host.name for host in hosts), pool.map(meet, hosts), strict=True))
+    problems = [problem for found in met.values() if isinstance(found, UnreachableError) for problem in found.problems]
+    contacts = {name: found for name, found in met.items() if isinstance(found, Contact)}
+    if problems:
+        for contact in contacts.values():
+            contact.connection.close()
+        raise UnreachableError(*problems)
+    return contacts
+
+
+def _meet(host: Host, access: Access, probe_arguments: str) -> Contact:
+    connection = connect(host, access)
+    try:
+        return _look_around(connection, probe_arguments)
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _look_around(connection: HostConnection, probe_arguments: str) -> Contact:
+    where = connection.host.name
+    lines = connection.run(["sh", "-s"], _BASICS).out.splitlines()
+    basics = dict(line.split("=", 1) for line in lines if "=" in line)
+    problems = _misfits(where, basics)
+    if problems:
+        raise UnreachableError(*problems)
+    connection.sudo = _sudo(connection, basics["sudo"])
+    probe = (paths.collection() / "plugins" / "module_utils" / "host_probe.py").read_text()
+    result = connection.run(["python3", "-", probe_arguments], probe, root=True, timeout_s=60)
+    if result.code:
+        _fail(where, f"its facts cannot be read: {_last_line(result.err)}", "does `sudo python3 --version` work there?")
+    facts = json.loads(result.out)
+    return Contact(connection, facts, _notes(basics, facts))
+
+
+def _misfits(where: str, basics: dict[str, str]) -> list[Problem]:
+    """What no later step could mend."""
+    if basics.get("system") != "Linux":
+        return [
+            Problem(
+                where,
+                f"runs {basics.get('system') or 'no system with a POSIX shell'}, not Linux",
+                "r1prov sets up Debian and Ubuntu servers",
+            )
+        ]
+    problems = []
+    if basics["machine"] != "x86_64":
+        problems.append(
+            Problem(
+                where, f"is a {basics['machine']} machine, not x86-64", "use a server with an Intel or AMD processor"
+            )
+        )
+    if basics["init"] != "systemd":
+        problems.append(
+            Problem(
+                where,
+                f"its first process is `{basics['init'] or 'unknown'}`, not systemd: most likely a container",
+                "services need systemd here: use a virtual or physical machine, or a container that boots systemd",
+            )
+        )
+    python = tuple(int(part) for part in basics["python"].split(".")[:2]) if basics["python"] else ()
+    if python < OLDEST_PYTHON:
+        found = f"only Python {basics['python']}" if python else "no python3"
+        problems.append(Problem(where, f"has {found}; Ansible needs 3.8 or newer", "apt install python3"))
+    return problems
+
+
+def _sudo(connection: HostConnection, answer: str) -> Sudo:
+    """Root's rights, tried out: `answer` is what sudo said when it was asked without a password."""
+    where = connection.host.name
+    if answer in {"root", "passwordless"}:
+        return Sudo(answer)
+    if answer == "missing":
+        _fail(
+            where,
+            "sudo is not installed, and the login is not root",
+            "log in as root (root@host), or install sudo there",
+        )
+    if "tty" in answer:
+        _fail(where, "sudo there wants a terminal (requiretty)", "remove `Defaults requiretty` from its sudoers")
+    if connection.access.sudo_password is None:
+        _fail(where, "sudo there asks for a password", "give it: --ask-become-pass (-K); or log in as root")
+    tried = connection.run(
+        ["env", "LC_ALL=C", "sudo", "-S", "-k", "-p", "", "true"], f"{connection.access.sudo_password}\n"
+    )
+    if "sudoers" in tried.err or "not allowed" in tried.err:
+        _fail(where, "this user may not use sudo there", "log in as another user, or add this one to the group sudo")
+    if tried.code:
+        _fail(where, "the sudo password is wrong", "type it again: --ask-become-pass (-K)")
+    return Sudo.PASSWORD
+
+
+def _notes(basics: dict[str, str], facts: dict[str, Any]) -> list[str]:
+    notes = []
+    if basics["boot"] in {"initializing", "starting"}:
+        notes.append("is still starting; steps wait for it")
+    if facts.get("package_locks"):
+        notes.append("is busy installing packages, as a first boot or another run does; steps wait for it")
+    return notes
+
+
+def _last_line(text: str) -> str:
+    return text.strip().rpartition("\n")[2] or "no reason given"
+
+
+def _fail(where: str, what: str, remedy: str) -> NoReturn:
+    raise UnreachableError(Problem(where, what, remedy))

@@ -1,0 +1,303 @@
+"""Opening an ssh connection as OpenSSH would: known hosts, keys, agent and jumps, over paramiko."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import subprocess
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NoReturn
+
+import paramiko
+
+from r1prov.common.errors import Problem, UnreachableError
+from r1prov.hosts import known_hosts
+from r1prov.hosts.keys import candidates
+from r1prov.hosts.target import Target, describe, split_jump
+
+if TYPE_CHECKING:
+    from r1prov.hosts.known_hosts import KnownKey
+    from r1prov.site import Host
+
+TIMEOUT_S = 10.0
+"""For each of: TCP connect, ssh handshake, login."""
+
+# paramiko reports what it raises once more, with traceback, to the root logger's last resort: stderr.
+logging.getLogger("paramiko").addHandler(logging.NullHandler())
+
+
+@dataclass(frozen=True)
+class Access:
+    """How hosts are logged in to.
+
+    Attributes:
+        known_hosts: the site's file of accepted host keys.
+        host_keys: `accept-new` trusts a key at first sight and records it; `strict` wants it known beforehand.
+            A changed key is refused by both.
+        ssh_password: for password login, tried after the keys.
+        sudo_password: where sudo asks for one.
+        ssh_config: instead of ~/.ssh/config.
+    """
+
+    known_hosts: Path
+    host_keys: Literal["accept-new", "strict"] = "accept-new"
+    ssh_password: str | None = None
+    sudo_password: str | None = None
+    ssh_config: Path | None = None
+
+
+class Link:
+    """A logged-in ssh transport with the jumps and helper processes it stands on."""
+
+    def __init__(self, host: Host, access: Access) -> None:
+        """Connect and log in.
+
+        Raises:
+            UnreachableError: why not, in plain words.
+        """
+        self._below: list[paramiko.Transport | _Proxy] = []
+        target = describe(host.address, host.user, host.port, access.ssh_config, host.identity_file)
+        # The host's key may stand in the site's own file. A jump host is not the site's: the operator's files count.
+        self.user = target.user
+        site_rules = replace(
+            target,
+            known_hosts=(access.known_hosts, *target.known_hosts),
+            accepts_new_keys=access.host_keys == "accept-new",
+        )
+        try:
+            self.transport = self._reach(
+                site_rules, host.name, access, access.ssh_password, remember_in=access.known_hosts
+            )
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close everything, the far end first."""
+        while self._below:
+            self._below.pop().close()
+
+    def _reach(
+        self,
+        target: Target,
+        where: str,
+        access: Access,
+        password: str | None,
+        *,
+        remember_in: Path | None,
+        depth: int = 0,
+    ) -> paramiko.Transport:
+        transport = paramiko.Transport(self._open_socket(target, where, access, depth))
+        self._below.append(transport)
+        transport.banner_timeout = transport.auth_timeout = TIMEOUT_S
+        _handshake(transport, target, where, remember_in)
+        _log_in(transport, target, where, password)
+        transport.set_keepalive(15)
+        return transport
+
+    def _open_socket(self, target: Target, where: str, access: Access, depth: int) -> socket.socket | paramiko.Channel:
+        if depth > 8:
+            _fail(
+                where,
+                f"the jumps of your ssh configuration go round in circles at {target.alias}",
+                "look at ProxyJump in ~/.ssh/config",
+            )
+        if target.proxy_jump:
+            return self._through_jump(target, where, access, depth)
+        if target.proxy_command:
+            proxy = _Proxy(target.proxy_command)
+            self._below.append(proxy)
+            return proxy.socket
+        try:
+            return socket.create_connection((target.host, target.port), timeout=TIMEOUT_S)
+        except socket.gaierror as error:
+            _fail(
+                where,
+                f"the name {target.host} is not known here ({error.strerror})",
+                "check the spelling, DNS, /etc/hosts or ~/.ssh/config",
+            )
+        except ConnectionRefusedError:
+            _fail(
+                where,
+                f"{target.host} refuses connections on port {target.port}",
+                "is sshd running there, and is this its port? Else name it: host:port",
+            )
+        except TimeoutError:
+            _fail(
+                where,
+                f"{target.host} does not answer on port {target.port} within {TIMEOUT_S:.0f} s",
+                "is the machine on, is this its address, does a firewall drop the port?",
+            )
+        except OSError as error:
+            _fail(
+                where,
+                f"{target.host} port {target.port} cannot be reached: {error.strerror or error}",
+                "check the address and the network here",
+            )
+
+    def _through_jump(self, target: Target, where: str, access: Access, depth: int) -> paramiko.Channel:
+        *before, last = target.proxy_jump.split(",")
+        user, port, alias = split_jump(last)
+        jump = describe(alias, user, port, access.ssh_config)
+        if before:
+            jump = replace(jump, proxy_jump=",".join(before), proxy_command="")
+        transport = self._reach(
+            jump, f"{where.partition(' ')[0]} (jump host {alias})", access, None, remember_in=None, depth=depth + 1
+        )
+        try:
+            return transport.open_channel(
+                "direct-tcpip", (target.host, target.port), ("127.0.0.1", 0), timeout=TIMEOUT_S
+            )
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            _fail(
+                where,
+                f"the jump host {alias} cannot reach {target.host} port {target.port} ({_text(error)})",
+                f"try it there: ssh {alias} nc -vz {target.host} {target.port}",
+            )
+
+
+class _Proxy:
+    """A ProxyCommand on one end of a socket pair, so that its end is seen at once."""
+
+    def __init__(self, command: str) -> None:
+        self.socket, theirs = socket.socketpair()
+        self._process = subprocess.Popen(
+            ["/bin/sh", "-c", f"exec {command}"],
+            stdin=theirs.fileno(),
+            stdout=theirs.fileno(),
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        theirs.close()
+
+    def close(self) -> None:
+        self.socket.close()
+        self._process.terminate()
+        self._process.wait(TIMEOUT_S)
+
+
+def _handshake(transport: paramiko.Transport, target: Target, where: str, remember_in: Path | None) -> None:
+    known = known_hosts.lookup(target.known_hosts, target.key_name)
+    _prefer(transport, {key.type for key in known if not key.revoked})
+    try:
+        transport.start_client(timeout=TIMEOUT_S)
+    except (paramiko.SSHException, OSError, EOFError) as error:
+        _fail(
+            where,
+            f"{target.host} port {target.port} takes the connection, but no ssh conversation comes about ({_text(error)})",
+            f"is it an ssh server? Try: ssh -v -p {target.port} {target.host}",
+        )
+    offered = transport.get_remote_server_key()
+    matching = [key for key in known if key.key == offered.get_base64()]
+    if not matching or any(key.revoked for key in matching):
+        _judge_new_key(offered, matching, known, target, where)
+    # Ansible's ssh is given the site's file only: what was accepted here is what it accepts.
+    if remember_in and not any(key.file == remember_in for key in matching):
+        known_hosts.remember(remember_in, target.key_name, offered.get_name(), offered.get_base64())
+
+
+def _judge_new_key(
+    offered: paramiko.PKey, matching: list[KnownKey], known: list[KnownKey], target: Target, where: str
+) -> None:
+    if matching:
+        revoked = next(key for key in matching if key.revoked)
+        _fail(
+            where,
+            f"its host key is marked as revoked ({revoked.file}:{revoked.line})",
+            "do not trust this machine before you know why",
+        )
+    trusted = [key for key in known if not key.revoked]
+    if trusted:
+        _fail(
+            where,
+            f"its host key has changed: it offers {offered.get_name()} {offered.fingerprint}, "
+            f"not what {trusted[0].file}:{trusted[0].line} says",
+            f"was it installed anew? Then forget the old key: ssh-keygen -R '{target.key_name}' -f {trusted[0].file}. "
+            "Else someone may sit in between",
+        )
+    if not target.accepts_new_keys:
+        _fail(
+            where,
+            f"its host key is not known: {offered.get_name()} {offered.fingerprint}",
+            f"compare the fingerprint, then accept it once by hand: ssh -p {target.port} {target.user}@{target.alias}",
+        )
+
+
+def _prefer(transport: paramiko.Transport, types: set[str]) -> None:
+    """Ask for a key of a type that is known, as OpenSSH does: an honest server has several keys."""
+    wanted = {name for type_ in types for name in ({"rsa-sha2-512", "rsa-sha2-256"} if type_ == "ssh-rsa" else {type_})}
+    options = transport.get_security_options()
+    options.key_types = sorted(options.key_types, key=lambda name: name not in wanted)
+
+
+def _log_in(transport: paramiko.Transport, target: Target, where: str, password: str | None) -> None:
+    try:
+        transport.auth_none(target.user)
+    except paramiko.BadAuthenticationType as error:
+        methods = error.allowed_types
+    except (paramiko.SSHException, OSError, EOFError) as error:
+        _fail(where, f"the login as {target.user} ended early ({_text(error)})", f"look at sshd's log on {target.host}")
+    else:
+        return
+    tried, locked = 0, list[Path]()
+    if "publickey" in methods:
+        for key in candidates(target, locked):
+            tried += 1
+            if _accepts(transport, target, where, key):
+                return
+    if password is not None and {"password", "keyboard-interactive"} & set(methods):
+        try:
+            transport.auth_password(target.user, password)
+        except (paramiko.SSHException, OSError, EOFError):
+            _fail(where, f"the password of {target.user} is refused", "type it again, or check the user name")
+        return
+    _refuse(target, where, methods, tried, locked, password_given=password is not None)
+
+
+def _accepts(transport: paramiko.Transport, target: Target, where: str, key: paramiko.PKey) -> bool:
+    try:
+        further = transport.auth_publickey(target.user, key)
+    except (paramiko.SSHException, OSError, EOFError) as error:
+        if not transport.is_active():
+            _fail(
+                where,
+                f"sshd hung up after too many keys ({_text(error)})",
+                "name the right one in ~/.ssh/config: IdentityFile, and IdentitiesOnly yes",
+            )
+        return False
+    if further:
+        _fail(
+            where,
+            f"sshd wants a second factor after the key ({', '.join(further)})",
+            "Ansible cannot give one: use an account that logs in by key alone",
+        )
+    return True
+
+
+def _refuse(
+    target: Target, where: str, methods: list[str], tried: int, locked: list[Path], *, password_given: bool
+) -> NoReturn:
+    if locked:
+        names = " ".join(str(path) for path in locked)
+        _fail(where, f"the key {names} is encrypted, and no ssh-agent holds it", f"unlock it once: ssh-add {names}")
+    what = f"login as {target.user}: " + (f"none of {tried} keys is accepted" if tried else "there is no key to try")
+    if "publickey" not in methods:
+        what = f"login as {target.user}: sshd takes no keys, only {', '.join(methods)}"
+    if password_given:
+        _fail(
+            where,
+            f"{what}, and sshd takes no passwords",
+            f"give the account a key: ssh-copy-id -p {target.port} {target.user}@{target.alias}",
+        )
+    by_password = ", or log in by password: --ask-pass" if {"password", "keyboard-interactive"} & set(methods) else ""
+    copy = f"ssh-copy-id -p {target.port} {target.user}@{target.alias}"
+    _fail(where, what, f"{copy}; or name another user: user@host{by_password}")
+
+
+def _text(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+def _fail(where: str, what: str, remedy: str) -> NoReturn:
+    raise UnreachableError(Problem(where, what, remedy)) from None

@@ -1,0 +1,342 @@
+"""A GGUF file's header -> Model. Only headers are read: a second for a set of 140 GB, on any disk.
+
+A header is a few megabytes: metadata, then name, shape, type and offset of every tensor, then the data, which nobody needs here.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from r1prov.common.errors import Problem, SiteError
+from r1prov.models.model import Model, Tensor, block, ggml_tables
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+_MOST_KEYS, _MOST_TENSORS, _LONGEST_NAME, _LONGEST_TEXT = 10_000, 100_000, 1024, 16 * 2**20
+_LONGEST_ARRAY = 16 * 2**20
+"""Beyond these a header is not believed: a wrong length would read gigabytes into memory."""
+
+_LARGEST, _MOST_LAYERS = 2**27, 1024
+"""Of the figures of a model, and of its layers."""
+
+_BESIDE_MODELS = {
+    "adapter": "an adapter (LoRA)",
+    "mmproj": "a projector for images or sound",
+    "imatrix": "an importance matrix",
+}
+"""By `general.type`."""
+
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_TEXT, _ARRAY = 8, 9
+_ALIGNMENT = 32
+
+
+class CutShortError(ValueError):
+    """There is more of the header than could be read."""
+
+
+class LfsPointerError(ValueError):
+    """A file that stands for another."""
+
+
+class NoGgufError(ValueError):
+    """Something else than a GGUF file."""
+
+
+class RemediedError(ValueError):
+    """What knows best itself what to do about it.
+
+    Attributes:
+        remedy: that.
+    """
+
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(what)
+        self.remedy = remedy
+
+
+class UnservableError(RemediedError):
+    """A sound file that is no language model, or none that llama.cpp reads."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What stands before the data of one file.
+
+    Attributes:
+        metadata: by key; of long arrays only the length is kept, as `range(length)`.
+        tensors: in order.
+        n_bytes: bytes of a whole file with this header.
+    """
+
+    metadata: dict[str, Any]
+    tensors: tuple[Tensor, ...]
+    n_bytes: int
+
+
+def read(path: Path) -> Model:
+    """The model in a file, or in a set of shards of which `path` is any.
+
+    Raises:
+        SiteError: no such file, no GGUF file, cut short, a shard missing, or a model of unknown make.
+    """
+    shards = files(path)
+    missing = [shard.name for shard in shards if not shard.is_file()]
+    if missing and len(shards) > 1:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        what = f"shards are missing beside it: {', '.join(missing[:3])}{more}"
+        raise _wrong(path, what, "fetch them into the same folder")
+    headers = [_checked(shard) for shard in shards]
+    try:
+        return joined(path.name, headers)
+    except UnservableError as error:
+        raise _wrong(path, str(error), error.remedy) from None
+    except ValueError as error:
+        raise _wrong(
+            path, str(error), "fetch it anew, all shards from one source, under the names that they have there"
+        ) from None
+
+
+def names(name: str) -> list[str]:
+    """The files of the set that `name` is one of, by their names; often itself alone."""
+    parts = _SHARD.fullmatch(name)
+    if not parts:
+        return [name]
+    count = int(parts["count"])
+    return [f"{parts['stem']}-{number:05d}-of-{count:05d}.gguf" for number in range(1, count + 1)]
+
+
+def joined(name: str, headers: Sequence[Header]) -> Model:
+    """The model in the files with these headers, in the order of the set.
+
+    Raises:
+        UnservableError: they are of something else than a language model.
+        ValueError: they are not all of a set, or damaged; one sentence.
+    """
+    _check_places(headers)
+    first = headers[0].metadata
+    tensors = tuple(tensor for header in headers for tensor in header.tensors)
+    wanted = first.get("split.tensors.count", len(tensors))
+    if wanted != len(tensors):
+        raise ValueError(f"the set has {len(tensors)} tensors of {wanted}")
+    return model(name, first, tensors)
+
+
+def _check_places(headers: Sequence[Header]) -> None:
+    """That each header is of the shard that its place in the set wants."""
+    counts = [each.metadata.get("split.count", 1) for each in headers]
+    if len(headers) == 1:
+        if counts[0] not in {0, 1}:
+            raise ValueError(f"it is one shard of {counts[0]}, but its name is not NAME-00001-of-{counts[0]:05d}.gguf")
+        return
+    for place, (each, shards) in enumerate(zip(headers, counts, strict=True)):
+        number = each.metadata.get("split.no")
+        which = f"file {place + 1} of {len(headers)} of the set"
+        if shards != len(headers):
+            raise ValueError(f"{which} belongs to another set: its header says `split.count` {shards}")
+        if number != place:
+            raise ValueError(f"{which} holds another shard: its header says `split.no` {number}, where {place} belongs")
+
+
+def header(stream: BinaryIO) -> Header:
+    """The header at the start of `stream`: a file, or as much of one as was fetched.
+
+    Raises:
+        CutShortError: it is not all of it.
+        ValueError: it is none; one sentence.
+    """
+    reader = _Reader(stream)
+    magic = stream.read(4)
+    if magic == b"vers":
+        raise LfsPointerError("it is a pointer of Git LFS, not the file itself")
+    if magic != MAGIC:
+        raise NoGgufError("it is no GGUF file")
+    version = reader.number("I")
+    if version not in VERSIONS:
+        raise ValueError(f"its GGUF version is {version}; {' and '.join(map(str, VERSIONS))} are known")
+    tensor_count, key_count = reader.number("Q", _MOST_TENSORS), reader.number("Q", _MOST_KEYS)
+    metadata = {reader.text(_LONGEST_NAME): reader.value(reader.number("I")) for _ in range(key_count)}
+    entries = [reader.tensor() for _ in range(tensor_count)]
+    alignment = metadata.get("general.alignment") or _ALIGNMENT
+    size = stream.tell()
+    if entries:
+        size += -size % alignment + max(offset + tensor.n_bytes for tensor, offset in entries)
+    return Header(metadata, tuple(tensor for tensor, _ in entries), size)
+
+
+def model(name: str, metadata: dict[str, Any], tensors: Sequence[Tensor]) -> Model:
+    """What the metadata say of the model.
+
+    Raises:
+        UnservableError: they are of something else than a language model.
+        ValueError: a key that every model has is missing, says what cannot be, or what the tensors contradict.
+    """
+    architecture = _architecture(metadata)
+
+    def number(key: str, default: int | None = None, *, least: int = 0, most: int = _LARGEST) -> int:
+        value = metadata.get(f"{architecture}.{key}", default)
+        if isinstance(value, list):  # one for each layer; the largest is what memory is made for
+            value = max(value, default=None)
+        if not isinstance(value, int):
+            raise ValueError(f"its metadata lack `{architecture}.{key}`")  # noqa: TRY004 - wrong content of a file
+        if not least <= value <= most:
+            raise ValueError(f"its metadata are damaged: `{architecture}.{key}` is {value:,}")
+        return value
+
+    blocks = number("block_count", least=1, most=_MOST_LAYERS)
+    idle_layers = number("nextn_predict_layers", 0, most=blocks - 1)
+    heads, width = number("attention.head_count"), number("embedding_length", least=1)
+    kv_heads = number("attention.head_count_kv", heads)
+    if bool(heads) != bool(kv_heads) or (heads and heads % kv_heads):
+        raise ValueError(f"its metadata are damaged: its {heads} heads cannot share {kv_heads} of K and V")
+    key_length = number("attention.key_length", width // heads if heads else 0)
+    value_length = number("attention.value_length", width // heads if heads else 0)
+    embedding = next((tensor for tensor in tensors if tensor.name == "token_embd.weight"), None)
+    if embedding is None or len(embedding.shape) != 2:
+        raise ValueError("it holds no token embedding, so it is no language model")
+    if embedding.shape[0] != width:
+        raise ValueError(
+            f"it contradicts itself: `{architecture}.embedding_length` is {width:,}, its token embedding is {embedding.shape[0]:,} wide"
+        )
+    if {"attn_kv_b.weight", "attn_k_b.weight"} <= {tensor.kind for tensor in tensors}:
+        what = f"it has its attention in both forms ({len(tensors)} tensors), which llama.cpp does not read"
+        raise UnservableError(what, "take the file as it was published, in one form")
+    layers = blocks - idle_layers
+    held = max((tensor.layer + 1 for tensor in tensors if tensor.layer is not None), default=layers)
+    if held < layers:
+        raise ValueError(
+            f"it contradicts itself: `{architecture}.block_count` is {blocks}, its tensors are of {held} layers"
+        )
+    return Model(
+        name=name,
+        architecture=architecture,
+        layers=layers,
+        idle_layers=idle_layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        key_length=key_length,
+        value_length=value_length,
+        mla=f"{architecture}.attention.key_length_mla" in metadata,
+        head_key_length=number("attention.key_length_mla", key_length),
+        rope_length=number("rope.dimension_count", key_length),
+        vocabulary=embedding.shape[1],
+        experts_used=number("expert_used_count", 0),
+        expert_weights_normed=bool(metadata.get("deepseek2.expert_weights_norm", architecture != "deepseek2")),
+        expert_weights_scaled=metadata.get("deepseek2.expert_weights_scale", 0) not in {0, 1},
+        expert_groups=number("expert_group_count", 1),
+        expert_groups_used=number("expert_group_used_count", 1),
+        context_length=number("context_length", least=1),
+        tensors=tuple(tensors),
+    )
+
+
+def _architecture(metadata: dict[str, Any]) -> str:
+    """The architecture, where the file says one and is no mere companion of a model."""
+    architecture = metadata.get("general.architecture")
+    kind = "mmproj" if architecture == "clip" else str(metadata.get("general.type"))  # older projectors name no type
+    if kind in _BESIDE_MODELS:
+        remedy = "name the file of the language model that it goes with"
+        raise UnservableError(f"it is {_BESIDE_MODELS[kind]}, no language model", remedy)
+    if not isinstance(architecture, str):
+        raise ValueError("its metadata lack `general.architecture`")  # noqa: TRY004 - wrong content of a file
+    return architecture
+
+
+def files(path: Path) -> list[Path]:
+    """The files of the set that `path` is one of, by its name; often itself alone."""
+    return [path.with_name(name) for name in names(path.name)]
+
+
+def _checked(path: Path) -> Header:
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise _wrong(path, "it is no regular file", "name a GGUF file")
+    try:
+        with path.open("rb") as stream:
+            found = header(stream)
+            size = stream.seek(0, 2)
+    except OSError as error:
+        raise _wrong(path, f"it cannot be read: {error.strerror}", _remedy(error, path)) from None
+    except LfsPointerError as error:
+        raise _wrong(path, str(error), "`git lfs pull` fetches it") from None
+    except ValueError as error:
+        raise _wrong(path, str(error), "fetch it anew, or name another file") from None
+    if size < found.n_bytes:
+        raise _wrong(path, f"it is cut short: {size:,} bytes of {found.n_bytes:,}", "go on with the download")
+    return found
+
+
+def _remedy(error: OSError, path: Path) -> str:
+    if isinstance(error, IsADirectoryError):
+        inside = sorted(path.glob("*.gguf"))
+        return f"name a file in it, e.g. {inside[0]}" if inside else "name a GGUF file; this folder has none"
+    return "give yourself the right to read it" if isinstance(error, PermissionError) else "check the path"
+
+
+def _wrong(path: Path, what: str, remedy: str) -> SiteError:
+    return SiteError(Problem(str(path), what, remedy))
+
+
+class _Reader:
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream = stream
+
+    def exactly(self, size: int) -> bytes:
+        content = self.stream.read(size)
+        if len(content) != size:
+            raise CutShortError("its header is cut short")
+        return content
+
+    def number(self, kind: str, most: int | None = None) -> Any:
+        (value,) = struct.unpack(f"<{kind}", self.exactly(struct.calcsize(kind)))
+        if most is not None and value > most:
+            raise ValueError(f"its header is damaged: it speaks of {value:,} where at most {most:,} are possible")
+        return value
+
+    def text(self, longest: int = _LONGEST_TEXT) -> str:
+        return self.exactly(self.number("Q", longest)).decode(errors="replace")
+
+    def value(self, kind: int) -> Any:
+        if kind in _SCALARS:
+            return self.number(_SCALARS[kind])
+        if kind == _TEXT:
+            return self.text()
+        if kind != _ARRAY:
+            raise ValueError(f"its header is damaged: there is no kind of value {kind}")
+        inner, length = self.number("I"), self.number("Q", _LONGEST_ARRAY)
+        if inner in _SCALARS:
+            form = _SCALARS[inner]
+            content = self.exactly(struct.calcsize(form) * length)
+            return list(struct.unpack(f"<{length}{form}", content)) if length <= _MOST_KEYS else range(length)
+        if inner != _TEXT:
+            raise ValueError("its header is damaged: an array of arrays")
+        for _ in range(length):  # the vocabulary: nobody needs it here
+            self.exactly(self.number("Q", _LONGEST_TEXT))
+        return range(length)
+
+    def tensor(self) -> tuple[Tensor, int]:
+        """A tensor, and where its data begin after the header."""
+        name = self.text(_LONGEST_NAME)
+        shape = tuple(self.number("Q", 2**40) for _ in range(self.number("I", 4)))
+        kind = _type_name(self.number("I"))
+        if kind is None:
+            raise ValueError(f"`{name}` has a type that is not known")
+        if not shape or 0 in shape or shape[0] % block(kind)[0]:
+            raise ValueError(
+                f"its header is damaged: `{name}` has the shape {' x '.join(map(str, shape)) or 'of nothing'}"
+            )
+        return Tensor(name, shape, kind), self.number("Q", 2**50)
+
+
+def _type_name(number: int) -> str | None:
+    try:
+        return str(ggml_tables().GGMLQuantizationType(number).name)
+    except ValueError:
+        return None

@@ -1,0 +1,330 @@
+"""Runs a playbook: argv and environment as plain values, ansible-runner to execute them, its events as a typed stream.
+
+Of the operator's environment Ansible sees only what INHERITED names: a run depends on the site, not on who started it,
+and no token that happens to be exported ends up in ansible-runner's files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from ansible_runner import Runner, RunnerConfig
+
+from r1prov.common import paths
+from r1prov.runs.events import (
+    Event,
+    Finished,
+    HostFailed,
+    HostUnreachable,
+    Output,
+    Recap,
+    StepStarted,
+    Tally,
+    TaskDone,
+    TaskStarted,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator, Mapping, Sequence
+
+INHERITED = (
+    "HOME",
+    "KRB5CCNAME",
+    "LANG",
+    "LC_ALL",
+    "LC_CTYPE",
+    "LOGNAME",
+    "PATH",
+    "SSH_AUTH_SOCK",
+    "TERM",
+    "TMPDIR",
+    "USER",
+    "XDG_RUNTIME_DIR",
+    # how to open what the operator has encrypted
+    "ANSIBLE_VAULT_IDENTITY_LIST",
+    "ANSIBLE_VAULT_PASSWORD_FILE",
+)
+KEPT_RUNS = 10
+STOP_S = 15.0
+"""How long Ansible may take to end by itself after Ctrl-C."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """What is executed. `env` is what r1prov sets beyond INHERITED; neither holds a secret."""
+
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    cwd: Path
+
+    def shell(self, *more: str) -> str:
+        """The same as a line for a shell, with `more` arguments, such as --ask-become-pass in place of a password file."""
+        variables = [f"{name}={value}" for name, value in self.env.items()]
+        return f"cd {shlex.quote(str(self.cwd))} && " + shlex.join(["env", *variables, *self.argv, *more])
+
+
+@dataclass(frozen=True)
+class Passwords:
+    """What was typed in for the whole site. Never printed."""
+
+    ssh: str | None = field(default=None, repr=False)
+    sudo: str | None = field(default=None, repr=False)
+
+
+def playbook_command(
+    playbook: str,
+    inventory: Path,
+    *,
+    known_hosts: Path,
+    n_hosts: int,
+    limit: Sequence[str] = (),
+    variables: Mapping[str, Any] | None = None,
+    ssh_config: Path | None = None,
+    verbosity: int = 0,
+    check: bool = False,
+    diff: bool = False,
+    told_as: str = "",
+) -> Command:
+    """The command that runs one of the collection's playbooks.
+
+    Args:
+        playbook: its name, e.g. `up`.
+        inventory: the rendered folder.
+        known_hosts: the only host keys that ssh accepts; first contact has put them there.
+        n_hosts: so many are worked on at once.
+        limit: only these hosts.
+        variables: for this run only; they outrank the inventory.
+        ssh_config: instead of ~/.ssh/config.
+        verbosity: Ansible's -v, so many times.
+        check: change nothing, say what would change.
+        diff: show what changes in files.
+        told_as: what the lock on a host calls this run.
+    """
+    ssh_options = ["-o", f'UserKnownHostsFile="{known_hosts}"', "-o", "StrictHostKeyChecking=yes"]
+    if ssh_config:
+        ssh_options = ["-F", str(ssh_config), *ssh_options]
+    argv = [
+        str(Path(sys.executable).with_name("ansible-playbook")),
+        str(paths.collection() / "playbooks" / f"{playbook}.yml"),
+        "-i",
+        str(inventory),
+        *(["--limit", ",".join(limit)] if limit else []),
+        *(["-e", json.dumps(dict(variables))] if variables else []),
+        *(["--check"] if check else []),
+        *(["--diff"] if diff else []),
+        *(["-" + "v" * verbosity] if verbosity else []),
+    ]
+    env = {
+        "ANSIBLE_CONFIG": str(paths.collection() / "ansible.cfg"),
+        "ANSIBLE_COLLECTIONS_PATH": str(paths.collections_path()),
+        "ANSIBLE_FORKS": str(max(1, n_hosts)),
+        "ANSIBLE_NOCOLOR": "1",
+        "ANSIBLE_SSH_COMMON_ARGS": shlex.join(ssh_options),
+        **({"R1PROV_COMMAND": told_as} if told_as else {}),
+    }
+    return Command(tuple(argv), env, inventory.parent)
+
+
+def steps_of(playbook: str) -> list[str]:
+    """The roles that a playbook brings in, in order: what a run shows as its steps. A role may come again later."""
+    plays = yaml.safe_load((paths.collection() / "playbooks" / f"{playbook}.yml").read_text())
+    return [name.rpartition(".")[2] for name, _ in groupby(_roles(plays))]
+
+
+def _roles(node: Any) -> Iterator[str]:
+    if isinstance(node, list):
+        for item in node:
+            yield from _roles(item)
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            if key.rpartition(".")[2] in {"import_role", "include_role"}:
+                yield value["name"]
+            elif key == "roles":
+                yield from (role if isinstance(role, str) else role["role"] for role in value)
+            elif isinstance(value, list):
+                yield from _roles(value)
+
+
+def run(
+    command: Command, artifacts: Path, *, steps: Sequence[str], passwords: Passwords | None = None
+) -> Generator[Event, None, None]:
+    """Execute `command` and yield what happens; the last event is `Finished`.
+
+    Closing the generator early, or Ctrl-C while it waits, ends Ansible first: politely, then not.
+
+    Args:
+        command: from `playbook_command`.
+        artifacts: the folder for ansible-runner's files, 0700; the last runs' output is kept there.
+        steps: from `steps_of`.
+        passwords: for ssh and sudo, where they are asked.
+    """
+    execution = _Execution(command, artifacts, steps, passwords or Passwords())
+    execution.thread.start()
+    try:
+        while True:
+            event = execution.events.get()
+            if isinstance(event, BaseException):
+                raise event
+            yield event
+            if isinstance(event, Finished):
+                return
+    finally:
+        execution.stop()
+
+
+class _Execution:
+    """One run of ansible-runner in a thread of its own, so that the caller's thread is free for Ctrl-C."""
+
+    def __init__(self, command: Command, artifacts: Path, steps: Sequence[str], passwords: Passwords) -> None:
+        self.events: SimpleQueue[Event | BaseException] = SimpleQueue()
+        self.thread = threading.Thread(target=self._run, name="ansible-runner", daemon=True)
+        self._command = command
+        self._artifacts = artifacts
+        self._translator = Translator(steps)
+        self._secrets = _PasswordFiles(passwords, artifacts)
+        self._kill = threading.Event()
+        self._pid: int | None = None
+
+    def stop(self) -> None:
+        """End Ansible, if it still runs: SIGINT, patience, SIGKILL."""
+        try:
+            if self.thread.is_alive() and self._pid:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self._pid, signal.SIGINT)
+                self.thread.join(STOP_S)
+        finally:  # a second Ctrl-C comes here at once
+            self._kill.set()
+            self.thread.join(STOP_S)
+
+    def _run(self) -> None:
+        try:
+            with self._secrets as password_env:
+                code = self._execute(password_env)
+            self.events.put(Finished(code, self._log))
+        except BaseException as error:
+            self.events.put(error)
+
+    def _execute(self, password_env: dict[str, str]) -> int:
+        now = datetime.now(UTC)
+        config = RunnerConfig(
+            private_data_dir=str(self._artifacts),
+            artifact_dir=str(self._artifacts),
+            ident=f"{now:%Y%m%dT%H%M%S.%f}",
+            playbook=self._command.argv[1],
+            rotate_artifacts=KEPT_RUNS,
+            suppress_ansible_output=True,
+            quiet=True,
+        )
+        self._log = Path(config.artifact_dir) / "stdout"
+        config.prepare()
+        own = {name: value for name, value in config.env.items() if os.environ.get(name) != value}
+        inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
+        config.env = inherited | own | self._command.env | password_env | {"ORIGINAL_STDOUT_CALLBACK": "default"}
+        config.command = list(self._command.argv)
+        config.cwd = str(self._command.cwd)
+        config.pexpect_timeout = 1  # how often it looks whether it shall end
+        runner = Runner(config, event_handler=self._hear, cancel_callback=self._kill.is_set)
+        runner.run()
+        return -1 if runner.rc is None else int(runner.rc)  # None: somebody killed it
+
+    def _hear(self, event: dict[str, Any]) -> bool:
+        self._pid = event.get("pid") or self._pid
+        if event.get("event") == "playbook_on_start":
+            self._secrets.remove()  # Ansible has read them by now
+        for translated in self._translator.translate(event):
+            self.events.put(translated)
+        return False  # the events need not be kept: the log has the same, without what no_log hides
+
+
+class _PasswordFiles:
+    """Passwords in files that only this user can read, on a memory file system where there is one, for seconds."""
+
+    def __init__(self, passwords: Passwords, fallback: Path) -> None:
+        self._passwords = passwords
+        self._base = Path(os.environ.get("XDG_RUNTIME_DIR") or fallback)
+        self._folder: Path | None = None
+
+    def __enter__(self) -> dict[str, str]:
+        variables = {
+            "ANSIBLE_BECOME_PASSWORD_FILE": self._passwords.sudo,
+            "ANSIBLE_CONNECTION_PASSWORD_FILE": self._passwords.ssh,
+        }
+        given = {name: secret for name, secret in variables.items() if secret is not None}
+        if not given:
+            return {}
+        self._folder = Path(tempfile.mkdtemp(prefix="r1prov-", dir=self._base if self._base.is_dir() else None))
+        for name, secret in given.items():
+            with os.fdopen(os.open(self._folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(secret)
+        return {name: str(self._folder / name) for name in given}
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class Translator:
+    """ansible-runner's events as ours. Knows for each host which of the steps it is in."""
+
+    def __init__(self, steps: Sequence[str]) -> None:
+        self._steps = list(steps)
+        self._position: dict[str, int] = {}
+
+    def translate(self, raw: dict[str, Any]) -> Iterator[Event]:
+        """Zero or more events for one of ansible-runner's."""
+        data = raw.get("event_data", {})
+        host, task, result = data.get("host", ""), data.get("task", ""), data.get("res") or {}
+        kind = raw.get("event")
+        if text := raw.get("stdout"):
+            is_diff = kind == "runner_on_file_diff"
+            yield Output(f"{host}:\n{text}" if is_diff and host else text, is_diff=is_diff)
+        if kind == "runner_on_start":
+            yield from self._step(host, data)
+            yield TaskStarted(host, self._name(host), task)
+        elif kind == "runner_on_ok":
+            yield TaskDone(host, self._name(host), task, changed=bool(result.get("changed")), result=result)
+        elif kind == "runner_on_failed" and not data.get("ignore_errors"):
+            yield HostFailed(host, self._name(host), task, result)
+        elif kind == "runner_on_unreachable":
+            yield HostUnreachable(host, self._name(host), str(result.get("msg", "")).strip())
+        elif kind == "playbook_on_stats":
+            yield Recap(
+                {
+                    name: Tally(*(data[key].get(name, 0) for key in ("ok", "changed", "failures", "dark", "skipped")))
+                    for name in sorted(data["processed"])
+                }
+            )
+
+    def _step(self, host: str, data: dict[str, Any]) -> Iterator[StepStarted]:
+        role = str(data.get("role") or "").rpartition(".")[2]
+        at = self._position.get(host, -1)
+        if not role or role == self._name(host):
+            return
+        try:
+            at = self._steps.index(role, at + 1)
+        except ValueError:
+            return  # a role that a step's role includes
+        self._position[host] = at
+        yield StepStarted(host, role, at + 1, len(self._steps))
+
+    def _name(self, host: str) -> str:
+        at = self._position.get(host, -1)
+        return self._steps[at] if at >= 0 else ""

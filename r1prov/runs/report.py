@@ -1,0 +1,209 @@
+"""What a run did, as a value: JSON first, `schema` 1. The last one and every one are kept among the site's reports."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from r1prov.common.errors import (
+    Exit,
+    LockedError,
+    PreflightError,
+    Problem,
+    R1provError,
+    RunError,
+    UnhealthyError,
+    UnreachableError,
+)
+from r1prov.common.files import write_whole
+from r1prov.runs.events import Event, Finished, HostFailed, HostUnreachable, Output, Recap, StepStarted, TaskDone
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from r1prov.machines.profile import Published
+
+SCHEMA = 1
+
+
+@dataclass
+class HostReport:
+    """One host.
+
+    Attributes:
+        result: `ok`, `failed`, `unreachable`, or `unfinished` where the run was stopped.
+        changed: how many tasks changed something; `changes` names them as `step: task`.
+        starts: seconds until each unit that was started, or restarted, was ready: what a running service pauses.
+        steps: seconds per step, in the order of the run; a step entered twice counts twice.
+        warnings: what is worth a look though it stopped nothing.
+        problems: what stopped it, each with where, what, remedy.
+        benchmark: the last result of the role smoke_bench (docs/benchmark.md), measured now or, where nothing changed, before.
+        tuning: what the role tune measured (roles/tune/files/tune.py).
+    """
+
+    result: str = "unfinished"
+    ok: int = 0
+    changed: int = 0
+    changes: list[str] = field(default_factory=list)
+    starts: dict[str, float] = field(default_factory=dict)
+    steps: list[tuple[str, float]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    problems: list[dict[str, str]] = field(default_factory=list)
+    benchmark: dict[str, Any] | None = None
+    tuning: dict[str, Any] | None = None
+
+
+@dataclass
+class RunReport:
+    """One run over a site. Times are ISO 8601 in UTC; `exit` is the code of r1prov, `ansible_exit` Ansible's own."""
+
+    command: str
+    site: str
+    profile: str
+    quant: str
+    started: str
+    hosts: dict[str, HostReport]
+    schema: int = SCHEMA
+    ended: str = ""
+    exit: int = Exit.INTERRUPTED
+    ansible_exit: int | None = None
+    log: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """As JSON can say it."""
+        return asdict(self)
+
+    def write(self, folder: Path, kind: str) -> Path:
+        """Keep it as `KIND-TIME.json` and as `last.json`. Returns the former."""
+        text = json.dumps(self.as_json(), indent=2, ensure_ascii=False) + "\n"
+        path = write_whole(folder / f"{kind}-{self.started.replace(':', '')}.json", text)
+        write_whole(folder / "last.json", text)
+        return path
+
+
+def now() -> str:
+    """The time as reports write it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def last_start_s(folder: Path, host: str, unit: str) -> float | None:
+    """How long a unit of a host took to be ready when it was last started, as far as the kept reports tell."""
+    for path in sorted(folder.glob("up-*.json"), reverse=True):
+        found = json.loads(path.read_text())["hosts"].get(host, {}).get("starts", {}).get(unit)
+        if found is not None:
+            return float(found)
+    return None
+
+
+class Recorder:
+    """Turns the events of a run into its report."""
+
+    def __init__(self, report: RunReport) -> None:
+        self.report = report
+        self._errors: list[R1provError] = []
+        self._complaint = ""
+        self._step: dict[str, tuple[str, float]] = {}
+
+    def event(self, event: Event, at_s: float) -> None:
+        """Something happened at `at_s`, by any steady clock."""
+        if isinstance(event, StepStarted):
+            self._leave(event.host, at_s)
+            self._step[event.host] = (event.step, at_s)
+        elif isinstance(event, TaskDone):
+            host = self._host(event.host)
+            if event.changed:
+                host.changes.append(f"{event.step}: {event.task}" if event.step else event.task)
+            host.warnings.extend(event.result.get("warnings", ()))
+            if event.result.get("start_s"):
+                host.starts[event.result["unit"].removesuffix(".service")] = event.result["start_s"]
+            if event.step == "smoke_bench" and event.result.get("result"):
+                host.benchmark = event.result["result"]
+            if event.step == "tune" and event.result.get("result"):
+                host.tuning = event.result["result"]
+        elif isinstance(event, HostFailed | HostUnreachable):
+            error = failure(event)
+            self._errors.append(error)
+            self._host(event.host).problems.extend(asdict(problem) for problem in error.problems)
+        elif isinstance(event, Recap):
+            self._end(event, at_s)
+        elif isinstance(event, Output) and "[ERROR]: " in event.text:
+            self._complaint = event.text.partition("[ERROR]: ")[2].splitlines()[0]
+        elif isinstance(event, Finished):
+            self.report.ansible_exit, self.report.log, self.report.ended = event.code, str(event.log), now()
+
+    def error(self) -> R1provError | None:
+        """What went wrong on all hosts; None where nothing did. Different kinds together are a RunError."""
+        if not self._errors and self.report.ansible_exit:
+            what = self._complaint or f"ended with {self.report.ansible_exit}"
+            return RunError(Problem("ansible-playbook", what, f"all that it said: {self.report.log}"))
+        if not self._errors:
+            return None
+        kinds = {type(error) for error in self._errors}
+        kind = kinds.pop() if len(kinds) == 1 else RunError
+        return kind(*(problem for error in self._errors for problem in error.problems))
+
+    def _host(self, name: str) -> HostReport:
+        return self.report.hosts.setdefault(name, HostReport())
+
+    def _leave(self, name: str, at_s: float) -> None:
+        if name in self._step:
+            step, since_s = self._step.pop(name)
+            self._host(name).steps.append((step, round(at_s - since_s, 1)))
+
+    def _end(self, recap: Recap, at_s: float) -> None:
+        for name, tally in recap.hosts.items():
+            self._leave(name, at_s)
+            host = self._host(name)
+            host.ok, host.changed = tally.ok, tally.changed
+            host.result = "unreachable" if tally.unreachable else "failed" if tally.failed else "ok"
+
+
+def failure(event: HostFailed | HostUnreachable) -> R1provError:
+    """What a failed task means, in r1prov's own kinds of failure."""
+    if isinstance(event, HostUnreachable):
+        first = event.message.splitlines()[0] if event.message else "no reason given"
+        return UnreachableError(
+            Problem(event.host, f"the connection is lost: {first}", "run the same command again to go on")
+        )
+    if found := event.result.get("problems"):
+        return PreflightError(*(Problem(event.host, f"{p['check']}: {p['what']}", p["remedy"]) for p in found))
+    what, _, remedy = _message(event.result).partition(" Remedy: ")
+    if event.result.get("locked"):
+        return LockedError(Problem(event.host, what.removeprefix(event.host).strip(" ."), remedy.rstrip(".")))
+    kind = UnhealthyError if event.step == "smoke_bench" else RunError
+    where = f"{event.host}, {event.step}" if event.step else event.host
+    told = f"{event.task}: {what}".strip()
+    return kind(Problem(where, told, remedy or "mend it, then run the same command again to go on"))
+
+
+def _message(result: dict[str, Any]) -> str:
+    """The words that say most: a module's message, with what the program it ran said last."""
+    if "censored" in result:
+        return "failed; what it said is hidden, for it may hold a secret"
+    message = str(result.get("msg") or "failed").strip()
+    if message == "One or more items failed":
+        failed = [item for item in result.get("results", []) if item.get("failed")]
+        return "; ".join(_message(item) for item in failed)
+    said = str(result.get("stderr") or result.get("module_stderr") or result.get("stdout") or "").strip().splitlines()
+    return "\n".join([message, *said[-5:]])
+
+
+def benchmark_rows(benchmarks: dict[str, dict[str, Any]], published: Iterable[Published]) -> list[tuple[str, str, str]]:
+    """What was measured, and beside it what others published for such a machine: what, prompt and decode rate (tokens/s)."""
+    rows = []
+    for host, benchmark in benchmarks.items():
+        alone = benchmark["sweep"][0]  # one user, 64 tokens: the answer to the question is too short to tell a rate
+        prompt, decode = alone["prompt_tokens_per_second_each"], alone["decode_tokens_per_second_each"]
+        rows.append((f"{host}, {benchmark['subject']['engine']}", f"{prompt:.1f}", f"{decode:.2f}"))
+        if page := benchmark.get("page"):
+            rows.append((f"{host}, through the page", "", f"{page['decode_tokens_per_second']:.2f}"))
+        rows += [
+            (f"{host}, {level['users']} at once", "", f"{level['decode_tokens_per_second_total']:.2f}")
+            for level in benchmark["sweep"]
+            if level["users"] > 1
+        ]
+    rows += [(f"published: {figure.what}", "", f"{figure.decode_tokens_per_second:.2f}") for figure in published]
+    return rows

@@ -1,0 +1,143 @@
+"""Where a site's inventory, secrets and reports lie on the controller.
+
+A site with a file keeps them in `.r1prov/` beside it; one without in `$XDG_STATE_HOME/r1prov/default`
+(`~/.local/state/r1prov/default`). The folder is private to its owner and ignored by git.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from r1prov.common import paths
+from r1prov.common.files import write_whole
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from r1prov.site import Site
+
+
+@dataclass(frozen=True)
+class Secret:
+    """A secret of a site.
+
+    Attributes:
+        name: its file among the site's secrets.
+        on_host: where a host keeps it: the file of a credential, or a file of `VARIABLE=value` lines.
+        variable: which of those lines; empty for a file that is the secret.
+    """
+
+    name: str
+    on_host: str
+    variable: str = ""
+
+    def read_from(self, content: str) -> str | None:
+        """The secret, from the content of its file on a host; None where it is not in there."""
+        if not self.variable:
+            return content.strip() or None
+        lines = (line.partition("=") for line in content.splitlines())
+        return next((value.strip().strip('"') for name, _, value in lines if name == self.variable), None)
+
+
+API_KEY = Secret("api-key", "/etc/r1prov/llama-server/api-key")
+ADMIN_PASSWORD = Secret("webui-admin-password", "/etc/r1prov/open-webui/environment", "WEBUI_ADMIN_PASSWORD")
+PAGE_KEY = Secret("webui-secret-key", "/etc/r1prov/open-webui/environment", "WEBUI_SECRET_KEY")
+"""Signs the page's logins: another one logs everybody out."""
+
+
+@dataclass(frozen=True)
+class SiteState:
+    """The folder of one site."""
+
+    root: Path
+
+    @classmethod
+    def of(cls, site_path: Path | None) -> SiteState:
+        """The state of the site whose file is `site_path`; None for a site without a file. Makes the folders."""
+        state = cls(site_path.parent / ".r1prov" if site_path else paths.state_dir() / "default")
+        for folder in (state.root, state.secrets, state.reports, state.artifacts):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (state.root / ".gitignore").write_text("*\n")
+        return state
+
+    @property
+    def inventory(self) -> Path:
+        """The rendered inventory folder."""
+        return self.root / "inventory"
+
+    @property
+    def secrets(self) -> Path:
+        """Secrets, one file each, 0600 or ansible-vault."""
+        return self.root / "secrets"
+
+    def secret(self, secret: Secret) -> Path:
+        """The file of one of them."""
+        return self.secrets / secret.name
+
+    def in_the_clear(self, secret: Secret) -> str:
+        """A secret as it is kept here; empty where it is not, or only as ansible-vault."""
+        path = self.secret(secret)
+        text = path.read_text().strip() if path.is_file() else ""
+        return "" if text.startswith("$ANSIBLE_VAULT") else text
+
+    @property
+    def pins(self) -> Path:
+        """Digests of versions that r1prov does not come with, and of archives that have been read."""
+        return self.root / "pins"
+
+    @property
+    def authority(self) -> Path:
+        """The gateway's authority, where it is the site's own, and the server's certificate of it."""
+        return self.root / "authority"
+
+    @property
+    def reports(self) -> Path:
+        """What runs did and benchmarks measured."""
+        return self.root / "reports"
+
+    @property
+    def artifacts(self) -> Path:
+        """ansible-runner's own files."""
+        return self.root / "artifacts"
+
+    @property
+    def known_hosts(self) -> Path:
+        """The ssh host keys accepted for this site."""
+        return self.root / "known_hosts"
+
+    @property
+    def last_site(self) -> Path:
+        """The site as last applied, for the verbs that name no profile."""
+        return self.root / "site.json"
+
+    def remember(self, site: Site) -> None:
+        """Keep the site as applied."""
+        write_whole(self.last_site, site.model_dump_json(indent=1))
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """Keys of the site file that verbs have chosen (`r1prov engine`, `r1prov upgrade`); they hold where the file is silent."""
+        path = self.root / "choices.json"
+        found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        return found
+
+    def choose(self, choices: dict[str, Any]) -> None:
+        """Keep these keys, in place of those kept before."""
+        write_whole(self.root / "choices.json", json.dumps(choices, indent=1) + "\n")
+
+    def tuned(self, host: str) -> Path:
+        """What `r1prov tune` found best on a host."""
+        return self.root / "tuned" / f"{host}.json"
+
+    def keep_tuned(self, host: str, text: str) -> None:
+        """Keep it, in place of what was kept before."""
+        path = self.tuned(host)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        write_whole(path, text)
+
+    def keep_secret(self, secret: Secret, value: str | None = None) -> Path:
+        """Store a secret: `value` as found on a host, or a new one of 256 random bits. Returns its file."""
+        return write_whole(self.secret(secret), value or secrets.token_urlsafe(32))
