@@ -1,4 +1,4 @@
-"""Site + plan -> an inventory folder that plain `ansible-playbook` can run.
+"""Decision -> an inventory folder that plain `ansible-playbook` can run.
 
 The folder has `hosts.yml` and `group_vars/all.yml`, rendered from `templates/inventory/`. Every role gets its own values there; no
 secret does: the API key and the hub's token are looked up from their files when a play runs.
@@ -14,21 +14,14 @@ import jinja2
 
 from r1prov import __version__
 from r1prov.common import paths
-from r1prov.common.errors import Problem, SiteError
 from r1prov.common.files import write_whole
 from r1prov.common.units import GIB, gib
-from r1prov.machines.profile import BEST_ON_GPUS
-from r1prov.models import catalogue, headers, latent
-from r1prov.offload import DYNAMIC_QUANTS, Plan, best_on_gpus, model_of, plan
 from r1prov.offload.tuning import for_bench
-from r1prov.site import pins, places
+from r1prov.site import places
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
+    from r1prov.decision import Decision
     from r1prov.models.catalogue import Quant
-    from r1prov.models.model import Model
-    from r1prov.offload.tuning import Tuned
     from r1prov.site import Site
 
 DRIVER_FOR_WHEELS = "580"
@@ -47,81 +40,19 @@ WEIGHTS_RESERVE_BYTES = 2 * GIB
 """What the transfer leaves free on its disk: the default of the role's `weights_reserve_bytes`."""
 
 
-def quant_for(site: Site) -> Quant:
-    """The files that the site serves.
-
-    Raises:
-        SiteError: unknown quant, or none that fits on the cards.
-    """
-    serving, own = site.profile.serving, site.profile.model
-    if own and own.name == serving.quant:
-        return own
-    if serving.quant == BEST_ON_GPUS:
-        candidates = [catalogue.quant(name) for name in DYNAMIC_QUANTS]
-        return catalogue.quant(best_on_gpus(candidates, site.profile.machine, serving).quant)
-    return catalogue.quant(serving.quant)
-
-
-def needs_header(site: Site) -> bool:
-    """The layers of an own model must be known to be dealt out to GPUs."""
-    return bool(site.profile.machine.gpus) and asks_for_header(site)
-
-
-def asks_for_header(site: Site) -> bool:
-    """Only the header of an own model tells which form its attention has."""
-    return not catalogue.is_published(quant_for(site))
-
-
-def plan_for(site: Site) -> tuple[Quant, Plan]:
-    """The files that the site serves, and where they lie.
-
-    Raises:
-        SiteError: unknown quant, one that cannot be placed, or, unless the site overrides that, one that the machine has no room for.
-    """
-    quant = quant_for(site)
-    header = headers.kept(quant) if needs_header(site) else None
-    planned = plan(quant, site.profile.machine, site.profile.serving, header=header)
-    if planned.outcome and planned.outcome.reasons and "fit" not in site.file.override:
-        remedy = "`r1prov plan` says what would fit; `--override fit` goes on nevertheless"
-        raise SiteError(*(Problem(quant.name, reason, remedy) for reason in planned.outcome.reasons))
-    return quant, planned
-
-
-def published_model(quant: Quant) -> Model | None:
-    """The model in published files, by the catalogue or by headers that were read before; None where neither knows it."""
-    return model_of(quant) or headers.kept(quant)
-
-
-def attention(site: Site, quant: Quant) -> latent.Attention:
-    """`mla` where the published files are to be brought into that form; of a model whose header was never read they stay as they are."""
-    published = published_model(quant)
-    is_changed = site.profile.serving.attention == "mla" and published and latent.is_legacy(published)
-    return "mla" if is_changed else "legacy"
-
-
-def alias(site: Site) -> str:
-    """The name of the model in every API."""
-    quant = quant_for(site)
-    return site.file.service.alias or quant.folder or quant.name
-
-
 BESIDE = "{{ inventory_dir }}/.."
 """Where the site's secrets and reports lie, seen from an inventory in its usual place."""
 
 
-def render(site: Site, folder: Path, site_dir: str = BESIDE, tuned: Mapping[str, Tuned] | None = None) -> Path:
-    """Write the inventory of `site` into `folder`, replacing what was rendered there before. Returns `folder`.
+def render(decision: Decision, folder: Path, site_dir: str = BESIDE) -> Path:
+    """Write the inventory into `folder`, replacing what was rendered there before. Returns `folder`.
 
     Args:
-        site: whose.
+        decision: what the hosts shall serve.
         folder: where to.
-        site_dir: what holds the site's `secrets` and `reports`, for Ansible to read.
-        tuned: by host, what it serves with instead of the plan's own setting.
-
-    Raises:
-        SiteError: the site cannot be planned.
+        site_dir: the folder with the site's `secrets` and `reports`, for Ansible to read.
     """
-    texts = rendered(site, site_dir, tuned)
+    texts = rendered(decision, site_dir)
     for name, text in texts.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,16 +60,16 @@ def render(site: Site, folder: Path, site_dir: str = BESIDE, tuned: Mapping[str,
     return folder
 
 
-def rendered(site: Site, site_dir: str = BESIDE, tuned: Mapping[str, Tuned] | None = None) -> dict[str, str]:
-    """The texts of the inventory by their path in its folder."""
-    values = {**_values(site), "site_dir": site_dir}
+def rendered(decision: Decision, site_dir: str = BESIDE) -> dict[str, str]:
+    """The texts of the inventory, by their path in its folder."""
+    values = {**_values(decision), "site_dir": site_dir}
     values["tuned"] = {
         host: {
-            "what": found.what,
-            "arguments": found.arguments,
-            "bench": ["--model", values["model"], *for_bench(found.arguments, values["plan"])],
+            "what": tuned.what,
+            "arguments": tuned.arguments,
+            "bench": ["--model", decision.model_file, *for_bench(tuned.arguments, decision.plan)],
         }
-        for host, found in (tuned or {}).items()
+        for host, tuned in decision.tuned.items()
     }
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(paths.collection() / "templates" / "inventory"),
@@ -156,42 +87,35 @@ def rendered(site: Site, site_dir: str = BESIDE, tuned: Mapping[str, Tuned] | No
     }
 
 
-def _values(site: Site) -> dict[str, Any]:
-    quant, plan_ = plan_for(site)
+def _values(decision: Decision) -> dict[str, Any]:
+    site, quant = decision.site, decision.quant
     file, machine = site.file, site.profile.machine
-    backend = "cuda" if machine.gpus else "cpu"
-    weights_dir = f"{file.data_dir}/models/{quant.folder or quant.name}"
-    form, merged = attention(site, quant), ""
-    if form == "mla":
-        merged = f"{quant.folder or quant.name}.mla.gguf"
-    elif file.ollama.enabled and len(quant.files) > 1:
-        merged = f"{quant.folder or quant.name}.gguf"
     return {
         "version": __version__,
         "profile_name": file.profile,
         "hosts": file.hosts,
         "site": file,
-        "plan": plan_,
-        "pins": {"llama_cpp": pins.llama_cpp(site), "open_webui": pins.open_webui(site)},
+        "plan": decision.plan,
+        "releases": decision.releases,
         "quant": quant,
         "gpus": machine.gpus,
-        "backend": backend,
+        "backend": decision.backend,
         "question": site.profile.question,
         "temperature": site.profile.serving.temperature,
-        "alias": alias(site),
-        "weights_dir": weights_dir,
-        "attention": form,
-        "merged": merged,
-        "model": f"{weights_dir}/{merged or quant.files[0].name}",
+        "alias": decision.alias,
+        "weights_dir": decision.weights_dir,
+        "attention": decision.attention,
+        "merged": decision.merged,
+        "model": decision.model_file,
         "ollama_template": R1_TEMPLATE if quant.repo.endswith("/DeepSeek-R1-GGUF") else "",
         "weights_sources": _places(site, quant),
         "token_file": next((s.token_file for s in file.sources.weights if s.type == "hub" and s.token_file), None),
         "environment": _environment(site),
         "proxies": _proxies(site),
-        "expect": _expect(site, plan_),
-        "disk": _disk(site, quant, plan_, weights_dir, merged),
+        "expect": _expect(decision),
+        "disk": _disk(decision),
         "ports": _ports(site),
-        "reach": _reach(site, quant, weights_dir, merged),
+        "reach": _reach(decision),
     }
 
 
@@ -217,13 +141,13 @@ def _proxies(site: Site) -> dict[str, str]:
     return {key: value for key, value in values.items() if value}
 
 
-def _expect(site: Site, plan_: Plan) -> dict[str, Any]:
-    machine = site.profile.machine
+def _expect(decision: Decision) -> dict[str, Any]:
+    site, machine = decision.site, decision.site.profile.machine
     gpus = machine.gpus
     expect: dict[str, Any] = {
-        "backend": "cuda" if gpus else "cpu",
+        "backend": decision.backend,
         "ram_bytes": site.profile.floors.ram,
-        "memory_floor_bytes": plan_.floor,
+        "memory_floor_bytes": decision.plan.floor,
         "numa_nodes": machine.numa_nodes,
     }
     if machine.cpu_threads:
@@ -251,10 +175,11 @@ def _ports(site: Site) -> list[dict[str, Any]]:
     return [{"port": port, "unit": f"r1prov-{name}.service"} for name, port in listeners]
 
 
-def _disk(site: Site, quant: Quant, plan_: Plan, weights_dir: str, merged: str) -> list[dict[str, Any]]:
+def _disk(decision: Decision) -> list[dict[str, Any]]:
     """Every copy that will be written, and the files that count as a part of it that is there."""
-    build = BUILD_BYTES["cuda" if site.profile.machine.gpus else "cpu"]
-    one = _folder(f"{weights_dir}/{merged}", plan_.model_bytes) if merged else []
+    site, quant, weights_dir, merged = decision.site, decision.quant, decision.weights_dir, decision.merged
+    build, model_bytes = BUILD_BYTES[decision.backend], decision.plan.model_bytes
+    one = _folder(f"{weights_dir}/{merged}", model_bytes) if merged else []
     # What was merged as published is as good as the shards to make the form that is served of.
     whole = [{"path": f"{weights_dir}/{name}", "bytes": quant.bytes} for name in _stand_ins(quant, merged)]
     shards = [
@@ -267,7 +192,7 @@ def _disk(site: Site, quant: Quant, plan_: Plan, weights_dir: str, merged: str) 
         ("building llama.cpp", "/var/cache/r1prov", build, _folder("/opt/r1prov/llama.cpp/current/bin", build)),
     ]
     if merged:
-        copies.append(("the one file that is made of them", weights_dir, plan_.model_bytes, one))
+        copies.append(("the one file that is made of them", weights_dir, model_bytes, one))
     if site.file.open_webui.enabled:
         copies.append(
             ("the chat page", "/opt/r1prov", PAGE_BYTES, _folder("/opt/r1prov/open-webui/current", PAGE_BYTES))
@@ -291,10 +216,10 @@ def _folder(path: str, n_bytes: int) -> list[dict[str, Any]]:
     return [{"path": path, "bytes": n_bytes}]
 
 
-def _reach(site: Site, quant: Quant, weights_dir: str, merged: str) -> list[dict[str, Any]]:
+def _reach(decision: Decision) -> list[dict[str, Any]]:
     """What the host must be able to reach, and the files (globs) that make each needless once they are all there."""
-    sources, version = site.file.sources, site.file.llama_cpp_version
-    backend = "cuda" if site.profile.machine.gpus else "cpu"
+    site, quant, backend, merged = decision.site, decision.quant, decision.backend, decision.merged
+    sources, version, weights_dir = site.file.sources, decision.releases.llama_cpp.version, decision.weights_dir
     llama_cpp = {
         "pypi": f"{sources.pypi.index.rstrip('/')}/llama-cpp-python/",
         "git": sources.llama_cpp.git_url,
@@ -317,10 +242,10 @@ def _reach(site: Site, quant: Quant, weights_dir: str, merged: str) -> list[dict
         toolkit = f"{sources.pypi.index.rstrip('/')}/cuda-toolkit/"
         reach.append({"what": "the CUDA toolkit", "any_of": [toolkit], "have": ["/opt/r1prov/cuda/current/bin/nvcc"]})
     if site.file.ollama.enabled and not Path(site.file.ollama_archive).is_file():
-        release = f"/opt/r1prov/ollama/releases/{site.file.versions.ollama}-*/bin/ollama"
+        release = f"/opt/r1prov/ollama/releases/{decision.releases.ollama.version}-*/bin/ollama"
         reach.append({"what": "Ollama", "any_of": [site.file.ollama_archive], "have": [release]})
     if site.file.open_webui.enabled:
-        page = f"/opt/r1prov/open-webui/releases/{site.file.versions.open_webui}-*/bin/open-webui"
+        page = f"/opt/r1prov/open-webui/releases/{decision.releases.open_webui.version}-*/bin/open-webui"
         index = f"{sources.pypi.index.rstrip('/')}/open-webui/"
         reach.append({"what": "the chat page", "any_of": [index], "have": [page]})
     return reach

@@ -8,7 +8,7 @@ import typer
 
 from r1prov import output
 from r1prov.cli import options, running, show
-from r1prov.runs import session
+from r1prov.site.select import last_applied
 
 
 def bench(
@@ -33,15 +33,15 @@ def bench(
 
     Example: `r1prov bench gpu1`
     """
-    chosen, meant = session.known(site, hosts or ())
+    applied, targets = last_applied(site, hosts or ())
     login = options.login(
         ask_sudo=ask_become_pass, ask_ssh=ask_pass, strict_host_keys=strict_host_keys, ssh_config=ssh_config
     )
-    options_ = running.asked("bench", {"r1prov_llama_bench": True} if llama_bench else {}, verbosity=verbose)
-    chosen, done, error = running.run(chosen, meant, login, options_)
-    if error:
-        raise error
+    request = running.request("bench", {"r1prov_llama_bench": True} if llama_bench else {}, verbosity=verbose)
+    done = running.run(applied, targets, login, request)
+    if done.error:
+        raise done.error
     if json:
-        output.data(done.as_json())
+        output.data(done.report.as_json())
     else:
-        show.benchmark(done, chosen, talk=False)
+        show.benchmark(done.report, done.decision.site, talk=False)

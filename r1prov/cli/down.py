@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from r1prov import inventory, output
+from r1prov import output
 from r1prov.cli import options, running, show
 from r1prov.common.errors import Exit
 from r1prov.common.units import gib
-from r1prov.runs import session
+from r1prov.decision import decide
+from r1prov.site.select import last_applied
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from r1prov.site import Host, Site
 
 
 def down(
@@ -36,29 +42,32 @@ def down(
 
     Example: `r1prov down --keep-weights gpu1`
     """
-    chosen, meant = session.known(site, hosts or ())
+    applied, targets = last_applied(site, hosts or ())
     login = options.login(
         ask_sudo=ask_become_pass, ask_ssh=ask_pass, strict_host_keys=strict_host_keys, ssh_config=ssh_config
     )
     if not yes and not check:
-        size = gib(inventory.quant_for(chosen).bytes)
-        names = ", ".join(host.name for host in meant)
-        what = [f"the weights ({size} on each host)"] * (not keep_weights)
-        what += ["the chat page's accounts, chats and documents"] * (not keep_chats)
-        if not sys.stdin.isatty() and what:
-            raise typer.BadParameter("nobody is there to ask: say --yes, or --keep-weights and --keep-chats")
-        also = f", with {' and '.join(what)}" if what else ""
-        if not typer.confirm(f"Remove r1prov from {names}{also}?", err=True):
-            output.say("Nothing was removed.")
-            raise typer.Exit(Exit.INTERRUPTED)
-    keep = [what for what, wanted in (("weights", keep_weights), ("chats", keep_chats)) if wanted]
+        _ask(applied, targets, keep_weights=keep_weights, keep_chats=keep_chats)
+    keep = [what for what, kept in (("weights", keep_weights), ("chats", keep_chats)) if kept]
     variables = {"removal_keep": keep, **({"r1prov_break_lock": True} if break_lock else {})}
-    asked = running.asked("down", variables, check=check, verbosity=verbose)
-    _, done, error = running.run(chosen, meant, login, asked)
+    done = running.run(applied, targets, login, running.request("down", variables, check=check, verbosity=verbose))
     if json:
-        output.data(done.as_json())
-    show.summary(done, check=check)
-    if error:
-        raise error
+        output.data(done.report.as_json())
+    show.summary(done.report, check=check)
+    if done.error:
+        raise done.error
     if not check:
         output.say("What this site keeps here, its secrets among them, is still there for another `r1prov up`.")
+
+
+def _ask(applied: Site, targets: Sequence[Host], *, keep_weights: bool, keep_chats: bool) -> None:
+    """Ask whether all that may go."""
+    what = [f"the weights ({gib(decide(applied).quant.bytes)} on each host)"] * (not keep_weights)
+    what += ["the chat page's accounts, chats and documents"] * (not keep_chats)
+    if not sys.stdin.isatty() and what:
+        raise typer.BadParameter("nobody is there to ask: say --yes, or --keep-weights and --keep-chats")
+    also = f", with {' and '.join(what)}" if what else ""
+    names = ", ".join(host.name for host in targets)
+    if not typer.confirm(f"Remove r1prov from {names}{also}?", err=True):
+        output.say("Nothing was removed.")
+        raise typer.Exit(Exit.INTERRUPTED)

@@ -9,11 +9,12 @@ import typer
 from r1prov import inventory, output
 from r1prov.cli import options, show
 from r1prov.common.errors import Exit
+from r1prov.decision import decide
 from r1prov.hosts import visit
 from r1prov.machines import profile as machine
-from r1prov.machines import tuned
-from r1prov.runs import session
+from r1prov.runs import secrets
 from r1prov.site import pins
+from r1prov.site.select import select
 from r1prov.site.state import SiteState
 
 
@@ -31,24 +32,18 @@ def render(
 
     Example: `r1prov render --profile 4x4090 gpu1.example.com -o inventory-gpu1`
     """
-    chosen, _ = session.choose(
-        site, hosts or (), profile=profile, quant=quant, context_per_slot=ctx_size, slots=parallel
-    )
-    state = SiteState.of(chosen.path)
-    pins.keep(chosen, state.pins)
-    session.read_headers(chosen, output.say)
-    for path in session.provide(chosen):
+    wanted, _ = select(site, hosts or (), profile=profile, quant=quant, context_per_slot=ctx_size, slots=parallel)
+    state = SiteState.of(wanted.path)
+    decision = decide(wanted, output.say)
+    pins.keep(wanted, state.pins)
+    for path in secrets.provide(wanted):
         hint = "; `r1prov up` would have asked the hosts first whether they have one"
         output.say(f"made {path}{hint if path.parent == state.secrets else ''}")
-    holds, remarks = tuned.holding(chosen, {})
+    decision, remarks = decision.with_tuned(state.all_tuned(wanted.hosts), {})
     for name, text in remarks.items():
         output.say(f"{name} {text}")
-    folder = (
-        inventory.render(chosen, output_dir, str(state.root), tuned=holds)
-        if output_dir
-        else inventory.render(chosen, state.inventory, tuned=holds)
-    )
-    output.write(f"{folder}\n")
+    beside = (output_dir, str(state.root)) if output_dir else (state.inventory, inventory.BESIDE)
+    output.write(f"{inventory.render(decision, *beside)}\n")
 
 
 def profiles(

@@ -11,7 +11,7 @@ import typer
 from r1prov.models.latent import Attention
 
 if TYPE_CHECKING:
-    from r1prov.runs.session import Login
+    from r1prov.hosts import Login
 
 
 def not_empty(value: str | None) -> str | None:
@@ -76,9 +76,8 @@ Verbose = Annotated[
 
 def login(*, ask_sudo: bool, ask_ssh: bool, strict_host_keys: bool, ssh_config: Path | None) -> Login:
     """Ask for what shall be asked for. An empty sudo password means: the same as for ssh."""
-    # Imported late: they bring Ansible and ssh, which `plan` and `explain` do without.
-    from r1prov.runs.ansible import Passwords  # noqa: PLC0415
-    from r1prov.runs.session import Login  # noqa: PLC0415
+    # Imported late: they bring ssh, which `plan` and `explain` do without.
+    from r1prov.hosts import Login, Passwords  # noqa: PLC0415
 
     ssh = getpass.getpass("ssh password: ") if ask_ssh else None
     sudo = None

@@ -9,29 +9,29 @@ from typing import TYPE_CHECKING, Any
 from r1prov import output
 from r1prov.machines import tuned
 from r1prov.output.pace import clock
-from r1prov.runs import report
+from r1prov.runs.report import benchmark_rows
 from r1prov.site.authority import AUTHORITY
 from r1prov.site.state import ADMIN_PASSWORD, SiteState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from r1prov.offload.tuning import Tuned
+    from r1prov.machines.tuned import Tuned
     from r1prov.runs.report import RunReport
     from r1prov.site import Host, Site
 
 
-def summary(done: RunReport, *, check: bool = False) -> None:
+def summary(report: RunReport, *, check: bool = False) -> None:
     """What changed on each host, step by step; after a `check`, what would."""
     rows = []
-    for name, host in done.hosts.items():
+    for name, host in report.hosts.items():
         per_step = Counter(change.partition(":")[0] for change in host.changes)
         changes = ", ".join(f"{step} {count}" for step, count in per_step.items()) or "nothing"
         rows.append((name, host.result, str(host.changed), changes, clock(sum(seconds for _, seconds in host.steps))))
     output.say()
     changed = ("would change>", "what would change") if check else ("changed>", "what changed")
     output.table(("host", "result", *changed, "took>"), rows, talk=True)
-    for name, host in done.hosts.items():
+    for name, host in report.hosts.items():
         if host.starts:
             waits = ", ".join(
                 f"{unit.removeprefix('r1prov-')} after {took:.1f} s" for unit, took in host.starts.items()
@@ -41,11 +41,11 @@ def summary(done: RunReport, *, check: bool = False) -> None:
         output.say("Nothing was changed: this was a check.")
 
 
-def addresses(chosen: Site, hosts: Sequence[Host]) -> None:
+def addresses(site: Site, hosts: Sequence[Host]) -> None:
     """Where page and API are, and how to try them."""
-    file = chosen.file
+    file = site.file
     address, port = file.api
-    elsewhere = f" --site {chosen.path}" if chosen.path and chosen.path.parent != Path.cwd() else ""
+    elsewhere = f" --site {site.path}" if site.path and site.path.parent != Path.cwd() else ""
     output.say()
     for host in hosts:
         page = f"http://127.0.0.1:{file.open_webui.port} (chat page), " if file.open_webui.enabled else ""
@@ -54,10 +54,10 @@ def addresses(chosen: Site, hosts: Sequence[Host]) -> None:
         page = f"{file.gateway.url} (chat page), " if file.open_webui.enabled else ""
         output.say(f"For others, over TLS: {page}{file.gateway.url}/v1 (with the key)")
         if file.gateway.tls.type == "local-authority":
-            output.say(f"Machines that shall trust it are given {SiteState.of(chosen.path).authority / AUTHORITY}")
+            output.say(f"Machines that shall trust it are given {SiteState.of(site.path).authority / AUTHORITY}")
     first = hosts[0].name
     if file.open_webui.enabled:
-        password = SiteState.of(chosen.path).secret(ADMIN_PASSWORD)
+        password = SiteState.of(site.path).secret(ADMIN_PASSWORD)
         output.say(f"Log in to the page as {file.open_webui.admin_email} with the password in {password}")
     if address.startswith("127.") and not hosts[0].local:
         what = "All else" if file.gateway else "All of it"
@@ -65,12 +65,12 @@ def addresses(chosen: Site, hosts: Sequence[Host]) -> None:
     output.say(f'Ask: r1prov ask{elsewhere} --host {first} "How many r are in strawberry?"')
 
 
-def benchmark(done: RunReport, chosen: Site, *, talk: bool) -> None:
+def benchmark(report: RunReport, site: Site, *, talk: bool) -> None:
     """What was measured, with the published figures beside it."""
-    measured = {name: host.benchmark for name, host in done.hosts.items() if host.benchmark}
+    measured = {name: host.benchmark for name, host in report.hosts.items() if host.benchmark}
     if measured:
         output.say()
-        rows = report.benchmark_rows(measured, chosen.profile.published)
+        rows = benchmark_rows(measured, site.profile.published)
         output.table(("tokens per second", "prompt>", "decode>"), rows, talk=talk)
 
 

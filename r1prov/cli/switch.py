@@ -8,10 +8,9 @@ from typing import Annotated
 import typer
 
 from r1prov import output
-from r1prov import site as sites
 from r1prov.cli import options, running
-from r1prov.common.errors import R1provError
-from r1prov.runs import session
+from r1prov.runs.secrets import rotate_api_key
+from r1prov.site.select import last_applied, with_choices
 from r1prov.site.state import API_KEY, SiteState
 
 secrets = typer.Typer(no_args_is_help=True, help="The secrets of a site.")
@@ -43,12 +42,11 @@ def engine(
         ask_sudo=ask_become_pass, ask_ssh=ask_pass, strict_host_keys=strict_host_keys, ssh_config=ssh_config
     )
     choice = {"engine": which.value}
-    chosen, meant = session.rechosen(site, (), choice)
-    state = SiteState.of(chosen.path)
-    # Before the run: one that is cut off is made good by the next `up`.
-    state.choose(sites.merged(state.choices, choice))
-    running.announce_pause(chosen, meant)
-    running.finish(*running.run(chosen, meant, login, running.asked("up", verbosity=verbose)), meant, json=json)
+    wanted, targets = with_choices(site, (), choice)
+    # The choice is kept before the run: the next `up` makes good a run that is cut off.
+    SiteState.of(wanted.path).choose(choice)
+    running.announce_pause(wanted, targets)
+    running.finish(running.run(wanted, targets, login, running.request("up", verbosity=verbose)), targets, json=json)
 
 
 @secrets.command()
@@ -69,17 +67,10 @@ def rotate(
     login = options.login(
         ask_sudo=ask_become_pass, ask_ssh=ask_pass, strict_host_keys=strict_host_keys, ssh_config=ssh_config
     )
-    chosen, meant = session.known(site, ())
-    state = SiteState.of(chosen.path)
-    before = state.secret(API_KEY).read_text() if state.secret(API_KEY).is_file() else None
-    state.keep_secret(API_KEY)
-    try:
-        met, done, error = running.run(chosen, meant, login, running.asked("up", verbosity=verbose))
-    except R1provError:  # nobody was met, so nobody has the new one
-        state.keep_secret(API_KEY, before)
-        raise
-    if error and before and not any(host.changes for host in done.hosts.values()):
-        state.keep_secret(API_KEY, before)
+    applied, targets = last_applied(site, ())
+    request = running.request("up", verbosity=verbose)
+    done, changed = rotate_api_key(applied, lambda: running.run(applied, targets, login, request))
+    if not changed:
         output.say("No host was changed; the key is the one it was.", "yellow")
-    running.finish(met, done, error, meant, json=json)
-    output.say(f"The new key is in {state.secret(API_KEY)}")
+    running.finish(done, targets, json=json)
+    output.say(f"The new key is in {SiteState.of(applied.path).secret(API_KEY)}")

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from r1prov import output
 from r1prov.cli import options, running, show
-from r1prov.common.errors import Exit, Problem, SiteError, UnhealthyError
+from r1prov.common.errors import Exit
 from r1prov.common.units import parse_duration
-from r1prov.machines import tuned
-from r1prov.runs import session
+from r1prov.decision import decide
+from r1prov.machines.tuned import in_words
+from r1prov.runs import tuning
+from r1prov.site.select import last_applied
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from r1prov.hosts import Contact
-    from r1prov.offload.tuning import Trial, Tuned
-    from r1prov.runs.session import Login, Options
+    from r1prov.common.errors import R1provError
+    from r1prov.hosts import Login
+    from r1prov.runs.run import Done
     from r1prov.site import Host, Site
-
-UNIT = "r1prov-llama-server.service"
 
 
 def tune(
@@ -54,72 +55,64 @@ def tune(
         limit_s = parse_duration(limit)
     except ValueError as error:
         raise typer.BadParameter(f"--limit: {error}") from None
-    chosen, meant = session.known(site, hosts or ())
-    if chosen.file.engine != "llama-server":
-        raise SiteError(
-            Problem(chosen.name, "the engine is ollama, which sets itself", "`r1prov engine llama-server` switches")
-        )
+    applied, targets = last_applied(site, hosts or ())
+    decision = decide(applied, output.say)
     login = options.login(
         ask_sudo=ask_become_pass, ask_ssh=ask_pass, strict_host_keys=strict_host_keys, ssh_config=ssh_config
     )
-    found, todo = _look(chosen, meant, login, force=force)
-    for name, what in todo.items():
-        output.say(f"{name}: {what.settings} settings to measure, within {limit}", "bold")
-        for line in tuned.describe(what):
+    tuned, trials = tuning.look(decision, targets, login, force=force)
+    for name, kept in tuned.items():
+        output.say(f"{name}: {in_words(kept)}; --force measures again")
+    for name, trial in trials.items():
+        output.say(f"{name}: {trial.settings} settings to measure, within {limit}", "bold")
+        for line in tuning.describe(trial):
             output.say(f"  {line}")
-    waiting = [host for host in meant if host.name in todo]
-    if todo and not check:
-        _announce(chosen, waiting, limit, yes=yes)
-        variables = {"r1prov_break_lock": True} if break_lock else {}
+    waiting = [host for host in targets if host.name in trials]
+    if waiting and not check:
+        _announce(applied, waiting, limit, yes=yes)
+        conductor = _Conductor(applied, login, {"r1prov_break_lock": True} if break_lock else {}, verbose)
         for host in waiting:
-            what = todo[host.name]
-            asked = running.asked("tune", tuned.variables(what, limit_s, force=force) | variables, verbosity=verbose)
-            found[host.name] = _tune(chosen, host, login, asked, what)
-            show.tuning(host.name, found[host.name])
+            tuned[host.name] = tuning.tune(decision, host, trials[host.name], conductor, limit_s=limit_s, force=force)
+            show.tuning(host.name, tuned[host.name])
     if json:
         output.data(
             {
                 "schema": 1,
-                "hosts": {name: each.model_dump(mode="json") for name, each in found.items()},
-                "to_measure": {name: tuned.describe(what) for name, what in todo.items()} if check else {},
+                "hosts": {name: each.model_dump(mode="json") for name, each in tuned.items()},
+                "to_measure": {name: tuning.describe(trial) for name, trial in trials.items()} if check else {},
             }
         )
 
 
-def _look(
-    chosen: Site, meant: Sequence[Host], login: Login, *, force: bool
-) -> tuple[dict[str, Tuned], dict[str, Trial]]:
-    """What the hosts are tuned to already, and what is to be measured on the others.
+@dataclass(frozen=True)
+class _Conductor:
+    """Runs what tuning needs, and shows it."""
 
-    Raises:
-        UnhealthyError: a host has no service that could pause.
-    """
-    found, todo = {}, {}
-    with session.met(meant, chosen, login) as contacts:
-        _refuse_bare(contacts)
-        for name, contact in contacts.items():
-            kept = tuned.kept(chosen, name)
-            if kept and kept.served and not force and not tuned.lapsed(chosen, kept, contact.facts):
-                output.say(f"{name}: {tuned.state(chosen, name, contact.facts)}; --force measures again")
-                found[name] = kept
-            else:
-                todo[name] = tuned.trial(chosen, contact.facts)
-    return found, todo
+    site: Site
+    login: Login
+    lock: Mapping[str, Any]
+    verbosity: int
 
+    def measure(self, host: Host, variables: Mapping[str, Any]) -> Done:
+        return self._run("tune", host, {**variables, **self.lock})
 
-def _refuse_bare(contacts: dict[str, Contact]) -> None:
-    bare = [name for name, contact in contacts.items() if contact.connection.run(["systemctl", "cat", UNIT]).code]
-    if bare:
-        raise UnhealthyError(
-            *(Problem(name, "llama-server is not set up there yet", "run `r1prov up` first") for name in bare)
-        )
+    def serve(self, host: Host) -> Done:
+        return self._run("up", host, {})
+
+    def fell_back(self, host: Host, error: R1provError) -> None:
+        output.problems(error.problems)
+        output.say(f"{host.name}: back to the plan's own setting", "bold yellow")
+
+    def _run(self, playbook: str, host: Host, variables: Mapping[str, Any]) -> Done:
+        request = running.request(playbook, variables, verbosity=self.verbosity)
+        return running.run(self.site, [host], self.login, request)
 
 
-def _announce(chosen: Site, waiting: Sequence[Host], limit: str, *, yes: bool) -> None:
+def _announce(applied: Site, waiting: Sequence[Host], limit: str, *, yes: bool) -> None:
     """Say that the service pauses, and ask."""
     for host in waiting:
         output.say(f"{host.name} will not answer while that is measured, for up to {limit}.")
-    running.announce_pause(chosen, waiting)
+    running.announce_pause(applied, waiting)
     if yes:
         return
     if not sys.stdin.isatty():
@@ -127,29 +120,3 @@ def _announce(chosen: Site, waiting: Sequence[Host], limit: str, *, yes: bool) -
     if not typer.confirm(f"Tune {', '.join(host.name for host in waiting)}?", err=True):
         output.say("Nothing was measured.")
         raise typer.Exit(Exit.INTERRUPTED)
-
-
-def _tune(chosen: Site, host: Host, login: Login, asked: Options, what: Trial) -> Tuned:
-    """Measure one host, keep the best, and serve with it; with the plan's own setting where that does not serve.
-
-    Raises:
-        R1provError: what went wrong. The service runs, with what it had before or with the plan's own setting.
-    """
-    _, done, error = running.run(chosen, [host], login, asked)
-    if error:
-        raise error
-    found = tuned.outcome(what, done.hosts[host.name].tuning or {})
-    tuned.keep(chosen, host.name, found)
-    serve = running.asked("up", verbosity=asked.verbosity)
-    _, done, error = running.run(chosen, [host], login, serve)
-    if error and found.arguments != what.subject.plan:
-        tuned.forget(chosen, host.name)
-        output.problems(error.problems)
-        output.say(f"{host.name}: back to the plan's own setting", "bold yellow")
-        _, done, failed = running.run(chosen, [host], login, serve)
-        raise failed or error
-    if error:
-        raise error
-    found = found.model_copy(update={"served": True})
-    tuned.keep(chosen, host.name, found)
-    return found

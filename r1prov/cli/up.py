@@ -8,7 +8,8 @@ import typer
 
 from r1prov import output
 from r1prov.cli import options, running
-from r1prov.runs import session
+from r1prov.runs import run as runs
+from r1prov.site.select import select
 
 
 def up(
@@ -40,7 +41,7 @@ def up(
 
     Example: `r1prov up --profile 4x4090 gpu1.example.com admin@gpu2:2222`
     """
-    chosen, meant = session.choose(
+    wanted, targets = select(
         site,
         hosts or (),
         profile=profile,
@@ -52,7 +53,7 @@ def up(
     login = options.login(
         ask_sudo=ask_become_pass, ask_ssh=ask_pass, strict_host_keys=strict_host_keys, ssh_config=ssh_config
     )
-    options_ = running.asked(
+    request = running.request(
         "up",
         {"r1prov_break_lock": True} if break_lock else {},
         check=check,
@@ -61,7 +62,7 @@ def up(
     )
     if print_command:
         prompts = ["--ask-become-pass"] * ask_become_pass + ["--ask-pass"] * ask_pass
-        chosen = running.watched(meant, options_, lambda live: session.prepare(chosen, meant, login, live))
-        output.write(session.command(chosen, meant, login, options_).shell(*prompts) + "\n")
+        decision = running.watched(targets, request, lambda live: runs.prepare(wanted, targets, login, live))
+        output.write(runs.command(decision.site, targets, login, request).shell(*prompts) + "\n")
         return
-    running.finish(*running.run(chosen, meant, login, options_), meant, json=json, check=check)
+    running.finish(running.run(wanted, targets, login, request), targets, json=json, check=check)

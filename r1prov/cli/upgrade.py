@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from r1prov import output
-from r1prov import site as sites
 from r1prov.cli import options, running, show
-from r1prov.runs import session
+from r1prov.runs.rollout import needs_new_load, roll_out
 from r1prov.site import pins
+from r1prov.site.select import last_applied, with_choices
 from r1prov.site.state import SiteState
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from r1prov.common.errors import R1provError
+    from r1prov.hosts import Login
+    from r1prov.runs.run import Done
+    from r1prov.site import Host, Site
 
 
 def upgrade(
@@ -44,41 +53,58 @@ def upgrade(
     login = options.login(
         ask_sudo=ask_become_pass, ask_ssh=ask_pass, strict_host_keys=strict_host_keys, ssh_config=ssh_config
     )
-    asked_for = {"llama_cpp": llama_cpp, "ollama": ollama, "open_webui": open_webui}
-    choice: dict[str, Any] = {"versions": {key: value for key, value in asked_for.items() if value}}
-    before, _ = session.known(site, hosts or ())
-    after, meant = session.rechosen(site, hosts or (), choice)
-    asked = running.asked("up", {"smoke_bench_at_least": at_least_percent / 100}, verbosity=verbose)
-    again = running.asked("up", {"smoke_bench_force": True}, verbosity=verbose)
-    # A version that does not exist is said before anything is announced.
-    pins.keep(after, SiteState.of(after.path).pins)
-    loads_again = not any(asked_for.values()) or asked_for["ollama" if after.file.engine == "ollama" else "llama_cpp"]
-    reports = []
-    for start in range(0, len(meant), batch):
-        some = meant[start : start + batch]
-        names = ", ".join(host.name for host in some)
-        output.say(f"{names}: upgrading", "bold")
-        if loads_again:
-            running.announce_pause(after, some)
-        _, done, error = running.run(after, some, login, asked)
-        reports.append(done.as_json())
-        show.summary(done)
-        if error:
-            output.problems(error.problems)
-            output.say(f"{names}: putting it back", "bold yellow")
-            _, back, failed = running.run(before, some, login, again)
-            reports.append(back.as_json())
-            show.summary(back)
-            left = [host.name for host in meant[start + batch :]]
-            output.say(f"{names}: {'could not be put back' if failed else 'runs as before'}.", "yellow")
-            if left:
-                output.say(f"Not touched: {', '.join(left)}", "yellow")
-            if json:
-                output.data({"schema": 1, "runs": reports})
-            if failed:
-                raise failed
-            raise typer.Exit(error.exit)
+    named = {"llama_cpp": llama_cpp, "ollama": ollama, "open_webui": open_webui}
+    versions = {key: value for key, value in named.items() if value}
+    before, _ = last_applied(site, hosts or ())
+    after, targets = with_choices(site, hosts or (), {"versions": versions})
     state = SiteState.of(after.path)
-    state.choose(sites.merged(state.choices, choice))
+    pins.keep(after, state.pins)  # A version that does not exist is said before anything is announced.
+    conductor = _Conductor(
+        before, after, login, at_least_percent / 100, verbose, pauses=needs_new_load(after, versions)
+    )
+    result = roll_out(targets, batch, conductor)
+    if not result.error:
+        state.choose({"versions": versions})
     if json:
-        output.data({"schema": 1, "runs": reports})
+        output.data({"schema": 1, "runs": [report.as_json() for report in result.runs]})
+    if result.error:
+        output.say(
+            f"{_names(result.failed)}: {'could not be put back' if result.not_back else 'runs as before'}.", "yellow"
+        )
+        if result.untouched:
+            output.say(f"Not touched: {_names(result.untouched)}", "yellow")
+        if result.not_back:
+            raise result.not_back
+        raise typer.Exit(result.error.exit)
+
+
+@dataclass(frozen=True)
+class _Conductor:
+    """Runs what a roll-out needs, and shows it."""
+
+    before: Site
+    after: Site
+    login: Login
+    at_least: float
+    verbosity: int
+    pauses: bool
+
+    def upgrade(self, hosts: Sequence[Host]) -> Done:
+        output.say(f"{_names(hosts)}: upgrading", "bold")
+        if self.pauses:
+            running.announce_pause(self.after, hosts)
+        return self._run(self.after, hosts, {"smoke_bench_at_least": self.at_least})
+
+    def put_back(self, hosts: Sequence[Host], error: R1provError) -> Done:
+        output.problems(error.problems)
+        output.say(f"{_names(hosts)}: putting it back", "bold yellow")
+        return self._run(self.before, hosts, {"smoke_bench_force": True})
+
+    def _run(self, site: Site, hosts: Sequence[Host], variables: dict[str, Any]) -> Done:
+        done = running.run(site, hosts, self.login, running.request("up", variables, verbosity=self.verbosity))
+        show.summary(done.report)
+        return done
+
+
+def _names(hosts: Sequence[Host]) -> str:
+    return ", ".join(host.name for host in hosts)

@@ -6,20 +6,20 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from r1prov import inventory
 from r1prov.common.errors import Problem, UnhealthyError
-from r1prov.hosts import Tunnel, chat, connect, read_secret, read_status
-from r1prov.machines import tuned
-from r1prov.runs import session
+from r1prov.decision import decide
+from r1prov.hosts import Tunnel, chat, connect, met, read_secret, read_status
+from r1prov.machines.tuned import in_words
 from r1prov.site.authority import AUTHORITY
+from r1prov.site.select import last_applied
 from r1prov.site.state import ADMIN_PASSWORD, API_KEY, SiteState
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
     from pathlib import Path
 
+    from r1prov.hosts import Login
     from r1prov.hosts.chat import Piece, Rates
-    from r1prov.runs.session import Login
     from r1prov.site import Host, Site
 
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
@@ -27,30 +27,34 @@ LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 
 
 def statuses(path: Path | None, named: Sequence[str], login: Login) -> dict[str, dict[str, Any]]:
-    """Host name -> what `contact.read_status` says, and whether it is `tuned`, of the site as last applied.
+    """Host name -> what `read_status` says, and whether it is `tuned`, of the site as last applied.
 
     Raises:
         SiteError: no site is known.
         UnreachableError: a host cannot be read.
     """
-    chosen, hosts = session.known(path, named)
-    page = _url("127.0.0.1", chosen.file.open_webui.port) if chosen.file.open_webui.enabled else ""
-    embeddings = _url("127.0.0.1", chosen.file.open_webui.embeddings_port) if page else ""
-    gateway = chosen.file.gateway
+    site, hosts = last_applied(path, named)
+    page = _url("127.0.0.1", site.file.open_webui.port) if site.file.open_webui.enabled else ""
+    embeddings = _url("127.0.0.1", site.file.open_webui.embeddings_port) if page else ""
+    gateway = site.file.gateway
     door = _url(LOOPBACK.get(gateway.address, gateway.address), gateway.port, "https") if gateway else ""
     service = {
-        "engine": chosen.file.engine,
-        "url": _url(*_engine_at(chosen)),
+        "engine": site.file.engine,
+        "url": _url(*_engine_at(site)),
         "key_file": API_KEY.on_host,
         "page": page,
         "embeddings": embeddings,
         "gateway": door,
     }
-    with session.met(hosts, chosen, login) as contacts:
-        return {
-            name: {**read_status(contact.connection, service), "tuned": tuned.state(chosen, name, contact.facts)}
-            for name, contact in contacts.items()
-        }
+    tuned = SiteState.of(site.path).all_tuned(hosts)
+    decision = decide(site) if tuned else None
+    found = {}
+    with met(hosts, site, login) as contacts:
+        for name, contact in contacts.items():
+            kept = tuned.get(name)
+            lapsed = decision.lapsed(kept, contact.facts) if decision and kept else ""
+            found[name] = {**read_status(contact.connection, service), "tuned": in_words(kept, lapsed)}
+    return found
 
 
 @contextlib.contextmanager
@@ -64,15 +68,15 @@ def conversation(
         UnreachableError: the host cannot be reached.
         UnhealthyError: the service does not answer as it should.
     """
-    chosen, hosts = session.known(path, [name] if name else ())
-    host, state = hosts[0], SiteState.of(chosen.path)
+    site, hosts = last_applied(path, [name] if name else ())
+    host, state = hosts[0], SiteState.of(site.path)
     with contextlib.closing(connect(host, login.access(state))) as connection:
-        address, port = _engine_at(chosen)
+        address, port = _engine_at(site)
         http = connection.open_http(port, address)
-        if chosen.file.engine == "ollama":
-            yield chat.ask_ollama(http, host.name, question, model=inventory.alias(chosen))
+        if site.file.engine == "ollama":
+            yield chat.ask_ollama(http, host.name, question, model=decide(site).alias)
         else:
-            yield chat.ask(http, host.name, question, key=_api_key(chosen, host, login))
+            yield chat.ask(http, host.name, question, key=_api_key(site, host, login))
 
 
 @dataclass(frozen=True)
@@ -106,8 +110,8 @@ def opened(path: Path | None, name: str | None, login: Login) -> Generator[tuple
         SiteError: no site is known, or it has no such host.
         UnreachableError: the host cannot be reached.
     """
-    chosen, hosts = session.known(path, [name] if name else ())
-    host, file, state = hosts[0], chosen.file, SiteState.of(chosen.path)
+    site, hosts = last_applied(path, [name] if name else ())
+    host, file, state = hosts[0], site.file, SiteState.of(site.path)
     with contextlib.ExitStack() as stack:
         connection = stack.enter_context(contextlib.closing(connect(host, login.access(state))))
 
@@ -122,7 +126,7 @@ def opened(path: Path | None, name: str | None, login: Login) -> Generator[tuple
                 page=reach("127.0.0.1", file.open_webui.port) if file.open_webui.enabled else None,
                 email=file.open_webui.admin_email,
                 password_file=state.secret(ADMIN_PASSWORD),
-                api=f"{reach(*_engine_at(chosen))}/v1",
+                api=f"{reach(*_engine_at(site))}/v1",
                 key_file=None if file.engine == "ollama" else state.secret(API_KEY),
                 gateway=file.gateway.url if file.gateway else None,
                 authority=state.authority / AUTHORITY
@@ -136,17 +140,17 @@ def _url(address: str, port: int, scheme: str = "http") -> str:
     return f"{scheme}://[{address}]:{port}" if ":" in address else f"{scheme}://{address}:{port}"
 
 
-def _engine_at(chosen: Site) -> tuple[str, int]:
+def _engine_at(site: Site) -> tuple[str, int]:
     """Address and port of the engine that holds the model, as its host sees them."""
-    address, port = chosen.file.api
+    address, port = site.file.api
     return LOOPBACK.get(address, address), port
 
 
-def _api_key(chosen: Site, host: Host, login: Login) -> str:
+def _api_key(site: Site, host: Host, login: Login) -> str:
     """The key as this site keeps it, or as the host has it, where it is not kept here in the clear."""
-    if key := SiteState.of(chosen.path).in_the_clear(API_KEY):
+    if key := SiteState.of(site.path).in_the_clear(API_KEY):
         return key
-    with session.met([host], chosen, login) as contacts:
+    with met([host], site, login) as contacts:
         found = read_secret(contacts[host.name].connection, API_KEY.on_host)
     if not found:
         raise UnhealthyError(Problem(host.name, "the service has no API key there", "`r1prov up` sets it up"))

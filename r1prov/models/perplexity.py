@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from pydoc_data.topics import topics
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 
@@ -31,9 +31,20 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from r1prov.output import Meter
-
 PROGRAM = "llama-perplexity"
+
+
+class Meter(Protocol):
+    """Something that shows, while it is open, how far a step is."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def update(self, done: int, total: int) -> None:
+        """So many chunks are done, of so many."""
+
+
 CONTEXT = 512
 """Tokens that are looked at together, a chunk. The engine judges the second half of each."""
 

@@ -8,9 +8,7 @@ one after the other is measured while the other dimensions keep their best.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
-
-from pydantic import BaseModel, ConfigDict
+from typing import TYPE_CHECKING
 
 from r1prov.offload import running
 from r1prov.offload.memory import placement
@@ -22,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from r1prov.machines.profile import Machine
+    from r1prov.machines.tuned import Hardware, Subject
     from r1prov.models.model import Model, Tensor
     from r1prov.offload.plan import Plan
     from r1prov.offload.setting import Setting
@@ -35,9 +34,6 @@ _MOST_MOVES = 4
 DECODE_TOKENS = 32
 SHORTEST_PROMPT, LONGEST_PROMPT = 64, 1024
 """Tokens of the measured prompt, which otherwise is the part of a full slot that is asked."""
-
-RAM_TOLERANCE = 0.05
-"""What a kernel counts as RAM differs by less from version to version."""
 
 _OPTIONS = {
     "threads": ("--threads",),
@@ -68,58 +64,6 @@ class Dimension:
 
     name: str
     choices: tuple[Choice, ...]
-
-
-class Hardware(BaseModel):
-    """What of a host decides its rates. Bytes.
-
-    Attributes:
-        cores: physical ones.
-        threads: those that may be used.
-        cards: name and memory of each.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    cpu: str
-    cores: int
-    threads: int
-    ram: int
-    cards: tuple[tuple[str, int], ...]
-
-    @classmethod
-    def of(cls, facts: dict[str, Any]) -> Hardware:
-        """From what plugins/module_utils/host_probe.py found."""
-        return cls(
-            cpu=facts["cpu"]["model"],
-            cores=facts["cpu"]["cores"],
-            threads=facts["cpu"]["usable_threads"],
-            ram=facts["ram"]["total_bytes"],
-            cards=tuple((card["name"], card["memory_bytes"]) for card in facts["gpu"]["cards"]),
-        )
-
-    def like(self, other: Hardware) -> bool:
-        """The same, but for what kernels count differently."""
-        return self == other.model_copy(update={"ram": self.ram}) and (
-            abs(self.ram - other.ram) <= RAM_TOLERANCE * max(self.ram, other.ram)
-        )
-
-
-class Subject(BaseModel):
-    """What was tuned. When any of it changes, the result says nothing any more.
-
-    Attributes:
-        engine: version, backend and source of llama.cpp.
-        model: the sha256 of its files.
-        plan: the plan's own arguments.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    hardware: Hardware
-    engine: tuple[str, ...]
-    model: tuple[str, ...]
-    plan: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -156,55 +100,6 @@ class Trial:
                 for argument in choice.arguments
             ),
         )
-
-
-class Measurement(BaseModel):
-    """One setting: the label of its choice by dimension, and its median rates (tokens/s); or why there are none."""
-
-    chosen: dict[str, str]
-    prompt_tokens_per_second: float = 0
-    decode_tokens_per_second: float = 0
-    seconds: float
-    failed: str = ""
-
-
-class Tuned(BaseModel):
-    """What tuning a host came to.
-
-    Attributes:
-        chosen: the label of what was kept, by dimension.
-        arguments: llama-server's.
-        measured: in the order in which they were.
-        untried: settings for which there was no time.
-        reason: why that was kept.
-        served: the host has been brought to serve with it.
-    """
-
-    subject: Subject
-    chosen: dict[str, str]
-    arguments: tuple[str, ...]
-    measured: tuple[Measurement, ...]
-    untried: tuple[str, ...] = ()
-    reason: str
-    ended: str
-    served: bool = False
-
-    def lapsed(self, now: Subject) -> str:
-        """What has changed since, in the words of `tuned for ...`; empty where it still holds."""
-        was = self.subject
-        if not was.hardware.like(now.hardware):
-            return "other hardware"
-        if was.engine != now.engine:
-            return "another engine"
-        if was.model != now.model:
-            return "another model"
-        return "another plan" if was.plan != now.plan else ""
-
-    @property
-    def what(self) -> str:
-        """What differs from the plan, in a few words."""
-        other = [f"{name} {label}" for name, label in self.chosen.items() if label != self.measured[0].chosen[name]]
-        return ", ".join(other) or "the plan's own setting"
 
 
 def trial(plan: Plan, model: Model | None, machine: Machine, subject: Subject) -> Trial:

@@ -15,7 +15,7 @@ import signal
 import sys
 import tempfile
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
@@ -41,6 +41,8 @@ from r1prov.runs.events import (
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
+
+    from r1prov.hosts import Passwords
 
 INHERITED = (
     "HOME",
@@ -76,14 +78,6 @@ class Command:
         """The same as a line for a shell, with `more` arguments, such as --ask-become-pass in place of a password file."""
         variables = [f"{name}={value}" for name, value in self.env.items()]
         return f"cd {shlex.quote(str(self.cwd))} && " + shlex.join(["env", *variables, *self.argv, *more])
-
-
-@dataclass(frozen=True)
-class Passwords:
-    """What was typed in for the whole site. Never printed."""
-
-    ssh: str | None = field(default=None, repr=False)
-    sudo: str | None = field(default=None, repr=False)
 
 
 def playbook_command(
@@ -160,7 +154,7 @@ def _roles(node: Any) -> Iterator[str]:
                 yield from _roles(value)
 
 
-def run(
+def execute(
     command: Command, artifacts: Path, *, steps: Sequence[str], passwords: Passwords | None = None
 ) -> Generator[Event, None, None]:
     """Execute `command` and yield what happens; the last event is `Finished`.
@@ -173,7 +167,7 @@ def run(
         steps: from `steps_of`.
         passwords: for ssh and sudo, where they are asked.
     """
-    execution = _Execution(command, artifacts, steps, passwords or Passwords())
+    execution = _Execution(command, artifacts, steps, passwords)
     execution.thread.start()
     try:
         while True:
@@ -190,7 +184,7 @@ def run(
 class _Execution:
     """One run of ansible-runner in a thread of its own, so that the caller's thread is free for Ctrl-C."""
 
-    def __init__(self, command: Command, artifacts: Path, steps: Sequence[str], passwords: Passwords) -> None:
+    def __init__(self, command: Command, artifacts: Path, steps: Sequence[str], passwords: Passwords | None) -> None:
         self.events: SimpleQueue[Event | BaseException] = SimpleQueue()
         self.thread = threading.Thread(target=self._run, name="ansible-runner", daemon=True)
         self._command = command
@@ -254,12 +248,14 @@ class _Execution:
 class _PasswordFiles:
     """Passwords in files that only this user can read, on a memory file system where there is one, for seconds."""
 
-    def __init__(self, passwords: Passwords, fallback: Path) -> None:
+    def __init__(self, passwords: Passwords | None, fallback: Path) -> None:
         self._passwords = passwords
         self._base = Path(os.environ.get("XDG_RUNTIME_DIR") or fallback)
         self._folder: Path | None = None
 
     def __enter__(self) -> dict[str, str]:
+        if not self._passwords:
+            return {}
         variables = {
             "ANSIBLE_BECOME_PASSWORD_FILE": self._passwords.sudo,
             "ANSIBLE_CONNECTION_PASSWORD_FILE": self._passwords.ssh,

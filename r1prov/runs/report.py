@@ -72,6 +72,11 @@ class RunReport:
     ansible_exit: int | None = None
     log: str = ""
 
+    @property
+    def changed_hosts(self) -> list[str]:
+        """The names of the hosts on which something was changed."""
+        return [name for name, host in self.hosts.items() if host.changes]
+
     def as_json(self) -> dict[str, Any]:
         """As JSON can say it."""
         return asdict(self)

@@ -16,7 +16,7 @@ from r1prov.site.keys import (
     Site,
     SiteFile,
 )
-from r1prov.site.load import SITE_FILE, load, merged, validated
+from r1prov.site.load import SITE_FILE, load, validated
 from r1prov.site.sources import Hub, ModelScope, WeightSource, places
 
 __all__ = [
@@ -34,7 +34,6 @@ __all__ = [
     "SiteFile",
     "WeightSource",
     "load",
-    "merged",
     "places",
     "validated",
 ]

@@ -47,7 +47,7 @@ def load(path: Path | None = None, *, chosen: dict[str, Any] | None = None, **fl
     else:
         base = {}
         _require_flags(given)
-    file = validated(merged(chosen or {}, merged(base, given)))
+    file = validated(documents.merged(chosen or {}, documents.merged(base, given)))
     file = _files_beside(path, file)
     return Site(path=path, file=file, profile=_with_wishes(load_profile(file.profile), file))
 
@@ -102,12 +102,6 @@ def _read(path: Path) -> SiteFile:
 def _beside(folder: Path, profile: str) -> str:
     """A profile's name, or the path of an own one, relative to the site file."""
     return str(folder / profile) if profile.endswith((".yml", ".yaml")) else profile
-
-
-def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Both; where both have a key that holds keys, theirs together; else `above` wins."""
-    both = {key: merged(below[key], above[key]) for key in below.keys() & above.keys() if isinstance(above[key], dict)}
-    return below | above | both
 
 
 def _require_flags(given: dict[str, Any]) -> None:

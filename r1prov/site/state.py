@@ -11,13 +11,17 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from r1prov.common import paths
+from pydantic import ValidationError
+
+from r1prov.common import documents, paths
 from r1prov.common.files import write_whole
+from r1prov.machines.tuned import Tuned
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
-    from r1prov.site import Site
+    from r1prov.site import Host, Site
 
 
 @dataclass(frozen=True)
@@ -125,18 +129,32 @@ class SiteState:
         return found
 
     def choose(self, choices: dict[str, Any]) -> None:
-        """Keep these keys, in place of those kept before."""
-        write_whole(self.root / "choices.json", json.dumps(choices, indent=1) + "\n")
+        """Keep these keys beside those that were chosen before."""
+        write_whole(self.root / "choices.json", json.dumps(documents.merged(self.choices, choices), indent=1) + "\n")
 
-    def tuned(self, host: str) -> Path:
-        """What `r1prov tune` found best on a host."""
+    def tuned(self, host: str) -> Tuned | None:
+        """What a host was tuned to, whether that still holds or not; None where nothing that can be read is kept."""
+        try:
+            return Tuned.model_validate_json(self._tuned(host).read_text())
+        except (FileNotFoundError, ValidationError):
+            return None  # another version of r1prov may have written it in its own way
+
+    def all_tuned(self, hosts: Iterable[Host]) -> dict[str, Tuned]:
+        """What those of `hosts` that were tuned were tuned to, by their names."""
+        kept = {host.name: self.tuned(host.name) for host in hosts}
+        return {name: tuned for name, tuned in kept.items() if tuned}
+
+    def keep_tuned(self, host: str, tuned: Tuned) -> None:
+        """Let a host serve with this from now on."""
+        self._tuned(host).parent.mkdir(mode=0o700, exist_ok=True)
+        write_whole(self._tuned(host), tuned.model_dump_json(indent=1) + "\n")
+
+    def forget_tuned(self, host: str) -> None:
+        """Let a host serve with the plan's own setting from now on."""
+        self._tuned(host).unlink(missing_ok=True)
+
+    def _tuned(self, host: str) -> Path:
         return self.root / "tuned" / f"{host}.json"
-
-    def keep_tuned(self, host: str, text: str) -> None:
-        """Keep it, in place of what was kept before."""
-        path = self.tuned(host)
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        write_whole(path, text)
 
     def keep_secret(self, secret: Secret, value: str | None = None) -> Path:
         """Store a secret: `value` as found on a host, or a new one of 256 random bits. Returns its file."""

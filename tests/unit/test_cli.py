@@ -8,8 +8,8 @@ import pytest
 from sshd import Sshd
 
 from r1prov import __version__, cli
+from r1prov.cli import running, up
 from r1prov.common.errors import EXIT_CODES, Exit
-from r1prov.runs import session
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +72,7 @@ def test_debug_adds_the_traceback(r1prov):
 
 
 def test_a_defect_is_one_line(r1prov, monkeypatch):
-    monkeypatch.setattr(session, "choose", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(up, "select", lambda *_, **__: 1 / 0)
     code, _, err = r1prov("up", "--profile", "cpu", "gpu1")
     assert code == Exit.INTERNAL
     assert "ZeroDivisionError: division by zero" in err
@@ -84,7 +84,7 @@ def test_ctrl_c_is_130_and_says_how_to_go_on(r1prov, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(session, "prepare", interrupted)
+    monkeypatch.setattr(running.runs, "run", interrupted)
     code, _, err = r1prov("up", "--profile", "cpu", "gpu1")
     assert code == Exit.INTERRUPTED
     assert "Run the same command again" in err

@@ -15,9 +15,9 @@ import pytest
 from r1prov import lab
 from r1prov.common import paths
 from r1prov.common.errors import UnreachableError
-from r1prov.hosts import Access, ProgressWatch, Sudo, contact_all, read_secret, read_status
-from r1prov.runs import ansible as run
-from r1prov.runs.ansible import Passwords, playbook_command
+from r1prov.hosts import Access, Passwords, ProgressWatch, Sudo, contact_all, read_secret, read_status
+from r1prov.runs import ansible
+from r1prov.runs.ansible import playbook_command
 from r1prov.runs.events import HostFailed, TaskDone
 from r1prov.site import Host
 
@@ -144,7 +144,9 @@ def test_ansible_gets_both_passwords_and_nobody_sees_them(host, access, tmp_path
     )
     shown = []
     done = []
-    for event in run.run(command, tmp_path / "artifacts", steps=[], passwords=Passwords(ssh=PASSWORD, sudo=PASSWORD)):
+    for event in ansible.execute(
+        command, tmp_path / "artifacts", steps=[], passwords=Passwords(ssh=PASSWORD, sudo=PASSWORD)
+    ):
         processes = subprocess.run(["ps", "axeww"], capture_output=True, text=True, check=True).stdout
         shown += [line for line in processes.splitlines() if PASSWORD in line]
         assert not isinstance(event, HostFailed), event

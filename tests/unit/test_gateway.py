@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from r1prov import inventory, site
+from r1prov.decision import decide
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests/golden/gateway"
@@ -70,7 +71,7 @@ def of_profile(profile: str, **keys: object) -> dict:
     """The role's variables on a reference machine, its defaults included."""
     gateway = {"server_name": "r1.example.com", "tls": {"type": "local-authority"}}
     chosen = site.load(None, profile=profile, hosts=["gpu1"], gateway=gateway, **keys)
-    values = yaml.load(inventory.rendered(chosen)["group_vars/all.yml"], Loader=Loader)
+    values = yaml.load(inventory.rendered(decide(chosen))["group_vars/all.yml"], Loader=Loader)
     defaults = yaml.safe_load((ROOT / "roles/gateway/defaults/main.yml").read_text())
     return MADE | defaults | values
 

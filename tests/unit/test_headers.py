@@ -15,13 +15,14 @@ import pytest
 from r1prov import inventory
 from r1prov.cli import main
 from r1prov.common.errors import Problem, SiteError
+from r1prov.decision import decide
 from r1prov.lab import shards, tinymodel
 from r1prov.lab.hub import Faults, Hub
 from r1prov.machines import profile as machine
 from r1prov.models import gguf, headers
 from r1prov.models.catalogue import Quant, ShardFile
-from r1prov.runs import session
 from r1prov.site import authority
+from r1prov.site.select import select
 from r1prov.site.sources import Hub as HubSource
 from r1prov.site.sources import Mirror, ModelScope, Proxy, Sources
 from tests.cuda import fullsize
@@ -272,15 +273,15 @@ def test_a_site_with_a_model_of_its_own_is_planned_by_its_header(
     source = {"type": "hub", "endpoint": hub.url}
     keys = {"profile": str(own_profile(tmp_path, quant)), "hosts": ["gpu1"], "sources": {"weights": [source]}}
     (tmp_path / "r1prov.yml").write_text(json.dumps(keys))
-    chosen, _ = session.choose(tmp_path / "r1prov.yml", ())
+    chosen, _ = select(tmp_path / "r1prov.yml", ())
     with pytest.raises(SiteError, match="its layers are not known"):
-        inventory.plan_for(chosen)
-    session.read_headers(chosen, lambda _: None)
-    _, plan = inventory.plan_for(chosen)
+        decide(chosen)
+    decision = decide(chosen, lambda _: None)
+    plan = decision.plan
     assert plan.whole
     assert plan.outcome
     assert plan.outcome.fits
-    assert "n-gpu-layers" in inventory.rendered(chosen)["group_vars/all.yml"]
+    assert "n-gpu-layers" in inventory.rendered(decision)["group_vars/all.yml"]
 
 
 def test_a_profile_with_a_model_of_its_own_is_planned_from_where_one_says(

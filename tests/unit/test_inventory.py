@@ -1,4 +1,4 @@
-"""What is rendered for the reference machines, as a person reads it: tests/golden/inventory. `make golden` writes it anew."""
+"""What is rendered for the reference machines, as a person reads it: tests/golden/inventory. `make docs` writes it anew."""
 
 import os
 from pathlib import Path
@@ -8,6 +8,7 @@ import yaml
 
 from r1prov import inventory, site
 from r1prov.common.errors import SiteError
+from r1prov.decision import decide
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "inventory"
 
@@ -15,7 +16,7 @@ GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "inventory"
 @pytest.mark.parametrize("profile", ["4x4090", "4xh800", "cpu", "demo"])
 def test_the_inventory_of_a_reference_machine(profile: str) -> None:
     texts = inventory.rendered(
-        site.load(None, profile=profile, hosts=["gpu1.example.com", "admin@gpu2.example.com:2222"])
+        decide(site.load(None, profile=profile, hosts=["gpu1.example.com", "admin@gpu2.example.com:2222"]))
     )
     for name, text in texts.items():
         golden = GOLDEN / profile / name
@@ -34,17 +35,17 @@ Loader.add_constructor("!unsafe", lambda loader, node: loader.construct_scalar(n
 
 def values(**flags: object) -> dict:
     loaded = site.load(None, **({"profile": "4x4090", "hosts": ["gpu1"]} | flags))
-    return yaml.load(inventory.rendered(loaded)["group_vars/all.yml"], Loader=Loader)
+    return yaml.load(inventory.rendered(decide(loaded))["group_vars/all.yml"], Loader=Loader)
 
 
 def test_render_writes_whole_files(tmp_path: Path) -> None:
     loaded = site.load(None, profile="cpu", hosts=["gpu1"])
-    inventory.render(loaded, tmp_path)
+    inventory.render(decide(loaded), tmp_path)
     assert {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()} == {
         "hosts.yml",
         "group_vars/all.yml",
     }
-    assert (tmp_path / "hosts.yml").read_text() == inventory.rendered(loaded)["hosts.yml"]
+    assert (tmp_path / "hosts.yml").read_text() == inventory.rendered(decide(loaded))["hosts.yml"]
 
 
 def test_a_value_cannot_break_out_of_the_yaml(tmp_path: Path) -> None:
@@ -110,14 +111,14 @@ def test_no_secret_is_in_the_inventory(tmp_path: Path) -> None:
         hosts=["gpu1"],
         sources={"weights": [{"type": "hub", "token_file": str(token)}]},
     )
-    text = inventory.rendered(loaded)["group_vars/all.yml"]
+    text = inventory.rendered(decide(loaded))["group_vars/all.yml"]
     assert "hf_secret" not in text
     assert str(token) in text
 
 
 def test_an_unknown_quant_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(SiteError, match="no quant is called"):
-        inventory.render(site.load(None, profile="4x4090", hosts=["gpu1"], quant="UD-IQ9"), tmp_path)
+        inventory.render(decide(site.load(None, profile="4x4090", hosts=["gpu1"], quant="UD-IQ9")), tmp_path)
     assert not list(tmp_path.iterdir())
 
 

@@ -18,13 +18,17 @@ from ansible_collections.r1.prov.plugins.modules import llama_bench
 
 from r1prov import inventory, site
 from r1prov.common.units import GIB
+from r1prov.decision import decide
 from r1prov.machines import profile as machine
 from r1prov.machines import tuned
+from r1prov.machines.tuned import Hardware, Subject, Tuned
 from r1prov.models import catalogue
 from r1prov.offload import Plan, model_of, plan, tuning
 from r1prov.offload.arguments import parse
 from r1prov.offload.outcome import RESERVE_BYTES, Space, outcome
-from r1prov.offload.tuning import Choice, Hardware, Subject, Trial
+from r1prov.offload.tuning import Choice, Trial
+from r1prov.runs import tuning as tunings
+from r1prov.site.state import SiteState
 
 FACTS = {
     "cpu": {"model": "Xeon 8352V", "cores": 32, "usable_threads": 64},
@@ -138,16 +142,16 @@ def test_hardware_that_changed(change: dict[str, Any], why: str) -> None:
 
 
 @functools.cache
-def result() -> tuning.Tuned:
+def result() -> Tuned:
     """What tuning a 4x4090 came to: half of the threads are faster."""
-    trial = tuned.trial(site.load(None, profile="4x4090", hosts=["gpu1"]), FACTS)
+    trial = tunings.trial(decide(site.load(None, profile="4x4090", hosts=["gpu1"])), FACTS)
     first = own(trial)
     best = first | {"threads": "32"}
     measured = [
         {"chosen": first, "prompt": [20.0, 21.0, 22.0], "decode": [5.0, 5.1, 5.2], "seconds": 60.0, "failed": ""},
         {"chosen": best, "prompt": [24.0, 25.0, 26.0], "decode": [6.0, 6.1, 6.2], "seconds": 61.0, "failed": ""},
     ]
-    return tuned.outcome(
+    return tunings.outcome(
         trial, {"chosen": best, "measured": measured, "untried": ["repack off"], "reason": "it is faster"}
     )
 
@@ -157,21 +161,25 @@ def gpu1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> site.Site:
     """A site without a file, of one tuned host and one that is not."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     chosen = site.load(None, profile="4x4090", hosts=["gpu1", "gpu2"])
-    tuned.keep(chosen, "gpu1", result())
+    SiteState.of(None).keep_tuned("gpu1", result())
     return chosen
 
 
+def kept() -> dict[str, Tuned]:
+    return SiteState.of(None).all_tuned(site.load(None, profile="4x4090", hosts=["gpu1", "gpu2"]).hosts)
+
+
 def test_a_tuned_host_serves_with_what_was_found(gpu1: site.Site) -> None:
-    holds, remarks = tuned.holding(gpu1, {"gpu1": FACTS, "gpu2": FACTS})
-    assert ({*holds}, remarks) == ({"gpu1"}, {})
-    hosts = yaml.safe_load(inventory.rendered(gpu1, tuned=holds)["hosts.yml"])["all"]["hosts"]
+    decision, remarks = decide(gpu1).with_tuned(kept(), {"gpu1": FACTS, "gpu2": FACTS})
+    assert ({*decision.tuned}, remarks) == ({"gpu1"}, {})
+    hosts = yaml.safe_load(inventory.rendered(decision)["hosts.yml"])["all"]["hosts"]
     arguments = hosts["gpu1"]["llama_server_arguments"]
     assert arguments[arguments.index("--threads") + 1] == "32"
-    assert sorted(arguments) == sorted("32" if word == "64" else word for word in inventory.plan_for(gpu1)[1].arguments)
+    assert sorted(arguments) == sorted("32" if word == "64" else word for word in decision.plan.arguments)
     assert "32" in hosts["gpu1"]["smoke_bench_llama_bench_arguments"]
     assert "llama_server_arguments" not in hosts["gpu2"]
-    assert tuned.state(gpu1, "gpu1", FACTS) == "tuned: threads 32 (it is faster)"
-    assert tuned.state(gpu1, "gpu2", FACTS) == "not tuned: run `r1prov tune`"
+    assert tuned.in_words(kept()["gpu1"]) == "tuned: threads 32 (it is faster)"
+    assert tuned.in_words(kept().get("gpu2")) == "not tuned: run `r1prov tune`"
 
 
 @pytest.mark.parametrize(
@@ -184,28 +192,30 @@ def test_a_tuned_host_serves_with_what_was_found(gpu1: site.Site) -> None:
     ],
 )
 def test_what_changed_since_lets_the_plan_serve_again(gpu1: site.Site, flags: Any, facts: Any, why: str) -> None:
-    now = site.load(None, profile="4x4090", hosts=["gpu1"], **flags)
-    holds, remarks = tuned.holding(now, {"gpu1": facts})
-    assert holds == {}
+    now = decide(site.load(None, profile="4x4090", hosts=["gpu1"], **flags))
+    decision, remarks = now.with_tuned(kept(), {"gpu1": facts})
+    assert decision.tuned == {}
     assert remarks == {"gpu1": f"is tuned for {why}, so the plan's own setting serves: run `r1prov tune`"}
-    assert tuned.state(now, "gpu1", facts).startswith(f"tuned for {why}")
+    assert tuned.in_words(kept()["gpu1"], why).startswith(f"tuned for {why}")
 
 
 def test_a_host_that_was_not_met_is_taken_to_be_the_same(gpu1: site.Site) -> None:
-    assert {*tuned.holding(gpu1, {})[0]} == {"gpu1"}
+    assert {*decide(gpu1).with_tuned(kept(), {})[0].tuned} == {"gpu1"}
 
 
 def test_what_another_version_kept_in_its_own_way_is_as_nothing(gpu1: site.Site) -> None:
-    tuned.SiteState.of(None).keep_tuned("gpu1", '{"subject": 1}')
-    assert tuned.kept(gpu1, "gpu1") is None
-    tuned.forget(gpu1, "gpu1")
-    tuned.forget(gpu1, "gpu1")
+    state = SiteState.of(None)
+    (state.root / "tuned" / "gpu1.json").write_text('{"subject": 1}')
+    assert state.tuned("gpu1") is None
+    state.forget_tuned("gpu1")
+    state.forget_tuned("gpu1")
+    assert state.tuned("gpu1") is None
 
 
 def test_where_the_plan_stays_best_not_even_the_order_of_its_arguments_changes() -> None:
     trial = planned("4x4090")[1]
     measured = [{"chosen": own(trial), "prompt": [1.0], "decode": [1.0], "seconds": 1.0, "failed": ""}]
-    found = tuned.outcome(trial, {"chosen": own(trial), "measured": measured, "untried": [], "reason": ""})
+    found = tunings.outcome(trial, {"chosen": own(trial), "measured": measured, "untried": [], "reason": ""})
     assert found.arguments == trial.subject.plan
     assert found.what == "the plan's own setting"
 

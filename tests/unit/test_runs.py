@@ -9,8 +9,10 @@ import pytest
 from sshd import Sshd
 
 from r1prov.common.errors import SiteError
-from r1prov.runs import session
-from r1prov.runs.session import Login
+from r1prov.hosts import Login
+from r1prov.runs import run as runs
+from r1prov.runs.run import Request
+from r1prov.site.select import last_applied, select, with_choices
 from r1prov.site.state import ADMIN_PASSWORD, API_KEY, PAGE_KEY, SiteState
 
 CAT = """#!/bin/sh
@@ -55,12 +57,12 @@ def server(tmp_path, monkeypatch):
 
 
 def prepared(tmp_path):
-    chosen, hosts = session.choose(None, ["gpu1"], profile="demo")
-    return session.prepare(chosen, hosts, Login(ssh_config=tmp_path / "config"), Silent())
+    chosen, hosts = select(None, ["gpu1"], profile="demo")
+    return runs.prepare(chosen, hosts, Login(ssh_config=tmp_path / "config"), Silent())
 
 
 def test_a_new_site_gets_a_key_and_an_inventory(server, tmp_path):
-    chosen = prepared(tmp_path)
+    chosen = prepared(tmp_path).site
     state = SiteState.of(None)
     assert len(state.secret(API_KEY).read_text()) > 40
     assert state.secret(API_KEY).stat().st_mode & 0o777 == 0o600
@@ -69,9 +71,9 @@ def test_a_new_site_gets_a_key_and_an_inventory(server, tmp_path):
     assert 'ansible_user: "bob"' in hosts  # from the ssh configuration: Ansible needs to know who is root
     assert state.secret(API_KEY).read_text() not in "".join(p.read_text() for p in state.inventory.rglob("*.yml"))
     with pytest.raises(SiteError, match="no site is known"):  # nothing runs there yet
-        session.known(None, [])
+        last_applied(None, [])
     state.remember(chosen)
-    assert session.known(None, ["gpu1"])[1] == chosen.hosts
+    assert last_applied(None, ["gpu1"])[1] == chosen.hosts
 
 
 def test_a_new_controller_takes_over_the_key_of_a_host(server, tmp_path):
@@ -95,18 +97,18 @@ def test_a_choice_holds_until_the_file_says_otherwise(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "r1prov.yml"
     file.write_text("profile: demo\nhosts: [gpu1]\n")
-    chosen, _ = session.rechosen(None, (), {"engine": "ollama"})
-    assert (chosen.file.engine, session.choose(None, [])[0].file.engine) == ("ollama", "llama-server")
+    chosen, _ = with_choices(None, (), {"engine": "ollama"})
+    assert (chosen.file.engine, select(None, [])[0].file.engine) == ("ollama", "llama-server")
     SiteState.of(file).choose({"engine": "ollama", "versions": {"ollama": "0.13.5"}})
     file.write_text("profile: demo\nhosts: [gpu1]\nversions: {llama_cpp: 0.3.36}\n")
-    chosen, _ = session.choose(None, [])
+    chosen, _ = select(None, [])
     assert (chosen.file.engine, chosen.file.versions.ollama, chosen.file.versions.llama_cpp) == (
         "ollama",
         "0.13.5",
         "0.3.36",
     )
     with pytest.raises(SiteError, match=r"it says `versions.llama_cpp: 0.3.36`"):
-        session.rechosen(None, (), {"versions": {"llama_cpp": "0.3.37"}})
+        with_choices(None, (), {"versions": {"llama_cpp": "0.3.37"}})
 
 
 def test_what_another_version_remembered_is_read_from_the_file_again(tmp_path, monkeypatch):
@@ -114,23 +116,23 @@ def test_what_another_version_remembered_is_read_from_the_file_again(tmp_path, m
     file = tmp_path / "r1prov.yml"
     file.write_text("profile: demo\nhosts: [gpu1]\n")
     SiteState.of(file).last_site.write_text('{"of": "another version"}')
-    assert session.known(None, ())[0].file.profile == "demo"
+    assert last_applied(None, ())[0].file.profile == "demo"
 
 
 def test_hosts_are_called_by_name_or_address(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "r1prov.yml").write_text("profile: demo\nhosts: [gpu1, 'bob@gpu2:2222']\n")
-    chosen, hosts = session.choose(None, ["bob@gpu2:2222"])
+    chosen, hosts = select(None, ["bob@gpu2:2222"])
     assert (len(chosen.hosts), [host.address for host in hosts]) == (2, ["gpu2"])
     with pytest.raises(SiteError, match="no such host"):
-        session.choose(None, ["a b"])
+        select(None, ["a b"])
 
 
 def test_the_command_is_limited_to_the_hosts_meant(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "r1prov.yml").write_text("profile: demo\nhosts: [gpu1, gpu2]\n")
-    chosen, hosts = session.choose(None, ["gpu2"])
-    command = session.command(chosen, hosts, Login(), session.Options("up", "r1prov up gpu2", verbosity=1))
+    chosen, hosts = select(None, ["gpu2"])
+    command = runs.command(chosen, hosts, Login(), Request("up", "r1prov up gpu2", verbosity=1))
     assert command.argv[-2:] == ("--limit", "gpu2")  # the first -v is r1prov's own
     assert command.env["R1PROV_COMMAND"] == "r1prov up gpu2"
 

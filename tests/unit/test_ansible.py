@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from r1prov.common import paths
-from r1prov.runs import ansible as run
-from r1prov.runs.ansible import Command, Passwords, Translator, playbook_command
+from r1prov.hosts import Passwords
+from r1prov.runs import ansible
+from r1prov.runs.ansible import Command, Translator, playbook_command
 from r1prov.runs.events import Finished, HostFailed, HostUnreachable, Output, Recap, StepStarted, Tally, TaskDone
 
 BIN = Path(sys.executable).parent
@@ -69,7 +70,7 @@ def test_the_shell_line_is_the_same_command(tmp_path):
 
 
 def test_steps_are_the_roles_of_a_playbook():
-    steps = run.steps_of("up")
+    steps = ansible.steps_of("up")
     assert steps[:5] == ["preflight", "open_webui", "gateway", "build_deps", "weights"]
     assert steps.count("weights") == 3  # the transfer starts, is joined, and what was replaced goes
 
@@ -144,7 +145,7 @@ def play(tmp_path, monkeypatch):
         command = playbook_command(
             "x", tmp_path / "inventory", known_hosts=tmp_path / "known_hosts", n_hosts=1, **options
         )
-        return run.run(command, tmp_path / "artifacts", steps=run.steps_of("x"), passwords=passwords)
+        return ansible.execute(command, tmp_path / "artifacts", steps=ansible.steps_of("x"), passwords=passwords)
 
     return start
 

@@ -1,0 +1,206 @@
+"""The decision: what a site comes to, as the one value that inventory, runs and report are given. Nothing after it derives it again.
+
+`decide(site)` calculates. It reads nothing but the headers of model files, and those only where the catalogue does not describe the model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from r1prov.common.errors import Problem, SiteError
+from r1prov.machines.profile import BEST_ON_GPUS
+from r1prov.machines.tuned import Hardware, Subject
+from r1prov.models import catalogue, headers, latent
+from r1prov.offload import DYNAMIC_QUANTS, best_on_gpus, model_of, plan
+from r1prov.site import pins
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from r1prov.machines.tuned import Tuned
+    from r1prov.models.catalogue import Quant
+    from r1prov.models.model import Model
+    from r1prov.offload import Plan
+    from r1prov.site import Site
+
+
+@dataclass(frozen=True)
+class Release:
+    """One program that the hosts shall have.
+
+    Attributes:
+        version: as its project counts.
+        pin: the file among the site's pins that holds its digests; empty where r1prov or the site file knows them.
+    """
+
+    version: str
+    pin: str = ""
+
+
+@dataclass(frozen=True)
+class Releases:
+    """The programs that the hosts shall have."""
+
+    llama_cpp: Release
+    ollama: Release
+    open_webui: Release
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the hosts of a site shall serve, and with what.
+
+    Attributes:
+        site: what the operator wants.
+        quant: the published files of the model.
+        plan: where the model lies, and the arguments of the engine.
+        model: what is served, in the form in which it is; None where its layers are not known.
+        attention: `mla` where the published files are brought into that form on the hosts.
+        merged: the name of the one file that the hosts make of the published ones; empty where those are served as they are.
+        alias: the name of the model in every API.
+        releases: the programs that the hosts shall have.
+        tuned: what a host serves with instead of the plan's own setting, by its name.
+    """
+
+    site: Site
+    quant: Quant
+    plan: Plan
+    model: Model | None
+    attention: latent.Attention
+    merged: str
+    alias: str
+    releases: Releases
+    tuned: Mapping[str, Tuned] = field(default_factory=dict)
+
+    @property
+    def backend(self) -> str:
+        """What llama.cpp is built for: `cuda` or `cpu`."""
+        return "cuda" if self.site.profile.machine.gpus else "cpu"
+
+    @property
+    def weights_dir(self) -> str:
+        """The folder of the model's files on a host."""
+        return f"{self.site.file.data_dir}/models/{_folder(self.quant)}"
+
+    @property
+    def model_file(self) -> str:
+        """The file that the engine is given, on a host."""
+        return f"{self.weights_dir}/{self.merged or self.quant.files[0].name}"
+
+    def subject(self, hardware: Hardware) -> Subject:
+        """What a host of this hardware would be tuned for."""
+        source = self.site.file.sources.llama_cpp
+        archive = source.sha256 if source.type == "archive" else ""
+        return Subject(
+            hardware=hardware,
+            engine=(self.releases.llama_cpp.version, self.backend, source.type, archive),
+            model=tuple(file.sha256 for file in self.quant.files),
+            plan=self.plan.arguments,
+        )
+
+    def lapsed(self, tuned: Tuned, facts: dict[str, Any] | None) -> str:
+        """What has changed since a host was tuned, in the words of `tuned for ...`; empty where the result still holds.
+
+        Args:
+            tuned: what the host was tuned to.
+            facts: what first contact found there; None for a host that nobody has met, whose hardware is taken to be the same.
+        """
+        return tuned.lapsed(self.subject(Hardware.of(facts) if facts else tuned.subject.hardware))
+
+    def with_tuned(
+        self, kept: Mapping[str, Tuned], facts: Mapping[str, dict[str, Any]]
+    ) -> tuple[Decision, dict[str, str]]:
+        """The decision for hosts that were tuned, and by host a remark where that no longer holds.
+
+        Args:
+            kept: what each host was tuned to, whether it still holds or not.
+            facts: what first contact found, of the hosts that were met.
+        """
+        lapsed = {host: self.lapsed(tuned, facts.get(host)) for host, tuned in kept.items()}
+        remarks = {
+            host: f"is tuned for {why}, so the plan's own setting serves: run `r1prov tune`"
+            for host, why in lapsed.items()
+            if why
+        }
+        return replace(self, tuned={host: kept[host] for host, why in lapsed.items() if not why}), remarks
+
+
+def decide(site: Site, say: Callable[[str], None] | None = None) -> Decision:
+    """What a site comes to.
+
+    Args:
+        site: what the operator wants.
+        say: told where a header is read that was not read before. Without, only headers that were read before count.
+
+    Raises:
+        SiteError: no quant has that name, the model cannot be placed, or the machine has no room for it and the site does not
+            override that.
+    """
+    quant, best = _quant(site)
+    published = model_of(quant) or (_read_header(site, quant, say) if say else headers.kept(quant))
+    serving = site.profile.serving
+    chosen = best or plan(quant, site.profile.machine, serving, header=published if _needs_layers(site) else None)
+    _refuse_misfit(site, chosen)
+    is_changed = serving.attention == "mla" and published is not None and latent.is_legacy(published)
+    return Decision(
+        site=site,
+        quant=quant,
+        plan=chosen,
+        model=published and latent.served(published, serving.attention),
+        attention="mla" if is_changed else "legacy",
+        merged=_merged(site, quant, is_changed=is_changed),
+        alias=site.file.service.alias or _folder(quant),
+        releases=Releases(
+            llama_cpp=Release(site.file.llama_cpp_version, pins.llama_cpp(site)),
+            ollama=Release(site.file.versions.ollama),
+            open_webui=Release(site.file.versions.open_webui, pins.open_webui(site)),
+        ),
+    )
+
+
+def _needs_layers(site: Site) -> bool:
+    """Whether the model's layers must be known, because they are dealt out to GPUs."""
+    return bool(site.profile.machine.gpus)
+
+
+def _read_header(site: Site, quant: Quant, say: Callable[[str], None]) -> Model | None:
+    """The model in files that the catalogue does not describe; None where no source can be asked and its layers do not matter."""
+    try:
+        return headers.fetch(quant, site.file.sources, say)
+    except SiteError:
+        if _needs_layers(site):
+            raise
+        say(
+            "its header cannot be read from here, so the files are served as they were published, whatever form they have"
+        )
+        return None
+
+
+def _quant(site: Site) -> tuple[Quant, Plan | None]:
+    """The files that the site serves; with their plan where that was made to choose them."""
+    serving, own = site.profile.serving, site.profile.model
+    if own and own.name == serving.quant:
+        return own, None
+    if serving.quant == BEST_ON_GPUS:
+        candidates = [catalogue.quant(name) for name in DYNAMIC_QUANTS]
+        best = best_on_gpus(candidates, site.profile.machine, serving)
+        return catalogue.quant(best.quant), best
+    return catalogue.quant(serving.quant), None
+
+
+def _refuse_misfit(site: Site, chosen: Plan) -> None:
+    """Raise where the machine has no room, unless the operator accepts that."""
+    if chosen.outcome and chosen.outcome.reasons and "fit" not in site.file.override:
+        remedy = "`r1prov plan` says what would fit; `--override fit` goes on nevertheless"
+        raise SiteError(*(Problem(chosen.quant, reason, remedy) for reason in chosen.outcome.reasons))
+
+
+def _merged(site: Site, quant: Quant, *, is_changed: bool) -> str:
+    if is_changed:
+        return f"{_folder(quant)}.mla.gguf"
+    return f"{_folder(quant)}.gguf" if site.file.ollama.enabled and len(quant.files) > 1 else ""
+
+
+def _folder(quant: Quant) -> str:
+    return quant.folder or quant.name

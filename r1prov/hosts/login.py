@@ -1,0 +1,71 @@
+"""How the operator logs in to hosts, and open connections to all of them at once."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from r1prov.hosts.first import contact_all
+from r1prov.hosts.ssh import Access
+from r1prov.site.state import SiteState
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Sequence
+    from pathlib import Path
+
+    from r1prov.hosts.first import Contact
+    from r1prov.site import Host, Site
+
+
+@dataclass(frozen=True)
+class Passwords:
+    """What was typed in for the whole site. Never printed."""
+
+    ssh: str | None = field(default=None, repr=False)
+    sudo: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Login:
+    """How the operator logs in to the hosts, as far as ~/.ssh/config does not say it.
+
+    Attributes:
+        passwords: those that were asked for.
+        strict_host_keys: a host whose key is not known is refused, instead of trusted at first sight.
+        ssh_config: instead of ~/.ssh/config.
+    """
+
+    passwords: Passwords = field(default_factory=Passwords)
+    strict_host_keys: bool = False
+    ssh_config: Path | None = None
+
+    def access(self, state: SiteState) -> Access:
+        """The same, with the host keys that a site has accepted."""
+        return Access(
+            known_hosts=state.known_hosts,
+            host_keys="strict" if self.strict_host_keys else "accept-new",
+            ssh_password=self.passwords.ssh,
+            sudo_password=self.passwords.sudo,
+            ssh_config=self.ssh_config,
+        )
+
+
+@contextlib.contextmanager
+def met(hosts: Sequence[Host], site: Site, login: Login) -> Generator[dict[str, Contact], None, None]:
+    """Open connections to all hosts, by their names. They are closed at the end.
+
+    Raises:
+        UnreachableError: what is wrong with any of the hosts. Then none is used.
+    """
+    contacts = contact_all(
+        hosts,
+        login.access(SiteState.of(site.path)),
+        probe_paths=[site.file.data_dir],
+        probe_ports=[site.file.service.port],
+    )
+    try:
+        yield contacts
+    finally:
+        for contact in contacts.values():
+            contact.connection.close()

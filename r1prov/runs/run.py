@@ -1,0 +1,194 @@
+"""One run: a playbook over the hosts of a site, from first contact to report."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from r1prov import inventory
+from r1prov.common.errors import Exit, Problem, R1provError, SiteError
+from r1prov.decision import decide
+from r1prov.hosts import Progress, ProgressWatch, met
+from r1prov.runs import ansible, secrets
+from r1prov.runs.report import HostReport, Recorder, RunReport, now
+from r1prov.site import archives, pins
+from r1prov.site.judges import password_weakness
+from r1prov.site.state import ADMIN_PASSWORD, SiteState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from r1prov.decision import Decision
+    from r1prov.hosts import Login
+    from r1prov.runs.ansible import Command
+    from r1prov.runs.events import Event
+    from r1prov.site import Host, Site
+
+
+class Watcher(Protocol):
+    """Somebody who is told what happens."""
+
+    def note(self, host: str, text: str) -> None:
+        """There is a remark about a host."""
+
+    def event(self, event: Event) -> None:
+        """Something happened."""
+
+    def progress(self, progress: Progress) -> None:
+        """A long step says how far it is."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of one run.
+
+    Attributes:
+        playbook: its name.
+        told_as: what the lock on a host and the report call the run.
+        variables: for Ansible, in this run only.
+        check: nothing is changed.
+        diff: the changes of files are shown.
+        verbosity: how often the operator gave `-v`.
+    """
+
+    playbook: str
+    told_as: str
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    check: bool = False
+    diff: bool = False
+    verbosity: int = 0
+
+
+@dataclass(frozen=True)
+class Done:
+    """A run that has ended.
+
+    Attributes:
+        decision: what the hosts were to serve.
+        report: what happened on them.
+        error: what went wrong, if anything did.
+    """
+
+    decision: Decision
+    report: RunReport
+    error: R1provError | None
+
+
+def run(site: Site, hosts: Sequence[Host], login: Login, request: Request, watcher: Watcher) -> Done:
+    """Meet the hosts, decide, render the inventory, and run the playbook.
+
+    Raises:
+        SiteError: the site cannot be planned, or something is missing on this machine.
+        UnreachableError: what is wrong with any host.
+    """
+    return play(prepare(site, hosts, login, watcher), hosts, login, request, watcher)
+
+
+def prepare(site: Site, hosts: Sequence[Host], login: Login, watcher: Watcher) -> Decision:
+    """Decide what the hosts shall serve, and render the inventory. Changes nothing on a host.
+
+    Returns:
+        the decision. Its site names the users that ~/.ssh/config logs in, for Ansible leaves sudo alone only where it knows
+        that it is root.
+
+    Raises:
+        SiteError: the site cannot be planned, or something is missing on this machine.
+        UnreachableError: what is wrong with any host.
+    """
+    state = SiteState.of(site.path)
+    decision = decide(site, lambda text: watcher.note(site.name, text))
+    pins.keep(site, state.pins)
+    archives.judge(site, state.pins)
+    _judge_password(site)
+    with met(hosts, site, login) as contacts:
+        for name, contact in contacts.items():
+            for text in contact.notes:
+                watcher.note(name, text)
+        secrets.provide(site, [contact.connection for contact in contacts.values()])
+        users = {name: contact.connection.user for name, contact in contacts.items()}
+        facts = {name: contact.facts for name, contact in contacts.items()}
+    decision, remarks = decision.with_tuned(state.all_tuned(site.hosts), facts)
+    for name, text in remarks.items():
+        watcher.note(name, text)
+    decision = replace(decision, site=_with_users(site, users))
+    inventory.render(decision, state.inventory)
+    return decision
+
+
+def _judge_password(site: Site) -> None:
+    """Refuse a password that the operator has put in the place of ours and that is easy to guess.
+
+    Raises:
+        SiteError: the password is easy to guess.
+    """
+    state = SiteState.of(site.path)
+    password = state.in_the_clear(ADMIN_PASSWORD)
+    if password and (why := password_weakness(password, site.file.open_webui.admin_email)):
+        remedy = "write another into that file, or remove it: then r1prov makes one"
+        raise SiteError(Problem(str(state.secret(ADMIN_PASSWORD)), f"the administrator's password {why}", remedy))
+
+
+def _with_users(site: Site, users: Mapping[str, str | None]) -> Site:
+    hosts = tuple(host.model_copy(update={"user": host.user or users.get(host.name)}) for host in site.hosts)
+    return site.model_copy(update={"file": site.file.model_copy(update={"hosts": hosts})})
+
+
+def command(site: Site, hosts: Sequence[Host], login: Login, request: Request) -> Command:
+    """The command that `play` executes."""
+    state = SiteState.of(site.path)
+    return ansible.playbook_command(
+        request.playbook,
+        state.inventory,
+        known_hosts=state.known_hosts,
+        n_hosts=len(hosts),
+        limit=[] if len(hosts) == len(site.hosts) else [host.name for host in hosts],
+        variables=request.variables,
+        ssh_config=login.ssh_config,
+        verbosity=max(0, request.verbosity - 1),  # The first -v asks for Ansible's own output.
+        check=request.check,
+        diff=request.diff,
+        told_as=request.told_as,
+    )
+
+
+def play(decision: Decision, hosts: Sequence[Host], login: Login, request: Request, watcher: Watcher) -> Done:
+    """Run a playbook over prepared hosts. The report is written however the run ends."""
+    site = decision.site
+    state = SiteState.of(site.path)
+    recorder = Recorder(
+        RunReport(
+            command=request.told_as,
+            site=site.name,
+            profile=site.file.profile,
+            quant=decision.quant.name,
+            started=now(),
+            hosts={host.name: HostReport() for host in hosts},
+        )
+    )
+    watches = [ProgressWatch(host, login.access(state), watcher.progress) for host in hosts]
+    events = ansible.execute(
+        command(site, hosts, login, request),
+        state.artifacts,
+        steps=ansible.steps_of(request.playbook),
+        passwords=login.passwords,
+    )
+    error: R1provError | None = None
+    try:
+        with contextlib.closing(events):
+            for event in events:
+                recorder.event(event, time.monotonic())
+                watcher.event(event)
+        error = recorder.error()
+        recorder.report.exit = error.exit if error else Exit.OK
+    finally:
+        for watch in watches:
+            watch.close()
+        recorder.report.ended = now()
+        recorder.report.write(state.reports, request.playbook)
+        # A site that was refused before anything was changed is not what runs on the hosts.
+        applied = recorder.report.exit == Exit.OK or recorder.report.changed_hosts
+        if applied and not request.check:
+            state.remember(site)
+    return Done(decision, recorder.report, error)

@@ -1,0 +1,72 @@
+"""The secrets of a site: made here once, taken over from hosts that have them already, and made anew on request."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from r1prov.common.errors import R1provError
+from r1prov.hosts import read_secret
+from r1prov.site import authority
+from r1prov.site.state import ADMIN_PASSWORD, API_KEY, PAGE_KEY, SiteState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
+
+    from r1prov.hosts import HostConnection
+    from r1prov.runs.run import Done
+    from r1prov.site import Site
+    from r1prov.site.state import Secret
+
+
+def provide(site: Site, connections: Sequence[HostConnection] = ()) -> list[Path]:
+    """Make what the site needs and has not: secrets, and a certificate that lasts where an authority of its own issues it.
+
+    Args:
+        site: whose.
+        connections: to hosts. A secret that another controller gave them is taken over instead of made.
+
+    Returns:
+        the files that were made.
+    """
+    state, gateway = SiteState.of(site.path), site.file.gateway
+    wanted = (API_KEY, *((ADMIN_PASSWORD, PAGE_KEY) if site.file.open_webui.enabled else ()))
+    missing = [secret for secret in wanted if not state.secret(secret).is_file()]
+    made = [state.keep_secret(secret, _on_a_host(secret, connections)) for secret in missing]
+    if gateway and gateway.tls.type == "local-authority":
+        made += authority.see_to(state.authority, gateway.server_name, datetime.now(UTC))
+    return made
+
+
+def _on_a_host(secret: Secret, connections: Iterable[HostConnection]) -> str | None:
+    """A secret that some host has; None where none has it."""
+    contents = (read_secret(connection, secret.on_host) for connection in connections)
+    return next(filter(None, map(secret.read_from, filter(None, contents))), None)
+
+
+def rotate_api_key(site: Site, converge: Callable[[], Done]) -> tuple[Done, bool]:
+    """Make a new API key and give it to the hosts. The old one comes back where no host has taken the new one.
+
+    Args:
+        site: whose.
+        converge: brings all hosts to what the site wants.
+
+    Returns:
+        the run, and whether the key is another one now.
+
+    Raises:
+        R1provError: the run could not begin.
+    """
+    state = SiteState.of(site.path)
+    before = state.secret(API_KEY).read_text() if state.secret(API_KEY).is_file() else None
+    state.keep_secret(API_KEY)
+    try:
+        done = converge()
+    except R1provError:  # Nobody was met, so nobody has the new key.
+        state.keep_secret(API_KEY, before)
+        raise
+    if done.error and before and not done.report.changed_hosts:
+        state.keep_secret(API_KEY, before)
+        return done, False
+    return done, True

@@ -1,0 +1,172 @@
+"""Tuning hosts: which of them have something to measure, what role `tune` is told, and which setting serves afterwards."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from statistics import median
+from typing import TYPE_CHECKING, Any, Protocol
+
+from r1prov.common.errors import Problem, SiteError, UnhealthyError
+from r1prov.hosts import met
+from r1prov.machines.tuned import Hardware, Measurement, Tuned
+from r1prov.offload import search, tuning
+from r1prov.site.state import SiteState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from r1prov.common.errors import R1provError
+    from r1prov.decision import Decision
+    from r1prov.hosts import Contact, Login
+    from r1prov.offload.tuning import Trial
+    from r1prov.runs.run import Done
+    from r1prov.site import Host
+
+UNIT = "r1prov-llama-server.service"
+
+
+class Conductor(Protocol):
+    """Runs the playbooks that tune a host, and tells the operator."""
+
+    def measure(self, host: Host, variables: Mapping[str, Any]) -> Done:
+        """Measure a host; role `tune` is told these variables."""
+
+    def serve(self, host: Host) -> Done:
+        """Bring a host to serve with what is kept for it."""
+
+    def fell_back(self, host: Host, error: R1provError) -> None:
+        """A host does not serve with what was found, and gets the plan's own setting again."""
+
+
+def look(
+    decision: Decision, hosts: Sequence[Host], login: Login, *, force: bool
+) -> tuple[dict[str, Tuned], dict[str, Trial]]:
+    """What hosts are tuned to already, and what is to be measured on the others, by their names.
+
+    Args:
+        decision: what they serve.
+        hosts: whom to look at.
+        login: how to reach them.
+        force: all of them are to be measured again.
+
+    Raises:
+        SiteError: the engine is one that sets itself.
+        UnhealthyError: a host has no service that could pause.
+        UnreachableError: a host cannot be reached.
+    """
+    site = decision.site
+    if site.file.engine != "llama-server":
+        remedy = "`r1prov engine llama-server` switches"
+        raise SiteError(Problem(site.name, "the engine is ollama, which sets itself", remedy))
+    kept = SiteState.of(site.path).all_tuned(hosts)
+    tuned, trials = {}, {}
+    with met(hosts, site, login) as contacts:
+        _refuse_bare(contacts)
+        for name, contact in contacts.items():
+            before = kept.get(name)
+            if before and before.served and not force and not decision.lapsed(before, contact.facts):
+                tuned[name] = before
+            else:
+                trials[name] = trial(decision, contact.facts)
+    return tuned, trials
+
+
+def _refuse_bare(contacts: Mapping[str, Contact]) -> None:
+    bare = [name for name, contact in contacts.items() if contact.connection.run(["systemctl", "cat", UNIT]).code]
+    if bare:
+        remedy = "run `r1prov up` first"
+        raise UnhealthyError(*(Problem(name, "llama-server is not set up there yet", remedy) for name in bare))
+
+
+def trial(decision: Decision, facts: Mapping[str, Any]) -> Trial:
+    """What is to be tried on a host where first contact found `facts`."""
+    subject = decision.subject(Hardware.of(dict(facts)))
+    return tuning.trial(decision.plan, decision.model, decision.site.profile.machine, subject)
+
+
+def tune(decision: Decision, host: Host, trial: Trial, conductor: Conductor, *, limit_s: int, force: bool) -> Tuned:
+    """Measure a host, keep the best setting, and serve with it; with the plan's own setting where the best does not serve.
+
+    Args:
+        decision: what the host serves.
+        host: which.
+        trial: what is to be tried there.
+        conductor: runs the playbooks.
+        limit_s: how long the host may measure.
+        force: settings that were measured before are measured again.
+
+    Raises:
+        R1provError: what went wrong. The service runs, with what it had before or with the plan's own setting.
+    """
+    state = SiteState.of(decision.site.path)
+    measured = conductor.measure(host, variables(trial, limit_s, force=force))
+    if measured.error:
+        raise measured.error
+    tuned = outcome(trial, measured.report.hosts[host.name].tuning or {})
+    state.keep_tuned(host.name, tuned)
+    served = conductor.serve(host)
+    if served.error and tuned.arguments != trial.subject.plan:
+        state.forget_tuned(host.name)
+        conductor.fell_back(host, served.error)
+        raise conductor.serve(host).error or served.error
+    if served.error:
+        raise served.error
+    tuned = tuned.model_copy(update={"served": True})
+    state.keep_tuned(host.name, tuned)
+    return tuned
+
+
+def variables(trial: Trial, limit_s: int, *, force: bool) -> dict[str, Any]:
+    """The variables that tell role `tune` of a trial."""
+    return {
+        "tune_arguments": list(trial.bench_fixed),
+        "tune_dimensions": [
+            {
+                "name": dimension.name,
+                "choices": [
+                    {"label": choice.label, "arguments": list(tuning.in_bench_words(choice.arguments))}
+                    for choice in dimension.choices
+                ],
+            }
+            for dimension in trial.dimensions
+        ],
+        "tune_prompt_tokens": trial.prompt_tokens,
+        "tune_decode_tokens": tuning.DECODE_TOKENS,
+        "tune_prompt_share": search.PROMPT_SHARE,
+        "tune_limit_s": limit_s,
+        "tune_subject": trial.subject.model_dump(mode="json"),
+        "tune_force": force,
+    }
+
+
+def outcome(trial: Trial, result: Mapping[str, Any]) -> Tuned:
+    """What came of a trial, from the result that role `tune` returns."""
+    chosen, own = result["chosen"], result["measured"][0]["chosen"]
+    return Tuned(
+        subject=trial.subject,
+        chosen=chosen,
+        # Unchanged where nothing is changed: the same arguments in another order would restart the service.
+        arguments=trial.subject.plan if chosen == own else trial.arguments(chosen),
+        measured=tuple(
+            Measurement(
+                chosen=each["chosen"],
+                prompt_tokens_per_second=round(median(each["prompt"] or [0]), 2),
+                decode_tokens_per_second=round(median(each["decode"] or [0]), 2),
+                seconds=each["seconds"],
+                failed=each["failed"],
+            )
+            for each in result["measured"]
+        ),
+        untried=tuple(result["untried"]),
+        reason=result["reason"],
+        ended=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def describe(trial: Trial) -> list[str]:
+    """What will be measured, for people: a line for each dimension, the plan's own choice first."""
+    lines = []
+    for dimension in trial.dimensions:
+        own, *others = (choice.label for choice in dimension.choices)
+        lines.append(f"{dimension.name}: {own} as planned, {', '.join(others)}")
+    return lines

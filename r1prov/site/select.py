@@ -1,0 +1,122 @@
+"""Which site is meant, and which of its hosts: from a file, from flags, or as it was last applied."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from r1prov.common import documents
+from r1prov.common.errors import Problem, SiteError
+from r1prov.site.keys import Host, Site, SiteFile
+from r1prov.site.load import SITE_FILE, load, validated
+from r1prov.site.state import SiteState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    Selection = tuple[Site, tuple[Host, ...]]
+
+
+def select(path: Path | None, named: Sequence[str], **flags: Any) -> Selection:
+    """The site of a file or of flags, and the hosts meant.
+
+    With a site file, named hosts select among its hosts. Without one, they are the site. A file in this folder counts as given,
+    unless both hosts and a profile are named.
+
+    Raises:
+        SiteError: everything that is wrong.
+    """
+    if path is None and Path(SITE_FILE).is_file() and not (named and flags.get("profile")):
+        path = Path(SITE_FILE)
+    choices = SiteState.of(path.resolve() if path else None).choices
+    site = load(path, chosen=choices, hosts=() if path else tuple(named), **flags)
+    return site, among(site, named) if path else site.hosts
+
+
+def last_applied(path: Path | None, named: Sequence[str]) -> Selection:
+    """The site as it was last applied, for the verbs that name no profile, and the hosts meant.
+
+    Raises:
+        SiteError: no site is known, or it has no such host.
+    """
+    if path is None and Path(SITE_FILE).is_file():
+        path = Path(SITE_FILE)
+    last = SiteState.of(path.resolve() if path else None).last_site
+    if last.is_file() and (remembered := _remembered(last)):
+        site = remembered
+    elif path:
+        site = load(path, chosen=SiteState.of(path.resolve()).choices)
+    else:
+        raise SiteError(Problem("site", "no site is known here", "run `r1prov up` first, or name a site file: --site"))
+    return site, among(site, named)
+
+
+def _remembered(last: Path) -> Site | None:
+    """The site as it was last applied; None where another version of r1prov wrote it in its own way."""
+    try:
+        return Site.model_validate_json(last.read_text())
+    except ValidationError:
+        return None
+
+
+def with_choices(path: Path | None, named: Sequence[str], choices: dict[str, Any]) -> Selection:
+    """The site as last applied, but with other choices, and the hosts meant. Keeps nothing.
+
+    Args:
+        path: the site file.
+        named: hosts; none means all.
+        choices: keys of the site file, as `SiteState.choices` keeps them.
+
+    Raises:
+        SiteError: no site is known, or its file contradicts a choice. What a person has written is not overruled.
+    """
+    site, targets = last_applied(path, named)
+    if site.path:
+        written = documents.load(site.path, SiteFile).model_dump(exclude_unset=True)
+        contradicted = sorted(_contradicted(written, choices))
+        if contradicted:
+            remedy = "change it there, or take the line out"
+            raise SiteError(
+                *(Problem(str(site.path), f"it says `{key}: {value}`", remedy) for key, value in contradicted)
+            )
+    file = validated(documents.merged(site.file.model_dump(exclude_unset=True), choices))
+    return site.model_copy(update={"file": file}), targets
+
+
+def _contradicted(written: dict[str, Any], choices: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The keys that are written otherwise than they are chosen, with what is written."""
+    for key in written.keys() & choices.keys():
+        if isinstance(choices[key], dict):
+            yield from ((f"{key}.{inner}", value) for inner, value in _contradicted(written[key], choices[key]))
+        elif written[key] != choices[key]:
+            yield key, written[key]
+
+
+def among(site: Site, named: Sequence[str]) -> tuple[Host, ...]:
+    """The hosts of a site that are named; all of them where none is.
+
+    Raises:
+        SiteError: the site has no such host.
+    """
+    by_name = {host.name: host for host in site.hosts}
+    wanted = [_name_of(text, by_name) for text in named]
+    unknown = [name for name in wanted if name not in by_name]
+    if unknown:
+        raise SiteError(*(Problem(name, "the site has no such host", _similar(name, by_name)) for name in unknown))
+    return tuple(by_name[name] for name in wanted) if named else site.hosts
+
+
+def _name_of(text: str, names: Iterable[str]) -> str:
+    """The name of a host that is called by its name or by its address."""
+    try:
+        return text if text in names else Host.parse(text).name
+    except ValueError:
+        return text
+
+
+def _similar(name: str, names: Iterable[str]) -> str:
+    similar = difflib.get_close_matches(name, list(names), n=2)
+    return f"did you mean {' or '.join(similar)}?" if similar else f"it has: {', '.join(names)}"
