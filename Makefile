@@ -13,22 +13,22 @@ setup: ## the Python environment and the packages that throwaway hosts need
 	@./bootstrap
 
 demo: ## a throwaway server, `r1prov up` on it, a question, an answer
-	@$(IN) python -m r1prov.lab.demo
+	@$(IN) python -m tests.demo
 
 test: ## everything that proves the project: lint, unit, molecule, e2e
-	@$(IN) python tests/run.py lint unit molecule e2e
+	@$(IN) python -m tests.run lint unit molecule e2e
 
 lint: ## ruff, mypy, yamllint, ansible-lint
-	@$(IN) python tests/run.py lint
+	@$(IN) python -m tests.run lint
 
 unit: ## the package and the plugins, without any host
-	@$(IN) python tests/run.py unit
+	@$(IN) python -m tests.run unit
 
 molecule: ## each role on a fresh host; ROLE=name for one of them
-	@$(IN) python tests/run.py molecule $(if $(ROLE),--role $(ROLE))
+	@$(IN) python -m tests.run molecule $(if $(ROLE),--role $(ROLE))
 
 e2e: ## the whole way, on Debian 12 and 13
-	@$(IN) python tests/run.py e2e
+	@$(IN) python -m tests.run e2e
 
 test-cuda: ## the whole engine with CUDA, without a GPU, asked about memory again (an hour on 2 cores)
 	@$(IN) tests/cuda/run

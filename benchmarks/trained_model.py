@@ -24,14 +24,14 @@ import numpy as np
 from gguf import GGMLQuantizationType
 from jax import Array
 
-from r1prov.lab import tinymodel
-from r1prov.lab.tinymodel import KV_RANK, NOPE, ROPE, VALUE, Sizes
 from r1prov.models import perplexity
+from tests.fixtures import tinymodel
+from tests.fixtures.tinymodel import KV_RANK, NOPE, ROPE, VALUE, Sizes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from r1prov.lab.tinymodel import Values
+    from tests.fixtures.tinymodel import Values
 
 SIZES = Sizes(layers=3, width=128, heads=2, q_rank=64, dense_ff=384, expert_ff=48)
 STEPS = 1000

@@ -11,7 +11,7 @@ from pathlib import Path
 from r1prov.common.errors import LabError, Problem
 from r1prov.common.paths import cache_dir
 
-# Program -> the package that has it (Debian and Ubuntu use the same names). The last two are what a real Ollama is built and packed with.
+# Program -> the package that has it. Debian and Ubuntu use the same names.
 _PROGRAMS = {
     "mmdebstrap": "mmdebstrap",
     "systemd-nspawn": "systemd-container",
@@ -20,8 +20,6 @@ _PROGRAMS = {
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
     "unshare": "util-linux",
-    "g++": "g++",
-    "zstd": "zstd",
 }
 _NOT_ROOT = Problem(
     where="this user",

@@ -13,7 +13,6 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from r1prov.lab.tinymodel import add_constants
 from r1prov.models.layout import (
     DENSE_LAYERS,
     EMBEDDING,
@@ -28,6 +27,7 @@ from r1prov.models.layout import (
 )
 from r1prov.models.model import Tensor
 from tests.cuda.models import MODELS, Description
+from tests.fixtures.tinymodel import add_constants
 
 
 def file_in(folder: Path, model: str, *, mla: bool | None) -> Path:

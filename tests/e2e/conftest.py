@@ -17,9 +17,9 @@ import yaml
 
 from r1prov import lab
 from r1prov.common import paths
-from r1prov.lab import ollama, shards, surroundings
 from r1prov.lab.hosts import LabHost
-from r1prov.lab.hub import Hub
+from tests.fixtures import ollama, shards, surroundings
+from tests.fixtures.hub import Hub
 
 from . import offline
 from .web import web_server

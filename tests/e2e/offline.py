@@ -14,9 +14,9 @@ from typing import Any
 import yaml
 
 from r1prov.common import paths
-from r1prov.lab import ollama, shards, surroundings
 from r1prov.lab.hosts import LabHost
 from r1prov.site import TESTED_LLAMA_CPP
+from tests.fixtures import ollama, shards, surroundings
 
 from .web import web_server
 

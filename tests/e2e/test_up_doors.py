@@ -18,9 +18,9 @@ import pytest
 from r1prov import lab
 from r1prov.common import paths
 from r1prov.common.errors import Exit
-from r1prov.lab import ollama
 from r1prov.lab.hosts import LabHost
 from r1prov.site import TESTED_LLAMA_CPP, TESTED_OPEN_WEBUI
+from tests.fixtures import ollama
 
 from .conftest import Operator
 from .page import Page

@@ -13,10 +13,10 @@ import yaml
 
 from r1prov import lab
 from r1prov.common import paths
-from r1prov.lab import shards, tinymodel
 from r1prov.lab.hosts import LabHost
 from r1prov.machines.profile import load_profile
 from r1prov.models import convert as weights
+from tests.fixtures import shards, tinymodel
 
 from .conftest import Operator
 

@@ -13,10 +13,10 @@ from r1prov import output
 from r1prov.cli import main, show_plan
 from r1prov.common.errors import Exit
 from r1prov.common.units import GIB, MIB, parse_cards
-from r1prov.lab import tinymodel
 from r1prov.models import gguf
 from r1prov.offload import Device
 from tests.cuda import fullsize, models
+from tests.fixtures import tinymodel
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "plan"

@@ -1,4 +1,4 @@
-"""roles/weights/files/fetch.py, run for real against r1prov.lab.hub on the loopback address."""
+"""roles/weights/files/fetch.py, run for real against tests.fixtures.hub on the loopback address."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from r1prov.lab.hub import Faults, Hub
+from tests.fixtures.hub import Faults, Hub
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r1prov.common.errors import SiteError
-from r1prov.lab import shards, tinymodel
 from r1prov.models import gguf, layout
 from tests.cuda import fullsize, models
+from tests.fixtures import shards, tinymodel
 
 
 @pytest.fixture(scope="module")

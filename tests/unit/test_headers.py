@@ -16,8 +16,6 @@ from r1prov import inventory
 from r1prov.cli import main
 from r1prov.common.errors import Problem, SiteError
 from r1prov.decision import decide
-from r1prov.lab import shards, tinymodel
-from r1prov.lab.hub import Faults, Hub
 from r1prov.machines import profile as machine
 from r1prov.models import gguf, headers
 from r1prov.models.catalogue import Quant, ShardFile
@@ -26,6 +24,8 @@ from r1prov.site.select import select
 from r1prov.site.sources import Hub as HubSource
 from r1prov.site.sources import Mirror, ModelScope, Proxy, Sources
 from tests.cuda import fullsize
+from tests.fixtures import shards, tinymodel
+from tests.fixtures.hub import Faults, Hub
 
 FOLDER = "me/model-GGUF/mine"
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from r1prov.lab.hub import Hub
+from tests.fixtures.hub import Hub
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

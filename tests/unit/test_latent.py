@@ -7,10 +7,10 @@ import gguf
 import pytest
 
 from r1prov.common import paths
-from r1prov.lab import tinymodel
 from r1prov.models import convert as weights
 from r1prov.models import gguf as header
 from r1prov.models import latent, layout
+from tests.fixtures import tinymodel
 
 
 @pytest.mark.parametrize("quant", layout.TYPES)

@@ -23,11 +23,11 @@ from gguf.quants import dequantize
 
 from r1prov import cli, output
 from r1prov.common.errors import Exit, SiteError
-from r1prov.lab import shards, tinymodel
 from r1prov.models import convert as weights
 from r1prov.models import gguf as header
 from r1prov.models import layout
 from tests.cuda import fullsize
+from tests.fixtures import shards, tinymodel
 
 F16, Q8_0 = gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.Q8_0
 HEADS, NOPE, VALUE, RANK = 4, 128, 128, 512

@@ -7,7 +7,7 @@ import numpy as np
 from gguf import GGMLQuantizationType
 
 from benchmarks import greedy, mla_quality
-from r1prov.lab import tinymodel
+from tests.fixtures import tinymodel
 
 SIZES = tinymodel.Sizes(layers=2, width=64, heads=2, q_rank=32, dense_ff=64, expert_ff=32, experts=4)
 

@@ -22,7 +22,7 @@ from ansible_collections.r1.prov.plugins.modules import ollama_model
 from ansible_collections.r1.prov.plugins.modules.ollama_model import Model, ModelError
 from ansible_collections.r1.prov.plugins.modules.ollama_release import Release, ReleaseError
 
-from r1prov.lab import tinymodel
+from tests.fixtures import tinymodel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

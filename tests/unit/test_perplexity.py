@@ -13,8 +13,8 @@ import pytest
 
 from r1prov import cli, output
 from r1prov.common.errors import Exit
-from r1prov.lab import shards, tinymodel
 from r1prov.models import perplexity
+from tests.fixtures import shards, tinymodel
 
 VOCABULARY, CONTEXT, CHUNKS = 7, 10, 9  # more tokens than are compared at once, and no even vocabulary
 TOKENS = np.random.default_rng(1).integers(VOCABULARY, size=(CHUNKS, CONTEXT)).astype(np.int32)

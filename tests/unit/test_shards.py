@@ -6,9 +6,9 @@ from pathlib import Path
 import gguf
 import pytest
 
-from r1prov.lab import shards, tinymodel
 from r1prov.machines.profile import load_profile
 from r1prov.models.catalogue import Quant
+from tests.fixtures import shards, tinymodel
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from pathlib import Path
 import gguf
 import pytest
 
-from r1prov.lab import tinymodel
+from tests.fixtures import tinymodel
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from ansible_collections.r1.prov.plugins.module_utils import gguf_header, gguf_s
 from ansible_collections.r1.prov.plugins.modules import weights_merge, weights_settle
 from ansible_collections.r1.prov.plugins.modules.weights_merge import Merge, MergeError
 
-from r1prov.lab import shards, tinymodel
 from r1prov.models import convert as weights
+from tests.fixtures import shards, tinymodel
 
 Q8_0 = gguf.GGMLQuantizationType.Q8_0
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from r1prov.common.errors import LabError, Problem
-from r1prov.lab import ollama
+from tests.fixtures import ollama
 
 
 @pytest.fixture(autouse=True)

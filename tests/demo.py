@@ -17,10 +17,10 @@ import yaml
 from r1prov import lab
 from r1prov.common import paths
 from r1prov.common.errors import Exit, Problem
-from r1prov.lab import ollama, shards, surroundings
-from r1prov.lab.hub import Hub
 from r1prov.machines.profile import load_profile
 from r1prov.site.state import ADMIN_PASSWORD, SiteState
+from tests.fixtures import ollama, shards, surroundings
+from tests.fixtures.hub import Hub
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +33,7 @@ ELSEWHERE = """\
 The demo needs a machine where it can boot a throwaway server. It runs on any real server as well:
 
     export PATH="$(./bootstrap):$PATH"
-    python -m r1prov.lab.hub {root} --address YOUR_ADDRESS --port {port} &
+    python -m tests.fixtures.hub {root} --address YOUR_ADDRESS --port {port} &
     r1prov up --profile demo --site demo.yml
 
 with this demo.yml:
