@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,18 +15,14 @@ from r1prov.common.errors import Problem, SiteError
 from r1prov.common.units import parse_cards, parse_size
 from r1prov.machines import profile as machine
 from r1prov.models import catalogue, gguf, latent, layout
-from r1prov.offload import DYNAMIC_QUANTS, best_on_gpus, compare, document, placeable, plan_model, running
-from r1prov.offload import wanted as wanted_setting
-from r1prov.offload.arguments import model_named, parse
-from r1prov.offload.outcome import Space, outcome, remarks
-from r1prov.offload.setting import RefusedError, UnknownArgumentError
+from r1prov.offload import DYNAMIC_QUANTS, best_on_gpus, document, placeable
+from r1prov.offload.foresight import foresee_arguments, foresee_plan
+from r1prov.offload.outcome import Space
+from r1prov.offload.setting import UnknownArgumentError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from r1prov.machines.profile import Profile, Serving
     from r1prov.models.model import Model
-    from r1prov.offload import Plan
 
 File = Annotated[
     str | None,
@@ -81,35 +76,12 @@ def plan(
         serving = serving.model_copy(
             update={"context_per_slot": min(serving.context_per_slot, published.context_length)}
         )
-    forms = [published, latent.in_mla_form(published)] if latent.is_legacy(published) else [published]
-    if serving.attention == "mla":
-        forms.reverse()
-
-    def planned(model: Model) -> Plan:
-        size = n_bytes - published.n_bytes + model.n_bytes
-        return plan_model(model, chosen.machine, serving, floor=0, n_bytes=size, reserve=free)
-
-    model = forms[0]
-    try:
-        found = planned(model)
-    except RefusedError as refusal:
-        raise SiteError(Problem(model.name, str(refusal), "choose another cache type")) from None
-    assert found.outcome  # noqa: S101 - for the type checker: a model whose tensors are known has one
-    space, wanted = Space(chosen.machine.cards, chosen.machine.ram, free), wanted_setting(serving, model)
-    form = [compare.other_form(other, planned(other)) for other in forms[1:]]
-    others = (
-        *form,
-        *compare.baselines(model, wanted, space, found.model_bytes),
-        *([compare.in_ollama(model, found, space)] if space.cards else ()),
-    )
-    instead: tuple[compare.Alternative, ...] = ()
-    if not found.outcome.fits:
-        smaller = _smaller(published, serving)
-        instead = (*compare.form_that_fits(form), *compare.plans_that_fit(model, wanted, space, found.outcome, smaller))
+    smaller = _smaller(published)
+    found = foresee_plan(published, n_bytes, chosen.machine, serving, reserve=free, smaller=smaller)
     if json:
-        output.data(document.of_plan(model, found, found.outcome, others, instead))
+        output.data(document.of_plan(found.model, found.plan, found.outcome, found.baselines, found.alternatives))
     else:
-        show_plan.plan(model, found, others, instead)
+        show_plan.plan(found.model, found.plan, found.baselines, found.alternatives)
 
 
 def explain(
@@ -131,39 +103,20 @@ def explain(
         cards = parse_cards(gpus)
     except ValueError as error:
         raise SiteError(Problem("--gpus", str(error), "as in `r1prov explain --help`")) from None
-    words, environment = arguments or [], running.environment(cards)
     space = Space(cards, _size("--ram", ram), _size("--reserve", reserve))
     _only_one(quant=quant, gguf=file)
     published, _ = _of_file(file) if file else _of_catalogue(quant or DEFAULT_QUANT)
-    model = latent.served(published, attention or "legacy")
-    instead: tuple[compare.Alternative, ...] = ()
-    setting = None
+    words = arguments or []
     try:
-        setting = parse(words, cards=len(cards))
-        found = outcome(model, setting, space)
-        found = replace(found, notes=(*found.notes, *_beside(model, words), *remarks(model, setting, found)))
+        found = foresee_arguments(latent.served(published, attention or "legacy"), words, space)
     except UnknownArgumentError as error:
         raise typer.BadParameter(str(error)) from None
-    except RefusedError as refusal:
-        instead = tuple(compare.settings_that_start(model, setting, cards)) if setting else ()
-        if json:
-            output.data(document.of_refusal(model, str(refusal), words, environment, instead))
-        else:
-            show_plan.refusal(str(refusal), instead)
-        return
-    if not found.fits:
-        instead = tuple(compare.settings_that_fit(model, setting, space, found))
     if json:
-        output.data(document.of_outcome(model, found, words, environment, instead))
+        output.data(document.of_arguments(found, words))
+    elif found.outcome:
+        show_plan.explained(found.model, found.outcome, found.alternatives)
     else:
-        show_plan.explained(model, found, instead)
-
-
-def _beside(model: Model, words: Sequence[str]) -> Iterator[str]:
-    """That arguments name a model, which is not the one that is looked at."""
-    named = model_named(words)
-    if named:
-        yield f"These are the figures of {model.name}, whatever `{named}` is: name another by --quant or --gguf"
+        show_plan.refusal(found.refusal, found.alternatives)
 
 
 def _serving(base: Serving, flags: dict[str, int | str | None]) -> Serving:
@@ -214,13 +167,12 @@ def _of_catalogue(name: str) -> tuple[Model, int]:
     return layout.model(published.name), published.bytes
 
 
-def _smaller(model: Model, serving: Serving) -> list[Model]:
-    """The published quants that are smaller, largest first, in the form in which they would be served; none for another model than R1."""
+def _smaller(model: Model) -> list[Model]:
+    """The published quants of R1 that are smaller, largest first; none of another model."""
     published = [layout.model(name) for name in catalogue.quants()]
     if model not in published:
         return []
-    smaller = sorted((other for other in published if other.n_bytes < model.n_bytes), key=lambda other: -other.n_bytes)
-    return [latent.served(other, serving.attention) for other in smaller]
+    return sorted((other for other in published if other.n_bytes < model.n_bytes), key=lambda other: -other.n_bytes)
 
 
 def _size(where: str, text: str) -> int:

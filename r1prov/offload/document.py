@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
     from r1prov.models.model import Model
     from r1prov.offload.compare import Alternative, Baseline
+    from r1prov.offload.foresight import ForeseenArguments
     from r1prov.offload.outcome import Device, Outcome
     from r1prov.offload.plan import Plan
 
@@ -65,6 +66,13 @@ def of_refusal(
         "notes": [],
         "alternatives": [_alternative(alternative) for alternative in alternatives],
     }
+
+
+def of_arguments(found: ForeseenArguments, arguments: Sequence[str]) -> dict[str, Any]:
+    """What llama-server would do with `arguments`, and what would do instead where that does not."""
+    if found.outcome:
+        return of_outcome(found.model, found.outcome, arguments, found.environment, found.alternatives)
+    return of_refusal(found.model, found.refusal, arguments, found.environment, found.alternatives)
 
 
 def of_plan(
