@@ -7,7 +7,6 @@ secret does: the API key and the hub's token are looked up from their files when
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -15,30 +14,19 @@ import jinja2
 from r1prov import __version__
 from r1prov.common import paths
 from r1prov.common.files import write_whole
-from r1prov.common.units import GIB, gib
+from r1prov.common.units import gib
 from r1prov.offload.tuning import for_bench
 from r1prov.site import places
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from r1prov.decision import Decision
     from r1prov.models.catalogue import Quant
     from r1prov.site import Site
 
-DRIVER_FOR_WHEELS = "580"
-"""The oldest NVIDIA driver for CUDA 13, the toolkit that PyPI carries."""
-
-BUILD_BYTES = {"cpu": 2 * 10**9, "cuda": 8 * 10**9}
-"""Disk for sources, build tree, toolkit and releases, rounded up from what was measured."""
-
-PAGE_BYTES = 4 * 10**9
-"""Disk for the chat page: its packages, their cache, and what people upload at first."""
-
 R1_TEMPLATE = "<｜User｜>{{ .System }} {{ .Prompt }}<｜Assistant｜>"  # noqa: RUF001 - R1 spells its special tokens with these bars
 """R1's turn for Ollama, as the published guides write it. A model of one's own brings its template in its file."""
-
-WEIGHTS_RESERVE_BYTES = 2 * GIB
-"""What the transfer leaves free on its disk: the default of the role's `weights_reserve_bytes`."""
-
 
 BESIDE = "{{ inventory_dir }}/.."
 """Where the site's secrets and reports lie, seen from an inventory in its usual place."""
@@ -113,9 +101,6 @@ def _values(decision: Decision) -> dict[str, Any]:
         "environment": _environment(site),
         "proxies": _proxies(site),
         "expect": _expect(decision),
-        "disk": _disk(decision),
-        "ports": _ports(site),
-        "reach": _reach(decision),
     }
 
 
@@ -158,97 +143,7 @@ def _expect(decision: Decision) -> dict[str, Any]:
             "gpu_memory_bytes": gpus.memory,
             "gpu_compute_capability": gpus.compute_capability,
         }
-        if site.file.sources.cuda.type == "pypi":
-            expect["driver_minimum"] = DRIVER_FOR_WHEELS
     return expect
-
-
-def _ports(site: Site) -> list[dict[str, Any]]:
-    """Every port that a service of ours listens on, and whose it is."""
-    file = site.file
-    ports = {"llama-server": file.service.port}
-    if file.ollama.enabled:
-        ports["ollama"] = file.ollama.port
-    if file.open_webui.enabled:
-        ports |= {"open-webui": file.open_webui.port, "embeddings": file.open_webui.embeddings_port}
-    listeners = [*ports.items(), *(("gateway", port) for port in (file.gateway.ports if file.gateway else ()))]
-    return [{"port": port, "unit": f"r1prov-{name}.service"} for name, port in listeners]
-
-
-def _disk(decision: Decision) -> list[dict[str, Any]]:
-    """Every copy that will be written, and the files that count as a part of it that is there."""
-    site, quant, weights_dir, merged = decision.site, decision.quant, decision.weights_dir, decision.merged
-    build, model_bytes = BUILD_BYTES[decision.backend], decision.plan.model_bytes
-    one = _folder(f"{weights_dir}/{merged}", model_bytes) if merged else []
-    # What was merged as published is as good as the shards to make the form that is served of.
-    whole = [{"path": f"{weights_dir}/{name}", "bytes": quant.bytes} for name in _stand_ins(quant, merged)]
-    shards = [
-        {"path": f"{weights_dir}/{name}", "bytes": file.bytes}
-        for file in quant.files
-        for name in (file.name, f".incoming/{file.sha256}")  # whole, or on its way
-    ]
-    copies = [
-        ("the weights, and 2 GiB that stay free", weights_dir, quant.bytes + WEIGHTS_RESERVE_BYTES, whole + shards),
-        ("building llama.cpp", "/var/cache/r1prov", build, _folder("/opt/r1prov/llama.cpp/current/bin", build)),
-    ]
-    if merged:
-        copies.append(("the one file that is made of them", weights_dir, model_bytes, one))
-    if site.file.open_webui.enabled:
-        copies.append(
-            ("the chat page", "/opt/r1prov", PAGE_BYTES, _folder("/opt/r1prov/open-webui/current", PAGE_BYTES))
-        )
-    return [{"path": path, "bytes": n_bytes, "what": what, "have": have} for what, path, n_bytes, have in copies]
-
-
-def _stand_ins(quant: Quant, merged: str) -> list[str]:
-    """Files that may be there in place of the published ones."""
-    return sorted({merged, f"{quant.folder or quant.name}.gguf"}) if merged else []
-
-
-def _any_of(quant: Quant, merged: str) -> str:
-    """A pattern of the names of `_stand_ins`."""
-    name = f"{quant.folder or quant.name}.gguf"
-    return merged if merged == name else name.replace(".gguf", ".*gguf")
-
-
-def _folder(path: str, n_bytes: int) -> list[dict[str, Any]]:
-    """A file or folder that, where it is there, holds all of it."""
-    return [{"path": path, "bytes": n_bytes}]
-
-
-def _reach(decision: Decision) -> list[dict[str, Any]]:
-    """What the host must be able to reach, and the files (globs) that make each needless once they are all there."""
-    site, quant, backend, merged = decision.site, decision.quant, decision.backend, decision.merged
-    sources, version, weights_dir = site.file.sources, decision.releases.llama_cpp.version, decision.weights_dir
-    llama_cpp = {
-        "pypi": f"{sources.pypi.index.rstrip('/')}/llama-cpp-python/",
-        "git": sources.llama_cpp.git_url,
-        "archive": sources.llama_cpp.archive,
-    }[sources.llama_cpp.type]
-    names = [file.name for file in quant.files]
-    reach = [
-        {
-            "what": "the weights",
-            "any_of": [place.get("endpoint") or place.get("url") or place["path"] for place in _places(site, quant)],
-            "have": [f"{weights_dir}/{name}" for name in ([_any_of(quant, merged)] if merged else names)],
-        }
-    ]
-    if not Path(llama_cpp).is_file():  # a file of the controller travels with the run
-        release = f"/opt/r1prov/llama.cpp/releases/{version}-{backend}-*/bin/llama-server"
-        reach.append({"what": "the source of llama.cpp", "any_of": [llama_cpp], "have": [release]})
-    if sources.apt.mirror.startswith("http"):
-        reach.append({"what": "the apt mirror", "any_of": [sources.apt.mirror], "have": ["/usr/bin/ninja"]})
-    if backend == "cuda" and sources.cuda.type == "pypi":
-        toolkit = f"{sources.pypi.index.rstrip('/')}/cuda-toolkit/"
-        reach.append({"what": "the CUDA toolkit", "any_of": [toolkit], "have": ["/opt/r1prov/cuda/current/bin/nvcc"]})
-    if site.file.ollama.enabled and not Path(site.file.ollama_archive).is_file():
-        release = f"/opt/r1prov/ollama/releases/{decision.releases.ollama.version}-*/bin/ollama"
-        reach.append({"what": "Ollama", "any_of": [site.file.ollama_archive], "have": [release]})
-    if site.file.open_webui.enabled:
-        page = f"/opt/r1prov/open-webui/releases/{decision.releases.open_webui.version}-*/bin/open-webui"
-        index = f"{sources.pypi.index.rstrip('/')}/open-webui/"
-        reach.append({"what": "the chat page", "any_of": [index], "have": [page]})
-    return reach
 
 
 def _places(site: Site, quant: Quant) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ def out_of_reach(needs: list[dict], ca_pem: str, limit_s: float) -> list[dict]:
     """Of what is needed and not there yet, that which no source answers for. All sources are asked at once.
 
     Args:
-        needs: `what` in words; `any_of`, sources of which one is enough; `have`, patterns of paths that make them
+        needs: `what` in words; `any_of`, sources of which one is enough, `pypi:NAME` among them; `have`, patterns of paths that make them
             needless once each is there.
         ca_pem: certificates to trust beside the host's own, in PEM; may be empty.
         limit_s: how long to wait for all of them together.
@@ -35,7 +35,11 @@ def out_of_reach(needs: list[dict], ca_pem: str, limit_s: float) -> list[dict]:
     Returns:
         One dict per need that cannot be met: `what`, and `tried`, a dict per source as `silent` returns it.
     """
-    needs = [need for need in needs if not (need["have"] and all(map(glob.glob, need["have"])))]
+    needs = [
+        {**need, "any_of": list(map(address, need["any_of"]))}
+        for need in needs
+        if not (need["have"] and all(map(glob.glob, need["have"])))
+    ]
     answers = silent([source for need in needs for source in need["any_of"]], ca_pem, limit_s)
     dead = {answer["asked"]: answer for answer in answers}
     return [
@@ -43,6 +47,14 @@ def out_of_reach(needs: list[dict], ca_pem: str, limit_s: float) -> list[dict]:
         for need in needs
         if all(source in dead for source in need["any_of"])
     ]
+
+
+def address(source: str) -> str:
+    """The address of a source. `pypi:NAME` is the page of a project on the package index that pip uses here."""
+    if not source.startswith("pypi:"):
+        return source
+    index = os.environ.get("PIP_INDEX_URL") or "https://pypi.org/simple"
+    return f"{index.rstrip('/')}/{source[len('pypi:') :]}/"
 
 
 def silent(sources: list[str], ca_pem: str, limit_s: float) -> list[dict]:

@@ -71,7 +71,7 @@ options:
     suboptions:
       what: {description: "A name for messages, such as C(the weights).", type: str, required: true}
       any_of:
-        description: URLs (http, https, file) and absolute paths on the host, of which one must answer.
+        description: URLs (http, https, file), C(pypi:NAME) and absolute paths on the host, of which one must answer.
         type: list
         elements: str
         required: true
@@ -208,10 +208,12 @@ def wrong_arguments(override: list[str], sources: list[str]) -> str:
     unknown = [name for name in override if name not in CHECKS]
     if unknown:
         return f"there is no check named {', '.join(unknown)} to override; there are: {', '.join(CHECKS)}"
-    odd = [source for source in sources if not source.startswith(("http://", "https://", "file://", "/"))]
-    return (
-        f"cannot tell whether {', '.join(odd)} answers; sources are http, https or file URLs, or paths" if odd else ""
-    )
+    kinds = ("http://", "https://", "file://", "pypi:", "/")
+    odd = [source for source in sources if not source.startswith(kinds)]
+    if odd:
+        what = "URLs (http, https, file), projects of the package index (pypi:NAME), or absolute paths"
+        return f"cannot tell whether {', '.join(odd)} answers; sources are {what}"
+    return ""
 
 
 def present_bytes(files: list[dict]) -> dict[str, int]:

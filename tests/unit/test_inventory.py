@@ -84,7 +84,6 @@ def test_a_gateway_has_what_it_takes_and_the_page_knows_its_address() -> None:
     assert found["gateway_page_url"] == "http://127.0.0.1:8080"
     assert found["gateway_api_url"] == "http://127.0.0.1:8000"
     assert found["gateway_key"] == "{{ lookup('ansible.builtin.file', r1prov_site_dir ~ '/authority/server.key') }}"
-    assert {"port": 8443, "unit": "r1prov-gateway.service"} in found["preflight_ports"]
     assert "gateway_state" not in found
 
 
@@ -92,7 +91,6 @@ def test_acme_reaches_the_role() -> None:
     tls = {"type": "acme", "email": "admin@example.com"}
     found = values(gateway={"server_name": "r1.example.com", "tls": tls})
     assert found["gateway_acme_directory"] == "https://acme-v02.api.letsencrypt.org/directory"
-    assert [item["port"] for item in found["preflight_ports"] if item["unit"] == "r1prov-gateway.service"] == [443, 80]
     assert "gateway_certificate" not in found
 
 

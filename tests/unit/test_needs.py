@@ -1,0 +1,95 @@
+"""What the roles say that they need of a host, as playbooks/up.yml hands it to preflight: tests/golden/inventory/PROFILE/needs.json."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from r1prov import inventory, site
+from r1prov.common import paths
+from r1prov.decision import decide
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "inventory"
+ROOT = GOLDEN.parents[2]
+
+
+def needs(folder: Path, **flags: Any) -> dict[str, Any]:
+    """What preflight is told for a site: up.yml's own expressions, evaluated by Ansible."""
+    inventory.render(decide(site.load(None, **flags)), folder / "inventory")
+    [play] = yaml.safe_load((ROOT / "playbooks" / "up.yml").read_text())
+    steps = [step for task in play["tasks"] for step in task.get("block", [])]
+    told = next(step["vars"] for step in steps if step["ansible.builtin.import_role"]["name"].endswith(".preflight"))
+    roles = {step["ansible.builtin.import_role"]["name"] for step in steps}
+    show = {"hosts": "all", "gather_facts": False, "vars": {**play["vars"], **told}}
+    # The roles are imported as in up.yml, for that is what makes their variables known; none of their tasks runs.
+    imports = [{"ansible.builtin.import_role": {"name": name}, "when": False} for name in sorted(roles)]
+    content = "{{ {" + ", ".join(f"'{name}': {name}" for name in told) + "} | to_json }}"
+    write = {"ansible.builtin.copy": {"dest": str(folder / "needs.json"), "content": content, "mode": "0600"}}
+    (folder / "show.yml").write_text(yaml.safe_dump([{**show, "tasks": [*imports, write]}]))
+    environment = {"ANSIBLE_COLLECTIONS_PATH": str(paths.collections_path()), "ANSIBLE_LOCAL_TEMP": str(folder / "tmp")}
+    done = subprocess.run(
+        [Path(sys.executable).with_name("ansible-playbook"), "-i", folder / "inventory", "-c", "local", "show.yml"],
+        cwd=folder,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not done.returncode, done.stdout + done.stderr
+    return json.loads((folder / "needs.json").read_text())
+
+
+@pytest.mark.parametrize("profile", ["4x4090", "demo"])
+def test_the_needs_of_a_reference_machine(profile: str, tmp_path: Path) -> None:
+    text = json.dumps(needs(tmp_path, profile=profile, hosts=["gpu1"]), indent=1) + "\n"
+    golden = GOLDEN / profile / "needs.json"
+    if os.environ.get("R1PROV_GOLDEN") == "write":
+        golden.write_text(text)
+    assert text == golden.read_text()
+
+
+def test_what_a_site_asks_for_is_needed_and_nothing_else(tmp_path: Path) -> None:
+    archive = tmp_path / "llama.tar.gz"
+    archive.write_bytes(b"x")
+    found = needs(
+        tmp_path,
+        profile="4x4090",
+        hosts=["gpu1"],
+        attention="legacy",
+        ollama={"enabled": False},
+        open_webui={"enabled": False},
+        gateway={"server_name": "r1.example.com", "tls": {"type": "acme", "email": "admin@example.com"}},
+        versions={"llama_cpp": "mine"},
+        sources={
+            "apt": {"mirror": "http://mirror/debian"},
+            "cuda": {"type": "pypi"},
+            "llama_cpp": {
+                "type": "archive",
+                "archive": str(archive),
+                "sha256": "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881",
+            },
+            "weights": [{"type": "folder", "path": "/mnt/usb"}],
+        },
+    )
+    assert [(port["port"], port["unit"]) for port in found["preflight_ports"]] == [
+        (8000, "r1prov-llama-server.service"),
+        (443, "r1prov-gateway.service"),
+        (80, "r1prov-gateway.service"),
+    ]
+    assert [source["what"] for source in found["preflight_sources"]] == [
+        "the apt mirror",
+        "the weights",
+        "the CUDA toolkit",
+    ]
+    assert found["preflight_sources"][1]["any_of"] == ["/mnt/usb/DeepSeek-R1-UD-IQ1_S", "/mnt/usb"]
+    assert len(found["preflight_sources"][1]["have"]) == 3  # every shard, for they are served as they are
+    assert [item["what"] for item in found["preflight_disk"]] == [
+        "the weights, and 2 GiB that stay free",
+        "building llama.cpp",
+    ]
+    assert found["preflight_driver"] == "580"
