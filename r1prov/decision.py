@@ -167,7 +167,7 @@ def _needs_layers(site: Site) -> bool:
 def _read_header(site: Site, quant: Quant, say: Callable[[str], None]) -> Model | None:
     """The model in files that the catalogue does not describe; None where no source can be asked and its layers do not matter."""
     try:
-        return headers.fetch(quant, site.file.sources, say)
+        return headers.fetch(quant, site.file.sources.weights, site.file.sources.network(), say)
     except SiteError:
         if _needs_layers(site):
             raise

@@ -15,8 +15,8 @@ from r1prov import __version__
 from r1prov.common import paths
 from r1prov.common.files import write_whole
 from r1prov.common.units import gib
+from r1prov.models.sources import places
 from r1prov.offload.tuning import for_bench
-from r1prov.site import places
 
 if TYPE_CHECKING:
     from pathlib import Path

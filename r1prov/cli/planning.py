@@ -12,6 +12,7 @@ from r1prov import output
 from r1prov.cli import options, show_plan
 from r1prov.common import documents
 from r1prov.common.errors import Problem, SiteError
+from r1prov.common.network import Network
 from r1prov.common.units import parse_cards, parse_size
 from r1prov.machines import profile as machine
 from r1prov.models import catalogue, gguf, latent, layout
@@ -140,7 +141,7 @@ def _only_one(**options: str | None) -> None:
 def _of_file(file: str) -> tuple[Model, int]:
     """The model in a file here or on a web server, and the bytes of its tensors."""
     if file.startswith(("http://", "https://")):
-        from r1prov.models import headers  # noqa: PLC0415 - brings the site and its certificates
+        from r1prov.models import headers  # noqa: PLC0415 - brings what speaks HTTP
 
         model = headers.at(file, output.say)
     else:
@@ -152,9 +153,10 @@ def _of_profile(profile: Profile, serving: Serving, quant: str | None, source: s
     """The model that a profile serves, or another published quant, and the bytes of its files."""
     name, own = quant or serving.quant, profile.model
     if own and own.name == name:
-        from r1prov.models import headers  # noqa: PLC0415 - brings the site and its certificates
+        from r1prov.models import headers  # noqa: PLC0415 - brings what speaks HTTP
 
-        return placeable(headers.fetch(own, headers.weight_sources(source), output.say), own.name), own.bytes
+        found = headers.fetch(own, headers.weight_sources(source), Network(), output.say)
+        return placeable(found, own.name), own.bytes
     if source:
         raise typer.BadParameter(f"--source: {name} is known without; it is for a model of the profile's own")
     if name == machine.BEST_ON_GPUS:

@@ -9,21 +9,20 @@ from __future__ import annotations
 import http.client
 import io
 import re
-import ssl
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from r1prov.common import paths
 from r1prov.common.errors import Problem, SiteError
 from r1prov.common.files import write_whole
+from r1prov.common.network import Network
 from r1prov.models import gguf
-from r1prov.site.sources import Folder, Hub, Mirror, Sources, places
+from r1prov.models.sources import PUBLIC, Folder, Hub, Mirror, places
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
 
     from r1prov.models.catalogue import Quant, ShardFile
     from r1prov.models.model import Model
+    from r1prov.models.sources import WeightSource
 
 FIRST_BYTES, GROWTH, MOST_BYTES = 256 << 10, 4, 64 << 20
 """How much is asked for at first, how much more each time, and the most: R1's first shard has a header of 5.2 MB, the others 20 kB."""
@@ -43,43 +43,6 @@ BLOCK_BYTES = 64 << 10
 
 class AnswerError(gguf.RemediedError):
     """A file that is not to be had from where it was asked for."""
-
-
-@dataclass(frozen=True)
-class Network:
-    """The way to web servers.
-
-    Attributes:
-        proxies: by scheme; None for those of the environment.
-        none_for: names and addresses that are reached without a proxy, as `no_proxy` lists them.
-        authorities: files of certificates to trust beside the system's.
-    """
-
-    proxies: dict[str, str] | None = None
-    none_for: str = ""
-    authorities: Sequence[str] = ()
-
-    @classmethod
-    def of(cls, sources: Sources) -> Network:
-        """As the site says; where it is silent, as the environment does."""
-        given = {scheme: url for scheme, url in (("http", sources.proxy.http), ("https", sources.proxy.https)) if url}
-        return cls(given or None, sources.proxy.none_for, sources.ca_certificates)
-
-    def open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        """The answer to a request."""
-        proxies = self.proxies
-        if proxies and urllib.request.proxy_bypass_environment(request.host, {"no": self.none_for}):  # type: ignore[attr-defined]
-            proxies = {}
-        handlers = (urllib.request.ProxyHandler(proxies), urllib.request.HTTPSHandler(context=self._trust))
-        answer: http.client.HTTPResponse = urllib.request.build_opener(*handlers).open(request, timeout=TIMEOUT_S)
-        return answer
-
-    @cached_property
-    def _trust(self) -> ssl.SSLContext:
-        trust = ssl.create_default_context()
-        for file in self.authorities:
-            trust.load_verify_locations(file)
-        return trust
 
 
 @dataclass
@@ -166,7 +129,7 @@ class Remote:
         request = urllib.request.Request(self.address, headers=headers)  # noqa: S310 - http or https, see above
         if self.token:
             request.add_unredirected_header("Authorization", f"Bearer {self.token}")
-        answer = self.network.open(request)
+        answer = self.network.open(request, TIMEOUT_S)
         if answer.status == http.HTTPStatus.PARTIAL_CONTENT:
             told = answer.headers.get("Content-Range", "").rpartition("/")[2]
         else:  # a server that knows no ranges sends all of it, of which no more is read than is needed
@@ -228,13 +191,13 @@ def _remedy(error: ValueError) -> str:
     return "the server's file is damaged, or of another set than the others: name one that has it whole"
 
 
-def weight_sources(where: str | None) -> Sources:
+def weight_sources(where: str | None) -> Sequence[WeightSource]:
     """The hub and ModelScope, or what is named: a hub or a web server by its address, else a folder here."""
     if where is None:
-        return Sources()
+        return PUBLIC
     if where.startswith(("http://", "https://")):
-        return Sources(weights=(Hub(type="hub", endpoint=where), Mirror(type="http", url=where)))
-    return Sources(weights=(Folder(type="folder", path=str(Path(where).resolve())),))
+        return Hub(type="hub", endpoint=where), Mirror(type="http", url=where)
+    return (Folder(type="folder", path=str(Path(where).resolve())),)
 
 
 def kept(quant: Quant) -> Model | None:
@@ -245,23 +208,24 @@ def kept(quant: Quant) -> Model | None:
         return None
 
 
-def fetch(quant: Quant, sources: Sources, say: Callable[[str], None]) -> Model:
-    """The model, its headers read from the first of `sources.weights` that has its files, if they have not been read before.
+def fetch(quant: Quant, sources: Sequence[WeightSource], network: Network, say: Callable[[str], None]) -> Model:
+    """The model, its headers read from the first of `sources` that has its files, if they have not been read before.
 
     Args:
         quant: the files.
-        sources: where from, and the way there.
+        sources: where they may be.
+        network: the way there.
         say: told where a header is read.
 
     Raises:
         SiteError: no source has them; it says why each has not.
     """
-    return kept(quant) or _fetch(quant, sources, say)
+    return kept(quant) or _fetch(quant, sources, network, say)
 
 
-def _fetch(quant: Quant, sources: Sources, say: Callable[[str], None]) -> Model:
-    network, refusals = Network.of(sources), []
-    folders = [(source, _folder(place)) for source in sources.weights for place in places(source, quant)]
+def _fetch(quant: Quant, sources: Sequence[WeightSource], network: Network, say: Callable[[str], None]) -> Model:
+    refusals = []
+    folders = [(source, _folder(place)) for source in sources for place in places(source, quant)]
     for source, folder in folders:
         say(f"reading the header of {quant.name} from {_shown(folder)}")
         token = Path(source.token_file).read_text().strip() if source.type == "hub" and source.token_file else ""

@@ -17,7 +17,6 @@ from r1prov.site.keys import (
     SiteFile,
 )
 from r1prov.site.load import SITE_FILE, load, validated
-from r1prov.site.sources import Hub, ModelScope, WeightSource, places
 
 __all__ = [
     "SITE_FILE",
@@ -27,13 +26,9 @@ __all__ = [
     "Check",
     "Engine",
     "Host",
-    "Hub",
     "LocalAuthority",
-    "ModelScope",
     "Site",
     "SiteFile",
-    "WeightSource",
     "load",
-    "places",
     "validated",
 ]

@@ -2,51 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from r1prov.common.documents import Keys
-
-if TYPE_CHECKING:
-    from r1prov.models.catalogue import Quant
-
-
-class Hub(Keys):
-    """The Hugging Face hub or a mirror of it (HF_ENDPOINT). `token_file`: a file on the controller, 0600."""
-
-    type: Literal["hub"]
-    endpoint: str = "https://huggingface.co"
-    """The hub, or a mirror of it (what HF_ENDPOINT names)."""
-    token_file: str | None = None
-    """A file on the controller, 0600, for repositories that want a login. Sent to this endpoint only."""
-
-
-class ModelScope(Keys):
-    """ModelScope, which carries the same repository under the same name."""
-
-    type: Literal["modelscope"]
-    endpoint: str = "https://modelscope.cn"
-    """The address of ModelScope."""
-
-
-class Mirror(Keys):
-    """A web server, or a folder of the host as `file://`."""
-
-    type: Literal["http"]
-    url: str
-    """What holds the files, or the quant's folder."""
-
-
-class Folder(Keys):
-    """A folder on the host, or a disk mounted there, that already holds the files."""
-
-    type: Literal["folder"]
-    path: str = Field(pattern=r"^/")
-    """The folder that holds the files, or the one above the quant's folder."""
-
-
-WeightSource = Annotated[Hub | ModelScope | Mirror | Folder, Field(discriminator="type")]
+from r1prov.common.network import Network
+from r1prov.models.sources import PUBLIC, WeightSource
 
 
 class Proxy(Keys):
@@ -137,23 +99,10 @@ class Sources(Keys):
     """The chat page's Python, where a host has none."""
     cuda: CudaSource = CudaSource()
     """The compiler for the GPUs."""
-    weights: tuple[WeightSource, ...] = Field(default=(Hub(type="hub"), ModelScope(type="modelscope")), min_length=1)
+    weights: tuple[WeightSource, ...] = Field(default=PUBLIC, min_length=1)
     """Where the weights come from, in this order: the next one when one refuses."""
 
-
-def places(source: WeightSource, quant: Quant) -> list[dict[str, Any]]:
-    """A source as role `weights` takes it. A mirror or folder may hold the quant's folder or the bare files."""
-    if isinstance(source, Hub | ModelScope):
-        revision = quant.revision if source.type == "hub" else "master"  # ModelScope counts its own commits
-        return [
-            {
-                "type": source.type,
-                "endpoint": source.endpoint.rstrip("/"),
-                "repo": quant.repo,
-                "revision": revision,
-                "folder": quant.folder,
-            }
-        ]
-    key, base = ("url", source.url) if source.type == "http" else ("path", source.path)
-    folders = dict.fromkeys((f"{base.rstrip('/')}/{quant.folder}".rstrip("/"), base.rstrip("/")))
-    return [{"type": source.type, key: folder} for folder in folders]
+    def network(self) -> Network:
+        """The controller's own way to web servers: what the site says, and what the environment says where the site is silent."""
+        given = {scheme: url for scheme, url in (("http", self.proxy.http), ("https", self.proxy.https)) if url}
+        return Network(given or None, self.proxy.none_for, self.ca_certificates)

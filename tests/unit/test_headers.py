@@ -15,14 +15,16 @@ import pytest
 from r1prov import inventory
 from r1prov.cli import main
 from r1prov.common.errors import Problem, SiteError
+from r1prov.common.network import Network
 from r1prov.decision import decide
 from r1prov.machines import profile as machine
 from r1prov.models import gguf, headers
 from r1prov.models.catalogue import Quant, ShardFile
+from r1prov.models.sources import Hub as HubSource
+from r1prov.models.sources import Mirror, ModelScope
 from r1prov.site import authority
 from r1prov.site.select import select
-from r1prov.site.sources import Hub as HubSource
-from r1prov.site.sources import Mirror, ModelScope, Proxy, Sources
+from r1prov.site.sources import Proxy, Sources
 from tests.cuda import fullsize
 from tests.fixtures import shards, tinymodel
 from tests.fixtures.hub import Faults, Hub
@@ -72,7 +74,7 @@ def from_hub(hub: Hub, **more: object) -> Sources:
 
 def fetched(quant: Quant, sources: Sources) -> tuple[list[str], object]:
     said: list[str] = []
-    return said, headers.fetch(quant, sources, said.append)
+    return said, headers.fetch(quant, sources.weights, sources.network(), said.append)
 
 
 def test_the_headers_of_a_set_are_one_model_and_asked_for_once(hub: Hub, root: Path, quant: Quant, cache: Path) -> None:
@@ -97,7 +99,9 @@ def test_a_header_of_megabytes_before_a_hole_of_140_gb(tmp_path: Path) -> None:
         files=(ShardFile(name="r1.gguf", bytes=file.stat().st_size, sha256="0" * 64),),
     )
     folder_source = headers.weight_sources(str(folder))
-    assert headers.fetch(quant, folder_source, lambda _: None).n_bytes == pytest.approx(file.stat().st_size, rel=1e-4)
+    assert headers.fetch(quant, folder_source, Network(), lambda _: None).n_bytes == pytest.approx(
+        file.stat().st_size, rel=1e-4
+    )
     with WebServer(folder) as server:
         found = headers.at(f"{server.url}/r1.gguf", lambda _: None)
     assert found.tensors == gguf.read(file).tensors
