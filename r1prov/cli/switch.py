@@ -9,7 +9,7 @@ import typer
 
 from r1prov import output
 from r1prov.cli import options, running
-from r1prov.runs.secrets import rotate_api_key
+from r1prov.runs.rotation import rotate_api_key
 from r1prov.site.select import last_applied, with_choices
 from r1prov.site.state import API_KEY, SiteState
 

@@ -1,21 +1,19 @@
-"""The secrets of a site: made here once, taken over from hosts that have them already, and made anew on request."""
+"""The secrets of a site: made here once, or taken over from hosts that have them already."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from r1prov.common.errors import R1provError
 from r1prov.hosts import read_secret
 from r1prov.site import authority
 from r1prov.site.state import ADMIN_PASSWORD, API_KEY, PAGE_KEY, SiteState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from r1prov.hosts import HostConnection
-    from r1prov.runs.run import Done
     from r1prov.site import Site
     from r1prov.site.state import Secret
 
@@ -43,30 +41,3 @@ def _on_a_host(secret: Secret, connections: Iterable[HostConnection]) -> str | N
     """A secret that some host has; None where none has it."""
     contents = (read_secret(connection, secret.on_host) for connection in connections)
     return next(filter(None, map(secret.read_from, filter(None, contents))), None)
-
-
-def rotate_api_key(site: Site, converge: Callable[[], Done]) -> tuple[Done, bool]:
-    """Make a new API key and give it to the hosts. The old one comes back where no host has taken the new one.
-
-    Args:
-        site: whose.
-        converge: brings all hosts to what the site wants.
-
-    Returns:
-        the run, and whether the key is another one now.
-
-    Raises:
-        R1provError: the run could not begin.
-    """
-    state = SiteState.of(site.path)
-    before = state.secret(API_KEY).read_text() if state.secret(API_KEY).is_file() else None
-    state.keep_secret(API_KEY)
-    try:
-        done = converge()
-    except R1provError:  # Nobody was met, so nobody has the new key.
-        state.keep_secret(API_KEY, before)
-        raise
-    if done.error and before and not done.report.changed_hosts:
-        state.keep_secret(API_KEY, before)
-        return done, False
-    return done, True
