@@ -1,4 +1,4 @@
-"""What several verbs ask for in the same words."""
+"""Options that several verbs have in common."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def not_empty(value: str | None) -> str | None:
-    """An option's value; one that is empty, as a variable of a shell that is not set, is not taken for none."""
+    """The value of an option. An empty value is refused: it comes from a variable of the shell that is not set."""
     if value == "":
         raise typer.BadParameter("it is empty; give it a value, or leave the option out")
     return value
@@ -75,8 +75,8 @@ Verbose = Annotated[
 
 
 def login(*, ask_sudo: bool, ask_ssh: bool, strict_host_keys: bool, ssh_config: Path | None) -> Login:
-    """Ask for what shall be asked for. An empty sudo password means: the same as for ssh."""
-    # Imported late: they bring ssh, which `plan` and `explain` do without.
+    """Ask for the passwords that the operator wants to type. An empty sudo password means the one for ssh."""
+    # Imported late, because this brings ssh, which `plan` and `explain` do without.
     from r1prov.hosts import Login, Passwords  # noqa: PLC0415
 
     ssh = getpass.getpass("ssh password: ") if ask_ssh else None

@@ -1,4 +1,4 @@
-"""The verbs that only calculate: `plan` and `explain`. No host, no engine; the network only for headers that were asked for."""
+"""The verbs that only calculate, `plan` and `explain`. They need no host and no engine, and the network only for headers of named files."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def _only_one(**options: str | None) -> None:
 
 
 def _of_file(file: str) -> tuple[Model, int]:
-    """The model in a file here or on a web server, and the bytes of its tensors."""
+    """The model in a file, here or on a web server, and the bytes of its tensors."""
     if file.startswith(("http://", "https://")):
         from r1prov.models import headers  # noqa: PLC0415 - brings what speaks HTTP
 

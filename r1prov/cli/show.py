@@ -1,4 +1,4 @@
-"""How the end of a run is shown."""
+"""Shows the end of a run, and the state of hosts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def summary(report: RunReport, *, check: bool = False) -> None:
-    """What changed on each host, step by step; after a `check`, what would."""
+    """Show what changed on each host, step by step. After a `check`, show what would."""
     rows = []
     for name, host in report.hosts.items():
         per_step = Counter(change.partition(":")[0] for change in host.changes)
@@ -42,7 +42,7 @@ def summary(report: RunReport, *, check: bool = False) -> None:
 
 
 def addresses(site: Site, hosts: Sequence[Host]) -> None:
-    """Where page and API are, and how to try them."""
+    """Show where page and API are, and how to try them."""
     file = site.file
     address, port = file.api
     elsewhere = f" --site {site.path}" if site.path and site.path.parent != Path.cwd() else ""
@@ -66,7 +66,7 @@ def addresses(site: Site, hosts: Sequence[Host]) -> None:
 
 
 def benchmark(report: RunReport, site: Site, *, talk: bool) -> None:
-    """What was measured, with the published figures beside it."""
+    """Show what was measured, with the published figures beside it."""
     measured = {name: host.benchmark for name, host in report.hosts.items() if host.benchmark}
     if measured:
         output.say()
@@ -75,14 +75,14 @@ def benchmark(report: RunReport, site: Site, *, talk: bool) -> None:
 
 
 def tuning(host: str, found: Tuned) -> None:
-    """What was measured on a host, and what of it is kept."""
+    """Show what was measured on a host, and which setting is kept."""
     output.say()
     output.table((f"{host}, tokens per second", "prompt>", "decode>", "outcome"), tuned.rows(found), talk=True)
     output.say(f"{host}: {found.what} kept: {found.reason}")
 
 
 def status_row(name: str, status: dict[str, Any]) -> tuple[str, ...]:
-    """One host of `r1prov status`: engine, its release and health, page, gateway, slots x context per slot, weights, decode rate."""
+    """The row of one host in the table of `r1prov status`."""
     props = status["props"] or {}
     context = props.get("default_generation_settings", {}).get("n_ctx")
     alone = (status["benchmark"] or {}).get("sweep", [{}])[0]

@@ -1,4 +1,7 @@
-"""The verbs, and where each is written. Its module is imported when the verb is called: `plan` need not wait for Ansible and ssh."""
+"""The verbs, and where each is written.
+
+The module of a verb is imported when the verb is called, so that `plan` need not wait for Ansible and ssh.
+"""
 
 from __future__ import annotations
 
@@ -55,14 +58,14 @@ VERBS = {
     "secrets": ("switch:secrets", "The secrets of a site."),
     "lab": ("lab:app", "Throwaway hosts on this machine: real systemd, real ssh. Needs root."),
 }
-"""Verb -> the function or group in `r1prov.cli` that does it, and the beginning of its help, for the list of all."""
+"""For each verb the function or group in `r1prov.cli` that does it, and the first line of its help."""
 
 PASSING_ON = {"explain"}
-"""Verbs whose arguments are another program's."""
+"""Verbs whose arguments are those of another program."""
 
 
 class Verbs(TyperGroup):
-    """All of VERBS."""
+    """The group of all VERBS."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -71,7 +74,7 @@ class Verbs(TyperGroup):
 
 
 class _Verb(TyperCommand):
-    """Knows its name and its line in the list; the verb itself is made when it is called."""
+    """A verb that is not imported yet. It has a name and the first line of its help."""
 
     def make_context(self, info_name: str | None, *rest: Any, **more: Any) -> Any:
         assert self.name  # noqa: S101 - for the type checker: it is made with one
@@ -79,13 +82,13 @@ class _Verb(TyperCommand):
 
 
 def command(verb: str) -> Any:
-    """The verb itself."""
+    """The command of a verb, imported now."""
     module, _, name = VERBS[verb][0].partition(":")
     found = getattr(importlib.import_module(f"r1prov.cli.{module}"), name)
     if isinstance(found, typer.Typer):
         return typer.main.get_group(found)
     alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=MARKUP)
-    # What another program is to be told may look like options of the verb's own.
+    # Arguments for another program may look like options of the verb.
     passes_on = {"ignore_unknown_options": True} if verb in PASSING_ON else None
     alone.command(verb, context_settings=passes_on)(found)
     return typer.main.get_command(alone)

@@ -1,7 +1,7 @@
-"""Runs a playbook: argv and environment as plain values, ansible-runner to execute them, its events as a typed stream.
+"""Ansible as a program: its command line as a value, ansible-runner to execute it, its events as a typed stream.
 
-Of the operator's environment Ansible sees only what INHERITED names: a run depends on the site, not on who started it,
-and no token that happens to be exported ends up in ansible-runner's files.
+Ansible sees only the variables of the operator's environment that INHERITED names. So a run depends on the site, not on who started it,
+and a token that happens to be exported does not end up in the files of ansible-runner.
 """
 
 from __future__ import annotations
@@ -63,19 +63,25 @@ INHERITED = (
 )
 KEPT_RUNS = 10
 STOP_S = 15.0
-"""How long Ansible may take to end by itself after Ctrl-C."""
+"""How long Ansible may take to end by itself after Ctrl-C, in seconds."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """What is executed. `env` is what r1prov sets beyond INHERITED; neither holds a secret."""
+    """A command to execute. No part of it holds a secret.
+
+    Attributes:
+        argv: the program and its arguments.
+        env: variables that r1prov sets beside those of INHERITED.
+        cwd: the folder to start in.
+    """
 
     argv: tuple[str, ...]
     env: dict[str, str]
     cwd: Path
 
     def shell(self, *more: str) -> str:
-        """The same as a line for a shell, with `more` arguments, such as --ask-become-pass in place of a password file."""
+        """The command as a line for a shell. `more` arguments go to its end, such as --ask-become-pass in place of a password file."""
         variables = [f"{name}={value}" for name, value in self.env.items()]
         return f"cd {shlex.quote(str(self.cwd))} && " + shlex.join(["env", *variables, *self.argv, *more])
 
@@ -94,19 +100,19 @@ def playbook_command(
     diff: bool = False,
     told_as: str = "",
 ) -> Command:
-    """The command that runs one of the collection's playbooks.
+    """The command that runs a playbook of the collection.
 
     Args:
-        playbook: its name, e.g. `up`.
+        playbook: its name, such as `up`.
         inventory: the rendered folder.
-        known_hosts: the only host keys that ssh accepts; first contact has put them there.
-        n_hosts: so many are worked on at once.
+        known_hosts: the file of the only host keys that ssh accepts. First contact has put them there.
+        n_hosts: how many hosts are worked on at once.
         limit: only these hosts.
-        variables: for this run only; they outrank the inventory.
+        variables: for this run only. They outrank the inventory.
         ssh_config: instead of ~/.ssh/config.
-        verbosity: Ansible's -v, so many times.
-        check: change nothing, say what would change.
-        diff: show what changes in files.
+        verbosity: how often Ansible is given -v.
+        check: nothing is changed; Ansible says what would be.
+        diff: Ansible shows what changes in files.
         told_as: what the lock on a host calls this run.
     """
     ssh_options = ["-o", f'UserKnownHostsFile="{known_hosts}"', "-o", "StrictHostKeyChecking=yes"]
@@ -135,7 +141,7 @@ def playbook_command(
 
 
 def steps_of(playbook: str) -> list[str]:
-    """The roles that a playbook brings in, in order: what a run shows as its steps. A role may come again later."""
+    """The steps of a run: the roles that its playbook brings in, in order. A role may come again later."""
     plays = yaml.safe_load((paths.collection() / "playbooks" / f"{playbook}.yml").read_text())
     return [name.rpartition(".")[2] for name, _ in groupby(_roles(plays))]
 
@@ -157,15 +163,15 @@ def _roles(node: Any) -> Iterator[str]:
 def execute(
     command: Command, artifacts: Path, *, steps: Sequence[str], passwords: Passwords | None = None
 ) -> Generator[Event, None, None]:
-    """Execute `command` and yield what happens; the last event is `Finished`.
+    """Execute `command`, and yield what happens. The last event is `Finished`.
 
-    Closing the generator early, or Ctrl-C while it waits, ends Ansible first: politely, then not.
+    Whoever closes the generator early, or presses Ctrl-C while it waits, ends Ansible: by SIGINT, and after STOP_S by SIGKILL.
 
     Args:
         command: from `playbook_command`.
-        artifacts: the folder for ansible-runner's files, 0700; the last runs' output is kept there.
+        artifacts: the folder for the files of ansible-runner, 0700. The output of the last runs is kept there.
         steps: from `steps_of`.
-        passwords: for ssh and sudo, where they are asked.
+        passwords: for ssh and sudo, where the operator gave some.
     """
     execution = _Execution(command, artifacts, steps, passwords)
     execution.thread.start()
@@ -182,7 +188,7 @@ def execute(
 
 
 class _Execution:
-    """One run of ansible-runner in a thread of its own, so that the caller's thread is free for Ctrl-C."""
+    """ansible-runner in a thread of its own, so that the thread of the caller is free for Ctrl-C."""
 
     def __init__(self, command: Command, artifacts: Path, steps: Sequence[str], passwords: Passwords | None) -> None:
         self.events: SimpleQueue[Event | BaseException] = SimpleQueue()
@@ -195,13 +201,13 @@ class _Execution:
         self._pid: int | None = None
 
     def stop(self) -> None:
-        """End Ansible, if it still runs: SIGINT, patience, SIGKILL."""
+        """End Ansible if it still runs: by SIGINT, and after STOP_S by SIGKILL."""
         try:
             if self.thread.is_alive() and self._pid:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(self._pid, signal.SIGINT)
                 self.thread.join(STOP_S)
-        finally:  # a second Ctrl-C comes here at once
+        finally:  # A second Ctrl-C comes here at once.
             self._kill.set()
             self.thread.join(STOP_S)
 
@@ -231,10 +237,10 @@ class _Execution:
         config.env = inherited | own | self._command.env | password_env | {"ORIGINAL_STDOUT_CALLBACK": "default"}
         config.command = list(self._command.argv)
         config.cwd = str(self._command.cwd)
-        config.pexpect_timeout = 1  # how often it looks whether it shall end
+        config.pexpect_timeout = 1  # How often, in seconds, it looks whether it shall end.
         runner = Runner(config, event_handler=self._hear, cancel_callback=self._kill.is_set)
         runner.run()
-        return -1 if runner.rc is None else int(runner.rc)  # None: somebody killed it
+        return -1 if runner.rc is None else int(runner.rc)  # None: somebody killed Ansible.
 
     def _hear(self, event: dict[str, Any]) -> bool:
         self._pid = event.get("pid") or self._pid
@@ -242,11 +248,11 @@ class _Execution:
             self._secrets.remove()  # Ansible has read them by now
         for translated in self._translator.translate(event):
             self.events.put(translated)
-        return False  # the events need not be kept: the log has the same, without what no_log hides
+        return False  # Events are not kept: the log has the same, without what no_log hides.
 
 
 class _PasswordFiles:
-    """Passwords in files that only this user can read, on a memory file system where there is one, for seconds."""
+    """Passwords in files that only this user can read. They exist for seconds, on a file system in memory where there is one."""
 
     def __init__(self, passwords: Passwords | None, fallback: Path) -> None:
         self._passwords = passwords
@@ -278,14 +284,14 @@ class _PasswordFiles:
 
 
 class Translator:
-    """ansible-runner's events as ours. Knows for each host which of the steps it is in."""
+    """Makes events of r1prov out of those of ansible-runner. It knows which step each host is in."""
 
     def __init__(self, steps: Sequence[str]) -> None:
         self._steps = list(steps)
         self._position: dict[str, int] = {}
 
     def translate(self, raw: dict[str, Any]) -> Iterator[Event]:
-        """Zero or more events for one of ansible-runner's."""
+        """The events, none or several, that one event of ansible-runner stands for."""
         data = raw.get("event_data", {})
         host, task, result = data.get("host", ""), data.get("task", ""), data.get("res") or {}
         kind = raw.get("event")
@@ -317,7 +323,7 @@ class Translator:
         try:
             at = self._steps.index(role, at + 1)
         except ValueError:
-            return  # a role that a step's role includes
+            return  # The role of a step includes other roles, which are no steps.
         self._position[host] = at
         yield StepStarted(host, role, at + 1, len(self._steps))
 

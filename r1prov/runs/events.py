@@ -1,4 +1,4 @@
-"""What happens during a run, as values. `run.py` makes them, `report.py` counts them, `output.py` shows them."""
+"""What happens during a run, as values. `ansible.py` makes them, `report.py` counts them, and `output/` shows them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StepStarted:
-    """A host enters a step: `number` of `total`, from 1."""
+    """A host enters a step, the `number`th of `total`, counted from 1."""
 
     host: str
     step: str
@@ -21,7 +21,7 @@ class StepStarted:
 
 @dataclass(frozen=True)
 class TaskStarted:
-    """A host begins a task; `step` is empty outside all steps."""
+    """A host begins a task. `step` is empty outside all steps."""
 
     host: str
     step: str
@@ -30,7 +30,7 @@ class TaskStarted:
 
 @dataclass(frozen=True)
 class TaskDone:
-    """A task went well. `result` is the module's, as Ansible gives it."""
+    """A task went well. `result` is what its module returned."""
 
     host: str
     step: str
@@ -71,14 +71,14 @@ class Tally:
 
 @dataclass(frozen=True)
 class Recap:
-    """The end of a playbook: host name -> tally."""
+    """A playbook has ended. `hosts` has a tally for each host name."""
 
     hosts: dict[str, Tally]
 
 
 @dataclass(frozen=True)
 class Output:
-    """Ansible's own words. `is_diff`: how a file changes."""
+    """Ansible says something. `is_diff` is true where that shows how a file changes."""
 
     text: str
     is_diff: bool
@@ -86,7 +86,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Finished:
-    """Ansible has ended with this exit code; what it said is in `log`."""
+    """Ansible has ended with this exit code. Everything that it said is in `log`."""
 
     code: int
     log: Path

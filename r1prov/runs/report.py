@@ -1,4 +1,4 @@
-"""What a run did, as a value: JSON first, `schema` 1. The last one and every one are kept among the site's reports."""
+"""The report of a run, as a value that JSON can say (`schema` 1). Every report is kept with the site, the newest also as `last.json`."""
 
 from __future__ import annotations
 
@@ -31,16 +31,18 @@ SCHEMA = 1
 
 @dataclass
 class HostReport:
-    """One host.
+    """What a run did on one host.
 
     Attributes:
         result: `ok`, `failed`, `unreachable`, or `unfinished` where the run was stopped.
-        changed: how many tasks changed something; `changes` names them as `step: task`.
-        starts: seconds until each unit that was started, or restarted, was ready: what a running service pauses.
-        steps: seconds per step, in the order of the run; a step entered twice counts twice.
-        warnings: what is worth a look though it stopped nothing.
-        problems: what stopped it, each with where, what, remedy.
-        benchmark: the last result of the role smoke_bench (docs/benchmark.md), measured now or, where nothing changed, before.
+        ok: how many tasks went well.
+        changed: how many tasks changed something.
+        changes: the names of these tasks, as `step: task`.
+        starts: the seconds until each unit that was started or restarted was ready. For so long a running service pauses.
+        steps: each step with its seconds, in the order of the run. A step that is entered twice stands there twice.
+        warnings: what is worth a look although it stopped nothing.
+        problems: what stopped the run, each with `where`, `what` and `remedy`.
+        benchmark: the last result of the role smoke_bench (docs/benchmark.md). It is from before where nothing changed.
         tuning: what the role tune measured (roles/tune/files/tune.py).
     """
 
@@ -58,7 +60,7 @@ class HostReport:
 
 @dataclass
 class RunReport:
-    """One run over a site. Times are ISO 8601 in UTC; `exit` is the code of r1prov, `ansible_exit` Ansible's own."""
+    """The report of one run over a site. Times are ISO 8601 in UTC. `exit` is the exit code of r1prov, `ansible_exit` that of Ansible."""
 
     command: str
     site: str
@@ -78,11 +80,11 @@ class RunReport:
         return [name for name, host in self.hosts.items() if host.changes]
 
     def as_json(self) -> dict[str, Any]:
-        """As JSON can say it."""
+        """The report as a JSON document."""
         return asdict(self)
 
     def write(self, folder: Path, kind: str) -> Path:
-        """Keep it as `KIND-TIME.json` and as `last.json`. Returns the former."""
+        """Keep the report as `KIND-TIME.json` and as `last.json`. Returns the path of the former."""
         text = json.dumps(self.as_json(), indent=2, ensure_ascii=False) + "\n"
         path = write_whole(folder / f"{kind}-{self.started.replace(':', '')}.json", text)
         write_whole(folder / "last.json", text)
@@ -90,12 +92,12 @@ class RunReport:
 
 
 def now() -> str:
-    """The time as reports write it."""
+    """The time now, as reports write it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def last_start_s(folder: Path, host: str, unit: str) -> float | None:
-    """How long a unit of a host took to be ready when it was last started, as far as the kept reports tell."""
+    """The seconds that a unit of a host took to be ready when it was last started; None where no kept report tells."""
     for path in sorted(folder.glob("up-*.json"), reverse=True):
         found = json.loads(path.read_text())["hosts"].get(host, {}).get("starts", {}).get(unit)
         if found is not None:
@@ -113,7 +115,7 @@ class Recorder:
         self._step: dict[str, tuple[str, float]] = {}
 
     def event(self, event: Event, at_s: float) -> None:
-        """Something happened at `at_s`, by any steady clock."""
+        """Take note of what happened at `at_s` seconds of a steady clock."""
         if isinstance(event, StepStarted):
             self._leave(event.host, at_s)
             self._step[event.host] = (event.step, at_s)
@@ -140,7 +142,7 @@ class Recorder:
             self.report.ansible_exit, self.report.log, self.report.ended = event.code, str(event.log), now()
 
     def error(self) -> R1provError | None:
-        """What went wrong on all hosts; None where nothing did. Different kinds together are a RunError."""
+        """What went wrong on the hosts, as one error; None where nothing did. Errors of different kinds become a RunError."""
         if not self._errors and self.report.ansible_exit:
             what = self._complaint or f"ended with {self.report.ansible_exit}"
             return RunError(Problem("ansible-playbook", what, f"all that it said: {self.report.log}"))
@@ -167,7 +169,7 @@ class Recorder:
 
 
 def failure(event: HostFailed | HostUnreachable) -> R1provError:
-    """What a failed task means, in r1prov's own kinds of failure."""
+    """The error that a failed task stands for."""
     if isinstance(event, HostUnreachable):
         first = event.message.splitlines()[0] if event.message else "no reason given"
         return UnreachableError(
@@ -185,7 +187,7 @@ def failure(event: HostFailed | HostUnreachable) -> R1provError:
 
 
 def _message(result: dict[str, Any]) -> str:
-    """The words that say most: a module's message, with what the program it ran said last."""
+    """The words of a result that say most: the message of the module, then the last lines of the program that it ran."""
     if "censored" in result:
         return "failed; what it said is hidden, for it may hold a secret"
     message = str(result.get("msg") or "failed").strip()
@@ -197,10 +199,10 @@ def _message(result: dict[str, Any]) -> str:
 
 
 def benchmark_rows(benchmarks: dict[str, dict[str, Any]], published: Iterable[Published]) -> list[tuple[str, str, str]]:
-    """What was measured, and beside it what others published for such a machine: what, prompt and decode rate (tokens/s)."""
+    """Rows of what was measured, then of what others published for such a machine: a label, prompt and decode rate (tokens/s)."""
     rows = []
     for host, benchmark in benchmarks.items():
-        alone = benchmark["sweep"][0]  # one user, 64 tokens: the answer to the question is too short to tell a rate
+        alone = benchmark["sweep"][0]  # One user and 64 tokens: the answer to the question is too short to tell a rate.
         prompt, decode = alone["prompt_tokens_per_second_each"], alone["decode_tokens_per_second_each"]
         rows.append((f"{host}, {benchmark['subject']['engine']}", f"{prompt:.1f}", f"{decode:.2f}"))
         if page := benchmark.get("page"):
