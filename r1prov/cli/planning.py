@@ -12,7 +12,6 @@ from r1prov import output
 from r1prov.cli import options, show_plan
 from r1prov.common import documents
 from r1prov.common.errors import Problem, SiteError
-from r1prov.common.network import Network
 from r1prov.common.units import parse_cards, parse_size
 from r1prov.machines import profile as machine
 from r1prov.models import catalogue, gguf, latent, layout
@@ -153,7 +152,8 @@ def _of_profile(profile: Profile, serving: Serving, quant: str | None, source: s
     """The model that a profile serves, or another published quant, and the bytes of its files."""
     name, own = quant or serving.quant, profile.model
     if own and own.name == name:
-        from r1prov.models import headers  # noqa: PLC0415 - brings what speaks HTTP
+        from r1prov.common.network import Network  # noqa: PLC0415 - brings what speaks HTTP
+        from r1prov.models import headers  # noqa: PLC0415 - the same
 
         found = headers.fetch(own, headers.weight_sources(source), Network(), output.say)
         return placeable(found, own.name), own.bytes

@@ -1,77 +1,76 @@
-"""Headers of published files, read from where the weights come from, without the data: for models that r1prov does not know by itself.
+"""Reads the headers of published files from where the weights come from, without the data.
 
-Only the first bytes of each file are asked for, more of them until the header is whole: megabytes of a set of 140 GB. What was read of
-a file whose sha256 is published is kept by it, and asked for once.
+Models that the catalogue does not describe are planned by their headers. Only the first bytes of each file are requested, and more of them
+until the header is whole: megabytes of a set of 140 GB. A header is kept under the sha256 of its file, where that is published, and is
+then requested only once.
 """
 
 from __future__ import annotations
 
-import http.client
+import http
 import io
 import re
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import httpx
 
 from r1prov.common import paths
 from r1prov.common.errors import Problem, SiteError
 from r1prov.common.files import write_whole
-from r1prov.common.network import Network
+from r1prov.common.network import Network, reason
 from r1prov.models import gguf
 from r1prov.models.sources import PUBLIC, Folder, Hub, Mirror, places
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from typing import IO, Any
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import Any
 
     from r1prov.models.catalogue import Quant, ShardFile
     from r1prov.models.model import Model
     from r1prov.models.sources import WeightSource
 
 FIRST_BYTES, GROWTH, MOST_BYTES = 256 << 10, 4, 64 << 20
-"""How much is asked for at first, how much more each time, and the most: R1's first shard has a header of 5.2 MB, the others 20 kB."""
+"""The bytes of the first request, the factor by which they grow, and the most. R1's first shard has a header of 5.2 MB, others of 20 kB."""
 
 TIMEOUT_S, LIMIT_S = 20, 120
-"""For one answer to begin or go on, and for one file's header to be whole."""
-
-BLOCK_BYTES = 64 << 10
+"""How long an answer may take to begin or go on, and how long the header of one file may take."""
 
 
 class AnswerError(gguf.RemediedError):
-    """A file that is not to be had from where it was asked for."""
+    """A server that does not give the file."""
 
 
 @dataclass
 class Remote:
-    """The beginning of one file, and more of it when asked.
+    """The beginning of one file, which is read further on demand.
 
     Attributes:
         address: a URL, or a path.
-        network: how to get to a URL.
-        token: shown to the server at this address, and to none that it sends on to.
+        client: what requests a URL.
+        token: shown to the server at this address, and to no other that it redirects to.
         content: what has been read, from the file's first byte.
-        n_bytes: of the whole file, as far as that was told.
+        n_bytes: the size of the whole file, where the server told it.
     """
 
     address: str
-    network: Network = field(default_factory=Network)
+    client: httpx.Client
     token: str = ""
     content: bytes = b""
     n_bytes: int | None = None
 
     def header(self, file: ShardFile | None = None) -> gguf.Header:
-        """The header; `content` is then that and no more.
+        """The header of the file. Afterwards `content` is the bytes of the header and no more.
 
         Args:
-            file: what this should be, where that is known.
+            file: what the file should be, where that is known.
 
         Raises:
-            AnswerError: it cannot be read.
-            ValueError: it is cut short, or something else; one sentence.
+            AnswerError: the file cannot be read.
+            ValueError: the file is cut short, or is another; one sentence.
         """
         deadline, wanted = time.monotonic() + LIMIT_S, FIRST_BYTES
         while True:
@@ -93,57 +92,61 @@ class Remote:
             return header
 
     def _read(self, wanted: int, deadline: float) -> None:
-        """Read on until `wanted` bytes are here, or the file ends. A connection that breaks off is taken up again, if it got on."""
+        """Read on until `content` has `wanted` bytes or the file ends.
+
+        A connection that broke off is opened again, unless it brought nothing.
+        """
         while len(self.content) < min(wanted, self.n_bytes or wanted):
             before = len(self.content)
             try:
-                self._read_once(wanted, deadline)
-            except urllib.error.HTTPError as error:
-                with error:
-                    raise AnswerError(f"it answers {error.code} {error.reason}", _about(error.code)) from None
-            except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
-                reason = getattr(error, "reason", error)
+                for block in self._blocks(before, wanted):
+                    self.content += block[: wanted - len(self.content)]
+                    if len(self.content) == wanted:
+                        break
+                    if time.monotonic() > deadline:
+                        what = f"it is too slow: {len(self.content):,} bytes of the header in {LIMIT_S} s"
+                        raise AnswerError(what, _UNREACHED)
+            except OSError as error:
+                raise AnswerError(f"it cannot be read: {error.strerror or error}", _UNREACHED) from None
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
                 if len(self.content) == before:
-                    words = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
-                    raise AnswerError(f"it cannot be read: {words}", _UNREACHED) from None
+                    raise AnswerError(f"it cannot be read: {reason(error)}", _UNREACHED) from None
             if len(self.content) == before:
                 return
 
-    def _read_once(self, wanted: int, deadline: float) -> None:
-        start = len(self.content)
-        with self._opened(start, wanted) as stream:
-            while len(self.content) < wanted and (block := stream.read(min(BLOCK_BYTES, wanted - len(self.content)))):
-                self.content += block
-                if time.monotonic() > deadline:
-                    what = f"it is too slow: {len(self.content):,} bytes of the header in {LIMIT_S} s"
-                    raise AnswerError(what, _UNREACHED)
-
-    def _opened(self, start: int, end: int) -> IO[bytes]:
-        """The file at `start`, as far as `end` at least. Sets `n_bytes`."""
+    def _blocks(self, start: int, end: int) -> Iterator[bytes]:
+        """The bytes of the file from `start` to `end`, or further. Sets `n_bytes`."""
         if not self.address.startswith(("http://", "https://")):
-            file = Path(self.address).open("rb")  # noqa: SIM115 - the caller closes it, as it does an answer
-            self.n_bytes = file.seek(0, io.SEEK_END)
-            file.seek(start)
-            return file
-        headers = {"User-Agent": "r1prov", "Accept-Encoding": "identity", "Range": f"bytes={start}-{end - 1}"}
-        request = urllib.request.Request(self.address, headers=headers)  # noqa: S310 - http or https, see above
+            with Path(self.address).open("rb") as file:
+                self.n_bytes = file.seek(0, io.SEEK_END)
+                file.seek(start)
+                yield file.read(end - start)
+            return
+        headers = {"Accept-Encoding": "identity", "Range": f"bytes={start}-{end - 1}"}
         if self.token:
-            request.add_unredirected_header("Authorization", f"Bearer {self.token}")
-        answer = self.network.open(request, TIMEOUT_S)
-        if answer.status == http.HTTPStatus.PARTIAL_CONTENT:
-            told = answer.headers.get("Content-Range", "").rpartition("/")[2]
-        else:  # a server that knows no ranges sends all of it, of which no more is read than is needed
-            told = answer.headers.get("Content-Length", "")
-            answer.read(start)
-        self.n_bytes = int(told) if told.isdigit() else None
-        return answer
+            headers["Authorization"] = f"Bearer {self.token}"
+        with self.client.stream("GET", self.address, headers=headers) as answer:
+            try:
+                answer.raise_for_status()
+            except httpx.HTTPStatusError as error:
+                raise AnswerError(reason(error), _remedy_for_status(answer.status_code)) from None
+            skipped = 0
+            if answer.status_code == http.HTTPStatus.PARTIAL_CONTENT:
+                size = answer.headers.get("Content-Range", "").rpartition("/")[2]
+            else:  # a server without ranges sends the whole file, of which no more is read than is needed
+                size, skipped = answer.headers.get("Content-Length", ""), start
+            self.n_bytes = int(size) if size.isdigit() else None
+            for block in answer.iter_raw():
+                if rest := block[skipped:]:
+                    yield rest
+                skipped = max(0, skipped - len(block))
 
 
 _UNREACHED = "try again; if that does not help, check the address and the way there: network, proxy, certificates"
 
 
-def _about(status: int) -> str:
-    """What to do about an answer that is none."""
+def _remedy_for_status(status: int) -> str:
+    """What to do about an answer that does not give the file."""
     if status in {401, 403}:
         return "it wants a login: fetch the file and name it here, or an address that needs none"
     if status in {408, 429} or status >= 500:
@@ -155,11 +158,11 @@ def at(url: str, say: Callable[[str], None]) -> Model:
     """The model in a file on a web server, or in the set of shards that it is one of.
 
     Args:
-        url: of the file; a query is each shard's, a fragment nobody's.
+        url: the address of the file. A query is sent for each shard; a fragment is sent for none.
         say: told where the header is read.
 
     Raises:
-        SiteError: it cannot be read, or is no model.
+        SiteError: the file cannot be read, or is no model.
     """
     where = url
     try:
@@ -168,9 +171,10 @@ def at(url: str, say: Callable[[str], None]) -> Model:
         name = urllib.parse.unquote(last)
         say(f"reading the header of {name} from {_shown(parts._replace(path=folder, query='').geturl())}")
         found = []
-        for shard in gguf.names(name):
-            where = parts._replace(path=f"{folder}/{urllib.parse.quote(shard)}").geturl()
-            found.append(Remote(where).header())
+        with Network().client(TIMEOUT_S) as client:
+            for shard in gguf.names(name):
+                where = parts._replace(path=f"{folder}/{urllib.parse.quote(shard)}").geturl()
+                found.append(Remote(where, client).header())
         where = url
         return gguf.joined(name, found)
     except ValueError as error:
@@ -178,7 +182,7 @@ def at(url: str, say: Callable[[str], None]) -> Model:
 
 
 def _remedy(error: ValueError) -> str:
-    """What to do about a file on a web server that is of no use."""
+    """What to do about a file on a web server that cannot be used."""
     match error:
         case gguf.RemediedError():
             return error.remedy
@@ -192,7 +196,7 @@ def _remedy(error: ValueError) -> str:
 
 
 def weight_sources(where: str | None) -> Sequence[WeightSource]:
-    """The hub and ModelScope, or what is named: a hub or a web server by its address, else a folder here."""
+    """The sources that `where` names: a hub or a web server by its address, else a folder here. None names the hub and ModelScope."""
     if where is None:
         return PUBLIC
     if where.startswith(("http://", "https://")):
@@ -201,7 +205,7 @@ def weight_sources(where: str | None) -> Sequence[WeightSource]:
 
 
 def kept(quant: Quant) -> Model | None:
-    """The model, where the headers of all its files have been read before."""
+    """The model, if the headers of all its files have been read before; else None."""
     try:
         return gguf.joined(quant.name, [gguf.header(io.BytesIO(_place(file).read_bytes())) for file in quant.files])
     except (OSError, ValueError):
@@ -226,24 +230,24 @@ def fetch(quant: Quant, sources: Sequence[WeightSource], network: Network, say: 
 def _fetch(quant: Quant, sources: Sequence[WeightSource], network: Network, say: Callable[[str], None]) -> Model:
     refusals = []
     folders = [(source, _folder(place)) for source in sources for place in places(source, quant)]
-    for source, folder in folders:
-        say(f"reading the header of {quant.name} from {_shown(folder)}")
-        token = Path(source.token_file).read_text().strip() if source.type == "hub" and source.token_file else ""
-        remotes = [Remote(f"{folder}/{file.name}", network, token) for file in quant.files]
-        try:
-            model = gguf.joined(
-                quant.name, [remote.header(file) for remote, file in zip(remotes, quant.files, strict=True)]
-            )
-        except ValueError as error:
-            missed = "the plan needs its header: name a source that has these files and can be read from here"
-            remedy = error.remedy if isinstance(error, gguf.UnservableError) else missed
-            refusals.append(Problem(_shown(folder), f"{quant.name}: {error}", remedy))
-            continue
-        for remote, file in zip(remotes, quant.files, strict=True):
-            place = _place(file)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(place, remote.content)
-        return model
+    with network.client(TIMEOUT_S) as client:
+        for source, folder in folders:
+            say(f"reading the header of {quant.name} from {_shown(folder)}")
+            token = Path(source.token_file).read_text().strip() if source.type == "hub" and source.token_file else ""
+            remotes = [Remote(f"{folder}/{file.name}", client, token) for file in quant.files]
+            try:
+                found = [remote.header(file) for remote, file in zip(remotes, quant.files, strict=True)]
+                model = gguf.joined(quant.name, found)
+            except ValueError as error:
+                missed = "the plan needs its header: name a source that has these files and can be read from here"
+                remedy = error.remedy if isinstance(error, gguf.UnservableError) else missed
+                refusals.append(Problem(_shown(folder), f"{quant.name}: {error}", remedy))
+                continue
+            for remote, file in zip(remotes, quant.files, strict=True):
+                place = _place(file)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(place, remote.content)
+            return model
     raise SiteError(*refusals)
 
 
@@ -253,7 +257,7 @@ def _folder(place: dict[str, Any]) -> str:
         return str(place["path"])
     if place["type"] == "http":
         url = str(place["url"])
-        return urllib.request.url2pathname(url.removeprefix("file://")) if url.startswith("file://") else url
+        return urllib.parse.unquote(url.removeprefix("file://")) if url.startswith("file://") else url
     prefix = "models/" if place["type"] == "modelscope" else ""
     revision, folder = urllib.parse.quote(place["revision"], safe=""), urllib.parse.quote(place["folder"])
     return f"{place['endpoint']}/{prefix}{place['repo']}/resolve/{revision}/{folder}".rstrip("/")

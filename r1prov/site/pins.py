@@ -1,24 +1,28 @@
-"""What exactly a version is that r1prov does not come with: asked of the package index once, kept with the site, checked from then on."""
+"""Digests of the versions that r1prov does not come with.
+
+The package index is asked for them once. They are kept with the site, and what a host fetches must have them from then on.
+"""
 
 from __future__ import annotations
 
 import os
-import re
 import subprocess
-import urllib.request
 from typing import TYPE_CHECKING
 
+import httpx
 import uv
 
 from r1prov.common import paths
 from r1prov.common.errors import Problem, SiteError
 from r1prov.common.files import write_whole
+from r1prov.common.network import reason
 from r1prov.site import TESTED_LLAMA_CPP, TESTED_OPEN_WEBUI
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from r1prov.common.network import Network
     from r1prov.site import Site
 
 _TIMEOUT_S = 60
@@ -38,17 +42,17 @@ def llama_cpp(site: Site) -> str:
 
 
 def keep(site: Site, folder: Path) -> list[Path]:
-    """See that all pins that the site needs lie in `folder`.
+    """See that `folder` has all the pins that the site needs. What is missing is asked of the site's package index, from this machine.
 
     Returns:
-        the files that were made, by what the site's package index said, asked from this machine.
+        the files that were made.
 
     Raises:
         SiteError: the index cannot be asked, or has no such version.
     """
-    index = site.file.sources.pypi.index
+    index, network = site.file.sources.pypi.index, site.file.sources.network()
     wanted: dict[str, Callable[[], str]] = {
-        llama_cpp(site): lambda: _sdist_sha256(index, site.file.llama_cpp_version),
+        llama_cpp(site): lambda: _sdist_sha256(index, site.file.llama_cpp_version, network),
         open_webui(site): lambda: _requirements(index, site.file.versions.open_webui),
     }
     made = []
@@ -61,7 +65,7 @@ def keep(site: Site, folder: Path) -> list[Path]:
 
 
 def _requirements(index: str, version: str) -> str:
-    """Open-WebUI and all that it needs, each with its digests, without torch: as the role's own file was made."""
+    """Open-WebUI and all that it needs except torch, each with its digests, resolved as the role's own file was."""
     files = paths.collection() / "roles" / "open_webui" / "files"
     command = [uv.find_uv_bin(), "pip", "compile", "--quiet", "--generate-hashes", "--no-annotate", "--no-header"]
     command += ["--override", str(files / "overrides.txt")]
@@ -82,25 +86,29 @@ def _requirements(index: str, version: str) -> str:
     return done.stdout
 
 
-def _sdist_sha256(index: str, version: str) -> str:
-    """The digest of llama-cpp-python's source archive, as the index's page about it says (PEP 503)."""
-    page, archive = f"{index.rstrip('/')}/llama-cpp-python/", f"llama_cpp_python-{version}.tar.gz"
-    # An index is a web address: the site's keys see to that.
-    request = urllib.request.Request(page, headers={"Accept": "text/html", "User-Agent": "r1prov"})  # noqa: S310
+def _sdist_sha256(index: str, version: str, network: Network) -> str:
+    """The digest of llama-cpp-python's source archive, as the index's page about the project says."""
+    import pypi_simple  # noqa: PLC0415 - half a second that only this needs
+
+    name, page = f"llama-cpp-python {version}", f"{index.rstrip('/')}/llama-cpp-python/"
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:  # noqa: S310
-            text = answer.read().decode()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise SiteError(
-            Problem(
-                f"llama-cpp-python {version}", f"the package index cannot be asked for its sha256: {reason}", _REMEDY
-            )
-        ) from None
-    match = re.search(rf'/{re.escape(archive)}#sha256=([0-9a-f]{{64}})"', text)
-    if not match:
-        raise SiteError(Problem(f"llama-cpp-python {version}", f"the package index has no {archive}", _REMEDY))
-    return match[1]
+        with network.client(_TIMEOUT_S) as client:
+            answer = client.get(page, headers={"Accept": pypi_simple.ACCEPT_ANY}).raise_for_status()
+        if "json" in answer.headers.get("Content-Type", ""):
+            project = pypi_simple.ProjectPage.from_json_data(answer.json(), str(answer.url))
+        else:
+            project = pypi_simple.ProjectPage.from_html("llama-cpp-python", answer.content, str(answer.url))
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        what = f"the package index cannot be asked for its sha256: {reason(error)}"
+        raise SiteError(Problem(name, what, _REMEDY)) from None
+    except (ValueError, pypi_simple.UnsupportedRepoVersionError) as error:
+        raise SiteError(Problem(name, f"the package index's page about it cannot be read: {error}", _REMEDY)) from None
+    for package in project.packages:
+        if package.package_type == "sdist" and package.version == version:
+            if sha256 := package.digests.get("sha256"):
+                return sha256
+            raise SiteError(Problem(name, f"the package index has no sha256 of {package.filename}", _REMEDY))
+    raise SiteError(Problem(name, "the package index has no source archive of it", _REMEDY))
 
 
 _REMEDY = "correct the version or sources.pypi.index, or name sources.llama_cpp.sha256"

@@ -105,4 +105,4 @@ class Sources(Keys):
     def network(self) -> Network:
         """The controller's own way to web servers: what the site says, and what the environment says where the site is silent."""
         given = {scheme: url for scheme, url in (("http", self.proxy.http), ("https", self.proxy.https)) if url}
-        return Network(given or None, self.proxy.none_for, self.ca_certificates)
+        return Network(given, self.proxy.none_for, self.ca_certificates)

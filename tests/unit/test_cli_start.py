@@ -7,7 +7,7 @@ import pytest
 
 from r1prov.cli.verbs import VERBS, command
 
-SLOW = {"ansible_runner", "cryptography", "jinja2", "numpy", "paramiko"}
+SLOW = {"ansible_runner", "cryptography", "httpx", "jinja2", "numpy", "paramiko", "pypi_simple", "zxcvbn"}
 
 
 @pytest.mark.parametrize(
