@@ -140,5 +140,5 @@ def test_the_command_is_limited_to_the_hosts_meant(tmp_path, monkeypatch):
 def test_a_weak_password_of_the_operators_is_refused_before_anyone_is_contacted(server, tmp_path):
     state = SiteState.of(None)
     state.keep_secret(ADMIN_PASSWORD, "Password-1234")
-    with pytest.raises(SiteError, match="is a common phrase"):
+    with pytest.raises(SiteError, match="is too easy to guess"):
         prepared(tmp_path)
