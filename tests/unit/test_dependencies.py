@@ -1,0 +1,104 @@
+"""What is imported is declared in pyproject.toml, for users and for developers, and hosts need nothing beside Ansible's own library."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterable
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+DECLARED = tomllib.loads((ROOT / "pyproject.toml").read_text())
+OURS = {"r1prov", "tests", "benchmarks", "ansible_collections"}
+DISTRIBUTIONS = packages_distributions()
+
+ON_THE_CONTROLLER = ("r1prov", "plugins/action", "plugins/filter")
+ITS_HELPERS = ("plugins/module_utils/certificate.py", "plugins/module_utils/password.py")
+"""What filters need of module_utils. Hosts are never sent these two."""
+ON_HOSTS = ("plugins/modules", "plugins/module_utils", "r1prov/hosts/on_host")
+FOR_DEVELOPERS = ("tests", "benchmarks", "docs", "roles")
+
+
+def tracked(*folders: str) -> list[Path]:
+    """The Python programs below these folders, whether their names end in .py or not."""
+    listed = subprocess.run(["git", "ls-files", "--", *folders], cwd=ROOT, capture_output=True, text=True, check=True)
+    files = [ROOT / name for name in listed.stdout.splitlines()]
+    return [file for file in files if file.is_file() and (file.suffix == ".py" or _starts_python(file))]
+
+
+def _starts_python(file: Path) -> bool:
+    with file.open("rb") as stream:
+        first = stream.readline()
+    return first.startswith(b"#!") and b"python" in first
+
+
+def imported(files: Iterable[Path]) -> dict[str, list[str]]:
+    """The modules of others that files import, by their full name, each with the files that do so."""
+    found: dict[str, list[str]] = {}
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module or ""]
+            for name in names:
+                top = name.partition(".")[0]
+                beside = file.with_name(f"{top}.py").exists()
+                if top not in sys.stdlib_module_names and top not in OURS and not beside:
+                    found.setdefault(name, []).append(str(file.relative_to(ROOT)))
+    return found
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def names(requirements: Iterable[str]) -> set[str]:
+    return {normal(re.match(r"[\w.-]+", requirement)[0]) for requirement in requirements}
+
+
+def undeclared(modules: dict[str, list[str]], declared: set[str]) -> dict[str, list[str]]:
+    """Those modules that no declared distribution brings."""
+    return {module: files for module, files in modules.items() if not declared & brought_by(module)}
+
+
+def brought_by(module: str) -> set[str]:
+    """The distributions that bring a module: those installed, else the one of its name."""
+    top = module.partition(".")[0]
+    return {normal(name) for name in DISTRIBUTIONS.get(top, [top])}
+
+
+def of_the_controller() -> dict[str, list[str]]:
+    programs = [file for file in tracked(*ON_THE_CONTROLLER) if "on_host" not in file.parts]
+    return imported([*programs, *(ROOT / name for name in ITS_HELPERS)])
+
+
+def test_what_the_controller_imports_is_declared() -> None:
+    assert undeclared(of_the_controller(), names(DECLARED["project"]["dependencies"])) == {}
+
+
+def test_what_is_declared_is_imported_by_the_controller() -> None:
+    used = {name for module in of_the_controller() for name in brought_by(module)}
+    assert names(DECLARED["project"]["dependencies"]) - used == set()
+
+
+def test_what_developers_import_is_declared() -> None:
+    groups = [requirement for group in DECLARED["dependency-groups"].values() for requirement in group]
+    declared = names([*DECLARED["project"]["dependencies"], *groups])
+    assert undeclared(imported(tracked(*FOR_DEVELOPERS)), declared) == {}
+
+
+def test_hosts_need_nothing_but_numpy_beside_ansibles_own_library() -> None:
+    programs = [file for file in tracked(*ON_HOSTS) if str(file.relative_to(ROOT)) not in ITS_HELPERS]
+    others = {module for module in imported(programs) if not module.startswith("ansible.module_utils.")}
+    assert others == {"numpy"}
+
+
+def test_an_import_that_nobody_declares_is_seen() -> None:
+    found = undeclared({"yaml": ["a.py"], "requests.adapters": ["b.py"]}, {"pyyaml", "numpy"})
+    assert found == {"requests.adapters": ["b.py"]}
