@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
 import sys
 import tomllib
 from collections.abc import Iterable
@@ -23,11 +22,10 @@ ON_HOSTS = ("plugins/modules", "plugins/module_utils", "r1prov/hosts/on_host")
 FOR_DEVELOPERS = ("tests", "benchmarks", "docs", "roles")
 
 
-def tracked(*folders: str) -> list[Path]:
+def programs(*folders: str) -> list[Path]:
     """The Python programs below these folders, whether their names end in .py or not."""
-    listed = subprocess.run(["git", "ls-files", "--", *folders], cwd=ROOT, capture_output=True, text=True, check=True)
-    files = [ROOT / name for name in listed.stdout.splitlines()]
-    return [file for file in files if file.is_file() and (file.suffix == ".py" or _starts_python(file))]
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
+    return [file for file in files if file.suffix == ".py" or _starts_python(file)]
 
 
 def _starts_python(file: Path) -> bool:
@@ -74,8 +72,8 @@ def brought_by(module: str) -> set[str]:
 
 
 def of_the_controller() -> dict[str, list[str]]:
-    programs = [file for file in tracked(*ON_THE_CONTROLLER) if "on_host" not in file.parts]
-    return imported([*programs, *(ROOT / name for name in ITS_HELPERS)])
+    files = [file for file in programs(*ON_THE_CONTROLLER) if "on_host" not in file.parts]
+    return imported([*files, *(ROOT / name for name in ITS_HELPERS)])
 
 
 def test_what_the_controller_imports_is_declared() -> None:
@@ -90,12 +88,12 @@ def test_what_is_declared_is_imported_by_the_controller() -> None:
 def test_what_developers_import_is_declared() -> None:
     groups = [requirement for group in DECLARED["dependency-groups"].values() for requirement in group]
     declared = names([*DECLARED["project"]["dependencies"], *groups])
-    assert undeclared(imported(tracked(*FOR_DEVELOPERS)), declared) == {}
+    assert undeclared(imported(programs(*FOR_DEVELOPERS)), declared) == {}
 
 
 def test_hosts_need_nothing_but_numpy_beside_ansibles_own_library() -> None:
-    programs = [file for file in tracked(*ON_HOSTS) if str(file.relative_to(ROOT)) not in ITS_HELPERS]
-    others = {module for module in imported(programs) if not module.startswith("ansible.module_utils.")}
+    files = [file for file in programs(*ON_HOSTS) if str(file.relative_to(ROOT)) not in ITS_HELPERS]
+    others = {module for module in imported(files) if not module.startswith("ansible.module_utils.")}
     assert others == {"numpy"}
 
 

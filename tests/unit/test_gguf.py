@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from gguf import GGUFWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -102,8 +103,13 @@ def test_what_the_engine_cannot_serve_is_told_what_it_is(
     tmp_path: Path, metadata: dict[str, str], reason: str, remedy: str
 ) -> None:
     path = tmp_path / "it.gguf"
-    keys = b"".join(text(key) + struct.pack("<I", 8) + text(value) for key, value in metadata.items())
-    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, len(metadata)) + keys)
+    writer = GGUFWriter(path, "")
+    writer.kv_data[0].clear()  # the writer begins with an architecture, and an importance matrix has none
+    for key, value in metadata.items():
+        writer.add_string(key, value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
     with pytest.raises(SiteError, match=reason) as refused:
         gguf.read(path)
     assert remedy in refused.value.problems[0].remedy
@@ -113,10 +119,6 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "m.gguf")
     with pytest.raises(SiteError, match="no regular file"):
         gguf.read(tmp_path / "m.gguf")
-
-
-def text(value: str) -> bytes:
-    return struct.pack("<Q", len(value)) + value.encode()
 
 
 def test_a_set_of_shards_is_one_model_whichever_is_named(tiny: Path, tmp_path: Path) -> None:
