@@ -1,4 +1,4 @@
-"""One question to a running engine, its answer as it comes."""
+"""Asks a running engine one question, and yields the answer as it comes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of text; `thinking` is what R1 says to itself before it answers."""
+    """A piece of text of the answer, or of the thinking before it."""
 
     text: str
     thinking: bool
@@ -23,7 +23,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Rates:
-    """The server's own timings: tokens, and tokens per second, of prompt and answer (thinking included)."""
+    """Tokens, and tokens per second, of the prompt and of the answer with its thinking. The server measured them."""
 
     prompt_tokens: int
     prompt_tokens_per_second: float
@@ -32,18 +32,18 @@ class Rates:
 
 
 def ask(http: HTTPConnection, where: str, question: str, *, key: str) -> Iterator[Piece | Rates]:
-    """Ask, and yield the answer's pieces, then the rates.
+    """Ask llama-server, and yield the pieces of the answer, then the rates.
 
     Args:
         http: a connection to llama-server.
         where: what errors call the host.
         question: one user message.
-        key: the API's.
+        key: the key of the API.
 
     Raises:
-        UnhealthyError: it does not answer as it should.
+        UnhealthyError: there is no answer, or an error in its place.
     """
-    # The cache would spare a moment and falsify the prompt's rate.
+    # With the cache of a prompt that was asked before, the rate of reading it would be meaningless.
     body = {"stream": True, "cache_prompt": False, "messages": [{"role": "user", "content": question}]}
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
     try:
@@ -60,7 +60,7 @@ def ask(http: HTTPConnection, where: str, question: str, *, key: str) -> Iterato
 
 
 def ask_ollama(http: HTTPConnection, where: str, question: str, *, model: str) -> Iterator[Piece | Rates]:
-    """The same of Ollama, which has no key. What stands between `<think>` and `</think>` is thinking.
+    """Ask Ollama, which has no key. What stands between `<think>` and `</think>` is thinking.
 
     Args:
         http: a connection to Ollama.
@@ -69,7 +69,7 @@ def ask_ollama(http: HTTPConnection, where: str, question: str, *, model: str) -
         model: the name under which the model is registered.
 
     Raises:
-        UnhealthyError: it does not answer as it should.
+        UnhealthyError: there is no answer, or an error in its place.
     """
     body = {"model": model, "stream": True, "messages": [{"role": "user", "content": question}]}
     tags = ThinkTags()
@@ -97,19 +97,19 @@ def ask_ollama(http: HTTPConnection, where: str, question: str, *, model: str) -
 
 
 class ThinkTags:
-    """Tells thinking from answer in a text that comes in pieces, a tag perhaps cut in two."""
+    """Tells thinking from answer in a text that comes in pieces. A tag may be cut in two."""
 
     def __init__(self) -> None:
         self._rest = ""
         self._thinking = False
 
     def pieces(self, text: str, *, last: bool = False) -> Iterator[Piece]:
-        """What is certain after these characters; `last`: no more will come."""
+        """The pieces that are certain once this text has come. With `last`, no more text will come."""
         self._rest += text
         while self._rest:
             tag = "</think>" if self._thinking else "<think>"
             before, found, after = self._rest.partition(tag)
-            # The end may be the beginning of a tag: then it waits for more.
+            # What may be the beginning of a tag waits for the text that follows.
             cut = 0 if found or last else next((n for n in range(len(tag) - 1, 0, -1) if before.endswith(tag[:n])), 0)
             if certain := before[: len(before) - cut]:
                 yield Piece(certain, self._thinking)

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 class Hub(Keys):
-    """The Hugging Face hub or a mirror of it (HF_ENDPOINT). `token_file`: a file on the controller, 0600."""
+    """The Hugging Face hub or a mirror of it."""
 
     type: Literal["hub"]
     endpoint: str = "https://huggingface.co"
-    """The hub, or a mirror of it (what HF_ENDPOINT names)."""
+    """The address of the hub or of a mirror, as HF_ENDPOINT names it."""
     token_file: str | None = None
-    """A file on the controller, 0600, for repositories that want a login. Sent to this endpoint only."""
+    """A file on the controller with the token for repositories that want a login; mode 0600. The token is sent to this endpoint only."""
 
 
 class ModelScope(Keys):
@@ -31,11 +31,11 @@ class ModelScope(Keys):
 
 
 class Mirror(Keys):
-    """A web server, or a folder of the host as `file://`."""
+    """A web server, or a folder of the host as a `file://` address."""
 
     type: Literal["http"]
     url: str
-    """What holds the files, or the quant's folder."""
+    """The address of what holds the files, or of the folder above the quant's."""
 
 
 class Folder(Keys):
@@ -43,7 +43,7 @@ class Folder(Keys):
 
     type: Literal["folder"]
     path: str = Field(pattern=r"^/")
-    """The folder that holds the files, or the one above the quant's folder."""
+    """The folder that holds the files, or the folder above the quant's."""
 
 
 WeightSource = Annotated[Hub | ModelScope | Mirror | Folder, Field(discriminator="type")]
@@ -53,7 +53,10 @@ PUBLIC: tuple[WeightSource, ...] = (Hub(type="hub"), ModelScope(type="modelscope
 
 
 def places(source: WeightSource, quant: Quant) -> list[dict[str, Any]]:
-    """A source as role `weights` takes it. A mirror or folder may hold the quant's folder or the bare files."""
+    """The places of a source where the files may be, in the form in which role `weights` takes them.
+
+    A mirror or folder has two, for it may hold the files themselves or the folder of the quant.
+    """
     if isinstance(source, Hub | ModelScope):
         revision = quant.revision if source.type == "hub" else "master"  # ModelScope counts its own commits
         return [

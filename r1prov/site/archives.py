@@ -1,4 +1,4 @@
-"""Archives that lie on this machine: read to their end, and looked into, before any host is met. Each once."""
+"""Reads the archives that lie on this machine to their end before any host is met. Each is read once."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ if TYPE_CHECKING:
     from r1prov.site import Site
 
 HOLDS = {"llama_cpp": "tools/server/CMakeLists.txt", "ollama": "bin/ollama", "python": "bin/python3"}
-"""What tells the archive of a source from others: a file in it."""
+"""A file that the archive of each source holds, and other archives do not."""
 
 
 def judge(site: Site, folder: Path) -> None:
-    """See that the archives of the site are whole and hold what they should. `folder` remembers those that were read, by sha256.
+    """See that the archives of the site are whole and hold what they should.
+
+    Args:
+        site: whose archives are read.
+        folder: keeps an empty file for each archive that was read, named by its sha256.
 
     Raises:
         SiteError: everything that is wrong with them.
@@ -37,10 +41,10 @@ def judge(site: Site, folder: Path) -> None:
 
 
 def _fault(archive: Path, holds: str) -> str:
-    """What is wrong with an archive; empty where nothing is, or where this machine lacks what unpacks it: the hosts have that."""
+    """What is wrong with an archive; empty where nothing is wrong, or where this machine cannot unpack it, which the hosts can."""
     done = subprocess.run(["tar", "--list", "--file", archive], capture_output=True, text=True, check=False)
     if "Cannot exec" in done.stderr:
         return ""
     if done.returncode:
-        return f"this archive is not whole, or none: {done.stderr.strip().splitlines()[0]}"
+        return f"this file is no archive, or only a part of one: {done.stderr.strip().splitlines()[0]}"
     return "" if holds in done.stdout else f"this archive holds no {holds}"

@@ -1,6 +1,7 @@
-"""An authority of a site's own, for a gateway that no public one can vouch for, and the server's certificate of it.
+"""Makes a certificate authority of the site's own, and from it the certificate of the gateway.
 
-The authority is made once, people tell their machines to trust it, and the certificate is renewed from it without their noticing.
+It is for a gateway whose name no public authority can certify. The authority is made once, and people tell their machines to trust it. The
+server's certificate is renewed from it before it ends.
 """
 
 from __future__ import annotations
@@ -29,17 +30,17 @@ if TYPE_CHECKING:
 AUTHORITY, AUTHORITY_KEY, SERVER, SERVER_KEY = "authority.crt", "authority.key", "server.crt", "server.key"
 AUTHORITY_LASTS = timedelta(days=3652)
 SERVER_LASTS = timedelta(days=365)
-"""Mozilla's measure wants no longer life, and browsers refuse 398 days and more."""
+"""Mozilla recommends no longer life, and browsers refuse certificates that last more than 398 days."""
 RENEWED_BEFORE = timedelta(days=30)
 SKEW = timedelta(hours=1)
-"""How far other clocks may be behind."""
+"""Certificates begin this much before now, for the clocks of other machines may be behind."""
 
 
 def see_to(folder: Path, name: str, now: datetime) -> list[Path]:
-    """See that `folder` has an authority, and of it a server's certificate for `name` that lasts for a while.
+    """See that `folder` has an authority, and a server's certificate for `name` from it that need not be renewed yet.
 
     Args:
-        folder: made if it is not there; holds `authority.crt`, `server.crt`, and a `.key` beside each.
+        folder: made if it is missing. It holds `authority.crt`, `server.crt`, and a `.key` beside each.
         name: the host name or address that people will open.
         now: with its time zone.
 
@@ -57,7 +58,7 @@ def see_to(folder: Path, name: str, now: datetime) -> list[Path]:
         issuer = x509.load_pem_x509_certificate((folder / AUTHORITY).read_bytes())
         signer = load_pem_private_key((folder / AUTHORITY_KEY).read_bytes(), None)
         key = ec.generate_private_key(ec.SECP256R1())
-        certificate = _server(name, key, issuer, signer, now)  # type: ignore[arg-type] # this module makes no others
+        certificate = _server(name, key, issuer, signer, now)  # type: ignore[arg-type] # every key here is elliptic
         made += [_keep(folder / SERVER_KEY, key), _keep(folder / SERVER, certificate)]
     return made
 
@@ -70,7 +71,7 @@ def _authority_lasts(folder: Path, now: datetime) -> bool:
 
 
 def _lasts(folder: Path, name: str, now: datetime) -> bool:
-    """Whether the server's certificate is the authority's, for that name, and need not be renewed yet."""
+    """Whether the authority issued the server's certificate for that name, and it need not be renewed yet."""
     parts = [folder / file for file in (SERVER, AUTHORITY, SERVER_KEY)]
     if not all(part.is_file() for part in parts):
         return False
@@ -94,7 +95,7 @@ def _server(
     signer: ec.EllipticCurvePrivateKey,
     now: datetime,
 ) -> x509.Certificate:
-    # The name stands in the alternative names, where browsers look; a common name may be too short for it.
+    # Browsers look for the name in the alternative names only. A common name has room for 64 characters, which may be too few.
     lasts = min(SERVER_LASTS, issuer.not_valid_after_utc - (now - SKEW))
     return (
         _builder(x509.Name([]), issuer.subject, key, now - SKEW, lasts)
@@ -144,7 +145,7 @@ def _alternative(name: str) -> x509.GeneralName:
 
 
 def _keep(path: Path, thing: x509.Certificate | ec.EllipticCurvePrivateKey) -> Path:
-    """Keep it as PEM. A key is its owner's alone, a certificate everybody's."""
+    """Write a certificate or key as PEM. Only the owner may read a key; everybody may read a certificate."""
     if isinstance(thing, x509.Certificate):
         return write_whole(path, thing.public_bytes(Encoding.PEM).decode(), 0o644)
     return write_whole(path, thing.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode())

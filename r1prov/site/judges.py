@@ -1,4 +1,7 @@
-"""What the collection judges, for those who run plain `ansible-playbook`, r1prov judges by the same code before it meets a host."""
+"""Judges certificates and passwords before any host is met.
+
+The collection judges them too, for those who run plain `ansible-playbook`. Both run the same code: that of the collection.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,23 @@ if TYPE_CHECKING:
 
 
 def certificate_fault(chain: str, key: str, name: str, now: datetime) -> tuple[str, str] | None:
-    """What is wrong with the certificate of a server called `name`, and what to do next; None where nothing is. All in PEM."""
+    """What is wrong with the certificate of a server called `name`, and what to do next; None where nothing is wrong.
+
+    Args:
+        chain: PEM, the server's certificate first, then those that issued it.
+        key: PEM, without a passphrase.
+        name: the host name or address that people will open.
+        now: with its time zone.
+    """
     found: tuple[str, str] | None = _module("certificate")["fault"](chain, key, name, now)
     return found
 
 
 def password_weakness(password: str, email: str) -> str:
-    """Why the password of `email` is too easy to guess; empty where it is not."""
+    """Why the password of `email` cannot be used or is too easy to guess, as the rest of a sentence; empty where it is fine."""
     return str(_module("password")["password_weakness"](password, email))
 
 
 def _module(name: str) -> dict[str, Any]:
-    """What a module_util of the collection defines. By its path: r1prov's own Python does not know Ansible's names."""
+    """What a module_util of the collection defines. It is loaded by its path, for only Ansible can import `ansible_collections`."""
     return runpy.run_path(str(paths.collection() / "plugins" / "module_utils" / f"{name}.py"))

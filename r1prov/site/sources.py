@@ -12,21 +12,21 @@ from r1prov.models.sources import PUBLIC, WeightSource
 
 
 class Proxy(Keys):
-    """Proxies for everything the hosts fetch."""
+    """The proxies for everything that hosts fetch. The controller uses them too, when it reads headers and asks the package index."""
 
     http: str = ""
-    """For http addresses."""
+    """The proxy for http addresses."""
     https: str = ""
-    """For https addresses."""
+    """The proxy for https addresses."""
     none_for: str = ""
     """Names and addresses to reach without a proxy, separated by commas."""
 
 
 class AptSource(Keys):
-    """`mirror` empty: the host's own apt configuration. Else only the mirror is used, and /etc/apt stays as it is."""
+    """Where packages of the distribution come from: the host's own apt sources, unless there is a mirror. /etc/apt is never changed."""
 
     mirror: str = ""
-    """A base URL as `http://mirror.example.com/debian`, or a whole `deb` line."""
+    """The only place that packages come from: a base URL such as `http://mirror.example.com/debian`, or a whole `deb` line."""
 
 
 class PypiSource(Keys):
@@ -40,24 +40,24 @@ class LlamaCppSource(Keys):
     """Where llama.cpp's source comes from: `pypi` (the llama-cpp-python sdist), `git`, or `archive` (URL or file)."""
 
     type: Literal["pypi", "git", "archive"] = "pypi"
-    """Which of the three."""
+    """`pypi` for the sdist of llama-cpp-python, `git`, or `archive`."""
     git_url: str = "https://github.com/ggml-org/llama.cpp"
-    """For `git`."""
+    """The repository, for `git`."""
     archive: str = ""
-    """For `archive`: a URL, a file on the controller, or a file on the host."""
+    """The archive, for `archive`: a URL, a file on the controller, or a file on the host."""
     sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
-    """Of the sdist or the archive. Of an sdist it is known, or asked of the package index once and kept."""
+    """The digest of the sdist or the archive. That of an sdist need not be given: it is known, or the package index is asked once."""
 
 
 class OllamaSource(Keys):
     """Where Ollama's release archive comes from: below `releases` as the project publishes them, or one archive."""
 
     releases: str = "https://github.com/ollama/ollama/releases/download"
-    """Holds `vVERSION/ollama-linux-amd64.tgz` (`.tar.zst` from 0.14 on) and `sha256sum.txt` beside it."""
+    """The address that holds `vVERSION/ollama-linux-amd64.tgz` (`.tar.zst` from 0.14 on) and `sha256sum.txt` beside it."""
     archive: str = ""
     """One archive instead: a URL, a file on the controller, or a file on the host."""
     sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
-    """Of the archive. Empty: as `sha256sum.txt` beside it says."""
+    """The digest of the archive. Without it, `sha256sum.txt` beside the archive says it."""
 
 
 class PythonSource(Keys):
@@ -66,41 +66,41 @@ class PythonSource(Keys):
     archive: str = ""
     """A relocatable build (python-build-standalone): a URL, a file on the controller, or a file on the host."""
     sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
-    """Of the archive."""
+    """The digest of the archive."""
 
 
 class CudaSource(Keys):
     """Where nvcc comes from when the host has none; `auto` takes what the driver allows."""
 
     type: Literal["auto", "system", "distribution", "nvidia", "pypi"] = "auto"
-    """Which of them."""
+    """`system`, `distribution`, `nvidia` or `pypi`; `auto` takes the first of them that fits the driver."""
     nvidia_repository: str = ""
-    """For `nvidia`: the base URL of NVIDIA's apt repository or a mirror of it."""
+    """For `nvidia`, the base URL of NVIDIA's apt repository or a mirror of it."""
 
 
 class Sources(Keys):
     """Every address that a host may reach for. Nothing reaches for an address that is not here."""
 
     proxy: Proxy = Proxy()
-    """For everything the hosts fetch."""
+    """The proxies for everything that hosts fetch."""
     environment_file: str = ""
-    """A shell script on the host to source before the weights are fetched, as rented machines have."""
+    """A shell script on the host that is sourced before the weights are fetched. Rented machines have such scripts."""
     ca_certificates: tuple[str, ...] = ()
-    """Files on the controller: certificate authorities of a TLS-inspecting proxy or an internal mirror."""
+    """Files on the controller with the certificates of authorities, as of a TLS-inspecting proxy or an internal mirror."""
     apt: AptSource = AptSource()
-    """The distribution's packages."""
+    """Where packages of the distribution come from."""
     pypi: PypiSource = PypiSource()
-    """Python packages."""
+    """Where Python packages come from."""
     llama_cpp: LlamaCppSource = LlamaCppSource()
-    """The engine."""
+    """Where the source of llama.cpp comes from."""
     ollama: OllamaSource = OllamaSource()
-    """The other engine."""
+    """Where Ollama comes from."""
     python: PythonSource = PythonSource()
-    """The chat page's Python, where a host has none."""
+    """Where the chat page's Python comes from, on a host that has none."""
     cuda: CudaSource = CudaSource()
-    """The compiler for the GPUs."""
+    """Where nvcc comes from, on a host that has none."""
     weights: tuple[WeightSource, ...] = Field(default=PUBLIC, min_length=1)
-    """Where the weights come from, in this order: the next one when one refuses."""
+    """Where the weights come from. They are tried in this order."""
 
     def network(self) -> Network:
         """The controller's own way to web servers: what the site says, and what the environment says where the site is silent."""

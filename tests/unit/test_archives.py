@@ -41,8 +41,8 @@ def test_a_whole_archive_is_read_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "keep", "says"),
     [
-        ("bin/ollama", 0.5, "not whole, or none"),
-        ("bin/ollama", 0.0001, "not whole, or none"),
+        ("bin/ollama", 0.5, "is no archive, or only a part of one"),
+        ("bin/ollama", 0.0001, "is no archive, or only a part of one"),
         ("README", 1, "holds no bin/ollama"),
     ],
 )
