@@ -14,24 +14,20 @@ from r1prov.hosts import visit
 from r1prov.hosts.chat import Rates
 
 
+@options.logs_in
 def ask(
     question: Annotated[str, typer.Argument(help="The question; `-` reads it from stdin.")],
     *,
     host: Annotated[str | None, typer.Option(help="Which of the site's hosts; the first without.")] = None,
     site: options.SiteFile = None,
-    ask_pass: options.AskSsh = False,
-    ask_become_pass: options.AskSudo = False,
-    strict_host_keys: options.StrictKeys = False,
-    ssh_config: options.SshConfig = None,
+    login_options: options.LoginOptions,
     json: options.Json = False,
 ) -> None:
     """Ask a running server. The answer goes to stdout, what R1 thinks before it to stderr.
 
     Example: `r1prov ask --host gpu1 "How many r are in strawberry?"`
     """
-    login = options.login(
-        ask_sudo=ask_become_pass, ask_ssh=ask_pass, strict_host_keys=strict_host_keys, ssh_config=ssh_config
-    )
+    login = login_options.ask()
     text = sys.stdin.read() if question == "-" else question
     thinking: list[str] = []
     answer: list[str] = []

@@ -11,6 +11,7 @@ from r1prov.cli import options, running, show
 from r1prov.site.select import last_applied
 
 
+@options.logs_in
 def bench(
     hosts: options.Hosts = None,
     *,
@@ -22,10 +23,7 @@ def bench(
             help="Run llama-bench too. It loads a second copy of the model: the service stops meanwhile.",
         ),
     ] = False,
-    ask_become_pass: options.AskSudo = False,
-    ask_pass: options.AskSsh = False,
-    strict_host_keys: options.StrictKeys = False,
-    ssh_config: options.SshConfig = None,
+    login_options: options.LoginOptions,
     verbose: options.Verbose = 0,
     json: options.Json = False,
 ) -> None:
@@ -34,9 +32,7 @@ def bench(
     Example: `r1prov bench gpu1`
     """
     applied, targets = last_applied(site, hosts or ())
-    login = options.login(
-        ask_sudo=ask_become_pass, ask_ssh=ask_pass, strict_host_keys=strict_host_keys, ssh_config=ssh_config
-    )
+    login = login_options.ask()
     request = running.request("bench", {"r1prov_llama_bench": True} if llama_bench else {}, verbosity=verbose)
     done = running.run(applied, targets, login, request)
     if done.error:

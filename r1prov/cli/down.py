@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from r1prov.site import Host, Site
 
 
+@options.logs_in
 def down(
     hosts: options.Hosts = None,
     *,
@@ -29,10 +30,7 @@ def down(
         bool, typer.Option("--keep-chats", help="Leave the chat page's accounts, chats and documents.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    ask_become_pass: options.AskSudo = False,
-    ask_pass: options.AskSsh = False,
-    strict_host_keys: options.StrictKeys = False,
-    ssh_config: options.SshConfig = None,
+    login_options: options.LoginOptions,
     break_lock: options.BreakLock = False,
     check: Annotated[bool, typer.Option("--check", help="Change nothing; say what would be removed.")] = False,
     verbose: options.Verbose = 0,
@@ -43,9 +41,7 @@ def down(
     Example: `r1prov down --keep-weights gpu1`
     """
     applied, targets = last_applied(site, hosts or ())
-    login = options.login(
-        ask_sudo=ask_become_pass, ask_ssh=ask_pass, strict_host_keys=strict_host_keys, ssh_config=ssh_config
-    )
+    login = login_options.ask()
     if not yes and not check:
         _ask(applied, targets, keep_weights=keep_weights, keep_chats=keep_chats)
     keep = [what for what, kept in (("weights", keep_weights), ("chats", keep_chats)) if kept]

@@ -77,23 +77,19 @@ def profiles(
     output.table(("profile", "quant", "slots x context>", "what"), rows)
 
 
+@options.logs_in
 def status(
     hosts: options.Hosts = None,
     *,
     site: options.SiteFile = None,
-    ask_become_pass: options.AskSudo = False,
-    ask_pass: options.AskSsh = False,
-    strict_host_keys: options.StrictKeys = False,
-    ssh_config: options.SshConfig = None,
+    login_options: options.LoginOptions,
     json: options.Json = False,
 ) -> None:
     """Read from the hosts what is installed, running and healthy. Exit code 8 where a service does not answer.
 
     Example: `r1prov status --json`
     """
-    login = options.login(
-        ask_sudo=ask_become_pass, ask_ssh=ask_pass, strict_host_keys=strict_host_keys, ssh_config=ssh_config
-    )
+    login = login_options.ask()
     found = visit.statuses(site, hosts or (), login)
     if json:
         output.data({"schema": 1, "hosts": found})

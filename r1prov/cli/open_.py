@@ -12,23 +12,19 @@ from r1prov.cli import options
 from r1prov.hosts import visit
 
 
+@options.logs_in
 def open_(
     *,
     host: Annotated[str | None, typer.Option(help="Which of the site's hosts; the first without.")] = None,
     site: options.SiteFile = None,
-    ask_pass: options.AskSsh = False,
-    ask_become_pass: options.AskSudo = False,
-    strict_host_keys: options.StrictKeys = False,
-    ssh_config: options.SshConfig = None,
+    login_options: options.LoginOptions,
     json: options.Json = False,
 ) -> None:
     """Open a tunnel to the chat page and the API, and say who logs in how. Ctrl-C closes it.
 
     Example: `r1prov open --host gpu1`
     """
-    login = options.login(
-        ask_sudo=ask_become_pass, ask_ssh=ask_pass, strict_host_keys=strict_host_keys, ssh_config=ssh_config
-    )
+    login = login_options.ask()
     with visit.opened(site, host, login) as (server, doors):
         if json:
             output.data(

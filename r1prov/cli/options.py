@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import getpass
+import inspect
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from r1prov.models.latent import Attention
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from r1prov.hosts import Login
 
 
@@ -49,38 +54,74 @@ SiteFile = Annotated[
     typer.Option("--site", metavar="FILE", help="The site file. Without: r1prov.yml in this folder, if there is one."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-AskSudo = Annotated[bool, typer.Option("--ask-become-pass", "-K", help="Ask for the sudo password of the hosts.")]
-AskSsh = Annotated[bool, typer.Option("--ask-pass", "-k", help="Ask for the ssh password of the hosts.")]
-StrictKeys = Annotated[
-    bool,
-    typer.Option(
-        "--strict-host-keys", help="Refuse hosts whose ssh key is not known, instead of trusting it at first sight."
-    ),
-]
-SshConfig = Annotated[
-    Path | None,
-    typer.Option(
-        "--ssh-config",
-        metavar="FILE",
-        envvar="R1PROV_SSH_CONFIG",
-        help="Instead of ~/.ssh/config.",
-        exists=True,
-        resolve_path=True,
-    ),
-]
 BreakLock = Annotated[bool, typer.Option("--break-lock", help="Take hosts from another run that has certainly ended.")]
 Verbose = Annotated[
     int, typer.Option("--verbose", "-v", count=True, help="Show Ansible's own output; more of it with -vv.")
 ]
 
 
-def login(*, ask_sudo: bool, ask_ssh: bool, strict_host_keys: bool, ssh_config: Path | None) -> Login:
-    """Ask for the passwords that the operator wants to type. An empty sudo password means the one for ssh."""
-    # Imported late, because this brings ssh, which `plan` and `explain` do without.
-    from r1prov.hosts import Login, Passwords  # noqa: PLC0415
+@dataclass(frozen=True)
+class LoginOptions:
+    """The options by which a verb logs in to hosts. Nobody is asked for a password before `ask`."""
 
-    ssh = getpass.getpass("ssh password: ") if ask_ssh else None
-    sudo = None
-    if ask_sudo:
-        sudo = getpass.getpass("sudo password [the same]: " if ask_ssh else "sudo password: ") or ssh
-    return Login(Passwords(ssh=ssh, sudo=sudo), strict_host_keys=strict_host_keys, ssh_config=ssh_config)
+    ask_become_pass: bool
+    ask_pass: bool
+    strict_host_keys: bool
+    ssh_config: Path | None
+
+    def ask(self) -> Login:
+        """Ask for the passwords that the operator wants to type. An empty sudo password means the one for ssh."""
+        # Imported late, because this brings ssh, which `plan` and `explain` do without.
+        from r1prov.hosts import Login, Passwords  # noqa: PLC0415
+
+        ssh = getpass.getpass("ssh password: ") if self.ask_pass else None
+        sudo = None
+        if self.ask_become_pass:
+            sudo = getpass.getpass("sudo password [the same]: " if self.ask_pass else "sudo password: ") or ssh
+        return Login(Passwords(ssh=ssh, sudo=sudo), strict_host_keys=self.strict_host_keys, ssh_config=self.ssh_config)
+
+
+def _login(
+    *,
+    ask_become_pass: Annotated[
+        bool, typer.Option("--ask-become-pass", "-K", help="Ask for the sudo password of the hosts.")
+    ] = False,
+    ask_pass: Annotated[bool, typer.Option("--ask-pass", "-k", help="Ask for the ssh password of the hosts.")] = False,
+    strict_host_keys: Annotated[
+        bool,
+        typer.Option(
+            "--strict-host-keys", help="Refuse hosts whose ssh key is not known, instead of trusting it at first sight."
+        ),
+    ] = False,
+    ssh_config: Annotated[
+        Path | None,
+        typer.Option(
+            "--ssh-config",
+            metavar="FILE",
+            envvar="R1PROV_SSH_CONFIG",
+            help="Instead of ~/.ssh/config.",
+            exists=True,
+            resolve_path=True,
+        ),
+    ] = None,
+) -> LoginOptions:
+    return LoginOptions(ask_become_pass, ask_pass, strict_host_keys, ssh_config)
+
+
+def logs_in(verb: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb the options of `_login` in the place of its parameter `login_options`."""
+    ours = inspect.signature(_login, eval_str=True).parameters
+    own = inspect.signature(verb, eval_str=True)
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in own.parameters.items():
+        parameters += ours.values() if name == "login_options" else [parameter]
+
+    @functools.wraps(verb)
+    def command(*values: Any, **options: Any) -> None:
+        login_options = _login(**{name: options.pop(name) for name in ours})
+        verb(*values, **options, login_options=login_options)
+
+    # Typer reads the options of a command from these.
+    command.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command

@@ -23,14 +23,12 @@ class Engine(StrEnum):
     OLLAMA = "ollama"
 
 
+@options.logs_in
 def engine(
     which: Annotated[Engine, typer.Argument(help="Which engine holds the model from now on.")],
     *,
     site: options.SiteFile = None,
-    ask_become_pass: options.AskSudo = False,
-    ask_pass: options.AskSsh = False,
-    strict_host_keys: options.StrictKeys = False,
-    ssh_config: options.SshConfig = None,
+    login_options: options.LoginOptions,
     verbose: options.Verbose = 0,
     json: options.Json = False,
 ) -> None:
@@ -38,11 +36,9 @@ def engine(
 
     Example: `r1prov engine ollama`
     """
-    login = options.login(
-        ask_sudo=ask_become_pass, ask_ssh=ask_pass, strict_host_keys=strict_host_keys, ssh_config=ssh_config
-    )
     choice = {"engine": which.value}
     wanted, targets = with_choices(site, (), choice)
+    login = login_options.ask()
     # The choice is kept before the run: the next `up` makes good a run that is cut off.
     SiteState.of(wanted.path).choose(choice)
     running.announce_pause(wanted, targets)
@@ -50,13 +46,11 @@ def engine(
 
 
 @secrets.command()
+@options.logs_in
 def rotate(
     *,
     site: options.SiteFile = None,
-    ask_become_pass: options.AskSudo = False,
-    ask_pass: options.AskSsh = False,
-    strict_host_keys: options.StrictKeys = False,
-    ssh_config: options.SshConfig = None,
+    login_options: options.LoginOptions,
     verbose: options.Verbose = 0,
     json: options.Json = False,
 ) -> None:
@@ -64,10 +58,8 @@ def rotate(
 
     Example: `r1prov secrets rotate`
     """
-    login = options.login(
-        ask_sudo=ask_become_pass, ask_ssh=ask_pass, strict_host_keys=strict_host_keys, ssh_config=ssh_config
-    )
     applied, targets = last_applied(site, ())
+    login = login_options.ask()
     request = running.request("up", verbosity=verbose)
     done, changed = rotate_api_key(applied, lambda: running.run(applied, targets, login, request))
     if not changed:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from r1prov.site import Host, Site
 
 
+@options.logs_in
 def tune(
     hosts: options.Hosts = None,
     *,
@@ -36,10 +37,7 @@ def tune(
     check: Annotated[
         bool, typer.Option("--check", "--dry-run", help="Change nothing; say what would be measured.")
     ] = False,
-    ask_become_pass: options.AskSudo = False,
-    ask_pass: options.AskSsh = False,
-    strict_host_keys: options.StrictKeys = False,
-    ssh_config: options.SshConfig = None,
+    login_options: options.LoginOptions,
     break_lock: options.BreakLock = False,
     verbose: options.Verbose = 0,
     json: options.Json = False,
@@ -57,9 +55,7 @@ def tune(
         raise typer.BadParameter(f"--limit: {error}") from None
     applied, targets = last_applied(site, hosts or ())
     decision = decide(applied, output.say)
-    login = options.login(
-        ask_sudo=ask_become_pass, ask_ssh=ask_pass, strict_host_keys=strict_host_keys, ssh_config=ssh_config
-    )
+    login = login_options.ask()
     tuned, trials = tuning.look(decision, targets, login, force=force)
     for name, kept in tuned.items():
         output.say(f"{name}: {in_words(kept)}; --force measures again")

@@ -12,6 +12,7 @@ from r1prov.runs import run as runs
 from r1prov.site.select import select
 
 
+@options.logs_in
 def up(
     hosts: options.Hosts = None,
     *,
@@ -24,10 +25,7 @@ def up(
         list[str] | None,
         typer.Option(metavar="CHECK", help="A preflight check whose refusal you accept; may be repeated."),
     ] = None,
-    ask_become_pass: options.AskSudo = False,
-    ask_pass: options.AskSsh = False,
-    strict_host_keys: options.StrictKeys = False,
-    ssh_config: options.SshConfig = None,
+    login_options: options.LoginOptions,
     break_lock: options.BreakLock = False,
     check: Annotated[bool, typer.Option("--check", help="Change nothing; say what would change.")] = False,
     diff: Annotated[bool, typer.Option("--diff", help="Show how files change.")] = False,
@@ -50,9 +48,7 @@ def up(
         slots=parallel,
         override=tuple(override or ()),
     )
-    login = options.login(
-        ask_sudo=ask_become_pass, ask_ssh=ask_pass, strict_host_keys=strict_host_keys, ssh_config=ssh_config
-    )
+    login = login_options.ask()
     request = running.request(
         "up",
         {"r1prov_break_lock": True} if break_lock else {},
@@ -61,7 +57,7 @@ def up(
         verbosity=verbose,
     )
     if print_command:
-        prompts = ["--ask-become-pass"] * ask_become_pass + ["--ask-pass"] * ask_pass
+        prompts = ["--ask-become-pass"] * login_options.ask_become_pass + ["--ask-pass"] * login_options.ask_pass
         decision = running.watched(targets, request, lambda live: runs.prepare(wanted, targets, login, live))
         output.write(runs.command(decision.site, targets, login, request).shell(*prompts) + "\n")
         return

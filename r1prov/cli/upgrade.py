@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from r1prov.site import Host, Site
 
 
+@options.logs_in
 def upgrade(
     hosts: options.Hosts = None,
     *,
@@ -36,10 +37,7 @@ def upgrade(
         int, typer.Option("--at-least", min=0, max=100, metavar="PERCENT", help="Of the decode rate measured before.")
     ] = 70,
     site: options.SiteFile = None,
-    ask_become_pass: options.AskSudo = False,
-    ask_pass: options.AskSsh = False,
-    strict_host_keys: options.StrictKeys = False,
-    ssh_config: options.SshConfig = None,
+    login_options: options.LoginOptions,
     verbose: options.Verbose = 0,
     json: options.Json = False,
 ) -> None:
@@ -50,13 +48,11 @@ def upgrade(
 
     Example: `r1prov upgrade --llama-cpp 0.3.37 --open-webui 0.12.5`
     """
-    login = options.login(
-        ask_sudo=ask_become_pass, ask_ssh=ask_pass, strict_host_keys=strict_host_keys, ssh_config=ssh_config
-    )
     named = {"llama_cpp": llama_cpp, "ollama": ollama, "open_webui": open_webui}
     versions = {key: value for key, value in named.items() if value}
     before, _ = last_applied(site, hosts or ())
     after, targets = with_choices(site, hosts or (), {"versions": versions})
+    login = login_options.ask()
     state = SiteState.of(after.path)
     pins.keep(after, state.pins)  # A version that does not exist is said before anything is announced.
     conductor = _Conductor(
