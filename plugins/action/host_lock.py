@@ -8,6 +8,7 @@ import os
 import platform
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from ansible import context
 from ansible.plugins.action import ActionBase
@@ -18,21 +19,22 @@ OPTIONS = {
 }
 
 
-class ActionModule(ActionBase):
+class ActionModule(ActionBase):  # type: ignore[misc] # Ansible has no types
     """See plugins/modules/host_lock.py for the options and what is returned."""
 
-    def run(self, tmp: str | None = None, task_vars: dict | None = None) -> dict:
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Take or release the lock of one host."""
-        result = super().run(tmp, task_vars)
+        result: dict[str, Any] = super().run(tmp, task_vars)
         _, options = self.validate_argument_spec(OPTIONS)
         me = this_run()
 
-        def ask(replace: str = "") -> dict:
-            return self._execute_module(
+        def ask(replace: str = "") -> dict[str, Any]:
+            answer: dict[str, Any] = self._execute_module(
                 module_name="r1.prov.host_lock",
                 module_args={"state": options["state"], "holder": me, "replace": replace},
                 task_vars=task_vars,
             )
+            return answer
 
         result.update(ask(), locked=False)
         if result.get("failed") or result["held"] or not result["holder"] or options["state"] == "absent":
@@ -51,7 +53,7 @@ class ActionModule(ActionBase):
         return result
 
 
-def this_run() -> dict:
+def this_run() -> dict[str, Any]:
     """Who asks for the lock: the ansible-playbook process, of which tasks run in forks."""
     pid = os.getppid()
     controller_id, started = this_controller_id(), process_started(pid)
@@ -90,17 +92,17 @@ def process_started(pid: int) -> str:
     return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}/{fields[19]}"
 
 
-def on_this_controller(holder: dict) -> bool:
+def on_this_controller(holder: dict[str, Any]) -> bool:
     """Whether the holder's process can be looked up here."""
     return bool(holder["controller_id"]) and holder["controller_id"] == this_controller_id()
 
 
-def is_dead(holder: dict) -> bool:
+def is_dead(holder: dict[str, Any]) -> bool:
     """Whether the holder certainly runs no more. Of another controller's process nothing is certain."""
     return on_this_controller(holder) and process_started(holder["pid"]) != holder["pid_started"]
 
 
-def sentence(holder: dict) -> str:
+def sentence(holder: dict[str, Any]) -> str:
     """Who changes a host, since when, with what; the time is this controller's."""
     who = f"{holder['user']}@{holder['controller']}" if holder["controller"] else holder["user"]
     if not holder["since"]:
@@ -111,7 +113,7 @@ def sentence(holder: dict) -> str:
     return f"is being changed by {who} since {when} ({holder['command']}, process {holder['pid']})"
 
 
-def remedy(holder: dict) -> str:
+def remedy(holder: dict[str, Any]) -> str:
     """What to do about a living holder, or one that cannot be asked."""
     if on_this_controller(holder):
         return f"wait for it to end, or stop it (`kill {holder['pid']}` on this machine)"

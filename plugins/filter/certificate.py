@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timezone
+from typing import Any
 
 from ansible_collections.r1.prov.plugins.module_utils.certificate import fault
 
@@ -22,6 +23,6 @@ def certificate_fault(chain: str, key: str, name: str) -> str:
 class FilterModule:
     """What Ansible looks for."""
 
-    def filters(self) -> dict:
+    def filters(self) -> dict[str, Any]:
         """The filters by name."""
         return {"certificate_fault": certificate_fault}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ansible.errors import AnsibleFilterError
 
 
@@ -25,6 +27,6 @@ def password_weakness(password: str, email: str) -> str:
 class FilterModule:
     """What Ansible looks for."""
 
-    def filters(self) -> dict:
+    def filters(self) -> dict[str, Any]:
         """The filters by name."""
         return {"password_weakness": password_weakness}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./:=@,+-]+")
 _ESCAPED = re.compile(r'["\\`$]')
@@ -40,7 +41,7 @@ def systemd_environment(variables: dict[str, object]) -> str:
 class FilterModule:
     """What Ansible looks for."""
 
-    def filters(self) -> dict:
+    def filters(self) -> dict[str, Any]:
         """The filters by name."""
         return {
             "systemd_environment": systemd_environment,

@@ -27,7 +27,7 @@ def fault(chain: str, key: str, name: str, now: datetime) -> tuple[str, str] | N
     return next(_faults(chain, key, name, now), None)
 
 
-def _faults(chain: str, key: str, name: str, now: datetime) -> Iterator:
+def _faults(chain: str, key: str, name: str, now: datetime) -> Iterator[tuple[str, str]]:
     try:
         certificates = x509.load_pem_x509_certificates(chain.encode())
     except ValueError:
@@ -58,7 +58,8 @@ def _faults(chain: str, key: str, name: str, now: datetime) -> Iterator:
                 f"{who} in the chain is valid from {starts:%Y-%m-%d %H:%M} UTC only",
                 "set this machine's clock, or wait",
             )
-        if isinstance(certificate.public_key(), RSAPublicKey) and certificate.public_key().key_size < 2048:
+        public = certificate.public_key()
+        if isinstance(public, RSAPublicKey) and public.key_size < 2048:
             yield f"{who} in the chain has an RSA key of fewer than 2048 bits", "get one with a longer key"
     for child, parent in itertools.pairwise(certificates):
         try:
@@ -76,14 +77,15 @@ def _faults(chain: str, key: str, name: str, now: datetime) -> Iterator:
         )
 
 
-def validity(certificate: x509.Certificate) -> tuple:
+def validity(certificate: x509.Certificate) -> tuple[datetime, datetime]:
     """From when to when, in UTC. Releases of `cryptography` before 42 have only the properties without a time zone."""
     if hasattr(certificate, "not_valid_after_utc"):
         return certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    return tuple(t.replace(tzinfo=timezone.utc) for t in (certificate.not_valid_before, certificate.not_valid_after))
+    starts, ends = certificate.not_valid_before, certificate.not_valid_after
+    return starts.replace(tzinfo=timezone.utc), ends.replace(tzinfo=timezone.utc)
 
 
-def covered(certificate: x509.Certificate) -> list:
+def covered(certificate: x509.Certificate) -> list[str]:
     """The names and addresses it is for. Browsers look at these alone, not at the common name."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value

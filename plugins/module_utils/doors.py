@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ansible_collections.r1.prov.plugins.module_utils.http_api import Api, ApiError
 
@@ -58,7 +58,7 @@ class LlamaServer:
         self._model = model
         self._context = 0
 
-    def facts(self) -> dict:
+    def facts(self) -> dict[str, Any]:
         """What serves: `build`, `model` (a path), `context_per_slot` (tokens), `slots`."""
         props = self._api.get("/props")
         self._context = props["default_generation_settings"]["n_ctx"]
@@ -99,7 +99,7 @@ class Ollama:
         self._model = model
         self._slots = slots
 
-    def facts(self) -> dict:
+    def facts(self) -> dict[str, Any]:
         """What serves, as `LlamaServer.facts` says it; the model is told by name and digest."""
         models = self._api.get("/api/tags")["models"]
         listed = [found for found in models if found["name"] in (self._model, f"{self._model}:latest")]
@@ -128,7 +128,7 @@ class Ollama:
         body = {"model": self._model, "prompt": text, "raw": True, "options": options}
         return self._hear("/api/generate", body, limits.seconds, tell)
 
-    def _hear(self, path: str, body: dict, limit_s: float, tell: Callable[[int], None]) -> Reply:
+    def _hear(self, path: str, body: dict[str, Any], limit_s: float, tell: Callable[[int], None]) -> Reply:
         reply, heard = Reply(started_s=time.monotonic()), 0
         for event in _within(limit_s, reply, self._api.stream(path, body)):
             if "error" in event:
@@ -169,11 +169,11 @@ class Page:
         return reply
 
 
-def _messages(model: str, question: str) -> dict:
+def _messages(model: str, question: str) -> dict[str, Any]:
     return {"model": model, "messages": [{"role": "user", "content": question}]}
 
 
-def _chat(api: Api, path: str, body: dict, limit_s: float, tell: Callable[[int], None]) -> Reply:
+def _chat(api: Api, path: str, body: dict[str, Any], limit_s: float, tell: Callable[[int], None]) -> Reply:
     """A chat in OpenAI's dialect."""
     reply = Reply(started_s=time.monotonic())
     for event in _within(limit_s, reply, api.stream(path, body)):
@@ -187,7 +187,7 @@ def _chat(api: Api, path: str, body: dict, limit_s: float, tell: Callable[[int],
     return reply
 
 
-def _take_timings(reply: Reply, timings: dict) -> None:
+def _take_timings(reply: Reply, timings: dict[str, Any]) -> None:
     """llama-server's own figures, which come with the last event."""
     if timings:
         reply.prompt_tokens, reply.decode_tokens = timings["prompt_n"], timings["predicted_n"]
@@ -195,7 +195,7 @@ def _take_timings(reply: Reply, timings: dict) -> None:
         reply.decode_tokens_per_second = timings["predicted_per_second"]
 
 
-def _within(limit_s: float, reply: Reply, events: Iterator[dict]) -> Iterator[dict]:
+def _within(limit_s: float, reply: Reply, events: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     for event in events:
         if time.monotonic() - reply.started_s > limit_s:
             raise ApiError(
@@ -208,7 +208,7 @@ def _rate(tokens: int, nanoseconds: int) -> float:
     return tokens * 1e9 / nanoseconds if nanoseconds else 0.0
 
 
-def model_file(model: str) -> list | None:
+def model_file(model: str) -> list[int] | None:
     """Size and time stamp (ns) of a model that is told by its path; None for one that is not."""
     path = Path(model)
     status = path.stat() if path.is_absolute() and path.exists() else None

@@ -120,7 +120,7 @@ class Gguf:
         """A key's value, where it is a whole number; else None."""
         raw = self.keys.get(key)
         form = _INTEGERS.get(struct.unpack("<I", raw[:4])[0]) if raw else None
-        return struct.unpack(form, raw[4:])[0] if form else None
+        return int(struct.unpack(form, raw[4:])[0]) if raw and form else None
 
     @property
     def alignment(self) -> int:

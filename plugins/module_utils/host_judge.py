@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,7 +42,7 @@ TOLERATED_USE_BYTES = GIB
 _Finding = tuple[str, str, str]  # check, what, remedy
 
 
-def judge(facts: dict, expect: dict) -> list[dict]:
+def judge(facts: dict[str, Any], expect: dict[str, Any]) -> list[dict[str, Any]]:
     """All that keeps a host from doing what is asked, at once.
 
     Args:
@@ -63,7 +63,7 @@ def judge(facts: dict, expect: dict) -> list[dict]:
     ]
 
 
-def remarks(facts: dict, expect: dict) -> list[str]:
+def remarks(facts: dict[str, Any], expect: dict[str, Any]) -> list[str]:
     """Where the host's processors are not what the plan was made for, one sentence each: it works, but slower than it could."""
     cpu, threads, nodes = facts["cpu"], expect.get("threads") or 0, expect.get("numa_nodes") or 0
     found = []
@@ -85,7 +85,7 @@ def size(n_bytes: float) -> str:
     return f"{n_bytes / 1e9:,.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:,.0f} MB"
 
 
-def _system(facts: dict, _expect: dict) -> Iterator[_Finding]:
+def _system(facts: dict[str, Any], _expect: dict[str, Any]) -> Iterator[_Finding]:
     name, version = facts["os"]["id"], facts["os"]["version"]
     if version not in SUPPORTED_OS.get(name, ()):
         known = " and ".join(f"{known.capitalize()} {', '.join(SUPPORTED_OS[known])}" for known in SUPPORTED_OS)
@@ -111,7 +111,7 @@ def _system(facts: dict, _expect: dict) -> Iterator[_Finding]:
         )
 
 
-def _clock(facts: dict, expect: dict) -> Iterator[_Finding]:
+def _clock(facts: dict[str, Any], expect: dict[str, Any]) -> Iterator[_Finding]:
     if expect.get("clock_s") is None:
         return
     skew_s = facts["clock_s"] - expect["clock_s"]
@@ -124,13 +124,13 @@ def _clock(facts: dict, expect: dict) -> Iterator[_Finding]:
         )
 
 
-def _processor(facts: dict, expect: dict) -> Iterator[_Finding]:
+def _processor(facts: dict[str, Any], expect: dict[str, Any]) -> Iterator[_Finding]:
     wanted, threads = expect.get("cores") or 0, facts["cpu"]["usable_threads"]
     if threads < wanted:
         yield "cpu", f"it has {threads} CPUs to use, {wanted} are wanted", "choose a profile that fits this server"
 
 
-def _memory(facts: dict, expect: dict) -> Iterator[_Finding]:
+def _memory(facts: dict[str, Any], expect: dict[str, Any]) -> Iterator[_Finding]:
     ram, vram = facts["ram"]["total_bytes"], sum(card["memory_bytes"] for card in facts["gpu"]["cards"])
     wanted = expect.get("ram_bytes") or 0
     if ram < wanted:
@@ -148,7 +148,7 @@ def _memory(facts: dict, expect: dict) -> Iterator[_Finding]:
         )
 
 
-def _cards(facts: dict, expect: dict) -> Iterator[_Finding]:
+def _cards(facts: dict[str, Any], expect: dict[str, Any]) -> Iterator[_Finding]:
     if expect.get("backend") != "cuda":
         return
     gpu, wanted = facts["gpu"], expect.get("gpu_count") or 1
@@ -179,7 +179,7 @@ def _cards(facts: dict, expect: dict) -> Iterator[_Finding]:
         )
 
 
-def _dead_driver(gpu: dict) -> _Finding:
+def _dead_driver(gpu: dict[str, Any]) -> _Finding:
     """There are cards, and the driver does not show them."""
     error = gpu["error"]
     cards = f"{gpu['on_bus']} NVIDIA cards are in it" if gpu["on_bus"] else "an NVIDIA driver is installed"
@@ -204,7 +204,7 @@ def _dead_driver(gpu: dict) -> _Finding:
     return "driver", f"{cards}, but nvidia-smi fails: {error}", remedy
 
 
-def _driver(gpu: dict, cards: list[dict], expect: dict) -> Iterator[_Finding]:
+def _driver(gpu: dict[str, Any], cards: list[dict[str, Any]], expect: dict[str, Any]) -> Iterator[_Finding]:
     minimum = expect.get("driver_minimum")
     if cards and minimum and _version(gpu["driver"]) < _version(minimum):
         yield (
@@ -214,7 +214,7 @@ def _driver(gpu: dict, cards: list[dict], expect: dict) -> Iterator[_Finding]:
         )
 
 
-def _card_kind(_gpu: dict, cards: list[dict], expect: dict) -> Iterator[_Finding]:
+def _card_kind(_gpu: dict[str, Any], cards: list[dict[str, Any]], expect: dict[str, Any]) -> Iterator[_Finding]:
     wanted = expect.get("gpu_memory_bytes") or 0
     small = [card for card in cards if card["memory_bytes"] < wanted * (1 - CARD_MEMORY_TOLERANCE)]
     if small:
@@ -231,7 +231,7 @@ def _card_kind(_gpu: dict, cards: list[dict], expect: dict) -> Iterator[_Finding
         )
 
 
-def _busy(_gpu: dict, cards: list[dict], _expect: dict) -> Iterator[_Finding]:
+def _busy(_gpu: dict[str, Any], cards: list[dict[str, Any]], _expect: dict[str, Any]) -> Iterator[_Finding]:
     for card in cards:
         ours = [process for process in card["processes"] if process["unit"].startswith(OUR_UNITS)]
         if any(process["used_bytes"] is None for process in ours):
@@ -251,8 +251,8 @@ def _busy(_gpu: dict, cards: list[dict], _expect: dict) -> Iterator[_Finding]:
             )
 
 
-def _disk(facts: dict, expect: dict) -> Iterator[_Finding]:
-    filesystems: dict = {}
+def _disk(facts: dict[str, Any], expect: dict[str, Any]) -> Iterator[_Finding]:
+    filesystems: dict[str, Any] = {}
     for item, disk in zip(expect.get("disk") or [], facts["disks"], strict=True):
         there = sum(min(file["bytes"], facts["present_bytes"].get(file["path"], 0)) for file in item.get("have") or [])
         missing = max(0, item["bytes"] - there)
@@ -271,7 +271,7 @@ def _disk(facts: dict, expect: dict) -> Iterator[_Finding]:
             )
 
 
-def _ports(facts: dict, expect: dict) -> Iterator[_Finding]:
+def _ports(facts: dict[str, Any], expect: dict[str, Any]) -> Iterator[_Finding]:
     for wanted in expect.get("ports") or []:
         for owner in facts["listeners"]:
             if owner["port"] != wanted["port"] or owner["unit"] == wanted["unit"]:
@@ -288,16 +288,16 @@ def _ports(facts: dict, expect: dict) -> Iterator[_Finding]:
             )
 
 
-def _sources(facts: dict, _expect: dict) -> Iterator[_Finding]:
+def _sources(facts: dict[str, Any], _expect: dict[str, Any]) -> Iterator[_Finding]:
     for need in facts["sources"]:
         tried = "; ".join(f"{source['source']}: {source['problem']}" for source in need["tried"])
         remedies = dict.fromkeys(source["remedy"] for source in need["tried"])  # each once, in their order
         yield "sources", f"no source answers for {need['what']}: {tried}", "; ".join(remedies)
 
 
-def _named(card: dict) -> str:
+def _named(card: dict[str, Any]) -> str:
     return f"card {card['index']} ({card['name']})"
 
 
-def _version(text: str) -> tuple:
+def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".") if part.isdigit())

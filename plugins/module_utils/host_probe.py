@@ -21,7 +21,8 @@ import struct
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 MIB = 1024**2
 COMMAND_LIMIT_S = 15  # nvidia-smi takes seconds to wake many cards that no daemon keeps awake
@@ -34,7 +35,7 @@ PACKAGE_LOCKS = (
 )
 
 
-def probe(paths: list[str] | None = None, ports: list[int] | None = None) -> dict:
+def probe(paths: list[str] | None = None, ports: list[int] | None = None) -> dict[str, Any]:
     """Read this host.
 
     Args:
@@ -46,8 +47,12 @@ def probe(paths: list[str] | None = None, ports: list[int] | None = None) -> dic
     """
     started = time.monotonic()
     pool = ThreadPoolExecutor()  # for the reads that take time: other programs
-    programs = {"gpu": pool.submit(_gpu), "nvcc": pool.submit(_nvcc), "sudo": pool.submit(_sudo)}
-    facts = {
+    programs: dict[str, Future[Any]] = {
+        "gpu": pool.submit(_gpu),
+        "nvcc": pool.submit(_nvcc),
+        "sudo": pool.submit(_sudo),
+    }
+    facts: dict[str, Any] = {
         "clock_s": time.time(),
         "hostname": platform.node(),
         "system": platform.system(),
@@ -72,7 +77,7 @@ def probe(paths: list[str] | None = None, ports: list[int] | None = None) -> dic
 # --- system ---
 
 
-def _os() -> dict:
+def _os() -> dict[str, Any]:
     """`id` (debian), `version` (12), `like` (debian) and `name` for people, from os-release."""
     text = _read("/etc/os-release") or _read("/usr/lib/os-release")
     values = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
@@ -107,7 +112,7 @@ def _sudo() -> str:
     return "free" if _run(["sudo", "-n", "true"])[0] == 0 else "password"
 
 
-def _ram() -> dict:
+def _ram() -> dict[str, Any]:
     """Bytes of RAM: what the machine has, or what this container's control group allows."""
     values = {}
     for line in _read("/proc/meminfo").splitlines():
@@ -122,9 +127,10 @@ def _ram() -> dict:
     return {"total_bytes": total, "available_bytes": available}
 
 
-def _cpu() -> dict:
+def _cpu() -> dict[str, Any]:
     """Model, physical `cores`, `threads`, `usable_threads` (as limits allow), sockets, NUMA nodes, telling flags."""
-    model, flags, cores, sockets, threads = "", set(), set(), set(), 0
+    flags: set[str] = set()
+    model, cores, sockets, threads = "", set(), set(), 0
     for block in _read("/proc/cpuinfo").strip().split("\n\n"):
         fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in block.splitlines())}
         if "processor" not in fields:
@@ -156,14 +162,20 @@ def _cpu_quota() -> int | None:
 # --- GPUs ---
 
 
-def _gpu() -> dict:
+def _gpu() -> dict[str, Any]:
     """The NVIDIA cards, and why they cannot be used if so.
 
     `cards` are those the driver shows (`compute_capability` like `8.9`, `processes` with the unit each belongs to);
     `on_bus` counts those on the PCI bus, driver or not; `error` is nvidia-smi's own word; `missing_devices` are files
     that /dev lacks.
     """
-    gpu = {"on_bus": _cards_on_bus(), "driver": _loaded_driver(), "cards": [], "error": "", "missing_devices": []}
+    gpu: dict[str, Any] = {
+        "on_bus": _cards_on_bus(),
+        "driver": _loaded_driver(),
+        "cards": [],
+        "error": "",
+        "missing_devices": [],
+    }
     gpu["nvidia_smi"] = shutil.which("nvidia-smi") or ""
     if not gpu["nvidia_smi"]:
         return gpu
@@ -195,7 +207,7 @@ def _gpu() -> dict:
     return gpu
 
 
-def _gpu_processes() -> list[tuple[str, dict]]:
+def _gpu_processes() -> list[tuple[str, dict[str, Any]]]:
     """(uuid of the card, process) for each process that computes and can be seen; `used_bytes` None: not told."""
     code, out = _smi("compute-apps", ["gpu_uuid", "pid", "process_name", "used_memory"])
     found = re.findall(r"^(\S+), (\d+), (.*), (.*)$", out, re.MULTILINE) if code == 0 else []
@@ -235,7 +247,7 @@ def _missing_devices(n_cards: int) -> list[str]:
     return missing + (["/dev/nvidiaN (%d of %d)" % (n_files, n_cards)] if n_files < n_cards else [])
 
 
-def _nvcc() -> dict | None:
+def _nvcc() -> dict[str, Any] | None:
     """Path and version of the CUDA compiler: on PATH, else NVIDIA's packages' or r1prov's; None without one."""
     places = [shutil.which("nvcc") or "", "/usr/local/cuda/bin/nvcc", *sorted(glob.glob("/opt/r1prov/cuda/*/bin/nvcc"))]
     for path in filter(os.path.exists, places):
@@ -248,7 +260,7 @@ def _nvcc() -> dict | None:
 # --- disk, ports, package lock ---
 
 
-def _disk(path: str) -> dict:
+def _disk(path: str) -> dict[str, Any]:
     """The filesystem that will hold `path`: the one of its nearest parent that exists.
 
     `filesystem` is equal for paths that share one; `free_bytes` is what a service user may take, not root's reserve.
@@ -271,7 +283,7 @@ def _disk(path: str) -> dict:
     }
 
 
-def _listeners(ports: list[int] | None) -> list[dict]:
+def _listeners(ports: list[int] | None) -> list[dict[str, Any]]:
     """Listening TCP sockets: port, and the owner (pid, process, unit) where this user may see it."""
     by_inode = {}
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
@@ -291,7 +303,7 @@ def _listeners(ports: list[int] | None) -> list[dict]:
 
 def _socket_owners(inodes: set[str]) -> dict[str, int]:
     """Socket inode -> the process that has it open, for the processes this user may look into."""
-    owners = {}
+    owners: dict[str, int] = {}
     for path in glob.glob("/proc/[0-9]*/fd/*"):
         with contextlib.suppress(OSError):
             target = os.readlink(path)
@@ -300,7 +312,7 @@ def _socket_owners(inodes: set[str]) -> dict[str, int]:
     return owners
 
 
-def _package_locks() -> list[dict]:
+def _package_locks() -> list[dict[str, Any]]:
     """The locks of dpkg and apt that are held, and by whom: a first boot holds them for minutes."""
     held = []
     for path in PACKAGE_LOCKS:

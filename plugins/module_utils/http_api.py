@@ -7,7 +7,7 @@ import json
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,21 +53,23 @@ class Api:
         vars(other)["_headers"] = self._headers | {"Authorization": f"Bearer {key}"}
         return other
 
-    def get(self, path: str) -> dict:
+    def get(self, path: str) -> dict[str, Any]:
         """The JSON at a path."""
         with self._open(path, None) as answer:
-            return json.load(answer)
+            content: dict[str, Any] = json.load(answer)
+        return content
 
-    def post(self, path: str, body: dict) -> dict:
+    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """Posts JSON and returns the JSON of the answer."""
         with self._open(path, body) as answer:
-            return json.load(answer)
+            content: dict[str, Any] = json.load(answer)
+        return content
 
-    def delete(self, path: str, body: dict) -> None:
+    def delete(self, path: str, body: dict[str, Any]) -> None:
         """Deletes what the JSON names."""
         self._open(path, body, "DELETE").close()
 
-    def stream(self, path: str, body: dict) -> Iterator[dict]:
+    def stream(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Posts JSON and yields the events of the answer as they come: server-sent events, or a line of JSON each (Ollama)."""
         with self._open(path, body | {"stream": True}) as answer:
             try:
@@ -81,14 +83,15 @@ class Api:
             except OSError as error:
                 raise ApiError(f"{path} broke off: {error}") from error
 
-    def _open(self, path: str, body: dict | None, method: str | None = None) -> HTTPResponse:
+    def _open(self, path: str, body: dict[str, Any] | None, method: str | None = None) -> HTTPResponse:
         data = None if body is None else json.dumps(body).encode()
         url = self._url + path
         request = urllib.request.Request(url, data, self._headers, method=method)  # noqa: S310 - the operator's own URL
         try:
-            return self._opener.open(request, timeout=self._timeout_s)
+            answer: HTTPResponse = self._opener.open(request, timeout=self._timeout_s)
         except urllib.error.HTTPError as error:
             said = error.read(500).decode("utf-8", errors="replace")
             raise ApiError(f"{self._url}{path} answers HTTP {error.code}: {said}", error.code) from error
         except OSError as error:
             raise ApiError(f"{self._url}{path} does not answer: {getattr(error, 'reason', error)}") from error
+        return answer

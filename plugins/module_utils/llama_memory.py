@@ -6,6 +6,7 @@ A device's memory is a dict: `name` as in a plan (`CUDA0`, `host`), and `weights
 from __future__ import annotations
 
 import re
+from typing import Any
 
 MIB, GIB = 1024**2, 1024**3
 KINDS = {"weights": "weights", "kv": "KV cache", "compute": "compute"}
@@ -20,7 +21,7 @@ _OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers to GPU")
 _LOADED = re.compile(r"llama_server: (model loaded|listening on)")
 
 
-def asked(arguments: list, help_text: str) -> list:
+def asked(arguments: list[str], help_text: str) -> list[str]:
     """Those of llama-server's arguments that llama-fit-params takes, by its own help; the others do not change what memory is taken.
 
     Without cards llama-fit-params leaves weights out that are repacked for the CPU; as they are, they take the same.
@@ -35,13 +36,13 @@ def asked(arguments: list, help_text: str) -> list:
     return kept
 
 
-def told(output: str) -> list:
+def told(output: str) -> list[dict[str, Any]]:
     """The devices' memory from what llama-fit-params prints: a line each, `NAME weights KV compute` in whole MiB."""
     found = re.findall(r"^(CUDA\d+|Host) (\d+) (\d+) (\d+) *$", output, re.MULTILINE)
     return [_device(name, [int(value) * MIB for value in values]) for name, *values in found]
 
 
-def loaded(lines: list) -> dict:
+def loaded(lines: list[str]) -> dict[str, Any]:
     """What the log of a start says.
 
     Returns:
@@ -49,7 +50,7 @@ def loaded(lines: list) -> dict:
         `offloaded`: layers on cards, and of how many, None where the log does not say; `unlocked`: the kernel refused to lock the model
         in RAM; `whole`: the log is there to the end of the load.
     """
-    buffers: dict = {}  # (name, kind) -> bytes
+    buffers: dict[tuple[str, str], int] = {}  # (name, kind) -> bytes
     offloaded = None
     mapped = False
     for line in lines:
@@ -62,9 +63,9 @@ def loaded(lines: list) -> dict:
             buffers[key] = before + int(float(buffer[3]) * MIB)
         elif layers:
             offloaded = [int(layers[1]), int(layers[2])]
-    sums: dict = {}
-    for (buffer, kind), n_bytes in buffers.items():
-        name = buffer if re.fullmatch(r"CUDA\d+", buffer) else "host"
+    sums: dict[str, Any] = {}
+    for (of, kind), n_bytes in buffers.items():
+        name = of if re.fullmatch(r"CUDA\d+", of) else "host"
         sums.setdefault(name, dict.fromkeys(KINDS, 0))[kind] += n_bytes
     devices = [_device(name, list(values.values())) for name, values in sorted(sums.items())]
     if mapped:
@@ -79,7 +80,7 @@ def loaded(lines: list) -> dict:
     }
 
 
-def misfits(devices: list, rooms: dict, reserves: dict) -> list:
+def misfits(devices: list[dict[str, Any]], rooms: dict[str, Any], reserves: dict[str, Any]) -> list[str]:
     """One sentence per device that has no room for what it is to hold and for its reserve.
 
     Args:
@@ -101,12 +102,12 @@ def misfits(devices: list, rooms: dict, reserves: dict) -> list:
     return found
 
 
-def surprises(devices: list, plan: list) -> list:
+def surprises(devices: list[dict[str, Any]], plan: list[dict[str, Any]]) -> list[str]:
     """Where the engine, reading the real file, says something else than the plan foresaw: one sentence per figure."""
     return _differences(devices, plan, PLAN_MARGINS, "the plan foresaw")
 
 
-def load_surprises(devices: list, confirmed: list) -> list:
+def load_surprises(devices: list[dict[str, Any]], confirmed: list[dict[str, Any]]) -> list[str]:
     """Where the log of a load says something else than the engine did before it: one sentence per figure.
 
     A server makes room for fewer logits than llama-fit-params does, so of compute only more is a surprise.
@@ -124,24 +125,30 @@ def gib(n_bytes: float) -> str:
     return f"{n_bytes / GIB:,.1f} GiB" if n_bytes >= GIB else f"{n_bytes / MIB:,.0f} MiB"
 
 
-def _device(name: str, values: list) -> dict:
+def _device(name: str, values: list[int]) -> dict[str, Any]:
     return {
         "name": "host" if name == "Host" else name,
         **{f"{kind}_bytes": value for kind, value in zip(KINDS, values, strict=True)},
     }
 
 
-def _parts(device: dict) -> str:
+def _parts(device: dict[str, Any]) -> str:
     return ", ".join(f"{name} {gib(device[f'{kind}_bytes'])}" for kind, name in KINDS.items())
 
 
-def _differences(devices: list, foreseen: list, margins: dict, who: str) -> list:
+def _differences(
+    devices: list[dict[str, Any]], foreseen: list[dict[str, Any]], margins: dict[str, Any], who: str
+) -> list[str]:
     before = {device["name"]: device for device in foreseen}
     found = []
     for device in devices:
         for kind, (share, least) in margins.items():
             measured, expected = (of.get(f"{kind}_bytes") for of in (device, before.get(device["name"], {})))
-            if None not in {measured, expected} and abs(measured - expected) > max(share * expected, least):
+            if (
+                measured is not None
+                and expected is not None
+                and abs(measured - expected) > max(share * expected, least)
+            ):
                 found.append(
                     f"{device['name']} takes {measured / MIB:,.0f} MiB of {KINDS[kind]}, {who} {expected / MIB:,.0f} MiB"
                 )

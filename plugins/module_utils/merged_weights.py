@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.r1.prov.plugins.module_utils.files import read_json
+
 STATE = Path("/var/lib/r1prov/weights/state.json")
 
 MLA, LEGACY = "mla", "legacy"
@@ -80,10 +82,7 @@ def seen(path: Path, sha256: str) -> dict[str, Any]:
 
 def remembered(state: Path = STATE) -> dict[str, Any]:
     """What the transfer wrote down: how it went, and the verified files by path."""
-    try:
-        return json.loads(state.read_text("utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
+    return read_json(state)
 
 
 def is_as_verified(folder: Path, files: list[dict[str, Any]], state: Path = STATE) -> bool:

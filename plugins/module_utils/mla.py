@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Sequence
 
+import numpy as np
 from ansible_collections.r1.prov.plugins.module_utils import ggml_blocks
 from ansible_collections.r1.prov.plugins.module_utils.gguf_header import TYPE_NUMBERS, TYPES, Gguf, Tensor, uint32
 from ansible_collections.r1.prov.plugins.module_utils.gguf_stream import Part, copied
 
-np = ggml_blocks.np
 Array = Any
 
 ARCHITECTURE = "deepseek2"
@@ -126,7 +126,8 @@ def _checked(values: Array, key_type: str) -> Array:
 
 def v_b(raw: bytes, sizes: Attention) -> bytes:
     """The data of `attn_v_b` from those of an `attn_kv_b`, of any type whose rows stand one behind the other."""
-    return _by_head(raw, sizes)[:, sizes.nope :].tobytes()
+    data: bytes = _by_head(raw, sizes)[:, sizes.nope :].tobytes()
+    return data
 
 
 def k_b_agrees(kind: str, sizes: Attention, key_type: str, raw: bytes, written: bytes) -> bool:
@@ -211,7 +212,7 @@ def _split(shard: Gguf, tensor: Tensor, prefix: str, sizes: Attention, key_type:
 
 def _check_whole(shards: Sequence[Gguf]) -> None:
     first = shards[0]
-    counts = {"shards": (first.number("split.count") or 1, len(shards))}
+    counts: dict[str, tuple[int | None, int]] = {"shards": (first.number("split.count") or 1, len(shards))}
     counts["tensors"] = (first.number("split.tensors.count"), sum(len(shard.tensors) for shard in shards))
     for what, (wanted, found) in counts.items():
         if wanted not in (None, found):

@@ -74,6 +74,7 @@ holder:
 
 import json
 from pathlib import Path
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils.files import alone, write_whole
@@ -81,17 +82,18 @@ from ansible_collections.r1.prov.plugins.module_utils.files import alone, write_
 FOLDER = Path("/run/r1prov")
 
 
-def read(folder: Path) -> dict:
+def read(folder: Path) -> dict[str, Any]:
     """The holder of the lock; empty if nobody holds it. A damaged file has a holder without a name."""
     try:
-        return json.loads((folder / "lock.json").read_text())
+        holder: dict[str, Any] = json.loads((folder / "lock.json").read_text())
     except FileNotFoundError:
         return {}
     except ValueError:
         return {"run": "damaged", "user": "somebody", "controller": "", "controller_id": "", "command": "", "since": ""}
+    return holder
 
 
-def take(folder: Path, holder: dict, replace: str = "") -> tuple[bool, dict]:
+def take(folder: Path, holder: dict[str, Any], replace: str = "") -> tuple[bool, dict[str, Any]]:
     """Take the lock if it is free, already this run's, or held by the run named `replace`.
 
     Returns:
@@ -107,7 +109,7 @@ def take(folder: Path, holder: dict, replace: str = "") -> tuple[bool, dict]:
         return True, before
 
 
-def release(folder: Path, run: str) -> dict:
+def release(folder: Path, run: str) -> dict[str, Any]:
     """Remove the lock if `run` holds it; the holder as it was."""
     if not folder.is_dir():
         return {}

@@ -50,7 +50,6 @@ result:
   returned: success
 """
 
-import json
 import select
 import subprocess
 import sys
@@ -59,6 +58,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.r1.prov.plugins.module_utils.files import read_json
 from ansible_collections.r1.prov.plugins.module_utils.systemd_unit import last_words, show
 
 POLL_S = 0.5
@@ -66,15 +66,7 @@ STDOUT = 1
 _KEYS = ("ActiveState", "Job", "Result", "InvocationID")
 
 
-def read(path: Path) -> dict[str, Any]:
-    """A JSON file; empty where there is none that is whole."""
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-
-
-def is_done(result: dict, job: dict) -> bool:
+def is_done(result: dict[str, Any], job: dict[str, Any]) -> bool:
     """Whether the result is of this job, and of all of it."""
     return bool(job) and result.get("job") == job and result.get("state") == "done"
 
@@ -101,10 +93,10 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    unit, job, file = module.params["unit"], read(Path(module.params["job"])), Path(module.params["result"])
+    unit, job, file = module.params["unit"], read_json(Path(module.params["job"])), Path(module.params["result"])
     if show(module.params["engine"], "LoadState")["LoadState"] != "loaded":
         module.fail_json(msg=f"{module.params['engine']} is not there to pause. Remedy: run `r1prov up` first")
-    result = read(file)
+    result = read_json(file)
     if is_done(result, job) and not module.params["force"]:
         module.exit_json(changed=False, result=result)
     if module.check_mode:
@@ -121,7 +113,7 @@ def main() -> None:
             systemctl("stop", f"{unit}.service")
             sys.exit(1)
         time.sleep(POLL_S)
-    result = read(file)
+    result = read_json(file)
     if not is_done(result, job):
         why = last_words(state["InvocationID"]) or state["Result"]
         module.fail_json(

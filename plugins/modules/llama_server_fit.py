@@ -101,6 +101,7 @@ import re
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils.host_probe import probe
@@ -119,7 +120,7 @@ class CardsFullError(Exception):
     """The cards are so full that the engine cannot even be asked."""
 
 
-def run(argv: list, environment: dict, known: list) -> str:
+def run(argv: list[str], environment: dict[str, Any], known: list[str]) -> str:
     """What a program of the engine prints.
 
     llama-fit-params aborts where it cannot load a model. Its log is written by a thread of its own, which then often does not get to the
@@ -159,7 +160,7 @@ def _ahead() -> None:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
 
 
-def measured(bin_: Path, wanted: dict) -> list:
+def measured(bin_: Path, wanted: dict[str, Any]) -> list[dict[str, Any]]:
     """What each device will hold, by the engine's own word.
 
     Raises:
@@ -177,7 +178,7 @@ def measured(bin_: Path, wanted: dict) -> list:
     return devices
 
 
-def advice(rooms: dict) -> str:
+def advice(rooms: dict[str, Any]) -> str:
     """What to do about a misfit, with what the profile must say for the plan to be made for this host."""
     sizes = [f"{name} has {room // MIB:,} MiB" for name, room in rooms.items()]
     return (
@@ -186,7 +187,7 @@ def advice(rooms: dict) -> str:
     )
 
 
-def remedy(words: str, remedies: list) -> str:
+def remedy(words: str, remedies: list[dict[str, Any]]) -> str:
     """What to do about the engine's refusal."""
     return next(
         (known["remedy"] for known in remedies if re.search(known["pattern"], words)), "Correct llama_server_arguments."

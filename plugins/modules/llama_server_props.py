@@ -83,6 +83,7 @@ import itertools
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils.http_api import Api, ApiError
@@ -93,7 +94,7 @@ _LOAD_LINES = 5000  # within these a load is told; what follows is the talk of i
 _CONTEXT_STEP = 256  # llama.cpp rounds each slot's context up to this many tokens
 
 
-def differences(props: dict, model: str, arguments: list) -> list:
+def differences(props: dict[str, Any], model: str, arguments: list[str]) -> list[str]:
     """One sentence per value that is not what was asked for; what was not asked for is not compared."""
     context, slots = _value(arguments, "--ctx-size", "-c"), _value(arguments, "--parallel", "-np")
     runs_context, runs_slots = props["default_generation_settings"]["n_ctx"], props["total_slots"]
@@ -109,13 +110,13 @@ def differences(props: dict, model: str, arguments: list) -> list:
     return found
 
 
-def _value(arguments: list, *names: str) -> int:
+def _value(arguments: list[str], *names: str) -> int:
     """The number that follows the last of these options; 0 where there is none, or a word such as `all`."""
     values = [value for argument, value in itertools.pairwise(arguments) if argument in names]
     return int(values[-1]) if values and values[-1].isdigit() else 0
 
 
-def misplaced(load: dict, arguments: list) -> str:
+def misplaced(load: dict[str, Any], arguments: list[str]) -> str:
     """What is wrong with the number of layers on the cards; empty where nothing is, or the log does not reach back to it."""
     wanted = _value(arguments, "--n-gpu-layers", "--gpu-layers", "-ngl")
     if not load["whole"] or not wanted:
@@ -124,14 +125,14 @@ def misplaced(load: dict, arguments: list) -> str:
     return "" if found == min(wanted, of) else f"it put {found} layers on the cards, not {min(wanted, of)}"
 
 
-def load_log(unit: str) -> list:
+def load_log(unit: str) -> list[str]:
     """The first lines that the unit's running process wrote; none where the journal does not reach back to them."""
     start = show(f"{unit}.service", "InvocationID")["InvocationID"]
     command = ["journalctl", "--output", "cat", "--no-pager", f"_SYSTEMD_INVOCATION_ID={start}"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, errors="replace"
     ) as log:
-        lines = list(itertools.islice(log.stdout, _LOAD_LINES))
+        lines = list(itertools.islice(log.stdout or (), _LOAD_LINES))
         log.kill()
     return lines
 

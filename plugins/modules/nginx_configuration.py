@@ -47,6 +47,7 @@ RETURN = r"""
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils.files import write_whole
@@ -54,7 +55,7 @@ from ansible_collections.r1.prov.plugins.module_utils.files import write_whole
 NGINX = "/usr/sbin/nginx"
 
 
-def complaint(content: str, credentials: dict, folders: list) -> str:
+def complaint(content: str, credentials: dict[str, Any], folders: list[str]) -> str:
     """What nginx has against a configuration; empty where it takes it."""
     with tempfile.TemporaryDirectory() as folder:  # 0700, and the secrets with it
         for name, text in credentials.items():

@@ -86,6 +86,7 @@ import pwd
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils.download import sha256_of
@@ -106,7 +107,7 @@ class ModelError(Exception):
 class Model:
     """One model: what is wanted of it, and what was registered."""
 
-    def __init__(self, wanted: dict, registered: Path = REGISTERED) -> None:
+    def __init__(self, wanted: dict[str, Any], registered: Path = REGISTERED) -> None:
         self.wanted = wanted
         self.name = wanted["name"]
         self.models = Path(wanted["models_dir"])
@@ -115,7 +116,7 @@ class Model:
         self.record = registered
         self.before = remembered(registered)
 
-    def looks(self) -> dict:
+    def looks(self) -> dict[str, Any]:
         """How the file looks from outside."""
         status = self.file.stat()
         return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "inode": status.st_ino}
@@ -158,9 +159,9 @@ class Model:
         """The file's sha256: as the role weights recorded it, as it was found before, or by reading it once."""
         beside = remembered(record_of(self.file))
         if (beside.get("name"), beside.get("bytes")) == (self.file.name, self.file.stat().st_size):
-            return beside["sha256"]
+            return str(beside["sha256"])
         if self.before.get("file") == {"path": str(self.file), **self.looks()}:
-            return self.before["digest"]
+            return str(self.before["digest"])
         return sha256_of(self.file)
 
     def check(self) -> None:

@@ -97,7 +97,7 @@ class History(NamedTuple):
     backup: str = ""
 
 
-def decide(history: History, release: str) -> tuple:
+def decide(history: History, release: str) -> tuple[str, History]:
     """What is to be done before a release starts, and the history from then on (its backup to be named where one is made)."""
     if history.attempt and history.attempt != release:
         return "restore" if history.backup else "record", History(
@@ -119,7 +119,7 @@ def copy(data: Path, target: Path, user: str) -> None:
     """Copies the data; the folder appears whole or not at all."""
     skipped = shutil.ignore_patterns(f"{_DATABASE}*")
 
-    def ignore(folder: str, names: list) -> set:
+    def ignore(folder: str, names: list[str]) -> set[str]:
         return skipped(folder, names) | (set(_MADE_ANEW) & set(names) if Path(folder) == data else set())
 
     with whole_folder(target) as folder:
@@ -144,7 +144,7 @@ def restore(backup: Path, data: Path, aside: Path, user: str) -> None:
     os.sync()
 
 
-def surplus(names: list, keep: int) -> list:
+def surplus(names: list[str], keep: int) -> list[str]:
     """The backups that are too old to be kept; their names begin with their time."""
     return sorted(names)[:-keep]
 

@@ -137,6 +137,7 @@ facts:
 """
 
 from pathlib import Path
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils.host_judge import CHECKS, judge, remarks
@@ -216,7 +217,7 @@ def wrong_arguments(override: list[str], sources: list[str]) -> str:
     return ""
 
 
-def present_bytes(files: list[dict]) -> dict[str, int]:
+def present_bytes(files: list[dict[str, Any]]) -> dict[str, int]:
     """{path: bytes of disk it takes} for what exists of `files`; a folder counts as whole.
 
     A file's size does not say what it takes: one made at its full length before the transfer is mostly a hole.
@@ -232,7 +233,7 @@ def present_bytes(files: list[dict]) -> dict[str, int]:
     return present
 
 
-def summary(problems: list[dict]) -> str:
+def summary(problems: list[dict[str, Any]]) -> str:
     """All problems as text for people."""
     count = "one problem" if len(problems) == 1 else f"{len(problems)} problems"
     lines = [f"- {problem['check']}: {problem['what']}.\n  Remedy: {problem['remedy']}." for problem in problems]

@@ -72,12 +72,12 @@ CHATS = "/var/lib/r1prov/open-webui"
 """The page's data; its backups lie beside it and begin with the same name."""
 
 
-def mounts(mountinfo: str) -> set:
+def mounts(mountinfo: str) -> set[str]:
     """Where file systems are mounted, from the text of /proc/self/mountinfo."""
     return {line.split()[4] for line in mountinfo.splitlines()}
 
 
-def doomed(patterns: list, kept: list, mounted: set) -> list:
+def doomed(patterns: list[str], kept: list[str], mounted: set[str]) -> list[str]:
     """The files and folders to remove: as few paths as say it, none of which holds anything that is kept or mounted there.
 
     Args:
@@ -87,7 +87,7 @@ def doomed(patterns: list, kept: list, mounted: set) -> list:
     """
     stay = [*kept, *mounted]
 
-    def below(path: str) -> list:
+    def below(path: str) -> list[str]:
         if path in stay:
             return []
         if not any(other.startswith(f"{path}/") for other in stay):

@@ -112,7 +112,7 @@ import stat
 import subprocess
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils.files import write_whole
@@ -130,7 +130,7 @@ _LOG_LINES = 15
 class Service:
     """One service on this host: what is wanted, what is there."""
 
-    def __init__(self, parameters: dict) -> None:
+    def __init__(self, parameters: dict[str, Any]) -> None:
         self.wanted = parameters
         self.unit = f"{parameters['name']}.service"
         self.file = _UNITS / self.unit
@@ -141,17 +141,17 @@ class Service:
         self.now = self._show()
         self.start_s = 0.0
 
-    def _show(self) -> dict:
+    def _show(self) -> dict[str, Any]:
         keys = "ActiveState,SubState,UnitFileState,NeedDaemonReload,InvocationID,ControlGroup,Result"
         shown = _systemctl("show", self.unit, f"--property={keys}").stdout
         return dict(line.split("=", 1) for line in shown.splitlines())
 
-    def _inputs(self) -> list:
+    def _inputs(self) -> list[str]:
         """Identifies the files that a start reads, then those that a reload reads too, where there are any."""
         both = (self.file, *self.credentials, *self.wanted["programs"]), self.wanted["configuration"]
         return [_identity(files) for files in both if files]
 
-    def actions(self) -> dict:
+    def actions(self) -> dict[str, Any]:
         """What has to be done, by the name it is reported under, in order."""
         todo = {}
         written = self.before != self.wanted["content"]
@@ -215,7 +215,7 @@ class Service:
                 except subprocess.TimeoutExpired:
                     if progress:
                         progress.update(min(self._bytes_read(), self.wanted["load_bytes"]))
-            complaint = job.stderr.read().strip()
+            complaint = job.stderr.read().strip() if job.stderr else ""
         ended = self._show()
         # A program that dies right after it was ready makes no failed job.
         failed = job.returncode != 0 or ended["ActiveState"] == "failed" or ended["SubState"] == "auto-restart"
@@ -230,7 +230,7 @@ class Service:
         group = Path(f"/sys/fs/cgroup{self._show()['ControlGroup']}/cgroup.procs")
         return max(map(_bytes_read, _text(group).split()), default=0)
 
-    def _log(self, ended: dict) -> list:
+    def _log(self, ended: dict[str, Any]) -> list[str]:
         """The last lines that the program and systemd wrote about this start."""
         start = ended["InvocationID"]
         which = [f"_SYSTEMD_INVOCATION_ID={start}", "+", f"INVOCATION_ID={start}"] if start else ["--unit", self.unit]
@@ -250,7 +250,7 @@ class Service:
             return f"port {port} is taken by {by}. Stop that, or give {self.wanted['name']} another port."
         for known in self.wanted["remedies"]:
             if re.search(known["pattern"], "\n".join(error.log)):
-                return known["remedy"]
+                return str(known["remedy"])
         if error.result == "timeout":
             return "it was not ready within its time limit (TimeoutStartSec). Look at its log; a slow disk needs a longer limit."
         return f"its log says why: journalctl -u {self.unit}"
@@ -259,13 +259,13 @@ class Service:
 class ServiceError(Exception):
     """The service cannot be brought to its state."""
 
-    def __init__(self, message: str, *, log: list | None = None, result: str = "") -> None:
+    def __init__(self, message: str, *, log: list[str] | None = None, result: str = "") -> None:
         super().__init__(message)
         self.log = log or []
         self.result = result
 
 
-def _identity(files: Iterable) -> str:
+def _identity(files: Iterable[str]) -> str:
     """Tells these files from others. By time stamps, not contents: no digest of a secret is left on the host."""
     digest = hashlib.sha256()
     for path in map(os.path.realpath, files):
@@ -277,7 +277,7 @@ def _identity(files: Iterable) -> str:
     return digest.hexdigest()
 
 
-def _systemctl(*command: str) -> subprocess.CompletedProcess:
+def _systemctl(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["systemctl", *command], capture_output=True, text=True, check=False)
 
 

@@ -125,6 +125,7 @@ import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils.answer import fault, thinking_apart
@@ -158,7 +159,7 @@ class AnswerError(Exception):
     """The server answers, but not what it should."""
 
 
-def describe(wanted: dict, facts: dict, command: str, release: str) -> dict:
+def describe(wanted: dict[str, Any], facts: dict[str, Any], command: str, release: str) -> dict[str, Any]:
     """What is measured: everything that, when it changes, makes an old measurement a measurement of something else."""
     return {
         **facts,
@@ -177,7 +178,7 @@ def command_line(unit_file: str) -> str:
     return " ".join(match[1].replace("\\\n", " ").split()) if match else ""
 
 
-def digest(subject: dict, wanted: dict) -> str:
+def digest(subject: dict[str, Any], wanted: dict[str, Any]) -> str:
     """Identifies a subject and how it is measured."""
     how = {
         key: wanted[key] for key in ("question", "expect", "max_tokens", "temperature", "concurrency", "sweep_tokens")
@@ -185,18 +186,18 @@ def digest(subject: dict, wanted: dict) -> str:
     return hashlib.sha256(json.dumps([SCHEMA, subject, how], sort_keys=True).encode()).hexdigest()
 
 
-def mean(values: list) -> float:
+def mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
 class Bench:
     """The measurement of one server."""
 
-    def __init__(self, wanted: dict, progress: Progress) -> None:
+    def __init__(self, wanted: dict[str, Any], progress: Progress) -> None:
         self._wanted = wanted
         self._progress = progress
 
-    def ask(self, door: LlamaServer | Ollama | Page, label: str) -> dict:
+    def ask(self, door: LlamaServer | Ollama | Page, label: str) -> dict[str, Any]:
         """One question in a chat, as a user would.
 
         Raises:
@@ -224,7 +225,7 @@ class Bench:
             "wall_s": round(reply.last_s - reply.started_s, 3),
         }
 
-    def sweep(self, engine: LlamaServer | Ollama, users: int) -> dict:
+    def sweep(self, engine: LlamaServer | Ollama, users: int) -> dict[str, Any]:
         """So many users at once, each with a prompt of its own and the same number of tokens to decode."""
         tokens = self._wanted["sweep_tokens"]
         label = "measuring one user" if users == 1 else f"measuring {users} users at once"
@@ -259,7 +260,7 @@ class Bench:
         }
 
 
-def too_slow(result: dict, last: dict, at_least: float) -> str:
+def too_slow(result: dict[str, Any], last: dict[str, Any], at_least: float) -> str:
     """What to say where one user's decode rate has fallen below a part of the last one; empty where it has not."""
     alike = last and all(result["subject"][key] == last["subject"][key] for key in ("engine", "model_file", "declared"))
     if not alike:
@@ -270,7 +271,7 @@ def too_slow(result: dict, last: dict, at_least: float) -> str:
     return f"decodes {now:.2f} tokens/s where it decoded {then:.2f} before; at least {at_least * 100:.0f} % of that is wanted"
 
 
-def keep(folder: Path, result: dict) -> None:
+def keep(folder: Path, result: dict[str, Any]) -> None:
     """Writes the result; the one before stays beside it, to compare with."""
     folder.mkdir(parents=True, exist_ok=True)
     last = folder / "last.json"
@@ -279,7 +280,7 @@ def keep(folder: Path, result: dict) -> None:
     write_whole(last, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_result(file: Path) -> dict:
+def read_result(file: Path) -> dict[str, Any]:
     """An earlier result; empty where there is none that this version can read."""
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
@@ -316,7 +317,7 @@ def main() -> None:
     wanted = module.params
     results = Path(wanted["results"])
     last = read_result(results / "last.json")
-    kind = {"llama-server": LlamaServer, "ollama": Ollama}[wanted["engine"]]
+    kind: type[LlamaServer | Ollama] = {"llama-server": LlamaServer, "ollama": Ollama}[wanted["engine"]]
     log = f"Look at its log: journalctl -u {kind.unit}"
     try:
         api = Api(wanted["url"], wanted["api_key_file"], wanted["timeout_s"])

@@ -65,7 +65,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils.merged_weights import FOLDER, is_as_verified, stand_in
 
-Actions = dict[str, Callable[[], None]]
+Actions = dict[str, Callable[[], object]]
 
 
 def folder_actions(path: Path, owner: str) -> Actions:
@@ -132,9 +132,7 @@ def main() -> None:
         todo |= link_actions(path, files, wanted["folders"])
     if has_ended(wanted["unit"]) and not is_as_verified(path, files):
         stop = ["systemctl", "stop", wanted["unit"]]
-        todo[f"stopped {wanted['unit']}, whose files are not as it left them"] = partial(
-            subprocess.run, stop, check=True
-        )
+        todo[f"stopped {wanted['unit']}, whose files are not as it left them"] = partial(subprocess.check_call, stop)
     if not module.check_mode:
         try:
             for act in todo.values():

@@ -71,6 +71,7 @@ import os
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils import gguf_stream
@@ -95,7 +96,7 @@ from ansible_collections.r1.prov.plugins.module_utils.users import acting_as
 try:  # here, for what this module brings along can be read by root alone
     from ansible_collections.r1.prov.plugins.module_utils import mla
 except ImportError:  # numpy is wanted for MLA form only
-    mla = None
+    mla = None  # type: ignore[assignment]
 
 ARCHITECTURE = "deepseek2"
 """What has a legacy form of attention."""
@@ -108,7 +109,7 @@ class MergeError(Exception):
 class Merge:
     """One model's folder: its published files, and the one that they shall become."""
 
-    def __init__(self, wanted: dict, state: Path = STATE, run: Path = RUN) -> None:
+    def __init__(self, wanted: dict[str, Any], state: Path = STATE, run: Path = RUN) -> None:
         self.folder = Path(wanted["path"])
         self.shards = wanted["files"]
         self.attention = wanted["attention"]
@@ -118,16 +119,16 @@ class Merge:
         self.run = run
 
     @property
-    def known(self) -> dict | None:
+    def known(self) -> dict[str, Any] | None:
         """The new file, where it looks as it did when it was verified."""
         found = recorded(self.file, self.shards)
         return found if found and is_as_verified(self.folder, [found], self.state) else None
 
-    def complete(self) -> dict:
+    def complete(self) -> dict[str, Any]:
         """Ends with the verified new file, from wherever an earlier run was cut off."""
         return self.known or self._found_again() or self._make()
 
-    def _found_again(self) -> dict | None:
+    def _found_again(self) -> dict[str, Any] | None:
         """The new file, read once more because nothing is known of how it looks."""
         found = recorded(self.file, self.shards)
         if not found or not self.file.is_file() or self.file.stat().st_size != found["bytes"]:
@@ -137,7 +138,7 @@ class Merge:
         self._remember(found["sha256"])
         return found
 
-    def _make(self) -> dict:
+    def _make(self) -> dict[str, Any]:
         sources = [read(path) for path in self._sources()]
         progress = Progress("weights", self.run)
         try:
@@ -152,7 +153,7 @@ class Merge:
         progress.finish()
         return self._record(self.file, attention, digest)
 
-    def _record(self, file: Path, attention: str, digest: str) -> dict:
+    def _record(self, file: Path, attention: str, digest: str) -> dict[str, Any]:
         return {"name": self.file.name, "bytes": file.stat().st_size, "sha256": digest, "attention": attention}
 
     def _publish(self, attention: str, digest: str) -> None:

@@ -73,7 +73,7 @@ def replaced(folder: Path, keep: str, files: list[dict[str, Any]], state: Path =
         NotThereError: it is safer to keep all.
     """
     served = [recorded(folder / keep, files)] if keep else files
-    if None in served or not is_as_verified(folder, served, state):
+    if not all(served) or not is_as_verified(folder, [file for file in served if file], state):
         raise NotThereError(
             f"{folder / (keep or files[0]['name'])} is not there as it was verified, so nothing is removed"
         )

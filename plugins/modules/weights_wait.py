@@ -43,12 +43,12 @@ progress:
   returned: success
 """
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.r1.prov.plugins.module_utils.files import read_json
 from ansible_collections.r1.prov.plugins.module_utils.systemd_unit import last_words, show
 
 STATE = Path("/var/lib/r1prov/weights/state.json")
@@ -61,7 +61,7 @@ class TransferError(Exception):
     """The transfer will not complete by itself."""
 
 
-def is_complete(unit: dict, state: dict) -> bool:
+def is_complete(unit: dict[str, Any], state: dict[str, Any]) -> bool:
     """Whether all files are there.
 
     Args:
@@ -85,13 +85,6 @@ def is_complete(unit: dict, state: dict) -> bool:
     return False
 
 
-def read(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
-
-
 def main() -> None:
     module = AnsibleModule(
         argument_spec={"unit": {"type": "str", "required": True}, "limit_s": {"type": "int", "default": 25}},
@@ -99,12 +92,12 @@ def main() -> None:
     )
     name, end_s = module.params["unit"], time.monotonic() + module.params["limit_s"]
     try:
-        while not (complete := is_complete(show(name, *_KEYS), read(STATE))) and time.monotonic() < end_s:
+        while not (complete := is_complete(show(name, *_KEYS), read_json(STATE))) and time.monotonic() < end_s:
             time.sleep(POLL_S)
     except TransferError as error:
         remedy = f"Mend that and run the same again: what has arrived is kept. The whole story: journalctl -u {name}"
         module.fail_json(msg=f"{str(error).rstrip('.')}. {remedy}")
-    module.exit_json(changed=False, complete=complete, progress=read(PROGRESS))
+    module.exit_json(changed=False, complete=complete, progress=read_json(PROGRESS))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,10 @@ import sys
 import time
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 RESULT = Path("/var/lib/r1prov/tune/result.json")
 PROGRESS = Path("/run/r1prov/tune/progress.json")
@@ -36,7 +39,7 @@ class BenchError(Exception):
     """llama-bench has no rates for a setting; the message says why."""
 
 
-def exchange_s(measured: dict[str, Any], share: int, pick: Any = median) -> float:
+def exchange_s(measured: dict[str, Any], share: int, pick: Callable[[list[float]], float] = median) -> float:
     """Seconds per token of an exchange of which one part in `share` is asked, by the median of the repetitions or another `pick`."""
     return (1 / pick(measured["prompt"]) + (share - 1) / pick(measured["decode"])) / share
 
@@ -87,7 +90,7 @@ class Tuning:
         self.started_s = time.monotonic()
         self.longest_s = 0.0
         same = {**earlier.get("job", {}), "limit_s": job["limit_s"]} == job  # another limit makes no other rates
-        self.known = earlier["measured"] if same else []
+        self.known: list[dict[str, Any]] = earlier["measured"] if same else []
         self.measured: list[dict[str, Any]] = []
         self.untried: list[str] = []
         self.total = 1 + sum(len(dimension["choices"]) - 1 for dimension in job["dimensions"])
@@ -119,7 +122,8 @@ class Tuning:
 
     def out_of_time(self) -> bool:
         """Whether another measurement would not be over within the limit."""
-        return time.monotonic() - self.started_s + self.longest_s > self.job["limit_s"]
+        limit_s: float = self.job["limit_s"]
+        return time.monotonic() - self.started_s + self.longest_s > limit_s
 
     def measure(self, chosen: dict[str, str], best: dict[str, Any] | None = None) -> dict[str, Any]:
         """Rates of one setting, or why there are none. `best` is what it is held against."""
