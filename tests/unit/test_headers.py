@@ -124,6 +124,17 @@ def test_the_token_is_shown_to_the_hub_and_not_where_it_sends_on_to(root: Path, 
     assert {request.token for request in store.requests} == {""}
 
 
+def test_the_token_is_shown_again_where_a_hub_redirects_within_itself(quant: Quant, root: Path, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("open sesame\n")
+    (tmp_path / "hub" / "me" / "model-GGUF" / "resolve").mkdir(parents=True)
+    (tmp_path / "hub" / "me" / "model-GGUF" / "resolve" / "main").symlink_to((root / FOLDER).parent)
+    with WebServer(tmp_path / "hub", moved=True) as server:
+        source = HubSource(type="hub", endpoint=server.url, token_file=str(tmp_path / "token"))
+        assert headers.fetch(quant, (source,), Network(), lambda _: None).layers == 8
+    assert any(path.startswith("/moved/me/") for path in server.asked)
+    assert server.shown == {"Bearer open sesame"}
+
+
 def test_the_next_source_is_asked_where_one_refuses(hub: Hub, quant: Quant) -> None:
     sources = Sources(
         weights=(
@@ -301,20 +312,33 @@ def test_a_profile_with_a_model_of_its_own_is_planned_from_where_one_says(
 
 
 class WebServer:
-    """A plain web server of a folder that counts the bytes that it sends, or refuses; Python's own knows no ranges."""
+    """A plain web server of a folder, which counts the bytes that it sends. Python's own knows no ranges.
 
-    def __init__(self, folder: Path, refuse: int | None = None) -> None:
+    With `refuse` it answers that status. With `moved` everything has moved to a path below /moved/.
+    """
+
+    def __init__(self, folder: Path, refuse: int | None = None, *, moved: bool = False) -> None:
         sent = self.sent = []
         asked = self.asked = []
+        shown = self.shown = set()
 
         class Handler(SimpleHTTPRequestHandler):
             def __init__(self, *words: object) -> None:
                 super().__init__(*words, directory=str(folder))
 
+            def translate_path(self, path: str) -> str:
+                return super().translate_path(path.removeprefix("/moved"))
+
             def do_GET(self) -> None:
                 asked.append(self.path)
+                shown.add(self.headers.get("Authorization"))
                 if refuse:
                     self.send_error(refuse)
+                elif moved and not self.path.startswith("/moved/"):
+                    self.send_response(307)
+                    self.send_header("Location", f"/moved{self.path}")
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
                 else:
                     super().do_GET()
 
