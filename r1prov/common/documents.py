@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from r1prov.common import paths
 from r1prov.common.errors import Problem, SiteError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def load(path: Path, model: type[M]) -> M:
         ) from None
     if node is None or not isinstance(data, dict):
         raise SiteError(
-            Problem(str(path), "is not a mapping of keys and values", "start from the example in docs/site.md")
+            Problem(str(path), "is not a mapping of keys and values", f"start from the example in {_site_page()}")
         )
     try:
         return model.model_validate(data)
@@ -73,6 +74,11 @@ def glance(path: Path, key: str) -> Any:
     return data.get(key) if isinstance(data, dict) else None
 
 
+def _site_page() -> Path:
+    """The page about the keys of the site file and of profiles."""
+    return paths.page("site.md")
+
+
 def _problem(path: Path, node: yaml.Node, model: type[BaseModel], detail: ErrorDetails) -> Problem:
     location = detail["loc"]
     where = f"{path}:{_line(node, location)}"
@@ -83,15 +89,15 @@ def _problem(path: Path, node: yaml.Node, model: type[BaseModel], detail: ErrorD
         return Problem(
             where,
             f"unknown key `{key}`",
-            f"did you mean `{'` or `'.join(near)}`?" if near else "docs/site.md lists the keys",
+            f"did you mean `{'` or `'.join(near)}`?" if near else f"{_site_page()} lists the keys",
         )
     if detail["type"] == "missing":
-        return Problem(where, f"`{key}` is missing", "add it; docs/site.md describes the keys")
+        return Problem(where, f"`{key}` is missing", f"add it; {_site_page()} describes the keys")
     if not key:  # of several keys together: the message names them
-        return Problem(str(path), words(detail), "docs/site.md describes the keys")
+        return Problem(str(path), words(detail), f"{_site_page()} describes the keys")
     # A whole mapping would be long, and might hold a password.
     found = f"found `{detail['input']}`; " if isinstance(detail["input"], str | int | float) else ""
-    return Problem(where, f"`{key}`: {words(detail)}", f"{found}docs/site.md describes the keys")
+    return Problem(where, f"`{key}`: {words(detail)}", f"{found}{_site_page()} describes the keys")
 
 
 _FORMS = {r"^\d+\.\d+\.\d+$": "is no version: three numbers, as in 0.12.4"}

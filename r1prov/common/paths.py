@@ -25,6 +25,12 @@ def collection() -> Path:
     return collections_path() / "ansible_collections" / "r1" / "prov"
 
 
+def page(name: str) -> Path:
+    """A page of the documentation, for hints: in the source tree, or where the wheel has been installed."""
+    found = (collection() / "docs" / name).resolve()
+    return found.relative_to(Path.cwd()) if found.is_relative_to(Path.cwd()) else found
+
+
 def module_util(name: str) -> ModuleType:
     """A module of the collection's `plugins/module_utils`, by the name under which Ansible imports it on the hosts."""
     if str(collections_path()) not in sys.path:

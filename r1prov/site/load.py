@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from r1prov.common import documents
+from r1prov.common import documents, paths
 from r1prov.common.errors import Problem, SiteError
 from r1prov.machines.profile import Profile, load_profile
 from r1prov.site.judges import certificate_fault
@@ -66,7 +66,7 @@ def validated(keys: dict[str, Any]) -> SiteFile:
                 Problem(
                     _flag(detail["loc"]),
                     documents.words(detail),
-                    "see --help and docs/site.md",
+                    f"see --help and {paths.page('site.md')}",
                 )
                 for detail in error.errors()
             )
@@ -108,7 +108,7 @@ def _require_flags(given: dict[str, Any]) -> None:
     missing = [
         Problem("command line", what, remedy)
         for key, what, remedy in (
-            ("hosts", "no host is named", f"name hosts, or write a {SITE_FILE} (docs/site.md)"),
+            ("hosts", "no host is named", f"name hosts, or write a {SITE_FILE} ({paths.page('site.md')})"),
             ("profile", "no profile is named", "add --profile; `r1prov profiles` lists them"),
         )
         if key not in given

@@ -27,7 +27,7 @@ def test_the_wheel_carries_the_whole_package_and_the_whole_collection(names: set
     package = {str(path.relative_to(ROOT)) for path in ROOT.glob("r1prov/**/*.py")}
     parts = ("inventory", "playbooks", "plugins", "roles", "templates")
     acting = [path for part in parts for path in (ROOT / part).rglob("*") if path.is_file()]
-    acting += [ROOT / name for name in ("ansible.cfg", "galaxy.yml", "meta/runtime.yml")]
+    acting += [ROOT / name for name in ("ansible.cfg", "galaxy.yml", "meta/runtime.yml", "docs/site.md")]
     collection = {
         f"{COLLECTION}/{path.relative_to(ROOT)}"
         for path in acting
