@@ -98,26 +98,10 @@ def _values(decision: Decision) -> dict[str, Any]:
         "ollama_template": R1_TEMPLATE if quant.repo.endswith("/DeepSeek-R1-GGUF") else "",
         "weights_sources": _places(site, quant),
         "token_file": next((s.token_file for s in file.sources.weights if s.type == "hub" and s.token_file), None),
-        "environment": _environment(site),
+        "environment": {**_proxies(site), "PIP_INDEX_URL": file.sources.pypi.index},
         "proxies": _proxies(site),
         "expect": _expect(decision),
     }
-
-
-def _environment(site: Site) -> dict[str, str]:
-    """What every task's programs see: proxies, the package index, the certificate authorities, the apt mirror."""
-    sources = site.file.sources
-    values = {
-        **_proxies(site),
-        "PIP_INDEX_URL": sources.pypi.index,
-        "APT_CONFIG": "/etc/r1prov/build_deps/apt.conf" if sources.apt.mirror else "",
-    }
-    if sources.ca_certificates:
-        # pip and requests bring their own list of authorities unless told to use the system's
-        values |= dict.fromkeys(
-            ("PIP_CERT", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"), "/etc/ssl/certs/ca-certificates.crt"
-        )
-    return {key: value for key, value in values.items() if value}
 
 
 def _proxies(site: Site) -> dict[str, str]:

@@ -68,10 +68,6 @@ def test_sources_reach_the_roles(tmp_path: Path) -> None:
     assert found["r1prov_environment"] == {
         "https_proxy": "http://proxy:3128",
         "PIP_INDEX_URL": "https://mirror/simple",
-        "APT_CONFIG": "/etc/r1prov/build_deps/apt.conf",
-        "PIP_CERT": "/etc/ssl/certs/ca-certificates.crt",
-        "REQUESTS_CA_BUNDLE": "/etc/ssl/certs/ca-certificates.crt",
-        "SSL_CERT_FILE": "/etc/ssl/certs/ca-certificates.crt",
     }
     assert [source["type"] for source in found["weights_sources"]] == ["folder", "folder", "modelscope"]
     assert found["weights_sources"][0]["path"] == "/mnt/usb/DeepSeek-R1-UD-IQ1_S"

@@ -25,10 +25,12 @@ def needs(folder: Path, **flags: Any) -> dict[str, Any]:
     steps = [step for task in play["tasks"] for step in task.get("block", [])]
     told = next(step["vars"] for step in steps if step["ansible.builtin.import_role"]["name"].endswith(".preflight"))
     roles = {step["ansible.builtin.import_role"]["name"] for step in steps}
-    show = {"hosts": "all", "gather_facts": False, "vars": {**play["vars"], **told}}
     # The roles are imported as in up.yml, for that is what makes their variables known; none of their tasks runs.
     imports = [{"ansible.builtin.import_role": {"name": name}, "when": False} for name in sorted(roles)]
-    content = "{{ {" + ", ".join(f"'{name}': {name}" for name in told) + "} | to_json }}"
+    play["vars"]["environment_of_tasks"] = play["environment"]
+    show = {"hosts": "all", "gather_facts": False, "vars": {**play["vars"], **told}}
+    shown = [*told, "environment_of_tasks"]
+    content = "{{ {" + ", ".join(f"'{name}': {name}" for name in shown) + "} | to_json }}"
     write = {"ansible.builtin.copy": {"dest": str(folder / "needs.json"), "content": content, "mode": "0600"}}
     (folder / "show.yml").write_text(yaml.safe_dump([{**show, "tasks": [*imports, write]}]))
     environment = {"ANSIBLE_COLLECTIONS_PATH": str(paths.collections_path()), "ANSIBLE_LOCAL_TEMP": str(folder / "tmp")}
@@ -67,6 +69,7 @@ def test_what_a_site_asks_for_is_needed_and_nothing_else(tmp_path: Path) -> None
         versions={"llama_cpp": "mine"},
         sources={
             "apt": {"mirror": "http://mirror/debian"},
+            "ca_certificates": [str(archive)],
             "cuda": {"type": "pypi"},
             "llama_cpp": {
                 "type": "archive",
@@ -93,3 +96,10 @@ def test_what_a_site_asks_for_is_needed_and_nothing_else(tmp_path: Path) -> None
         "building llama.cpp",
     ]
     assert found["preflight_driver"] == "580"
+    authorities = dict.fromkeys(
+        ("PIP_CERT", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"), "/etc/ssl/certs/ca-certificates.crt"
+    )
+    assert found["environment_of_tasks"] == authorities | {
+        "PIP_INDEX_URL": "https://pypi.org/simple",
+        "APT_CONFIG": "/etc/r1prov/build_deps/apt.conf",
+    }
