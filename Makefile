@@ -1,10 +1,10 @@
 # `make demo` and `make test` work on a fresh Debian 12/13 or Ubuntu 22.04/24.04 with root. Nothing is made in this folder:
-# the environment, packages and images lie in ~/.cache/r1prov and may be deleted at any time.
+# the environment, packages and images lie in ~/.cache/r1prov and may be deleted at any time. Only `make docs` writes here: dist/docs.
 
 # Programs of the lab lie in sbin, which is not on everybody's path.
 IN := PATH="$$(./bootstrap):$$PATH:/usr/sbin:/sbin" && export PATH &&
 
-.PHONY: help setup demo test lint unit molecule e2e test-cuda format docs lock
+.PHONY: help setup demo test lint unit molecule e2e test-cuda format docs golden lock
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -36,8 +36,11 @@ test-cuda: ## the whole engine with CUDA, without a GPU, asked about memory agai
 format: ## rewrite the Python files in the house style
 	@$(IN) ruff format . && ruff check --fix .
 
-docs: ## the generated pages of docs/, and the golden files, as the code is now
-	@$(IN) python docs/generate.py && R1PROV_GOLDEN=write pytest -q tests/unit/test_inventory.py tests/unit/test_cli_plan.py
+docs: ## the reference pages of docs/ as the code is now, then the site from all pages: dist/docs/index.html
+	@$(IN) python docs/generate.py && NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
+
+golden: ## the golden files of the inventory and of `plan`, as the code is now
+	@$(IN) R1PROV_GOLDEN=write pytest -q tests/unit/test_inventory.py tests/unit/test_cli_plan.py
 
 lock: ## resolve the dependencies of pyproject.toml anew
 	@$(IN) uv pip compile --quiet --universal --generate-hashes --group dev pyproject.toml -o requirements.lock \

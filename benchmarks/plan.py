@@ -2,8 +2,9 @@
 
     python -m benchmarks.plan
 
-First the table of docs/offload.md: what a token reads from RAM, placed by the rule of thumb, with all experts in RAM, by llama.cpp's
-`--fit` (tests/data/engine_fit.json), and by r1prov. Then the seconds of the processor that commands take, the least of some runs.
+First comes the table of docs/evidence/memory.md: what a token reads from RAM, placed by the rule of thumb, with all experts in RAM,
+by llama.cpp's `--fit` (tests/data/engine_fit.json), and by r1prov. Then come the seconds of the processor that commands take, the
+least of some runs.
 """
 
 from __future__ import annotations

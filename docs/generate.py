@@ -1,8 +1,9 @@
 """Writes the reference pages of docs/ from what they describe: `make docs`. A test fails when a page is out of date.
 
+- `docs/cli.md` from the commands of r1prov/cli
 - `docs/roles.md` from the roles' argument_specs and defaults
-- `docs/site.md`, below its marker, from the models of r1prov/site.py and r1prov/machine.py
-- `docs/operating.md`, below its marker, the table of exit codes
+- `docs/site.md`, below its marker, from the models in r1prov/site and r1prov/machines
+- `docs/trouble.md`, below its marker, from the exit codes in r1prov/common/errors.py
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import BaseModel
 
+from r1prov.cli.verbs import VERBS, command
 from r1prov.common.errors import EXIT_CODES
 from r1prov.machines.profile import Profile
 from r1prov.site import SiteFile
@@ -26,14 +28,29 @@ if TYPE_CHECKING:
 DOCS = Path(__file__).resolve().parent
 ROLES = DOCS.parent / "roles"
 MARKER = "<!-- generated below: make docs -->\n"
+CLI_HEAD = """\
+# Commands
+
+This page lists every command of `r1prov` with its arguments and options. `r1prov COMMAND --help` says the same.
+
+Generated from `r1prov/cli`: `make docs`.
+"""
+ROLES_HEAD = """\
+# Roles
+
+This page lists every role of the collection `r1.prov` and all its variables.
+
+Generated from `roles/*/meta/argument_specs.yml`: `make docs`.
+"""
 
 
 def pages() -> dict[Path, str]:
     """The whole text of every generated page, by its path."""
     return {
+        DOCS / "cli.md": _cli(),
         DOCS / "roles.md": _roles(),
         DOCS / "site.md": _below(DOCS / "site.md", _keys("`r1prov.yml`", SiteFile) + _keys("A profile", Profile)),
-        DOCS / "operating.md": _below(DOCS / "operating.md", _exit_codes()),
+        DOCS / "trouble.md": _below(DOCS / "trouble.md", _exit_codes()),
     }
 
 
@@ -46,8 +63,34 @@ def _exit_codes() -> str:
     return f"\n| exit code | meaning |\n|---|---|\n{rows}"
 
 
+def _cli() -> str:
+    parts = [CLI_HEAD]
+    for verb in VERBS:
+        found = command(verb)
+        parts.append(_command(f"r1prov {verb}", found))
+        parts += [_command(f"r1prov {verb} {name}", each) for name, each in getattr(found, "commands", {}).items()]
+    return "".join(parts)
+
+
+def _command(title: str, found: Any) -> str:
+    """One command: what it does, and a table of its arguments and options. `--help`, which all have, is left out."""
+    rows = [_parameter(each) for each in found.params if "--help" not in each.opts]
+    table = "\n| argument or option | default | what |\n|---|---|---|\n" + "".join(rows) if rows else ""
+    return f"\n## {title}\n\n{(found.help or '').strip()}\n{table}"
+
+
+def _parameter(parameter: Any) -> str:
+    is_option = parameter.opts[0].startswith("-")
+    names = parameter.opts if is_option else [(parameter.metavar or parameter.name).upper()]
+    default = "required" if parameter.required else ""
+    if not parameter.required and parameter.default not in (None, "", False, 0):
+        default = f"`{parameter.default}`"
+    shown = ", ".join(f"`{name}`" for name in names)
+    return f"| {shown} | {default} | {(parameter.help or '').replace('|', chr(92) + '|')} |\n"
+
+
 def _roles() -> str:
-    parts = ["# Roles\n\nGenerated from `roles/*/meta/argument_specs.yml`: `make docs`.\n"]
+    parts = [ROLES_HEAD]
     for role in sorted(path for path in ROLES.iterdir() if path.is_dir()):
         specs = yaml.safe_load((role / "meta" / "argument_specs.yml").read_text())["argument_specs"]
         for entry, spec in specs.items():

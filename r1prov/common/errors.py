@@ -1,6 +1,6 @@
 """The kinds of failure. Each has one exit code, and every instance says what, where and what to do next.
 
-The table of exit codes lives here only (`EXIT_CODES`); docs/operating.md shows it.
+The table of exit codes lives here only (`EXIT_CODES`); docs/trouble.md shows it.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 RAM_BYTES_PER_SECOND = (35 * GB, 60 * GB)
 """What decoding gets out of the RAM of a two-socket server: 5.78 tokens/s with 35 of 62 entries of UD-IQ1_S on four RTX 4090, which
-is 6.4 GB per token from RAM, and 3 to 4 tokens/s without GPU, 14.7 GB (figures of others, docs/offload.md)."""
+is 6.4 GB per token from RAM, and 3 to 4 tokens/s without GPU, 14.7 GB (figures of others, docs/guide.md)."""
 
 CARD_BYTES_PER_SECOND = (400 * GB, 800 * GB)
 """The same of a card: under its memory's figure, for each of 61 layers waits for the one before it."""

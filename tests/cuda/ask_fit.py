@@ -36,7 +36,7 @@ NAMED = tuple(
     for mla in (False, True)
     for context in (512, 8192)
 )
-"""Those that docs/offload.md shows."""
+"""Those that docs/evidence/memory.md shows."""
 
 
 def questions(count: int = 57) -> Iterator[dict[str, Any]]:

@@ -134,18 +134,20 @@ def test_engine_and_page_go_to_another_version_and_back(operator: Operator, pair
 
 
 def test_the_page_moves_to_another_server(operator: Operator, pair: list[LabHost], tmp_path: Path) -> None:
-    """With the commands of docs/operating.md, but for their `ssh root@SERVER`."""
-    _, section = (paths.collection() / "docs/operating.md").read_text().split("## Move")
-    commands = dict(re.findall(r"    ssh root@(OLD|NEW) '([^']+)'", section))
+    """With the commands of docs/backup.md, but for their `ssh root@SERVER`."""
+    text = (paths.collection() / "docs/backup.md").read_text()
+    packing, unpacking = (re.search(rf"    ssh root@{host} '([^']+)' [<>] page.tar", text) for host in ("OLD", "NEW"))
+    assert packing
+    assert unpacking
     person = {"email": "eve@example.com", "password": "eves-very-own-passphrase"}
     with opened(operator, pair[0]) as doors:
         page = logged_in(operator, doors)
         assert page.call("/api/v1/auths/add", {"name": "Eve", "role": "user", **person})[0] == 200
     packed = tmp_path / "page.tar"
     with packed.open("wb") as file:
-        subprocess.run([*pair[0].ssh_argv(), commands["OLD"]], stdout=file, check=True)
+        subprocess.run([*pair[0].ssh_argv(), packing[1]], stdout=file, check=True)
     with packed.open("rb") as file:
-        subprocess.run([*pair[1].ssh_argv(), commands["NEW"]], stdin=file, check=True)
+        subprocess.run([*pair[1].ssh_argv(), unpacking[1]], stdin=file, check=True)
     lab.ssh(pair[0], ["systemctl", "start", "r1prov-open-webui"])
     for host in pair:
         with opened(operator, host) as doors:

@@ -1,19 +1,43 @@
-"""The generated pages say what the code says."""
+"""The pages say what the code says: what is generated, every command, every printed plan, every link of the README."""
 
+from __future__ import annotations
+
+import re
 import runpy
+import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from markdown.extensions.toc import slugify
 
 from benchmarks import plan
+from r1prov import output
+from r1prov.cli import main
+from r1prov.cli.verbs import VERBS, command
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = runpy.run_path(str(ROOT / "docs" / "generate.py"))["pages"]()
+GENERATED = runpy.run_path(str(ROOT / "docs" / "generate.py"))["pages"]()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+CALCULATING = ("plan", "explain", "profiles")
+"""Verbs whose output needs no host."""
+WIDTH = 80
+CODE = re.compile(r"^(?:```.*?^```$|(?: {4}[^\n]*\n)+)", flags=re.MULTILINE | re.DOTALL)
+"""A block of code: fenced, or indented by four."""
+CUT = "[...]"
+"""Stands in the pages where lines of an output are left out."""
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def names(pages: list[Path]) -> list[str]:
+    return [str(page.relative_to(ROOT)) for page in pages]
+
+
+@pytest.mark.parametrize("page", GENERATED, ids=lambda path: path.name)
 def test_a_generated_page_is_up_to_date(page: Path) -> None:
-    assert page.read_text() == PAGES[page], "run `make docs`"
+    assert page.read_text() == GENERATED[page], "run `make docs`"
 
 
 def test_every_key_of_the_site_file_is_described() -> None:
@@ -21,5 +45,103 @@ def test_every_key_of_the_site_file_is_described() -> None:
     assert [row for row in rows if row.endswith("|  |")] == []
 
 
+def test_every_option_is_described() -> None:
+    rows = [line for line in (ROOT / "docs" / "cli.md").read_text().splitlines() if line.startswith("| `-")]
+    assert len(rows) > 100
+    assert [row for row in rows if row.endswith("|  |")] == []
+
+
 def test_the_table_of_what_a_token_reads_is_what_the_benchmark_prints() -> None:
-    assert plan.table() in (ROOT / "docs" / "offload.md").read_text(), "run `python -m benchmarks.plan`"
+    assert plan.table() in (ROOT / "docs" / "evidence" / "memory.md").read_text(), "run `python -m benchmarks.plan`"
+
+
+def commands(text: str) -> Iterator[str]:
+    """The commands of a page that call r1prov: in its code blocks and between its backticks."""
+    for block in CODE.findall(text):
+        for line in block.splitlines():
+            yield from re.findall(r"(?:^\s*(?:\$ )?|&& )(r1prov [^#\n&]+)", line)
+    for span in re.findall(r"`([^`]+)`", CODE.sub("", text)):
+        yield from re.findall(r"^r1prov .+", span.replace("\n", " "))
+
+
+def fault(line: str) -> str:
+    """What is wrong with a command: a verb or an option that does not exist. Empty where nothing is."""
+    words = shlex.split(line)[1:]
+    words = words[: words.index("--")] if "--" in words else words
+    while words and words[0] in {"--debug", "--help", "--version"}:
+        del words[0]
+    if not words or not re.fullmatch(r"[a-z]+", words[0]):
+        return ""
+    if words[0] not in VERBS:
+        return f"{words[0]} is no verb"
+    found: Any = command(words.pop(0))
+    if inner := getattr(found, "commands", None):
+        if not words:
+            return ""
+        if words[0] not in inner:
+            return f"{words[0]} is no verb"
+        found = inner[words.pop(0)]
+    known = {name for parameter in found.params for name in parameter.opts} | {"--help"}
+    return ", ".join(
+        f"{word} is no option" for word in words if word.startswith("-") and word != "-" and word not in known
+    )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def test_every_command_exists(page: Path) -> None:
+    faults = {line: fault(line) for line in commands(page.read_text())}
+    assert {line: what for line, what in faults.items() if what} == {}
+
+
+def test_the_commands_are_found_and_faults_are_seen() -> None:
+    assert sum(len(list(commands(page.read_text()))) for page in PAGES) > 100
+    text = "Say `r1prov fly` or\n\n    cd x && r1prov up --fast gpu1   # r1prov no\n\n```console\n$ r1prov secrets burn\n```\n"
+    assert [fault(line) for line in commands(text)] == ["--fast is no option", "burn is no verb", "fly is no verb"]
+
+
+def printed() -> Iterator[tuple[str, str, str]]:
+    """Page, command and output of every block that shows what a calculating verb prints."""
+    for page in PAGES:
+        for block in re.findall(r"^```console\n\$ (r1prov .*?)^```$", page.read_text(), flags=re.MULTILINE | re.DOTALL):
+            line, _, shown = block.partition("\n")
+            if line.split()[1] in CALCULATING:
+                yield str(page.relative_to(ROOT)), line, shown
+
+
+@pytest.mark.parametrize(("page", "line", "shown"), list(printed()))
+def test_an_output_in_the_pages_is_what_is_printed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, page: str, line: str, shown: str
+) -> None:
+    monkeypatch.setattr(output._out, "width", WIDTH)
+    with pytest.raises(SystemExit):
+        main(shlex.split(line)[1:])
+    real = "".join(f"{row.rstrip()}\n" for row in capsys.readouterr().out.splitlines())
+    for part in filter(None, shown.split(f"{CUT}\n")):
+        assert part in real, f"{page}: {line}"
+        real = real.partition(part)[2]
+
+
+def test_the_rates_of_the_quants_are_those_of_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = re.findall(
+        r"^\| (\S+)(?: \(.*?\))? \| ([\d.]+) \| ([\d.]+ to [\d.]+) \| ([\d.]+ to [\d.]+) \|$",
+        (ROOT / "docs" / "hardware.md").read_text(),
+        flags=re.MULTILINE,
+    )
+    assert len(rows) == 5
+    for quant, _, *rates in rows:
+        for profile, rate in zip(("4x4090", "4xh800"), rates, strict=True):
+            with pytest.raises(SystemExit):
+                main(["plan", "--profile", profile, "--quant", quant])
+            assert f"Decoding: {rate} tokens/s" in capsys.readouterr().out, (quant, profile)
+
+
+def test_the_links_of_the_readme_lead_somewhere() -> None:
+    """Those of docs/ are held by `make docs`."""
+    links = re.findall(r"\]\(([^)#\s]+)(?:#([^)\s]+))?\)", (ROOT / "README.md").read_text())
+    assert len(links) > 15
+    for path, anchor in links:
+        target = ROOT / path
+        assert target.is_file(), path
+        if anchor:
+            heads = re.findall(r"^#+ (.+)$", target.read_text(), flags=re.MULTILINE)
+            assert anchor in {slugify(head, "-") for head in heads}, f"{path}#{anchor}"

@@ -1,4 +1,4 @@
-"""What is rendered for the reference machines, as a person reads it: tests/golden/inventory. `make docs` writes it anew."""
+"""What is rendered for the reference machines, as a person reads it: tests/golden/inventory. `make golden` writes it anew."""
 
 import os
 from pathlib import Path
