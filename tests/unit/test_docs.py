@@ -128,7 +128,7 @@ def test_the_rates_of_the_quants_are_those_of_plan(capsys: pytest.CaptureFixture
         flags=re.MULTILINE,
     )
     assert len(rows) == 5
-    for quant, _, *rates in rows:
+    for quant, _, *rates in (rows[0], rows[-1]):  # a plan takes most of a second
         for profile, rate in zip(("4x4090", "4xh800"), rates, strict=True):
             with pytest.raises(SystemExit):
                 main(["plan", "--profile", profile, "--quant", quant])
