@@ -1,205 +1,161 @@
-"""Runs the stages of `make test`, shows what is going on, and ends with the count of what passed, failed and was skipped."""
+"""Runs the stages of `make test`, shows what is going on, and ends with what passed, failed and was skipped.
+
+    python -m tests.run lint unit molecule e2e
+    python -m tests.run molecule --role gateway
+
+Two jobs run at once, of whatever stage, and beside them what compiles: a host with llama.cpp for each Debian release, two
+versions of Ollama, an ACME server. A test begins when what it needs is compiled.
+"""
 
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from pathlib import Path
-from xml.etree import ElementTree
+
+import yaml
 
 from r1prov import lab
 from r1prov.common import paths
+from r1prov.common.errors import Exit
+from tests.fixtures import ollama
+from tests.jobs import COMPILE, Crew, Job, Outcome
 
 ROOT = Path(__file__).resolve().parent.parent
 LOGS = paths.cache_dir() / "logs"
-
-# Borders, colours and links help on a terminal, not in a log.
-PLAIN = {"MOLECULE_COMMAND_BORDERS": "0", "NO_COLOR": "1", "ANSIBLE_NOCOLOR": "1", "TERM": "dumb"}
+AT_ONCE = 2
+STAGES = ("lint", "unit", "molecule", "e2e")
 
 LINTERS = (
+    ("ansible-lint",),
     ("ruff", "check", "."),
     ("ruff", "format", "--check", "."),
     ("mypy",),
     ("yamllint", "--strict", "."),
-    ("ansible-lint",),
 )
+CHROMIUM = """
+apt-get update -qq
+DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends chromium fonts-dejavu-core
+"""
 
-
-@dataclass
-class Outcome:
-    """What came of one stage."""
-
-    passed: int = 0
-    failed: list[str] = field(default_factory=list)
-    skipped: dict[str, list[str]] = field(default_factory=dict)  # reason -> tests
-
-    def skip(self, reason: str, test: str) -> None:
-        self.skipped.setdefault(reason, []).append(test)
-
-    def __str__(self) -> str:
-        skipped = sum(len(tests) for tests in self.skipped.values())
-        counts = {"passed": self.passed, "failed": len(self.failed), "skipped": skipped}
-        return ", ".join(f"{count} {what}" for what, count in counts.items() if count) or "nothing to do"
-
-
-def lint(_: argparse.Namespace) -> Outcome:
-    """Each linter is one test; its talk is shown when it complains."""
-    outcome = Outcome()
-    _run_all({" ".join(argv): (list(argv), ROOT) for argv in LINTERS}, outcome, at_once=2)
-    return outcome
-
-
-def unit(_: argparse.Namespace) -> Outcome:
-    """What needs no host."""
-    return _pytest("tests/unit")
-
-
-def e2e(_: argparse.Namespace) -> Outcome:
-    """The whole way; tests that need hosts, or a browser, skip themselves where there is none."""
-    if not shutil.which("chromium") and not lab.requirements() and shutil.which("apt-get"):
-        _say("  installing chromium, to look at the chat page with")
-        install = ["apt-get", "install", "-qq", "--yes", "--no-install-recommends", "chromium", "fonts-dejavu-core"]
-        subprocess.run(["apt-get", "update", "-qq"], check=False, capture_output=True)
-        subprocess.run(
-            install, check=False, capture_output=True, env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        )
-    return _pytest("tests/e2e")
-
-
-def molecule(options: argparse.Namespace) -> Outcome:
-    """Every scenario of every role, or of one role, each on a fresh host."""
-    outcome = Outcome()
-    scenarios = sorted(ROOT.glob(f"roles/{options.role or '*'}/molecule/*/molecule.yml"), key=_order)
-    if not scenarios:
-        outcome.failed.append(f"no role named {options.role} has a scenario")
-    commands: dict[bool, dict[str, tuple[list[str], Path]]] = {False: {}, True: {}}
-    reason = "; ".join(f"{p.where} {p.what} -> {p.remedy}" for p in lab.requirements())
-    for path in scenarios:
-        scenario, role = path.parent.name, path.parents[2]
-        name = f"molecule {role.name}" + ("" if scenario == "default" else f" {scenario}")
-        if reason:
-            outcome.skip(f"hosts cannot be booted here: {reason}", name)
-        else:
-            commands[_needs_engine(path)][name] = (["molecule", "test", "--scenario-name", scenario], role)
-    # One after the other: llama.cpp is then in the compiler's cache, not compiled twice at once.
-    for needs_engine in (False, True):
-        _run_all(commands[needs_engine], outcome, at_once=2)
-    return outcome
-
-
-def _order(scenario: Path) -> tuple[bool, Path]:
-    """llama_cpp first: it takes longest."""
-    return scenario.parents[2].name != "llama_cpp", scenario
-
-
-def _needs_engine(scenario: Path) -> bool:
-    """Whether its preparation builds llama.cpp."""
-    prepare = scenario.with_name("prepare.yml")
-    return prepare.exists() and "engine_and_model" in prepare.read_text()
-
-
-def _run_all(commands: dict[str, tuple[list[str], Path]], outcome: Outcome, *, at_once: int) -> None:
-    """Runs commands, a few at once, with one line when one starts and ends; the end of its log if it fails."""
-    LOGS.mkdir(parents=True, exist_ok=True)
-
-    def run(name: str) -> bool:
-        argv, folder = commands[name]
-        log = LOGS / f"{name.replace(' ', '-').replace('/', '-')}.log"
-        started = time.monotonic()
-        _say(f"  {name} ...")
-        with log.open("wb") as handle:
-            code = subprocess.run(
-                argv,
-                cwd=folder,
-                env={**os.environ, **PLAIN},
-                stdin=subprocess.DEVNULL,
-                stdout=handle,
-                stderr=subprocess.STDOUT,
-                check=False,
-            ).returncode
-        _say(f"  {name}: {'FAILED' if code else 'passed'} in {time.monotonic() - started:.0f} s")
-        if code:
-            lines = log.read_text(errors="replace").splitlines()
-            _say("\n".join(f"    | {line}" for line in lines[-60:]) + f"\n    all of it: {log}")
-        return code == 0
-
-    with ThreadPoolExecutor(at_once) as pool:
-        for name, passed in zip(commands, pool.map(run, commands), strict=True):
-            if passed:
-                outcome.passed += 1
-            else:
-                outcome.failed.append(name)
-
-
-def _pytest(folder: str) -> Outcome:
-    outcome = Outcome()
-    with tempfile.TemporaryDirectory() as scratch:
-        report = Path(scratch) / "report.xml"
-        argv = [sys.executable, "-m", "pytest", folder, "--quiet", "--durations=5", f"--junitxml={report}"]
-        code = subprocess.run(argv, cwd=ROOT, check=False).returncode
-        cases: Iterable[ElementTree.Element] = ElementTree.parse(report).iter("testcase") if report.exists() else ()
-        for case in cases:
-            name = f"{case.get('classname')}::{case.get('name')}"
-            skipped = case.find("skipped")
-            if case.find("failure") is not None or case.find("error") is not None:
-                outcome.failed.append(name)
-            elif skipped is not None:
-                outcome.skip(skipped.get("message") or "", name)
-            else:
-                outcome.passed += 1
-    if code and not outcome.failed:
-        outcome.failed.append(f"pytest {folder} ended with status {code}")
-    return outcome
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
-
-
-STAGES: dict[str, Callable[[argparse.Namespace], Outcome]] = {
-    "lint": lint,
-    "unit": unit,
-    "molecule": molecule,
-    "e2e": e2e,
+# What scenarios wait for, beside those that boot from the image with an engine. The one of llama_cpp compiles by itself; it waits so that
+# nothing is compiled twice at once, and finds in the compiler's cache what its first build has in common with the image's.
+NEEDS = {
+    "molecule llama_cpp": ("engine on bookworm",),
+    "molecule gateway acme": ("Pebble",),
+    "molecule ollama": tuple(f"Ollama {version}" for version in (ollama.VERSION, ollama.OTHER_VERSION)),
 }
+
+# The seconds that scenarios take on two idle cores. Long ones begin first; those that are not named take less.
+LONG = {"llama_cpp": 300, "open_webui": 250, "ollama": 200, "tune": 120, "gateway": 110}
+
+
+def lint() -> list[Job]:
+    """Each linter is one test; its talk is shown when it complains."""
+    return [Job("lint", " ".join(argv), argv, ROOT) for argv in LINTERS]
+
+
+def unit() -> list[Job]:
+    """What needs no host."""
+    return [_pytest("unit", distribution="worksteal")]
+
+
+def e2e() -> list[Job]:
+    """The whole way. Tests that need hosts, or a browser, skip themselves where there is none; those of one group run in a row."""
+    return [_pytest("e2e", distribution="loadgroup", after=tuple(job.name for job in compilers()))]
+
+
+def molecule(role: str = "") -> list[Job]:
+    """Every scenario of every role, or of one role, each on a fresh host."""
+    scenarios = [path.parent for path in ROOT.glob(f"roles/{role or '*'}/molecule/*/molecule.yml")]
+    scenarios.sort(key=lambda folder: (-LONG.get(folder.parents[1].name, 0), folder))
+    return [_scenario(folder) for folder in scenarios]
+
+
+def compilers() -> list[Job]:
+    """What is compiled once and kept, in the order in which tests need it."""
+    jobs = {
+        "engine on bookworm": [sys.executable, "-m", "tests.fixtures.engine", "bookworm"],
+        "Pebble": [sys.executable, "-m", "tests.fixtures.pebble"],
+        f"Ollama {ollama.VERSION}": [sys.executable, "-m", "tests.fixtures.ollama", ollama.VERSION],
+        f"Ollama {ollama.OTHER_VERSION}": [sys.executable, "-m", "tests.fixtures.ollama", ollama.OTHER_VERSION],
+        "engine on trixie": [sys.executable, "-m", "tests.fixtures.engine", "trixie"],
+    }
+    if not shutil.which("chromium") and shutil.which("apt-get"):
+        jobs["a browser to look at the chat page with"] = ["sh", "-ec", CHROMIUM]
+    return [Job(COMPILE, name, tuple(argv), ROOT, tell_each=True) for name, argv in jobs.items()]
+
+
+def _scenario(folder: Path) -> Job:
+    role = folder.parents[1]
+    name = f"molecule {role.name}" + ("" if folder.name == "default" else f" {folder.name}")
+    journal = LOGS / f"{name.replace(' ', '-')}.journal"
+    return Job(
+        "molecule",
+        name,
+        ("molecule", "test", "--scenario-name", folder.name),
+        role,
+        after=_needs(name, folder),
+        environment={"R1PROV_JOURNAL": str(journal)},
+        afterwards=journal,
+    )
+
+
+def _needs(name: str, folder: Path) -> tuple[str, ...]:
+    """The names of the compilers that a scenario waits for."""
+    (platform,) = yaml.safe_load((folder / "molecule.yml").read_text())["platforms"]
+    return NEEDS.get(name, ()) + (("engine on bookworm",) if platform.get("engine") else ())
+
+
+def _pytest(stage: str, *, distribution: str, after: tuple[str, ...] = ()) -> Job:
+    argv = (sys.executable, "-m", "pytest", f"tests/{stage}", "-v", "-n", str(AT_ONCE), "--dist", distribution)
+    return Job(stage, stage, argv, ROOT, after=after, pytest=True, tell_each=stage == "e2e")
+
+
+def _report(outcomes: dict[str, Outcome], crew: Crew) -> Outcome:
+    total = Outcome()
+    lines = ["what ran, and from when to when:"]
+    for stage, outcome in outcomes.items():
+        lines.append(f"  {stage:10} {outcome.began:6.0f} to {outcome.ended:5.0f} s   {outcome}")
+        total.add(outcome)
+    lines += ["", "the slowest:"]
+    lines += [f"  {seconds:6.0f} s  {name}" for seconds, name in sorted(total.times, reverse=True)[:10]]
+    for reason, tests in total.skipped.items():
+        lines += ["", f"SKIPPED {len(tests)}: {reason}", *(f"  {test}" for test in tests)]
+    lines += ["", *(f"FAILED {test}" for test in total.failed), str(total)]
+    crew.say("\n".join(lines))
+    return total
+
+
+def _jobs(stages: Iterable[str], role: str) -> list[Job]:
+    found = {"lint": lint, "unit": unit, "molecule": lambda: molecule(role), "e2e": e2e}
+    jobs = [job for stage in STAGES if stage in stages for job in found[stage]()]
+    wanted = {name for job in jobs for name in job.after}
+    return [*(job for job in compilers() if job.name in wanted), *jobs]
 
 
 def main() -> int:
     """Runs the stages named; 1 if any test failed."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.run", description=__doc__)
     parser.add_argument("stages", nargs="+", choices=STAGES)
-    parser.add_argument("--role", help="molecule: this role only")
+    parser.add_argument("--role", default="", help="molecule: this role only")
     options = parser.parse_args()
 
-    total = Outcome()
-    table = []
-    for stage in options.stages:
-        _say(f"== {stage}")
-        started = time.monotonic()
-        outcome = STAGES[stage](options)
-        table.append(f"{stage:10} {time.monotonic() - started:6.0f} s   {outcome}")
-        total.passed += outcome.passed
-        total.failed += outcome.failed
-        for reason, tests in outcome.skipped.items():
-            for test in tests:
-                total.skip(reason, test)
-
-    _say("\n" + "\n".join(table))
-    for reason, tests in total.skipped.items():
-        _say(f"\nSKIPPED {len(tests)}: {reason}\n  " + "\n  ".join(tests))
-    for test in total.failed:
-        _say(f"FAILED {test}")
-    _say(f"\n{total}")
-    return 1 if total.failed else 0
+    crew = Crew(LOGS)
+    if options.role and not molecule(options.role):
+        parser.error(f"no role named {options.role} has a scenario")
+    jobs = _jobs(options.stages, options.role)
+    reason = "; ".join(f"{p.where} {p.what} -> {p.remedy}" for p in lab.requirements())
+    unbootable = [job for job in jobs if reason and job.stage in (COMPILE, "molecule")]
+    try:
+        outcomes = crew.run([job for job in jobs if job not in unbootable], AT_ONCE)
+    except KeyboardInterrupt:
+        return Exit.INTERRUPTED
+    for job in unbootable:
+        outcomes.setdefault(job.stage, Outcome()).skip(f"hosts cannot be booted here: {reason}", job.name)
+    return 1 if _report(outcomes, crew).failed else 0
 
 
 if __name__ == "__main__":

@@ -21,12 +21,19 @@ def _say(line: str) -> None:
 def up(
     name: str,
     release: Annotated[str, typer.Option(help=f"Debian release: {', '.join(lab.RELEASES)}.")] = "bookworm",
+    image: Annotated[str, typer.Option(help="An image that `keep` has made, instead of the bare release.")] = "",
     bind: Annotated[list[str] | None, typer.Option(help="A folder to show to the host, as HERE:THERE.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print address, key and known_hosts as JSON.")] = False,
 ) -> None:
     """Boot a fresh host: a minimal Debian with sshd and python3, nothing else."""
-    host = lab.up(name, release, binds=bind or (), say=_say)  # type: ignore[arg-type] # up() checks the release
+    host = lab.up(name, release, image=image, binds=bind or (), say=_say)  # type: ignore[arg-type] # up() checks the release
     typer.echo(json.dumps(_facts(host)) if as_json else host.address)
+
+
+@app.command()
+def keep(name: str, image: str) -> None:
+    """Shut a host down and keep its disk as an image, which other hosts boot from: `up --image`."""
+    lab.keep(name, image, say=_say)
 
 
 @app.command()

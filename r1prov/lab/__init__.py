@@ -7,7 +7,7 @@ lab.down("web")
 """
 
 from r1prov.lab.base import RELEASES, Release
-from r1prov.lab.hosts import LabHost, cut, down, down_all, get, hosts, restore, ssh, up
+from r1prov.lab.hosts import LabHost, cut, down, down_all, forget, get, hosts, keep, kept, restore, ssh, up
 from r1prov.lab.needs import requirements
 from r1prov.lab.network import GATEWAY
 
@@ -19,8 +19,11 @@ __all__ = [
     "cut",
     "down",
     "down_all",
+    "forget",
     "get",
     "hosts",
+    "keep",
+    "kept",
     "requirements",
     "restore",
     "ssh",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from r1prov.common.errors import LabError, Problem
 from r1prov.common.paths import cache_dir
+from r1prov.lab import images
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,15 +37,15 @@ def base_image(release: Release, say: Callable[[str], None]) -> Path:
     Raises:
         LabError: the packages cannot be fetched or installed.
     """
-    images = cache_dir() / "lab" / "base"
-    images.mkdir(parents=True, exist_ok=True)
-    image = images / f"{release}-{_recipe_digest()}"
-    with locked(images / f"{release}.lock"):
+    image = base_folder(release)
+    image.parent.mkdir(parents=True, exist_ok=True)
+    with locked(image.with_name(f"{release}.lock")):
         if not image.is_dir():
-            for stale in images.glob(f"{release}-*"):
+            for stale in image.parent.glob(f"{release}-*"):
                 shutil.rmtree(stale)
+                images.remove_all(stale)
             say(f"making the {release} base image, once: about half a minute")
-            with tempfile.TemporaryDirectory(dir=images, prefix=f"{release}-") as scratch:
+            with tempfile.TemporaryDirectory(dir=image.parent, prefix=f"{release}-") as scratch:
                 root = Path(scratch) / "root"
                 _bootstrap(release, root, say)
                 for pattern in _IDENTITY:
@@ -52,6 +53,11 @@ def base_image(release: Release, say: Callable[[str], None]) -> Path:
                         path.unlink()
                 root.rename(image)
     return image
+
+
+def base_folder(release: Release) -> Path:
+    """Where the base image of a release lies, whether it was made or not."""
+    return cache_dir() / "lab" / "base" / f"{release}-{_recipe_digest()}"
 
 
 @contextmanager

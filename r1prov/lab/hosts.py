@@ -1,8 +1,9 @@
-"""Throwaway hosts: up, down, list, ssh.
+"""Throwaway hosts: up, keep, down, list, ssh.
 
-A host is an overlay over a base image, a network namespace, and systemd-nspawn with a real systemd as PID 1. What must be
-found again is machine-wide: kernel objects by name, processes by their `--machine=` argument, and one small record per host
-in /run, written before anything is made. So `down` can clean up after anything that was cut off at any point.
+A host is an overlay over a base image (or over an image that was kept of another host), a network namespace, and
+systemd-nspawn with a real systemd as PID 1. What must be found again is machine-wide: kernel objects by name, processes by
+their `--machine=` argument, and one small record per host in /run, written before anything is made. So `down` can clean up
+after anything that was cut off at any point.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from typing import TYPE_CHECKING
 from r1prov.common.errors import LabError, Problem
 from r1prov.common.files import write_whole
 from r1prov.common.paths import cache_dir
-from r1prov.lab import caches, network
-from r1prov.lab.base import RELEASES, Release, base_image, locked
+from r1prov.lab import caches, images, network
+from r1prov.lab.base import RELEASES, Release, base_folder, base_image, locked
 from r1prov.lab.needs import must_be_root, requirements
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 _RUN = Path("/run/r1prov-lab")
 _RECORDS = _RUN / "hosts"
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,40}")
+_NAME_RULE = "use up to 41 lower-case letters, digits and hyphens, a letter first"
 _BOOT_LIMIT_S = 120.0  # a boot takes 1 to 8 s; this is for machines that do much else
 
 
@@ -48,6 +50,7 @@ class LabHost:
         release: `bookworm` or `trixie`.
         host_key: its ssh host key, as in a .pub file.
         directory: its disk (`upper`), its console (`console.log`).
+        image: the name of the image that it booted from; empty for the bare release.
     """
 
     name: str
@@ -55,6 +58,7 @@ class LabHost:
     release: Release
     host_key: str
     directory: Path
+    image: str = ""
 
     @property
     def key(self) -> Path:
@@ -88,6 +92,7 @@ def up(
     name: str,
     release: Release = "bookworm",
     *,
+    image: str = "",
     binds: Sequence[str] = (),
     say: Callable[[str], None] = lambda _: None,
 ) -> LabHost:
@@ -96,6 +101,7 @@ def up(
     Args:
         name: lower-case letters, digits, hyphens.
         release: the Debian release.
+        image: the name of an image of that release, which `keep` has made; empty for the bare release.
         binds: folders of this machine that the host shall see, as `here:there`.
         say: is told, in short lines, what is going on.
 
@@ -104,8 +110,7 @@ def up(
     """
     problems = requirements()
     if not _NAME.fullmatch(name):
-        remedy = "use up to 41 lower-case letters, digits and hyphens, a letter first"
-        problems.append(Problem(where=name, what="is no name for a host", remedy=remedy))
+        problems.append(Problem(where=name, what="is no name for a host", remedy=_NAME_RULE))
     if release not in RELEASES:
         remedy = f"use one of: {', '.join(RELEASES)}"
         problems.append(Problem(where=name, what=f"unknown release {release}", remedy=remedy))
@@ -114,20 +119,66 @@ def up(
 
     with locked(_RUN / f"{name}.lock"):
         found = _recorded(name)
-        if found and found.running and found.release == release:
+        if found and found.running and (found.release, found.image) == (release, image):
             _wait(found)
             say(f"{name} is up already")
             return found
-        base = base_image(release, say)
+        lower = _lower(name, base_image(release, say), image)
         _clear(name)
         try:
-            host = _make(name, release)
-            _wait(host, _boot(host, base, binds))
+            host = _make(name, release, image)
+            _wait(host, _boot(host, lower, binds))
         except BaseException:
             _clear(name)
             raise
     say(f"{name} is up")
     return host
+
+
+def keep(name: str, image: str, *, say: Callable[[str], None] = lambda _: None) -> None:
+    """Shuts a host down and keeps its disk as an image, in place of one of the same name; the host is then gone.
+
+    Identity does not travel: a host that boots from the image gets a name, an address and keys of its own.
+
+    Args:
+        name: the host, which booted from the bare release.
+        image: the name of the image, as for hosts.
+        say: is told, in short lines, what is going on.
+
+    Raises:
+        LabError: there is no such host, it booted from an image itself, it does not shut down, or hosts run on an image of that name.
+    """
+    must_be_root()
+    host = get(name)
+    if host.image:
+        remedy = "keep a host that booted from the bare release"
+        raise LabError(Problem(name, f"booted from the image {host.image}", remedy))
+    if not _NAME.fullmatch(image):
+        raise LabError(Problem(image, "is no name for an image", _NAME_RULE))
+    forget(image, host.release)
+    if image in kept(host.release):
+        raise LabError(Problem(image, "hosts run on the image of that name", "remove them: r1prov lab down"))
+    with locked(_RUN / f"{name}.lock"):
+        caches.harvest(host.release, host.directory / "upper")
+        _shut_down(host)
+        layer = images.layer(base_folder(host.release), image)
+        layer.parent.mkdir(parents=True, exist_ok=True)
+        (host.directory / "upper").rename(layer)
+        _clear(name)
+        (_RUN / f"{name}.lock").unlink()
+    say(f"{name} is kept as {image}")
+
+
+def kept(release: Release) -> list[str]:
+    """The names of the images of a release."""
+    return images.images(base_folder(release))
+
+
+def forget(image: str, release: Release) -> None:
+    """Removes an image, unless a host runs on it; does nothing where there is none."""
+    layer = images.layer(base_folder(release), image)
+    if layer.exists() and not any(host.running for host in hosts() if (host.image, host.release) == (image, release)):
+        shutil.rmtree(layer)
 
 
 def down(name: str, *, say: Callable[[str], None] = lambda _: None) -> None:
@@ -201,7 +252,32 @@ def restore(host: LabHost) -> None:
     network.restore(host.name)
 
 
-def _make(name: str, release: Release) -> LabHost:
+def _lower(name: str, base: Path, image: str) -> str:
+    """The lower layers of a host's disk, the uppermost first, as the kernel takes them."""
+    if not image:
+        return str(base)
+    layer = images.layer(base, image)
+    if not layer.is_dir():
+        known = ", ".join(images.images(base)) or "none"
+        raise LabError(
+            Problem(
+                name, f"there is no image {image}; there are: {known}", "make it of a host: r1prov lab keep HOST IMAGE"
+            )
+        )
+    return f"{layer}:{base}"
+
+
+def _shut_down(host: LabHost) -> None:
+    ssh(host, ["systemctl", "poweroff"])
+    deadline = time.monotonic() + _BOOT_LIMIT_S
+    while host.running:
+        if time.monotonic() > deadline:
+            what = f"did not shut down within {_BOOT_LIMIT_S:.0f} s"
+            raise LabError(Problem(host.name, what, f"see why: r1prov lab ssh {host.name} systemctl list-jobs"))
+        time.sleep(0.1)
+
+
+def _make(name: str, release: Release, image: str) -> LabHost:
     """Record, folders, identity and network of a host; nothing runs yet."""
     directory = _hosts_dir() / name
     upper = directory / "upper"
@@ -222,7 +298,7 @@ def _make(name: str, release: Release) -> LabHost:
 
     with locked(_RUN / "lock"):
         host_key = (ssh_dir / "ssh_host_ed25519_key.pub").read_text().strip()
-        host = LabHost(name, _free_address(), release, host_key, directory)
+        host = LabHost(name, _free_address(), release, host_key, directory, image)
         _RECORDS.mkdir(parents=True, exist_ok=True)
         _write(_RECORDS / f"{name}.json", json.dumps(asdict(host), default=str))
         _write_known_hosts()
@@ -230,7 +306,7 @@ def _make(name: str, release: Release) -> LabHost:
     return host
 
 
-def _boot(host: LabHost, base: Path, binds: Sequence[str]) -> subprocess.Popen[bytes]:
+def _boot(host: LabHost, lower: str, binds: Sequence[str]) -> subprocess.Popen[bytes]:
     argv = [
         "systemd-nspawn",
         f"--machine={host.machine}",
@@ -252,7 +328,7 @@ def _boot(host: LabHost, base: Path, binds: Sequence[str]) -> subprocess.Popen[b
     with (host.directory / "console.log").open("wb") as console:
         # The mount namespace still learns of namespaces and mounts that go away here (slave), but shows us none of its own.
         return subprocess.Popen(  # it goes on after us
-            ["unshare", "--mount", "--propagation=slave", "sh", supervise, host.machine, base, host.directory, *argv],
+            ["unshare", "--mount", "--propagation=slave", "sh", supervise, host.machine, lower, host.directory, *argv],
             stdin=subprocess.DEVNULL,
             stdout=console,
             stderr=subprocess.STDOUT,

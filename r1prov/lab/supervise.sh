@@ -1,5 +1,5 @@
 #!/bin/sh
-# Keeps one throwaway host running: supervise.sh MACHINE LOWER HOSTDIR COMMAND...
+# Keeps one throwaway host running: supervise.sh MACHINE LOWER[:LOWER] HOSTDIR COMMAND...
 # Started in a mount namespace of its own, so that the overlay vanishes with the last process of the host, whatever ended it.
 set -eu
 

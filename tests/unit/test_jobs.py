@@ -1,0 +1,107 @@
+"""tests/jobs.py, which runs everything else: what it cannot report, nobody sees."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.jobs import COMPILE, Crew, Job, Outcome
+from tests.run import compilers, molecule
+
+
+def shell(tmp_path: Path, name: str, script: str, *, stage: str = "stage", **settings: object) -> Job:
+    return Job(stage, name, ("sh", "-ec", script), tmp_path, **settings)  # type: ignore[arg-type]
+
+
+def run(tmp_path: Path, *jobs: Job, at_once: int = 2) -> dict[str, Outcome]:
+    return Crew(tmp_path / "logs").run(list(jobs), at_once)
+
+
+def test_a_job_begins_when_what_it_waits_for_has_ended(tmp_path: Path) -> None:
+    outcomes = run(
+        tmp_path,
+        shell(tmp_path, "engine", "sleep 0.3; echo engine >> order", stage=COMPILE),
+        shell(tmp_path, "needs it", "echo needs it >> order", after=("engine",)),
+        shell(tmp_path, "does not", "echo does not >> order"),
+    )
+    assert (tmp_path / "order").read_text().splitlines() == ["does not", "engine", "needs it"]
+    assert {stage: outcome.passed for stage, outcome in outcomes.items()} == {COMPILE: 1, "stage": 2}
+
+
+def test_what_is_waited_for_may_fail_or_not_run_at_all(tmp_path: Path) -> None:
+    engine = shell(tmp_path, "engine", "exit 1", stage=COMPILE)
+    waiting = shell(tmp_path, "waits", "true", after=("engine", "nobody runs this"))
+    outcomes = run(tmp_path, engine, waiting)
+    assert outcomes[COMPILE].failed == ["engine"]
+    assert outcomes["stage"].passed == 1
+
+
+def test_no_more_run_at_once_than_may_and_the_compiler_is_not_counted(tmp_path: Path) -> None:
+    meet = "mkdir here-$$; sleep 0.4; ls -d here-* | wc -l > seen-$$; sleep 0.4; rmdir here-$$"
+    compiles = shell(tmp_path, "compiles", meet, stage=COMPILE)
+    run(tmp_path, compiles, *(shell(tmp_path, f"job {number}", meet) for number in range(4)))
+    seen = sorted(int(path.read_text()) for path in tmp_path.glob("seen-*"))
+    assert seen == [2, 2, 3, 3, 3]
+
+
+def test_a_failure_is_shown_with_the_end_of_its_talk_and_the_journal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    journal = tmp_path / "journal"
+    journal.write_text("of an earlier run")
+    script = "seq 1000; echo it broke >&2; echo r1prov-engine.service: dumped core > journal; exit 3"
+    quiet = shell(tmp_path, "fine", "echo nobody wants to read this")
+    outcomes = run(tmp_path, shell(tmp_path, "breaks", script, afterwards=journal), quiet)
+    assert outcomes["stage"].failed == ["breaks"]
+    shown = capsys.readouterr().out
+    assert "breaks: FAILED in" in shown
+    assert "    | it broke" in shown
+    assert "    | r1prov-engine.service: dumped core" in shown
+    assert "    | 1\n" not in shown
+    assert "earlier run" not in shown
+    assert "nobody wants" not in shown
+    assert (tmp_path / "logs/breaks.log").read_text().startswith("1\n2\n")
+
+
+def test_tests_of_pytest_are_counted_one_by_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "test_some.py").write_text("""
+import pytest
+def test_good(): pass
+def test_bad(): assert "left" == "right"
+@pytest.mark.skip(reason="no host here")
+def test_skipped(): pass
+@pytest.fixture
+def broken(): raise OSError("nothing to stand on")
+def test_error(broken): pass
+""")
+    command = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-v", "-n", "2", "test_some.py")
+    outcome = run(tmp_path, Job("unit", "unit", command, tmp_path, pytest=True, tell_each=True))["unit"]
+    assert (outcome.passed, sorted(outcome.failed)) == (1, ["test_some::test_bad", "test_some::test_error"])
+    assert {reason.rpartition(": ")[2]: tests for reason, tests in outcome.skipped.items()} == {
+        "no host here": ["test_some::test_skipped"]
+    }
+    assert len(outcome.times) == 4
+    shown = capsys.readouterr().out
+    assert "test_some.py::test_good PASSED" in shown
+    assert "left" in shown
+    assert "nothing to stand on" in shown
+
+
+def test_a_pytest_that_runs_no_test_has_failed(tmp_path: Path) -> None:
+    command = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "nowhere.py")
+    outcome = run(tmp_path, Job("unit", "unit", command, tmp_path, pytest=True))["unit"]
+    assert (outcome.passed, outcome.failed) == (0, ["unit ended with status 4"])
+
+
+def test_every_scenario_waits_for_compilers_that_there_are(tmp_path: Path) -> None:
+    known = {job.name for job in compilers()}
+    jobs = {job.name: job for job in molecule()}
+    assert len(jobs) >= 16
+    assert {name for job in jobs.values() for name in job.after} <= known
+    assert jobs["molecule tune"].after == ("engine on bookworm",)
+    assert jobs["molecule gateway acme"].after == ("Pebble",)
+    assert len(jobs["molecule ollama"].after) == 2
+    assert not jobs["molecule preflight"].after
+    assert next(iter(jobs)) == "molecule llama_cpp"
