@@ -48,6 +48,14 @@ class Network:
             headers={"User-Agent": "r1prov"},
         )
 
+    def environment(self) -> dict[str, str]:
+        """The variables that give the same proxies to a program; empty where the environment's own hold."""
+        if not self.proxies:
+            return {}
+        found = {f"{scheme}_proxy": self.proxies.get(scheme, "") for scheme in ("http", "https")}
+        found["no_proxy"] = self.none_for
+        return found | {name.upper(): value for name, value in found.items()}
+
 
 def reason(error: httpx.HTTPError | httpx.InvalidURL) -> str:
     """Why there is no answer, or none that helps, in a few words."""
