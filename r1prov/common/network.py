@@ -5,10 +5,13 @@ from __future__ import annotations
 import ipaddress
 import re
 import ssl
+import urllib.request
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import httpx
+
+from r1prov.common.errors import Problem, SiteError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -33,20 +36,50 @@ class Network:
 
         Args:
             timeout_s: how long a connection, and each next part of an answer, may take.
+
+        Raises:
+            SiteError: a proxy or a file of certificates cannot be used.
         """
-        trust = ssl.create_default_context()
-        for file in self.authorities:
-            trust.load_verify_locations(file)
-        mounts = {f"{scheme}://": httpx.HTTPTransport(verify=trust, proxy=url) for scheme, url in self.proxies.items()}
-        direct = dict.fromkeys(_patterns(self.none_for)) if self.proxies else {}
+        trust = self._trust()
+        proxies = self.proxies or urllib.request.getproxies()
+        none_for = self.none_for if self.proxies else proxies.get("no", "")
+        mounts: dict[str, httpx.BaseTransport | None] = {}
+        for scheme in ("http", "https"):
+            url = proxies.get(scheme, "")
+            try:
+                if url:
+                    proxy = url if "://" in url else f"http://{url}"
+                    mounts[f"{scheme}://"] = httpx.HTTPTransport(verify=trust, proxy=proxy)
+            except (ValueError, ImportError, httpx.InvalidURL) as error:
+                remedy = f"correct sources.proxy.{scheme} in the site file, or the variable {scheme}_proxy"
+                raise SiteError(Problem(f"the proxy for {scheme}", f"cannot be used: {error}", remedy)) from None
+        mounts |= dict.fromkeys(_patterns(none_for))
         return httpx.Client(
             verify=trust,
-            mounts={**mounts, **direct},
-            trust_env=not self.proxies,
+            mounts=mounts,
+            trust_env=False,  # what the environment says is in `mounts`
             timeout=timeout_s,
             follow_redirects=True,
             headers={"User-Agent": "r1prov"},
         )
+
+    def _trust(self) -> ssl.SSLContext:
+        trust = ssl.create_default_context()
+        for file in self.authorities:
+            try:
+                trust.load_verify_locations(file)
+            except OSError as error:  # SSLError is one
+                what = f"no certificates can be read from it: {error.strerror or error}"
+                raise SiteError(Problem(file, what, "name files in PEM form in sources.ca_certificates")) from None
+        return trust
+
+    def environment(self) -> dict[str, str]:
+        """The variables that give the same proxies to a program; empty where the environment's own hold."""
+        if not self.proxies:
+            return {}
+        found = {f"{scheme}_proxy": self.proxies.get(scheme, "") for scheme in ("http", "https")}
+        found["no_proxy"] = self.none_for
+        return found | {name.upper(): value for name, value in found.items()}
 
 
 def reason(error: httpx.HTTPError | httpx.InvalidURL) -> str:
@@ -62,4 +95,7 @@ def _patterns(none_for: str) -> Iterator[str]:
         try:
             yield f"all://[{ipaddress.IPv6Address(entry.strip('[]'))}]"
         except ValueError:
-            yield from ("http://", "https://") if entry == "*" else (f"all://*{entry}",)
+            if entry == "*":
+                yield from ("http://", "https://")
+            elif "/" not in entry:  # neither httpx nor Python's own library knows networks
+                yield f"all://*{entry}"

@@ -53,7 +53,7 @@ def keep(site: Site, folder: Path) -> list[Path]:
     index, network = site.file.sources.pypi.index, site.file.sources.network()
     wanted: dict[str, Callable[[], str]] = {
         llama_cpp(site): lambda: _sdist_sha256(index, site.file.llama_cpp_version, network),
-        open_webui(site): lambda: _requirements(index, site.file.versions.open_webui),
+        open_webui(site): lambda: _requirements(index, site.file.versions.open_webui, network),
     }
     made = []
     for name, ask in wanted.items():
@@ -64,16 +64,17 @@ def keep(site: Site, folder: Path) -> list[Path]:
     return made
 
 
-def _requirements(index: str, version: str) -> str:
+def _requirements(index: str, version: str, network: Network) -> str:
     """Open-WebUI and all that it needs except torch, each with its digests, resolved as the role's own file was."""
     files = paths.collection() / "roles" / "open_webui" / "files"
     command = [uv.find_uv_bin(), "pip", "compile", "--quiet", "--generate-hashes", "--no-annotate", "--no-header"]
     command += ["--override", str(files / "overrides.txt")]
     command += ["--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_28", "-"]
+    settings = {"UV_DEFAULT_INDEX": index, "UV_SYSTEM_CERTS": "1", "UV_NO_CONFIG": "1", "NO_COLOR": "1"}
     done = subprocess.run(
         command,
         input=f"open-webui=={version}\n",
-        env=os.environ | {"UV_DEFAULT_INDEX": index, "UV_SYSTEM_CERTS": "1", "UV_NO_CONFIG": "1", "NO_COLOR": "1"},
+        env=os.environ | settings | network.environment(),
         capture_output=True,
         text=True,
         check=False,

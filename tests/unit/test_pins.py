@@ -101,9 +101,13 @@ def test_an_index_that_knows_no_such_project_is_said(index: str, tmp_path: Path)
         pins.keep(wanting(tmp_path, f"{index}/nothing", llama_cpp="0.3.9"), tmp_path / "pins")
 
 
-def test_the_index_is_asked_through_the_sites_proxy(index: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("versions", [{"llama_cpp": "0.3.9"}, {"open_webui": "9.9.9"}])
+def test_the_index_is_asked_through_the_sites_proxy(
+    index: str, tmp_path: Path, versions: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UV_HTTP_RETRIES", "0")
     sources = {"pypi": {"index": index}, "proxy": {"http": "http://127.0.0.1:9"}}
-    keys = {"profile": "demo", "hosts": ["a"], "versions": {"llama_cpp": "0.3.9"}, "sources": sources}
+    keys = {"profile": "demo", "hosts": ["a"], "versions": versions, "sources": sources}
     (tmp_path / "r1prov.yml").write_text(json.dumps(keys))
     with pytest.raises(SiteError, match="Connection refused"):
         pins.keep(site.load(tmp_path / "r1prov.yml"), tmp_path / "pins")
