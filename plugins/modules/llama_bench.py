@@ -51,15 +51,14 @@ result:
 """
 
 import select
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.r1.prov.plugins.module_utils import units
 from ansible_collections.r1.prov.plugins.module_utils.files import read_json
-from ansible_collections.r1.prov.plugins.module_utils.systemd_unit import last_words, show
 
 POLL_S = 0.5
 STDOUT = 1
@@ -78,10 +77,6 @@ def heard(descriptor: int) -> bool:
     return not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
-def systemctl(*command: str, check: bool = True) -> None:
-    subprocess.run(["systemctl", *command], check=check, capture_output=True, text=True)
-
-
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -94,7 +89,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     unit, job, file = module.params["unit"], read_json(Path(module.params["job"])), Path(module.params["result"])
-    if show(module.params["engine"], "LoadState")["LoadState"] != "loaded":
+    if units.show(module.params["engine"], "LoadState")["LoadState"] != "loaded":
         module.fail_json(msg=f"{module.params['engine']} is not there to pause. Remedy: run `r1prov up` first")
     result = read_json(file)
     if is_done(result, job) and not module.params["force"]:
@@ -103,19 +98,19 @@ def main() -> None:
         module.exit_json(changed=True, result=result)
     if module.params["force"]:
         file.unlink(missing_ok=True)
-    systemctl("reset-failed", f"{unit}.service", check=False)  # earlier starts must not count against this one
+    units.reset_failed(f"{unit}.service")
     # One that is still at work, for a controller that is gone, is started anew: it goes on where it was.
-    systemctl("restart", "--no-block", f"{unit}.service")
+    units.systemctl("restart", "--no-block", f"{unit}.service")
     time.sleep(POLL_S)
     # Its start waits until the engine has stopped: a job without a process.
-    while (state := show(unit, *_KEYS)).get("Job") or state["ActiveState"] not in ("inactive", "failed"):
+    while (state := units.show(unit, *_KEYS)).get("Job") or state["ActiveState"] not in ("inactive", "failed"):
         if not heard(STDOUT):
-            systemctl("stop", f"{unit}.service")
+            units.systemctl("stop", f"{unit}.service")
             sys.exit(1)
         time.sleep(POLL_S)
     result = read_json(file)
     if not is_done(result, job):
-        why = last_words(state["InvocationID"]) or state["Result"]
+        why = units.last_words(state["InvocationID"]) or state["Result"]
         module.fail_json(
             msg=f"{why}. Remedy: mend that and run the same again; the whole story: journalctl -u {unit}", result=result
         )

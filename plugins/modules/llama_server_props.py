@@ -81,14 +81,13 @@ load:
 
 import itertools
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils.http_api import Api, ApiError
 from ansible_collections.r1.prov.plugins.module_utils.llama_memory import load_surprises, loaded
-from ansible_collections.r1.prov.plugins.module_utils.systemd_unit import show
+from ansible_collections.r1.prov.plugins.module_utils.units import first_lines, show
 
 _LOAD_LINES = 5000  # within these a load is told; what follows is the talk of its work
 _CONTEXT_STEP = 256  # llama.cpp rounds each slot's context up to this many tokens
@@ -125,18 +124,6 @@ def misplaced(load: dict[str, Any], arguments: list[str]) -> str:
     return "" if found == min(wanted, of) else f"it put {found} layers on the cards, not {min(wanted, of)}"
 
 
-def load_log(unit: str) -> list[str]:
-    """The first lines that the unit's running process wrote; none where the journal does not reach back to them."""
-    start = show(f"{unit}.service", "InvocationID")["InvocationID"]
-    command = ["journalctl", "--output", "cat", "--no-pager", f"_SYSTEMD_INVOCATION_ID={start}"]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, errors="replace"
-    ) as log:
-        lines = list(itertools.islice(log.stdout or (), _LOAD_LINES))
-        log.kill()
-    return lines
-
-
 def uses_gpu(pid: str, proc: Path = Path("/proc")) -> bool:
     """Whether a process has an NVIDIA card open."""
     return any(re.fullmatch(r"/dev/nvidia\d+", str(link.readlink())) for link in (proc / pid / "fd").iterdir())
@@ -162,7 +149,7 @@ def main() -> None:
         props = Api(wanted["url"], wanted["api_key_file"]).get("/props")
     except ApiError as error:
         module.fail_json(msg=f"llama-server: {error}. Look at its log: journalctl -u {wanted['unit']}")
-    load = loaded(load_log(wanted["unit"]))
+    load = loaded(first_lines(f"{wanted['unit']}.service", _LOAD_LINES))
     found = differences(props, wanted["model"], wanted["arguments"])
     if wanted["gpu"]:
         if not uses_gpu(show(f"{wanted['unit']}.service", "MainPID")["MainPID"]):

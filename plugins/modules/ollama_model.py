@@ -84,11 +84,11 @@ import json
 import os
 import pwd
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.r1.prov.plugins.module_utils import units
 from ansible_collections.r1.prov.plugins.module_utils.download import sha256_of
 from ansible_collections.r1.prov.plugins.module_utils.files import write_whole
 from ansible_collections.r1.prov.plugins.module_utils.gguf_header import GgufError, read
@@ -183,7 +183,7 @@ class Model:
         digest = self.digest()
         unit, stop = f"{self.wanted['unit']}.service", self.wanted["state"] == "stopped"
         if stop:
-            systemctl("start", unit)
+            units.systemctl("start", unit)
         try:
             # When it is running: a start removes blobs that no model has.
             replaced = self._link(self.blob(digest))
@@ -191,7 +191,7 @@ class Model:
             self._drop(digest)
         finally:
             if stop:
-                systemctl("stop", unit)
+                units.systemctl("stop", unit)
         manifest = self.manifest()
         if not manifest:
             raise ModelError(
@@ -261,12 +261,6 @@ def knows(release: Path, architecture: str) -> bool:
     return not programs or any(word.search(path.read_bytes()) for path in programs)
 
 
-def systemctl(verb: str, unit: str) -> None:
-    done = subprocess.run(["systemctl", verb, unit], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ModelError(f"{unit} does not {verb}: {done.stderr.strip()}. Look at its log: journalctl -u {unit}")
-
-
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -291,7 +285,7 @@ def main() -> None:
             model.check()
         if reason and not module.check_mode:
             digest = model.register()
-    except (ModelError, GgufError, ApiError, ValueError, OSError) as error:
+    except (ModelError, GgufError, ApiError, units.UnitError, ValueError, OSError) as error:
         module.fail_json(msg=f"Ollama's model {module.params['name']}: {str(error).rstrip('.')}.")
     actions = [f"registered {model.name}: {reason}"] if reason else []
     module.exit_json(changed=bool(reason), actions=actions, digest=digest)

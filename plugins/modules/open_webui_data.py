@@ -75,7 +75,6 @@ import json
 import os
 import shutil
 import sqlite3
-import subprocess
 import time
 from contextlib import closing
 from pathlib import Path
@@ -83,6 +82,7 @@ from typing import NamedTuple
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils.files import whole_folder, write_whole
+from ansible_collections.r1.prov.plugins.module_utils.units import UnitError, systemctl
 from ansible_collections.r1.prov.plugins.module_utils.users import acting_as
 
 _DATABASE = "webui.db"
@@ -192,7 +192,7 @@ def main() -> None:
                     msg=f"{backups} has {free >> 20} MiB left, and a copy of the page's data takes {takes >> 20} MiB. "
                     "Free some space, then run again. The page was left as it was."
                 )
-            subprocess.run(["systemctl", "stop", f"{module.params['unit']}.service"], check=True, capture_output=True)
+            systemctl("stop", f"{module.params['unit']}.service")
         if did == "backup":
             copy(data, backups / source, module.params["user"])
         elif did == "restore":
@@ -201,7 +201,7 @@ def main() -> None:
         names = [path.name for path in backups.glob("[0-9]*") if path.name != then.backup]
         for old in surplus(names, module.params["keep"]):
             shutil.rmtree(backups / old)
-    except (OSError, sqlite3.Error, subprocess.CalledProcessError) as error:
+    except (OSError, sqlite3.Error, UnitError) as error:
         module.fail_json(
             msg=f"the page's data cannot be kept ({did}): {error}. The page is stopped, its data in {data} and {backups}. "
             "Run again when that is mended."

@@ -65,7 +65,6 @@ models:
   returned: success
 """
 
-import subprocess
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
@@ -75,13 +74,8 @@ from ansible_collections.r1.prov.plugins.module_utils.open_webui import (
     apply,
     differing,
 )
+from ansible_collections.r1.prov.plugins.module_utils.units import UnitError, reset_failed, systemctl
 from ansible_collections.r1.prov.plugins.module_utils.users import acting_as
-
-
-def _systemctl(verb: str, unit: str) -> None:
-    done = subprocess.run(["systemctl", verb, f"{unit}.service"], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise OSError(f"systemctl {verb} {unit}: {done.stderr.strip()} Its log says why: journalctl -u {unit}")
 
 
 def main() -> None:
@@ -96,7 +90,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    database, user, unit = Path(module.params["database"]), module.params["user"], module.params["unit"]
+    database, user, unit = Path(module.params["database"]), module.params["user"], f"{module.params['unit']}.service"
     settings = {**module.params["settings"], **module.params["secrets"]}
     models = module.params["public_models"]
     if module.check_mode and not database.exists():
@@ -106,16 +100,16 @@ def main() -> None:
             keys, new_models = differing(database, settings, models)
         changed = bool(keys or new_models)
         if changed and not module.check_mode:
-            _systemctl("stop", unit)
+            systemctl("stop", unit)
             try:
                 with acting_as(user):
                     apply(database, {key: settings[key] for key in keys}, new_models)
             finally:
-                _systemctl("reset-failed", unit)  # earlier starts must not count against this one
-                _systemctl("start", unit)
+                reset_failed(unit)
+                systemctl("start", unit)
     except NoAdministratorError:
         if not module.check_mode:
-            _systemctl("stop", unit)
+            systemctl("stop", unit)
         module.fail_json(
             msg="the page has no administrator, so whoever comes first could become one; it was stopped. "
             f"Its log says why the account could not be made: journalctl -u {unit}"
@@ -125,8 +119,8 @@ def main() -> None:
             msg=f"{database} is not as this version of r1prov knows it: {error}. "
             "Take the Open-WebUI that it pins (open_webui_version, open_webui_requirements), or a newer r1prov."
         )
-    except OSError as error:
-        module.fail_json(msg=str(error))
+    except (OSError, UnitError) as error:
+        module.fail_json(msg=f"{error}. Its log says why: journalctl -u {unit}")
     names = [f"setting {key}\n" for key in keys] + [f"access to {model}\n" for model in new_models]
     diff = {"before": "", "after": "".join(names), "after_header": str(database)} if changed else {}
     module.exit_json(changed=changed, keys=keys, models=new_models, diff=diff)

@@ -56,6 +56,7 @@ import subprocess
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.r1.prov.plugins.module_utils.units import reset_failed, systemctl
 
 UNITS = "/etc/systemd/system"
 FILES = (
@@ -138,7 +139,7 @@ def main() -> None:
     if not module.check_mode:
         if units:
             # At once: systemd stops what depends on another in the right order.
-            subprocess.run(["systemctl", "disable", "--now", "--quiet", *units], check=True)
+            systemctl("disable", "--now", "--quiet", *units)
         for path in files:
             remove(path)
         for path in kept:
@@ -146,8 +147,8 @@ def main() -> None:
         for user in users:
             subprocess.run(["userdel", user], check=True)
         if units or settings:
-            subprocess.run(["systemctl", "daemon-reload"], check=True)
-            subprocess.run(["systemctl", "reset-failed", f"{name}*"], check=False, capture_output=True)
+            systemctl("daemon-reload")
+            reset_failed(f"{name}*")
         if any("/ca-certificates/" in path for path in files):
             subprocess.run(["update-ca-certificates", "--fresh"], check=True, capture_output=True)
         for folder in (*settings, data_dir, "/var/cache/r1prov", "/var/lib/r1prov"):

@@ -115,6 +115,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.r1.prov.plugins.module_utils import units
 from ansible_collections.r1.prov.plugins.module_utils.files import write_whole
 from ansible_collections.r1.prov.plugins.module_utils.host_probe import probe
 from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
@@ -125,6 +126,7 @@ if TYPE_CHECKING:
 _UNITS = Path("/etc/systemd/system")
 _REMEMBERED = Path("/var/lib/r1prov/service")
 _LOG_LINES = 15
+_KEYS = ("ActiveState", "SubState", "UnitFileState", "NeedDaemonReload", "ControlGroup", "Result")
 
 
 class Service:
@@ -142,9 +144,7 @@ class Service:
         self.start_s = 0.0
 
     def _show(self) -> dict[str, Any]:
-        keys = "ActiveState,SubState,UnitFileState,NeedDaemonReload,InvocationID,ControlGroup,Result"
-        shown = _systemctl("show", self.unit, f"--property={keys}").stdout
-        return dict(line.split("=", 1) for line in shown.splitlines())
+        return units.show(self.unit, *_KEYS)
 
     def _inputs(self) -> list[str]:
         """Identifies the files that a start reads, then those that a reload reads too, where there are any."""
@@ -163,11 +163,11 @@ class Service:
         inputs, remembered = self._inputs(), _text(self.remembered).split()
         stale = bool(todo) or remembered[:1] != inputs[:1]
         if written or self.now["NeedDaemonReload"] == "yes":
-            todo["reloaded systemd"] = lambda: self._do("daemon-reload")
+            todo["reloaded systemd"] = lambda: units.systemctl("daemon-reload")
         enabled, active = self.now["UnitFileState"] == "enabled", self.now["ActiveState"] not in ("inactive", "failed")
         if self.wanted["state"] == "started":
             if not enabled:
-                todo["enabled"] = lambda: self._do("enable", "--quiet", self.unit)
+                todo["enabled"] = lambda: units.systemctl("enable", "--quiet", self.unit)
             if self.now["ActiveState"] != "active":
                 # One that is loading already is waited for, unless it loads the wrong thing; one that failed is not left to its timer.
                 again = written or self.now["SubState"] == "auto-restart"
@@ -178,18 +178,13 @@ class Service:
                 todo["reloaded"] = self._reload
         elif self.wanted["state"] == "stopped":
             if self.now["UnitFileState"] in ("enabled", "enabled-runtime"):
-                todo["disabled"] = lambda: self._do("disable", "--quiet", self.unit)
+                todo["disabled"] = lambda: units.systemctl("disable", "--quiet", self.unit)
             if active:
-                todo["stopped"] = lambda: self._do("stop", self.unit)
+                todo["stopped"] = lambda: units.systemctl("stop", self.unit)
         return todo
 
-    def _do(self, *command: str) -> None:
-        done = _systemctl(*command)
-        if done.returncode:
-            raise ServiceError(f"systemctl {' '.join(command)}: {done.stderr.strip()}")
-
     def _reload(self) -> None:
-        self._do("reload", self.unit)
+        units.systemctl("reload", self.unit)
         self._remember()
 
     def _remember(self) -> None:
@@ -201,11 +196,9 @@ class Service:
         # Before, not after: where this start fails and systemd's next one succeeds, nothing has to be restarted.
         self._remember()
         began = time.monotonic()
-        _systemctl("reset-failed", self.unit)  # earlier failures must not count against this start
+        units.reset_failed(self.unit)
         progress = Progress(self.wanted["load_step"]) if self.wanted["load_step"] else None
-        with subprocess.Popen(
-            ["systemctl", verb, self.unit], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        ) as job:
+        with units.job(verb, self.unit) as job:
             if progress:
                 progress.begin("loading", self.wanted["load_bytes"], "bytes")
             while True:
@@ -222,23 +215,13 @@ class Service:
         if progress:
             progress.finish(failed=failed)
         if failed:
-            raise ServiceError(complaint, log=self._log(ended), result=ended["Result"])
+            raise ServiceError(complaint, log=units.last_lines(self.unit, _LOG_LINES), result=ended["Result"])
         self.start_s = round(time.monotonic() - began, 1)
 
     def _bytes_read(self) -> int:
         """How much the busiest of its processes has read, or has in memory of files it maps, whichever is more."""
         group = Path(f"/sys/fs/cgroup{self._show()['ControlGroup']}/cgroup.procs")
         return max(map(_bytes_read, _text(group).split()), default=0)
-
-    def _log(self, ended: dict[str, Any]) -> list[str]:
-        """The last lines that the program and systemd wrote about this start."""
-        start = ended["InvocationID"]
-        which = [f"_SYSTEMD_INVOCATION_ID={start}", "+", f"INVOCATION_ID={start}"] if start else ["--unit", self.unit]
-        command = ["journalctl", "--output", "cat", "--no-pager", "--lines", str(_LOG_LINES), *which]
-        lines = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", check=False
-        ).stdout.splitlines()
-        return [line for line in lines if line.strip()]
 
     def explain(self, error: ServiceError) -> str:
         """What went wrong and what to do next."""
@@ -275,10 +258,6 @@ def _identity(files: Iterable[str]) -> str:
         except FileNotFoundError:
             digest.update(f"{path} none\n".encode())
     return digest.hexdigest()
-
-
-def _systemctl(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["systemctl", *command], capture_output=True, text=True, check=False)
 
 
 def _text(path: Path) -> str:
@@ -342,7 +321,7 @@ def main() -> None:
         try:
             for act in todo.values():
                 act()
-        except (ServiceError, OSError) as error:
+        except (ServiceError, units.UnitError, OSError) as error:
             log = getattr(error, "log", [])
             why = service.explain(error) if isinstance(error, ServiceError) and log else str(error)
             shown = "".join(f"\n    {line}" for line in log)

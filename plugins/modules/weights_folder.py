@@ -56,7 +56,6 @@ actions:
 
 import os
 import pwd
-import subprocess
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -64,6 +63,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils.merged_weights import FOLDER, is_as_verified, stand_in
+from ansible_collections.r1.prov.plugins.module_utils.units import show, systemctl
 
 Actions = dict[str, Callable[[], object]]
 
@@ -107,8 +107,7 @@ def make(folder: Path, owner: str) -> None:
 
 def has_ended(unit: str) -> bool:
     """Whether the unit counts as started though its program has ended."""
-    command = ["systemctl", "show", unit, "--property=SubState", "--value"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "exited"
+    return show(unit, "SubState")["SubState"] == "exited"
 
 
 def main() -> None:
@@ -131,8 +130,9 @@ def main() -> None:
     else:
         todo |= link_actions(path, files, wanted["folders"])
     if has_ended(wanted["unit"]) and not is_as_verified(path, files):
-        stop = ["systemctl", "stop", wanted["unit"]]
-        todo[f"stopped {wanted['unit']}, whose files are not as it left them"] = partial(subprocess.check_call, stop)
+        todo[f"stopped {wanted['unit']}, whose files are not as it left them"] = partial(
+            systemctl, "stop", wanted["unit"]
+        )
     if not module.check_mode:
         try:
             for act in todo.values():

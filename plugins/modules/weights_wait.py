@@ -49,7 +49,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils.files import read_json
-from ansible_collections.r1.prov.plugins.module_utils.systemd_unit import last_words, show
+from ansible_collections.r1.prov.plugins.module_utils.units import last_words, show
 
 STATE = Path("/var/lib/r1prov/weights/state.json")
 PROGRESS = Path("/run/r1prov/weights/progress.json")

@@ -1,27 +1,26 @@
-"""A GGUF file's header -> Model. Only headers are read: a second for a set of 140 GB, on any disk.
-
-A header is a few megabytes: metadata, then name, shape, type and offset of every tensor, then the data, which nobody needs here.
-"""
+"""Makes a Model of the header of a GGUF file, or of a set of shards. The collection's `gguf_header` reads the header."""
 
 from __future__ import annotations
 
 import re
-import struct
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from r1prov.common import paths
 from r1prov.common.errors import Problem, SiteError
-from r1prov.models.model import Model, Tensor, block, ggml_tables
+from r1prov.models.model import Model, Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
-MAGIC = b"GGUF"
-VERSIONS = (2, 3)
-_MOST_KEYS, _MOST_TENSORS, _LONGEST_NAME, _LONGEST_TEXT = 10_000, 100_000, 1024, 16 * 2**20
-_LONGEST_ARRAY = 16 * 2**20
-"""Beyond these a header is not believed: a wrong length would read gigabytes into memory."""
+    from ansible_collections.r1.prov.plugins.module_utils import gguf_header
+else:
+    gguf_header = paths.module_util("gguf_header")
+
+CutShortError = gguf_header.CutShortError
+LfsPointerError = gguf_header.LfsPointerError
+NoGgufError = gguf_header.NoGgufError
 
 _LARGEST, _MOST_LAYERS = 2**27, 1024
 """Of the figures of a model, and of its layers."""
@@ -34,28 +33,13 @@ _BESIDE_MODELS = {
 """By `general.type`."""
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_TEXT, _ARRAY = 8, 9
-_ALIGNMENT = 32
-
-
-class CutShortError(ValueError):
-    """There is more of the header than could be read."""
-
-
-class LfsPointerError(ValueError):
-    """A file that stands for another."""
-
-
-class NoGgufError(ValueError):
-    """Something else than a GGUF file."""
 
 
 class RemediedError(ValueError):
-    """What knows best itself what to do about it.
+    """An error that carries its own remedy.
 
     Attributes:
-        remedy: that.
+        remedy: what to do next.
     """
 
     def __init__(self, what: str, remedy: str) -> None:
@@ -153,23 +137,9 @@ def header(stream: BinaryIO) -> Header:
         CutShortError: it is not all of it.
         ValueError: it is none; one sentence.
     """
-    reader = _Reader(stream)
-    magic = stream.read(4)
-    if magic == b"vers":
-        raise LfsPointerError("it is a pointer of Git LFS, not the file itself")
-    if magic != MAGIC:
-        raise NoGgufError("it is no GGUF file")
-    version = reader.number("I")
-    if version not in VERSIONS:
-        raise ValueError(f"its GGUF version is {version}; {' and '.join(map(str, VERSIONS))} are known")
-    tensor_count, key_count = reader.number("Q", _MOST_TENSORS), reader.number("Q", _MOST_KEYS)
-    metadata = {reader.text(_LONGEST_NAME): reader.value(reader.number("I")) for _ in range(key_count)}
-    entries = [reader.tensor() for _ in range(tensor_count)]
-    alignment = metadata.get("general.alignment") or _ALIGNMENT
-    size = stream.tell()
-    if entries:
-        size += -size % alignment + max(offset + tensor.n_bytes for tensor, offset in entries)
-    return Header(metadata, tuple(tensor for tensor, _ in entries), size)
+    found = gguf_header.header(stream, Path())
+    tensors = tuple(Tensor(tensor.name, tensor.shape, tensor.type_name) for tensor in found.tensors)
+    return Header({key: gguf_header.value(raw) for key, raw in found.keys.items()}, tensors, found.n_bytes)
 
 
 def model(name: str, metadata: dict[str, Any], tensors: Sequence[Tensor]) -> Model:
@@ -282,61 +252,3 @@ def _remedy(error: OSError, path: Path) -> str:
 
 def _wrong(path: Path, what: str, remedy: str) -> SiteError:
     return SiteError(Problem(str(path), what, remedy))
-
-
-class _Reader:
-    def __init__(self, stream: BinaryIO) -> None:
-        self.stream = stream
-
-    def exactly(self, size: int) -> bytes:
-        content = self.stream.read(size)
-        if len(content) != size:
-            raise CutShortError("its header is cut short")
-        return content
-
-    def number(self, kind: str, most: int | None = None) -> Any:
-        (value,) = struct.unpack(f"<{kind}", self.exactly(struct.calcsize(kind)))
-        if most is not None and value > most:
-            raise ValueError(f"its header is damaged: it speaks of {value:,} where at most {most:,} are possible")
-        return value
-
-    def text(self, longest: int = _LONGEST_TEXT) -> str:
-        return self.exactly(self.number("Q", longest)).decode(errors="replace")
-
-    def value(self, kind: int) -> Any:
-        if kind in _SCALARS:
-            return self.number(_SCALARS[kind])
-        if kind == _TEXT:
-            return self.text()
-        if kind != _ARRAY:
-            raise ValueError(f"its header is damaged: there is no kind of value {kind}")
-        inner, length = self.number("I"), self.number("Q", _LONGEST_ARRAY)
-        if inner in _SCALARS:
-            form = _SCALARS[inner]
-            content = self.exactly(struct.calcsize(form) * length)
-            return list(struct.unpack(f"<{length}{form}", content)) if length <= _MOST_KEYS else range(length)
-        if inner != _TEXT:
-            raise ValueError("its header is damaged: an array of arrays")
-        for _ in range(length):  # the vocabulary: nobody needs it here
-            self.exactly(self.number("Q", _LONGEST_TEXT))
-        return range(length)
-
-    def tensor(self) -> tuple[Tensor, int]:
-        """A tensor, and where its data begin after the header."""
-        name = self.text(_LONGEST_NAME)
-        shape = tuple(self.number("Q", 2**40) for _ in range(self.number("I", 4)))
-        kind = _type_name(self.number("I"))
-        if kind is None:
-            raise ValueError(f"`{name}` has a type that is not known")
-        if not shape or 0 in shape or shape[0] % block(kind)[0]:
-            raise ValueError(
-                f"its header is damaged: `{name}` has the shape {' x '.join(map(str, shape)) or 'of nothing'}"
-            )
-        return Tensor(name, shape, kind), self.number("Q", 2**50)
-
-
-def _type_name(number: int) -> str | None:
-    try:
-        return str(ggml_tables().GGMLQuantizationType(number).name)
-    except ValueError:
-        return None

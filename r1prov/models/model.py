@@ -2,40 +2,31 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache, cached_property
-from importlib.machinery import SourceFileLoader
-from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from r1prov.common import paths
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-
-@cache
-def ggml_tables() -> ModuleType:
-    """The `constants` of the `gguf` package, without the rest of it: that brings numpy, longer than a whole plan takes."""
-    package = importlib.util.find_spec("gguf")
-    file = Path(str(package and package.origin)).with_name("constants.py")
-    tables = ModuleType("gguf_constants")
-    SourceFileLoader(tables.__name__, str(file)).exec_module(tables)
-    return tables
+    from ansible_collections.r1.prov.plugins.module_utils import gguf_header
+else:
+    gguf_header = paths.module_util("gguf_header")
 
 
 @cache
 def block(type_: str) -> tuple[int, int]:
-    """(elements, bytes) of a block of a ggml type, by the table of the `gguf` package.
+    """(elements, bytes) of a block of a ggml type.
 
     Raises:
         KeyError: no such type.
     """
-    tables = ggml_tables()
-    sizes: dict[Any, tuple[int, int]] = tables.GGML_QUANT_SIZES
-    return sizes[tables.GGMLQuantizationType[type_]]
+    _, elements, n_bytes = gguf_header.TYPES[gguf_header.TYPE_NUMBERS[type_]]
+    return elements, n_bytes
 
 
 def row_bytes(type_: str, elements: int) -> int:

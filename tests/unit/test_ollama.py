@@ -214,7 +214,7 @@ class Host:
         (root / "release" / "bin").mkdir(parents=True)
         (root / "release" / "bin" / "ollama").write_bytes(b"llama\0deepseek2\0qwen2\0")
         self.systemctl: list[str] = []
-        monkeypatch.setattr(ollama_model, "systemctl", self._systemctl)
+        monkeypatch.setattr(ollama_model.units, "systemctl", self._systemctl)
         self.wanted = {
             "name": "demo",
             "modelfile": f"FROM {self.file}\nPARAMETER num_gpu 7\n",

@@ -263,11 +263,11 @@ def test_a_file_s_head(whole: Path, tmp_path: Path) -> None:
     with pytest.raises(gguf_header.GgufError, match=r"bad\.gguf cannot be read: No such file"):
         gguf_header.read(bad)
     for content, says in (
-        (b"", "not whole"),
-        (b"vers", "not a GGUF file"),
-        (whole.read_bytes()[:200], "not whole"),
-        (b"GGUF" + (9).to_bytes(4, "little") + bytes(16), "version 9"),
-        (b"GGUF" + (3).to_bytes(4, "little") + bytes(8) + (1).to_bytes(8, "little") + b"\xff" * 8, "not whole"),
+        (b"", r"bad\.gguf cannot be used: it is no GGUF file"),
+        (b"vers", "pointer of Git LFS"),
+        (whole.read_bytes()[:200], "cut short"),
+        (b"GGUF" + (9).to_bytes(4, "little") + bytes(16), "version is 9"),
+        (b"GGUF" + (3).to_bytes(4, "little") + bytes(8) + (1).to_bytes(8, "little") + b"\xff" * 8, "damaged"),
     ):
         bad.write_bytes(content)
         with pytest.raises(gguf_header.GgufError, match=says):

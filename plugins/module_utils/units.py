@@ -1,0 +1,73 @@
+"""Starts, stops and questions of units. Nothing else in these plugins calls systemctl or journalctl.
+
+A host without systemd, such as a rented container, would need another implementation of this file.
+"""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+
+
+class UnitError(Exception):
+    """systemd refuses a command; the message holds its words."""
+
+
+def systemctl(verb: str, *words: str) -> None:
+    """Runs systemctl, which returns when the jobs it has started are over.
+
+    Raises:
+        UnitError: it failed.
+    """
+    with job(verb, *words) as running:
+        _, complaint = running.communicate()
+    if running.returncode:
+        raise UnitError(f"systemctl {' '.join([verb, *words])}: {complaint.strip()}")
+
+
+def job(verb: str, *words: str) -> subprocess.Popen[str]:
+    """A running systemctl, for a caller that has something to do until it ends. What systemd complains of is in its stderr."""
+    return subprocess.Popen(
+        ["systemctl", verb, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
+    )
+
+
+def reset_failed(pattern: str) -> None:
+    """Forgets that units failed, so that earlier starts do not count against the limit of starts. A unit that is not there is no error."""
+    subprocess.run(["systemctl", "reset-failed", pattern], check=False, capture_output=True)
+
+
+def show(unit: str, *keys: str) -> dict[str, str]:
+    """These properties of a unit. A property that systemd leaves out is missing."""
+    command = ["systemctl", "show", unit, f"--property={','.join(keys)}"]
+    shown = subprocess.run(command, capture_output=True, text=True, errors="replace", check=True).stdout
+    return dict(line.split("=", 1) for line in shown.splitlines())
+
+
+def last_lines(unit: str, count: int) -> list[str]:
+    """The last lines that a unit's latest start wrote, and that systemd wrote about it."""
+    start = show(unit, "InvocationID").get("InvocationID")
+    which = [f"_SYSTEMD_INVOCATION_ID={start}", "+", f"INVOCATION_ID={start}"] if start else ["--unit", unit]
+    lines = _journal("--lines", str(count), *which)
+    return [line.rstrip("\n") for line in lines if line.strip()]
+
+
+def last_words(invocation: str) -> str:
+    """The last line that one start of a unit wrote itself; empty where it wrote none."""
+    return "".join(_journal("--lines", "1", f"_SYSTEMD_INVOCATION_ID={invocation}")).strip()
+
+
+def first_lines(unit: str, count: int) -> list[str]:
+    """The first lines that the latest start of a unit wrote; none where the journal does not reach back to them."""
+    start = show(unit, "InvocationID")["InvocationID"]
+    return _journal(f"_SYSTEMD_INVOCATION_ID={start}", count=count)
+
+
+def _journal(*words: str, count: int | None = None) -> list[str]:
+    command = ["journalctl", "--output", "cat", "--no-pager", *words]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, errors="replace"
+    ) as log:
+        lines = list(itertools.islice(log.stdout or (), count))
+        log.kill()
+    return lines
