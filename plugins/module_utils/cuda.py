@@ -66,7 +66,7 @@ def choose(
         architectures: see `unfit`.
         driver: see `unfit`.
     """
-    considered = []
+    considered: list[str] = []
     for candidate in candidates:
         if source not in ("auto", candidate.way):
             continue

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import glob
 import os
-import re
 import ssl
 import threading
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Any
+
+from ansible_collections.r1.prov.plugins.module_utils.artefact import index_url, without_credentials
 
 PROXY_REMEDY = "check the proxy (http_proxy, https_proxy, no_proxy) in the site's sources"
 CA_REMEDY = (
@@ -23,7 +24,7 @@ CA_REMEDY = (
 )
 
 
-def out_of_reach(needs: list[dict], ca_pem: str, limit_s: float) -> list[dict]:
+def out_of_reach(needs: list[dict[str, Any]], ca_pem: str, limit_s: float) -> list[dict[str, Any]]:
     """Of what is needed and not there yet, that which no source answers for. All sources are asked at once.
 
     Args:
@@ -53,17 +54,16 @@ def address(source: str) -> str:
     """The address of a source. `pypi:NAME` is the page of a project on the package index that pip uses here."""
     if not source.startswith("pypi:"):
         return source
-    index = os.environ.get("PIP_INDEX_URL") or "https://pypi.org/simple"
-    return f"{index.rstrip('/')}/{source[len('pypi:') :]}/"
+    return f"{index_url().rstrip('/')}/{source.removeprefix('pypi:')}/"
 
 
-def silent(sources: list[str], ca_pem: str, limit_s: float) -> list[dict]:
+def silent(sources: list[str], ca_pem: str, limit_s: float) -> list[dict[str, Any]]:
     """The sources (http, https and `file://` URLs, absolute paths) that do not answer.
 
     Returns:
         One dict for each: `asked`, `source` (the same without a password), `problem`, `remedy`.
     """
-    found: dict = {}
+    found: dict[str, tuple[str, str] | None] = {}
     context = _tls(ca_pem)
     opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=context), _NoRedirect)
     end = time.monotonic() + limit_s
@@ -83,7 +83,7 @@ def silent(sources: list[str], ca_pem: str, limit_s: float) -> list[dict]:
     )
     answers = [(source, found.get(source, nothing)) for source in sources]
     return [
-        {"asked": source, "source": _shown(source), "problem": answer[0], "remedy": answer[1]}
+        {"asked": source, "source": without_credentials(source), "problem": answer[0], "remedy": answer[1]}
         for source, answer in answers
         if answer
     ]
@@ -149,11 +149,6 @@ def _tls(ca_pem: str) -> ssl.SSLContext:
 def _has_authorities() -> bool:
     paths = ssl.get_default_verify_paths()
     return bool(paths.cafile) or (bool(paths.capath) and any(Path(paths.capath).glob("*.0")))
-
-
-def _shown(source: str) -> str:
-    """The source without a user and password in it."""
-    return re.sub(r"//[^/@]*@", "//", source) if urlsplit(source).username else source
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

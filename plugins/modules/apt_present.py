@@ -8,8 +8,9 @@ DOCUMENTATION = r"""
 module: apt_present
 short_description: Installs the Debian packages that are missing
 description:
+  - Stock Ansible cannot do it, because C(apt) needs python3-apt in check mode, and refreshes the package lists though nothing is missing.
   - Asks dpkg once. Only where something is missing are the package lists refreshed and the missing packages installed, without
-    recommended ones. Needs no python3-apt, so that check mode works on a fresh host.
+    recommended ones.
   - Waits for another package manager (a first boot, unattended upgrades) and finishes an interrupted dpkg.
 options:
   name:
@@ -74,7 +75,7 @@ class AptError(Exception):
     """apt failed; the message says why and what to do next."""
 
 
-def missing(wanted: list, status: str) -> list:
+def missing(wanted: list[str], status: str) -> list[str]:
     """Those of the wanted packages that are not installed.
 
     Args:
@@ -106,7 +107,7 @@ def explain(output: str) -> str:
     return f"{text}\n{advice}"
 
 
-def apt(command: list, deadline: float, progress: Progress) -> None:
+def apt(command: list[str], deadline: float, progress: Progress) -> None:
     """Runs one apt-get command; waits while another package manager holds the lock.
 
     Args:
@@ -130,7 +131,7 @@ def apt(command: list, deadline: float, progress: Progress) -> None:
             raise AptError(explain(output))
 
 
-def _run(command: list, progress: Progress) -> tuple:
+def _run(command: list[str], progress: Progress) -> tuple[int, str]:
     """The exit status and the output of apt-get."""
     read, write = os.pipe()
     with tempfile.TemporaryFile("w+", errors="replace") as output, os.fdopen(read, errors="replace") as status:
@@ -163,7 +164,7 @@ def status_step(line: str) -> tuple[str, int] | None:
     return (labels[kind], int(percent[1])) if kind in labels and percent else None
 
 
-def _environment() -> dict:
+def _environment() -> dict[str, str]:
     return {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}
 
 

@@ -8,6 +8,7 @@ DOCUMENTATION = r"""
 module: cuda_toolkit_choice
 short_description: Decides which CUDA toolkit this host is to use
 description:
+  - Stock Ansible cannot do it, because it neither compares compilers with drivers and cards nor tries a compiler.
   - Looks at the host and changes nothing. The order is - the wheels where they are installed already, an nvcc that is there, the wheels,
     NVIDIA's packages, the distribution's packages.
   - A toolkit fits when its compiler knows the architectures and the driver can run what it compiles.
@@ -113,7 +114,7 @@ def installed_toolkits() -> list[Candidate]:
     return list(found.values())
 
 
-def tried(candidate: Candidate, architectures: list) -> Candidate:
+def tried(candidate: Candidate, architectures: list[str]) -> Candidate:
     """The candidate, after its compiler and the host's C++ compiler have worked together once."""
     if _CURRENT.is_symlink() and os.path.realpath(_CURRENT) == os.path.realpath(candidate.root):
         return candidate
@@ -149,7 +150,7 @@ def distribution(*, assume: bool) -> Candidate:
     return Candidate("distribution", "/usr", version, problem)
 
 
-def _output(command: list) -> str:
+def _output(command: list[str]) -> str:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
@@ -196,7 +197,8 @@ def main() -> None:
             + "Install a driver of 580 or newer, or set cuda_toolkit_nvidia_repository, or cuda_toolkit_source to another way.",
             considered=considered,
         )
-    module.exit_json(changed=False, way=choice.way, root=choice.root, considered=considered)
+    else:
+        module.exit_json(changed=False, way=choice.way, root=choice.root, considered=considered)
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils import units
-from ansible_collections.r1.prov.plugins.module_utils.download import sha256_of
+from ansible_collections.r1.prov.plugins.module_utils.artefact import sha256_of
 from ansible_collections.r1.prov.plugins.module_utils.files import write_whole
 from ansible_collections.r1.prov.plugins.module_utils.gguf_header import GgufError, read
 from ansible_collections.r1.prov.plugins.module_utils.http_api import Api, ApiError

@@ -75,7 +75,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils import gguf_stream
-from ansible_collections.r1.prov.plugins.module_utils.download import sha256_of
+from ansible_collections.r1.prov.plugins.module_utils.artefact import sha256_of
 from ansible_collections.r1.prov.plugins.module_utils.files import alone, sync_folder, write_whole
 from ansible_collections.r1.prov.plugins.module_utils.gguf_header import Gguf, GgufError, read
 from ansible_collections.r1.prov.plugins.module_utils.merged_weights import (

@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from r1prov.common import paths
 from r1prov.lab.hosts import LabHost
 from r1prov.site import TESTED_LLAMA_CPP
@@ -51,7 +49,7 @@ def artefacts(folder: Path, like: LabHost, wheels: Path) -> Iterator[dict[str, A
 def fetch_wheels(folder: Path) -> Path:
     """Fill a folder with all wheels that the chat page is made of, as `pip download` does it, and uv, which installs them."""
     role = paths.collection() / "roles/open_webui"
-    uv = yaml.safe_load((role / "vars/main.yml").read_text())["__open_webui_uv"]["version"]
+    uv = paths.module_util("uv").VERSION
     tags = ("manylinux_2_28", "manylinux_2_17", "manylinux_2_5", "manylinux1")
     platforms = [word for tag in tags for word in ("--platform", f"{tag}_x86_64")]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(folder), "--no-deps"]

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ansible_collections.r1.prov.plugins.filter.vectors import cosine
 from ansible_collections.r1.prov.plugins.module_utils.minilm import ModelError, gguf
 from ansible_collections.r1.prov.plugins.modules.embeddings_model import converted, is_made, place
-from ansible_collections.r1.prov.plugins.modules.embeddings_probe import cosine
 from gguf import GGUFReader
 
 CONFIG = {
@@ -121,3 +121,4 @@ def test_a_placed_file_is_known_until_it_or_its_source_changes(tmp_path: Path) -
 def test_cosine() -> None:
     assert cosine([1.0, 0.0], [2.0, 0.0]) == pytest.approx(1)
     assert cosine([1.0, 0.0], [0.0, 3.0]) == pytest.approx(0)
+    assert cosine([0.0, 0.0], [0.0, 3.0]) == 0

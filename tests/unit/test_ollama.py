@@ -1,11 +1,10 @@
-"""The role `ollama`: its Modelfile, a release from an archive, a model registered with a server that stands in for Ollama."""
+"""The role `ollama`: its Modelfile, and a model registered with a server that stands in for Ollama."""
 
 from __future__ import annotations
 
 import getpass
 import hashlib
 import json
-import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,14 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 import pytest
-from ansible_collections.r1.prov.plugins.module_utils import releases
-from ansible_collections.r1.prov.plugins.module_utils.download import DownloadError
 from ansible_collections.r1.prov.plugins.module_utils.http_api import ApiError
 from ansible_collections.r1.prov.plugins.module_utils.modelfile import Modelfile, parse
-from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
 from ansible_collections.r1.prov.plugins.modules import ollama_model
 from ansible_collections.r1.prov.plugins.modules.ollama_model import Model, ModelError
-from ansible_collections.r1.prov.plugins.modules.ollama_release import Release, ReleaseError
 
 from tests.fixtures import tinymodel
 
@@ -67,104 +62,6 @@ def test_the_modelfile_is_the_golden_one_and_says_what_was_asked_for(name: str) 
 def test_another_modelfile_is_not_guessed_at(text: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         parse(text)
-
-
-@pytest.fixture
-def progress(tmp_path: Path) -> Progress:
-    return Progress("ollama", tmp_path / "run")
-
-
-class Archive:
-    """An archive with a program that says its version, and the role's wish for it."""
-
-    def __init__(self, folder: Path, version: str, says: str = "") -> None:
-        program = folder / version / "bin" / "ollama"
-        program.parent.mkdir(parents=True)
-        program.write_text(says or f"#!/bin/sh\necho Warning: client version is {version}\n")
-        program.chmod(0o755)
-        (folder / version / "lib" / "ollama").mkdir(parents=True)
-        (folder / version / "lib" / "ollama" / f"lib-{version}.so").touch()
-        self.file = folder / f"{version}.tgz"
-        with tarfile.open(self.file, "w:gz") as tar:
-            tar.add(folder / version, ".")
-        self.sha256 = hashlib.sha256(self.file.read_bytes()).hexdigest()
-        self.wanted = {
-            "version": version,
-            "archive": str(self.file),
-            "sha256": self.sha256,
-            "home": str(folder / "home"),
-            "cache": str(folder / "cache"),
-        }
-
-
-def test_releases_lie_side_by_side_and_one_is_kept_to_go_back_to(tmp_path: Path, progress: Progress) -> None:
-    for version in ("0.12.11", "0.13.5", "0.17.4"):
-        release = Release(Archive(tmp_path, version).wanted)
-        assert not release.exists
-        release.install(progress)
-        releases.make_current(release.home, release.id)
-        assert release.exists
-        assert releases.current(release.home) == release.id
-        libraries = [path.name for path in (tmp_path / "home" / "current" / "lib" / "ollama").iterdir()]
-        assert libraries == [f"lib-{version}.so"]
-    kept = sorted(path.name.partition("-")[0] for path in (tmp_path / "home" / "releases").iterdir())
-    assert kept == ["0.13.5", "0.17.4"]
-
-
-def test_the_list_beside_an_archive_is_asked_once(tmp_path: Path, progress: Progress) -> None:
-    archive = Archive(tmp_path, "0.12.11")
-    sums = tmp_path / "sha256sum.txt"
-    wanted = archive.wanted | {"archive": archive.file.as_uri(), "sha256": ""}
-    with pytest.raises(ReleaseError, match=r"sha256sum.txt cannot be read.*Set ollama_archive_sha256"):
-        Release(wanted).install(progress)
-    sums.write_text(f"{'0' * 64}  ./other-0.12.11.tgz\n")
-    with pytest.raises(ReleaseError, match=r"does not name 0\.12\.11\.tgz"):
-        Release(wanted).install(progress)
-    sums.write_text(f"{'0' * 64}  ./other.tgz\n{archive.sha256}  ./0.12.11.tgz\n")
-    Release(wanted).install(progress)
-    sums.unlink()
-    archive.file.unlink()
-    assert Release(wanted).exists
-    assert not list((tmp_path / "cache").iterdir())
-    assert not Release(wanted | {"version": "0.12.10"}).exists
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"sha256": "0" * 64}, r"expected 000.*it is not whole, or another archive"),
-        ({"archive": "/none.tgz"}, "neither here nor on the controller"),
-        ({"sha256": ""}, "Set ollama_archive_sha256"),
-        ({"version": "0.12.10"}, r"holds Ollama 0\.12\.11, not 0\.12\.10"),
-    ],
-)
-def test_what_was_not_meant_is_not_installed(
-    tmp_path: Path, progress: Progress, change: dict[str, str], says: str
-) -> None:
-    with pytest.raises(ReleaseError, match=says):
-        Release(Archive(tmp_path, "0.12.11").wanted | change).install(progress)
-    assert not list(tmp_path.glob("home/releases/*"))
-
-
-@pytest.mark.parametrize(
-    ("program", "says"),
-    [
-        ("\x7fELF for another machine", "does not run here: Exec format error"),
-        ("#!/bin/sh\necho dying >&2; exit 3\n", r"does not run \(status 3\): dying"),
-    ],
-)
-def test_a_program_that_does_not_run_is_not_installed(
-    tmp_path: Path, progress: Progress, program: str, says: str
-) -> None:
-    with pytest.raises(ReleaseError, match=says):
-        Release(Archive(tmp_path, "0.12.11", program).wanted).install(progress)
-    assert not list(tmp_path.glob("home/releases/*"))
-
-
-def test_a_url_that_sends_something_else(tmp_path: Path, progress: Progress) -> None:
-    archive = Archive(tmp_path, "0.12.11")
-    with pytest.raises(DownloadError, match="expected 000"):
-        Release(archive.wanted | {"archive": archive.file.as_uri(), "sha256": "0" * 64}).install(progress)
 
 
 class Stand(ThreadingHTTPServer):

@@ -1,15 +1,14 @@
-"""The chat page: its Python, its release, its settings, its backups. Nothing is fetched and nothing runs."""
+"""The chat page: its requirements, its settings, its backups. Nothing is fetched and nothing runs."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pwd
 import re
 import sqlite3
+import subprocess
 import sys
-import tarfile
 from contextlib import closing
 from pathlib import Path
 
@@ -18,7 +17,6 @@ import yaml
 from ansible.errors import AnsibleFilterError
 from ansible_collections.r1.prov.plugins.filter import password as password_filter
 from ansible_collections.r1.prov.plugins.module_utils import password as judge
-from ansible_collections.r1.prov.plugins.module_utils import releases
 from ansible_collections.r1.prov.plugins.module_utils.open_webui import (
     DatabaseError,
     NoAdministratorError,
@@ -26,9 +24,8 @@ from ansible_collections.r1.prov.plugins.module_utils.open_webui import (
     differing,
 )
 from ansible_collections.r1.prov.plugins.module_utils.password import password_weakness
-from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
 from ansible_collections.r1.prov.plugins.module_utils.users import acting_as
-from ansible_collections.r1.prov.plugins.modules import open_webui_python as python
+from ansible_collections.r1.prov.plugins.module_utils.uv import pinned
 from ansible_collections.r1.prov.plugins.modules.open_webui_data import (
     History,
     copy,
@@ -36,13 +33,6 @@ from ansible_collections.r1.prov.plugins.modules.open_webui_data import (
     restore,
     size_bytes,
     surplus,
-)
-from ansible_collections.r1.prov.plugins.modules.open_webui_release import (
-    Release,
-    advice,
-    fetched_bytes,
-    pinned,
-    release_id,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -52,61 +42,61 @@ ME = pwd.getpwuid(os.geteuid()).pw_name
 
 # --- Python
 
-
-def test_debian_12_is_looked_for_where_the_host_finds_debian_13() -> None:
-    uris = """
+APT = """#!/bin/sh
+case "$*" in
+*--print-uris*) cat "$URIS" ;;
+*" update"*) cp "${3#Dir::Etc::sourcelist=}" "$SOURCES" ;;
+*" download "*) touch python3.11.deb ;;
+esac
+"""
+DPKG = """#!/bin/sh
+mkdir -p "$3/usr/bin"
+printf '#!/bin/sh\\nexit %s\\n' "$STATUS" > "$3/usr/bin/python3.11"
+chmod +x "$3/usr/bin/python3.11"
+"""
+URIS = """
 'http://deb.example.com/debian/dists/trixie/InRelease' deb.example.com_debian_dists_trixie_InRelease 0
 'http://deb.example.com/debian/dists/trixie-updates/InRelease' x 0
 'http://security.example.com/debian-security/dists/trixie-security/InRelease' x 0
 'https://packages.example.com/repos/code/dists/stable/InRelease' x 0
 'file:/srv/flat/./InRelease' x 0
 """
+
+
+@pytest.mark.parametrize(("uris", "status", "says"), [(URIS, 0, ""), (URIS, 1, ""), ("", 0, "no mirror of Debian")])
+def test_debian_12_is_looked_for_where_the_host_finds_debian_13(
+    tmp_path: Path, uris: str, status: int, says: str
+) -> None:
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name, text in (("apt-get", APT), ("dpkg-deb", DPKG)):
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    (tmp_path / "uris").write_text(uris)
+    folder, sources = tmp_path / "python" / "here", tmp_path / "sources"
+    environment = {
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "URIS": str(tmp_path / "uris"),
+        "SOURCES": str(sources),
+        "STATUS": str(status),
+    }
+    script = ["sh", str(ROLE / "files/debian-12-python.sh"), str(folder)]
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, check=False)
+    assert says in done.stderr
+    if says or status:
+        assert done.returncode
+        assert list(folder.parent.iterdir()) == []
+        return
+    assert list(folder.parent.iterdir()) == [folder]
     key = "[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]"
-    assert python.bookworm_sources(uris).splitlines() == [
+    assert sources.read_text().splitlines() == [
         f"deb {key} http://deb.example.com/debian bookworm main",
         f"deb {key} http://deb.example.com/debian bookworm-updates main",
         f"deb {key} http://security.example.com/debian-security bookworm-security main",
     ]
 
 
-def test_a_release_is_read_with_and_without_quotes() -> None:
-    assert python.release('NAME="Ubuntu"\nVERSION_ID="22.04"\nID=ubuntu\nID_LIKE=debian\n') == ("ubuntu", "22.04")
-
-
-def test_an_interpreter_that_cannot_be_used_says_why(tmp_path: Path) -> None:
-    fake = tmp_path / "python3.11"
-    fake.write_text("#!/bin/sh\necho \"ModuleNotFoundError: No module named '_sqlite3'\" >&2\nexit 1\n")
-    fake.chmod(0o755)
-    assert "No module named '_sqlite3'" in python.fault(str(fake))
-    fake.write_text("#!/bin/sh\necho False\n")  # what another version says
-    assert python.fault(str(fake)) == "Open-WebUI runs on Python 3.11 and 3.12, and it is another version"
-    if sys.version_info[:2] in ((3, 11), (3, 12)):
-        assert python.fault(sys.executable) == ""
-
-
-def test_what_was_brought_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    good = tmp_path / "python.tar"
-    with tarfile.open(good, "w") as tar:
-        for name, text in (("python/bin/python3.11", "#!/bin/sh\necho True\n"), ("python/lib/x", "")):
-            (tmp_path / "file").write_text(text)
-            (tmp_path / "file").chmod(0o755)
-            tar.add(tmp_path / "file", name)
-    digest = hashlib.sha256(good.read_bytes()).hexdigest()
-    folder, progress = tmp_path / "root" / "p", Progress("t", tmp_path)
-
-    def fill(place: Path) -> None:
-        python.from_archive(str(good), digest, place, tmp_path, progress)
-
-    python.bring(folder, fill)
-    assert python.interpreter(folder) == str(folder / "python/bin/python3.11")
-    with pytest.raises(python.PythonError, match=r"holds no python3\.12 or python3\.11"):
-        python.bring(tmp_path / "root" / "q", lambda place: (place / "x").write_text(""))
-    assert not (tmp_path / "root" / "q").exists()
-    with pytest.raises(python.PythonError, match="expected 00"):
-        python.from_archive(str(good), "00", folder, tmp_path, progress)
-
-
-# --- Release
+# --- Requirements
 
 
 def test_the_requirements_are_pinned_with_hashes_and_without_torch() -> None:
@@ -121,95 +111,6 @@ def test_the_requirements_are_pinned_with_hashes_and_without_torch() -> None:
         "aiohttp", ""
     )
     assert all("--hash=sha256:" in part for part in re.split(r"^(?=\S+==)", text, flags=re.MULTILINE)[1:])
-
-
-def test_uv_is_the_one_of_the_controller() -> None:
-    lock = (ROOT / "requirements.lock").read_text()
-    uv = yaml.safe_load((ROLE / "vars/main.yml").read_text())["__open_webui_uv"]
-    assert re.search(
-        rf"^uv=={re.escape(uv['version'])} \\\n(?:    .*\n)*?    --hash=sha256:{uv['sha256']}", lock, re.MULTILINE
-    )
-
-
-def test_a_release_is_named_after_all_that_decides_it() -> None:
-    name = release_id("0.12.4", "a", "/usr/bin/python3.11")
-    assert re.fullmatch(r"0\.12\.4-[0-9a-f]{12}", name)
-    assert name != release_id("0.12.4", "b", "/usr/bin/python3.11")
-    assert name != release_id("0.12.4", "a", "/usr/bin/python3.12")
-
-
-def test_pins_are_found_by_the_names_of_wheels() -> None:
-    text = "# x\nPy_Thing.two==1.0 \\\n    --hash=sha256:00\nuvicorn[standard]==0.3 ; python_version < '4' \\\n"
-    assert pinned(text) == {"py_thing_two": "1.0", "uvicorn": "0.3"}
-
-
-@pytest.mark.parametrize(
-    ("line", "found"),
-    [
-        ("Downloading scipy (33.5MiB)\n", ("scipy", 35127296)),
-        (" Downloaded scipy\n", ("scipy", 0)),
-        ("Prepared 2 packages in 837ms\n", None),
-    ],
-)
-def test_what_uv_says_of_downloads(line: str, found: tuple | None) -> None:
-    assert fetched_bytes(line) == found
-
-
-@pytest.mark.parametrize(
-    ("said", "advised"),
-    [
-        ("Hash mismatch for `six==1.17.0`", "other files than the pinned ones"),
-        ("Because there is no version of six==999.1", "The package index lacks it"),
-        ("error sending request for url", "Check PIP_INDEX_URL"),
-        ("No space left on device (os error 28)", "The disk is full"),
-    ],
-)
-def test_advice(said: str, advised: str) -> None:
-    assert advised in advice(said)
-
-
-def test_only_the_current_and_the_previous_release_are_kept(tmp_path: Path) -> None:
-    base = {
-        "version": "1",
-        "python": "p",
-        "uv_version": "",
-        "uv_sha256": "",
-        "requirements": "",
-        "cache": str(tmp_path),
-    }
-    seen = []
-    for digest in "abc":
-        release = Release(base | {"home": str(tmp_path), "requirements_sha256": digest})
-        release.path.mkdir(parents=True)
-        releases.make_current(release.home, release.id)
-        seen.append(release.id)
-        assert releases.current(release.home) == release.id
-    assert {path.name for path in (tmp_path / "releases").iterdir()} == set(seen[1:])
-
-
-def test_where_all_wheels_lie_on_the_host_the_network_is_not_touched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    requirements = tmp_path / "requirements.txt"
-    requirements.write_text("Some-Thing==1.0 --hash=sha256:00\nother==2 --hash=sha256:00\n")
-    base = {
-        "version": "1",
-        "python": "p",
-        "uv_version": "",
-        "uv_sha256": "",
-        "requirements_sha256": "",
-        "home": str(tmp_path),
-    }
-    release = Release(base | {"requirements": str(requirements), "cache": str(tmp_path)})
-    commands: list[list[str]] = []
-    monkeypatch.setattr(release, "_run", lambda command, progress: commands.append(command))
-    release.wheels.mkdir(parents=True)
-    for wheel in ("some_thing-1.0-py3-none-any.whl", "Other-2-cp311-cp311-linux_x86_64.whl"):
-        release._fill("uv", tmp_path / "e", Progress("t", tmp_path))
-        assert "--offline" not in commands[-1]
-        (release.wheels / wheel).write_text("")
-    release._fill("uv", tmp_path / "e", Progress("t", tmp_path))
-    assert {"--offline", "--no-index", str(release.wheels)} <= set(commands[-1])
 
 
 # --- Settings

@@ -1,4 +1,4 @@
-"""Downloads from a real HTTP server that drops connections, ignores ranges or sends the wrong thing."""
+"""Artefacts from a real HTTP server that drops connections, ignores ranges or sends the wrong thing; from an index; from this machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from ansible_collections.r1.prov.plugins.module_utils import download as module
+from ansible_collections.r1.prov.plugins.module_utils import artefact as module
 from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
 
 if TYPE_CHECKING:
@@ -18,7 +18,15 @@ if TYPE_CHECKING:
 
 CONTENT = bytes(range(256)) * 4096
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-PAGE = '<a href="../../files/llama_cpp_python-0.3.36.tar.gz#sha256=00" data-requires-python="&gt;=3.8">x</a>'
+NAMES = (
+    "tool-1.0.tar.gz",
+    "tool-1.0-py3-none-macosx_11_0_x86_64.whl",
+    "tool-1.0-py3-none-musllinux_1_1_x86_64.whl",
+    "tool-1.0-py3-none-manylinux_2_17_aarch64.whl",
+    "tool-1.0-py3-none-manylinux_2_17_x86_64.manylinux2014_x86_64.whl",
+    "tool-1.0.1-py3-none-any.whl",
+)
+PAGE = "".join(f'<a href="../../files/{name}#sha256=00" data-requires-python="&gt;=3.8">x</a>' for name in NAMES)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -65,14 +73,14 @@ def progress(tmp_path: Path) -> Progress:
 
 
 def test_a_dropped_connection_goes_on_where_it_broke(server: str, progress: Progress, tmp_path: Path) -> None:
-    module.download(f"{server}/drop", tmp_path / "file", [SHA256], progress)
+    module.download(f"{server}/drop", tmp_path / "file", SHA256, progress)
     assert (tmp_path / "file").read_bytes() == CONTENT
     assert Handler.asked == [None, f"bytes={len(CONTENT) // 2}-"]
 
 
 def test_a_partial_file_of_an_earlier_run_is_continued(server: str, progress: Progress, tmp_path: Path) -> None:
-    (tmp_path / "file.part").write_bytes(CONTENT[:1000])
-    module.download(f"{server}/file", tmp_path / "file", [SHA256], progress)
+    (tmp_path / f"file.{SHA256[:12]}.part").write_bytes(CONTENT[:1000])
+    module.download(f"{server}/file", tmp_path / "file", SHA256, progress)
     assert (tmp_path / "file").read_bytes() == CONTENT
     assert Handler.asked == ["bytes=1000-"]
 
@@ -80,37 +88,73 @@ def test_a_partial_file_of_an_earlier_run_is_continued(server: str, progress: Pr
 def test_two_at_once_are_one_after_the_other(server: str, progress: Progress, tmp_path: Path) -> None:
     target = tmp_path / "f"
     with ThreadPoolExecutor() as pool:
-        for done in [pool.submit(module.download, f"{server}/drop", target, [SHA256], progress) for _ in range(3)]:
+        for done in [pool.submit(module.download, f"{server}/drop", target, SHA256, progress) for _ in range(3)]:
             done.result()
     assert target.read_bytes() == CONTENT
     assert Handler.asked == [None, f"bytes={len(CONTENT) // 2}-"]
 
 
 def test_a_server_without_ranges_sends_all_again(server: str, progress: Progress, tmp_path: Path) -> None:
-    (tmp_path / "file.part").write_bytes(b"old")
-    module.download(f"{server}/whole", tmp_path / "file", [SHA256], progress)
+    (tmp_path / f"file.{SHA256[:12]}.part").write_bytes(b"old")
+    module.download(f"{server}/whole", tmp_path / "file", SHA256, progress)
     assert (tmp_path / "file").read_bytes() == CONTENT
 
 
 def test_the_wrong_content_is_deleted_and_named(server: str, progress: Progress, tmp_path: Path) -> None:
-    with pytest.raises(module.DownloadError, match=f"has sha256 {SHA256}, expected 00"):
-        module.download(f"{server}/file", tmp_path / "file", ["00"], progress)
+    with pytest.raises(module.ArtefactError, match=f"has sha256 {SHA256}, expected 000"):
+        module.download(f"{server}/file", tmp_path / "file", "0" * 64, progress)
     assert not list(tmp_path.glob("file*"))
 
 
 def test_a_missing_file_is_not_asked_for_again(server: str, progress: Progress, tmp_path: Path) -> None:
-    with pytest.raises(module.DownloadError, match="answers 404"):
-        module.download(f"{server}/missing", tmp_path / "file", [SHA256], progress)
+    with pytest.raises(module.ArtefactError, match="answers 404"):
+        module.download(f"{server}/missing", tmp_path / "file", SHA256, progress)
     assert Handler.asked == [None]
 
 
 def test_an_index_page_names_the_files(server: str) -> None:
-    links = module.index_links(f"{server}/simple", "llama-cpp-python")
-    assert links == {"llama_cpp_python-0.3.36.tar.gz": f"{server}/files/llama_cpp_python-0.3.36.tar.gz"}
+    links = module.index_links(f"{server}/simple", "tool")
+    assert links == {name: f"{server}/files/{name}" for name in NAMES}
+
+
+@pytest.mark.parametrize(("suffix", "name"), [(".tar.gz", NAMES[0]), (".whl", NAMES[4])])
+def test_an_index_is_asked_for_what_fits_and_only_once(
+    server: str, progress: Progress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, name: str
+) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", f"{server}/simple")
+    wanted = module.Artefact("pypi:tool==1.0", SHA256, "x", suffix)
+    assert wanted.fetch(tmp_path / "kept", progress) == tmp_path / "kept" / name
+    asked = len(Handler.asked)
+    assert wanted.fetch(tmp_path / "kept", progress).read_bytes() == CONTENT
+    assert len(Handler.asked) == asked
+
+
+def test_what_no_index_has_is_named(
+    server: str, progress: Progress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", f"{server}/simple".replace("//", "//me:secret@"))
+    with pytest.raises(module.ArtefactError, match=r"has no tool-2\.0-\*\.whl.*correct the_source") as caught:
+        module.Artefact("pypi:tool==2.0", SHA256, "the_source").fetch(tmp_path, progress)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_file_of_this_machine_is_taken_where_it_lies(progress: Progress, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(CONTENT)
+    assert module.Artefact(f"{tmp_path}/file", SHA256, "x").fetch(tmp_path / "kept", progress) == tmp_path / "file"
+    with pytest.raises(module.ArtefactError, match=r"expected 000.*it is not whole.*correct x_sha256"):
+        module.Artefact(f"{tmp_path}/file", "0" * 64, "x").fetch(tmp_path, progress)
+    with pytest.raises(module.ArtefactError, match=r"neither here nor on the controller\. Correct x"):
+        module.Artefact("/none.tgz", SHA256, "x").fetch(tmp_path, progress)
+
+
+def test_a_broken_archive_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.tgz").write_bytes(CONTENT)
+    with pytest.raises(module.ArtefactError, match=r"a\.tgz is not a whole tar archive"):
+        module.unpack(tmp_path / "a.tgz", tmp_path)
 
 
 def test_an_index_that_cannot_be_read_is_named(server: str) -> None:
-    with pytest.raises(module.DownloadError, match="missing/x/ cannot be read"):
+    with pytest.raises(module.ArtefactError, match="missing/x/ cannot be read"):
         module.index_links(f"{server}/missing", "x")
 
 
@@ -123,4 +167,4 @@ def test_the_index_is_the_one_that_pip_uses(tmp_path: Path) -> None:
 
 
 def test_messages_show_no_password() -> None:
-    assert str(module.DownloadError("http://me:secret@mirror.test/x answers 404")) == "http://mirror.test/x answers 404"
+    assert str(module.ArtefactError("http://me:secret@mirror.test/x answers 404")) == "http://mirror.test/x answers 404"

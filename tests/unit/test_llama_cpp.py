@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from ansible_collections.r1.prov.plugins.module_utils import llama_cpp, releases
-from ansible_collections.r1.prov.plugins.module_utils.llama_cpp_build import Release
+from ansible_collections.r1.prov.plugins.module_utils import llama_cpp
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CPUINFO = """processor\t: 0
@@ -29,7 +28,7 @@ def flags(
     return llama_cpp.cmake_flags(
         backend=backend,
         architectures=list(architectures),
-        cuda_root="/opt/r1prov/cuda/wheels-13.0-0123456789ab",
+        cuda_root="/opt/r1prov/cuda/releases/13.0-0123456789ab",
         libcuda=libcuda,
         amx=amx,
         rpc=rpc,
@@ -114,19 +113,3 @@ def test_contradictions(wrong: dict[str, object], says: str | None) -> None:
     }  # fmt: skip
     found = llama_cpp.contradiction({**good, **wrong})
     assert found is None if says is None else says in str(found)
-
-
-def test_the_link_is_switched_and_only_the_release_before_is_kept(tmp_path: Path) -> None:
-    for name in ("oldest", "before"):
-        (tmp_path / "releases" / name / "bin").mkdir(parents=True)
-    (tmp_path / "current").symlink_to("releases/before")
-    release = Release({
-        "source": "pypi", "version": "1", "sha256": "0" * 64, "backend": "cpu", "cuda_architectures": [],
-        "cuda_root": "/nowhere", "rpc": False, "jobs": 0, "home": str(tmp_path), "cache": str(tmp_path / "cache"),
-    })  # fmt: skip
-    assert releases.current(release.home) == "before"
-    assert not release.exists
-    (release.path / "bin").mkdir(parents=True)
-    releases.make_current(release.home, release.id)
-    assert releases.current(release.home) == release.id
-    assert sorted(path.name for path in (tmp_path / "releases").iterdir()) == sorted(["before", release.id])

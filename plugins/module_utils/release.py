@@ -1,0 +1,144 @@
+"""Releases side by side: `HOME/releases/ID`, and the link `HOME/current` to the one that serves.
+
+A `Build` makes what a release holds. This module decides when a release appears, when it is switched to, and when it goes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ansible_collections.r1.prov.plugins.module_utils.files import alone, whole_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
+
+_TRY_S = 300
+
+
+class ReleaseError(Exception):
+    """The release cannot be installed. The message says why, and what to do next."""
+
+
+class Build(ABC):
+    """How one release comes about.
+
+    Attributes:
+        id: the name of the release's folder: its version, and a digest of everything that decides it. Empty until `resolve` where only the
+            network knows what decides it.
+        record: what decides the release, as JSON values. It is kept in the release's `release.json`.
+    """
+
+    id: str
+    record: dict[str, Any]
+
+    def resolve(self) -> str:
+        """The ID. The network is asked for what decides it, where nothing on the host says that."""
+        return self.id
+
+    @abstractmethod
+    def fill(self, folder: Path, progress: Progress) -> None:
+        """Fills an empty folder, which gets its final name later, and tries what it holds.
+
+        Raises:
+            ReleaseError: it cannot be made, or does not run here.
+            ArtefactError: what it is made of cannot be had.
+        """
+
+
+def current(home: Path) -> str:
+    """The ID of the release that serves now; empty where there is none."""
+    link = home / "current"
+    return link.readlink().name if link.is_symlink() else ""
+
+
+def path(home: Path, release_id: str) -> Path:
+    """The folder of a release."""
+    return home / "releases" / release_id
+
+
+def exists(home: Path, release_id: str) -> bool:
+    """Whether the release is there. Its record is written before the folder gets its name, so a release with one is whole."""
+    return bool(release_id) and (path(home, release_id) / "release.json").exists()
+
+
+def records(home: Path) -> list[dict[str, Any]]:
+    """What decided each release that is there."""
+    return [json.loads(file.read_text(encoding="utf-8")) for file in sorted(home.glob("releases/*/release.json"))]
+
+
+def install(home: Path, build: Build, progress: Progress) -> None:
+    """Makes a release beside its final place unless it is there, gives it its name, and switches to it.
+
+    Raises:
+        ReleaseError, ArtefactError, OSError: it could not be made. The release that serves goes on serving.
+    """
+    progress.begin("waiting for an earlier run", 0, "steps")
+    with alone(home):
+        release_id = build.resolve()
+        if not exists(home, release_id):
+            shutil.rmtree(path(home, release_id), ignore_errors=True)  # a folder without a record is not a release
+            with whole_folder(path(home, release_id)) as folder:
+                build.fill(folder, progress)
+                record = json.dumps({"id": release_id, **build.record}, indent=2)
+                (folder / "release.json").write_text(f"{record}\n", encoding="utf-8")
+        make_current(home, release_id)
+
+
+def make_current(home: Path, release_id: str) -> None:
+    """Switches the link, at once. Of the other releases only the one before is kept."""
+    previous = current(home)
+    temporary = home / ".current.new"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(f"releases/{release_id}")
+    temporary.replace(home / "current")
+    for release in (home / "releases").iterdir():
+        if release.name not in (release_id, previous):
+            shutil.rmtree(release)
+
+
+def switch_diff(home: Path, before: str, after: str) -> dict[str, str]:
+    """What Ansible shows of a switch from one release to another."""
+    header = str(home / "current")
+    return {
+        "before_header": header,
+        "after_header": header,
+        "before": f"{before}\n" if before else "",
+        "after": f"{after}\n",
+    }
+
+
+def tried(
+    command: Sequence[str | Path], environment: Mapping[str, str] | None = None, folder: Path | None = None
+) -> str:
+    """What a new program prints when it is started: its stderr, then its stdout.
+
+    Raises:
+        ReleaseError: it does not run here.
+    """
+    try:
+        done = subprocess.run(
+            command,
+            env=environment,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=_TRY_S,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        reason = getattr(error, "strerror", "") or f"no answer within {_TRY_S} s"
+        raise ReleaseError(
+            f"{Path(command[0]).name} does not run here: {reason}. A build for Linux on x86-64 is wanted."
+        ) from error
+    if done.returncode:
+        said = "\n".join((done.stderr or done.stdout).strip().splitlines()[-8:])
+        raise ReleaseError(f"{Path(command[0]).name} does not run here (status {done.returncode}): {said}")
+    return done.stderr + done.stdout
