@@ -37,7 +37,7 @@ format: ## rewrite the Python files in the house style
 	@$(IN) ruff format . && ruff check --fix .
 
 docs: ## the reference pages of docs/ as the code is now, then the site from all pages: dist/docs/index.html
-	@$(IN) python docs/generate.py && NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
+	@$(IN) python docs/generate.py && NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
 golden: ## the golden files of the inventory and of `plan`, as the code is now
 	@$(IN) R1PROV_GOLDEN=write pytest -q tests/unit/test_inventory.py tests/unit/test_cli_plan.py

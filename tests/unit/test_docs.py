@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import runpy
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,8 +138,17 @@ def test_the_rates_of_the_quants_are_those_of_plan(capsys: pytest.CaptureFixture
             assert f"Decoding: {rate} tokens/s" in capsys.readouterr().out, (quant, profile)
 
 
+def test_the_site_builds_and_none_of_its_links_is_broken(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path],
+        cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    elsewhere = r'<(?:script|link|img)[^>]+(?:src|href)="https?://'
+    assert [page.name for page in tmp_path.rglob("*.html") if re.search(elsewhere, page.read_text())] == []
+
+
 def test_the_links_of_the_readme_lead_somewhere() -> None:
-    """Those of docs/ are held by `make docs`."""
     links = re.findall(r"\]\(([^)#\s]+)(?:#([^)\s]+))?\)", (ROOT / "README.md").read_text())
     assert len(links) > 15
     for path, anchor in links:
