@@ -1,0 +1,99 @@
+"""Debian 13 as the controller: a newer Python than Debian 12 has, and with it a newer ansible-core.
+
+A host with this checkout and an engine is the controller and the server at once. The unit tests that run there are those that import
+Ansible or run it, except those that need hosts of their own. `up` brings every role except those for Ollama and the chat page.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from r1prov import lab
+from r1prov.lab.hosts import LabHost
+from tests.fixtures import engine, saying, surroundings
+from tests.fixtures.hub import Hub
+
+pytestmark = [pytest.mark.host, pytest.mark.xdist_group("controller")]
+
+ROOT = Path(__file__).parents[2]
+AUTHORITIES = "/usr/local/share/ca-certificates"
+NAME = "e2e-controller"
+
+
+@pytest.fixture(scope="module")
+def controller(hub: Hub) -> Iterator[LabHost]:
+    """A Debian 13 with an engine, which sees this checkout and trusts whom this machine trusts."""
+    lab.down(NAME)
+    try:
+        image = engine.image("trixie", saying.to_stderr)
+        host = lab.up(NAME, "trixie", image=image, binds=[f"{ROOT}:/src", f"{AUTHORITIES}:/authorities"])
+        told(
+            host,
+            f"""
+            apt-get -qq update
+            mkdir -p {AUTHORITIES}
+            find /authorities -name '*.crt' -exec cp {{}} {AUTHORITIES} \\;
+            DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes ca-certificates
+            /src/bootstrap
+            """,
+            limit_s=600,
+        )
+        yield host
+    finally:
+        lab.down(NAME)
+
+
+def told(host: LabHost, script: str, limit_s: float) -> str:
+    """What a shell script prints on a host. It must succeed."""
+    done = lab.ssh(host, ["bash", "-ec", script], timeout_s=limit_s)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+def test_it_has_another_ansible_than_the_oldest_python(controller: LabHost) -> None:
+    (pin,) = (
+        line
+        for line in (ROOT / "requirements.lock").read_text().splitlines()
+        if line.startswith("ansible-core==") and ">=" in line
+    )
+    version = pin.split("==")[1].split()[0]
+    assert f"[core {version}]" in told(controller, "$(/src/bootstrap)/ansible --version", limit_s=60)
+
+
+def test_what_runs_ansible_passes_there(controller: LabHost) -> None:
+    tests = [path.relative_to(ROOT) for path in ROOT.glob("tests/unit/test_*.py") if "ansible" in path.read_text()]
+    assert len(tests) > 20
+    command = shlex.join(["python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not host", *map(str, tests)])
+    said = told(
+        controller, f'export PATH="$(/src/bootstrap):$PATH" PYTHONDONTWRITEBYTECODE=1; cd /src; {command}', limit_s=900
+    )
+    assert " passed" in said
+
+
+def test_it_brings_itself_to_an_answer(controller: LabHost, hub: Hub) -> None:
+    keys = {
+        "profile": "demo",
+        "hosts": ["localhost"],
+        "ollama": {"enabled": False},
+        "open_webui": {"enabled": False},
+        "sources": {**surroundings.sources(), "weights": [{"type": "hub", "endpoint": hub.url}]},
+    }
+    said = told(
+        controller,
+        f"""
+        mkdir site; cd site; echo {shlex.quote(yaml.safe_dump(keys))} >r1prov.yml
+        PATH="$(/src/bootstrap):$PATH"
+        r1prov up >&2
+        r1prov up --json | python3 -c 'import json, sys; print([h["changed"] for h in json.load(sys.stdin)["hosts"].values()])'
+        r1prov ask "What is the capital of France? Answer in one short sentence."
+        """,
+        limit_s=1500,
+    )
+    assert "[0]" in said
+    assert "Paris" in said
+    assert "DEPRECATION" not in said
