@@ -7,7 +7,6 @@ a gateway and other models, after which its packages serve one without a network
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from r1prov import lab
 from r1prov.common import paths
 from r1prov.lab.base import Release, locked
 from r1prov.lab.hosts import LabHost
-from tests.fixtures import ollama, shards, surroundings
+from tests.fixtures import ollama, saying, shards, surroundings
 from tests.fixtures.hub import Hub
 
 from . import offline
@@ -36,13 +35,13 @@ def bootable() -> None:
 
 
 @contextmanager
-def fresh(names: dict[str, Release]) -> Iterator[list[LabHost]]:
-    """Fresh hosts by name, as long as this lasts."""
+def fresh(names: dict[str, Release], image: str = "") -> Iterator[list[LabHost]]:
+    """Fresh hosts by name, as long as this lasts; from an image, where there is one."""
     for name in names:
         lab.down(name)
     try:
         with ThreadPoolExecutor() as pool:
-            yield list(pool.map(lambda item: lab.up(*item), names.items()))
+            yield list(pool.map(lambda item: lab.up(*item, image=image), names.items()))
     finally:
         for name in names:
             lab.down(name)
@@ -91,7 +90,7 @@ def ollama_releases(neighbour: LabHost, tmp_path_factory: pytest.TempPathFactory
     """A web server with releases of Ollama, as its project publishes them: two real ones, and 9.9.9, which starts and ends at once."""
     root = tmp_path_factory.mktemp("releases")
     for version in (ollama.VERSION, ollama.OTHER_VERSION):
-        (root / f"v{version}").symlink_to(ollama.release(version, sys.stderr.write).parent)
+        (root / f"v{version}").symlink_to(ollama.release(version, saying.to_stderr).parent)
     program = tmp_path_factory.mktemp("broken") / "bin" / "ollama"
     program.parent.mkdir()
     program.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "ollama version is 9.9.9" && exit\nexit 1\n')

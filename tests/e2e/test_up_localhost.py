@@ -10,6 +10,7 @@ import yaml
 
 from r1prov import lab
 from r1prov.common import paths
+from tests.fixtures import engine, saying
 
 from .people import QUESTION, told
 
@@ -34,7 +35,9 @@ def test_the_controller_may_be_the_server_itself(sources: dict[str, Any]) -> Non
     lab.down(name)
     try:
         binds = [f"{paths.collection().resolve()}:/src", f"{AUTHORITIES}:/authorities"]
-        changed, *answer = told(lab.up(name, binds=binds), script, limit_s=1800).splitlines()
+        changed, *answer = told(
+            lab.up(name, binds=binds, image=engine.image("bookworm", saying.to_stderr)), script, limit_s=1800
+        ).splitlines()
     finally:
         lab.down(name)
     assert changed == "[0]"

@@ -16,6 +16,7 @@ import pytest
 from r1prov import lab
 from r1prov.common.errors import Exit
 from r1prov.lab.hosts import LabHost
+from tests.fixtures import engine, saying
 
 from .conftest import fresh
 from .people import Operator, told
@@ -28,8 +29,8 @@ STARTED = "systemctl show r1prov-llama-server --property=InvocationID"
 
 @pytest.fixture(scope="module")
 def host(bootable: None) -> Iterator[LabHost]:
-    """A host of its own: that it pauses must disturb nobody."""
-    with fresh({"e2e-tune": "trixie"}) as (host,):
+    """A host of its own, for that it pauses must disturb nobody; its engine is compiled already."""
+    with fresh({"e2e-tune": "bookworm"}, engine.image("bookworm", saying.to_stderr)) as (host,):
         yield host
 
 
