@@ -1,80 +1,71 @@
-"""Two fresh hosts, Debian 12 and 13, a hub, and `r1prov` as a user runs it: a program with files, not imported."""
+"""Fresh hosts, a hub, and what hosts may fetch from. The tests run in groups that may run at once, each with hosts of its own.
+
+The mark `xdist_group` names the group: `pair` is the story of two servers, which builds from test to test; `alone` that of one server with
+a gateway and other models, after which its packages serve one without a network; `tune`, `localhost` and `lab` have short stories.
+"""
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from r1prov import lab
 from r1prov.common import paths
+from r1prov.lab.base import Release, locked
 from r1prov.lab.hosts import LabHost
-from tests.fixtures import ollama, shards, surroundings
+from tests.fixtures import ollama, saying, shards, surroundings
 from tests.fixtures.hub import Hub
 
 from . import offline
+from .people import Operator
 from .web import web_server
 
 
-@dataclass
-class Operator:
-    """A person with a folder, a site file in it, and a shell."""
-
-    folder: Path
-    environment: dict[str, str] = field(default_factory=dict)
-
-    def site(self, hosts: list[LabHost], **keys: Any) -> Path:
-        """Write r1prov.yml for these hosts."""
-        entries = [entry(host) for host in hosts]
-        path = self.folder / "r1prov.yml"
-        path.write_text(yaml.safe_dump({"profile": "demo", "hosts": entries, **keys}, sort_keys=False))
-        return path
-
-    def run(self, *arguments: str, stdin: str = "", limit_s: float = 2400) -> subprocess.CompletedProcess[str]:
-        """`r1prov ARGUMENTS` in the folder."""
-        return subprocess.run(
-            [sys.executable, "-m", "r1prov.cli", *arguments],
-            cwd=self.folder,
-            env={**os.environ, "XDG_STATE_HOME": str(self.folder / "state"), **self.environment},
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=limit_s,
-            check=False,
-        )
-
-    def report(self) -> dict[str, Any]:
-        """What the last `up` reported."""
-        return json.loads((self.folder / ".r1prov" / "reports" / "last.json").read_text())
+@pytest.fixture(scope="session")
+def bootable() -> None:
+    """Skips where no host can be booted."""
+    if missing := lab.requirements():
+        pytest.skip("hosts cannot be booted here: " + "; ".join(f"{p.where}: {p.what}" for p in missing))
 
 
-def entry(host: LabHost) -> dict[str, str]:
-    """A lab host as a site file names it."""
-    return {"name": host.name, "address": host.address, "user": "root", "identity_file": str(host.key)}
+@contextmanager
+def fresh(names: dict[str, Release], image: str = "") -> Iterator[list[LabHost]]:
+    """Fresh hosts by name, as long as this lasts; from an image, where there is one."""
+    for name in names:
+        lab.down(name)
+    try:
+        with ThreadPoolExecutor() as pool:
+            yield list(pool.map(lambda item: lab.up(*item, image=image), names.items()))
+    finally:
+        for name in names:
+            lab.down(name)
 
 
 @pytest.fixture(scope="session")
-def pair() -> Iterator[list[LabHost]]:
+def pair(bootable: None) -> Iterator[list[LabHost]]:
     """Debian 12 and 13, fresh."""
-    if missing := lab.requirements():
-        pytest.skip("hosts cannot be booted here: " + "; ".join(f"{p.where}: {p.what}" for p in missing))
-    names = {"e2e-12": "bookworm", "e2e-13": "trixie"}
-    for name in names:
-        lab.down(name)
-    with ThreadPoolExecutor() as pool:
-        hosts = list(pool.map(lambda item: lab.up(*item), names.items()))
-    yield hosts
-    for name in names:
-        lab.down(name)
+    with fresh({"e2e-12": "bookworm", "e2e-13": "trixie"}) as hosts:
+        yield hosts
+
+
+@pytest.fixture(scope="session")
+def alone(bootable: None) -> Iterator[LabHost]:
+    """Debian 12, fresh."""
+    with fresh({"e2e-alone": "bookworm"}) as (host,):
+        yield host
+
+
+@pytest.fixture(scope="session")
+def neighbour(bootable: None) -> Iterator[LabHost]:
+    """A server with nothing on it, which looks at others from outside. With it comes the lab's bridge, where the fixtures below listen."""
+    with fresh({f"e2e-neighbour-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}": "bookworm"}) as (host,):
+        yield host
 
 
 @pytest.fixture(scope="session")
@@ -85,20 +76,21 @@ def wheels() -> Iterator[Future[Path]]:
 
 
 @pytest.fixture(scope="session")
-def hub(pair: list[LabHost]) -> Iterator[Hub]:
+def hub(neighbour: LabHost) -> Iterator[Hub]:
     """The demo's hub on the lab's bridge."""
     root = paths.cache_dir() / "hub"
-    shards.demo_shards(root)
-    with Hub(root, address=lab.GATEWAY, port=8099) as running:
+    with locked(root.with_name("hub.lock")):  # another group may want the model at the same time
+        shards.demo_shards(root)
+    with Hub(root, address=lab.GATEWAY) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
-def ollama_releases(pair: list[LabHost], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def ollama_releases(neighbour: LabHost, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A web server with releases of Ollama, as its project publishes them: two real ones, and 9.9.9, which starts and ends at once."""
     root = tmp_path_factory.mktemp("releases")
     for version in (ollama.VERSION, ollama.OTHER_VERSION):
-        (root / f"v{version}").symlink_to(ollama.release(version, sys.stderr.write).parent)
+        (root / f"v{version}").symlink_to(ollama.release(version, saying.to_stderr).parent)
     program = tmp_path_factory.mktemp("broken") / "bin" / "ollama"
     program.parent.mkdir()
     program.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "ollama version is 9.9.9" && exit\nexit 1\n')
@@ -121,5 +113,11 @@ def sources(hub: Hub, ollama_releases: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def operator(tmp_path_factory: pytest.TempPathFactory) -> Operator:
-    """The person whose site this is."""
+    """The person whose site the pair is."""
     return Operator(tmp_path_factory.mktemp("operator"))
+
+
+@pytest.fixture(scope="session")
+def owner(tmp_path_factory: pytest.TempPathFactory) -> Operator:
+    """The person whose site the server with the gateway is."""
+    return Operator(tmp_path_factory.mktemp("owner"))

@@ -14,7 +14,7 @@ from typing import Any
 from r1prov.common import paths
 from r1prov.lab.hosts import LabHost
 from r1prov.site import TESTED_LLAMA_CPP
-from tests.fixtures import ollama, shards, surroundings
+from tests.fixtures import ollama, saying, shards, surroundings
 
 from .web import web_server
 
@@ -41,7 +41,7 @@ def artefacts(folder: Path, like: LabHost, wheels: Path) -> Iterator[dict[str, A
                 "archive": str(archive),
                 "sha256": hashlib.sha256(archive.read_bytes()).hexdigest(),
             },
-            "ollama": {"archive": str(ollama.release(ollama.VERSION, sys.stderr.write))},
+            "ollama": {"archive": str(ollama.release(ollama.VERSION, saying.to_stderr))},
             "weights": [{"type": "http", "url": url}],
         }
 

@@ -9,15 +9,15 @@ import pytest
 from r1prov import lab
 from r1prov.common.errors import LabError
 
-pytestmark = [pytest.mark.host, pytest.mark.xdist_group("lab")]
+from .people import told
+
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("bootable"), pytest.mark.xdist_group("lab")]
 NAMES = ("lab-image-first", "lab-image-second", "lab-image-bare")
 IMAGE = "lab-test"
 
 
 @pytest.fixture(autouse=True)
-def _clean() -> Iterator[None]:
-    if missing := lab.requirements():
-        pytest.skip("hosts cannot be booted here: " + "; ".join(f"{p.where}: {p.what}" for p in missing))
+def _clean(bootable: None) -> Iterator[None]:
     for round_ in range(2):
         for name in NAMES:
             lab.down(name)
@@ -26,40 +26,33 @@ def _clean() -> Iterator[None]:
             yield
 
 
-def output(host: lab.LabHost, command: str) -> str:
-    """What a shell command prints on a host; it must succeed."""
-    done = lab.ssh(host, ["sh", "-ec", command], timeout_s=120)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
 LOOK = "cat /etc/kept 2>/dev/null || echo nothing; ls /etc/adduser.conf 2>/dev/null || echo gone"
 
 
 def test_a_disk_is_kept_and_other_hosts_boot_from_it_as_themselves() -> None:
     first = lab.up(NAMES[0])
-    output(first, "echo a word > /etc/kept; rm /etc/adduser.conf")
-    identity = output(first, "cat /etc/machine-id /etc/hostname")
+    told(first, "echo a word > /etc/kept; rm /etc/adduser.conf")
+    identity = told(first, "cat /etc/machine-id /etc/hostname")
     lab.keep(first.name, IMAGE)
     with pytest.raises(LabError, match="no such host"):
         lab.get(first.name)
 
     second = lab.up(NAMES[1], image=IMAGE)
-    assert output(second, LOOK) == "a word\ngone"
-    assert output(second, "systemctl is-system-running") == "running"
-    theirs = output(second, "cat /etc/machine-id /etc/hostname")
+    assert told(second, LOOK) == "a word\ngone"
+    assert told(second, "systemctl is-system-running") == "running"
+    theirs = told(second, "cat /etc/machine-id /etc/hostname")
     assert theirs.split()[1] == second.name
     assert theirs.split()[0] != identity.split()[0]
     assert second.host_key != first.host_key
-    output(second, "echo another word > /etc/kept")
+    told(second, "echo another word > /etc/kept")
 
     bare = lab.up(NAMES[2])
-    assert output(bare, LOOK) == "nothing\n/etc/adduser.conf"
+    assert told(bare, LOOK) == "nothing\n/etc/adduser.conf"
 
     # It is not changed by who runs on it, and stays while somebody does.
     lab.forget(IMAGE, "bookworm")
     again = lab.up(NAMES[0], image=IMAGE)
-    assert output(again, "cat /etc/kept") == "a word"
+    assert told(again, "cat /etc/kept") == "a word"
     with pytest.raises(LabError, match="booted from the image lab-test"):
         lab.keep(again.name, "lab-other")
     for name in NAMES:

@@ -1,4 +1,4 @@
-"""The gateway of one of the servers that test_up.py has set up: what others reach through it, and that they reach nothing else."""
+"""One fresh server: what the GPU profiles would bring to it, then its gateway, through which others reach the page and the API alone."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,13 @@ import pytest
 from r1prov import lab
 from r1prov.common.errors import Exit
 from r1prov.lab.hosts import LabHost
+from tests import golden
+from tests.golden import assert_golden, kept
 
-from .conftest import Operator
 from .page import Page
-from .test_up import changed
-from .test_up_doors import MODEL, QUESTION, logged_in, opened
+from .people import MODEL, QUESTION, Operator
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.xdist_group("alone")]
 CREDENTIALS = "/run/credentials/r1prov-gateway.service"
 SCAN = """
 import socket, sys
@@ -37,87 +38,106 @@ with ThreadPoolExecutor(64) as pool:
 
 def open_ports(host: LabHost, seen_from: LabHost) -> list[str]:
     """Every TCP port of a host that answers another host."""
-    return lab.ssh(seen_from, ["python3", "-c", SCAN, host.address], timeout_s=600).stdout.split()
+    done = lab.ssh(seen_from, ["python3", "-c", SCAN, host.address], timeout_s=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def files_shown(talk: str) -> dict[str, str]:
+    """New files of our services that a `--check --diff` shows, by name: units, and what an engine or web server reads."""
+    shown = re.findall(r"^\+\+\+ after: \S*/(\S+)\n@@ .* @@\n((?:\+.*\n)+)", talk, re.MULTILINE)
+    ours = re.compile(r"r1prov-.*\.service|.*\.j2")
+    return {
+        name.removesuffix(".j2"): re.sub(r"^\+", "", text, flags=re.MULTILINE)
+        for name, text in shown
+        if ours.fullmatch(name) and name != "r1prov-weights.service"  # its addresses are this machine's
+    }
 
 
 @pytest.fixture(scope="module")
-def door(operator: Operator, pair: list[LabHost], sources: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What `r1prov open` says of the second host, whose gateway is open as long as this lasts."""
-    operator.site(
-        pair,
-        sources=sources,
-        gateway={"server_name": pair[1].address, "tls": {"type": "local-authority"}},
-    )
-    done = operator.run("up", pair[1].name)
-    assert done.returncode == 0, done.stderr
-    with opened(operator, pair[1]) as doors:
+def example() -> dict[str, str]:
+    """The files of the 4x4090, which those of the 4xh800 are held against."""
+    return {}
+
+
+@pytest.mark.parametrize("profile", ["4x4090", "4xh800"])
+def test_a_gpu_profile_passes_a_check_run_on_a_fresh_host(
+    alone: LabHost, sources: dict[str, Any], wheels: Future[Path], tmp_path: Path, example: dict[str, str], profile: str
+) -> None:
+    """The wheels are for test_up_offline.py: they come while this group does other things."""
+    other = Operator(tmp_path)
+    override = ["gpu_count", "ram", "floor", "disk", "driver", "cpu"]
+    other.site([alone], sources=sources, profile=profile, override=override)
+    files = files_shown(other.does("up", "--check", "--diff").stderr)
+    if profile == "4x4090":
+        example.update(files)
+        assert_golden(files, "services/4x4090")
+    else:
+        assert_golden(kept(files, example), f"services/{profile}")
+
+
+@pytest.fixture(scope="module")
+def door(owner: Operator, alone: LabHost, sources: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What `r1prov open` says of the host, whose gateway is open as long as this lasts."""
+    gateway = {"server_name": alone.address, "tls": {"type": "local-authority"}}
+    owner.site([alone], sources=sources, gateway=gateway)
+    owner.does("up")
+    with owner.opens(alone) as doors:
         yield doors
 
 
-def secret(operator: Operator, name: str) -> str:
-    return (operator.folder / ".r1prov" / "secrets" / name).read_text()
+def test_status_tells_of_the_gateway(owner: Operator, alone: LabHost, door: dict[str, Any]) -> None:
+    status = json.loads(owner.does("status", "--json").stdout)
+    assert status["hosts"][alone.name]["gateway"] == "ok"
 
 
-def test_the_second_run_changes_nothing(operator: Operator, pair: list[LabHost], door: dict[str, Any]) -> None:
-    assert operator.run("up", pair[1].name).returncode == 0
-    assert set(changed(operator).values()) == {0}
-    status = json.loads(operator.run("status", "--json", pair[1].name).stdout)
-    assert status["hosts"][pair[1].name]["gateway"] == "ok"
+def test_others_reach_sshd_and_the_gateway_only(alone: LabHost, neighbour: LabHost, door: dict[str, Any]) -> None:
+    assert open_ports(alone, seen_from=neighbour) == ["22", "443"]
 
 
-def test_others_reach_sshd_and_the_gateway_only(pair: list[LabHost], door: dict[str, Any]) -> None:
-    assert open_ports(pair[1], seen_from=pair[0]) == ["22", "443"]
-
-
-def test_the_page_answers_who_logs_in(operator: Operator, pair: list[LabHost], door: dict[str, Any]) -> None:
-    assert door["gateway"] == f"https://{pair[1].address}"
+def test_the_page_answers_who_logs_in(owner: Operator, alone: LabHost, door: dict[str, Any]) -> None:
+    assert door["gateway"] == f"https://{alone.address}"
     page = Page(door["gateway"], trust=door["authority"])
     assert page.call("/api/models")[0] in {401, 403}
     assert page.call("/api/v1/auths/signup", {"name": "s", "email": "s@example.com", "password": "horse-7-x"})[0] == 403
-    assert page.log_in(door["email"], secret(operator, "webui-admin-password")) == 200
+    assert page.log_in(door["email"], owner.secret("webui-admin-password")) == 200
     assert "Paris" in page.ask(MODEL, QUESTION)
 
 
-def test_the_api_answers_who_has_the_key(operator: Operator, door: dict[str, Any]) -> None:
+def test_the_api_answers_who_has_the_key(owner: Operator, door: dict[str, Any]) -> None:
     question = {"messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
-    for key, status in (("", 401), ("wrong", 401), (secret(operator, "api-key"), 200)):
-        found, answer = Page(door["gateway"], key, door["authority"]).call("/v1/chat/completions", question)
-        assert found == status
-        assert "Paris" in (answer["choices"][0]["message"]["content"] if answer else "Paris")
+
+    def asked(key: str) -> tuple[int, Any]:
+        return Page(door["gateway"], key, door["authority"]).call("/v1/chat/completions", question)
+
+    assert asked("") == asked("wrong") == (401, None)
+    status, answer = asked(owner.secret("api-key"))
+    assert status == 200
+    assert "Paris" in answer["choices"][0]["message"]["content"]
 
 
-def test_the_tunnel_still_leads_to_the_page(operator: Operator, door: dict[str, Any]) -> None:
-    assert "Paris" in logged_in(operator, door).ask(MODEL, QUESTION)
+def test_the_tunnel_still_leads_to_the_page(owner: Operator, door: dict[str, Any]) -> None:
+    assert "Paris" in owner.logs_in(door).ask(MODEL, QUESTION)
 
 
-def test_nginx_takes_every_form_of_the_configuration(pair: list[LabHost], door: dict[str, Any]) -> None:
+def test_nginx_takes_every_form_of_the_configuration(alone: LabHost, door: dict[str, Any]) -> None:
     script = "mkdir -p /tmp/try && cat > /tmp/try/nginx.conf && nginx -t -q -c /tmp/try/nginx.conf"
-    for golden in sorted((Path(__file__).parents[1] / "golden/gateway").glob("*.conf")):
-        text = re.sub(
-            r"/var/lib/r1prov/gateway-renew/\S+/fullchain.pem", f"{CREDENTIALS}/tls-chain", golden.read_text()
-        )
+    forms = sorted((golden.ROOT / "gateway").glob("*.conf"))
+    assert len(forms) >= 5
+    for form in forms:
+        text = re.sub(r"/var/lib/r1prov/gateway-renew/\S+/fullchain.pem", f"{CREDENTIALS}/tls-chain", form.read_text())
         text = re.sub(r"/var/lib/r1prov/gateway-renew/\S+/privkey.pem", f"{CREDENTIALS}/tls-key", text)
         text = text.replace("/run/r1prov/gateway", "/tmp/try")  # or the pid of the one that runs would be overwritten
-        done = subprocess.run([*pair[1].ssh_argv(), script], input=text, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{golden.name}: {done.stderr}"
+        done = subprocess.run([*alone.ssh_argv(), script], input=text, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{form.name}: {done.stderr}"
 
 
-def test_a_certificate_for_another_name_is_refused_at_once(
-    operator: Operator, pair: list[LabHost], sources: dict[str, Any], door: dict[str, Any]
+def test_a_certificate_for_another_name_is_refused_before_anyone_is_contacted(
+    owner: Operator, alone: LabHost, sources: dict[str, Any], door: dict[str, Any], tmp_path: Path
 ) -> None:
-    tls = {"type": "certificate", "chain": ".r1prov/authority/server.crt", "key": ".r1prov/authority/server.key"}
-    operator.site(pair, sources=sources, gateway={"server_name": "r1.example.com", "tls": tls})
-    done = operator.run("up", pair[1].name, limit_s=30)
-    assert done.returncode == Exit.SITE
-    assert "not for r1.example.com" in done.stderr
-
-
-def test_a_site_without_a_gateway_closes_it(
-    operator: Operator, pair: list[LabHost], sources: dict[str, Any], door: dict[str, Any]
-) -> None:
-    operator.site(pair, sources=sources)
-    done = operator.run("up", pair[1].name)
-    assert done.returncode == 0, done.stderr
-    assert open_ports(pair[1], seen_from=pair[0]) == ["22"]
-    left = "find / -xdev -path /proc -prune -o -name '*r1prov-gateway*' -print; getent passwd r1prov-gateway"
-    assert lab.ssh(pair[1], ["sh", "-c", left]).stdout == ""
+    other = Operator(tmp_path)
+    folder = owner.folder / ".r1prov" / "authority"
+    tls = {"type": "certificate", "chain": str(folder / "server.crt"), "key": str(folder / "server.key")}
+    path = other.site([alone], sources=sources, gateway={"server_name": "r1.example.com", "tls": tls})
+    path.write_text(path.read_text().replace(alone.address, "no-such-host.invalid"))
+    assert "not for r1.example.com" in other.does("up", code=Exit.SITE).stderr

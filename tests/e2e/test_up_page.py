@@ -13,12 +13,12 @@ from playwright.sync_api import expect, sync_playwright
 from r1prov.common import paths
 from r1prov.lab.hosts import LabHost
 
-from .conftest import Operator
-from .test_up_doors import QUESTION, opened
+from .people import QUESTION, Operator
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = [
     pytest.mark.host,
+    pytest.mark.xdist_group("pair"),
     pytest.mark.skipif(not CHROMIUM, reason="there is no browser: apt-get install chromium"),
 ]
 # Nothing of the browser's own is to be fetched here, and root has no sandbox.
@@ -33,7 +33,7 @@ Deliveries are accepted at the north gate between eight and ten in the morning. 
 @pytest.fixture
 def tab(operator: Operator, pair: list[LabHost]) -> Iterator[Tab]:
     """A browser's tab, at the page's first screen."""
-    with opened(operator, pair[0]) as doors, sync_playwright() as playwright:
+    with operator.opens(pair[0]) as doors, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         tab = browser.new_page(viewport={"width": 1200, "height": 800}, locale="en-US")
         tab.set_default_timeout(120_000)
@@ -50,7 +50,7 @@ def shot(tab: Tab, name: str) -> None:
 
 def log_in(tab: Tab, operator: Operator) -> None:
     tab.fill("input[type=email], #email", "admin@example.com")
-    tab.fill("input[type=password]", (operator.folder / ".r1prov" / "secrets" / "webui-admin-password").read_text())
+    tab.fill("input[type=password]", operator.secret("webui-admin-password"))
     tab.click("button[type=submit]")
     # What is new in this version is shown to some, and stands in the way.
     tab.add_locator_handler(tab.get_by_role("button", name="Okay, Let's Go!"), lambda news: news.click())

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import paramiko
@@ -194,10 +195,10 @@ def test_the_agent_is_asked(tmp_path, sshd, access, monkeypatch):
     agent = subprocess.Popen(["ssh-agent", "-D", "-a", tmp_path / "agent"], stdout=subprocess.DEVNULL)
     try:
         monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "agent"))
-        for _ in range(50):
-            if (tmp_path / "agent").exists():
-                break
-            threading.Event().wait(0.1)
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "agent").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
         subprocess.run(["ssh-add", "-q", tmp_path / "id"], check=True)
         (tmp_path / "id").unlink()
         meet(bob(sshd), access).connection.close()

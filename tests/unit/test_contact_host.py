@@ -120,10 +120,10 @@ def test_progress_is_followed_through_a_lost_connection(host, access, monkeypatc
     watch = ProgressWatch(bob(host), access(PASSWORD), report)
     try:
         write(1)
-        assert news.acquire(timeout=15)
+        assert news.acquire(timeout=120)
         watch._connection._link.transport.sock.shutdown(2)
         write(2)
-        assert news.acquire(timeout=15)
+        assert news.acquire(timeout=120)
     finally:
         watch.close()
     assert seen == [1, 2]

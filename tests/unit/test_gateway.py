@@ -77,11 +77,8 @@ def of_profile(profile: str, **keys: object) -> dict:
 
 
 @pytest.mark.parametrize("profile", ["4x4090", "4xh800"])
-def test_configuration_of_a_reference_machine_is_the_golden_one(profile: str) -> None:
-    golden = GOLDEN / f"{profile}.conf"
-    if os.environ.get("R1PROV_GOLDEN") == "write":
-        golden.write_text(rendered(of_profile(profile)))
-    assert rendered(of_profile(profile)) == golden.read_text()
+def test_a_reference_machine_is_given_the_configuration_for_page_and_api(profile: str) -> None:
+    assert rendered(of_profile(profile)) == (GOLDEN / "both.conf").read_text()
 
 
 def test_of_ollama_only_the_api_that_has_a_key_is_passed_on() -> None:

@@ -25,11 +25,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("mla", [False, True])
-def test_a_file_of_140_gb_is_what_the_catalogue_says_and_read_in_two_seconds(tmp_path: Path, mla: bool) -> None:
+def test_a_file_of_140_gb_is_what_the_catalogue_says_and_takes_two_seconds_of_a_core(tmp_path: Path, mla: bool) -> None:
     path = fullsize.write(tmp_path / "r1.gguf", "UD-IQ1_S", mla=mla)
-    before = time.monotonic()
+    before = time.process_time()
     found = gguf.read(path)
-    assert time.monotonic() - before < 2
+    assert time.process_time() - before < 2
     expected = layout.model("UD-IQ1_S", mla=mla)
     assert found.tensors == expected.tensors
     assert found == replace(expected, name="r1.gguf")

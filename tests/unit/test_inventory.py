@@ -1,6 +1,5 @@
 """What is rendered for the reference machines, as a person reads it: tests/golden/inventory. `make golden` writes it anew."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -9,21 +8,24 @@ import yaml
 from r1prov import inventory, site
 from r1prov.common.errors import SiteError
 from r1prov.decision import decide
+from tests.golden import assert_golden, kept
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "inventory"
+ROLES = Path(__file__).resolve().parents[2] / "roles"
 
 
-@pytest.mark.parametrize("profile", ["4x4090", "4xh800", "cpu", "demo"])
-def test_the_inventory_of_a_reference_machine(profile: str) -> None:
-    texts = inventory.rendered(
-        decide(site.load(None, profile=profile, hosts=["gpu1.example.com", "admin@gpu2.example.com:2222"]))
-    )
-    for name, text in texts.items():
-        golden = GOLDEN / profile / name
-        if os.environ.get("R1PROV_GOLDEN") == "write":
-            golden.parent.mkdir(parents=True, exist_ok=True)
-            golden.write_text(text)
-        assert text == golden.read_text()
+def of_profile(profile: str) -> dict[str, str]:
+    """The inventory of two hosts, by file."""
+    hosts = ["gpu1.example.com", "admin@gpu2.example.com:2222"]
+    return inventory.rendered(decide(site.load(None, profile=profile, hosts=hosts)))
+
+
+def test_the_inventory_of_a_reference_machine() -> None:
+    assert_golden(of_profile("4x4090"), "inventory/4x4090")
+
+
+@pytest.mark.parametrize("profile", ["4xh800", "cpu", "demo"])
+def test_what_is_other_in_the_inventory_of_other_machines(profile: str) -> None:
+    assert_golden(kept(of_profile(profile), of_profile("4x4090")), f"inventory/{profile}")
 
 
 class Loader(yaml.SafeLoader):
@@ -118,7 +120,7 @@ def test_an_unknown_quant_is_refused_before_anything_is_written(tmp_path: Path) 
 
 def test_what_is_rendered_is_what_the_roles_take() -> None:
     known = set()
-    for specs in (GOLDEN.parents[2] / "roles").glob("*/meta/argument_specs.yml"):
+    for specs in ROLES.glob("*/meta/argument_specs.yml"):
         for spec in yaml.safe_load(specs.read_text())["argument_specs"].values():
             known |= set(spec.get("options", {}))
     rendered = {

@@ -93,7 +93,9 @@ def test_every_device_of_every_answer_is_within_the_limits(answers: list[dict]) 
 
 def test_what_is_presumed_is_never_less_than_the_engine_takes() -> None:
     """Weights are as exact as elsewhere; the cache is that of full attention; buffers are at most twice as large and 512 MiB more."""
-    for answer in (answer for answer in PRESUMED if "mib" in answer):
+    measured = [answer for answer in PRESUMED if "mib" in answer]
+    assert {answer["model"] for answer in measured} == set(models.PRESUMED)
+    for answer in measured:
         result = memory_of(answer)
         for device, (use, told) in enumerate(zip((*result.cards, result.host), answer["mib"], strict=True)):
             where = f"{answer['model']} {answer['cards']} {' '.join(answer['arguments'])}: device {device}"

@@ -584,11 +584,14 @@ def test_a_kill_at_any_point_leaves_no_wrong_file(tmp_path: Path) -> None:
     for _ in range(20):
         for path in (new, digest):
             path.unlink(missing_ok=True)
-        child = start()
-        time.sleep(points.uniform(0, whole_s))
+        child, point = start(), points.uniform(0, whole_s)
+        time.sleep(point)
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
-        cut += os.WIFSIGNALED(status)
+        if os.WIFSIGNALED(status):
+            cut += 1
+        else:  # the machine has less to do than it had
+            whole_s = min(whole_s, point)
         assert not new.exists() or sha256(new.read_bytes()).digest() == wanted
         assert not new.exists() or digest.exists()
     assert cut >= 5, "a test that never kills in time proves nothing"

@@ -1,4 +1,4 @@
-"""What the roles say that they need of a host, as playbooks/up.yml hands it to preflight: tests/golden/inventory/PROFILE/needs.json."""
+"""What the roles say that they need of a host, as playbooks/up.yml hands it to preflight: tests/golden/needs."""
 
 import json
 import os
@@ -13,9 +13,9 @@ import yaml
 from r1prov import inventory, site
 from r1prov.common import paths
 from r1prov.decision import decide
+from tests.golden import assert_golden
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "inventory"
-ROOT = GOLDEN.parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def needs(folder: Path, **flags: Any) -> dict[str, Any]:
@@ -49,10 +49,7 @@ def needs(folder: Path, **flags: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("profile", ["4x4090", "demo"])
 def test_the_needs_of_a_reference_machine(profile: str, tmp_path: Path) -> None:
     text = json.dumps(needs(tmp_path, profile=profile, hosts=["gpu1"]), indent=1) + "\n"
-    golden = GOLDEN / profile / "needs.json"
-    if os.environ.get("R1PROV_GOLDEN") == "write":
-        golden.write_text(text)
-    assert text == golden.read_text()
+    assert_golden({"needs.json": text}, f"needs/{profile}")
 
 
 def test_what_a_site_asks_for_is_needed_and_nothing_else(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Keeps its arguments, one line a run, and its text; writes the file that is there for the model and the state of flash attention."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(output._out, "width", 120)  # whatever the terminal of these tests has
     for name in ("a.gguf", "b.gguf"):
         (tmp_path / name).symlink_to(model)
     program = tmp_path / "bin" / "llama-perplexity"

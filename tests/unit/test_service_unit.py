@@ -16,8 +16,9 @@ from ansible_collections.r1.prov.plugins.filter.systemd import (
     systemd_word,
 )
 
+from tests.golden import assert_golden, kept
+
 ROOT = Path(__file__).parents[2]
-GOLDEN = ROOT / "tests/golden/units"
 
 PROGRAM = {
     "service_name": "r1prov-llama-server",
@@ -123,9 +124,14 @@ def rendered(declaration: dict) -> str:
     return environment.from_string((ROOT / "roles/service/templates/unit.service.j2").read_text()).render(values)
 
 
-@pytest.mark.parametrize("name", DECLARED)
-def test_unit_is_the_golden_one(name: str) -> None:
-    assert rendered(DECLARED[name]) == (GOLDEN / f"{name}.service").read_text()
+def test_the_unit_of_a_service_on_loopback() -> None:
+    assert_golden({"unit.service": rendered(DECLARED["loopback"])}, "units/loopback")
+
+
+@pytest.mark.parametrize("name", sorted(DECLARED.keys() - {"loopback"}))
+def test_what_is_other_in_other_units(name: str) -> None:
+    units = [{"unit.service": rendered(DECLARED[each])} for each in (name, "loopback")]
+    assert_golden(kept(*units), f"units/{name}")
 
 
 @pytest.mark.parametrize("name", DECLARED)

@@ -1,6 +1,6 @@
-"""Knocks at the gateway from outside, in the way that the last argument names. Ends with a traceback where it is not as it should be.
+"""Knocks at the gateway from outside, in one of the ways below. Ends with a traceback where it is not as it should be.
 
-Arguments: address, server name, file of the authority, API key, way.
+Arguments: address, server name, file of the authority, API key, way, what that way takes.
 """
 
 import http.client
@@ -9,8 +9,9 @@ import socket
 import ssl
 import sys
 import time
+from pathlib import Path
 
-ADDRESS, NAME, AUTHORITY, KEY, WAY = sys.argv[1:]
+ADDRESS, NAME, AUTHORITY, KEY, WAY, *MORE = sys.argv[1:]
 TRUST = ssl.create_default_context(cafile=AUTHORITY)
 RIGHT = {"Authorization": f"Bearer {KEY}"}
 
@@ -101,7 +102,7 @@ def share_after_the_first_piece():
     return (times[-1] - times[1]) / (times[-1] - times[0])
 
 
-def websocket(seconds=2):
+def websocket():
     opened = connection()
     opened.putrequest("GET", "/ws/socket.io/")
     for name, value in (("Upgrade", "websocket"), ("Connection", "Upgrade")):
@@ -111,15 +112,23 @@ def websocket(seconds=2):
     while not head.endswith(b"\r\n\r\n"):
         head += opened.sock.recv(1)
     assert head.startswith(b"HTTP/1.1 101"), head
-    for _ in range(seconds):
-        opened.sock.sendall(b"ping")
-        assert opened.sock.recv(4) == b"ping"
-        time.sleep(1)
+    answered(opened)
+    return opened
 
 
-def stays():
-    """Longer than the role takes that reloads the configuration in the meantime."""
-    websocket(20)
+def answered(opened):
+    opened.sock.sendall(b"ping")
+    assert opened.sock.recv(4) == b"ping"
+
+
+def stays(tells, told):
+    """A WebSocket that is open when the one file is made, and still answers when the other one is there."""
+    opened = websocket()
+    Path(tells).touch()
+    while not Path(told).exists():
+        answered(opened)
+        time.sleep(0.5)
+    answered(opened)
 
 
 def limited():
@@ -132,4 +141,4 @@ def limited():
     assert 429 in at_once(10, "/api/v1/auths/signin", {}, body)
 
 
-globals()[WAY]()
+globals()[WAY](*MORE)

@@ -1,0 +1,133 @@
+"""Who uses r1prov in these tests: a person with a folder and a shell, and what that person sees of a host."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from r1prov import lab
+from r1prov.common.errors import Exit
+from r1prov.lab.hosts import LabHost
+
+from .page import Page
+
+QUESTION = "What is the capital of France? Answer in one short sentence."
+MODEL = "SmolLM2-135M-Instruct-Q4_1"
+
+
+@dataclass
+class Operator:
+    """A person with a folder, a site file in it, and a shell. `r1prov` is a program to them, not a library."""
+
+    folder: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def site(self, hosts: list[LabHost], **keys: Any) -> Path:
+        """Writes r1prov.yml for these hosts."""
+        entries = [
+            {"name": host.name, "address": host.address, "user": "root", "identity_file": str(host.key)}
+            for host in hosts
+        ]
+        path = self.folder / "r1prov.yml"
+        path.write_text(yaml.safe_dump({"profile": "demo", "hosts": entries, **keys}, sort_keys=False))
+        return path
+
+    def start(self, *arguments: str, **pipes: Any) -> subprocess.Popen[str]:
+        """Starts `r1prov ARGUMENTS` in the folder, in a session of its own, so that it can be sent a Ctrl-C."""
+        # Tests that run in the background of a shell have inherited that Ctrl-C is ignored.
+        command = ["env", "--default-signal=INT", sys.executable, "-m", "r1prov.cli", *arguments]
+        return subprocess.Popen(
+            command, cwd=self.folder, env=self._environment, text=True, start_new_session=True, **pipes
+        )
+
+    def run(self, *arguments: str, limit_s: float = 2400) -> subprocess.CompletedProcess[str]:
+        """Runs `r1prov ARGUMENTS` in the folder to its end, whatever that is."""
+        return subprocess.run(
+            [sys.executable, "-m", "r1prov.cli", *arguments],
+            cwd=self.folder,
+            env=self._environment,
+            input="",
+            capture_output=True,
+            text=True,
+            timeout=limit_s,
+            check=False,
+        )
+
+    def does(self, *arguments: str, code: Exit = Exit.OK, limit_s: float = 2400) -> subprocess.CompletedProcess[str]:
+        """Runs `r1prov ARGUMENTS`, which must end with `code`."""
+        done = self.run(*arguments, limit_s=limit_s)
+        assert done.returncode == code, f"{' '.join(arguments)}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def asks(self, host: LabHost) -> str:
+        """The answer of the engine of a host to QUESTION."""
+        return self.does("ask", "--host", host.name, QUESTION).stdout
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """What the last run reported."""
+        return json.loads((self.folder / ".r1prov" / "reports" / "last.json").read_text())
+
+    @property
+    def changes(self) -> dict[str, list[str]]:
+        """What the last run changed, by host."""
+        return {name: host["changes"] for name, host in self.report["hosts"].items()}
+
+    def secret(self, name: str) -> str:
+        """A secret of the site."""
+        return (self.folder / ".r1prov" / "secrets" / name).read_text()
+
+    @contextmanager
+    def opens(self, host: LabHost) -> Iterator[dict[str, Any]]:
+        """What `r1prov open --json` says, while it is open."""
+        running = self.start("open", "--host", host.name, "--json", stdout=subprocess.PIPE)
+        assert running.stdout
+        text = ""
+        try:
+            while not text.endswith("}\n"):
+                line = running.stdout.readline()
+                assert line, text
+                text += line
+            yield json.loads(text)
+        finally:
+            running.send_signal(signal.SIGINT)
+            code = running.wait(timeout=60)
+        assert code == Exit.OK
+
+    def logs_in(self, doors: dict[str, Any]) -> Page:
+        """The chat page behind the tunnel, where the administrator has logged in."""
+        page = Page(doors["page"])
+        assert page.log_in(doors["email"], self.secret("webui-admin-password")) == 200
+        return page
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        state = {"XDG_STATE_HOME": str(self.folder / "state"), "PYTHONUNBUFFERED": "1"}
+        return {**os.environ, **state, **self.environment}
+
+
+def told(host: LabHost, script: str, *, limit_s: float = 600) -> str:
+    """What a shell script prints on a host. It must succeed: a host that cannot be reached prints nothing, too."""
+    done = lab.ssh(host, ["sh", "-ec", script], timeout_s=limit_s)
+    assert done.returncode == 0, f"{host.name}: {script}\n{done.stdout}\n{done.stderr}"
+    return done.stdout.strip()
+
+
+@contextmanager
+def untouched(host: LabHost) -> Iterator[None]:
+    """Expects that nothing is installed, configured or started on a host while this lasts."""
+    services = "systemctl show --property=Id,InvocationID 'r1prov-*.service'"
+    before = told(host, f"touch /root/before; {services}")
+    yield
+    assert told(host, "find /etc /opt /srv /usr -cnewer /root/before") == ""
+    assert told(host, services) == before
