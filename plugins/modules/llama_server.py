@@ -8,7 +8,7 @@ DOCUMENTATION = r"""
 module: llama_server
 short_description: Fails when a llama-server would not find room, or is not what was asked for. Changes nothing that serves
 description:
-  - Stock Ansible can ask a URL, and cannot tell whether memory, layers and slots are as they were planned.
+  - Stock Ansible cannot do it, because it does not know how much memory a model takes where, nor how many layers and slots serve.
   - With C(fits), which comes before the service is stopped or started. Runs llama-fit-params of an installed llama.cpp on the real file
     with the arguments that the service will get. It reads the header only and takes no memory, so a service that fills the cards goes on
     serving. What it says is compared with the whole memory of each card and of the host, for the old service may still hold them. What

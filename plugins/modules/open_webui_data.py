@@ -8,7 +8,7 @@ DOCUMENTATION = r"""
 module: open_webui_data
 short_description: Backs up Open-WebUI's data around the start of a release, and brings named settings in its database to their values
 description:
-  - Stock Ansible has no module for a database of SQLite, and none that gives data back to the release that made it.
+  - Stock Ansible cannot do it, because it has no module for a database of SQLite, nor one that brings data back.
   - With C(tried), which comes before a release starts. Where the release is not the one that has last proven itself on the data, the
     service is stopped and the data copied - the database by SQLite's own backup, the rest as it is. Where an attempt is given up, that is,
     where yet another release is about to start, the data comes back from that copy, and what the attempt made of it is set aside as a

@@ -8,7 +8,7 @@ DOCUMENTATION = r"""
 module: weights
 short_description: Prepares the folder of a model, waits for its files, merges them, and removes what is not served
 description:
-  - Stock Ansible cannot wait for a transfer that outlives its connection, and knows nothing of GGUF files.
+  - Stock Ansible cannot do it, because it does not know when a transfer is complete, nor what is in GGUF files.
   - With C(prepared), makes the folder and its missing parents. Files that lie in other folders of the same disk are hard-linked to where
     the transfer keeps unverified files; the transfer gives them their names when it has verified them. Stops a transfer that counts itself
     as done although its files are gone or were changed, so that it can start anew.
