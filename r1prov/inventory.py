@@ -55,7 +55,7 @@ def rendered(decision: Decision, site_dir: str = BESIDE) -> dict[str, str]:
         host: {
             "what": tuned.what,
             "arguments": tuned.arguments,
-            "bench": ["--model", decision.model_file, *for_bench(tuned.arguments, decision.plan)],
+            "bench": for_bench(tuned.arguments, decision.plan),
         }
         for host, tuned in decision.tuned.items()
     }

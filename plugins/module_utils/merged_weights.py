@@ -10,28 +10,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.r1.prov.plugins.module_utils.files import read_json
+from ansible_collections.r1.prov.plugins.module_utils.files import read_json, sync_folder, write_whole
 
 STATE = Path("/var/lib/r1prov/weights/state.json")
 
 MLA, LEGACY = "mla", "legacy"
 """Forms of a file: brought into latent attention, or as it was published, whatever it has."""
-
-FOLDER = {
-    "path": {"type": "path", "required": True},
-    "owner": {"type": "str", "required": True},
-    "files": {
-        "type": "list",
-        "elements": "dict",
-        "required": True,
-        "options": {
-            "name": {"type": "str", "required": True},
-            "bytes": {"type": "int", "required": True},
-            "sha256": {"type": "str", "required": True},
-        },
-    },
-}
-"""The options that all modules of a model's folder have; plugins/doc_fragments/weights.py describes them."""
 
 
 def record_of(file: Path) -> Path:
@@ -94,3 +78,40 @@ def is_as_verified(folder: Path, files: list[dict[str, Any]], state: Path = STAT
         )
     except FileNotFoundError:
         return False
+
+
+class NotThereError(Exception):
+    """What is served is not there as it was verified; the message says so."""
+
+
+def replaced(folder: Path, keep: str, files: list[dict[str, Any]], state: Path = STATE) -> list[Path]:
+    """The files that are there and not served.
+
+    Args:
+        folder: the model's.
+        keep: the one that is served; empty where `files` are.
+        files: the published ones.
+        state: what the transfer remembers.
+
+    Raises:
+        NotThereError: it is safer to keep all.
+    """
+    served = [recorded(folder / keep, files)] if keep else files
+    if not all(served) or not is_as_verified(folder, [file for file in served if file], state):
+        raise NotThereError(
+            f"{folder / (keep or files[0]['name'])} is not there as it was verified, so nothing is removed"
+        )
+    names = [file["name"] for file in (*files, *made(folder, files)) if file not in served]
+    return [folder / name for name in names if (folder / name).exists()]
+
+
+def remove(files: list[Path], state: Path = STATE) -> None:
+    """Removes files and what is remembered of them."""
+    before = remembered(state)
+    known = {path: looks for path, looks in before.get("verified", {}).items() if Path(path) not in files}
+    # In this order: of a file that is gone nothing may be remembered.
+    write_whole(state, json.dumps({**before, "verified": known}))
+    for file in files:
+        record_of(file).unlink(missing_ok=True)
+        file.unlink()
+    sync_folder(files[0].parent)

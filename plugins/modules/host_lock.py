@@ -8,6 +8,7 @@ DOCUMENTATION = r"""
 module: host_lock
 short_description: One run at a time changes a host
 description:
+  - Stock Ansible cannot do it, because it has no lock that knows whether its holder still lives.
   - Takes or releases the lock of a host, C(/run/r1prov/lock.json), which names its holder.
   - A lock whose process is dead on this controller is taken over. A lock of another controller, or of a living process,
     makes the task fail with the holder's name, unless O(break_lock=true).

@@ -8,6 +8,7 @@ DOCUMENTATION = r"""
 module: nginx_configuration
 short_description: Writes a configuration of nginx that nginx has tried
 description:
+  - Stock Ansible cannot do it, because C(validate) of C(template) cannot show nginx the secrets that the service will have.
   - C(nginx -t) tries it together with the secrets that it will be used with, in a temporary folder. What nginx refuses is not written, and
     the file that is there stays.
 options:

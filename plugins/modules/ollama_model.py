@@ -8,6 +8,7 @@ DOCUMENTATION = r"""
 module: ollama_model
 short_description: Registers a model's file with Ollama
 description:
+  - Stock Ansible cannot do it, because it neither links a model's file into Ollama's store nor sees whether the release knows the model.
   - The file becomes a blob of Ollama's by a hard link, which takes no room; it stays its owner's, so Ollama cannot write it. Then the
     model is created through the API, from what the Modelfile says.
   - Registers again only when the file or the Modelfile changed, or what was registered is gone. Otherwise nothing is started or asked.

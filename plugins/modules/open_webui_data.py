@@ -1,74 +1,92 @@
 #!/usr/bin/python
-"""Ansible module r1.prov.open_webui_data: the chat page's data, kept while another release is tried on it, and given back if that fails."""
+"""Ansible module r1.prov.open_webui_data: the chat page's data, around the start of a release."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 ---
 module: open_webui_data
-short_description: Backs up Open-WebUI's data before another release starts on it, and brings it back where that one failed
+short_description: Backs up Open-WebUI's data around the start of a release, and brings named settings in its database to their values
 description:
-  - A release brings the database to its own form when it starts, and an older one may not be able to read that. So a release that
-    is not the one that has last proven itself on the data is an attempt. Before it starts, the service is stopped and the data
-    copied - the database by SQLite's own backup, the rest as it is.
-  - Where the attempt is given up, that is, where yet another release is about to start, the data comes back from that copy. What the
-    attempt made of it is set aside as a backup too.
-  - The service is left stopped, for the task that starts it. A backup is a folder C(BACKUPS/TIME-RELEASE) that appears whole or not
-    at all; the last ones are kept.
+  - Stock Ansible cannot do it, because it has no module for a database of SQLite, nor one that brings data back.
+  - With C(tried), which comes before a release starts. Where the release is not the one that has last proven itself on the data, the
+    service is stopped and the data copied - the database by SQLite's own backup, the rest as it is. Where an attempt is given up, that is,
+    where yet another release is about to start, the data comes back from that copy, and what the attempt made of it is set aside as a
+    backup too. The service is left stopped. A backup is a folder C(DATA-backups/TIME-RELEASE) that appears whole or not at all.
+  - With C(configured), which comes when the service runs. Open-WebUI reads its environment only for settings that its database does not
+    have yet. The named settings are compared there, and only where one differs the service is stopped, all are written in one
+    transaction, and the service is started again. Other settings stay. A model that nobody has decided about can only be used by
+    administrators; I(public_models) are opened to all users, once.
+  - With C(proven), which comes when the release has answered as it should. From then on the data is that release's.
 options:
-  phase:
-    description: C(attempt) is called before a release starts, C(proven) when it has answered as it should.
+  state:
+    description: What the data shall be.
     type: str
-    choices: [attempt, proven]
+    choices: [tried, configured, proven]
     required: true
   data:
     description: The data's folder.
     type: path
-    required: true
-  backups:
-    description: Holds the backups, for root only.
-    type: path
-    required: true
+    default: /var/lib/r1prov/open-webui
   release:
     description: The link to the release.
     type: path
-    required: true
+    default: /opt/r1prov/open-webui/current
   user:
-    description: The service's user.
+    description: The service's user, as whom the database is opened.
     type: str
-    required: true
+    default: r1prov-webui
   unit:
-    description: The service's unit, without C(.service).
+    description: The service's unit.
     type: str
-    required: true
+    default: r1prov-open-webui.service
   keep:
     description: How many backups are kept.
     type: int
     default: 2
+  settings:
+    description: Key -> value, as in the table C(config).
+    type: dict
+    default: {}
+  secrets:
+    description: The same for values that nobody may read.
+    type: dict
+    default: {}
+  public_models:
+    description: Names of models.
+    type: list
+    elements: str
+    default: []
 author:
   - The r1prov team
 """
 
 EXAMPLES = r"""
-- name: Back up the data before another release starts on it
+- name: Close the sign-up
   r1.prov.open_webui_data:
-    phase: attempt
-    data: /var/lib/r1prov/open-webui
-    backups: /var/lib/r1prov/open-webui-backups
-    release: /opt/r1prov/open-webui/current
-    user: r1prov-webui
-    unit: r1prov-open-webui
+    state: configured
+    settings: {ui.enable_signup: false}
 """
 
 RETURN = r"""
 did:
   description: What was done (or would be) - C(backup), C(restore), C(record) or C(nothing).
   type: str
-  returned: success
+  returned: with tried and proven
 backup:
   description: The folder of the backup that was made, or that the data came from; empty for none.
   type: str
-  returned: success
+  returned: with tried and proven
+keys:
+  description: The settings that differed.
+  type: list
+  elements: str
+  returned: with configured
+models:
+  description: The models that were opened to all users.
+  type: list
+  elements: str
+  returned: with configured
 """
 
 import json
@@ -76,103 +94,79 @@ import os
 import shutil
 import sqlite3
 import time
-from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.r1.prov.plugins.module_utils.files import whole_folder, write_whole
-from ansible_collections.r1.prov.plugins.module_utils.units import UnitError, systemctl
+from ansible_collections.r1.prov.plugins.module_utils.files import write_whole
+from ansible_collections.r1.prov.plugins.module_utils.open_webui import (
+    DatabaseError,
+    NoAdministratorError,
+    apply,
+    differing,
+)
+from ansible_collections.r1.prov.plugins.module_utils.open_webui_backup import (
+    DATABASE,
+    History,
+    copy,
+    decide,
+    restore,
+    size_bytes,
+    surplus,
+)
+from ansible_collections.r1.prov.plugins.module_utils.units import UnitError, reset_failed, systemctl
 from ansible_collections.r1.prov.plugins.module_utils.users import acting_as
 
-_DATABASE = "webui.db"
-_MADE_ANEW = ("static", "cache")
 
-
-class History(NamedTuple):
-    """Which releases have been at the data: the last one that has proven itself, the one tried since, and the backup between them."""
-
-    proven: str = ""
-    attempt: str = ""
-    backup: str = ""
-
-
-def decide(history: History, release: str) -> tuple[str, History]:
-    """What is to be done before a release starts, and the history from then on (its backup to be named where one is made)."""
-    if history.attempt and history.attempt != release:
-        return "restore" if history.backup else "record", History(
-            history.proven,
-            "" if release == history.proven else release,
-            "" if release == history.proven else history.backup,
+def configure(module: AnsibleModule, wanted: dict[str, Any]) -> None:
+    database, user, unit = Path(wanted["data"]) / DATABASE, wanted["user"], wanted["unit"]
+    settings, models = {**wanted["settings"], **wanted["secrets"]}, wanted["public_models"]
+    if module.check_mode and not database.exists():
+        module.exit_json(changed=True, keys=list(settings), models=models)
+    try:
+        with acting_as(user):  # a database in WAL mode makes files even for a reader
+            keys, new_models = differing(database, settings, models)
+        changed = bool(keys or new_models)
+        if changed and not module.check_mode:
+            systemctl("stop", unit)
+            try:
+                with acting_as(user):
+                    apply(database, {key: settings[key] for key in keys}, new_models)
+            finally:
+                reset_failed(unit)
+                systemctl("start", unit)
+    except NoAdministratorError:
+        if not module.check_mode:
+            systemctl("stop", unit)
+        module.fail_json(
+            msg="the page has no administrator, so whoever comes first could become one; it was stopped. "
+            f"Its log says why the account could not be made: journalctl -u {unit}"
         )
-    if release in (history.proven, history.attempt):
-        return "nothing", history
-    return "backup", History(history.proven, release)
+    except DatabaseError as error:
+        module.fail_json(
+            msg=f"{database} is not as this version of r1prov knows it: {error}. "
+            "Take the Open-WebUI that it pins (open_webui_version, open_webui_requirements), or a newer r1prov."
+        )
+    except (OSError, UnitError) as error:
+        module.fail_json(msg=f"{error}. Its log says why: journalctl -u {unit}")
+    names = [f"setting {key}\n" for key in keys] + [f"access to {model}\n" for model in new_models]
+    diff = {"before": "", "after": "".join(names), "after_header": str(database)} if changed else {}
+    module.exit_json(changed=changed, keys=keys, models=new_models, diff=diff)
 
 
-def size_bytes(folder: Path) -> int:
-    """What the files of a folder take."""
-    return sum(file.lstat().st_size for file in folder.rglob("*") if not file.is_dir())
-
-
-def copy(data: Path, target: Path, user: str) -> None:
-    """Copies the data; the folder appears whole or not at all."""
-    skipped = shutil.ignore_patterns(f"{_DATABASE}*")
-
-    def ignore(folder: str, names: list[str]) -> set[str]:
-        return skipped(folder, names) | (set(_MADE_ANEW) & set(names) if Path(folder) == data else set())
-
-    with whole_folder(target) as folder:
-        shutil.copytree(data, folder, symlinks=True, ignore=ignore, dirs_exist_ok=True)
-        with acting_as(user):
-            source = sqlite3.connect(f"file:{data / _DATABASE}?mode=rw", uri=True, timeout=30)
-            # Makes the files that go with it, as this user.
-            source.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        with closing(source), closing(sqlite3.connect(folder / _DATABASE)) as copied:
-            source.backup(copied)
-
-
-def restore(backup: Path, data: Path, aside: Path, user: str) -> None:
-    """Sets the data aside and puts a backup in its place. Cut off at any point, it can be done again."""
-    aside.mkdir(mode=0o700)
-    for entry in data.iterdir():
-        entry.rename(aside / entry.name)
-    shutil.copytree(backup, data, symlinks=True, dirs_exist_ok=True)
-    for path in [data, *data.rglob("*")]:
-        shutil.chown(path, user, user) if not path.is_symlink() else None
-    data.chmod(0o700)
-    os.sync()
-
-
-def surplus(names: list[str], keep: int) -> list[str]:
-    """The backups that are too old to be kept; their names begin with their time."""
-    return sorted(names)[:-keep]
-
-
-def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            "phase": {"type": "str", "choices": ["attempt", "proven"], "required": True},
-            "data": {"type": "path", "required": True},
-            "backups": {"type": "path", "required": True},
-            "release": {"type": "path", "required": True},
-            "user": {"type": "str", "required": True},
-            "unit": {"type": "str", "required": True},
-            "keep": {"type": "int", "default": 2},
-        },
-        supports_check_mode=True,
-    )
+def follow(module: AnsibleModule, wanted: dict[str, Any]) -> None:
+    """Has the data follow the releases."""
     os.umask(0o022)  # the folders above belong to others too, whatever root's habits are
-    data, backups = Path(module.params["data"]), Path(module.params["backups"])
-    release = Path(os.path.realpath(module.params["release"])).name
+    data, backups = Path(wanted["data"]), Path(f"{wanted['data']}-backups")
+    release = Path(os.path.realpath(wanted["release"])).name
     record = backups / "history.json"
     history = History(**json.loads(record.read_text(encoding="utf-8"))) if record.exists() else History()
-    if module.params["phase"] == "proven":
+    if wanted["state"] == "proven":
         did, then = "record" if history != History(release) else "nothing", History(release)
     else:
         did, then = decide(history, release)
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    if did == "backup" and not (data / _DATABASE).exists():
+    if did == "backup" and not (data / DATABASE).exists():
         did = "record"
     if did == "backup":
         then = then._replace(backup=f"{stamp}-{history.proven or 'unknown'}")
@@ -192,14 +186,14 @@ def main() -> None:
                     msg=f"{backups} has {free >> 20} MiB left, and a copy of the page's data takes {takes >> 20} MiB. "
                     "Free some space, then run again. The page was left as it was."
                 )
-            systemctl("stop", f"{module.params['unit']}.service")
+            systemctl("stop", wanted["unit"])
         if did == "backup":
-            copy(data, backups / source, module.params["user"])
+            copy(data, backups / source, wanted["user"])
         elif did == "restore":
-            restore(backups / source, data, backups / f"{stamp}-{history.attempt}", module.params["user"])
+            restore(backups / source, data, backups / f"{stamp}-{history.attempt}", wanted["user"])
         write_whole(record, json.dumps(then._asdict()) + "\n")
         names = [path.name for path in backups.glob("[0-9]*") if path.name != then.backup]
-        for old in surplus(names, module.params["keep"]):
+        for old in surplus(names, wanted["keep"]):
             shutil.rmtree(backups / old)
     except (OSError, sqlite3.Error, UnitError) as error:
         module.fail_json(
@@ -207,6 +201,24 @@ def main() -> None:
             "Run again when that is mended."
         )
     module.exit_json(**result)
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "state": {"type": "str", "choices": ["tried", "configured", "proven"], "required": True},
+            "data": {"type": "path", "default": "/var/lib/r1prov/open-webui"},
+            "release": {"type": "path", "default": "/opt/r1prov/open-webui/current"},
+            "user": {"type": "str", "default": "r1prov-webui"},
+            "unit": {"type": "str", "default": "r1prov-open-webui.service"},
+            "keep": {"type": "int", "default": 2},
+            "settings": {"type": "dict", "default": {}},
+            "secrets": {"type": "dict", "default": {}, "no_log": True},
+            "public_models": {"type": "list", "elements": "str", "default": []},
+        },
+        supports_check_mode=True,
+    )
+    (configure if module.params["state"] == "configured" else follow)(module, module.params)
 
 
 if __name__ == "__main__":

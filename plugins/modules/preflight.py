@@ -8,6 +8,7 @@ DOCUMENTATION = r"""
 module: preflight
 short_description: Says everything that keeps a host from doing what is asked of it
 description:
+  - Stock Ansible cannot do it, because it takes dozens of round trips for the same, and stops at the first problem.
   - Reads the host in one round trip, compares it with what is asked, and fails once with all problems and remedies.
   - Changes nothing, and does the same in check mode.
   - The names of the checks are C(os), C(arch), C(init), C(sudo), C(clock), C(cpu), C(ram), C(floor), C(driver),

@@ -8,6 +8,7 @@ DOCUMENTATION = r"""
 module: removal
 short_description: Removes every unit, user and file of r1prov, or of one of its services
 description:
+  - Stock Ansible cannot do it, because its loops over files cannot leave out what is kept or mounted below a folder.
   - All that r1prov leaves on a host carries its name, so nothing has to be remembered to be found. Packages of the distribution stay.
   - What is kept becomes root's, for the users are gone; a later C(r1prov up) gives it back.
 options:

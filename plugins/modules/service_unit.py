@@ -8,6 +8,7 @@ DOCUMENTATION = r"""
 module: service_unit
 short_description: Brings one systemd service to its declared state, in one round trip
 description:
+  - Stock Ansible cannot do it, because it restarts a service only in the run that changed a file, and does not say why a start failed.
   - Writes the unit file and credentials, reloads systemd, enables and starts, or restarts when the unit file, a credential or the
     program is not what the running process was started with. What that was is remembered in
     C(/var/lib/r1prov/service/NAME.started), so a run that was cut off between writing and restarting is made good by the next one.

@@ -8,6 +8,7 @@ DOCUMENTATION = r"""
 module: smoke_bench
 short_description: Asks a running model a question through each open door, judges the answers and measures the rates
 description:
+  - Stock Ansible cannot do it, because it cannot read an answer as it comes, judge it, and measure several users at once.
   - Asks the engine one question, judges the answer, then measures prompt and decode rates with one and several users at once. The rates are
     the engine's own. With I(page_url), asks the same question through the chat page, with a login.
   - A run that changed nothing measures nothing. What was measured before is returned when the command line, the release, the model's

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from ansible_collections.r1.prov.plugins.module_utils.llama_fit import FitError, advice, remedy, run
 from ansible_collections.r1.prov.plugins.module_utils.llama_memory import (
     GIB,
     MIB,
@@ -15,8 +16,7 @@ from ansible_collections.r1.prov.plugins.module_utils.llama_memory import (
     surprises,
     told,
 )
-from ansible_collections.r1.prov.plugins.modules.llama_server_fit import FitError, advice, remedy, run
-from ansible_collections.r1.prov.plugins.modules.llama_server_props import misplaced
+from ansible_collections.r1.prov.plugins.module_utils.llama_props import misplaced
 
 HELP = """
 -c,    --ctx-size N                     size of the prompt context (default: 0, 0 = loaded from model)

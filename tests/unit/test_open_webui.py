@@ -23,10 +23,7 @@ from ansible_collections.r1.prov.plugins.module_utils.open_webui import (
     apply,
     differing,
 )
-from ansible_collections.r1.prov.plugins.module_utils.password import password_weakness
-from ansible_collections.r1.prov.plugins.module_utils.users import acting_as
-from ansible_collections.r1.prov.plugins.module_utils.uv import pinned
-from ansible_collections.r1.prov.plugins.modules.open_webui_data import (
+from ansible_collections.r1.prov.plugins.module_utils.open_webui_backup import (
     History,
     copy,
     decide,
@@ -34,6 +31,9 @@ from ansible_collections.r1.prov.plugins.modules.open_webui_data import (
     size_bytes,
     surplus,
 )
+from ansible_collections.r1.prov.plugins.module_utils.password import password_weakness
+from ansible_collections.r1.prov.plugins.module_utils.users import acting_as
+from ansible_collections.r1.prov.plugins.module_utils.uv import pinned
 
 ROOT = Path(__file__).parents[2]
 ROLE = ROOT / "roles/open_webui"

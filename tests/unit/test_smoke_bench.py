@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from ansible_collections.r1.prov.plugins.modules import llama_server_props, smoke_bench
+from ansible_collections.r1.prov.plugins.module_utils import llama_props
+from ansible_collections.r1.prov.plugins.modules import smoke_bench
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,13 +43,13 @@ WANTED = {
     ],
 )
 def test_props_are_held_against_the_arguments(arguments: list[str], says: list[str]) -> None:
-    found = llama_server_props.differences(PROPS, "/m.gguf", arguments)
+    found = llama_props.differences(PROPS, "/m.gguf", arguments)
     assert len(found) == len(says)
     assert all(want in sentence for want, sentence in zip(says, found, strict=True))
 
 
 def test_another_model_is_noticed() -> None:
-    assert llama_server_props.differences(PROPS, "/other.gguf", []) == ["it serves /m.gguf, not /other.gguf"]
+    assert llama_props.differences(PROPS, "/other.gguf", []) == ["it serves /m.gguf, not /other.gguf"]
 
 
 def test_a_gpu_is_used_when_a_card_is_open(tmp_path: Path) -> None:
@@ -56,9 +57,9 @@ def test_a_gpu_is_used_when_a_card_is_open(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "0").symlink_to("/dev/nvidiactl")
     (folder / "1").symlink_to("socket:[1]")
-    assert not llama_server_props.uses_gpu("7", tmp_path)
+    assert not llama_props.uses_gpu("7", tmp_path)
     (folder / "2").symlink_to("/dev/nvidia0")
-    assert llama_server_props.uses_gpu("7", tmp_path)
+    assert llama_props.uses_gpu("7", tmp_path)
 
 
 def test_command_line_is_read_from_a_unit() -> None:

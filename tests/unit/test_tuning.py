@@ -176,7 +176,7 @@ def test_a_tuned_host_serves_with_what_was_found(gpu1: site.Site) -> None:
     arguments = hosts["gpu1"]["llama_server_arguments"]
     assert arguments[arguments.index("--threads") + 1] == "32"
     assert sorted(arguments) == sorted("32" if word == "64" else word for word in decision.plan.arguments)
-    assert "32" in hosts["gpu1"]["smoke_bench_llama_bench_arguments"]
+    assert "32" in hosts["gpu1"]["tune_arguments"]
     assert "llama_server_arguments" not in hosts["gpu2"]
     assert tuned.in_words(kept()["gpu1"]) == "tuned: threads 32 (it is faster)"
     assert tuned.in_words(kept().get("gpu2")) == "not tuned: run `r1prov tune`"
@@ -263,7 +263,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "RESULT", tmp_path / "result.json")
+    monkeypatch.setattr(module, "RESULT", tmp_path / "result.json", raising=False)
     monkeypatch.setattr(module, "PROGRESS", tmp_path / "progress.json")
     (tmp_path / "calls").touch()
     bench = tmp_path / "llama-bench"
@@ -284,6 +284,7 @@ def run(program: ModuleType, *dimensions: dict[str, Any], fixed: str = "", limit
         "repetitions": 3,
         "prompt_share": 16,
         "limit_s": limit_s,
+        "result": str(program.RESULT),
     }
     (folder / "job.json").write_text(json.dumps(job))
     sys.argv = ["tune.py", str(folder / "job.json")]

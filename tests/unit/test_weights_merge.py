@@ -7,9 +7,8 @@ from typing import Any
 
 import gguf
 import pytest
-from ansible_collections.r1.prov.plugins.module_utils import gguf_header, gguf_stream, merged_weights
-from ansible_collections.r1.prov.plugins.modules import weights_merge, weights_settle
-from ansible_collections.r1.prov.plugins.modules.weights_merge import Merge, MergeError
+from ansible_collections.r1.prov.plugins.module_utils import gguf_header, gguf_stream, merged_weights, weights_merge
+from ansible_collections.r1.prov.plugins.module_utils.weights_merge import Merge, MergeError
 
 from r1prov.models import convert as weights
 from tests.fixtures import shards, tinymodel
@@ -43,14 +42,14 @@ class Host:
         self.state.write_text(json.dumps({"state": "done", "invocation": "1", "verified": {"/else": {}, **looks}}))
 
     def merge(self, attention: str) -> Merge:
-        wanted = {"path": str(self.folder), "files": self.files, "attention": attention}
-        return Merge(wanted | {"name": self.name(attention)}, self.state, self.run)
+        name = self.name(attention)
+        return Merge(self.folder, self.files, name=name, attention=attention, state=self.state, run=self.run)
 
     def settle(self, keep: str) -> list[str]:
-        """What `weights_settle` removed."""
-        found = weights_settle.replaced(self.folder, keep, self.files, self.state)
+        """What settling removed."""
+        found = merged_weights.replaced(self.folder, keep, self.files, self.state)
         if found:
-            weights_settle.remove(found, self.state)
+            merged_weights.remove(found, self.state)
         return [path.name for path in found]
 
     @staticmethod
@@ -179,7 +178,7 @@ def test_a_removal_that_was_cut_off_anywhere_is_taken_up(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as cut:
-        cut.setattr(Path if step == "unlink" else weights_settle, step, die)
+        cut.setattr(Path if step == "unlink" else merged_weights, step, die)
         with pytest.raises(KeyboardInterrupt):
             host.settle("t.mla.gguf")
     host.settle("t.mla.gguf")
@@ -196,7 +195,7 @@ def test_nothing_is_removed_where_what_is_served_is_not_as_it_was_verified(host:
     else:
         host.shards[0].unlink()
     before = host.names
-    with pytest.raises(weights_settle.NotThereError, match="so nothing is removed"):
+    with pytest.raises(merged_weights.NotThereError, match="so nothing is removed"):
         host.settle("" if harm == "shards lost" else "t.mla.gguf")
     assert host.names == before
 

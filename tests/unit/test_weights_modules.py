@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.r1.prov.plugins.module_utils.merged_weights import is_as_verified
-from ansible_collections.r1.prov.plugins.modules import weights_folder, weights_wait
-from ansible_collections.r1.prov.plugins.modules.weights_wait import TransferError
+from ansible_collections.r1.prov.plugins.module_utils.weights_transfer import TransferError, is_complete, link_actions
 
 FILES = [{"name": "a.gguf", "bytes": 3, "sha256": "a" * 64}, {"name": "b.gguf", "bytes": 4, "sha256": "b" * 64}]
 RUNNING = {"LoadState": "loaded", "ActiveState": "active", "Result": "success", "InvocationID": "2"}
@@ -25,7 +24,7 @@ RUNNING = {"LoadState": "loaded", "ActiveState": "active", "Result": "success", 
     ],
 )
 def test_complete_or_to_be_waited_for(unit: dict[str, str], state: dict[str, str], complete: bool) -> None:
-    assert weights_wait.is_complete(RUNNING | unit, state) is complete
+    assert is_complete(RUNNING | unit, state) is complete
 
 
 @pytest.mark.parametrize(
@@ -38,7 +37,7 @@ def test_complete_or_to_be_waited_for(unit: dict[str, str], state: dict[str, str
 )
 def test_what_will_not_complete_by_itself(unit: dict[str, str], state: dict[str, str], says: str) -> None:
     with pytest.raises(TransferError, match=says):
-        weights_wait.is_complete(RUNNING | unit, state)
+        is_complete(RUNNING | unit, state)
 
 
 def test_files_elsewhere_on_the_disk_are_linked_in_to_be_verified(tmp_path: Path) -> None:
@@ -46,19 +45,19 @@ def test_files_elsewhere_on_the_disk_are_linked_in_to_be_verified(tmp_path: Path
     elsewhere.mkdir()
     (elsewhere / "a.gguf").write_text("aaa")
     (elsewhere / "b.gguf").write_text("not 4 bytes")
-    todo = weights_folder.link_actions(path, FILES, [str(tmp_path / "none"), str(elsewhere)])
+    todo = link_actions(path, FILES, [str(tmp_path / "none"), str(elsewhere)])
     assert list(todo) == [f"linked {elsewhere / 'a.gguf'}"]
     (path / ".incoming").mkdir(parents=True)
     for act in todo.values():
         act()
     assert (path / ".incoming" / ("a" * 64)).stat().st_nlink == 2
-    assert not weights_folder.link_actions(path, FILES, [str(elsewhere)])
+    assert not link_actions(path, FILES, [str(elsewhere)])
 
 
 def test_a_file_that_not_all_may_read_is_not_linked(tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_text("aaa")
     (tmp_path / "a.gguf").chmod(0o600)
-    assert not weights_folder.link_actions(tmp_path / "m", FILES, [str(tmp_path)])
+    assert not link_actions(tmp_path / "m", FILES, [str(tmp_path)])
 
 
 def test_whether_files_are_as_they_were_verified(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ Runs as r1prov-tune.service while the engine pauses. JOB is a JSON file:
     prompt_tokens, decode_tokens, repetitions    of each measurement
     prompt_share  one part in so many of an exchange is asked, the rest is answered
     limit_s       for all of it
+    result        the file that gets the result
 
 The plan's own setting is measured first, then one dimension after the other, while the others keep their best. The result is
 written whole after each measurement, so one that was stopped goes on where it was. The standard library of Python 3.10 only.
@@ -29,7 +30,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-RESULT = Path("/var/lib/r1prov/tune/result.json")
 PROGRESS = Path("/run/r1prov/tune/progress.json")
 LEAST_GAIN = 0.02
 """A setting that is faster by less is not worth leaving what arithmetic chose."""
@@ -86,6 +86,7 @@ class Tuning:
 
     def __init__(self, job: dict[str, Any], earlier: dict[str, Any]) -> None:
         self.job = job
+        self.result = Path(job["result"])
         self.share = job["prompt_share"]
         self.started_s = time.monotonic()
         self.longest_s = 0.0
@@ -146,8 +147,8 @@ class Tuning:
         self.measured.append(found)
         return found
 
-    def bench(self, chosen: dict[str, str]) -> dict[str, list[float]]:
-        """Runs llama-bench.
+    def bench(self, chosen: dict[str, str]) -> dict[str, Any]:
+        """Runs llama-bench; its rates, and its own output as `llama_bench`.
 
         Raises:
             BenchError: it fails, or does not end within the limit.
@@ -171,7 +172,7 @@ class Tuning:
         if done.returncode:
             said = " / ".join(line for line in done.stderr.splitlines() if line.strip())[-400:]
             raise BenchError(f"llama-bench ended with {done.returncode}: {said or 'it said nothing'}")
-        return rates(done.stdout)
+        return {**rates(done.stdout), "llama_bench": json.loads(done.stdout)}
 
     def reason(self, own: dict[str, Any], best: dict[str, Any]) -> str:
         """Why the best is kept, in one sentence."""
@@ -185,7 +186,7 @@ class Tuning:
     def write(self, state: str, own: dict[str, Any], best: dict[str, Any]) -> None:
         """The result so far."""
         replace(
-            RESULT,
+            self.result,
             {
                 "job": self.job,
                 "state": state,
@@ -214,7 +215,7 @@ def main() -> int:
     """Do the job; the exit code."""
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     try:
-        earlier = json.loads(RESULT.read_text(encoding="utf-8"))
+        earlier = json.loads(Path(job["result"]).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         earlier = {}
     tuning = Tuning(job, earlier)

@@ -1,85 +1,19 @@
-#!/usr/bin/python
-"""Ansible module r1.prov.weights_merge: one file made of a model's published files."""
+"""Makes one file of a model's published files, in MLA form where that is wanted.
+
+It may be interrupted anywhere and run again. A run whose connection was lost goes on, and the next one waits for it.
+"""
 
 from __future__ import annotations
 
-DOCUMENTATION = r"""
----
-module: weights_merge
-short_description: Makes one file of a model's published files
-description:
-  - Writes the tensors of all files into one, in one pass, and holds each against its source behind the writer's back, while the file's
-    sha256 is computed. Only then it gets its name. Where I(attention) says so, the attention is brought into MLA form on the way.
-  - A file that was merged in the published form takes the place of the shards where they are gone.
-  - C(NAME.json) beside it says what it was made of and its sha256. With it, the file counts as the shards do. They stay;
-    M(r1.prov.weights_settle) removes them when the new file has proved itself.
-  - May be interrupted anywhere and run again. A run whose connection was lost goes on, and the next one waits for it.
-  - Acts as the folder's owner, with no more rights than the transfer has. The disk must have room for the model a second time.
-extends_documentation_fragment: r1.prov.weights
-options:
-  name:
-    description: The new file's name.
-    type: str
-    required: true
-  attention:
-    description:
-      - C(mla) brings the legacy attention of C(deepseek2) files into MLA form (C(attn_k_b) as Q8_0); other files are merged as they are. It
-        needs numpy.
-      - C(legacy) merges whatever there is as it is.
-    type: str
-    choices: [mla, legacy]
-    required: true
-author:
-  - The r1prov team
-"""
-
-EXAMPLES = r"""
-- name: Merge
-  r1.prov.weights_merge:
-    path: /srv/r1prov/models/R1
-    owner: r1prov-weights
-    name: R1.mla.gguf
-    attention: mla
-    files: "{{ shards }}"
-"""
-
-RETURN = r"""
-path:
-  description: The new file.
-  type: str
-  returned: success
-sha256:
-  description: Its digest; empty in check mode where it is not there yet.
-  type: str
-  returned: success
-bytes:
-  description: Its size; 0 in check mode where it is not there yet.
-  type: int
-  returned: success
-attention:
-  description: The form that it has.
-  type: str
-  returned: success
-seconds:
-  description: How long it took.
-  type: float
-  returned: success
-"""
-
 import json
-import os
-import time
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils import gguf_stream
 from ansible_collections.r1.prov.plugins.module_utils.artefact import sha256_of
-from ansible_collections.r1.prov.plugins.module_utils.files import alone, sync_folder, write_whole
-from ansible_collections.r1.prov.plugins.module_utils.gguf_header import Gguf, GgufError, read
+from ansible_collections.r1.prov.plugins.module_utils.files import sync_folder, write_whole
+from ansible_collections.r1.prov.plugins.module_utils.gguf_header import Gguf, read
 from ansible_collections.r1.prov.plugins.module_utils.merged_weights import (
-    FOLDER,
     LEGACY,
     MLA,
     STATE,
@@ -91,15 +25,17 @@ from ansible_collections.r1.prov.plugins.module_utils.merged_weights import (
     seen,
 )
 from ansible_collections.r1.prov.plugins.module_utils.progress import RUN, Progress
-from ansible_collections.r1.prov.plugins.module_utils.users import acting_as
 
-try:  # here, for what this module brings along can be read by root alone
+if TYPE_CHECKING:
+    from pathlib import Path
+
+try:  # here, for while this class acts as another user, only root can read what Ansible has brought along
     from ansible_collections.r1.prov.plugins.module_utils import mla
 except ImportError:  # numpy is wanted for MLA form only
     mla = None  # type: ignore[assignment]
 
 ARCHITECTURE = "deepseek2"
-"""What has a legacy form of attention."""
+"""The architecture that has a legacy form of attention."""
 
 
 class MergeError(Exception):
@@ -109,12 +45,21 @@ class MergeError(Exception):
 class Merge:
     """One model's folder: its published files, and the one that they shall become."""
 
-    def __init__(self, wanted: dict[str, Any], state: Path = STATE, run: Path = RUN) -> None:
-        self.folder = Path(wanted["path"])
-        self.shards = wanted["files"]
-        self.attention = wanted["attention"]
-        self.file = self.folder / wanted["name"]
-        self.growing = self.folder / ".incoming" / wanted["name"]
+    def __init__(
+        self,
+        folder: Path,
+        files: list[dict[str, Any]],
+        *,
+        name: str,
+        attention: str,
+        state: Path = STATE,
+        run: Path = RUN,
+    ) -> None:
+        self.folder = folder
+        self.shards = files
+        self.attention = attention
+        self.file = folder / name
+        self.growing = folder / ".incoming" / name
         self.state = state
         self.run = run
 
@@ -197,35 +142,3 @@ class Merge:
         before = remembered(self.state)
         known = {**before.get("verified", {}), str(self.file): seen(self.file, sha256)}
         write_whole(self.state, json.dumps({**before, "verified": known}))
-
-
-def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            **FOLDER,
-            "name": {"type": "str", "required": True},
-            "attention": {"type": "str", "choices": [MLA, LEGACY], "required": True},
-        },
-        supports_check_mode=True,
-    )
-    merge = Merge(module.params)
-    merged = merge.known
-    result = {"path": str(merge.file), "sha256": "", "bytes": 0, "attention": merge.attention, "seconds": 0.0}
-    result["changed"] = not merged
-    if result["changed"] and not module.check_mode:
-        started = time.monotonic()
-        try:
-            with acting_as(module.params["owner"]):
-                os.umask(0o022)
-                with alone(merge.run / "weights"):
-                    merged = merge.complete()
-        except (MergeError, GgufError, gguf_stream.StreamError, OSError) as error:
-            module.fail_json(msg=f"{str(error).rstrip('.')}. What was there is as it was.")
-        result["seconds"] = round(time.monotonic() - started, 1)
-    if merged:
-        result |= {key: merged[key] for key in ("sha256", "bytes", "attention")}
-    module.exit_json(**result)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,100 @@
+"""Asks the engine itself whether a model finds room, before anything is stopped for it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+from ansible_collections.r1.prov.plugins.module_utils.llama_memory import MIB, asked, told
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_LIMIT_S = 300  # a driver that nothing keeps awake takes seconds per card
+_TRIES = 5
+
+
+class FitError(Exception):
+    """The engine does not take the arguments, or not this file; its words."""
+
+
+class CardsFullError(Exception):
+    """The cards are so full that the engine cannot even be asked."""
+
+
+def run(argv: list[str], environment: dict[str, Any], known: list[str]) -> str:
+    """What a program of the engine prints.
+
+    llama-fit-params aborts where it cannot load a model. Its log is written by a thread of its own, which then often does not get to the
+    reason on a busy host. So it is asked again, ahead of all else that wants the processors, until it has told one.
+
+    Args:
+        argv: the program and its arguments.
+        environment: variables to add.
+        known: patterns of reasons.
+
+    Raises:
+        CardsFullError: it found no room on a card for its own beginnings.
+        FitError: it failed otherwise.
+    """
+    for attempt in range(_TRIES):
+        done = subprocess.run(
+            argv,
+            preexec_fn=_ahead if attempt else None,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=_LIMIT_S,
+            env={**os.environ, **environment},
+        )
+        words = (done.stderr + done.stdout).strip()
+        if done.returncode != -signal.SIGABRT or any(re.search(pattern, words) for pattern in known):
+            break
+    if done.returncode:
+        raise CardsFullError(words) if "CUDA error: out of memory" in words else FitError(words)
+    return done.stdout
+
+
+def _ahead() -> None:
+    """Lets no thread of this process wait that is ready to run."""
+    with contextlib.suppress(OSError):  # a container may forbid it
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+
+
+def measured(bin_: Path, wanted: dict[str, Any]) -> list[dict[str, Any]]:
+    """What each device will hold, by the engine's own word.
+
+    Raises:
+        CardsFullError, FitError: as `run`.
+    """
+    environment = {name: str(value) for name, value in wanted["environment"].items()}
+    known = [row["pattern"] for row in wanted["remedies"]]
+    # It reads all arguments, says its version, and ends: so a wrong one is found before anything is stopped for it.
+    run([str(bin_ / "llama-server"), *wanted["arguments"], "--version"], environment, known)
+    help_text = run([str(bin_ / "llama-fit-params"), "--help"], environment, known)
+    words = [str(bin_ / "llama-fit-params"), "--model", wanted["model"], "--fit-print", "on"]
+    devices = told(run([*words, *asked(wanted["arguments"], help_text)], environment, known))
+    if not devices:
+        raise FitError("llama-fit-params named no device")
+    return devices
+
+
+def advice(rooms: dict[str, Any]) -> str:
+    """What to do about a misfit, with what the profile must say for the plan to be made for this host."""
+    sizes = [f"{name} has {room // MIB:,} MiB" for name, room in rooms.items()]
+    return (
+        f"Compare the profile's `machine` with this host ({', '.join(sizes)}): where they differ, correct the profile, and it is planned "
+        "anew; else lower context_per_slot or slots, or choose a smaller quant. To go on nevertheless: --override fit."
+    )
+
+
+def remedy(words: str, remedies: list[dict[str, Any]]) -> str:
+    """What to do about the engine's refusal."""
+    return next(
+        (known["remedy"] for known in remedies if re.search(known["pattern"], words)), "Correct llama_server_arguments."
+    )
