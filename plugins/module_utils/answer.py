@@ -1,4 +1,4 @@
-"""Whether an answer of a language model is one: judged from its text alone."""
+"""The judgement whether what a language model said is an answer, from its text alone."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ _LOOP_TIMES = 4
 
 
 def thinking_apart(content: str, reasoning: str) -> tuple[str, str]:
-    """The answer and the thinking before it.
+    """The answer, and the thinking before it.
 
     Args:
-        content: what the server calls the content; may hold `<think>...</think>`, also without its opening tag.
-        reasoning: what the server already took out of it.
+        content: what the server calls the content. It may hold `<think>...</think>`, or that without its opening tag.
+        reasoning: the thinking that the server has already parted from the content.
     """
     before, tag, after = content.rpartition("</think>")
     if tag:
@@ -24,7 +24,7 @@ def thinking_apart(content: str, reasoning: str) -> tuple[str, str]:
 
 
 def repeated(text: str) -> str:
-    """The piece that a text ends on repeating over and over; empty where it does not."""
+    """The piece of text that is repeated over and over at the end of a text; empty where none is."""
     match = re.search(r"(.{1,200}?)\1{%d,}\W*$" % (_LOOP_TIMES - 1), text, re.DOTALL)
     return match[1].strip() or "blanks" if match and len(match[0]) >= _LOOP_CHARACTERS else ""
 
@@ -33,10 +33,10 @@ def fault(answer: str, thinking: str, finish_reason: str, expect: str) -> str:
     """What is wrong with an answer and what to do next; empty where nothing is.
 
     Args:
-        answer: without the thinking.
-        thinking: what came before it.
-        finish_reason: `stop`, or `length` where the token limit ended it.
-        expect: regular expression, case ignored. Empty for a model that cannot know: then anything at all will do.
+        answer: the answer without the thinking.
+        thinking: the thinking that came before the answer.
+        finish_reason: `stop`, or `length` where the token limit ended the answer.
+        expect: a regular expression that the answer must match, case ignored. Empty for a model that cannot know: any text will do.
     """
     if not expect:
         return "" if answer or thinking else "it is empty. The model's files or the chat template are not right."

@@ -1,4 +1,4 @@
-"""Which CUDA toolkit a host is to use: a decision on values. Nothing is read or run here."""
+"""The decision which CUDA toolkit a host is to use. It is made on values: nothing is read or run here."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 Version = tuple[int, int]
 
-# The oldest toolkit that knows a compute capability, and the oldest that has forgotten it.
+# The oldest toolkit that knows a compute capability.
 _KNOWN_SINCE: dict[int, Version] = {
     70: (9, 0), 75: (10, 0), 80: (11, 0), 86: (11, 1), 87: (11, 4), 89: (11, 8), 90: (11, 8), 100: (12, 8), 120: (12, 8),
 }  # fmt: skip
-_OLDEST_OF_13 = 75
-# The oldest driver that runs what a toolkit of this major version compiled (minor versions are compatible with each other).
+_OLDEST_OF_13 = 75  # CUDA 13 does not know the capabilities below it any more
+# The oldest driver that runs what a toolkit of a major version compiled. Minor versions are compatible with each other.
 _DRIVER_SINCE = {11: 450, 12: 525, 13: 580}
 WHEELS_VERSION: Version = (13, 0)
 WAYS = ("system", "pypi", "nvidia", "distribution")

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and stay so when the power goes; folders that one process has to itself."""
+"""Files and folders that appear whole or not at all, also when the power goes, and folders that one process has to itself."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def write_whole(path: Path, content: str | bytes, mode: int = 0o644) -> None:
-    """Writes a file beside its place, then moves it there: nobody ever sees half of it, or sees it with another mode."""
+    """Writes a file beside its place, then moves it there. Nobody ever sees half of the file, or sees it with another mode."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # 0600 from the beginning
     temporary = Path(name)
     try:
@@ -34,14 +34,14 @@ def write_whole(path: Path, content: str | bytes, mode: int = 0o644) -> None:
 
 
 def name_anew(temporary: Path, path: Path) -> None:
-    """Moves a whole file to a name that nothing has, safely to the disk; where that fails, nothing has it still.
+    """Moves a whole file to a name that nothing has, safely to the disk. Where that fails, nothing has the name.
 
     Raises:
-        FileExistsError: something has it; it stays as it is.
+        FileExistsError: something has the name, and stays as it is.
     """
     try:
         os.link(temporary, path)
-    except OSError:  # it is there, or the disk gives a file one name only
+    except OSError:  # the name is taken, or the disk gives a file one name only
         if os.path.lexists(path):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
         temporary.rename(path)
@@ -55,13 +55,13 @@ def name_anew(temporary: Path, path: Path) -> None:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A folder beside its place, to be filled: then it is moved there. Removed where filling it fails."""
+    """An empty folder, which is moved to its place when the caller has filled it, and removed where filling it fails."""
     temporary = path.with_name(f".{path.name}.new")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(temporary, ignore_errors=True)  # a process that was killed may have left it
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        os.sync()  # or a power cut may leave a whole-looking folder with empty files
+        os.sync()  # else a power cut may leave a folder that looks whole and has empty files
         temporary.rename(path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -70,9 +70,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Waits until no other process is at work in this folder, which is made if it is not there.
+    """Waits until no other process is at work in this folder. The folder is made where it is not there.
 
-    That may be one whose connection was lost: it goes on by itself. The kernel lets go when it ends, however it ends.
+    The other process may belong to a run whose connection was lost, and goes on by itself. The kernel frees its lock however it ends.
     """
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)

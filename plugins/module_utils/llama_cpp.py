@@ -1,4 +1,4 @@
-"""What decides a build of llama.cpp, and what its compiler's talk means. Arithmetic on values: nothing is read or run here."""
+"""What decides a build of llama.cpp, and what the output of its compilers means. Nothing is read or run here."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ TARGETS = (
     "llama-perplexity",
 )
 
-# Network, tests and everything that nobody here runs stay out of the build. What is named here does not depend on what else
-# the host happens to have (OpenSSL, NCCL, npm).
+# The build leaves out the network, the tests and every program that nobody here runs. It does not depend on what else the host has,
+# such as OpenSSL, NCCL or npm.
 _COMMON_FLAGS = (
     "-DCMAKE_BUILD_TYPE=Release",
     "-DBUILD_SHARED_LIBS=OFF",
@@ -30,13 +30,13 @@ _COMMON_FLAGS = (
     "-DLLAMA_BUILD_EXAMPLES=OFF",
     "-DLLAMA_BUILD_APP=OFF",
     "-DLLAMA_BUILD_UI=OFF",
-    "-DLLAMA_USE_PREBUILT_UI=OFF",  # would be downloaded during the build
+    "-DLLAMA_USE_PREBUILT_UI=OFF",  # the build would download it
     "-DLLAMA_OPENSSL=OFF",  # the engine serves loopback and fetches nothing
 )
 
-_NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"  # wins over -march=native, wherever that stands
+_NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"  # GCC lets this win over -march=native in any order
 
-# What -march=native makes use of. Other flags of /proc/cpuinfo come and go with kernel and microcode updates.
+# The instruction sets that -march=native uses. Other flags of /proc/cpuinfo come and go with updates of kernel and microcode.
 _INSTRUCTIONS = re.compile(
     r"^(sse|ssse|avx|amx|fma|f16c|bmi|abm|adx|aes|vaes|pclmul|vpclmul|gfni|sha|popcnt|movbe|rdrnd|rdseed|movdir|xsave|lahf|cx16)"
 )
@@ -47,7 +47,7 @@ _ERROR = re.compile(
 
 
 def contradiction(parameters: dict[str, object]) -> str | None:
-    """What is missing or wrong among the module's parameters, in one sentence; None where they make sense."""
+    """What is missing or wrong among the version and the options of a build, in one sentence; None where they make sense."""
     source, version = parameters["source"], str(parameters["version"])
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", version):
         return f"version {version!r} cannot name a folder: use letters, digits and . _ + - only"
@@ -83,8 +83,8 @@ def cmake_flags(
         f"-DLLAMA_BUILD_COMMIT={label}",
     ]
     if amx:
-        # With its AMX kernels this llama.cpp aborts on deepseek2 files (GGML_ASSERT(*cur_backend_id != -1)). Leaving only them out
-        # is narrower than --no-repack, which would take the other repacked kernels away too; R1's expert types have no AMX kernel.
+        # With its AMX kernels this llama.cpp aborts on deepseek2 files (GGML_ASSERT(*cur_backend_id != -1)). --no-repack would help too,
+        # but it would take the other repacked kernels away. R1 loses nothing, because the types of its experts have no AMX kernel.
         flags += [f"-DCMAKE_{language}_FLAGS={_NO_AMX}" for language in ("C", "CXX")]
     if backend != "cuda":
         return [*flags, "-DGGML_CUDA=OFF"]
@@ -96,14 +96,14 @@ def cmake_flags(
         f"-DCUDAToolkit_ROOT={cuda_root}",
         f"-DCMAKE_BUILD_RPATH={cuda_root}/lib64",
         "-DCMAKE_CUDA_COMPILER_LAUNCHER=ccache",
-        "-DGGML_CUDA_NCCL=OFF",  # for splitting tensors over cards; layers are split here
-        # The memory pool grows in place with the driver's library; without a driver there is nothing to link to.
+        "-DGGML_CUDA_NCCL=OFF",  # it splits tensors over cards, and here cards get whole layers
+        # With the driver's library the memory pool grows in place. Without a driver there is no library to link to.
         *([f"-DCUDA_cuda_driver_LIBRARY={libcuda}"] if libcuda else ["-DGGML_CUDA_NO_VMM=ON"]),
     ]
 
 
 def release_id(version: str, backend: str, decides: dict[str, object]) -> str:
-    """VERSION-BACKEND-DIGEST: the same for the same build, another for another.
+    """The name of a release, VERSION-BACKEND-DIGEST. Builds that differ in anything that decides them differ in their names.
 
     Args:
         version: the label the operator gave.
@@ -125,13 +125,13 @@ def cpu_identity(cpuinfo: str) -> dict[str, Any]:
 
 
 def ninja_step(line: str) -> tuple[int, int] | None:
-    """(done, total) from a line of ninja, e.g. `[12/359] Building ...`; None for any other line."""
+    """The steps done and all steps, from a line of ninja such as `[12/359] Building ...`; None for any other line."""
     match = _STEP.match(line)
     return (int(match[1]), int(match[2])) if match else None
 
 
 def first_error(log: list[str], limit: int = 6) -> list[str]:
-    """The first lines of a build's log that say why it failed; the last ones where none says so."""
+    """The first lines of a build's log that say why it failed. Where no line says so, the last lines."""
     for number, line in enumerate(log):
         if _ERROR.search(line):
             return log[number : number + limit]

@@ -1,6 +1,6 @@
-"""all-MiniLM-L6-v2 and its like as a GGUF file: BERT encoders with a WordPiece vocabulary. Bytes in, bytes out; the same for the same.
+"""Sentence encoders such as all-MiniLM-L6-v2 as a GGUF file: BERT models with a WordPiece vocabulary. The same model gives the same bytes.
 
-llama.cpp's own converter wants torch. This one copies numbers and needs nothing.
+llama.cpp's own converter wants torch. This one copies numbers and needs the standard library only.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ import re
 import struct
 from typing import TYPE_CHECKING, Any
 
+from ansible_collections.r1.prov.plugins.module_utils.gguf_header import TYPE_NUMBERS, alignment, head, padded
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_ALIGNMENT = 32
-_VERSION = 3
-_UINT32, _INT32, _FLOAT32, _BOOL, _STRING, _ARRAY = 4, 5, 6, 7, 8, 9
-_F32, _F16 = 0, 1
+_INT32, _TEXT, _ARRAY = 5, 8, 9  # types of values in a GGUF file
+_F32, _F16 = TYPE_NUMBERS["F32"], TYPE_NUMBERS["F16"]
 _NORMAL, _CONTROL = 1, 3
 _MEAN, _CLS = 1, 2
 _BLOCK_VALUES = 1 << 16
 
-# Names as transformers writes them -> as llama.cpp reads them. What is not here, such as the pooler, is not used.
+# The names that transformers writes, with those that llama.cpp reads. A tensor that is not here, such as the pooler, is not used.
 _OUTSIDE = {
     "embeddings.word_embeddings": "token_embd",
     "embeddings.position_embeddings": "position_embd",
@@ -38,18 +38,18 @@ _IN_LAYER = {
     "output.dense": "ffn_down",
     "output.LayerNorm": "layer_output_norm",
 }
-# llama.cpp wants these, and everything of one dimension, whole.
+# llama.cpp wants 32-bit numbers in these, and in every tensor of one dimension.
 _WHOLE = ("position_embd", "token_types", "norm")
 
 
 class ModelError(Exception):
-    """The files are not a model that can be converted; the message says why."""
+    """The files are not a model that can be converted. The message says why."""
 
 
 def gguf(
     name: str, config: dict[str, Any], pooling: dict[str, Any], tokenizer: dict[str, Any], tensors: bytes
 ) -> bytes:
-    """The file.
+    """The bytes of the file.
 
     Args:
         name: the model's name.
@@ -63,57 +63,50 @@ def gguf(
     """
     if config.get("model_type") != "bert" or tokenizer["model"].get("type", "WordPiece") != "WordPiece":
         raise ModelError("it is no BERT model with a WordPiece vocabulary")
-    described = [_pair(*entry) for entry in _described(name, config, pooling, tokenizer)]
-    placed, data, offset = [], [], 0
+    keys = {key: _value(value) for key, value in _described(name, config, pooling, tokenizer).items()}
+    listed, data = [], []
     for tensor, shape, whole, raw in sorted(_named(tensors)):
-        kind, content = (_F32, raw) if whole else (_F16, _halved(raw))
-        dimensions = struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))
-        placed.append(_string(tensor) + dimensions + struct.pack("<IQ", kind, offset))
-        data.append(content + bytes(-len(content) % _ALIGNMENT))
-        offset += len(data[-1])
-    head = b"GGUF" + struct.pack("<IQQ", _VERSION, len(placed), len(described)) + b"".join(described + placed)
-    return head + bytes(-len(head) % _ALIGNMENT) + b"".join(data)
+        content = raw if whole else _halved(raw)
+        listed.append((tensor, tuple(reversed(shape)), _F32 if whole else _F16))
+        data.append(content.ljust(padded(len(content), alignment(keys)), b"\0"))
+    return head(keys, listed) + b"".join(data)
 
 
-def _described(
-    name: str, config: dict[str, Any], pooling: dict[str, Any], tokenizer: dict[str, Any]
-) -> Iterator[tuple[str, int, Any]]:
-    """Key, type and value of everything that the file says about the model."""
-    yield "general.architecture", _STRING, "bert"
-    yield "general.name", _STRING, name
-    yield "general.alignment", _UINT32, _ALIGNMENT
-    yield "general.file_type", _UINT32, _F16
-    yield "bert.block_count", _UINT32, config["num_hidden_layers"]
-    yield "bert.context_length", _UINT32, config["max_position_embeddings"]
-    yield "bert.embedding_length", _UINT32, config["hidden_size"]
-    yield "bert.feed_forward_length", _UINT32, config["intermediate_size"]
-    yield "bert.attention.head_count", _UINT32, config["num_attention_heads"]
-    yield "bert.attention.layer_norm_epsilon", _FLOAT32, config["layer_norm_eps"]
-    yield "bert.attention.causal", _BOOL, False
-    yield "bert.pooling_type", _UINT32, _CLS if pooling.get("pooling_mode_cls_token") else _MEAN
+def _described(name: str, config: dict[str, Any], pooling: dict[str, Any], tokenizer: dict[str, Any]) -> dict[str, Any]:
+    """Everything that the file says about the model, by key."""
     ids = tokenizer["model"]["vocab"]
     special = {token["content"]: token["id"] for token in tokenizer["added_tokens"] if token["special"]}
     words = sorted(ids, key=ids.__getitem__)
     if list(map(ids.__getitem__, words)) != list(range(config["vocab_size"])):
         raise ModelError("its vocabulary has gaps")
-    yield "tokenizer.ggml.model", _STRING, "bert"
-    yield "tokenizer.ggml.pre", _STRING, "default"
-    yield "tokenizer.ggml.token_type_count", _UINT32, config["type_vocab_size"]
-    yield "tokenizer.ggml.tokens", _ARRAY, (_STRING, [_word(word) for word in words])
-    kinds = [_CONTROL if word in special else _NORMAL for word in words]
-    yield "tokenizer.ggml.token_type", _ARRAY, (_INT32, kinds)
-    for token, key in (
-        ("[UNK]", "unknown"),
-        ("[SEP]", "seperator"),
-        ("[PAD]", "padding"),
-        ("[CLS]", "cls"),
-        ("[MASK]", "mask"),
-    ):
-        yield f"tokenizer.ggml.{key}_token_id", _UINT32, special[token]
+    return {
+        "general.architecture": "bert",
+        "general.name": name,
+        "general.alignment": 32,
+        "general.file_type": 1,  # mostly F16
+        "bert.block_count": config["num_hidden_layers"],
+        "bert.context_length": config["max_position_embeddings"],
+        "bert.embedding_length": config["hidden_size"],
+        "bert.feed_forward_length": config["intermediate_size"],
+        "bert.attention.head_count": config["num_attention_heads"],
+        "bert.attention.layer_norm_epsilon": float(config["layer_norm_eps"]),
+        "bert.attention.causal": False,
+        "bert.pooling_type": _CLS if pooling.get("pooling_mode_cls_token") else _MEAN,
+        "tokenizer.ggml.model": "bert",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.token_type_count": config["type_vocab_size"],
+        "tokenizer.ggml.tokens": [_word(word) for word in words],
+        "tokenizer.ggml.token_type": [_CONTROL if word in special else _NORMAL for word in words],
+        "tokenizer.ggml.unknown_token_id": special["[UNK]"],
+        "tokenizer.ggml.seperator_token_id": special["[SEP]"],
+        "tokenizer.ggml.padding_token_id": special["[PAD]"],
+        "tokenizer.ggml.cls_token_id": special["[CLS]"],
+        "tokenizer.ggml.mask_token_id": special["[MASK]"],
+    }
 
 
 def _word(word: str) -> str:
-    """A word of the vocabulary as llama.cpp looks for it: the beginning of a word is marked, not its continuation."""
+    """A word of the vocabulary as llama.cpp looks for it: it marks the beginnings of words, and a tokenizer file their continuations."""
     if word.startswith("[") and word.endswith("]"):
         return word
     return word[2:] if word.startswith("##") else f"\u2581{word}"
@@ -144,19 +137,21 @@ def _halved(raw: bytes) -> bytes:
     return b"".join(struct.pack(f"<{len(b) // 4}e", *struct.unpack(f"<{len(b) // 4}f", b)) for b in blocks)
 
 
-def _pair(key: str, kind: int, value: Any) -> bytes:
-    return _string(key) + struct.pack("<I", kind) + _value(kind, value)
+def _value(value: Any) -> bytes:
+    """A value with its type, as a head holds it."""
+    if isinstance(value, list):
+        kind, items = (
+            (_TEXT, map(_text, value))
+            if isinstance(value[0], str)
+            else (_INT32, (struct.pack("<i", one) for one in value))
+        )
+        return struct.pack("<IIQ", _ARRAY, kind, len(value)) + b"".join(items)
+    if isinstance(value, str):
+        return struct.pack("<I", _TEXT) + _text(value)
+    kind, form = {bool: (7, "?"), int: (4, "I"), float: (6, "f")}[type(value)]
+    return struct.pack(f"<I{form}", kind, value)
 
 
-def _value(kind: int, value: Any) -> bytes:
-    if kind == _STRING:
-        return _string(value)
-    if kind == _ARRAY:
-        inner, values = value
-        return struct.pack("<IQ", inner, len(values)) + b"".join(_value(inner, one) for one in values)
-    return struct.pack({_UINT32: "<I", _INT32: "<i", _FLOAT32: "<f", _BOOL: "<?"}[kind], value)
-
-
-def _string(text: str) -> bytes:
+def _text(text: str) -> bytes:
     encoded = text.encode()
     return struct.pack("<Q", len(encoded)) + encoded

@@ -1,6 +1,6 @@
-"""Does a source answer this host? Any HTTP answer of the server itself counts, also 401, 403 and 404: the way is open.
+"""Whether a source answers this host. Any HTTP answer of the server itself shows that the way is open, also 401, 403 and 404.
 
-Asked by Python's own HTTP client, which follows the proxy variables of the environment as pip and the downloader do.
+Python's own HTTP client asks. It follows the proxy variables of the environment, as pip and the downloader do.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ CA_REMEDY = (
 
 
 def out_of_reach(needs: list[dict[str, Any]], ca_pem: str, limit_s: float) -> list[dict[str, Any]]:
-    """Of what is needed and not there yet, that which no source answers for. All sources are asked at once.
+    """The needs that no source answers for. All sources are asked at once, except those of a need that is met on the host already.
 
     Args:
-        needs: `what` in words; `any_of`, sources of which one is enough, `pypi:NAME` among them; `have`, patterns of paths that make them
-            needless once each is there.
+        needs: for each, `what` in words; `any_of`, the sources of which one is enough, where `pypi:NAME` is a project on the package index;
+            `have`, patterns of paths: the need is met where each of them matches something.
         ca_pem: certificates to trust beside the host's own, in PEM; may be empty.
         limit_s: how long to wait for all of them together.
 
     Returns:
-        One dict per need that cannot be met: `what`, and `tried`, a dict per source as `silent` returns it.
+        One dict for each need that cannot be met: `what`, and `tried`, a dict for each source as `silent` returns it.
     """
     needs = [
         {**need, "any_of": list(map(address, need["any_of"]))}
@@ -71,7 +71,7 @@ def silent(sources: list[str], ca_pem: str, limit_s: float) -> list[dict[str, An
     def ask(source: str) -> None:
         found[source] = _ask_path(source) if _is_path(source) else _ask(opener, source, limit_s)
 
-    # Daemon threads, not a pool: a name server that does not answer must not hold up the end of the process.
+    # The threads are daemons, not a pool's: a name server that does not answer must not hold up the end of the process.
     threads = [threading.Thread(target=ask, args=(source,), daemon=True) for source in sources]
     for thread in threads:
         thread.start()
@@ -101,7 +101,7 @@ def _ask_path(source: str) -> tuple[str, str] | None:
 
 
 def _ask(opener: urllib.request.OpenerDirector, source: str, limit_s: float) -> tuple[str, str] | None:
-    # Only http and https come here: the module refuses every other scheme.
+    # The module refuses every scheme but http and https.
     request = urllib.request.Request(source, method="HEAD", headers={"User-Agent": "r1prov-preflight"})  # noqa: S310
     try:
         opener.open(request, timeout=limit_s).close()
@@ -140,7 +140,7 @@ def _tls(ca_pem: str) -> ssl.SSLContext:
     if ca_pem:
         context.load_verify_locations(cadata=ca_pem)
     if not _has_authorities():
-        # A bare host has no list of authorities yet; build_deps installs it. Until then only the way can be tried.
+        # A bare host has no list of authorities before build_deps installs it. Until then only the way can be tried.
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
@@ -152,7 +152,7 @@ def _has_authorities() -> bool:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect is an answer, too; where it leads is not asked."""
+    """A redirect is an answer too. The address that it names is not asked."""
 
     def redirect_request(self, *_: object) -> None:
         return None

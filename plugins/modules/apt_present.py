@@ -56,23 +56,32 @@ from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
 
 _LOCKED = re.compile(r"Could not get lock|Unable to lock|is held by process|Unable to acquire the dpkg frontend lock")
 _WAIT_S = 5
-_OPTIONS = tuple(
-    word
-    for setting in (
-        "APT::Get::Assume-Yes=true",
-        "APT::Install-Recommends=false",
-        "Acquire::Retries=5",
-        "Acquire::http::Timeout=60",
-        "Acquire::https::Timeout=60",
-        "Dpkg::Options::=--force-confold",
-        "Dpkg::Use-Pty=false",
-    )
-    for word in ("-o", setting)
+_ENVIRONMENT = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}
+_SETTINGS = (
+    "APT::Get::Assume-Yes=true",
+    "APT::Install-Recommends=false",
+    "Acquire::Retries=5",
+    "Acquire::http::Timeout=60",
+    "Acquire::https::Timeout=60",
+    "Dpkg::Options::=--force-confold",
+    "Dpkg::Use-Pty=false",
 )
+_LABELS = {"dlstatus": "downloading packages", "pmstatus": "installing packages"}
+# What apt's words mean, and what to do.
+_ADVICE = {
+    "Unable to locate package|has no installation candidate": (
+        "The host's package sources do not have it: correct them, or set build_deps_apt_mirror to one that does."
+    ),
+    "No space left|enough free space": "The system disk is full: free some space and run again.",
+    "Failed to fetch|Could not resolve": (
+        "The package mirror does not answer: check the host's network, or set build_deps_apt_mirror or a proxy."
+    ),
+    "": "Make `apt-get install` work by hand on the host, then run again.",
+}
 
 
 class AptError(Exception):
-    """apt failed; the message says why and what to do next."""
+    """apt failed. The message says why, and what to do next."""
 
 
 def missing(wanted: list[str], status: str) -> list[str]:
@@ -80,7 +89,7 @@ def missing(wanted: list[str], status: str) -> list[str]:
 
     Args:
         wanted: package names.
-        status: lines `name status` from dpkg-query, e.g. `cmake installed`; a removed package still has a line.
+        status: lines `name status` from dpkg-query, e.g. `cmake installed`. A package that was removed still has a line.
     """
     installed = {line.split()[0] for line in status.splitlines() if line.endswith(" installed")}
     return [name for name in wanted if name not in installed]
@@ -88,44 +97,30 @@ def missing(wanted: list[str], status: str) -> list[str]:
 
 def explain(output: str) -> str:
     """What apt said is wrong, and what to do about it."""
-    errors = [
-        line for line in output.splitlines() if line.startswith(("E:", "W: Failed", "dpkg: error"))
-    ] or output.splitlines()[-5:]
+    lines = output.splitlines()
+    errors = [line for line in lines if line.startswith(("E:", "W: Failed", "dpkg: error"))] or lines[-5:]
     text = "\n".join(errors[:8])
-    if "Unable to locate package" in text or "has no installation candidate" in text:
-        advice = (
-            "The host's package sources do not have it: correct them, or set build_deps_apt_mirror to one that does."
-        )
-    elif "No space left" in text or "enough free space" in text:
-        advice = "The system disk is full: free some space and run again."
-    elif "Failed to fetch" in text or "Could not resolve" in text:
-        advice = (
-            "The package mirror does not answer: check the host's network, or set build_deps_apt_mirror or a proxy."
-        )
-    else:
-        advice = "Make `apt-get install` work by hand on the host, then run again."
-    return f"{text}\n{advice}"
+    return f"{text}\n{next(advice for words, advice in _ADVICE.items() if re.search(words, text))}"
 
 
 def apt(command: list[str], deadline: float, progress: Progress) -> None:
-    """Runs one apt-get command; waits while another package manager holds the lock.
+    """Runs apt-get, waits while another package manager holds the lock, and finishes what was interrupted.
 
     Args:
-        command: e.g. `["update"]`.
+        command: e.g. `["update"]`, to which a list that cannot be fetched is only a warning: the install that follows says what it misses.
         deadline: how long to wait, in seconds of the monotonic clock.
-        progress: told what apt says about itself, in percent.
+        progress: is told what apt says about itself, in percent.
     """
     repaired = False
     while True:
         failed, output = _run(command, progress)
-        # A list that could not be fetched is only a warning to apt-get update; the install that follows says what it misses.
         if not failed:
             return
         if _LOCKED.search(output) and time.monotonic() < deadline:
             progress.begin("waiting for another package manager", 0, "steps")
             time.sleep(_WAIT_S)
         elif "dpkg was interrupted" in output and not repaired:
-            subprocess.run(["dpkg", "--configure", "-a"], env=_environment(), capture_output=True, check=False)
+            subprocess.run(["dpkg", "--configure", "-a"], env=_ENVIRONMENT, capture_output=True, check=False)
             repaired = True
         else:
             raise AptError(explain(output))
@@ -134,10 +129,11 @@ def apt(command: list[str], deadline: float, progress: Progress) -> None:
 def _run(command: list[str], progress: Progress) -> tuple[int, str]:
     """The exit status and the output of apt-get."""
     read, write = os.pipe()
+    options = [word for setting in (*_SETTINGS, f"APT::Status-Fd={write}") for word in ("-o", setting)]
     with tempfile.TemporaryFile("w+", errors="replace") as output, os.fdopen(read, errors="replace") as status:
         process = subprocess.Popen(
-            ["apt-get", *_OPTIONS, "-o", f"APT::Status-Fd={write}", *command],
-            env=_environment(),
+            ["apt-get", *options, *command],
+            env=_ENVIRONMENT,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -157,15 +153,10 @@ def _run(command: list[str], progress: Progress) -> tuple[int, str]:
 
 
 def status_step(line: str) -> tuple[str, int] | None:
-    """(what apt does, percent) from a line of its status, e.g. `dlstatus:3:12.5:Retrieving file 3 of 40`."""
+    """What apt does, and percent, from a line of its status, e.g. `dlstatus:3:12.5:Retrieving file 3 of 40`."""
     kind, _, rest = line.partition(":")
     percent = re.search(r":(\d+)(?:\.\d+)?:", rest)
-    labels = {"dlstatus": "downloading packages", "pmstatus": "installing packages"}
-    return (labels[kind], int(percent[1])) if kind in labels and percent else None
-
-
-def _environment() -> dict[str, str]:
-    return {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}
+    return (_LABELS[kind], int(percent[1])) if kind in _LABELS and percent else None
 
 
 def main() -> None:
@@ -178,7 +169,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     wanted = module.params["name"]
-    # It exits with 1 for names it has never heard of, and prints the others.
+    # dpkg-query exits with 1 for names that it does not know, and prints the others.
     status = subprocess.run(
         ["dpkg-query", "--show", "--showformat", "${Package} ${db:Status-Status}\\n", *wanted],
         capture_output=True,

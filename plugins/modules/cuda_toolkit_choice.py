@@ -91,7 +91,7 @@ def driver_major(version: str) -> int | None:
 
 
 def version_of(text: str) -> tuple[int, int] | None:
-    """(12, 4) from `12.4.131~12.4.1-4`; None where there is no version."""
+    """The first two numbers of a version, e.g. (12, 4) for `12.4.131~12.4.1-4`; None where there is no version."""
     match = re.match(r"(\d+)\.(\d+)", text)
     return (int(match[1]), int(match[2])) if match else None
 
@@ -105,7 +105,7 @@ def installed_toolkits() -> list[Candidate]:
     ]
     found = {}
     for place in filter(None, places):
-        # /usr/bin/nvcc of a distribution is a script for a compiler elsewhere; its headers and libraries lie below /usr.
+        # A distribution's /usr/bin/nvcc is a script that calls a compiler elsewhere. Its headers and libraries lie below /usr.
         root = "/usr" if place == "/usr/bin/nvcc" else str(Path(place).resolve().parent.parent)
         said = re.search(r"release (\d+\.\d+)", _output([place, "--version"]))
         if root not in found and said:
@@ -115,7 +115,7 @@ def installed_toolkits() -> list[Candidate]:
 
 
 def tried(candidate: Candidate, architectures: list[str]) -> Candidate:
-    """The candidate, after its compiler and the host's C++ compiler have worked together once."""
+    """The candidate, with a problem where its compiler and the host's C++ compiler cannot make a program together."""
     if _CURRENT.is_symlink() and os.path.realpath(_CURRENT) == os.path.realpath(candidate.root):
         return candidate
     with tempfile.TemporaryDirectory() as folder:
@@ -184,7 +184,7 @@ def main() -> None:
         candidate if unfit(candidate, architectures, driver) else tried(candidate, architectures)
         for candidate in installed_toolkits()
     ]
-    # What was installed once stays, even when another toolkit turns up on the host later: a re-run changes nothing.
+    # A re-run changes nothing: the wheels that were installed once stay, even when another toolkit turns up on the host later.
     pypi_and_system = [pypi, *system] if Path(pypi.root).is_dir() else [*system, pypi]
     candidates = [*pypi_and_system, nvidia, distribution(assume=module.check_mode)]
     choice, considered = choose(candidates, source, architectures, driver)

@@ -1,8 +1,8 @@
 #!/usr/bin/python3
-"""Loads a model into Ollama, so that nobody's first question has to wait for it. Run by systemd, as a part of the service's start.
+"""Loads a model into Ollama, so that nobody's first question has to wait for it. systemd runs this as a part of the service's start.
 
-A model that is not registered yet is no reason to fail: it is loaded by its first question. A service that is not enabled does not
-hold the model: another engine does, and this one has been started to register it.
+A model that is not registered yet is no failure: its first question loads it. Nothing is loaded where the service is not enabled,
+because then another engine holds the model, and Ollama has been started to register it only.
 """
 
 import json
