@@ -1,4 +1,4 @@
-"""How a plan is shown: a row and a bar for each device, what lies there, what a token reads, what others would do."""
+"""Shows a plan or an outcome to people: a row and a bar for each device, its contents, what a token reads, and the baselines."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ LEGEND = "w weights, k KV cache, c compute buffer, r reserve, . free\nreads: GB 
 
 
 def plan(model: Model, found: Plan, baselines: Sequence[Baseline], alternatives: Sequence[Alternative]) -> None:
-    """The plan, and what others would do beside it."""
+    """Shows a plan, its contents, the commands for it, and the baselines."""
     slots = "1 slot" if found.slots == 1 else f"{found.slots} slots"
     output.write(f"{_named(model)}, {gib(found.model_bytes)}, {slots} of {found.context_per_slot:,} tokens\n\n")
-    assert found.outcome  # noqa: S101 - for the type checker: what is shown has been worked out
+    assert found.outcome  # noqa: S101 - for the type checker: only plans of models with known layers are shown
     _devices(found.outcome)
     cards = [device.capacity for device in found.outcome.devices]
     output.write("\n")
@@ -39,7 +39,7 @@ def plan(model: Model, found: Plan, baselines: Sequence[Baseline], alternatives:
     waits = speed.prompt_copies_seconds(model, found.setting, cards)
     if waits and found.outcome.fits:
         batch = found.setting.micro_batch
-        output.write(f"A prompt waits {waits:.1f} s per {batch} tokens for experts to come from RAM to CUDA0.\n")
+        output.write(f"A prompt waits {waits:.1f} s per {batch} tokens while experts are copied from RAM to CUDA0.\n")
     _verdict(found.outcome, "r1prov plan", alternatives)
     if found.outcome.fits:
         environment = (f"{name}={value}" for name, value in found.environment.items())
@@ -61,7 +61,7 @@ def _named(model: Model) -> str:
 
 
 def explained(model: Model, found: Outcome, alternatives: Sequence[Alternative]) -> None:
-    """What goes where, whether it fits, and how fast it would be."""
+    """Shows the outcome of arguments: what each device takes, whether it fits, and how fast it would be."""
     output.write(f"{_named(model)}, {gib(model.n_bytes)}\n\n")
     _devices(found)
     _decoding(found)
@@ -69,7 +69,7 @@ def explained(model: Model, found: Outcome, alternatives: Sequence[Alternative])
 
 
 def refusal(reason: str, alternatives: Sequence[Alternative]) -> None:
-    """Why the engine would not start."""
+    """Shows why the engine would not start, and arguments with which it would."""
     output.write(f"llama-server would not start: {reason}\n")
     _instead("it would start", "llama-server", alternatives)
 
@@ -88,7 +88,10 @@ def _row(device: Device, reads: int) -> tuple[str, ...]:
 
 
 def _bar(device: Device) -> str:
-    """What lies on the device, to scale, but a cell at least for each part; where it does not fit, all of it and no reserve."""
+    """A bar of the device's contents, to scale, with at least one cell for each part.
+
+    If the contents do not fit, the bar shows them all, without a reserve.
+    """
     whole = max(device.capacity, device.taken, 1)
     reserve = min(device.reserve, max(device.free, 0))
     parts = {"w": device.weights, "k": device.kv, "c": device.compute, "r": reserve}
@@ -112,7 +115,7 @@ def _decoding(found: Outcome) -> None:
 
 
 def _rate(found: Outcome) -> str:
-    """Decoded tokens per second; none where nothing would run."""
+    """The decoded tokens per second as text; `-` where the model does not fit."""
     low, high = found.tokens_per_second
     return f"{low:.1f} to {high:.1f}" if found.fits else "-"
 
@@ -124,7 +127,7 @@ def _verdict(found: Outcome, command: str, alternatives: Sequence[Alternative]) 
         return
     output.write("\nIt does not fit:\n" + "".join(f"  {reason}\n" for reason in found.reasons))
     if not alternatives:
-        output.write("Nothing near would fit either: the machine is too small.\n")
+        output.write("No small change would make it fit: the machine is too small.\n")
     _instead("it would fit", command, alternatives)
 
 
@@ -135,7 +138,7 @@ def _instead(what: str, command: str, alternatives: Sequence[Alternative]) -> No
 
 
 def _end(found: Outcome) -> str:
-    """Fits, or on which devices it does not, without the figures."""
+    """`fits`, or the devices on which the model does not fit."""
     full = [device.name for device in (*found.devices, found.host) if device.free < 0]
     tight = [device.name for device in (*found.devices, found.host) if 0 <= device.free < device.reserve]
     ends = [f"out of memory on {', '.join(full)}"] * bool(full) + [f"no reserve left on {', '.join(tight)}"] * bool(
@@ -145,7 +148,7 @@ def _end(found: Outcome) -> str:
 
 
 def _contents(model: Model, found: Plan, cards: Sequence[int]) -> Iterator[tuple[str, ...]]:
-    """Layers of each device, whose experts are there, and whose are there in part."""
+    """The rows of the table of contents: a device, its layers, the layers with all experts there, and with some there."""
     where = placement(model, found.setting, cards)
     experts: dict[int, list[int]] = defaultdict(list)  # layer -> devices of its experts
     for name, tensor in model.weights.items():
@@ -162,7 +165,7 @@ def _contents(model: Model, found: Plan, cards: Sequence[int]) -> Iterator[tuple
 
 
 def _ranges(numbers: Sequence[int]) -> list[str]:
-    """`0-3` and `7` of 0, 1, 2, 3, 7."""
+    """The runs of numbers as text, e.g. `0-3` and `7` for 0, 1, 2, 3, 7."""
     runs = []
     for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]):
         members = [number for _, number in run]

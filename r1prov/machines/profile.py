@@ -1,4 +1,4 @@
-"""What a server has: GPUs, RAM, CPU, disk. A profile describes one kind of server and how it serves."""
+"""Profiles: the hardware of one kind of server (GPUs, RAM, CPU, disk), and how it serves a model."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Bytes = Annotated[
     BeforeValidator(lambda value: parse_size(str(value))),
     PlainSerializer(lambda n_bytes: f"{n_bytes} B", when_used="json"),
 ]
-"""A number of bytes, written with a unit, in a document of r1prov's own too."""
+"""A number of bytes. YAML and JSON write it with a unit, as `480 GB`."""
 
 BEST_ON_GPUS = "best-on-gpus"
-"""As a quant: the best dynamic quant of which every layer fits on the cards."""
+"""The value of `quant` that stands for the best dynamic quant whose layers all fit on the cards."""
 
 Context = Annotated[int, Field(ge=256)]
 """Tokens that a slot remembers; the plan compares them with what the model was trained for."""

@@ -1,1 +1,1 @@
-"""What a model is made of and where its files come from: the catalogue, GGUF headers, MLA form. Knows no site and no machine."""
+"""Models and the sources of their files: the catalogue, GGUF headers, MLA form. This wing knows no site and no machine."""

@@ -1,4 +1,4 @@
-"""A model's files by hand: brought into MLA form, and two of them compared by the engine's own answers."""
+"""Converts a model's files into MLA form on the controller, for `r1prov weights convert`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 KEY_TYPES = ("Q8_0", "F16")
-"""What `attn_k_b` can be made of, the first unless asked otherwise."""
+"""The types that `attn_k_b` can have. The first is the default."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,10 @@ def convert(source: Path, target: Path, key_type: str, report: Callable[[int, in
 
 
 def _check_target(target: Path) -> None:
-    """That nothing stands in the file's way.
+    """Checks that the target and its digest can be written.
 
     Raises:
-        SiteError: something does.
+        SiteError: The name is taken or impossible, or its folder does not exist.
     """
     try:
         str(target).encode()
@@ -90,7 +90,7 @@ def _check_target(target: Path) -> None:
 
 
 def _publish(growing: Path, target: Path, digest: str) -> None:
-    """Gives the file its digest, then its name: a digest without its file means nothing. Both or neither are there then."""
+    """Writes the digest beside the file, then gives the file its name. Afterwards both exist, or neither."""
     with _digest_of(target).open("x", encoding="utf-8") as beside:
         try:
             beside.write(f"{digest}  {target.name}\n")

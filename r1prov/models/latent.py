@@ -1,7 +1,8 @@
-"""A deepseek2 model with legacy attention as it is in MLA form: what `plugins/module_utils/mla.py` makes of its files.
+"""Describes the MLA form of a deepseek2 model with legacy attention, as `plugins/module_utils/mla.py` converts its files.
 
-A legacy file has one matrix per layer, `attn_kv_b`, that makes keys and values of all heads, and the cache holds them by head. In MLA form
-it is two, `attn_k_b` (transposed, Q8_0) and `attn_v_b` (the same bytes), and the cache holds what they are made from.
+A legacy file has one matrix per layer, `attn_kv_b`, that computes the keys and values of all heads, and the cache holds them by head.
+MLA form has two matrices instead: `attn_k_b` (transposed, Q8_0) and `attn_v_b` (the same bytes). Its cache holds the latent vector, from
+which both matrices compute keys and values.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ SPLIT_TYPES = frozenset(
         "IQ4_XS",
     )
 )
-"""Types of `attn_kv_b` whose rows can be taken apart: those that `plugins/module_utils/ggml_blocks.py` reads, which brings numpy."""
+"""The types of `attn_kv_b` that can be converted, which are those that `plugins/module_utils/ggml_blocks.py` reads."""
 
 _LEGACY = ".attn_kv_b.weight"
 
 
 def is_legacy(model: Model) -> bool:
-    """Whether it can be brought into MLA form."""
+    """Whether the model has legacy attention and can be brought into MLA form."""
     split = [tensor for tensor in model.tensors if _is_split(tensor)]
     return (
         model.architecture == "deepseek2"

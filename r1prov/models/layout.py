@@ -1,4 +1,4 @@
-"""The tensors of DeepSeek-R1 671B in Unsloth's published quants: name, shape, type, bytes, without a file.
+"""Describes the tensors of DeepSeek-R1 671B in Unsloth's published quants (name, shape, type, bytes) without a file.
 
 The files are published with legacy attention (one `attn_kv_b`, 128 heads of K and V in the cache). The same weights can be stored
 for latent attention (MLA): `attn_kv_b` is cut into `attn_v_b`, whose bytes stay as they are, and `attn_k_b`, transposed, whose rows
@@ -37,7 +37,7 @@ Rule = Callable[[int], str]
 
 @dataclass(frozen=True)
 class Types:
-    """What a quant uses where; norms, the experts' router and its bias are F32 in all of them.
+    """The types of a quant's tensors. Norms, the router of the experts and its bias are F32 in every quant.
 
     Attributes:
         attention: `attn_q_a` and `attn_q_b`.

@@ -1,4 +1,4 @@
-"""What a model is made of: its tensors, and the few numbers that its cache and its graph follow from. From a catalogue or a header."""
+"""The description of a model: its tensors, and the few numbers that determine its cache and its graph."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def block(type_: str) -> tuple[int, int]:
 
 
 def row_bytes(type_: str, elements: int) -> int:
-    """Bytes of `elements` in a row of `type_`; a whole number of blocks."""
+    """The bytes of a row of `elements` of `type_`, which must be a whole number of blocks."""
     per_block, n_bytes = block(type_)
     return elements // per_block * n_bytes
 
@@ -42,7 +42,7 @@ def layer_of(name: str) -> int | None:
 
 
 def is_embedding(name: str) -> bool:
-    """A row of it is read for each token, from RAM, where the engine keeps it."""
+    """Whether the name is that of the token embedding. The engine keeps it in RAM and reads one row of it for each token."""
     return name.startswith("token_embd.")
 
 
@@ -76,7 +76,7 @@ class Tensor:
 
     @property
     def is_experts(self) -> bool:
-        """It holds the routed experts of a layer, of which a token reads a few."""
+        """Whether the tensor holds the routed experts of a layer, of which a token reads only a few."""
         return "_exps." in self.name
 
 
@@ -85,21 +85,21 @@ class Model:
     """A model as its GGUF metadata describe it.
 
     Attributes:
-        layers: layers that compute, the output not counted.
-        idle_layers: layers after them that the engine counts but does not load: they predict several tokens at once (`nextn`).
-        heads: attention heads.
-        kv_heads: heads of K and V in the cache; 1 with latent attention.
-        key_length: elements of one cached K head: 576 with R1's latent attention, 192 in the legacy form.
-        value_length: elements of one V head; with latent attention V is a part of K and not cached.
-        mla: attention is latent: the file has `attn_k_b` and `attn_v_b`.
-        head_key_length: elements of one K head as the heads see it (`key_length_mla`).
-        rope_length: how many of them carry the position.
-        vocabulary: tokens.
-        experts_used: routed experts that a token goes through; 0 for a dense model.
-        expert_weights_normed, expert_weights_scaled: what is done with the weights of their results.
-        expert_groups, expert_groups_used: groups of experts, and how many of them a token may choose from; 1 where there are none.
-        context_length: tokens it was trained for.
-        tensors: all of them, in the order of the file.
+        layers: The number of layers that compute, without the output.
+        idle_layers: The number of layers after them that the engine counts but does not load; they predict several tokens (`nextn`).
+        heads: The number of attention heads.
+        kv_heads: The number of heads of K and V in the cache; 1 with latent attention.
+        key_length: The elements of one cached K head: 576 with R1's latent attention, 192 in its legacy form.
+        value_length: The elements of one V head. With latent attention V is a part of K and is not cached by itself.
+        mla: Whether attention is latent, so that the file has `attn_k_b` and `attn_v_b`.
+        head_key_length: The elements of one K head when attention computes scores (`key_length_mla`).
+        rope_length: The number of these elements that carry the position.
+        vocabulary: The number of tokens in the vocabulary.
+        experts_used: The number of routed experts for each token; 0 for a dense model.
+        expert_weights_normed, expert_weights_scaled: Whether the weights of the experts' results are normalised, and scaled.
+        expert_groups, expert_groups_used: The number of groups of experts, and of groups that a token may use; 1 without groups.
+        context_length: The number of tokens that the model was trained for.
+        tensors: All tensors, in the order of the file.
     """
 
     name: str
@@ -123,7 +123,7 @@ class Model:
     tensors: tuple[Tensor, ...]
 
     def __hash__(self) -> int:
-        """Of a few of its values: going through a thousand tensors for each look into a cache takes longer than what is found there."""
+        """A hash of a few attributes. Hashing a thousand tensors for each cache look-up would take longer than the cached work."""
         return hash((self.name, self.architecture, self.layers, self.mla, len(self.tensors)))
 
     @cached_property
@@ -147,7 +147,9 @@ class Model:
 
     @cached_property
     def weights(self) -> dict[str, Tensor]:
-        """The tensors by the names under which the graph reads them: a tied embedding is the output too, rope factors are each layer's.
+        """The tensors by the names under which the graph reads them.
+
+        A tied embedding is also the output, and the rope factors belong to each layer.
 
         The engine keeps one copy of such a tensor on each device where it is read.
         """
@@ -160,7 +162,7 @@ class Model:
 
     @cached_property
     def shared(self) -> tuple[str, ...]:
-        """The names of `weights` behind which there is one tensor for several."""
+        """The names of `weights` that share their tensor with another name."""
         count = Counter(tensor.name for tensor in self.weights.values())
         return tuple(name for name, tensor in self.weights.items() if count[tensor.name] > 1)
 

@@ -1,7 +1,7 @@
-"""How far two models, or two settings of one, are apart: what they expect of each next token of a text, by llama-perplexity.
+"""Measures how far two models, or two settings of one model, differ in the tokens that they expect, with llama-perplexity.
 
-The engine writes what a model expects into a file, and the comparison is made here. The engine's own comparison says only six digits
-after the point, and now and then nothing: it ends without waiting until its log is written.
+The engine writes the expected probabilities of each next token of a text into a file, and this module compares two such files. The
+engine's own comparison has only six digits after the point, and sometimes prints nothing, as it ends before its log is written.
 """
 
 from __future__ import annotations
@@ -35,48 +35,48 @@ PROGRAM = "llama-perplexity"
 
 
 class Meter(Protocol):
-    """Something that shows, while it is open, how far a step is."""
+    """A context manager that shows the progress of a run while it is open."""
 
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *_: object) -> None: ...
 
     def update(self, done: int, total: int) -> None:
-        """So many chunks are done, of so many."""
+        """Shows that `done` of `total` chunks are done."""
 
 
 CONTEXT = 512
-"""Tokens that are looked at together, a chunk. The engine judges the second half of each."""
+"""The tokens of a chunk. The engine judges the second half of each chunk."""
 
 _HEADER = 8 + 3 * 4
-"""Bytes of `_logits_`, then of context, vocabulary and chunks as 32-bit numbers."""
+"""The bytes before the tokens: `_logits_`, then context, vocabulary and chunks as 32-bit numbers."""
 _ROWS = 32
-"""That are compared at once: 33 MB of one model for each of R1's."""
+"""The rows that are compared at once. For R1 they take 33 MB of each model."""
 
 _CHUNKS = re.compile(rb"calculating perplexity over (\d+) chunks")
 _CHUNK = re.compile(rb"\[(\d+)\][^\s,]+,")
-"""How the engine tells how far it is: `[1]541.9360,[2]481.1267,`, each when it is known."""
+"""The engine prints its progress as `[1]541.9360,[2]481.1267,`, one entry after each chunk."""
 
 _PREFIX = re.compile(r"[\d.]+ [A-Z] (.*)")
-"""Time and level of a line of its log, e.g. `0.00.008.945 E llama_model_load: error loading model: ...`."""
+"""Removes time and level from a line of the log, e.g. `0.00.008.945 E llama_model_load: error loading model: ...`."""
 _ERROR = re.compile(r"[\d.]+ E |.*(error|failed|assert)", re.IGNORECASE)
 _TRIES = 10
-"""Of an engine that fails without a word: what fails within milliseconds often ends before its log is written."""
+"""The most tries of an engine that fails without a message. One that fails within milliseconds often ends before its log is written."""
 _MOST_LINES = 8
-"""Of what the engine said, in a message."""
+"""The most lines of the engine's output in a message."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """What lies between the expectations of two runs.
+    """The difference between the expected tokens of two runs.
 
     Attributes:
-        kl_divergence: mean over the tokens, in nats.
-        uncertainty: of that mean.
-        median: of a token. Few tokens, for which another expert was chosen, may carry most of the mean.
-        same_top: share of the tokens for which both expect the same one most.
-        perplexity: of what is compared.
-        base_perplexity: of what it is compared with.
+        kl_divergence: The mean over the tokens, in nats.
+        uncertainty: The standard error of that mean.
+        median: The median over the tokens. A few tokens that were routed to another expert may dominate the mean.
+        same_top: The share of the tokens for which both runs expect the same token most.
+        perplexity: The perplexity of the second run.
+        base_perplexity: The perplexity of the first run, with which the second is compared.
     """
 
     kl_divergence: float
@@ -89,11 +89,11 @@ class Difference:
 
 @dataclass(frozen=True)
 class Run:
-    """A model and how the engine runs it.
+    """A model and the arguments with which llama-perplexity runs it.
 
     Attributes:
-        model: a GGUF file, or any shard of a set.
-        arguments: llama-perplexity's.
+        model: A GGUF file, or any shard of a set.
+        arguments: The arguments of llama-perplexity.
     """
 
     model: Path
@@ -101,10 +101,10 @@ class Run:
 
 
 def prose(file: Path | None) -> str:
-    """The text of a file; without one English prose that every Python has, the reference of its language.
+    """The text of a file. Without a file it is English prose that comes with every Python, the reference of the language.
 
     Raises:
-        SiteError: the file cannot be read.
+        SiteError: The file cannot be read.
     """
     if not file:
         return "\n".join(topics.values())
@@ -121,15 +121,15 @@ def differences(
     """Runs the engine over `chunks` chunks of the text, once for each run, and compares the second of each pair with the first.
 
     Args:
-        engine: the folder of the engine's programs.
-        pairs: what is compared.
-        text: at least `chunks` times `CONTEXT` tokens.
-        chunks: for each run and each of them half of `CONTEXT` times the vocabulary times two bytes lie on the disk: 66 MB for R1.
-        watch: makes what shows how far a run is, in chunks.
+        engine: The folder of the engine's programs.
+        pairs: The pairs of runs to compare.
+        text: A text of at least `chunks` times `CONTEXT` tokens.
+        chunks: The number of chunks. Each run writes half of `CONTEXT` times the vocabulary times two bytes per chunk: 66 MB for R1.
+        watch: Makes the meter that shows the progress of a run, in chunks.
 
     Raises:
-        SiteError: a model or the engine is not there, or the engine refuses; the text is too short; two models have not the same
-            tokens; the folder for temporary files has no room.
+        SiteError: A model or the engine is missing, or the engine refuses; the text is too short; two models have different tokens; or
+            the folder for temporary files has no room.
     """
     runs = dict.fromkeys(chain.from_iterable(pairs))
     vocabulary = _vocabulary([run.model for run in runs])
@@ -147,7 +147,7 @@ def differences(
 
 
 def _vocabulary(models: Sequence[Path]) -> int:
-    """Tokens of the vocabulary, which all of them have."""
+    """The size of the vocabulary, which must be the same for all models."""
     sizes = {path: gguf.read(path).vocabulary for path in models}
     first = models[0]
     for path, size in sizes.items():
@@ -158,7 +158,7 @@ def _vocabulary(models: Sequence[Path]) -> int:
 
 
 def _check_room(folder: Path, text_bytes: int, runs: int, chunks: int, vocabulary: int) -> None:
-    """That what is written will find room, before the first of the models is loaded."""
+    """Checks that the disk has room for all output, before the first model is loaded."""
     judged = min(chunks, text_bytes // CONTEXT + 1)  # a token is a byte or more
     needed, free = text_bytes + runs * _bytes(CONTEXT, vocabulary, judged), shutil.disk_usage(folder).free
     if needed > free:
@@ -169,7 +169,7 @@ def _check_room(folder: Path, text_bytes: int, runs: int, chunks: int, vocabular
 
 
 def _check_written(run: Run, file: Path, said: str) -> None:
-    """That the engine wrote all that it judged: it does not look whether the disk was full."""
+    """Checks that the engine wrote its whole output, because it does not notice a full disk."""
     written = file.stat().st_size if file.is_file() else 0
     if written < _HEADER:
         what = "\n".join([f"{PROGRAM} judged too few tokens:", *_errors(said)])
@@ -204,34 +204,34 @@ def _difference(first: Run, second: Run, expected: dict[Run, Path]) -> Differenc
 
 
 def _tokens(file: Path) -> npt.NDArray[np.int32]:
-    """All tokens of the text, (chunks, context)."""
+    """All tokens of the text, as (chunks, context)."""
     context, _, chunks = np.fromfile(file, np.int32, 3, offset=8)
     return np.fromfile(file, np.int32, chunks * context, offset=_HEADER).reshape(chunks, context)
 
 
 def _judged(file: Path) -> Iterator[npt.NDArray[np.int32]]:
-    """The tokens that were to be expected, for each of `_rows`: of the second half of each chunk."""
+    """The true next tokens for each array of `_rows`, from the second half of each chunk."""
     tokens = _tokens(file)
     judged = tokens[:, tokens.shape[1] // 2 + 1 :].ravel()
     yield from (judged[start : start + _ROWS] for start in range(0, len(judged), _ROWS))
 
 
 def _shape(context: int, vocabulary: int, chunks: int) -> tuple[int, int]:
-    """Of what is stored: a row for each judged token, and its 16-bit numbers."""
+    """The number of stored rows, one for each judged token, and of 16-bit numbers in each row."""
     return chunks * (context - 1 - context // 2), vocabulary + vocabulary % 2 + 4
 
 
 def _bytes(context: int, vocabulary: int, chunks: int) -> int:
-    """Of a whole file."""
+    """The size in bytes of a whole output file."""
     n_rows, width = _shape(context, vocabulary, chunks)
     return _HEADER + 4 * chunks * context + 2 * n_rows * width
 
 
 def _rows(file: Path) -> Iterator[npt.NDArray[np.float64]]:
-    """What was expected, as logarithms of probabilities: (`_ROWS`, vocabulary).
+    """The expected probabilities as logarithms, in arrays of (`_ROWS`, vocabulary).
 
-    The format is that of `log_softmax` in the engine's perplexity.cpp: for each token two floats, a step and the least value, then 16
-    bits for each word of the vocabulary, of an even number of words. The rounding is taken out of their sum.
+    The format is that of `log_softmax` in the engine's perplexity.cpp. Each row has two floats, a step and the least value, then 16 bits
+    for each token of the vocabulary, padded to an even number. The result is normalised, as rounding changed the sum.
     """
     context, vocabulary, chunks = map(int, np.fromfile(file, np.int32, 3, offset=8))
     n_rows, width = _shape(context, vocabulary, chunks)
@@ -244,7 +244,7 @@ def _rows(file: Path) -> Iterator[npt.NDArray[np.float64]]:
 
 
 def _run(engine: Path, run: Run, arguments: Sequence[str], meter: Meter) -> str:
-    """What the engine says."""
+    """Runs the engine, and returns its output."""
     first_shard = gguf.files(run.model)[0]  # from which it finds the others
     load = [str(engine / PROGRAM), "--model", str(first_shard)]
     for _ in range(_TRIES):
@@ -260,7 +260,7 @@ def _run(engine: Path, run: Run, arguments: Sequence[str], meter: Meter) -> str:
 
 
 def _listen(command: Sequence[str], meter: Meter) -> tuple[int, str]:
-    """How the engine ends, and what it says; the meter is told the chunks."""
+    """Runs the engine once, updates the meter, and returns the exit code and the output."""
     try:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     except OSError as error:
@@ -283,7 +283,7 @@ def _listen(command: Sequence[str], meter: Meter) -> tuple[int, str]:
 
 
 def _errors(said: str) -> list[str]:
-    """The lines in which the engine tells what went wrong, each once; else its last."""
+    """The lines of the output that report errors, without repeats; if there are none, its last lines."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     chosen = [line for line in lines if _ERROR.match(line)] or lines
     plain = (found[1] if (found := _PREFIX.match(line)) else line for line in chosen)

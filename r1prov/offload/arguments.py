@@ -1,4 +1,4 @@
-"""llama-server's arguments -> Setting, as the pinned engine reads them (common/arg.cpp)."""
+"""Parses the arguments of llama-server into a `Setting`, in the way of the pinned engine (common/arg.cpp)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MOST_SLOTS = 256
-"""LLAMA_MAX_SEQ."""
+"""The engine's limit of slots (LLAMA_MAX_SEQ)."""
 
 MOST_CARDS = 16
-"""LLAMA_MAX_DEVICES."""
+"""The engine's limit of cards (LLAMA_MAX_DEVICES)."""
 
 MOST_LAYERS = 512
-"""LLAMA_MAX_LAYERS: no model has more."""
+"""The engine's limit of layers in a model (LLAMA_MAX_LAYERS)."""
 
 
 def _cache_type(text: str) -> str:
@@ -36,13 +36,13 @@ def parse(arguments: Sequence[str], *, cards: int) -> Setting:
     """Reads arguments of the pinned llama-server.
 
     Args:
-        arguments: e.g. `-ngl 35 -c 512 --cache-type-k q4_0`; those that do not change what memory is taken may be among them, and what
-            stands before arguments in a shell, as in `CUDA_DEVICE_ORDER=PCI_BUS_ID llama-server -ngl 35`.
-        cards: how many there are; `--override-tensor` may name no other.
+        arguments: The words of a command line, e.g. `-ngl 35 -c 512 --cache-type-k q4_0`. Arguments without an effect on memory are
+            skipped. The program and its variables may come first, as in `CUDA_DEVICE_ORDER=PCI_BUS_ID llama-server -ngl 35`.
+        cards: The number of cards of the machine. `--override-tensor` may name no card beyond it.
 
     Raises:
-        RefusedError: the engine would refuse an argument.
-        UnknownArgumentError: no argument of which r1prov knows what it would take.
+        RefusedError: The engine would refuse an argument.
+        UnknownArgumentError: r1prov does not know how much memory an argument would take.
     """
     values: dict[str, Any] = {}
     overrides: list[tuple[str, int | None]] = []
@@ -56,7 +56,7 @@ def parse(arguments: Sequence[str], *, cards: int) -> Setting:
         elif name in _OPTIONS or name in _PLACING or name in _IRRELEVANT:
             text = next(words, None)
             if text is None:
-                raise RefusedError(f"{name} wants a value")
+                raise RefusedError(f"{name} needs a value")
             if name in _PLACING:
                 overrides += _converted(name, text, lambda rules: _PLACING[name](rules, cards))  # noqa: B023 - called at once
             elif name in _OPTIONS:
@@ -64,7 +64,7 @@ def parse(arguments: Sequence[str], *, cards: int) -> Setting:
                 values[key] = _converted(name, text, convert)
         elif name not in _IRRELEVANT_FLAGS:
             raise _unknown(name)
-    # Without a number of slots the server takes four that share one cache, whatever was said of that (tools/server/server.cpp).
+    # Without a number of slots the server uses four that share one cache, and ignores `--no-kv-unified` (tools/server/server.cpp).
     if values.get("slots") is None:
         values |= {"slots": Setting.slots, "unified": True}
     values = {"unified": False, **values}
@@ -72,7 +72,7 @@ def parse(arguments: Sequence[str], *, cards: int) -> Setting:
 
 
 def model_named(arguments: Sequence[str]) -> str | None:
-    """The model that the arguments name, in the engine's way; it is not looked at."""
+    """The name or path of the model in the arguments; None where they name no model. The file itself is not read."""
     return next((value for word, value in pairwise(arguments) if word in _NAMING_A_MODEL), None)
 
 
@@ -80,11 +80,11 @@ _NAMING_A_MODEL = frozenset({"-m", "--model", "-mu", "--model-url", "-hf", "-hfr
 
 
 def _without_command(words: Sequence[str]) -> Sequence[str]:
-    """What follows the variables and the program of a command line, where there are any."""
+    """The words of a command line after its leading variables and its program, if it has them."""
     start = next((place for place, word in enumerate(words) if not _VARIABLE.match(word)), len(words))
     for variable in words[:start]:
         if variable.partition("=")[0] != "CUDA_DEVICE_ORDER":
-            raise UnknownArgumentError(f"what {variable} changes is not known here; cards are left out by `--gpus`")
+            raise UnknownArgumentError(f"r1prov does not know the effect of {variable}; leave cards out with `--gpus`")
     is_program = start < len(words) and PurePath(words[start]).name == "llama-server"
     return words[start + is_program :]
 
@@ -95,12 +95,14 @@ _VARIABLE = re.compile(r"[A-Za-z_]\w*=")
 def _unknown(name: str) -> RefusedError:
     option, equals, _ = name.partition("=")
     if equals and option in _OPTIONS.keys() | _PLACING | _IRRELEVANT:
-        return RefusedError(f"invalid argument {name}: the value is a word of its own, `{option} ...`")
+        return RefusedError(f"invalid argument {name}: write the value as a separate word, `{option} ...`")
     if name in _REPLACED:
-        return RefusedError(f"invalid argument {name}: `--load-mode` says that now")
+        return RefusedError(f"invalid argument {name}: the engine replaced it by `--load-mode`")
     if name in {"-dev", "--device"}:
-        return UnknownArgumentError(f"cards are left out by `--gpus`, not by {name}: their numbers would be others")
-    return UnknownArgumentError(f"{name} is no argument of llama-server, or none whose effect on memory is known here")
+        return UnknownArgumentError(f"{name} would change the numbers of the cards; leave cards out with `--gpus`")
+    return UnknownArgumentError(
+        f"{name} is not an argument of llama-server, or r1prov does not know its effect on memory"
+    )
 
 
 _REPLACED = frozenset({"--mlock", "--mmap", "--no-mmap", "-dio", "--direct-io"})
@@ -116,7 +118,7 @@ def _converted(name: str, text: str, convert: Callable[[str], T]) -> T:
 
 
 LARGEST = 2**31 - 1
-"""Of the engine's numbers."""
+"""The largest whole number that the engine accepts."""
 
 
 def _number(least: int, most: int = LARGEST) -> Callable[[str], int]:
@@ -130,21 +132,21 @@ def _number(least: int, most: int = LARGEST) -> Callable[[str], int]:
 
 
 def _slots(text: str) -> int | None:
-    """A number below 0 leaves it to the engine."""
+    """The number of slots; None for a number below 0, which leaves the choice to the engine."""
     return None if int(text) < 0 else _number(1, MOST_SLOTS)(text)
 
 
 def _layers(text: str) -> int | None:
-    """Every number below 0 means all, and -1 that it was not said."""
+    """The number of entries on the cards. -1 means that the option is not set (None), and any lower number means all entries."""
     layers = {"auto": -1, "all": LARGEST}.get(text) or _number(-LARGEST)(text)
     return None if layers == -1 else layers if layers >= 0 else LARGEST
 
 
 def _prompts(text: str) -> int:
-    """MiB."""
+    """The bytes of RAM for past prompts, from a number of MiB."""
     size = _number(-LARGEST)(text)
     if size < 0:
-        raise UnknownArgumentError(f"cannot be judged with `{text}`: without a limit, past prompts fill any RAM")
+        raise UnknownArgumentError(f"cannot be judged with `{text}`: without a limit, past prompts may fill all RAM")
     return size * MIB
 
 
@@ -162,11 +164,13 @@ _TRUE, _FALSE = {"on", "enabled", "true", "1"}, {"off", "disabled", "false", "0"
 
 
 def _split_mode(text: str, _cards: int) -> list[tuple[str, int | None]]:
-    """Layers dealt out whole to all cards are the rule; it moves nothing."""
+    """No overrides: `layer`, which gives whole layers to the cards, is the only split mode that r1prov can judge."""
     if text not in {"none", "layer", "row", "tensor"}:
         raise ValueError(text)
     if text != "layer":
-        raise UnknownArgumentError(f"cannot be judged with `{text}`: what a card takes is known for `layer` alone")
+        raise UnknownArgumentError(
+            f"cannot be judged with `{text}`: r1prov can calculate the memory of a card only for `layer`"
+        )
     return []
 
 
@@ -180,7 +184,7 @@ def _shares(text: str) -> tuple[float, ...]:
 
 
 def _overrides(text: str, cards: int) -> list[tuple[str, int | None]]:
-    """`PATTERN=DEVICE,...`, as llama.cpp takes it apart: at every comma."""
+    """The rules of `PATTERN=DEVICE,...`. Like llama.cpp, this splits at every comma, even inside a pattern."""
     rules: list[tuple[str, int | None]] = []
     for rule in text.split(","):
         pattern, equals, device = rule.partition("=")
@@ -247,7 +251,7 @@ _IRRELEVANT = frozenset(
     --chat-template-kwargs -rea --reasoning --reasoning-format --reasoning-budget --slot-save-path --cache-reuse -sps
     --slot-prompt-similarity --media-path --log-file --log-colors -lv --verbosity --log-verbosity""".split()  # noqa: SIM905 - a list would be a hundred lines
 )
-"""Arguments with a value that take no memory on a card, and none in RAM beyond the host's reserve."""
+"""Arguments with a value that need no memory on a card, and no RAM beyond the host's reserve."""
 
 _IRRELEVANT_FLAGS = frozenset(
     """--metrics --props --slots --no-slots --jinja --no-jinja -cb --cont-batching -nocb --no-cont-batching --context-shift

@@ -1,4 +1,4 @@
-"""What others would do on the same machine, and what would fit where a plan does not."""
+"""Compares a plan with other ways to place the model, and finds changes that fit where a plan or a setting does not."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from r1prov.offload.plan import Plan
 
 CONTEXT_STEP = 256
-"""Contexts are tried in steps of this many tokens: the engine rounds its cache up to them."""
+"""The step, in tokens, between the contexts that are tried: the engine rounds its cache up to a multiple of it."""
 
 LESS_RESERVE = (1024 * MIB, 768 * MIB, 512 * MIB)
-"""Reserves of a card that may do; with less, nothing is left for the CUDA context."""
+"""Smaller reserves of a card to try, in bytes. Below the last one the CUDA context would not find room."""
 
 IN_MLA_FORM = "in MLA form"
 
@@ -30,7 +30,7 @@ SMALLER_TYPES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("F32", "F16", "BF16"), ("Q8_0", "Q4_0")),
     **dict.fromkeys(("Q4_0", "IQ4_NL"), ()),
 }
-"""Types of the cache that take less than one, the most exact first."""
+"""For each cache type, the types that need less memory, the most exact first."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Alternative:
-    """Something that would fit, one thing being otherwise.
+    """One change to a plan or to arguments, with which the model would fit or the engine would start.
 
     Attributes:
-        change: what: `ctx_size`, `parallel`, `n_gpu_layers`, `reserve_bytes`, `cache_ram` (MiB), which are numbers; `cache_type_k`,
-            `cache_type_v`, `flash_attn`, `attention`, `quant`, which are names.
-        arguments: the same as words for the command; they win over the same options before them.
+        change: The changed key with its new value. The values of `ctx_size`, `parallel`, `n_gpu_layers`, `reserve_bytes` and
+            `cache_ram` (MiB) are numbers; those of `cache_type_k`, `cache_type_v`, `flash_attn`, `attention` and `quant` are names.
+        arguments: The same change as arguments. Put at the end of a command, they override the same options before them.
     """
 
     change: dict[str, int | str]
@@ -57,30 +57,30 @@ class Alternative:
 
 
 def other_form(model: Model, planned: Plan) -> Baseline:
-    """The plan of a model in the form of attention that is not served."""
+    """The plan of the model in its other form (MLA or legacy), which is not the one to be served, as a baseline."""
     assert planned.outcome  # noqa: S101 - for the type checker: a model whose tensors are known has one
     return Baseline(IN_MLA_FORM if model.mla else "as published, legacy attention", planned.setting, planned.outcome)
 
 
 def form_that_fits(other: Iterable[Baseline]) -> Iterator[Alternative]:
-    """MLA form, where that is the other one and fits."""
+    """The change to MLA form, if MLA is the other form and its plan fits."""
     return (_flag("attention", "mla") for form in other if form.name == IN_MLA_FORM and form.outcome.fits)
 
 
 def in_ollama(model: Model, planned: Plan, space: Space) -> Baseline:
-    """What Ollama would do with what the plan tells it."""
+    """The outcome of the settings that the plan gives to Ollama, as a baseline."""
     return Baseline("Ollama, whole layers", planned.ollama, outcome(model, planned.ollama, space))
 
 
 def baselines(model: Model, wanted: Setting, space: Space, n_bytes: int) -> tuple[Baseline, ...]:
-    """The rule of thumb as a formula and as published, and all experts in RAM; nothing without cards."""
+    """Three common placements: the rule of thumb by its formula and by its table, and all experts in RAM. None without cards."""
     if not space.cards:
         return ()
     ways = {
         "rule of thumb, formula": thumb.layers_on_gpu(sum(space.cards), n_bytes, model.layers),
         "rule of thumb, published": thumb.published(model.name, space.cards),
     }
-    # The rule counts layers, the engine entries: all layers mean the output too.
+    # The rule counts layers and the engine counts entries. All layers of the rule include the output, which is one more entry.
     settings = {
         f"{name}: {layers} layers": replace(wanted, gpu_layers=model.entries if layers == model.layers else layers)
         for name, layers in ways.items()
@@ -94,14 +94,14 @@ def baselines(model: Model, wanted: Setting, space: Space, n_bytes: int) -> tupl
 def plans_that_fit(
     model: Model, wanted: Setting, space: Space, found: Outcome, smaller: Iterable[Model]
 ) -> Iterator[Alternative]:
-    """What to plan instead of what does not fit: for each thing that can be otherwise, the least change that fits.
+    """Changes to a plan that does not fit: for each option that can change, the smallest change that fits.
 
     Args:
-        model: that does not fit.
-        wanted: how it was to be served, before it was placed.
-        space: where.
-        found: the best placement, which does not fit.
-        smaller: other quants of it, largest first.
+        model: The model of the plan.
+        wanted: The requested setting, before the placement was chosen.
+        space: The cards and the RAM.
+        found: The outcome of the best placement, which does not fit.
+        smaller: Other quants of the model, largest first.
     """
 
     def fits(**changes: int | str) -> bool:
@@ -110,7 +110,7 @@ def plans_that_fit(
     devices = (*found.devices, found.host)
     lacking = sum(max(device.reserve - device.free, 0) for device in devices)
     each = context_of(model, wanted) // wanted.slots
-    if lacking <= sum(device.kv + device.compute for device in devices):  # else a smaller cache would not do
+    if lacking <= sum(device.kv + device.compute for device in devices):  # otherwise no smaller cache would suffice
         steps = _most(lambda n: fits(context=n * CONTEXT_STEP * wanted.slots), -(-each // CONTEXT_STEP))
         if steps:
             yield _flag("ctx_size", steps * CONTEXT_STEP)
@@ -134,7 +134,7 @@ def plans_that_fit(
 
 
 def settings_that_fit(model: Model, setting: Setting, space: Space, found: Outcome) -> Iterator[Alternative]:
-    """Other arguments of llama-server than those of `setting`: fewer prompts kept, fewer entries on the cards, a smaller cache."""
+    """Changes to arguments that do not fit: less RAM for past prompts, fewer entries on the cards, a smaller context."""
     prompts = setting.prompts - (found.host.reserve - found.host.free)
     if 0 <= prompts < setting.prompts and all(device.free >= device.reserve for device in found.devices):
         yield _flag("cache_ram", prompts // MIB)
@@ -154,7 +154,7 @@ def settings_that_fit(model: Model, setting: Setting, space: Space, found: Outco
 
 
 def settings_that_start(model: Model, setting: Setting, cards: Sequence[int]) -> Iterator[Alternative]:
-    """The nearest arguments to those that the engine refuses."""
+    """Changes with which the engine would start, where it refuses the arguments of `setting`."""
     k, v = setting.type_k, setting.type_v
     tries = (
         (replace(setting, type_v=k), _flag("cache_type_v", k.lower())),
@@ -174,8 +174,8 @@ def _flag(key: str, value: int | str) -> Alternative:
 
 
 def _most(fits: Callable[[int], bool], too_many: int) -> int:
-    """The largest number below `too_many` that fits, 0 where none does: by bisection, as if all below one that fits did too."""
-    if too_many < 2 or not fits(1):  # mostly nothing of this kind helps, which is then known at once
+    """The largest number below `too_many` that fits, or 0. The bisection assumes that below a number that fits, all numbers fit."""
+    if too_many < 2 or not fits(1):  # in most cases no number fits, and one attempt shows it
         return 0
     low, high = 1, too_many
     while high - low > 1:
@@ -186,7 +186,7 @@ def _most(fits: Callable[[int], bool], too_many: int) -> int:
 
 def _plan_fits(model: Model, wanted: Setting, space: Space) -> bool:
     least = model.n_bytes + model.layers * cache_bytes(model, wanted)
-    if least > sum(space.rooms) + space.room_in_ram:  # known at once, where a search takes a tenth of a second
+    if least > sum(space.rooms) + space.room_in_ram:  # this check is immediate, and a search takes 0.1 s
         return False
     try:
         found = search.best(model, wanted, space) if space.cards else None

@@ -1,4 +1,4 @@
-"""A plan, or what arguments would do, as one JSON document. Its keys are described in docs/offload.md and do not change."""
+"""Writes a plan, or the outcome of arguments, as one JSON document. docs/offload.md describes its keys, which do not change."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from r1prov.offload.plan import Plan
 
 BASIS = (
-    "bytes read per token, of weights and of a full slot's cache, over what decoding gets out of RAM (35 to 60 GB/s, figures of others on"
-    " such servers) and cards (400 to 800 GB/s), one after the other; not measured on this machine"
+    "the bytes of weights and of a full slot's cache that a token reads, divided by the speed of RAM (35 to 60 GB/s, as others measured on"
+    " such servers) and of cards (400 to 800 GB/s); the devices work one after the other; not measured on this machine"
 )
 
 
@@ -26,7 +26,7 @@ def of_outcome(
     environment: dict[str, str],
     alternatives: Iterable[Alternative],
 ) -> dict[str, Any]:
-    """What `arguments` would do with a model in `environment`, and what would fit if they do not."""
+    """The document about an outcome of `arguments` in `environment`, with the alternatives if the model does not fit."""
     low, high = found.tokens_per_second
     return {
         "model": model.name,
@@ -51,7 +51,7 @@ def of_refusal(
     environment: dict[str, str],
     alternatives: Iterable[Alternative],
 ) -> dict[str, Any]:
-    """Arguments with which the engine would not start, and near ones with which it would."""
+    """The document about arguments that the engine refuses, with alternatives with which it would start."""
     return {
         "model": model.name,
         "mla": model.mla,
@@ -69,7 +69,7 @@ def of_refusal(
 
 
 def of_arguments(found: ForeseenArguments, arguments: Sequence[str]) -> dict[str, Any]:
-    """What llama-server would do with `arguments`, and what would do instead where that does not."""
+    """The document of `r1prov explain`: the outcome of `arguments`, or the reason why the engine refuses them."""
     if found.outcome:
         return of_outcome(found.model, found.outcome, arguments, found.environment, found.alternatives)
     return of_refusal(found.model, found.refusal, arguments, found.environment, found.alternatives)
@@ -78,7 +78,7 @@ def of_arguments(found: ForeseenArguments, arguments: Sequence[str]) -> dict[str
 def of_plan(
     model: Model, plan: Plan, found: Outcome, baselines: Iterable[Baseline], alternatives: Iterable[Alternative]
 ) -> dict[str, Any]:
-    """A plan for a model, what others would do beside it, and what would fit if it does not."""
+    """The document of `r1prov plan`: the plan, the baselines, and the alternatives if the plan does not fit."""
     return of_outcome(model, found, plan.arguments, plan.environment, alternatives) | {
         "ollama": {
             "num_gpu": plan.ollama.gpu_layers,

@@ -1,4 +1,4 @@
-"""What `r1prov plan` and `r1prov explain` foresee: a plan or arguments, what they come to, and what would do where they do not."""
+"""Predicts for `r1prov plan` and `r1prov explain` what a plan or arguments do on a machine, with alternatives if they do not fit."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ForeseenPlan:
-    """A plan, and what stands beside it.
+    """A plan with its outcome, its baselines and its alternatives.
 
     Attributes:
-        model: in the form in which it would be served.
-        plan: where it would lie.
-        outcome: what that comes to.
-        baselines: what other ways to place the model would come to on the same machine.
-        alternatives: what would fit instead; none where the plan fits.
+        model: The model in the form (MLA or legacy) in which it would be served.
+        plan: The plan of that model.
+        outcome: What the plan takes of each device, and whether it fits.
+        baselines: The outcomes of other ways to place the model on the same machine.
+        alternatives: Changes with which the model would fit. There are none where the plan fits.
     """
 
     model: Model
@@ -48,11 +48,11 @@ class ForeseenArguments:
     """What llama-server would do with some arguments.
 
     Attributes:
-        model: what it would serve.
-        environment: of its process.
-        outcome: what the arguments come to; None where the engine would not start.
-        refusal: why the engine would not start; empty where it would.
-        alternatives: what would start, or fit, instead.
+        model: The model that llama-server would serve.
+        environment: The variables of its process.
+        outcome: What the arguments take of each device. It is None where the engine would not start.
+        refusal: Why the engine would not start. It is empty where the engine would start.
+        alternatives: Changes with which the engine would start, or with which the model would fit.
     """
 
     model: Model
@@ -65,18 +65,18 @@ class ForeseenArguments:
 def foresee_plan(
     published: Model, n_bytes: int, machine: Machine, serving: Serving, *, reserve: int, smaller: Sequence[Model]
 ) -> ForeseenPlan:
-    """The plan of a model, with what others would do, and what would fit where the plan does not.
+    """Plans a model, compares the plan with baselines, and finds alternatives if it does not fit.
 
     Args:
-        published: the model as its files are published.
-        n_bytes: of its files.
-        machine: the server.
-        serving: how it is to be served.
-        reserve: bytes that stay free on each card.
-        smaller: other quants of the model, in their published form, largest first.
+        published: The model as its files are published.
+        n_bytes: The size of its files.
+        machine: The server.
+        serving: How the model is to be served.
+        reserve: The bytes that stay free on each card.
+        smaller: Other quants of the model, in their published form, largest first.
 
     Raises:
-        SiteError: the engine would not start with these cache types, or a slot is to hold more than the model was trained for.
+        SiteError: The engine would not start with these cache types, or a slot would hold more tokens than the model was trained for.
     """
     forms = [published, latent.in_mla_form(published)] if latent.is_legacy(published) else [published]
     if serving.attention == "mla":
@@ -110,10 +110,10 @@ def foresee_plan(
 
 
 def foresee_arguments(model: Model, words: Sequence[str], space: Space) -> ForeseenArguments:
-    """What llama-server would do with a model and these arguments.
+    """Predicts what llama-server would do with a model and these arguments.
 
     Raises:
-        UnknownArgumentError: an argument is not one of llama-server's, or not understood here.
+        UnknownArgumentError: r1prov does not know an argument, or not its effect on memory.
     """
     environment = running.environment(space.cards)
     setting = None
@@ -125,12 +125,12 @@ def foresee_arguments(model: Model, words: Sequence[str], space: Space) -> Fores
     except RefusedError as refusal:
         starts = tuple(compare.settings_that_start(model, setting, space.cards)) if setting else ()
         return ForeseenArguments(model, environment, None, str(refusal), starts)
-    result = replace(result, notes=(*result.notes, *_beside(model, words), *remarks(model, setting, result)))
+    result = replace(result, notes=(*result.notes, *_ignored_model(model, words), *remarks(model, setting, result)))
     fits = () if result.fits else tuple(compare.settings_that_fit(model, setting, space, result))
     return ForeseenArguments(model, environment, result, "", fits)
 
 
-def _beside(model: Model, words: Sequence[str]) -> Iterator[str]:
-    """A note where the arguments name a model, which is not the one that is looked at."""
+def _ignored_model(model: Model, words: Sequence[str]) -> Iterator[str]:
+    """A note that the figures are those of `model`, if the arguments name a model of their own."""
     if named := model_named(words):
-        yield f"These are the figures of {model.name}, whatever `{named}` is: name another by --quant or --gguf"
+        yield f"These are the figures of {model.name}; `{named}` was not read. Name another model with --quant or --gguf"

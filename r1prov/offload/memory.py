@@ -1,14 +1,14 @@
-"""What llama-server takes on each device: weights, KV cache, compute buffer. Pure arithmetic, in bytes.
+"""Calculates the bytes that llama-server takes on each device: weights, KV cache and compute buffer. It is pure arithmetic.
 
-Each sum is the pinned engine's own (llama.cpp as of llama-cpp-python 0.3.36), not a fit of measurements:
+The formulas are those of the pinned engine (llama.cpp as of llama-cpp-python 0.3.36), not a fit of measurements:
 
-- weights: where each tensor goes (src/llama-model.cpp, src/llama-model-loader.cpp), padded as the CUDA backend pads;
-- KV cache: src/llama-kv-cache.cpp;
-- compute: the graph of the largest batch is laid out as the engine lays it out, see `r1prov.offload.engine`.
+- The weights follow src/llama-model.cpp and src/llama-model-loader.cpp, with the padding of the CUDA backend.
+- The KV cache follows src/llama-kv-cache.cpp.
+- The compute buffers come from a layout of the graph of the largest batch, see `r1prov.offload.engine`.
 
-Of models whose graph is not known (`graphs.known`) the cache and the compute buffers are upper bounds.
+For models whose graph is not known (`graphs.known`), the cache and the compute buffers are upper bounds.
 
-tests/data/engine_memory*.json hold what the engine says, tests/unit/test_memory.py the limits of the difference.
+tests/data/engine_memory*.json hold the answers of the engine, and tests/unit/test_memory.py limits the difference to them.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
     from r1prov.models.model import Model, Tensor
 
 CELLS_MULTIPLE = 256
-"""Caches are rounded up to a multiple of this many tokens (GGML_PAD(n_ctx, 256))."""
+"""The engine rounds a cache up to a multiple of this many tokens (GGML_PAD(n_ctx, 256))."""
 
 
 @dataclass(frozen=True)
 class Use:
-    """Bytes on one device."""
+    """The bytes that the engine takes of one device."""
 
     weights: int
     kv: int
@@ -46,13 +46,13 @@ class Use:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum of weights, KV cache and compute buffer."""
         return self.weights + self.kv + self.compute
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What llama-server takes: on each card, and in RAM."""
+    """The bytes that llama-server takes of each card and of the host's RAM."""
 
     cards: tuple[Use, ...]
     host: Use
@@ -60,13 +60,13 @@ class Memory:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where things lie; the number of cards stands for RAM.
+    """The device of each tensor, layer and cache. Cards are numbered from 0, and RAM has the number after the last card.
 
     Attributes:
-        tensors: device of each of the model's `weights`.
-        layers: device of each layer.
-        caches: device of each layer's cache.
-        on_cards: all entries, the output included, are on cards.
+        tensors: The device of each of the model's `weights`.
+        layers: The device of each layer.
+        caches: The device of each layer's cache.
+        on_cards: Whether all entries, including the output, are on cards.
     """
 
     tensors: dict[str, int]
@@ -76,10 +76,10 @@ class Placement:
 
 
 def memory(model: Model, setting: Setting, cards: Sequence[int]) -> Memory:
-    """What `setting` takes on machines with `cards` (bytes of each), whether it fits or not.
+    """Calculates what `setting` takes on a machine with `cards` (bytes of each card), even if it does not fit.
 
     Raises:
-        RefusedError: the engine would not start, with its reason.
+        RefusedError: The engine would not start; the message is its reason.
     """
     return _memory(model, replace(setting, prompts=0), _shares(setting, cards))
 
@@ -102,16 +102,16 @@ def _memory(model: Model, setting: Setting, shares: tuple[float, ...]) -> Memory
 
 
 def placement(model: Model, setting: Setting, cards: Sequence[int]) -> Placement:
-    """Where the engine puts tensors and caches.
+    """Determines where the engine puts tensors and caches.
 
-    The last `gpu_layers` of the layers and the output after them are dealt out to the cards in order, by shares; the token embedding
-    stays in RAM; overrides win, the first that matches.
+    The engine gives the last `gpu_layers` entries (the layers, then the output) to the cards in order, by the cards' shares. The token
+    embedding stays in RAM. The first override that matches a tensor takes precedence over that.
     """
     return _placement(model, setting, _shares(setting, cards))
 
 
 def _shares(setting: Setting, cards: Sequence[int]) -> tuple[float, ...]:
-    """What part of the entries on the cards each card gets: all of what the placement has to know of them."""
+    """The share of the entries for each card; the placement depends on nothing else of the cards."""
     said = (*setting.split, *(0.0 for _ in cards))[: len(cards)]
     return said if any(said) else tuple(cards)
 
@@ -149,8 +149,11 @@ def _placement(model: Model, setting: Setting, shares: tuple[float, ...]) -> Pla
 def _attention(model: Model, setting: Setting, *, layer_on_card: bool) -> tuple[bool, bool]:
     """Whether attention is fused, and whether V lies transposed in the cache.
 
-    Not said, the engine tries fused attention, and gives it up when a layer is on a card that has no kernel for it. The cache keeps
-    the form it has by then.
+    If `setting.flash` is None, the engine tries fused attention first. It gives that up if a layer is on a card without a kernel for it.
+    By then the cache exists, and V stays untransposed.
+
+    Raises:
+        RefusedError: The engine does not support these cache types.
     """
     type_k, type_v, flash = setting.type_k, setting.type_v, setting.flash
     if model.mla and type_k != type_v:
@@ -173,7 +176,10 @@ def _attention(model: Model, setting: Setting, *, layer_on_card: bool) -> tuple[
 
 
 def flash_on_cards(model: Model, *cache_types: str) -> bool:
-    """The CUDA backend fuses attention for these heads and types of cache (ggml/src/ggml-cuda/fattn.cu), on RTX 20xx and newer."""
+    """Whether the CUDA backend fuses attention for the model's heads and these cache types, on RTX 20xx and newer.
+
+    The conditions are those of ggml/src/ggml-cuda/fattn.cu.
+    """
     if "IQ4_NL" in cache_types:
         return False
     group = model.heads // model.kv_heads
@@ -189,7 +195,10 @@ def flash_on_cards(model: Model, *cache_types: str) -> bool:
 
 
 def v_type(model: Model, type_k: str) -> str:
-    """V's type in the cache beside K's: the same, but F16 where a card could not fuse attention, for V is quantised only for that."""
+    """The cache type for V beside `type_k` for K.
+
+    It is the same type, or F16 where a card cannot fuse attention, because the engine quantises V only for fused attention.
+    """
     return type_k if model.mla or flash_on_cards(model) else "F16"
 
 
@@ -198,7 +207,7 @@ def _quantised(kind: str) -> bool:
 
 
 def weight_bytes(tensor: Tensor, *, on_card: bool) -> int:
-    """Bytes of a tensor where it lies, with the padding of a card."""
+    """The bytes of a tensor on its device; on a card they include the padding."""
     if not on_card:
         return tensor.n_bytes
     size = tensor.n_bytes + row_padding(tensor.type, tensor.shape[0])
@@ -206,23 +215,27 @@ def weight_bytes(tensor: Tensor, *, on_card: bool) -> int:
 
 
 def context_of(model: Model, setting: Setting) -> int:
-    """Tokens of the whole cache. Not said, `--fit` begins with as many for each stream as the model was trained for (common/fit.cpp)."""
+    """The tokens of the whole cache.
+
+    Without a context in the setting, `--fit` begins with the context that the model was trained for, once for each stream
+    (common/fit.cpp).
+    """
     streams = setting.slots if setting.context is None and setting.fit and not setting.unified else 1
     return setting.context or model.context_length * streams
 
 
 def context_of_stream(model: Model, setting: Setting) -> int:
-    """Tokens that memory is taken for in the cache that a slot has: of a shared one all."""
+    """The tokens for which a slot's cache has memory. In a unified cache each slot can use all of them."""
     return context_of(model, setting) // (1 if setting.unified else setting.slots)
 
 
 def context_per_slot(model: Model, setting: Setting) -> int:
-    """Tokens that one slot can fill: no more than the model was trained for (tools/server)."""
+    """The tokens that one slot can fill, which are at most those that the model was trained for (tools/server)."""
     return min(context_of_stream(model, setting), model.context_length)
 
 
 def _cells(model: Model, setting: Setting) -> tuple[int, int]:
-    """Tokens of one stream's cache, and how many streams."""
+    """The tokens in the cache of one stream, and the number of streams."""
     context = context_of(model, setting)
     context += -context % CELLS_MULTIPLE
     if setting.unified:
@@ -232,13 +245,13 @@ def _cells(model: Model, setting: Setting) -> tuple[int, int]:
 
 
 def cache_bytes(model: Model, setting: Setting) -> int:
-    """The cache of one layer, for all slots."""
+    """The bytes of one layer's cache, for all slots."""
     cells, streams = _cells(model, setting)
     return cells * streams * cache_bytes_per_token(model, setting)
 
 
 def cache_bytes_per_token(model: Model, setting: Setting) -> int:
-    """Of one layer. With latent attention V is a part of K."""
+    """The bytes of one layer's cache for one token. With latent attention V is a part of K and takes no bytes of its own."""
     k = row_bytes(setting.type_k, model.kv_heads * model.key_length)
     return k if model.mla else k + row_bytes(setting.type_v, model.kv_heads * model.value_length)
 
@@ -246,7 +259,7 @@ def cache_bytes_per_token(model: Model, setting: Setting) -> int:
 def _compute(
     model: Model, setting: Setting, where: Placement, cards: int, *, flash: bool, transposed_v: bool
 ) -> list[int]:
-    """The buffers for the largest batch (llama_context::sched_reserve)."""
+    """The bytes of the compute buffers for the largest batch, of each card, then of the host (llama_context::sched_reserve)."""
     cells, streams = _cells(model, setting)
     context = context_of(model, setting)
     tokens = min(setting.micro_batch, setting.batch, context)
@@ -275,7 +288,7 @@ def _compute(
 
 @lru_cache(maxsize=8)
 def _graph(model: Model, batch: Batch, shared: tuple[tuple[str, int], ...]) -> Numbered:
-    """The same wherever the model lies, but for the weights that are read under several names."""
+    """The graph of a batch. It depends on the placement only through the weights that are read under several names."""
     build = builder_of(model)
     return Numbered(
         build(model, batch, dict(shared), flash_on_cards=flash_on_cards(model, batch.type_k, batch.type_v)).build()

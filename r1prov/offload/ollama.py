@@ -1,7 +1,8 @@
-"""Ollama's way to place a model: whole layers, dealt out by its own figures (llm/server.go, fs/ggml/ggml.go of 0.12.11).
+"""Chooses the number of layers for Ollama, and predicts how Ollama distributes them (llm/server.go, fs/ggml/ggml.go of 0.12.11).
 
-It is told how many layers, and deals them out itself, so that the fullest card is as empty as can be. What computing takes it only guesses;
-so a number of layers is good when the split that Ollama makes of it fits, as the engine would have it.
+Ollama is given a number of layers (`num_gpu`). It distributes whole layers itself, so that the fullest card keeps as much room as
+possible. It only estimates the compute buffers. So this module takes the largest number of layers for which Ollama's own split fits by
+the engine's arithmetic (`memory`).
 """
 
 from __future__ import annotations
@@ -23,22 +24,22 @@ if TYPE_CHECKING:
     from r1prov.offload.setting import Setting
 
 BATCHES = (512, 256, 128, 64)
-"""Tokens of a prompt that are computed at once (`num_batch`); the first is its default."""
+"""The tokens of a prompt that are computed at once (`num_batch`). The first is Ollama's default."""
 
 OVERHEAD_BYTES = 457 * MIB
-"""Of each card, for what the CUDA context takes (`MinimumMemory`)."""
+"""The bytes of each card that Ollama leaves to the CUDA context (`MinimumMemory`)."""
 
 
 @lru_cache(maxsize=64)
 def best(model: Model, served: Setting, space: Space) -> Setting:
-    """As many layers as fit as Ollama deals them out, with the batch with which an exchange is over first.
+    """Chooses the batch with which an exchange is fastest, and for it the most layers that fit when Ollama distributes them.
 
     Args:
-        model: what is served.
-        served: context and slots.
-        space: equal cards, of which the reserve stays free.
+        model: The model that is served.
+        served: The setting of the plan, of which context and slots are kept.
+        space: The cards, which are equal, and their reserve.
     """
-    # It fuses attention for a few kinds of model only, and its cache is F16.
+    # Ollama fuses attention for few kinds of models only, and its cache is F16.
     alike = replace(served, type_k="F16", type_v="F16", flash=False, overrides=(), offload=True)
     in_ram = replace(alike, micro_batch=BATCHES[0], batch=BATCHES[0], gpu_layers=0, split=())
     if not space.cards:
@@ -52,15 +53,18 @@ def best(model: Model, served: Setting, space: Space) -> Setting:
 
 
 def _most_layers(model: Model, in_ram: Setting, space: Space, most: int) -> Setting:
-    """The most layers that fit, `most` or fewer: one by one, for fewer layers may be dealt out to fewer cards."""
+    """The most layers that fit, up to `most`.
+
+    Each number is tried, because Ollama may put fewer layers on fewer cards, where they do not fit.
+    """
     sizes, computing = _sizes(model, in_ram), _computing(model, in_ram)
     rooms = [card - sizes[0] - OVERHEAD_BYTES - computing for card in space.cards]
     for count in range(most, 0, -1):
         if sum(sizes[-count:]) > sum(space.rooms):
             continue
-        # The output is counted only where everything is on cards, though the engine puts it there before any layer.
+        # Ollama counts the output only if everything is on cards, although the engine puts the output there before any layer.
         split = _split((sizes if count == model.entries else sizes[:-1])[-count:], rooms)
-        if not any(split):  # it thinks that there is no room at all
+        if not any(split):  # by its own figures Ollama has no room for them
             continue
         placed = replace(in_ram, gpu_layers=count, split=tuple(map(float, split)))
         if fits(memory(model, placed, space.cards), space.rooms):
@@ -69,7 +73,7 @@ def _most_layers(model: Model, in_ram: Setting, space: Space, most: int) -> Sett
 
 
 def _sizes(model: Model, setting: Setting) -> list[int]:
-    """Bytes of each layer with its cache, and of the output, as Ollama counts them."""
+    """The bytes of each layer with its cache, then of the output, as Ollama counts them."""
     sizes = [_cache(model, setting)] * (model.entries - 1) + [0]
     for tensor in model.tensors:
         layer = layer_of(tensor.name)
@@ -81,12 +85,12 @@ def _sizes(model: Model, setting: Setting) -> list[int]:
 
 
 def _cache(model: Model, setting: Setting) -> int:
-    """Of one layer, F16, with a V of its own also in MLA form."""
+    """The bytes of one layer's F16 cache as Ollama counts them. In MLA form it counts a V that the cache does not have."""
     return context_of(model, setting) * (model.key_length + model.value_length) * model.kv_heads * 2
 
 
 def _computing(model: Model, setting: Setting) -> int:
-    """What Ollama thinks that computing takes of each card (`GraphSize`), for DeepSeek's models and for those that it does not know."""
+    """Ollama's estimate of the compute buffer of a card (`GraphSize`), for DeepSeek's models and for models that it does not know."""
     context, batch, heads = context_of(model, setting), setting.micro_batch, model.kv_heads
     if model.architecture != "deepseek2":
         return model.heads // max(heads, 1) * _cache(model, setting) * (model.entries - 1) // 6
@@ -100,14 +104,14 @@ def _computing(model: Model, setting: Setting) -> int:
 
 
 def _split(sizes: Sequence[int], rooms: Sequence[int]) -> list[int]:
-    """How many of `sizes` each card gets, by Ollama's figures: on as few cards as hold them, as evenly as can be."""
+    """The number of `sizes` for each card. Like Ollama, it uses the fewest cards that hold them and fills those evenly."""
     enough = (number for number in range(1, len(rooms)) if _dealt(sizes, rooms[:number], 1.0))
     number = next(enough, len(rooms))
     return [*_evenly(sizes, rooms[:number]), *[0] * (len(rooms) - number)]
 
 
 def _evenly(sizes: Sequence[int], rooms: Sequence[int]) -> list[int]:
-    """The deal with the smallest part of each room, which may be more than all of it."""
+    """The distribution that fills the smallest part of each room. That part may be larger than the room."""
     low, high = 0.0, 1000.0
     found = _dealt(sizes, rooms, high) or [0] * len(rooms)
     while high - low > 1e-6:
@@ -118,7 +122,10 @@ def _evenly(sizes: Sequence[int], rooms: Sequence[int]) -> list[int]:
 
 
 def _dealt(sizes: Sequence[int], rooms: Sequence[int], part: float) -> list[int] | None:
-    """How many each card takes, the last ones by the last card, as far as `part` of its room goes; None where some are left over."""
+    """The number of `sizes` for each card, if each is filled up to `part` of its room; None if some do not fit.
+
+    The last card is filled first, with the last sizes.
+    """
     counts, left = [0] * len(rooms), list(sizes)
     for card in reversed(range(len(rooms))):
         room = rooms[card] * part

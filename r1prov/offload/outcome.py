@@ -1,4 +1,4 @@
-"""What a setting would do on a machine: what it takes where, whether that fits, what a token reads."""
+"""Calculates the outcome of a setting on a machine: what it takes of each device, whether it fits, and what a token reads."""
 
 from __future__ import annotations
 
@@ -19,23 +19,26 @@ if TYPE_CHECKING:
     from r1prov.offload.setting import Setting
 
 RESERVE_BYTES = 1024 * MIB
-"""What stays free on each card: the CUDA context and what no formula sees. llama.cpp's own `--fit` leaves as much."""
+"""The bytes that stay free on each card, for the CUDA context and for what no formula counts. llama.cpp's `--fit` leaves as much."""
 
 FIT_RESERVE_BYTES = 1024 * MIB
-"""What the engine's own `--fit` leaves free on each card, where nothing else is said."""
+"""The bytes that the engine's own `--fit` leaves free on each card by default."""
 
 SYSTEM_BYTES, SYSTEM_SHARE = 4 * GIB, 8
-"""What stays free in RAM for the system, the chat page, its embedding model and the engine's own lists: an eighth, at most this."""
+"""The largest reserve of RAM, and the divisor of the RAM that gives the reserve of a smaller machine.
+
+The reserve is for the system, the chat page, its embedding model and the engine's own lists.
+"""
 
 
 @dataclass(frozen=True)
 class Space:
-    """What there is to fill. Bytes.
+    """The memory of a machine that a model may fill, in bytes.
 
     Attributes:
-        cards: each card, as nvidia-smi counts it.
-        ram: of the host.
-        reserve: what stays free on each card.
+        cards: The memory of each card, as nvidia-smi counts it.
+        ram: The RAM of the host.
+        reserve: The bytes that stay free on each card.
     """
 
     cards: tuple[int, ...]
@@ -44,27 +47,31 @@ class Space:
 
     @property
     def rooms(self) -> tuple[int, ...]:
-        """Each card without its reserve."""
+        """The bytes of each card without its reserve."""
         return tuple(card - self.reserve for card in self.cards)
 
     @property
     def ram_reserve(self) -> int:
-        """What stays free in RAM, beside what the engine may keep of past prompts."""
+        """The bytes that stay free in RAM. The caches of past prompts need RAM beside this reserve."""
         return min(SYSTEM_BYTES, self.ram // SYSTEM_SHARE)
 
     @property
     def room_in_ram(self) -> int:
-        """The RAM without its reserve."""
+        """The bytes of RAM without its reserve."""
         return self.ram - self.ram_reserve
 
 
 @dataclass(frozen=True)
 class Device:
-    """One card, or the host. Bytes.
+    """What a setting takes of one card or of the host's RAM, in bytes.
 
     Attributes:
-        capacity: what nvidia-smi shows of a card; the RAM of the host.
-        reserve: what is to stay free.
+        name: `CUDA0` and so on for a card, `host` for the RAM.
+        capacity: The memory of a card, as nvidia-smi shows it, or the RAM of the host.
+        weights: The bytes of the weights.
+        kv: The bytes of the KV cache.
+        compute: The bytes of the compute buffer.
+        reserve: The bytes that must stay free.
     """
 
     name: str
@@ -76,25 +83,25 @@ class Device:
 
     @property
     def taken(self) -> int:
-        """Weights, cache and compute buffer."""
+        """The bytes of weights, KV cache and compute buffer together."""
         return self.weights + self.kv + self.compute
 
     @property
     def free(self) -> int:
-        """What is left beside them; less than nothing when they do not fit."""
+        """The bytes that are left, the reserve included. The number is negative if the capacity is too small."""
         return self.capacity - self.taken
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a setting would do.
+    """The outcome of a setting on a machine.
 
     Attributes:
-        devices: the cards.
-        host: RAM.
-        reads: what a decoded token reads, and from where.
-        reasons: why it does not fit, the reserve included; nothing when it does.
-        notes: how sure the figures are, where they are not the engine's own.
+        devices: What the setting takes of each card.
+        host: What it takes of the RAM.
+        reads: The bytes that a decoded token reads from each device.
+        reasons: Why the setting does not fit, one sentence for each device that is too full. There are none if it fits.
+        notes: What a reader must know about the figures, one sentence each, such as that they are upper bounds.
     """
 
     devices: tuple[Device, ...]
@@ -105,23 +112,23 @@ class Outcome:
 
     @property
     def fits(self) -> bool:
-        """Every device has room for it, and the reserve on top."""
+        """Whether every device has room for the setting and for the reserve."""
         return not self.reasons
 
     @property
     def tokens_per_second(self) -> tuple[float, float]:
-        """Decoded by one slot: at the low speeds, at the high ones."""
+        """The tokens per second that one slot decodes, at the low and at the high speeds of the devices."""
         return 1 / self.reads.seconds(0), 1 / self.reads.seconds(1)
 
 
 def outcome(model: Model, setting: Setting, space: Space) -> Outcome:
-    """What `setting` does with `space`.
+    """Calculates the outcome of `setting` in `space`.
 
     Raises:
-        RefusedError: the engine would not start.
+        RefusedError: The engine would not start.
     """
     taken = memory(model, setting, space.cards)
-    # A card without layers still has a compute buffer: the engine opens every card it sees.
+    # A card without layers has a compute buffer too, because the engine opens every card that it sees.
     devices = tuple(
         _device(f"CUDA{i}", card, use, space.reserve)
         for i, (card, use) in enumerate(zip(space.cards, taken.cards, strict=True))
@@ -133,14 +140,14 @@ def outcome(model: Model, setting: Setting, space: Space) -> Outcome:
 
 
 _UNSURE = (
-    "The graph of `{}` with such tensors is not known. Weights are exact; KV cache and compute buffers are upper"
-    " bounds: full attention in every layer, and a graph presumed from the file's tensors,"
-    f" with one more weight from RAM, {MARGIN_PERCENT} % and {MARGIN_BYTES // MIB} MiB added. Whether the engine serves it, only it can say"
+    "r1prov does not know the compute graph of `{}` with these tensors. The weights are exact. The KV cache and the compute buffers are"
+    " upper bounds: r1prov presumes a graph from the file's tensors, with full attention in every layer, and adds one more weight from RAM,"
+    f" {MARGIN_PERCENT} % and {MARGIN_BYTES // MIB} MiB. Only the engine can tell whether it serves this model"
 )
 
 
 def remarks(model: Model, setting: Setting, found: Outcome) -> Iterator[str]:
-    """What the engine would do otherwise at its start than arguments seem to say, one sentence each."""
+    """Where the engine would deviate at its start from what its arguments seem to say, one sentence each."""
     each = context_of_stream(model, setting)
     if each > model.context_length:
         yield (
@@ -151,8 +158,8 @@ def remarks(model: Model, setting: Setting, found: Outcome) -> Iterator[str]:
         ways = ["shorten the context"] * (setting.context is None) + ["leave more in RAM"] * (not setting.placed)
         if ways:
             yield (
-                f"This is what the arguments say. Without `--fit off` the engine would {' and '.join(ways)} at its start, by its own"
-                f" rule, until {FIT_RESERVE_BYTES // MIB:,} MiB are free on each card"
+                f"These figures follow from the arguments alone. Without `--fit off` the engine would {' and '.join(ways)} at its start,"
+                f" until {FIT_RESERVE_BYTES // MIB:,} MiB are free on each card"
             )
 
 

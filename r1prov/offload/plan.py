@@ -1,8 +1,8 @@
-"""Where the model lies: `plan(...) -> Plan`. Arithmetic only.
+"""Plans where a model lies on a machine: `plan(...) -> Plan`. It is pure arithmetic.
 
-Layers are counted as llama.cpp does: those of the model, 61 of R1, then the output as one more entry. `--n-gpu-layers N` puts the
-last N entries on the GPUs, and `--tensor-split` deals them out to the cards in order; `--override-tensor` keeps experts of theirs in
-RAM. The token embedding stays in RAM.
+Entries are counted as in llama.cpp: first the layers of the model (R1 has 61), then the output as one more entry. `--n-gpu-layers N`
+puts the last N entries on the GPUs. `--tensor-split` distributes them over the cards in order. `--override-tensor` keeps some of their
+experts in RAM. The token embedding always stays in RAM.
 """
 
 from __future__ import annotations
@@ -31,27 +31,28 @@ DYNAMIC_QUANTS = ("UD-Q2_K_XL", "UD-IQ2_XXS", "UD-IQ1_M", "UD-IQ1_S")
 """Unsloth's dynamic quants, best first."""
 
 FLOOR_SMALL_BYTES, FLOOR_LARGE_BYTES = 200 * GB, 500 * GB
-"""RAM + VRAM below which the publishers of the quants advise against the 1.58 and 1.73 bit files, and against Q4_K_M."""
+"""The RAM + VRAM that the publishers of the quants advise for the 1.58 and 1.73 bit files, and for Q4_K_M."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What lies where, and llama-server's arguments for it. Bytes.
+    """The placement of a model on a machine, with the arguments for the engines. Sizes are bytes.
 
     Attributes:
-        quant: the model's name.
-        model_bytes: of its files, as they are served.
-        setting: what the arguments say.
-        gpu_layers: entries on the GPUs, of R1 0 to 62; experts of theirs may be in RAM.
-        whole: nothing but the token embedding is in RAM.
-        ollama: how Ollama is told to place it: whole layers.
-        thumb_layers: what the rule of thumb says; None without GPUs.
-        context_per_slot: tokens per slot.
-        outcome: what lies where; None for a model whose layers are not known.
-        floor: RAM + VRAM that the machine must have.
-        arguments: llama-server's.
-        environment: of its process.
-        bench_arguments: llama-bench's, for the same placement; it has no slots.
+        quant: The name of the model.
+        model_bytes: The size of its files in the form in which they are served.
+        setting: The setting that `arguments` express.
+        gpu_layers: The number of entries on the GPUs, which is 0 to 62 for R1. Some of their experts may lie in RAM.
+        whole: Whether everything but the token embedding lies on the cards.
+        ollama: The setting for Ollama, which places whole layers.
+        thumb_layers: The layers on the GPUs by the rule of thumb; None without GPUs.
+        context_per_slot: The tokens of each slot.
+        slots: The number of answers at once.
+        outcome: What the setting takes of each device; None for a model whose layers are not known.
+        floor: The RAM + VRAM that the machine must have.
+        arguments: The arguments of llama-server.
+        environment: The variables of its process.
+        bench_arguments: The arguments of llama-bench for the same placement; llama-bench has no slots.
     """
 
     quant: str
@@ -73,18 +74,18 @@ class Plan:
 def plan(
     quant: Quant, machine: Machine, serving: Serving, reserve: int = RESERVE_BYTES, *, header: Model | None = None
 ) -> Plan:
-    """The placement with which a token reads least from RAM, with the reserve free on every card.
+    """Plans the placement with which an exchange is fastest, with the reserve free on every card.
 
     Args:
-        quant: the model's files.
-        machine: the server.
-        serving: the form of the attention, context per slot, slots, K type, the largest micro-batch.
-        reserve: bytes that stay free on each card.
-        header: what the files' headers say, where the catalogue does not describe them.
+        quant: The files of the model.
+        machine: The server.
+        serving: The form of the attention, the context per slot, the slots, the type of K, and the largest micro-batch.
+        reserve: The bytes that stay free on each card.
+        header: The model as the headers of its files describe it, where the catalogue does not.
 
     Raises:
-        SiteError: the model cannot be placed on GPUs because its layers are not known, or was trained for a smaller context.
-        RefusedError: the engine would not start with these cache types.
+        SiteError: The layers of the model are not known, so it cannot be placed on GPUs; or it was trained for a smaller context.
+        RefusedError: The engine would not start with these cache types.
     """
     published = model_of(quant) or header
     if published:
@@ -100,32 +101,32 @@ def plan(
             )
         )
     how = (*running.threads(machine, idle=False), *running.reading(machine, quant.bytes))
-    setting = replace(wanted(serving), prompts=Setting.prompts)  # what else it takes of the RAM is not known
+    setting = replace(wanted(serving), prompts=Setting.prompts)  # nothing tells how much RAM is left
     return replace(_plan(quant.name, quant.bytes, machine, serving, setting, how=how), floor=_floor(quant))
 
 
 def plan_model(
     model: Model, machine: Machine, serving: Serving, *, floor: int, n_bytes: int, reserve: int = RESERVE_BYTES
 ) -> Plan:
-    """The same for a model whose tensors are known, from wherever.
+    """Plans a model whose tensors are known, from the catalogue or from a header.
 
     Args:
-        model: what is served, in the form in which it is.
-        machine: the server.
-        serving: context per slot, slots, K type, the largest micro-batch.
-        floor: RAM + VRAM that the machine must have.
-        n_bytes: of its files.
-        reserve: bytes that stay free on each card.
+        model: The model in the form (MLA or legacy) in which it is served.
+        machine: The server.
+        serving: The context per slot, the slots, the type of K, and the largest micro-batch.
+        floor: The RAM + VRAM that the machine must have.
+        n_bytes: The size of the model's files.
+        reserve: The bytes that stay free on each card.
 
     Raises:
-        SiteError: a slot is to hold more than the model was trained for.
-        RefusedError: the engine would not start with these cache types.
+        SiteError: A slot would hold more tokens than the model was trained for.
+        RefusedError: The engine would not start with these cache types.
     """
     if serving.context_per_slot > model.context_length:
-        what = f"{serving.context_per_slot:,} tokens per slot are more than the {model.context_length:,} that it was trained for"
+        what = f"a slot of {serving.context_per_slot:,} tokens is more than the {model.context_length:,} that the model was trained for"
         raise SiteError(Problem(model.name, what, "lower --ctx-size (context_per_slot)"))
     space = Space(machine.cards, machine.ram, reserve)
-    # Said, not left to the engine, which would leave V as flash attention wants it and turn it around for every batch.
+    # The plan sets this itself. The engine would keep V in the form for flash attention, and transpose it for every batch.
     flash = flash_on_cards(model) or not machine.cards
     setting = replace(wanted(serving, model), flash=flash)
     if space.cards:
@@ -147,7 +148,7 @@ def plan_model(
 def _plan(
     name: str, n_bytes: int, machine: Machine, serving: Serving, setting: Setting, *, how: tuple[str, ...]
 ) -> Plan:
-    """`how`: arguments for llama-server on which no memory depends."""
+    """The plan of a setting. `how` are the arguments of llama-server that do not change its memory."""
     return Plan(
         quant=name,
         model_bytes=n_bytes,
@@ -171,10 +172,10 @@ def _plan(
 
 
 def best_on_gpus(candidates: Sequence[Quant], machine: Machine, serving: Serving) -> Plan:
-    """The plan of the first of `candidates` (best first) that lies wholly on the cards.
+    """Plans the first of `candidates` (best first) that lies wholly on the cards.
 
     Raises:
-        SiteError: none does.
+        SiteError: No candidate does.
     """
     for quant in candidates:
         if quant.bytes > machine.vram:
@@ -186,7 +187,8 @@ def best_on_gpus(candidates: Sequence[Quant], machine: Machine, serving: Serving
     raise SiteError(
         Problem(
             BEST_ON_GPUS,
-            f"no dynamic quant fits on the cards: the smallest, {smallest.name}, has {gib(smallest.bytes)}, the cards {gib(machine.vram)},"
+            f"no dynamic quant fits on the cards: the smallest, {smallest.name}, has {gib(smallest.bytes)},"
+            f" the cards have {gib(machine.vram)},"
             f" and {serving.slots} slot{'s' * (serving.slots > 1)} of {serving.context_per_slot:,} tokens need room too",
             "name a quant (the rest goes to RAM), or lower slots or context_per_slot",
         )
@@ -194,9 +196,9 @@ def best_on_gpus(candidates: Sequence[Quant], machine: Machine, serving: Serving
 
 
 def wanted(serving: Serving, model: Model | None = None) -> Setting:
-    """Everything in RAM, as the operator wants it served, and no past prompt kept.
+    """The setting that the operator asks for, before the placement: everything lies in RAM, and no past prompt is kept.
 
-    Separate slots keep the score buffer at one slot's context.
+    Each slot has a cache of its own, so that the buffer of attention scores covers the context of one slot only.
     """
     type_k = serving.kv_type_k.upper()
     return Setting(
@@ -213,20 +215,20 @@ def wanted(serving: Serving, model: Model | None = None) -> Setting:
 
 
 def _room_for_prompts(host: Device) -> int:
-    """Bytes of RAM, whole MiB, for past prompts: what else is left, up to the engine's own default."""
+    """The bytes of RAM for past prompts, in whole MiB: what is left above the reserve, up to the engine's default."""
     return min(max(host.free - host.reserve, 0) // MIB * MIB, Setting.prompts)
 
 
 def model_of(quant: Quant) -> Model | None:
-    """The model in published files, as far as it is known without reading them: R1 in all quants of the catalogue."""
+    """The model of a quant of the catalogue, described without reading its files; None for any other quant."""
     return layout.model(quant.name) if catalogue.is_published(quant) else None
 
 
 def placeable(model: Model, where: str) -> Model:
-    """The model, where the graph that its compute buffers follow from is known, or can be presumed.
+    """Returns the model if its compute graph is known or can be presumed, since the compute buffers follow from the graph.
 
     Raises:
-        SiteError: neither.
+        SiteError: The graph is not known and cannot be presumed.
     """
     try:
         graphs.check(model)
@@ -236,14 +238,14 @@ def placeable(model: Model, where: str) -> Model:
 
 
 def _floor(quant: Quant) -> int:
-    """RAM + VRAM wanted: the publishers' figures where there are some, else the file and a tenth for cache and system."""
+    """The RAM + VRAM that a quant needs: the publishers' figure if there is one, or its files and a tenth for cache and system."""
     if quant.name in {"UD-IQ1_S", "UD-IQ1_M"}:
         return FLOOR_SMALL_BYTES
     return FLOOR_LARGE_BYTES if quant.name == "Q4_K_M" else quant.bytes * 11 // 10
 
 
 def _arguments(setting: Setting) -> tuple[str, ...]:
-    """llama-server's arguments. `--ctx-size` is the whole cache."""
+    """The arguments of llama-server that express a setting. `--ctx-size` is the context of all slots together."""
     cache = ("--ctx-size", str(setting.context), "--parallel", str(setting.slots))
     return (
         *cache,
@@ -257,7 +259,10 @@ def _arguments(setting: Setting) -> tuple[str, ...]:
 
 
 def _placement(setting: Setting, *, between: str, rules_between: str) -> tuple[str, ...]:
-    """What llama-server and llama-bench are told alike, but for the signs between the parts of a split and between rules."""
+    """The arguments that llama-server and llama-bench share.
+
+    The two programs differ in the sign between the shares of a split (`between`) and between overrides (`rules_between`).
+    """
     return (
         *("--cache-type-k", setting.type_k.lower()),
         *(("--cache-type-v", setting.type_v.lower()) if setting.type_v != "F16" else ()),

@@ -1,6 +1,6 @@
-"""How the engine runs beside what lies where: threads, NUMA, how the file is read, repacking, environment. Arithmetic only.
+"""Chooses how the engine runs, apart from the placement: threads, NUMA, load mode, repacking and environment.
 
-Each choice has its reason in docs/offload.md.
+It is pure arithmetic. docs/offload.md gives the reason of each choice.
 """
 
 from __future__ import annotations
@@ -20,39 +20,39 @@ if TYPE_CHECKING:
     from r1prov.offload.setting import Setting
 
 IDLE_THREADS = 8
-"""Threads where everything is on cards: the CPU only looks up embeddings, and more threads would wait for one another."""
+"""The most threads if everything is on cards. The CPU only looks up embeddings, and more threads would wait for one another."""
 
 REPACKED_TYPES = frozenset({"Q4_0", "Q4_K", "Q2_K", "IQ4_NL", "MXFP4"})
-"""Types that the engine brings into another form for an x86 CPU (ggml/src/ggml-cpu/repack.cpp); Q2_K only for one with AVX-512."""
+"""Types that the engine repacks for an x86 CPU (ggml/src/ggml-cpu/repack.cpp); it repacks Q2_K only for AVX-512."""
 
 
 def environment(cards: Sequence[int]) -> dict[str, str]:
-    """What the engine's process is told beside its arguments."""
-    # CUDA's own order is fastest first; nvidia-smi and the plan count along the bus.
+    """The environment variables of the engine's process."""
+    # CUDA numbers the fastest card first by default. nvidia-smi and the plan number the cards along the bus.
     return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if cards else {}
 
 
 def threads(machine: Machine, *, idle: bool) -> tuple[str, ...]:
-    """How many compute; `idle` where everything is on cards."""
+    """The argument for the number of threads. `idle` means that everything is on cards, so the CPU has little to do."""
     if not machine.cpu_threads:
         return ()  # the engine counts physical cores itself
     return "--threads", str(min(machine.cpu_threads, IDLE_THREADS) if idle else machine.cpu_threads)
 
 
 def reading(machine: Machine, n_bytes: int) -> tuple[str, ...]:
-    """How the file is read and kept, of a model of which only the size is known, all of it in RAM."""
+    """The arguments for loading a model that lies wholly in RAM and of which only the size is known."""
     room = Space(machine.cards, machine.ram).room_in_ram
     return _reading(machine, room, in_ram=n_bytes, locked=n_bytes, repacked=0, from_ram=True)
 
 
 def reading_of(model: Model, setting: Setting, machine: Machine, found: Outcome) -> tuple[str, ...]:
-    """The same where it is known what lies where.
+    """The arguments for loading a model whose tensors and placement are known.
 
     Args:
-        model: what is served.
-        setting: where it lies.
-        machine: the server.
-        found: what the setting takes there.
+        model: The model that is served.
+        setting: The setting that places it.
+        machine: The server.
+        found: The outcome of the setting on the server.
     """
     where = placement(model, setting, machine.cards).tensors
     in_ram = [
@@ -63,21 +63,30 @@ def reading_of(model: Model, setting: Setting, machine: Machine, found: Outcome)
         found.host.capacity - found.host.reserve,
         in_ram=found.host.taken,
         locked=model.n_bytes + found.host.kv + found.host.compute,
-        # On a machine with cards, weights in RAM stay as they are, for a card may compute with them.
+        # On a machine with cards the engine does not repack weights in RAM, because a card may compute with them.
         repacked=0 if machine.cards else sum(t.n_bytes for t in in_ram if t.type in REPACKED_TYPES),
         from_ram=bool(in_ram),
     )
 
 
 def for_bench(arguments: Sequence[str]) -> tuple[str, ...]:
-    """llama-server's arguments in the words of llama-bench, which has switches with values."""
+    """Translates arguments of llama-server for llama-bench, whose switches have values."""
     return tuple(word for one in arguments for word in {"--no-repack": ("--repack", "0")}.get(one, (one,)))
 
 
 def _reading(
     machine: Machine, room: int, *, in_ram: int, locked: int, repacked: int, from_ram: bool
 ) -> tuple[str, ...]:
-    """Bytes: of RAM without its reserve; of what lies there; of the file, cache and buffers, were all locked; of what the CPU repacks."""
+    """The arguments for the load mode, NUMA and repacking.
+
+    Args:
+        machine: The server.
+        room: The bytes of RAM without the reserve.
+        in_ram: The bytes that the engine takes of the RAM.
+        locked: The bytes that would be locked in RAM: the whole file, cache and buffers.
+        repacked: The bytes that the CPU would repack.
+        from_ram: Whether a token reads weights from RAM.
+    """
     if in_ram > room:
         return "--load-mode", "mmap", *(("--no-repack",) if repacked else ())
     if machine.numa_nodes > 1 and from_ram:

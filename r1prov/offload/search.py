@@ -1,8 +1,9 @@
-"""Where to put a model so that a token reads as little as possible from RAM.
+"""Searches for the placement with which a token reads as little as possible from RAM.
 
-Every token reads attention, dense layers, shared experts, output and cache whole, but only a few of the routed experts: a byte of
-the former on a card saves thirty times what a byte of the latter does (R1 uses 8 experts of 256). So the cards take the former
-first, then experts, those of its own layers before others, tensor by tensor, until each is full to its reserve. What is left stays in RAM.
+Every token reads attention, dense layers, shared experts, output and cache as a whole, but only a few of the routed experts. R1 uses
+8 experts of 256, so a byte of the always-read tensors on a card saves 32 times as much as a byte of experts. Therefore the cards take
+the always-read tensors first. Then each card takes experts, tensor by tensor, until it is full to its reserve; the experts of its own
+layers come before others. All other experts stay in RAM.
 """
 
 from __future__ import annotations
@@ -27,31 +28,31 @@ if TYPE_CHECKING:
     from r1prov.offload.setting import Setting
 
 PROMPT_SHARE = 16
-"""The micro-batch is chosen for an exchange that fills a slot, of which one part in this many is asked: R1 thinks for long, and what
-was said before lies in the cache."""
+"""The micro-batch is chosen for an exchange that fills a slot, whose prompt is one part in this many of the slot. The rest is the
+answer, because R1 thinks for long, and earlier messages already lie in the cache."""
 
 SMALLEST_MICRO_BATCH = 64
 _ROUNDS = 6
-"""Compute buffers depend a little on what lies where, so placing is repeated until both agree; three rounds are the rule."""
+"""The most rounds of placing. Compute buffers depend on the placement, so it is repeated until both agree, mostly three times."""
 
 
 @lru_cache(maxsize=64)
 def best(model: Model, wanted: Setting, space: Space) -> Setting | None:
-    """The placement with which an exchange is over first, of those whose rest the RAM holds.
+    """Finds the fastest placement whose part in RAM fits there.
 
-    Where it holds none, the one with least in RAM; None when nothing of the model fits on the cards.
+    If none fits, this is the placement with the fewest bytes in RAM. If nothing of the model fits on the cards, it is None.
 
     Args:
-        model: what is served.
-        wanted: context, slots, cache types; `micro_batch` is the largest to try.
-        space: the cards and the RAM, of which their reserves stay free.
+        model: The model that is served.
+        wanted: The context, the slots and the cache types; `micro_batch` is the largest to try.
+        space: The cards and the RAM, with the reserves that stay free.
     """
     entries, least, found = _entries(model, wanted), math.inf, None
     for setting in _fastest_first(model, wanted, entries, space.rooms):
         in_ram = memory(model, setting, space.cards).host.total
         if in_ram < least:
             least, found = in_ram, setting
-        # However it is dealt out, what the cards cannot hold lies in RAM.
+        # A model that is larger than cards and RAM together fits in no placement.
         if in_ram <= space.room_in_ram or sum(entry.whole for entry in entries) > sum(space.rooms) + space.room_in_ram:
             break
     return found
@@ -60,14 +61,17 @@ def best(model: Model, wanted: Setting, space: Space) -> Setting | None:
 def _fastest_first(
     model: Model, wanted: Setting, entries: Sequence[_Entry], rooms: tuple[int, ...]
 ) -> Iterator[Setting]:
-    """Placements that fit on the cards; the slower ones take less of them for compute buffers, and so leave less in RAM."""
+    """Placements that fit on the cards, the fastest first.
+
+    The slower ones need smaller compute buffers, so that more of the model lies on the cards and less in RAM.
+    """
     for micro_batch in _micro_batches(wanted):
         whole = _whole(model, replace(wanted, micro_batch=micro_batch), entries, rooms)
         if whole:
             yield whole
-    # A first card too small for what large batches would copy to it need not keep the others idle: those batches stay in RAM.
+    # Large batches copy weights to the first card. If it is too small for them, the CPU computes these batches (offload=False).
     for offload in (True, False)[not wanted.offload :]:
-        # Drafts are ranked before one is worked out, which takes as long as all of them.
+        # The drafts are ranked first, because working out one of them takes as long as drafting all.
         for draft in _drafts(model, replace(wanted, offload=offload), entries, rooms):
             found = _worked_out(model, draft, entries, rooms)
             if found:
@@ -82,7 +86,7 @@ def _micro_batches(wanted: Setting) -> Iterator[int]:
 
 
 def exchange_seconds(model: Model, setting: Setting, cards: Sequence[int]) -> float:
-    """A prompt and its answer that fill a slot, at the low speeds."""
+    """The seconds for a prompt and its answer that together fill a slot, at the low speeds of the devices."""
     context = context_per_slot(model, setting)
     prompt = context // PROMPT_SHARE
     batches = math.ceil(prompt / setting.micro_batch)
@@ -91,17 +95,17 @@ def exchange_seconds(model: Model, setting: Setting, cards: Sequence[int]) -> fl
 
 
 def fits(taken: Memory, rooms: Sequence[int]) -> bool:
-    """No card takes more than its room."""
+    """Whether no card takes more than its room."""
     return all(use.total <= room for use, room in zip(taken.cards, rooms, strict=True))
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """A layer, or the output after them. Bytes on a card.
+    """A layer, or the output after the layers, with its bytes on a card.
 
     Attributes:
-        always: what every token reads, the cache included.
-        experts: the tensors of routed experts, by name.
+        always: The bytes that every token reads, including the cache.
+        experts: The bytes of each tensor of routed experts, by its name.
     """
 
     always: int
@@ -128,9 +132,9 @@ def _entries(model: Model, setting: Setting) -> list[_Entry]:
 
 
 def _whole(model: Model, wanted: Setting, entries: Sequence[_Entry], rooms: Sequence[int]) -> Setting | None:
-    """Everything on the cards by layers, each with as much left as the others: then they work as a pipeline.
+    """A placement of all layers on the cards that leaves about the same room on each; the cards then work as a pipeline.
 
-    Less and less is dealt out to each, until there is room for the compute buffers too.
+    Each round leaves more room for the compute buffers, until they fit too. None if they never fit.
     """
     sizes, compute = [entry.whole for entry in entries], [0] * len(rooms)
     for _ in range(_ROUNDS):
@@ -146,7 +150,10 @@ def _whole(model: Model, wanted: Setting, entries: Sequence[_Entry], rooms: Sequ
 
 
 def _drafts(model: Model, wanted: Setting, entries: Sequence[_Entry], rooms: Sequence[int]) -> list[Setting]:
-    """For each micro-batch a placement that is right but for what its last change changes in the compute buffers; the fastest first."""
+    """A draft of a placement for each micro-batch, the fastest first.
+
+    A draft uses the compute buffers of the placement before it, which may differ a little from its own.
+    """
     drafts = []
     before = _arranged(wanted, entries, rooms)
     if before is None:
@@ -162,7 +169,7 @@ def _drafts(model: Model, wanted: Setting, entries: Sequence[_Entry], rooms: Seq
 
 
 def _worked_out(model: Model, draft: Setting, entries: Sequence[_Entry], rooms: Sequence[int]) -> Setting | None:
-    """The draft, placed anew with the compute buffers that it really has, until it fits and nothing is to be gained."""
+    """Repeats the placement of a draft with its real compute buffers until it fits and gets no faster; None if it never fits."""
     found, least = None, math.inf
     setting, worst = draft, [0] * len(rooms)
     for _ in range(_ROUNDS):
@@ -174,7 +181,7 @@ def _worked_out(model: Model, draft: Setting, entries: Sequence[_Entry], rooms: 
             if seconds >= least:
                 break
             found, least = setting, seconds
-        else:  # from here on be careful, or two placements could take turns for ever
+        else:  # the largest buffers so far keep two placements from alternating for ever
             compute = worst
         following = _arranged(draft, entries, _less(rooms, compute))
         if following is None or following == setting:
@@ -188,7 +195,7 @@ def _less(rooms: Sequence[int], taken: Sequence[int]) -> list[int]:
 
 
 def _arranged(wanted: Setting, entries: Sequence[_Entry], rooms: Sequence[int]) -> Setting | None:
-    """As many of the last entries as `rooms` hold without experts, and experts of theirs beside them."""
+    """The placement of as many last entries as `rooms` hold without experts, then of as many experts as fit beside them."""
     if min(rooms) < 0:
         return None
     always = [entry.always for entry in entries]
@@ -205,9 +212,9 @@ def _arranged(wanted: Setting, entries: Sequence[_Entry], rooms: Sequence[int]) 
 
 
 def _away(entries: Sequence[_Entry], start: int, counts: Sequence[int], rooms: Sequence[int]) -> dict[str, int | None]:
-    """The expert tensors that do not lie with their layer: in RAM (None), or on a card that has all of its own and room for more.
+    """The expert tensors that do not lie with their layer, and their device: RAM (None), or another card that has room left.
 
-    Of each size as many stay at home as fit best, whole layers together as far as that goes.
+    For each size of tensors, as many stay with their layer as fill the card best, in the order of the layers.
     """
     away: dict[str, int | None] = {}
     sizes: dict[str, int] = {}
@@ -236,12 +243,12 @@ def _away(entries: Sequence[_Entry], start: int, counts: Sequence[int], rooms: S
 
 
 def _supply(entries: Iterable[_Entry]) -> tuple[tuple[int, int], ...]:
-    """How many expert tensors of each size there are, smallest first."""
+    """Pairs of a size of expert tensors and their number, smallest size first."""
     return tuple(sorted(Counter(size for entry in entries for size in entry.experts.values()).items()))
 
 
 def _deal_evenly(sizes: Sequence[int], rooms: Sequence[int]) -> tuple[int, ...] | None:
-    """Entries dealt out in order so that the card with the least left has the most; None when they do not fit."""
+    """The number of entries for each card, in order, such that the fullest card has the most room left; None if they do not fit."""
     low, high, found = 0, max(rooms), _fill(sizes, rooms)
     while found and high - low > 2**20:
         middle = (low + high) // 2
@@ -251,7 +258,7 @@ def _deal_evenly(sizes: Sequence[int], rooms: Sequence[int]) -> tuple[int, ...] 
 
 
 def _fill(sizes: Sequence[int], rooms: Sequence[int]) -> tuple[int, ...] | None:
-    """Fill cards in order, each as far as it goes; None when something is left over."""
+    """The number of entries for each card if each card in order is filled as far as possible; None if some do not fit."""
     counts, position = [], 0
     for room in rooms:
         start = position
@@ -262,23 +269,25 @@ def _fill(sizes: Sequence[int], rooms: Sequence[int]) -> tuple[int, ...] | None:
 
 
 def _deal_for_experts(entries: Sequence[_Entry], rooms: Sequence[int]) -> tuple[int, ...]:
-    """Entries dealt out in order so that most bytes of experts fit beside them, evenly where that is the same.
+    """The number of entries for each card, in order, such that most bytes of experts fit beside them; ties go to the evenest.
 
-    Card by card, for each number of entries dealt out so far, the best way to have done so. `rooms` hold them without experts.
+    This is a dynamic program: card by card it keeps the best way to place each number of first entries. `rooms` hold all entries
+    without their experts.
     """
     always = [0, *accumulate(entry.always for entry in entries)]
     sizes = sorted({size for entry in entries for size in entry.experts.values()})
     experts = [Counter(entry.experts.values()) for entry in entries]
-    supplies = [
-        [0, *accumulate(counted[size] for counted in experts)] for size in sizes
-    ]  # of each size, up to an entry
+    # For each size, the number of tensors in the entries before an entry.
+    supplies = [[0, *accumulate(counted[size] for counted in experts)] for size in sizes]
     bytes_ = [0, *accumulate(sum(entry.experts.values()) for entry in entries)]
-    # entries -> (bytes of experts, evenness, counts)
+    # The best way for each number of entries: (bytes of experts, evenness, number of entries on each card).
     ways: dict[int, tuple[int, int, tuple[int, ...]]] = {0: (0, 0, ())}
     for card, room in enumerate(rooms):
-        least = always[-1] - sum(rooms[card + 1 :])  # or the cards after this one could not take the rest
+        least = always[-1] - sum(
+            rooms[card + 1 :]
+        )  # with fewer bytes here, the cards after this one could not take the rest
         following: dict[int, tuple[int, int, tuple[int, ...]]] = {}
-        # Those that have wasted least come first, so that most others need no closer look.
+        # The ways with the least waste come first, so that most others are discarded without packing.
         for start, (packed, evenness, counts) in sorted(ways.items(), key=lambda way: -way[1][0] - always[way[0]]):
             for end in range(start, len(always)):
                 left = room - (always[end] - always[start])
@@ -287,7 +296,7 @@ def _deal_for_experts(entries: Sequence[_Entry], rooms: Sequence[int]) -> tuple[
                 more = min(left, bytes_[end] - bytes_[start])
                 if always[end] < least or (end in following and packed + more < following[end][0]):
                     continue
-                if more == left:  # not all
+                if more == left:  # not all experts fit
                     supply = [(size, upto[end] - upto[start]) for size, upto in zip(sizes, supplies, strict=True)]
                     more, _ = _packed(left, supply)
                 way = packed + more, evenness - (end - start) ** 2, (*counts, end - start)
@@ -298,11 +307,11 @@ def _deal_for_experts(entries: Sequence[_Entry], rooms: Sequence[int]) -> tuple[
 
 
 def _packed(room: int, supply: Sequence[tuple[int, int]]) -> tuple[int, tuple[int, ...]]:
-    """The most bytes of whole tensors that fit in `room`, and how many of each size.
+    """The most bytes of whole tensors that fit in `room`, and the number of tensors of each size.
 
     Args:
-        room: bytes.
-        supply: (size, how many there are), smallest first.
+        room: The bytes to fill.
+        supply: Pairs of a size in bytes and the number of tensors, smallest size first.
     """
     if not supply:
         return 0, ()
@@ -311,7 +320,7 @@ def _packed(room: int, supply: Sequence[tuple[int, int]]) -> tuple[int, tuple[in
     if not others:
         return most * size, (most,)
     best: tuple[int, tuple[int, ...]] = -1, ()
-    for count in range(max(most - 3, 0), most + 1):  # fewer would leave room for more than three of these
+    for count in range(max(most - 3, 0), most + 1):  # a smaller count would leave room for more than three more
         packed, counts = _packed(room - count * size, others)
         if packed + count * size > best[0]:
             best = packed + count * size, (*counts, count)
@@ -319,19 +328,18 @@ def _packed(room: int, supply: Sequence[tuple[int, int]]) -> tuple[int, tuple[in
 
 
 def _rules(away: dict[str, int | None]) -> tuple[tuple[str, int | None], ...]:
-    """Patterns for tensors that do not lie with their layer, as few and short as they can be."""
-    layers: dict[tuple[int | None, str], list[str]] = defaultdict(list)  # device and kind of tensor -> its layers
+    """The overrides for tensors that do not lie with their layer, with few and short patterns."""
+    layers: dict[tuple[int | None, str], list[str]] = defaultdict(list)  # (device, kind of tensor) -> layers
     for name, device in away.items():
         _, layer, kind, _ = name.split(".")
         layers[device, kind].append(layer)
-    kinds: dict[tuple[int | None, tuple[str, ...]], list[str]] = defaultdict(
-        list
-    )  # kinds of the same layers share a pattern
+    # Kinds that move in the same layers share a pattern: (device, layers) -> kinds.
+    kinds: dict[tuple[int | None, tuple[str, ...]], list[str]] = defaultdict(list)
     for (device, kind), numbers in layers.items():
         kinds[device, tuple(sorted(numbers, key=int))].append(kind)
     return tuple((_pattern(numbers, names), device) for (device, numbers), names in kinds.items())
 
 
 def _pattern(layers: Sequence[str], kinds: Sequence[str]) -> str:
-    """Dots in brackets, not behind backslashes, which every quoting on the way would have to preserve."""
+    """The pattern of these kinds of tensors in these layers. It writes a dot as `[.]`, because shells and files may drop a backslash."""
     return f"blk[.]({'|'.join(layers)})[.]({'|'.join(kinds)})[.]"

@@ -1,4 +1,4 @@
-"""How llama-server is started, as far as memory depends on it."""
+"""The arguments of llama-server on which memory depends, as one value."""
 
 from __future__ import annotations
 
@@ -7,35 +7,37 @@ from dataclasses import dataclass
 from r1prov.common.units import GIB
 
 EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
-"""What `--cpu-moe` moves: llama.cpp's own pattern."""
+"""The pattern of the tensors that `--cpu-moe` moves to RAM, as llama.cpp has it."""
 
 
 class RefusedError(ValueError):
-    """The engine would not start with these arguments; the message says why."""
+    """An error that says why the engine would not start with some arguments."""
 
 
 class UnknownArgumentError(RefusedError):
-    """What the engine takes with this argument cannot be told."""
+    """An error about an argument whose effect on memory r1prov does not know."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """The arguments of llama-server that memory depends on. The defaults are the pinned engine's.
+    """The arguments of llama-server on which memory depends. The defaults are those of the pinned engine.
 
     Attributes:
-        context: tokens of the whole cache; 0 for as many as the model was trained for, which None leaves to `fit`.
-        batch: tokens that a client's prompt is cut into.
-        micro_batch: tokens computed at once.
-        slots: answers at once.
-        unified: all slots share one cache.
-        gpu_layers: entries on the cards, the output being the last; None for all.
-        split: shares of the cards; empty for shares by their memory.
-        overrides: patterns of tensor names and the device they go to: a card's number, or None for RAM. The first that matches wins.
-        flash: flash attention; None where it is possible.
-        cache_on_cards: a layer's cache lies with the layer, else in RAM.
-        offload: large batches are computed on a card although their weights lie in RAM.
-        prompts: bytes of RAM that the engine may fill with the caches of past prompts.
-        fit: what is not said of context and placement, the engine may change at its start so that 1 GiB stays free on each card.
+        context: The tokens of the whole cache. 0 means the context that the model was trained for; None leaves the choice to `fit`.
+        batch: The tokens of the batches into which a prompt is cut.
+        micro_batch: The tokens that are computed at once.
+        slots: The number of answers at once.
+        unified: All slots share one cache.
+        gpu_layers: The number of last entries on the cards, where the output is the last entry. None means all entries.
+        split: The share of each card. Without any, the shares follow from the memory of the cards.
+        overrides: Pairs of a pattern of tensor names and a device, which is the number of a card or None for RAM. The first pattern that
+            matches decides.
+        flash: Whether flash attention is used. None means that it is used where it is possible.
+        cache_on_cards: The cache of a layer lies on the device of the layer; otherwise all caches lie in RAM.
+        offload: A card computes large batches even with weights that lie in RAM.
+        prompts: The bytes of RAM that the engine may fill with the caches of past prompts.
+        fit: At its start the engine may choose the context and the placement, as far as no argument sets them, so that 1 GiB stays free
+            on each card.
     """
 
     context: int | None = None
@@ -56,13 +58,14 @@ class Setting:
 
     @property
     def placed(self) -> bool:
-        """Where the model lies has been said, and the engine's `--fit` leaves it there."""
+        """Whether an argument sets the placement; the engine's `--fit` does not change it then."""
         return self.gpu_layers is not None or any(self.split) or bool(self.overrides)
 
 
 def rules(setting: Setting, between: str) -> str:
-    """The overrides as `--override-tensor` takes them, which llama-server parts by `,` and llama-bench by `;`."""
+    """The overrides as the value of `--override-tensor`. `between` is `,` for llama-server and `;` for llama-bench."""
     return between.join(f"{pattern}={'CPU' if card is None else f'CUDA{card}'}" for pattern, card in setting.overrides)
 
 
 CACHE_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "IQ4_NL", "Q5_0", "Q5_1")
+"""The types that the engine offers for the KV cache."""

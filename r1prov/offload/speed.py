@@ -1,4 +1,7 @@
-"""What a token reads, and how long that takes. Reading weights is what decoding waits for: a token multiplies each of them once."""
+"""The bytes that a decoded token reads from each device, and how long reading them takes.
+
+Decoding is limited by the speed of memory: each token uses every weight that it reads only once.
+"""
 
 from __future__ import annotations
 
@@ -16,37 +19,49 @@ if TYPE_CHECKING:
     from r1prov.offload.setting import Setting
 
 RAM_BYTES_PER_SECOND = (35 * GB, 60 * GB)
-"""What decoding gets out of the RAM of a two-socket server: 5.78 tokens/s with 35 of 62 entries of UD-IQ1_S on four RTX 4090, which
-is 6.4 GB per token from RAM, and 3 to 4 tokens/s without GPU, 14.7 GB (figures of others, docs/guide.md)."""
+"""The low and the high speed at which decoding reads the RAM of a two-socket server.
+
+Others measured 5.78 tokens/s with 35 of 62 entries of UD-IQ1_S on four RTX 4090, where a token reads 6.4 GB from RAM. They measured 3 to
+4 tokens/s without a GPU, where a token reads 14.7 GB (docs/guide.md).
+"""
 
 CARD_BYTES_PER_SECOND = (400 * GB, 800 * GB)
-"""The same of a card: under its memory's figure, for each of 61 layers waits for the one before it."""
+"""The low and the high speed at which decoding reads a card. Each layer waits for the one before it, so both are below the card's data
+sheet."""
 
 LINK_BYTES_PER_SECOND = 20 * GB
-"""To the first card, for weights in RAM that a large batch is computed with: PCIe 4.0 x16, pinned memory."""
+"""The speed at which weights go from RAM to the first card, which computes large batches with them: PCIe 4.0 x16, pinned memory."""
 
 
 @dataclass(frozen=True)
 class Reads:
-    """Bytes that a decoded token reads, of weights and of the full cache of one slot."""
+    """The bytes of weights and of the full cache of one slot that a decoded token reads, from each card and from the host's RAM."""
 
     cards: tuple[int, ...]
     host: int
 
     def seconds(self, which: int) -> float:
-        """Per token; `which` 0 for the low speeds, 1 for the high ones. Devices take turns."""
+        """Seconds per token. `which` is 0 for the low speeds and 1 for the high ones. The devices work one after the other."""
         return self.host / RAM_BYTES_PER_SECOND[which] + sum(self.cards) / CARD_BYTES_PER_SECOND[which]
 
 
 def weight_bytes_per_token(model: Model, name: str, tensor: Tensor) -> int:
-    """Of routed experts those that a token is sent to, of the embedding one row, of the rest everything; `name` is the graph's."""
+    """The bytes that one token reads of a tensor.
+
+    A token reads the experts that it is routed to, one row of the embedding, and every other tensor as a whole.
+
+    Args:
+        model: The model.
+        name: The name under which the graph reads the tensor, see `Model.weights`.
+        tensor: The tensor.
+    """
     if tensor.is_experts:
         return tensor.n_bytes * model.experts_used // tensor.shape[-1]
     return tensor.n_bytes // tensor.shape[-1] if is_embedding(name) else tensor.n_bytes
 
 
 def reads(model: Model, setting: Setting, cards: Sequence[int]) -> Reads:
-    """What a token reads from each device."""
+    """The bytes that a decoded token reads from each device with this setting."""
     where = placement(model, setting, cards)
     sums = [0] * (len(cards) + 1)
     for name, tensor in model.weights.items():
@@ -57,7 +72,7 @@ def reads(model: Model, setting: Setting, cards: Sequence[int]) -> Reads:
 
 
 def prompt_copies_seconds(model: Model, setting: Setting, cards: Sequence[int]) -> float:
-    """What each micro-batch of a prompt waits for weights to come from RAM to the first card."""
+    """The seconds that each micro-batch of a prompt waits while weights are copied from RAM to the first card."""
     if not cards or not setting.offload:
         return 0.0
     tensors = placement(model, setting, cards).tensors

@@ -1,4 +1,4 @@
-"""The rule of thumb that people use, kept to be compared with: floor(VRAM / file size x layers) - 4, and the table in print for R1."""
+"""The common rule of thumb for `--n-gpu-layers`, as a baseline: floor(VRAM / file size x layers) - 4, and the published table for R1."""
 
 from __future__ import annotations
 
@@ -19,16 +19,19 @@ PUBLISHED = {
     "UD-IQ2_XXS": {(1, 24): 4, (1, 80): 22, (2, 80): 49},
     "UD-Q2_K_XL": {(1, 24): 2, (1, 80): 19, (2, 80): 32},
 }
-"""Layers by quant, and by cards of so many GB. Not all of it follows from the formula."""
+"""The published layers on the GPUs: quant -> (number of cards, GB of each) -> layers. Not all of them follow from the formula."""
 
 
 def layers_on_gpu(vram_bytes: int, model_bytes: int, layers: int = LAYERS) -> int:
-    """Layers on the GPUs by the rule, 0 to all. It knows neither KV cache nor compute buffers, so it can run out of memory."""
+    """The layers on the GPUs by the formula, from 0 to `layers`.
+
+    The formula ignores the KV cache and the compute buffers, so the engine can run out of memory.
+    """
     return min(max(math.floor(vram_bytes / model_bytes * layers) - MARGIN_LAYERS, 0), layers)
 
 
 def published(quant: str, cards: Sequence[int]) -> int | None:
-    """Layers by the table; None where it says nothing."""
+    """The layers on the GPUs by the published table; None for a quant or cards that it does not list."""
     if len(set(cards)) != 1:
         return None
     near = {gigabytes: abs(cards[0] / GIB - gigabytes) for gigabytes in (24, 80)}

@@ -1,8 +1,8 @@
-"""What to try around a plan on the real host, and what came of it. Pure: llama-bench runs elsewhere (roles/tune).
+"""Lists the settings around a plan that are worth measuring on the real host. It is pure; roles/tune runs llama-bench.
 
-Arithmetic cannot tell how many threads a CPU's memory feeds, what a micro-batch costs there, whether repacked weights pay, or what
-one expert tensor more or less on each card does. So each of these is a dimension: the plan's own choice and a few others, of which
-one after the other is measured while the other dimensions keep their best.
+Arithmetic cannot tell how many threads the memory of a CPU feeds, what a micro-batch costs there, whether repacking pays, or what one
+expert tensor more or less on each card changes. Each of these questions is a dimension: the plan's own choice and a few others. One
+choice after the other is measured, while the other dimensions keep their best choice.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ if TYPE_CHECKING:
     from r1prov.offload.setting import Setting
 
 SMALLER_RESERVE_BYTES = RESERVE_BYTES // 2
-"""What must stay free on a card that is given a tensor more: the CUDA context takes some 300 to 450 MiB of it."""
+"""The bytes that must stay free on a card that gets one more tensor. The CUDA context takes some 300 to 450 MiB of them."""
 
 _MOST_MOVES = 4
-"""Tensors of each card that may make room for a larger micro-batch."""
+"""The most expert tensors of each card that may go to RAM to make room for a larger micro-batch."""
 
 DECODE_TOKENS = 32
 SHORTEST_PROMPT, LONGEST_PROMPT = 64, 1024
-"""Tokens of the measured prompt, which otherwise is the part of a full slot that is asked."""
+"""The limits of the measured prompt in tokens. Between them it is one part in `PROMPT_SHARE` of a slot."""
 
 _OPTIONS = {
     "threads": ("--threads",),
     "placement": ("--ubatch-size", "--override-tensor"),
     "repack": ("--no-repack",),
 }
-"""What each dimension sets."""
+"""The options of llama-server that each dimension sets."""
 
 _FLAGS = frozenset({"--no-repack"})
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One way to set a dimension: its name for people, and llama-server's arguments for it."""
+    """One choice of a dimension: its label for people, and the arguments of llama-server for it."""
 
     label: str
     arguments: tuple[str, ...] = ()
@@ -55,11 +55,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class Dimension:
-    """What can be chosen independently of the rest.
+    """Something that can be chosen independently of the other dimensions.
 
     Attributes:
-        name: for people.
-        choices: the plan's own, then the others, in the order to try.
+        name: The name for people.
+        choices: The plan's own choice, then the others in the order to try.
     """
 
     name: str
@@ -68,13 +68,14 @@ class Dimension:
 
 @dataclass(frozen=True)
 class Trial:
-    """All that is to be measured on one host.
+    """Everything that is to be measured on one host.
 
     Attributes:
-        subject: what is tuned.
-        fixed: the plan's arguments without what the dimensions set.
-        bench_fixed: llama-bench's, likewise.
-        prompt_tokens: of each measurement; it decodes `DECODE_TOKENS`.
+        subject: The model and the server that are tuned.
+        fixed: The plan's arguments of llama-server without the options that the dimensions set.
+        bench_fixed: The same for llama-bench.
+        dimensions: The dimensions that have more than one choice.
+        prompt_tokens: The length of the prompt in each measurement, which then decodes `DECODE_TOKENS`.
     """
 
     subject: Subject
@@ -85,11 +86,11 @@ class Trial:
 
     @property
     def settings(self) -> int:
-        """How many there are to measure: the plan's own, and the others of each dimension."""
+        """The number of settings to measure: the plan's own, and each other choice of each dimension."""
         return 1 + sum(len(dimension.choices) - 1 for dimension in self.dimensions)
 
     def arguments(self, chosen: dict[str, str]) -> tuple[str, ...]:
-        """llama-server's, with the choice of each dimension by its label."""
+        """The arguments of llama-server with the chosen label of each dimension, by the name of the dimension."""
         return (
             *self.fixed,
             *(
@@ -103,17 +104,17 @@ class Trial:
 
 
 def trial(plan: Plan, model: Model | None, machine: Machine, subject: Subject) -> Trial:
-    """What to try around `plan`.
+    """Lists what to measure around `plan`.
 
     Args:
-        plan: what is served now, or would be.
-        model: its layers; None where they are not known. Then nothing that takes more memory is tried.
-        machine: the server as planned for.
-        subject: the same as it is kept, with the server as it is.
+        plan: The plan that is served, or would be.
+        model: The model; None where its layers are not known. Then nothing that takes more memory is tried.
+        machine: The server as the profile describes it.
+        subject: The model and the server as found, which the result of tuning is valid for.
     """
     prompt = min(max(plan.context_per_slot // PROMPT_SHARE, SHORTEST_PROMPT), LONGEST_PROMPT)
     dimensions = [_placements(plan, model, machine, prompt)]
-    if not plan.whole:  # else the CPU has next to nothing to do
+    if not plan.whole:  # on whole plans the CPU has almost nothing to do
         dimensions = [_threads(plan.arguments, subject.hardware), *dimensions, _repack(plan.arguments)]
     dimensions = [dimension for dimension in dimensions if len(dimension.choices) > 1]
     set_by_us = {argument for dimension in dimensions for argument in _OPTIONS[dimension.name]}
@@ -122,7 +123,7 @@ def trial(plan: Plan, model: Model | None, machine: Machine, subject: Subject) -
 
 
 def without(arguments: Sequence[str], options: Iterable[str]) -> tuple[str, ...]:
-    """Arguments less these options and their values."""
+    """The arguments without these options and their values."""
     left, words, unwanted = [], iter(arguments), set(options)
     for word in words:
         if word not in unwanted:
@@ -133,7 +134,7 @@ def without(arguments: Sequence[str], options: Iterable[str]) -> tuple[str, ...]
 
 
 def _of(arguments: Sequence[str], options: Iterable[str]) -> tuple[str, ...]:
-    """These options and their values alone."""
+    """Only these options and their values, out of the arguments."""
     wanted = set(options)
     return tuple(
         word
@@ -143,20 +144,20 @@ def _of(arguments: Sequence[str], options: Iterable[str]) -> tuple[str, ...]:
 
 
 def for_bench(arguments: Sequence[str], plan: Plan) -> tuple[str, ...]:
-    """llama-bench's arguments for llama-server's: what the plan gives it, and what is tuned."""
+    """The arguments of llama-bench that measure these arguments of llama-server: those of the plan, with the tuned options."""
     tuned = {option for options in _OPTIONS.values() for option in options}
     return (*without(plan.bench_arguments, (tuned - _FLAGS) | {"--repack"}), *in_bench_words(_of(arguments, tuned)))
 
 
 def in_bench_words(arguments: Sequence[str]) -> tuple[str, ...]:
-    """What is tuned, as llama-bench wants it said: commas part values that are to be measured one after the other."""
+    """Translates tuned options for llama-bench, where a comma would separate values to measure one after the other."""
     return tuple(word.replace(",", ";") for word in running.for_bench(arguments))
 
 
 def _threads(arguments: Sequence[str], hardware: Hardware) -> Dimension:
-    """All that may be used, the physical cores, three quarters and half of them: RAM may feed no more than that."""
+    """The numbers of threads to try: all threads, the physical cores, three quarters and half of them. RAM may feed no more cores."""
     own = _of(arguments, _OPTIONS["threads"])
-    now = int(own[1]) if own else min(hardware.cores, hardware.threads)  # the engine's own choice
+    now = int(own[1]) if own else min(hardware.cores, hardware.threads)  # the engine chooses this number itself
     numbers = (hardware.threads, hardware.cores, hardware.cores * 3 // 4, hardware.cores // 2)
     others = dict.fromkeys(number for number in numbers if 1 <= number <= hardware.threads and number != now)
     return Dimension(
@@ -166,14 +167,17 @@ def _threads(arguments: Sequence[str], hardware: Hardware) -> Dimension:
 
 
 def _placements(plan: Plan, model: Model | None, machine: Machine, prompt: int) -> Dimension:
-    """Micro-batches beside the plan's, and an expert tensor less or more on each card: one dimension, for both want the cards' memory."""
+    """The micro-batches around the plan's, and one expert tensor less or more on each card.
+
+    Both compete for the memory of the cards, so they are one dimension.
+    """
     setting = plan.setting
     own = Choice(f"micro-batch {setting.micro_batch}", _of(plan.arguments, _OPTIONS["placement"]))
     half, double = (replace(setting, micro_batch=size) for size in (setting.micro_batch // 2, setting.micro_batch * 2))
     found: list[tuple[str, Setting | None]] = []
     if half.micro_batch >= SMALLEST_MICRO_BATCH:
         found.append((f"micro-batch {half.micro_batch}", half))
-    if model and double.micro_batch <= prompt:  # a larger one than the prompt changes nothing for it
+    if model and double.micro_batch <= prompt:  # a micro-batch larger than the prompt changes nothing
         found.append((f"micro-batch {double.micro_batch}", _fitting(model, double, machine, moves=not plan.whole)))
     if model and machine.cards and not plan.whole:
         found += [
@@ -185,7 +189,7 @@ def _placements(plan: Plan, model: Model | None, machine: Machine, prompt: int) 
 
 
 def _fitting(model: Model, setting: Setting, machine: Machine, *, moves: bool = True) -> Setting | None:
-    """With as many expert tensors less on the cards as it takes, where they may move; None where that does not suffice."""
+    """The setting, with expert tensors moved to RAM until it fits; None if it does not fit, or tensors may not move."""
     space = Space(machine.cards, machine.ram)
     for _ in range(_MOST_MOVES):
         if outcome(model, setting, space).fits:
@@ -202,14 +206,14 @@ def _placed(setting: Setting) -> tuple[str, ...]:
 
 
 def _fewer(model: Model, setting: Setting, machine: Machine) -> Setting:
-    """The smallest expert tensor of each card goes to RAM."""
+    """The setting with the smallest expert tensor of each card moved to RAM."""
     by_device = _experts(model, setting, machine)
     moved = tuple((_rule(tensors[0]), None) for device, tensors in by_device.items() if device < len(machine.cards))
     return replace(setting, overrides=(*moved, *setting.overrides))
 
 
 def _more(model: Model, setting: Setting, machine: Machine) -> Setting:
-    """One of the smallest expert tensors in RAM goes to each card where enough stays free beside it."""
+    """The setting with one of the smallest expert tensors in RAM moved to each card on which enough stays free."""
     in_ram = _experts(model, setting, machine).get(len(machine.cards), [])
     for card in range(len(machine.cards)):
         if not in_ram:
@@ -232,11 +236,11 @@ def _experts(model: Model, setting: Setting, machine: Machine) -> dict[int, list
 
 
 def _rule(tensor: Tensor) -> str:
-    """A pattern of this tensor alone, written as `search` writes its patterns."""
+    """A pattern that matches this tensor only, in the style of the patterns of `search`."""
     return tensor.name.removesuffix(".weight").replace(".", "[.]") + "[.]"
 
 
 def _repack(arguments: Sequence[str]) -> Dimension:
-    """Weights in RAM laid out anew for the CPU's widest instructions, or as they are in the file."""
+    """Whether the engine repacks weights in RAM for the CPU's widest instructions, or keeps them as in the file."""
     on, off = Choice("on"), Choice("off", ("--no-repack",))
     return Dimension("repack", (off, on) if "--no-repack" in arguments else (on, off))

@@ -110,7 +110,7 @@ def test_each_part_of_a_device_has_a_cell_of_its_bar(taken: tuple[int, int, int]
 def test_too_long_a_context_is_told_whose_limit_it_meets(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, "plan", "--ctx-size", "1000000")
     assert code == Exit.SITE
-    assert "1,000,000 tokens per slot are more than the 163,840 that it was trained for" in err
+    assert "a slot of 1,000,000 tokens is more than the 163,840 that the model was trained for" in err
 
 
 def test_another_model_has_a_limit_of_its_own(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_another_model_has_a_limit_of_its_own(capsys: pytest.CaptureFixture[str]
     assert trained < 163_840
     code, _, err = run(capsys, "plan", "--gguf", str(file), "--ctx-size", str(trained + 256))
     assert code == Exit.SITE
-    assert f"more than the {trained:,} that it was trained for" in err
+    assert f"more than the {trained:,} that the model was trained for" in err
     words = ("explain", "--gguf", str(file), "--gpus", "1x80GiB", "--ram", "64GiB", "--json", "--")
     (note,) = document(capsys, *words, "-c", str(2 * trained), "-ngl", "1")["notes"]
     assert f"the {trained:,} tokens that the model was trained for" in note
@@ -184,7 +184,7 @@ def test_a_model_that_arguments_name_is_not_the_one_that_is_judged(capsys: pytes
     )
     told = document(capsys, *words)
     assert told["model"] == "UD-IQ1_S"
-    assert "These are the figures of UD-IQ1_S, whatever `/models/Q4_K_M.gguf` is" in told["notes"][0]
+    assert "These are the figures of UD-IQ1_S; `/models/Q4_K_M.gguf` was not read" in told["notes"][0]
 
 
 def test_the_line_of_a_plan_can_be_explained(capsys: pytest.CaptureFixture[str]) -> None:
@@ -323,12 +323,12 @@ def test_bad_input_is_one_clear_error(
         (("explain", "--gpus", "0", "--ram", "1GiB", "--gguf", ""), "'--gguf': it is empty"),
         (("plan", "more"), "unexpected extra argument"),
         (("explain", "--ram", "1GiB"), "Missing option '--gpus'"),
-        (("explain", "--gpus", "0", "--ram", "1GiB", "--", "--frobnicate"), "--frobnicate is no argument"),
+        (("explain", "--gpus", "0", "--ram", "1GiB", "--", "--frobnicate"), "--frobnicate is not an argument"),
         (
             ("explain", "--gpus", "0", "--ram", "1GiB", "--", "CUDA_VISIBLE_DEVICES=0", "llama-server"),
-            "what CUDA_VISIBLE_DEVICES=0 changes",
+            "does not know the effect of CUDA_VISIBLE_DEVICES=0",
         ),
-        (("explain", "--gpus", "0", "--ram", "1GiB", "--jsn"), "--jsn is no argument"),
+        (("explain", "--gpus", "0", "--ram", "1GiB", "--jsn"), "--jsn is not an argument"),
     ],
 )
 def test_wrong_words_are_wrong_usage(capsys: pytest.CaptureFixture[str], words: tuple[str, ...], reason: str) -> None:
@@ -431,7 +431,7 @@ def test_bounds_are_said_to_be_bounds(capsys: pytest.CaptureFixture[str], tmp_pa
     file = fullsize.write_other(tmp_path / "gemma.gguf", models.MODELS["gemma3-12b"]())
     asked = ("explain", "--gpus", "1x24GiB", "--ram", "64GiB", "--gguf", str(file))
     (note,) = document(capsys, *asked, "--json", "--", "-c", "4096")["notes"]
-    assert "graph of `gemma3` with such tensors is not known" in note
+    assert "r1prov does not know the compute graph of `gemma3`" in note
     assert "upper bounds" in note
     assert "upper bounds" in run(capsys, *asked, "--", "-c", "4096")[1]
 
@@ -445,7 +445,7 @@ def test_a_model_without_attention_is_refused_by_name(capsys: pytest.CaptureFixt
     for verb in (("plan",), ("explain", "--gpus", "0", "--ram", "8GiB")):
         code, _, err = run(capsys, *verb, "--gguf", str(file))
         assert code == Exit.SITE
-        assert "no graph of `mamba` can be drawn: what becomes of its tensor `ssm_in.weight` is not known" in err
+        assert "no graph of `mamba` can be drawn: r1prov does not know how its tensor `ssm_in.weight` is used" in err
         assert "deepseek2, llama, qwen2, qwen3, qwen3moe" in err
 
 

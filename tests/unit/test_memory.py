@@ -153,7 +153,7 @@ def test_what_the_engine_refuses_is_refused_for_the_same_reason(answer: dict) ->
     [
         ("-ctk q4_9", "-ctk has an unsupported type: q4_9"),
         ("-c many", "-c cannot be `many`"),
-        ("-ngl", "-ngl wants a value"),
+        ("-ngl", "-ngl needs a value"),
         ("-ot exps=CUDA3", "knows no device `CUDA3`"),
         ("-ot ((=CPU", "cannot use the pattern"),
         ("--make-coffee", "--make-coffee is no argument"),
@@ -191,13 +191,13 @@ def test_arguments_have_long_forms_and_defaults_of_the_server() -> None:
     assert everything.placed
     with pytest.raises(RefusedError, match="has an unsupported type: Q8_0"):
         parse(["-ctk", "Q8_0"], cards=0)
-    with pytest.raises(RefusedError, match="the value is a word of its own"):
+    with pytest.raises(RefusedError, match="write the value as a separate word"):
         parse(["--ctx-size=8192"], cards=0)
-    with pytest.raises(RefusedError, match="invalid argument --no-mmap: `--load-mode` says that now"):
+    with pytest.raises(RefusedError, match="invalid argument --no-mmap: the engine replaced it by `--load-mode`"):
         parse(["--no-mmap"], cards=0)
     with pytest.raises(UnknownArgumentError, match="-sm cannot be judged with `row`"):
         parse(["-sm", "row"], cards=2)
-    with pytest.raises(UnknownArgumentError, match="cards are left out by `--gpus`"):
+    with pytest.raises(UnknownArgumentError, match="leave cards out with `--gpus`"):
         parse(["-dev", "CUDA0"], cards=2)
     assert len(parse(["-ncmoe", "999999999"], cards=1).overrides) == MOST_LAYERS
 

@@ -1,7 +1,7 @@
-"""How large the compute buffer of each device becomes: llama.cpp's graph allocator (ggml/src/ggml-alloc.c).
+"""Calculates the size of each device's compute buffer, like llama.cpp's graph allocator (ggml/src/ggml-alloc.c).
 
-It goes through the steps once, gives each tensor the smallest gap that holds it, or the end, and takes memory back when nothing
-reads it any more. The highest address is the size of the buffer.
+The allocator goes through the steps once. It puts each tensor in the smallest gap that holds it, or at the end. It frees the memory of
+a tensor after its last reader. The highest address is the size of the buffer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _NOWHERE = -1
 
 
 def sizes(graph: Numbered, plan: Schedule, cards: int) -> list[int]:
-    """Bytes of the compute buffers: of each card, then of the host."""
+    """The bytes of the compute buffers, of each card, then of the host."""
     wiring = graph.wiring
     pools = [Pool() for _ in range(cards + 1)]
     devices, reads, lasting, bytes_ = plan.devices, plan.reads, plan.lasting, _bytes(graph, plan, cards)
@@ -26,13 +26,13 @@ def sizes(graph: Numbered, plan: Schedule, cards: int) -> list[int]:
     own, owners = wiring.own + [True] * len(copies) + [False] * waits, [*wiring.owners, *copies]
     layouts = graph.layouts + [graph.layouts[original] for original in plan.originals]
     offsets = [_NOWHERE] * len(devices)
-    views, children = wiring.views + [0] * len(copies), [0] * len(devices)  # that are still to come
+    views, children = wiring.views + [0] * len(copies), [0] * len(devices)  # the views and readers still to come
     for step in plan.steps:
         for source in reads[step]:
             children[source] += 1
 
     def overwritten(node: int) -> int | None:
-        """What `node` may be written over: what has its layout and nobody else reads."""
+        """The operand that `node` may overwrite: it has the same layout and no other reader. None if there is none."""
         for parent in reads[node]:
             if (
                 offsets[parent] != _NOWHERE
@@ -70,7 +70,7 @@ def sizes(graph: Numbered, plan: Schedule, cards: int) -> list[int]:
 
 
 def _bytes(graph: Numbered, plan: Schedule, cards: int) -> list[int]:
-    """Of each tensor where it is, copies included."""
+    """The bytes of each tensor on its device, including the copies."""
     wiring = graph.wiring
     count = len(wiring.sources)
     bytes_ = [
@@ -86,14 +86,14 @@ def _bytes(graph: Numbered, plan: Schedule, cards: int) -> list[int]:
 
 
 class Pool:
-    """Addresses of one buffer: gaps in order, the last of which has no end. Sizes are multiples of its alignment."""
+    """The addresses of one buffer, as a list of gaps in order, of which the last has no end. All sizes are aligned."""
 
     def __init__(self) -> None:
         self.highest = 0
         self.offsets, self.rooms = [0], [_ENDLESS]
 
     def take(self, size: int) -> int:
-        """The offset of `size` bytes, from the smallest gap that holds them, the last of such."""
+        """Takes `size` bytes from the smallest gap that holds them (the last one of equal gaps), and returns their offset."""
         best, least = 0, _ENDLESS
         for number, room in enumerate(self.rooms):
             if size <= room <= least:
@@ -108,7 +108,7 @@ class Pool:
         return offset
 
     def give(self, offset: int, size: int) -> None:
-        """Takes back what `take` gave, and joins it with the gaps beside it."""
+        """Frees bytes that `take` gave, and joins them with the gaps beside them."""
         if not size:
             return
         offsets, rooms = self.offsets, self.rooms

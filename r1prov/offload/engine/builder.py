@@ -1,7 +1,6 @@
-"""What the compute graphs of all models have in common: embedding, inputs, feed-forward, mixture, attention over a cache, output.
+"""Builds what all compute graphs share: embedding, inputs, attention over a cache, feed-forward, mixture of experts, and output.
 
-Node by node what the parts of src/llama-graph.cpp and src/llama-kv-cache.cpp that the models call do in the pinned version: same
-operations, same order, same shapes.
+It repeats src/llama-graph.cpp and src/llama-kv-cache.cpp of the pinned version node by node: the same operations, order and shapes.
 """
 
 from __future__ import annotations
@@ -22,24 +21,24 @@ if TYPE_CHECKING:
     from r1prov.offload.engine.tensors import Part
 
 CHOSEN_FROM = frozenset({1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 288, 576})
-"""How many experts there can be for one CUDA kernel to choose from them (ggml_cuda_should_use_topk_moe)."""
+"""The numbers of experts for which one CUDA kernel chooses the experts of a token (ggml_cuda_should_use_topk_moe)."""
 
 SUMMED = range(2, 16)
-"""Of how many experts one CUDA kernel weighs and adds the results (MOE_WEIGHTED_REDUCTION_MAX_EXPERTS)."""
+"""The numbers of experts whose results one CUDA kernel weighs and adds (MOE_WEIGHTED_REDUCTION_MAX_EXPERTS)."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The largest batch the engine makes room for, and the cache it looks at.
+    """The largest batch for which the engine reserves memory, and the cache that the batch reads.
 
     Attributes:
-        tokens: of the micro-batch, a multiple of `streams`.
-        outputs: tokens whose logits are wanted.
-        cells: tokens of one stream's cache.
-        streams: caches of their own; 1 when all slots share one.
-        type_k, type_v: the cache's types.
-        flash: attention by one fused operation.
-        transposed_v: V lies transposed in the cache, as it does when flash attention was off from the start.
+        tokens: The tokens of the micro-batch, a multiple of `streams`.
+        outputs: The number of tokens whose logits are computed.
+        cells: The tokens in the cache of one stream.
+        streams: The number of separate caches; 1 if all slots share one.
+        type_k, type_v: The types of the cache.
+        flash: Whether attention is one fused operation.
+        transposed_v: Whether V lies transposed in the cache, as it does if flash attention was off from the start.
     """
 
     tokens: int
@@ -55,13 +54,13 @@ class Batch:
 class Builder(ABC):
     """Builds the graph of one batch.
 
-    `READS` are the kinds of tensors that it reads, see `Model.kinds`; `PERIOD` is after how many layers they are alike again.
+    `READS` are the kinds of tensors that the graph reads, see `Model.kinds`. `PERIOD` is the number of layers after which they repeat.
 
     Args:
-        model: what is computed.
-        batch: how much of it.
-        shared: the device of each of the model's weights that are one tensor under several names.
-        flash_on_cards: the CUDA backend has a flash attention kernel for these heads.
+        model: The model of the graph.
+        batch: The batch to compute.
+        shared: The device of each name in `Model.shared`.
+        flash_on_cards: Whether the CUDA backend has a flash attention kernel for these heads.
     """
 
     PERIOD: ClassVar[int] = 1
@@ -89,7 +88,7 @@ class Builder(ABC):
 
     @classmethod
     def shaped(cls, model: Model) -> bool:
-        """The tensors have the shapes that the graph is drawn for."""
+        """Whether the tensors have the shapes that the graph assumes."""
         return True
 
     @abstractmethod
@@ -124,7 +123,7 @@ class Builder(ABC):
         return graph
 
     def make_inputs(self) -> None:
-        """What the engine fills before each batch. Each is a leaf, met where it is first used."""
+        """Makes the leaves that the engine fills before each batch. The graph meets each of them at its first use."""
         model, batch = self.model, self.batch
         self.positions = _input("I32", batch.tokens)
         self.output_ids = _input("I32", batch.outputs)
@@ -152,11 +151,11 @@ class Builder(ABC):
         return binary("add", self.forward(normed), between)
 
     def forward(self, normed: Node) -> Node:
-        """The feed-forward part: experts, or one for all tokens."""
+        """The feed-forward part of a layer, which is a mixture of experts or dense."""
         return self.mixture(normed) if self.has("ffn_down_exps") else self.dense(normed)
 
     def added(self, attention: Node, hidden: Node) -> Node:
-        """Their sum; the last layer goes on with the wanted outputs only."""
+        """The sum of both. The last layer continues only with the tokens whose logits are computed."""
         if self.layer == self.model.layers - 1:
             attention, hidden = (
                 Node("get_rows", "F32", (self.width, self.batch.outputs), (rows, self.output_ids))
@@ -227,7 +226,7 @@ class Builder(ABC):
         return self.matmul(f"ffn_down{suffix}", self.gated(lambda name: self.matmul(name, cur), suffix))
 
     def gated(self, product: Callable[[str], Node], suffix: str) -> Node:
-        """What goes into `ffn_down`; `product` multiplies with a matrix, or with the experts chosen from it."""
+        """The input of `ffn_down`. `product` multiplies with a matrix, or with its chosen experts."""
         return binary("glu", product(f"ffn_gate{suffix}"), product(f"ffn_up{suffix}"))
 
     def mixture(self, cur: Node) -> Node:
@@ -282,7 +281,7 @@ class Builder(ABC):
         return chosen, weights
 
     def best_groups(self, biased: Node) -> Node:
-        """Only experts of the groups whose two best are best can be chosen."""
+        """The scores with all experts masked, except in the best groups. A group is rated by its two best experts."""
         experts, tokens = biased.ne[:2]
         groups, used = self.model.expert_groups, self.model.expert_groups_used
         each = experts // groups
@@ -299,15 +298,15 @@ class Builder(ABC):
     # the pieces
 
     def named(self, name: str, ending: str = "weight") -> str:
-        """The name of a weight of the current layer, or of none."""
+        """The full name of a weight of the current layer, or of a weight outside the layers."""
         return f"blk.{self.layer}.{name}.{ending}" if self.layer is not None else f"{name}.{ending}"
 
     def has(self, name: str, ending: str = "weight") -> bool:
-        """The model has it."""
+        """Whether the model has the weight."""
         return self.named(name, ending) in self.model.weights
 
     def weight(self, name: str, ending: str = "weight") -> Node:
-        """A weight; one that lies on a device once is one node there, by however many names it is read."""
+        """The node of a weight. A tensor with several names has one node on each device."""
         named = self.named(name, ending)
         tensor, device = self.model.weights[named], self.shared.get(named)
         node = self._weights.get((tensor.name, device))
@@ -385,7 +384,7 @@ class Builder(ABC):
 
 @lru_cache(maxsize=8)
 def _kinds(model: Model, period: int, shared: tuple[tuple[str, int], ...]) -> list[int]:
-    """For each layer a number that it has in common with those whose graph is the same."""
+    """A number for each layer, which it shares with all layers whose graph is the same."""
     weights: list[list[object]] = [[] for _ in range(model.layers)]
     devices = dict(shared)
     for named, tensor in model.weights.items():

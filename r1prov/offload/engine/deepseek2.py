@@ -1,6 +1,6 @@
-"""The compute graph of the architecture `deepseek2`: DeepSeek V3 and R1, legacy or latent attention, and the smaller V2 Lite.
+"""The compute graph of the architecture `deepseek2`: DeepSeek V3 and R1 with legacy or latent attention, and the smaller V2 Lite.
 
-What src/models/deepseek2.cpp does in the pinned version.
+It follows src/models/deepseek2.cpp in the pinned version.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from r1prov.offload.engine.tensors import Node, permute, reshape, view
 
 
 class DeepSeek2(Builder):
-    """Queries, and keys with values, go through a small rank; a part of each head carries the position."""
+    """Builds graphs whose queries, keys and values go through a small rank. A part of each head carries the position."""
 
     READS = Builder.READS | {
         *(
@@ -22,7 +22,7 @@ class DeepSeek2(Builder):
     }
 
     def attention(self, normed: Node) -> Node:
-        """Of one layer."""
+        """The attention of one layer."""
         model, tokens = self.model, self.batch.tokens
         rank, rope, heads = self.model.by_name[self.named("attn_kv_a_norm")].shape[0], model.rope_length, model.heads
         length = model.head_key_length
@@ -39,7 +39,7 @@ class DeepSeek2(Builder):
         latent = self.norm(latent, "attn_kv_a_norm")
         if model.mla:
             return self.latent_attention(query, latent, k_rope, nope)
-        pairs = self.matmul("attn_kv_b", latent)  # for each head its part of K without position, then V
+        pairs = self.matmul("attn_kv_b", latent)  # each head has its part of K without the position, then V
         value_length = model.value_length
         pair = 4 * (nope + value_length)
         k_nope = view(pairs, (nope, heads, tokens), (4, pair, pair * heads))
@@ -52,7 +52,7 @@ class DeepSeek2(Builder):
         return self.attend(query, key, value)
 
     def latent_attention(self, query: Node, latent: Node, k_rope: Node, nope: int) -> Node:
-        """The cache holds the latent values and one part with the position, as a single head for all queries."""
+        """Attention in MLA form: the cache holds the latent values and one part with the position, as a single head for all queries."""
         model, tokens = self.model, self.batch.tokens
         rank, rope, heads = latent.ne[0], model.rope_length, model.heads
         q_nope = permute(view(query, (nope, heads, tokens), query.nb[:3]), 0, 2, 1, 3)

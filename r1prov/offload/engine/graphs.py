@@ -1,4 +1,4 @@
-"""Which model has which graph."""
+"""Maps each model to the builder of its compute graph."""
 
 from __future__ import annotations
 
@@ -20,21 +20,24 @@ BUILDERS: dict[str, type[Builder]] = {
 
 
 def known(model: Model) -> bool:
-    """The graph is the engine's own, so its memory is too: no tensor of the file is read by other operations than in the graph."""
+    """Whether r1prov knows the engine's graph of the model, so that its memory figures are exact.
+
+    It does if the architecture is known, and the graph reads every kind of tensor in the file.
+    """
     builder = BUILDERS.get(model.architecture)
     return builder is not None and model.kinds <= builder.READS and builder.shaped(model)
 
 
 def builder_of(model: Model) -> type[Builder]:
-    """The graph of the model, or what its tensors suggest."""
+    """The builder of the model's graph; `Presumed` for a graph that is not known."""
     return BUILDERS[model.architecture] if known(model) else Presumed
 
 
 def check(model: Model) -> None:
-    """That a graph can be drawn of the model.
+    """Checks that a graph of the model can be built.
 
     Raises:
-        ValueError: its tensors suggest none, or one is missing; one sentence.
+        ValueError: No graph can be presumed from its tensors, or a tensor is missing. The message is one sentence.
     """
     builder = builder_of(model)
     unclear = missing(model) if builder is Presumed else None

@@ -1,7 +1,7 @@
 """The compute graph of the architectures `llama`, `qwen2`, `qwen3` and `qwen3moe`: grouped heads, dense layers or a mixture.
 
-One shape of graph: which biases, norms of heads, rope factors and experts there are, the tensors of the file say. What
-src/models/llama.cpp, qwen2.cpp, qwen3.cpp and qwen3moe.cpp do in the pinned version.
+All of them share one graph. The tensors of the file tell which biases, norms of heads, rope factors and experts a model has. It
+follows src/models/llama.cpp, qwen2.cpp, qwen3.cpp and qwen3moe.cpp in the pinned version.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Llama(Builder):
-    """Its heads are as long in K as in V, and turn with the position as a whole."""
+    """Builds graphs whose heads have the same length in K and V, and whose whole heads carry the position."""
 
     READS = Builder.READS | {
         *(f"attn_{name}.{ending}" for name in ("q", "k", "v", "output") for ending in ("weight", "bias")),
@@ -27,7 +27,7 @@ class Llama(Builder):
 
     @classmethod
     def shaped(cls, model: Model) -> bool:
-        """All layers have the same heads."""
+        """Whether all layers have the same heads."""
         widths = {"attn_q": model.heads, "attn_k": model.kv_heads, "attn_v": model.kv_heads}
         return model.key_length == model.value_length and all(
             tensor.shape[-1] == heads * model.key_length
@@ -36,7 +36,7 @@ class Llama(Builder):
         )
 
     def attention(self, normed: Node) -> Node:
-        """Of one layer."""
+        """The attention of one layer."""
         model = self.model
         query = self.turned("attn_q", model.heads, normed)
         key = self.turned("attn_k", model.kv_heads, normed)
@@ -44,7 +44,7 @@ class Llama(Builder):
         return self.attend(query, key, value)
 
     def turned(self, name: str, heads: int, normed: Node) -> Node:
-        """Q or K by heads, normed if the model does so, with the position in them."""
+        """Q or K as heads, with their norm if the model has one, and rotated by the position."""
         states = reshape(self.matmul(name, normed), self.model.key_length, heads, self.batch.tokens)
         if self.has(f"{name}_norm"):
             states = self.norm(states, f"{name}_norm")

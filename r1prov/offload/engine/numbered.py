@@ -1,4 +1,4 @@
-"""A graph as lists of numbers: all that `schedule` and `buffers` ask of it, the same for every placement."""
+"""Turns a graph into lists of numbers for `schedule` and `buffers`. They are the same for every placement."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 CARD_ALIGNMENT, HOST_ALIGNMENT = 128, 32
 CARD_ROW_ELEMENTS = 512
-"""On a card a quantised row is followed by padding up to a multiple of this (MATRIX_ROW_PADDING)."""
+"""A card pads the last row of a quantised tensor up to a multiple of this many elements (MATRIX_ROW_PADDING)."""
 
 OFFLOAD_ROWS = 32
-"""With as many rows an operation on weights in RAM is worth copying them to a card (GGML_OP_OFFLOAD_MIN_BATCH)."""
+"""The fewest rows of an operation for which the engine copies its weights from RAM to a card (GGML_OP_OFFLOAD_MIN_BATCH)."""
 
 
 class Link(NamedTuple):
-    """What a tensor is to others of its graph, see `tensors.Node`; `reads` and `root` are numbers."""
+    """The attributes of a `tensors.Node` that do not depend on sizes; `reads` and `root` are the numbers of other tensors."""
 
     op: str
     reads: tuple[int, ...]
@@ -36,25 +36,25 @@ class Link(NamedTuple):
 
 
 class Wiring:
-    """What of a graph does not depend on sizes. A list has an entry for each tensor, unless it says otherwise.
+    """The part of a graph that does not depend on sizes. Most lists have one entry for each tensor; the attributes say which do not.
 
     Attributes:
-        order: which of the graph's tensors it is; layers of a kind are made from the same.
-        sources: what it is made from.
-        owners: whose memory it shares, its own number if it has its own.
-        homes: number -> what lies there before: a weight's name, or the layer of a cache.
-        own: it takes memory when it is computed.
-        views: how many views it has.
-        leaves, nodes: the numbers of what is there before, and of what is made from it.
-        inputs: the numbers of leaves that are filled before each batch.
-        computed, moved: the numbers of nodes that are no views, and of those that are.
-        in_place: the numbers of nodes that may be written over an operand.
-        host_only: the numbers of nodes that no card computes.
-        weights: node -> the weights that it reads, where it reads any.
-        flash: fused attention -> its keys and values.
-        anchors: (leaf, node, stays) where a leaf draws a node to its device; those that need not stay are movable where they are large.
-        lasting: the numbers of what is read after the batch.
-        chains: (nodes, until, whole), see `tensors.Chain`.
+        order: The number of the tensor in the built graph. Layers of the same kind repeat the numbers of one built layer.
+        sources: The numbers of its operands.
+        owners: The number of the tensor whose memory it shares; its own number if it has memory of its own.
+        homes: A mapping from numbers to what the memory holds before the batch: the name of a weight, or the layer of a cache.
+        own: Whether it takes memory when it is computed.
+        views: The number of its views.
+        leaves, nodes: The numbers of tensors that exist before the batch, and of tensors that are made in it.
+        inputs: The numbers of leaves that the engine fills before each batch.
+        computed, moved: The numbers of nodes that are computed, and of nodes that are views.
+        in_place: The numbers of nodes that may overwrite an operand.
+        host_only: The numbers of nodes that no card computes.
+        weights: A mapping from nodes to the weights that they read, without nodes that read none.
+        flash: A mapping from nodes of fused attention to their keys and values.
+        anchors: Triples (leaf, node, stays): the node runs on the device of the leaf. Without `stays`, a large node may run on a card.
+        lasting: The numbers of tensors that are read after the batch.
+        chains: Triples (nodes, until, whole), see `tensors.Chain`.
     """
 
     def __init__(
@@ -104,20 +104,20 @@ class Wiring:
         self.lasting = [n for n, link in enumerate(linked) if link.is_output]
 
     def _anchor(self, n: int, op: str) -> tuple[int, int, bool] | None:
-        """Where a node must be, for its memory is there, or should be, for its weights are."""
+        """The anchor of a node: it must run where its memory lies, and should run where its weights lie. None for other nodes."""
         if self.owners[n] in self.homes:
             return self.owners[n], n, True
         return (self.weights[n][0], n, False) if n in self.weights and op not in {"rope", "flash"} else None
 
 
 class Numbered:
-    """A graph by numbers. A list has an entry for each tensor, in order.
+    """A graph as lists of numbers, each with one entry for each tensor, in order.
 
     Attributes:
-        wiring: which is the same for batches of other sizes.
-        layouts: tensors of the same layout have the same number here.
-        host_bytes, card_bytes: what it takes, aligned.
-        large: it has so many rows that a card computes it although its weights lie in RAM.
+        wiring: The part that is the same for batches of other sizes.
+        layouts: A number for its layout; tensors of the same type, shape and strides share it.
+        host_bytes, card_bytes: Its aligned bytes in RAM and on a card.
+        large: Whether it has so many rows that a card computes it even with weights in RAM.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -144,9 +144,10 @@ class Numbered:
         self.large = [large[n] for n in order]
 
     def flash_bytes(self, n: int, *, copied: bool) -> int:
-        """What fused attention takes on a card: its result, and behind it the F16 copies that the kernel keeps of a quantised cache.
+        """The bytes of fused attention on a card: its result, then the F16 copies that the kernel makes of a quantised cache.
 
-        ggml_cuda_flash_attn_ext_get_f16_extra_data. V needs none where it is a part of K, unless both are `copied` from elsewhere.
+        The source is ggml_cuda_flash_attn_ext_get_f16_extra_data. If V is a part of K, it needs no copy of its own, unless both are
+        `copied` from another device.
         """
         owners, order = self.wiring.owners, self.wiring.order
         keys, values = self.wiring.flash[n]
@@ -173,7 +174,7 @@ def _aligned(size: int, alignment: int) -> int:
 
 @cache
 def row_padding(kind: str, elements: int) -> int:
-    """Bytes behind a tensor on a card whose rows have so many elements."""
+    """The bytes of padding behind a tensor on a card, whose rows have `elements` elements."""
     missing = -elements % CARD_ROW_ELEMENTS
     return row_bytes(kind, missing) if missing and block(kind)[0] > 1 else 0
 

@@ -1,8 +1,8 @@
-"""A graph for models whose own is not known: what the tensors of the file suggest.
+"""The graph that r1prov presumes, from the tensors of the file, for a model whose graph it does not know.
 
-Their names are the same in all architectures, and attention over a cache and feed-forward take memory in much the same way
-everywhere. What this graph takes is no figure of the engine's; with the margin of `bounds` it was more than the engine took for all
-architectures that were asked about (tests/data/engine_memory_others.json).
+The names of tensors are the same in all architectures, and attention and feed-forward take memory in much the same way everywhere. The
+memory of this graph is not the engine's own figure. With the margin of `bounds` it was more than the engine took, for all architectures
+in tests/data/engine_memory_others.json.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ MARGIN_PERCENT, MARGIN_BYTES = 25, 64 * MIB
 
 
 def bounds(sizes: Sequence[int], copied: int) -> list[int]:
-    """More than the compute buffers will be, of what the presumed graph takes.
+    """Upper bounds of the compute buffers, in bytes, of each card, then of the host.
 
     Args:
-        sizes: of each card, then of the host.
-        copied: bytes of the largest weight in RAM: in another order of nodes the first card may hold a copy of one more.
+        sizes: The bytes that the presumed graph takes of each card, then of the host.
+        copied: The bytes of the largest weight in RAM. With another order of nodes the first card may hold a copy of one more weight.
     """
     first, *others = sizes
     return [
@@ -36,17 +36,17 @@ def bounds(sizes: Sequence[int], copied: int) -> list[int]:
 
 
 def missing(model: Model) -> str | None:
-    """Why no graph can be presumed; None when one can."""
+    """Why no graph can be presumed; None if one can."""
     strange = sorted(model.kinds - Presumed.READS)
     if strange:
-        return f"what becomes of its tensor `{strange[0]}` is not known"
+        return f"r1prov does not know how its tensor `{strange[0]}` is used"
     if model.architecture == "grok":
         return "llama.cpp never fuses its attention"
     return None
 
 
 class Presumed(Llama):
-    """Norms, biases, fused matrices and gates as the file has them; every other layer looks at a part of the cache."""
+    """Builds a graph with the norms, biases, fused matrices and gates of the file. Every second layer sees only a window of the cache."""
 
     READS = Llama.READS | {
         *("attn_qkv.weight", "attn_qkv.bias", "attn_sinks.weight", "ffn_gate_inp_shexp.weight", "exp_probs_b.bias"),
@@ -60,14 +60,14 @@ class Presumed(Llama):
     PERIOD = 2
 
     def make_inputs(self) -> None:
-        """A window of the cache has a mask of its own, at most as large as the whole."""
+        """Adds a mask for a window of the cache, which is at most as large as the mask of the whole cache."""
         super().make_inputs()
         window = Node("", self.mask.type, self.mask.ne)
         window.is_input = True
         self.masks = (self.mask, window)
 
     def one_layer(self, hidden: Node) -> Node:
-        """With norms before, after, or both; without one between them attention and feed-forward stand beside each other."""
+        """A layer with norms before or after its parts, or both. Without a norm between attention and feed-forward, they are parallel."""
         assert self.layer is not None  # noqa: S101 - for the type checker: it is one of the layers
         self.mask = self.masks[self.layer % self.PERIOD]
         normed = self.norm(hidden, "attn_norm")
@@ -83,14 +83,14 @@ class Presumed(Llama):
         return binary("add", self.forward(normed), between)
 
     def norm(self, operand: Node, name: str) -> Node:
-        """The norm, with its bias, where there is one."""
+        """The norm of `operand` with its bias, or `operand` itself if the file has no such norm."""
         if not self.has(name):
             return operand
         normed = super().norm(operand, name)
         return binary("add", normed, self.weight(name, "bias")) if self.has(name, "bias") else normed
 
     def attention(self, normed: Node) -> Node:
-        """Of one layer; Q, K and V may come from one matrix, or V from K's."""
+        """The attention of one layer. Q, K and V may come from one matrix, and V may come from the matrix of K."""
         model, tokens = self.model, self.batch.tokens
         if not self.has("attn_qkv"):
             key = self.turned("attn_k", model.kv_heads, normed)
@@ -110,7 +110,7 @@ class Presumed(Llama):
         return self.attend(self.rope(self.norm(query, "attn_q_norm")), self.rope(self.norm(key, "attn_k_norm")), value)
 
     def gated(self, product: Callable[[str], Node], suffix: str) -> Node:
-        """With gate and up in one matrix, in two, or without a gate."""
+        """The input of `ffn_down`, with gate and up in one matrix or in two, or without a gate."""
         if self.has(f"ffn_gate{suffix}"):
             return super().gated(product, suffix)
         up = product(f"ffn_gate_up{suffix}" if self.has(f"ffn_gate_up{suffix}") else f"ffn_up{suffix}")
@@ -118,6 +118,6 @@ class Presumed(Llama):
         return Node("unary" if up.ne[0] == inner else "glu", "F32", (inner, *up.ne[1:]), [up])
 
     def routed(self, name: str, operand: Node, chosen: Node) -> Node:
-        """With their biases."""
+        """The products with the chosen experts, and their biases."""
         product = super().routed(name, operand, chosen)
         return binary("add", product, self.weight(name, "bias")) if self.has(name, "bias") else product

@@ -1,7 +1,7 @@
-"""Which device computes each node, and what must be copied between them: llama.cpp's scheduler (ggml/src/ggml-backend.cpp).
+"""Assigns nodes to devices and plans the copies between devices, like llama.cpp's scheduler (ggml/src/ggml-backend.cpp).
 
-Devices are numbered: the cards from 0, the host after the last card. Tensors are numbered as in `Numbered`, copies after them, and
-after those what computes nothing: what such a wait reads is not freed before it.
+The cards are numbered from 0, and the host has the number after the last card. Tensors have the numbers of `Numbered`; copies follow
+them, and waits follow the copies. A wait computes nothing, but the tensors that it reads are not freed before it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PIPELINE_COPIES = 4
 """Batches that several cards work on at once, each with its own copy of what goes between them (GGML_SCHED_MAX_COPIES)."""
 
 NOWHERE = -1
-"""The device of what has none yet."""
+"""The device of a tensor that has none yet."""
 
 
 @dataclass
@@ -32,15 +32,15 @@ class Split:
 
 @dataclass(frozen=True)
 class Schedule:
-    """What `buffers` goes through.
+    """The order in which `buffers` allocates tensors.
 
     Attributes:
-        devices: of each tensor, copies included.
-        originals: what each copy is a copy of.
-        reads: what each node reads, copies where that is on another device; what each wait does.
-        leaves: numbers of what is there before the first step, in order.
-        steps: numbers of what is computed, copied and waited for, in order.
-        lasting: numbers of what nothing may take the place of.
+        devices: The device of each tensor, including the copies.
+        originals: The tensor of which each copy is one.
+        reads: The tensors that each node and each wait reads. If a tensor is on another device, its copy stands here.
+        leaves: The numbers of the tensors that exist before the first step, in order.
+        steps: The numbers of computed nodes, copies and waits, in order.
+        lasting: The numbers of the tensors whose memory is never reused.
     """
 
     devices: list[int]
@@ -55,11 +55,11 @@ def schedule(graph: Numbered, homes: Mapping[str | int, int], cards: int, *, cop
     """Places the nodes of `graph` and plans the copies.
 
     Args:
-        graph: what is computed.
-        homes: the device of each weight, by name, and of each layer's cache, by the layer's number.
-        cards: how many.
-        copies: PIPELINE_COPIES when the cards work as a pipeline, else 1.
-        offload: operations on weights in RAM may run on a card.
+        graph: The graph of the batch.
+        homes: The device of each weight, by name, and of each layer's cache, by the number of the layer.
+        cards: The number of cards.
+        copies: PIPELINE_COPIES if the cards work as a pipeline, otherwise 1.
+        offload: Whether large operations on weights in RAM may run on a card.
     """
     wiring = graph.wiring
     devices = _placed(graph, homes, cards, offload=offload)
@@ -95,7 +95,7 @@ def _placed(graph: Numbered, homes: Mapping[str | int, int], host: int, *, offlo
     moves = offload and host > 0
     for leaf, node, stays in wiring.anchors:
         devices[node] = 0 if moves and devices[leaf] == host and not stays and graph.large[node] else devices[leaf]
-    # Cards spread to their neighbours first, down then up; the host gets what is left.
+    # Nodes on cards first give their device to their neighbours, downwards, then upwards. The host gets the other nodes.
     for cards_only in (True, False):
         _spread(wiring.computed, wiring, devices, host, cards_only=cards_only)
         _spread(reversed(wiring.computed), wiring, devices, host, cards_only=cards_only)
@@ -124,7 +124,7 @@ def _split(
     originals: list[int],
     copies: int,
 ) -> list[Split]:
-    """The splits in order; `reads` of nodes become the copies that they read, which are added to `devices` and `originals`."""
+    """The splits in order. It adds the copies to `devices` and `originals`, and makes `reads` name the copies."""
     split = Split(NOWHERE)  # views before the first computed node belong to the first split
     splits: list[Split] = []
     twins: dict[tuple[int, int], list[int]] = {}
@@ -134,7 +134,7 @@ def _split(
             split.nodes.append(node)
             continue
         device = devices[node]
-        # Weights are copied for each split anew, so that the memory of those before them can be used again.
+        # A copied weight starts a new split, so that the memory of weights copied before can be reused.
         if split.device != device or (split.inputs and node in weights and _any_away(weights[node], device, devices)):
             split = Split(device, [] if splits else split.nodes)
             splits.append(split)
@@ -170,7 +170,7 @@ def _twins(source: int, device: int, devices: list[int], originals: list[int], c
 def _kept(
     wiring: Wiring, splits: list[Split], reads: list[tuple[int, ...]], host: int
 ) -> dict[int, list[tuple[int, ...]]]:
-    """What fused kernels need to stay until a node is computed, in groups of ten, as a node has no more operands."""
+    """For a node, the tensors that a fused kernel needs until then. They come in groups of ten, as a node has at most ten operands."""
     where = {node: number for number, split in enumerate(splits) if split.device != host for node in split.nodes}
     kept: dict[int, list[tuple[int, ...]]] = {}
     for nodes, until, whole in wiring.chains:

@@ -1,6 +1,7 @@
-"""Tensors of a compute graph as ggml lays them out: type, shape, strides, and what they are made from. No values.
+"""The tensors of a compute graph as ggml lays them out: type, shape, strides and operands, without values.
 
-The names are ggml's: `ne` elements and `nb` bytes by dimension, fastest first; a view shares the memory of its `base`.
+The names are those of ggml. `ne` holds the elements and `nb` the stride in bytes of each dimension, fastest first. A view shares the
+memory of its `base`.
 """
 
 from __future__ import annotations
@@ -19,21 +20,21 @@ VIEW = "view"
 """The operation of every view that moves no data: ggml's VIEW, RESHAPE, PERMUTE and TRANSPOSE."""
 
 IN_PLACE = frozenset({"add", "mul", "div", "fill", "scale", "clamp", "unary", "rope", "rms_norm", "soft_max"})
-"""Operations that may write over an operand nobody else needs (ggml_op_can_inplace)."""
+"""Operations that may overwrite an operand that no other node needs (ggml_op_can_inplace)."""
 
 
 class Node:
     """One tensor of a graph.
 
     Attributes:
-        op: how it is computed; "" for what is there before: weights, cache, inputs.
-        size: bytes from its first to its last element.
-        base: the tensor whose memory it shares.
-        home: what lies there before the graph runs: a weight, by its name, or a layer's cache, by its number.
-        weight: it is a weight.
-        is_input: it is filled by the engine before each batch.
-        is_output: it is read after the batch, so nothing may take its place.
-        host_only: no CUDA kernel computes it.
+        op: The operation that computes it; "" for weights, caches and inputs, which exist before the batch.
+        size: The bytes from its first to its last element.
+        base: The tensor whose memory it shares; None if it has memory of its own.
+        home: What its memory holds before the batch: the name of a weight, or the layer of a cache.
+        weight: Whether it is a weight.
+        is_input: Whether the engine fills it before each batch.
+        is_output: Whether it is read after the batch, so that its memory is never reused.
+        host_only: Whether no CUDA kernel computes it.
     """
 
     __slots__ = (
@@ -55,12 +56,12 @@ class Node:
 
     @property
     def root(self) -> Node:
-        """The tensor whose memory this is."""
+        """The tensor that owns the memory of this one."""
         return self.base or self
 
     @property
     def contiguous(self) -> bool:
-        """Its elements lie without gaps and in order."""
+        """Whether its elements lie in order and without gaps."""
         elements, n_bytes = block(self.type)
         expected = n_bytes
         for dimension, (ne, nb) in enumerate(zip(self.ne, self.nb, strict=True)):
@@ -71,7 +72,7 @@ class Node:
 
 
 def view(source: Node, ne: Sequence[int], nb: Sequence[int]) -> Node:
-    """A part or another order of `source`'s elements; `nb` as long as `ne`."""
+    """A view of a part of `source`, or of its elements in another order. `ne` and `nb` have the same length."""
     node = Node(VIEW, source.type, ne, [source])
     strides = list(nb)
     while len(strides) < 4:  # what ggml_view_impl leaves in the dimensions that were not given
@@ -86,14 +87,14 @@ def view(source: Node, ne: Sequence[int], nb: Sequence[int]) -> Node:
 
 
 def reshape(source: Node, *ne: int) -> Node:
-    """The same elements in another shape."""
+    """A view of the same elements in another shape."""
     node = Node(VIEW, source.type, ne, [source])
     node.base = source.root
     return node
 
 
 def permute(source: Node, a: int, b: int, c: int, d: int) -> Node:
-    """Dimension 0 becomes dimension `a`, 1 `b`, and so on."""
+    """A view whose dimension `a` is dimension 0 of `source`, `b` is dimension 1, and so on."""
     ne, nb = [0] * 4, [0] * 4
     for position, n, stride in zip((a, b, c, d), source.ne, source.nb, strict=True):
         ne[position], nb[position] = n, stride
@@ -109,12 +110,12 @@ def _with_strides(source: Node, ne: Sequence[int], nb: Sequence[int]) -> Node:
 
 
 class Graph:
-    """Tensors in the order in which they are met, what each is made from before it.
+    """The tensors of a batch, in an order in which operands come before their readers.
 
     Attributes:
-        numbers: the place of each tensor in that order.
-        chains: runs of nodes that the CUDA backend computes as one, see `Chain`.
-        parts: what the graph is put together from, in order; a layer may be one that was met before, once more.
+        numbers: The place of each tensor in that order.
+        chains: Nodes that the CUDA backend computes together, see `Chain`.
+        parts: The parts of the graph, in order. A layer may repeat the tensors of a layer that was built before.
     """
 
     def __init__(self) -> None:
@@ -124,7 +125,7 @@ class Graph:
         self._closed = Part(None, 0, 0, entry=0, output=0)
 
     def expand(self, node: Node) -> None:
-        """Adds `node` after all that it needs, operand by operand (ggml_build_forward_expand)."""
+        """Adds the operands of `node`, in order, then `node` itself (ggml_build_forward_expand)."""
         if node in self.numbers:
             return
         for source in node.src:
@@ -132,7 +133,10 @@ class Graph:
         self.numbers[node] = len(self.numbers)
 
     def close(self, layer: int | None, output: Node) -> Part:
-        """Makes a part of what was added since the last one, of which it reads nothing but its output, and inputs."""
+        """Makes a part of the tensors that were added since the last part.
+
+        Of the part before it, the new part may read only the output and inputs.
+        """
         before = self._closed
         self._closed = Part(layer, before.stop, len(self.numbers), entry=before.output, output=self.numbers[output])
         self.parts.append(self._closed)
@@ -141,13 +145,13 @@ class Graph:
 
 @dataclass(frozen=True)
 class Part:
-    """A layer, or what is before or after all of them.
+    """A part of a graph: a layer, or the tensors before or after all layers.
 
     Attributes:
-        layer: which one.
-        start, stop: the numbers of its tensors.
-        entry: the number of the tensor before it that it goes on from.
-        output: the number of the tensor that the part after it goes on from.
+        layer: The number of the layer; None for the other parts.
+        start, stop: The range of the numbers of its tensors.
+        entry: The number of the tensor of the part before that this part continues from.
+        output: The number of the tensor that the next part continues from.
     """
 
     layer: int | None
@@ -162,9 +166,9 @@ class Chain:
     """Nodes that one CUDA kernel computes together when they lie in one split.
 
     Attributes:
-        nodes: in order.
-        until: the node before which memory that the kernel reads is not given to others.
-        whole: everything in the chain stays until then, else only what its first node reads.
+        nodes: The nodes in order.
+        until: The node until which the memory that the kernel reads is kept.
+        whole: Whether all tensors of the chain are kept until then, or only those that its first node reads.
     """
 
     nodes: tuple[Node, ...]
