@@ -384,8 +384,10 @@ def _clear(name: str) -> None:
         network.detach(name)
         for hierarchy in ("", "unified", "systemd"):  # as in supervise.sh
             _remove_groups(Path("/sys/fs/cgroup") / hierarchy / machine)
-        if directory.exists():
-            shutil.rmtree(directory)
+    # A disk may take many seconds, for which other hosts do not wait. The record goes last: while it is there, the rest is found again.
+    if directory.exists():
+        shutil.rmtree(directory)
+    with locked(_RUN / "lock"):
         (_RECORDS / f"{name}.json").unlink(missing_ok=True)
         _write_known_hosts()
         if not list(_RECORDS.glob("*.json")) and not network.namespaces():

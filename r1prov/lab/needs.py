@@ -40,7 +40,7 @@ _PROBES = (
         "put the cache on ext4 or xfs: set XDG_CACHE_HOME to a folder there",
         """
         mkdir lower upper work root
-        unshare --mount mount -t overlay probe -o lowerdir=lower,upperdir=upper,workdir=work root
+        unshare --mount mount -t overlay probe -o lowerdir=lower,upperdir=upper,workdir=work,volatile root
         """,
     ),
     (

@@ -15,7 +15,8 @@ for hierarchy in /sys/fs/cgroup /sys/fs/cgroup/unified /sys/fs/cgroup/systemd; d
     fi
 done
 
-mount -t overlay "$machine" -o "lowerdir=$lower,upperdir=$hostdir/upper,workdir=$hostdir/work" "$hostdir/root"
+# volatile: nothing is synced to the disk for a host that does not outlive this machine's next boot. A package installation syncs each file.
+mount -t overlay "$machine" -o "lowerdir=$lower,upperdir=$hostdir/upper,workdir=$hostdir/work,volatile" "$hostdir/root"
 
 # systemd-nspawn leaves lock files and folders in /run/systemd, and asks there whether the outer machine runs systemd: hide it.
 mkdir -p /run/systemd
