@@ -78,7 +78,7 @@ def _faults(chain: str, key: str, name: str, now: datetime) -> Iterator[tuple[st
 
 
 def validity(certificate: x509.Certificate) -> tuple[datetime, datetime]:
-    """The first and the last moment at which a certificate is valid, in UTC. `cryptography` before 42 has no properties with a time zone."""
+    """The first and the last moment at which a certificate is valid, in UTC. `cryptography` before 42 tells them without a time zone."""
     if hasattr(certificate, "not_valid_after_utc"):
         return certificate.not_valid_before_utc, certificate.not_valid_after_utc
     starts, ends = certificate.not_valid_before, certificate.not_valid_after
