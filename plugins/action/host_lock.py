@@ -1,4 +1,4 @@
-"""The controller's half of the lock: says who this run is, and whether the holder of a taken lock still lives."""
+"""The controller's half of the lock. It says who this run is, and whether the holder of a taken lock still lives."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class ActionModule(ActionBase):  # type: ignore[misc] # Ansible has no types
 
 
 def this_run() -> dict[str, Any]:
-    """Who asks for the lock: the ansible-playbook process, of which tasks run in forks."""
+    """Describes the run that asks for the lock: the ansible-playbook process, which is the parent of the fork that runs this task."""
     pid = os.getppid()
     controller_id, started = this_controller_id(), process_started(pid)
     return {
@@ -71,7 +71,7 @@ def this_run() -> dict[str, Any]:
 
 
 def this_controller_id() -> str:
-    """Tells controllers apart. The name space of processes counts: containers may share a machine id, never numbers."""
+    """A name that tells controllers apart. It depends on the name space of processes too, because containers may share a machine id."""
     machine_id, processes = Path("/etc/machine-id"), Path("/proc/self/ns/pid")
     return digest(
         platform.node(),
@@ -81,7 +81,7 @@ def this_controller_id() -> str:
 
 
 def process_started(pid: int) -> str:
-    """When a living process started, as boot and clock ticks; empty if there is none. Its number may be used again."""
+    """When a living process started, as boot and clock ticks; empty if there is none. A number alone may belong to a later process."""
     try:
         # The fields after the program's name, which is in brackets and may hold blanks: state first, start as the 20th.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -103,7 +103,7 @@ def is_dead(holder: dict[str, Any]) -> bool:
 
 
 def sentence(holder: dict[str, Any]) -> str:
-    """Who changes a host, since when, with what; the time is this controller's."""
+    """Says who changes a host, since when, and with what. The time is in this controller's time zone."""
     who = f"{holder['user']}@{holder['controller']}" if holder["controller"] else holder["user"]
     if not holder["since"]:
         return f"is locked by {who}: /run/r1prov/lock.json there is damaged"

@@ -26,7 +26,7 @@ def systemd_text(value: object, *, quote: bool = False) -> str:
 
 
 def systemd_word(value: object) -> str:
-    """One word of a command line. Only `${CREDENTIALS_DIRECTORY}` is left for systemd to expand (`%d` is newer than Ubuntu 22.04)."""
+    """A word of a command line. Only `${CREDENTIALS_DIRECTORY}` is left for systemd to expand (`%d` is newer than Ubuntu 22.04)."""
     text = str(value)
     if _PLAIN.fullmatch(text):
         return text

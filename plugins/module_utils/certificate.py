@@ -1,4 +1,4 @@
-"""Whether a TLS certificate can serve a name: judged from texts and time alone, on the controller, which has `cryptography`."""
+"""Judges whether a TLS certificate can serve a name, from texts and time alone. It runs on the controller, which has `cryptography`."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _faults(chain: str, key: str, name: str, now: datetime) -> Iterator[tuple[st
 
 
 def validity(certificate: x509.Certificate) -> tuple[datetime, datetime]:
-    """From when to when, in UTC. Releases of `cryptography` before 42 have only the properties without a time zone."""
+    """The first and the last moment at which a certificate is valid, in UTC. `cryptography` before 42 tells them without a time zone."""
     if hasattr(certificate, "not_valid_after_utc"):
         return certificate.not_valid_before_utc, certificate.not_valid_after_utc
     starts, ends = certificate.not_valid_before, certificate.not_valid_after
@@ -86,7 +86,7 @@ def validity(certificate: x509.Certificate) -> tuple[datetime, datetime]:
 
 
 def covered(certificate: x509.Certificate) -> list[str]:
-    """The names and addresses it is for. Browsers look at these alone, not at the common name."""
+    """The names and addresses that a certificate is for. Browsers look at these alone, not at the common name."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
@@ -95,7 +95,7 @@ def covered(certificate: x509.Certificate) -> list[str]:
 
 
 def covers(pattern: str, name: str) -> bool:
-    """Whether a name in a certificate stands for `name`. A star is one whole label, the first."""
+    """Whether a name in a certificate stands for `name`. A star stands for the whole first label."""
     try:
         return str(ipaddress.ip_address(name)) == pattern
     except ValueError:

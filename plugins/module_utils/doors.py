@@ -17,7 +17,7 @@ SEED = 3407
 
 @dataclass(frozen=True)
 class Limits:
-    """How a question is asked: most tokens of the answer, seconds until it has failed, temperature of the sampling."""
+    """The limits of a question: the most tokens of its answer, the seconds until it has failed, the temperature of the sampling."""
 
     tokens: int
     seconds: float
@@ -26,7 +26,7 @@ class Limits:
 
 @dataclass
 class Reply:
-    """What came back. Times by time.monotonic(); rates in tokens/s, the engine's own; 0 where a door does not tell them."""
+    """An answer. Times are of time.monotonic(). Rates are the engine's own, in tokens/s; they are 0 where a door does not tell them."""
 
     content: str = ""
     reasoning: str = ""
@@ -40,7 +40,7 @@ class Reply:
     decode_tokens_per_second: float = 0.0
 
     def hear(self, content: str, reasoning: str) -> bool:
-        """A piece of the answer has come. Whether it held anything."""
+        """Takes a piece of the answer, and returns whether the piece held any text."""
         self.content += content
         self.reasoning += reasoning
         self.last_s = time.monotonic()
@@ -59,7 +59,7 @@ class LlamaServer:
         self._context = 0
 
     def facts(self) -> dict[str, Any]:
-        """What serves: `build`, `model` (a path), `context_per_slot` (tokens), `slots`."""
+        """Tells what serves: `build`, `model` (a path), `context_per_slot` (tokens), `slots`."""
         props = self._api.get("/props")
         self._context = props["default_generation_settings"]["n_ctx"]
         return {
@@ -70,12 +70,12 @@ class LlamaServer:
         }
 
     def ask(self, question: str, limits: Limits, tell: Callable[[int], None]) -> Reply:
-        """A question in a chat, as a user would; `tell` is told how many pieces have come."""
+        """Asks a question in a chat, as a user would. `tell` is called with the number of pieces that have come."""
         body = {"max_tokens": limits.tokens, "cache_prompt": False, "temperature": limits.temperature, "seed": SEED}
         return _chat(self._api, "/v1/chat/completions", body | _messages(self._model, question), limits.seconds, tell)
 
     def generate(self, text: str, seed: int, limits: Limits, tell: Callable[[int], None]) -> Reply:
-        """So many tokens after a text, whatever they say."""
+        """Has the engine write so many tokens after a text, whatever they say."""
         # A tokenizer may make many tokens of the text, a context may be small: no more than fit.
         tokenized = self._api.post("/tokenize", {"content": text, "add_special": True})["tokens"]
         tokens = min(limits.tokens, self._context // 2)
@@ -100,7 +100,7 @@ class Ollama:
         self._slots = slots
 
     def facts(self) -> dict[str, Any]:
-        """What serves, as `LlamaServer.facts` says it; the model is told by name and digest."""
+        """Tells what serves, as `LlamaServer.facts` does. The model is named by its name and its digest."""
         models = self._api.get("/api/tags")["models"]
         listed = [found for found in models if found["name"] in (self._model, f"{self._model}:latest")]
         if not listed:
@@ -123,7 +123,7 @@ class Ollama:
         return self._hear("/api/chat", body, limits.seconds, tell)
 
     def generate(self, text: str, seed: int, limits: Limits, tell: Callable[[int], None]) -> Reply:
-        """See `LlamaServer.generate`; the model may end sooner, for Ollama has no way to make it go on."""
+        """See `LlamaServer.generate`. The model may end sooner, because Ollama cannot make it go on."""
         options = {"num_predict": limits.tokens, "temperature": limits.temperature, "seed": seed}
         body = {"model": self._model, "prompt": text, "raw": True, "options": options}
         return self._hear("/api/generate", body, limits.seconds, tell)
@@ -146,7 +146,7 @@ class Ollama:
 
 
 class Page:
-    """The chat page's API, with a login as a person has."""
+    """The chat page's API, used with a person's login."""
 
     def __init__(self, api: Api, model: str, email: str, password: str) -> None:
         self._api = api
@@ -154,7 +154,7 @@ class Page:
         self._email, self._password = email, password
 
     def ask(self, question: str, limits: Limits, tell: Callable[[int], None]) -> Reply:
-        """See `LlamaServer.ask`. Its tokens are counted as they come, for the page does not tell them."""
+        """See `LlamaServer.ask`. Tokens are counted as they come, because the page does not tell their number."""
         login = self._api.post("/api/v1/auths/signin", {"email": self._email, "password": self._password})
         named = self._api.with_key(login["token"])
         models = [model["id"] for model in named.get("/api/models")["data"]]
@@ -174,7 +174,7 @@ def _messages(model: str, question: str) -> dict[str, Any]:
 
 
 def _chat(api: Api, path: str, body: dict[str, Any], limit_s: float, tell: Callable[[int], None]) -> Reply:
-    """A chat in OpenAI's dialect."""
+    """Asks through an API that is like OpenAI's."""
     reply = Reply(started_s=time.monotonic())
     for event in _within(limit_s, reply, api.stream(path, body)):
         for choice in event.get("choices", [])[:1]:
@@ -209,7 +209,7 @@ def _rate(tokens: int, nanoseconds: int) -> float:
 
 
 def model_file(model: str) -> list[int] | None:
-    """Size and time stamp (ns) of a model that is told by its path; None for one that is not."""
+    """The size and the time stamp (ns) of a model's file; None where the model is named otherwise than by its path."""
     path = Path(model)
     status = path.stat() if path.is_absolute() and path.exists() else None
     return [status.st_size, status.st_mtime_ns] if status else None

@@ -158,7 +158,7 @@ def _bf16(raw: Array) -> Array:
 
 
 LARGEST = {"F16": 65504.0, "Q8_0": 127 * 65504.0}
-"""What a value may be, for each type that is made here: scales are F16."""
+"""The largest value that each type can hold, because its scales are F16."""
 
 _INVERTIBLE = np.float32(2**-127)  # scales below have no finite inverse, and as F16 they are zero long before
 _BEFORE_HALF = np.nextafter(np.float32(0.5), np.float32(0))  # + 0.5 would lift 0.49999997 to 1

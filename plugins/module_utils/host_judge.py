@@ -1,4 +1,4 @@
-"""Does a host fit what is asked of it? Pure: the facts of host_probe and an expectation in, all problems out."""
+"""Judges whether a host fits what is asked of it. Pure: it takes the facts of host_probe and an expectation, and returns all problems."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ CHECKS = {
     "sources": "every source answers",
     "fit": "the engine itself finds room for the plan",
 }
-"""The names of the checks, which an operator may override, and what each makes sure of. `fit` needs the engine, so it is made when that is
-built, by the role llama_server; the others are made here, before anything is changed."""
+"""The checks by name, and what each makes sure of. An operator may override a check by its name. The role llama_server makes the check
+`fit`, because that needs a built engine. All others are made here, before anything is changed."""
 
 SUPPORTED_OS = {"debian": ("12", "13"), "ubuntu": ("22.04", "24.04")}
 OUR_UNITS = "r1prov-"  # every unit of r1prov begins so: what they hold is no obstacle to a re-run
@@ -43,7 +43,7 @@ _Finding = tuple[str, str, str]  # check, what, remedy
 
 
 def judge(facts: dict[str, Any], expect: dict[str, Any]) -> list[dict[str, Any]]:
-    """All that keeps a host from doing what is asked, at once.
+    """Finds everything that keeps a host from doing what is asked.
 
     Args:
         facts: of `host_probe.probe`, and beside them `present_bytes` ({path: bytes already there}) and `sources`
@@ -64,7 +64,7 @@ def judge(facts: dict[str, Any], expect: dict[str, Any]) -> list[dict[str, Any]]
 
 
 def remarks(facts: dict[str, Any], expect: dict[str, Any]) -> list[str]:
-    """Where the host's processors are not what the plan was made for, one sentence each: it works, but slower than it could."""
+    """One sentence for each way in which the processors differ from the plan's. The plan works with them, but slower than it could."""
     cpu, threads, nodes = facts["cpu"], expect.get("threads") or 0, expect.get("numa_nodes") or 0
     found = []
     if threads > cpu["usable_threads"]:
@@ -180,7 +180,7 @@ def _cards(facts: dict[str, Any], expect: dict[str, Any]) -> Iterator[_Finding]:
 
 
 def _dead_driver(gpu: dict[str, Any]) -> _Finding:
-    """There are cards, and the driver does not show them."""
+    """The driver does not show the cards that are there."""
     error = gpu["error"]
     cards = f"{gpu['on_bus']} NVIDIA cards are in it" if gpu["on_bus"] else "an NVIDIA driver is installed"
     if not gpu["nvidia_smi"] and gpu["driver"]:

@@ -1,4 +1,4 @@
-"""What one Linux host has, read in well under a second. Changes nothing.
+"""Reads what a Linux host has, in well under a second. It changes nothing.
 
 Used in two ways: imported by r1.prov.preflight, and sent as it stands through `python3 -` by r1prov's first contact.
 So: the standard library only, one file, and no syntax newer than Python 3.8, for old hosts must be able to answer.
@@ -86,7 +86,7 @@ def _os() -> dict[str, Any]:
 
 
 def _container() -> str:
-    """The kind of container this is, by its own word: `docker`, `lxc`, `systemd-nspawn`; empty for a machine."""
+    """The kind of container that this host calls itself: `docker`, `lxc`, `systemd-nspawn`; empty for a machine."""
     told = _read("/run/systemd/container").strip()
     if told:
         return told
@@ -104,7 +104,7 @@ def _user() -> str:
 
 
 def _sudo() -> str:
-    """How this user becomes root: `root` (is it), `free`, `password` (or never: sudo does not say which), `missing`."""
+    """How this user becomes root: `root` (it is root), `free`, `password` (or never, which sudo does not tell apart), `missing`."""
     if os.geteuid() == 0:
         return "root"
     if not shutil.which("sudo"):
@@ -113,7 +113,7 @@ def _sudo() -> str:
 
 
 def _ram() -> dict[str, Any]:
-    """Bytes of RAM: what the machine has, or what this container's control group allows."""
+    """The bytes of RAM that the machine has, or that this container's control group allows."""
     values = {}
     for line in _read("/proc/meminfo").splitlines():
         name, _, rest = line.partition(":")
@@ -128,7 +128,7 @@ def _ram() -> dict[str, Any]:
 
 
 def _cpu() -> dict[str, Any]:
-    """Model, physical `cores`, `threads`, `usable_threads` (as limits allow), sockets, NUMA nodes, telling flags."""
+    """Model, physical `cores`, `threads`, `usable_threads` (those that limits allow), sockets, NUMA nodes, and those flags that matter."""
     flags: set[str] = set()
     model, cores, sockets, threads = "", set(), set(), 0
     for block in _read("/proc/cpuinfo").strip().split("\n\n"):
@@ -208,7 +208,7 @@ def _gpu() -> dict[str, Any]:
 
 
 def _gpu_processes() -> list[tuple[str, dict[str, Any]]]:
-    """(uuid of the card, process) for each process that computes and can be seen; `used_bytes` None: not told."""
+    """(uuid of the card, process) for each process that computes and can be seen. `used_bytes` is None where it is not known."""
     code, out = _smi("compute-apps", ["gpu_uuid", "pid", "process_name", "used_memory"])
     found = re.findall(r"^(\S+), (\d+), (.*), (.*)$", out, re.MULTILINE) if code == 0 else []
     return [
@@ -235,20 +235,20 @@ def _cards_on_bus() -> int:
 
 
 def _loaded_driver() -> str:
-    """The version of the loaded kernel driver, asked of the kernel: nvidia-smi may be missing."""
+    """The version of the loaded kernel driver. The kernel tells it, because nvidia-smi may be missing."""
     match = re.search(r"Kernel Module.*?\s(\d+\.[\d.]+)", _read("/proc/driver/nvidia/version"))
     return match.group(1) if match else ""
 
 
 def _missing_devices(n_cards: int) -> list[str]:
-    """Device files that CUDA needs and /dev lacks. Counted, since a container's /dev/nvidia3 may be its card 0."""
+    """The device files that CUDA needs and /dev lacks. They are counted, because a container's /dev/nvidia3 may be its card 0."""
     missing = [path for path in ("/dev/nvidiactl", "/dev/nvidia-uvm") if not os.path.exists(path)]
     n_files = len(glob.glob("/dev/nvidia[0-9]*"))
     return missing + (["/dev/nvidiaN (%d of %d)" % (n_files, n_cards)] if n_files < n_cards else [])
 
 
 def _nvcc() -> dict[str, Any] | None:
-    """Path and version of the CUDA compiler: on PATH, else NVIDIA's packages' or r1prov's; None without one."""
+    """Path and version of the CUDA compiler on PATH, else of NVIDIA's packages or of r1prov; None where there is no compiler."""
     places = [shutil.which("nvcc") or "", "/usr/local/cuda/bin/nvcc", *sorted(glob.glob("/opt/r1prov/cuda/*/bin/nvcc"))]
     for path in filter(os.path.exists, places):
         match = re.search(r"release (\d+\.\d+)", _run([path, "--version"])[1])
@@ -261,7 +261,7 @@ def _nvcc() -> dict[str, Any] | None:
 
 
 def _disk(path: str) -> dict[str, Any]:
-    """The filesystem that will hold `path`: the one of its nearest parent that exists.
+    """The file system that will hold `path`, which is that of its nearest parent that exists.
 
     `filesystem` is equal for paths that share one; `free_bytes` is what a service user may take, not root's reserve.
     """
@@ -313,7 +313,7 @@ def _socket_owners(inodes: set[str]) -> dict[str, int]:
 
 
 def _package_locks() -> list[dict[str, Any]]:
-    """The locks of dpkg and apt that are held, and by whom: a first boot holds them for minutes."""
+    """The locks of dpkg and apt that are held, and their holders. A first boot holds them for minutes."""
     held = []
     for path in PACKAGE_LOCKS:
         pid = _lock_holder(path)
@@ -323,7 +323,7 @@ def _package_locks() -> list[dict[str, Any]]:
 
 
 def _lock_holder(path: str) -> int | None:
-    """The process that has a record lock on a file: root asks the kernel, others look the inode up in /proc/locks."""
+    """The process that has a record lock on a file. Root asks the kernel for it; other users look the inode up in /proc/locks."""
     flock = struct.Struct("hhqqi4x")  # l_type, l_whence, l_start, l_len, l_pid on 64-bit Linux
     with contextlib.suppress(OSError):
         handle = os.open(path, os.O_RDONLY)

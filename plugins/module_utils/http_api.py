@@ -1,4 +1,4 @@
-"""A small client of the HTTP APIs of our services. Standard library only; proxies are never asked."""
+"""A small client of the HTTP APIs of our services. It takes the standard library only, and never asks a proxy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class ApiError(Exception):
-    """The server does not answer, or not as it should; the message says what came back.
+    """The server does not answer, or answers with an error; the message says what came back.
 
     Attributes:
         status: the HTTP status; 0 where there was no answer.
@@ -48,7 +48,7 @@ class Api:
             self._headers["Authorization"] = f"Bearer {key}"
 
     def with_key(self, key: str) -> Api:
-        """The same server, asked with another key."""
+        """The same server with another API key."""
         other = copy.copy(self)
         vars(other)["_headers"] = self._headers | {"Authorization": f"Bearer {key}"}
         return other

@@ -19,7 +19,7 @@ _TRIES = 5
 
 
 class FitError(Exception):
-    """The engine does not take the arguments, or not this file; its words."""
+    """The engine refuses the arguments or the file; the message is what it said."""
 
 
 class CardsFullError(Exception):
@@ -61,13 +61,13 @@ def run(argv: list[str], environment: dict[str, Any], known: list[str]) -> str:
 
 
 def _ahead() -> None:
-    """Lets no thread of this process wait that is ready to run."""
+    """Gives this process a real-time priority, so that none of its threads waits for a processor."""
     with contextlib.suppress(OSError):  # a container may forbid it
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
 
 
 def measured(bin_: Path, wanted: dict[str, Any]) -> list[dict[str, Any]]:
-    """What each device will hold, by the engine's own word.
+    """The bytes that each device will hold, as the engine says.
 
     Raises:
         CardsFullError, FitError: as `run`.

@@ -10,7 +10,7 @@ from typing import Any
 
 MIB, GIB = 1024**2, 1024**3
 KINDS = {"weights": "weights", "kv": "KV cache", "compute": "compute"}
-"""What memory is taken for, and how people call it."""
+"""The kinds of memory that a model takes, and their names for people."""
 
 # The share, or the bytes, by which something may differ from what was foreseen without a word.
 PLAN_MARGINS = dict.fromkeys(KINDS, (0.05, 64 * MIB))
@@ -22,7 +22,7 @@ _LOADED = re.compile(r"llama_server: (model loaded|listening on)")
 
 
 def asked(arguments: list[str], help_text: str) -> list[str]:
-    """Those of llama-server's arguments that llama-fit-params takes, by its own help; the others do not change what memory is taken.
+    """The arguments of llama-server that llama-fit-params knows, by its own help. The others do not change what memory is taken.
 
     Without cards llama-fit-params leaves weights out that are repacked for the CPU; as they are, they take the same.
     """
@@ -43,7 +43,7 @@ def told(output: str) -> list[dict[str, Any]]:
 
 
 def loaded(lines: list[str]) -> dict[str, Any]:
-    """What the log of a start says.
+    """What the log of a start says of the memory that was taken.
 
     Returns:
         `devices`: their memory, RAM only as far as it is not a mapped file, whose lines count what lies between tensors too;
@@ -81,7 +81,7 @@ def loaded(lines: list[str]) -> dict[str, Any]:
 
 
 def misfits(devices: list[dict[str, Any]], rooms: dict[str, Any], reserves: dict[str, Any]) -> list[str]:
-    """One sentence per device that has no room for what it is to hold and for its reserve.
+    """One sentence for each device that has too little room for what it is to hold and for its reserve.
 
     Args:
         devices: their memory.
@@ -103,12 +103,12 @@ def misfits(devices: list[dict[str, Any]], rooms: dict[str, Any], reserves: dict
 
 
 def surprises(devices: list[dict[str, Any]], plan: list[dict[str, Any]]) -> list[str]:
-    """Where the engine, reading the real file, says something else than the plan foresaw: one sentence per figure."""
+    """One sentence for each figure in which the engine, which has read the real file, differs from the plan."""
     return _differences(devices, plan, PLAN_MARGINS, "the plan foresaw")
 
 
 def load_surprises(devices: list[dict[str, Any]], confirmed: list[dict[str, Any]]) -> list[str]:
-    """Where the log of a load says something else than the engine did before it: one sentence per figure.
+    """One sentence for each figure in which the log of a load differs from what the engine said before.
 
     A server makes room for fewer logits than llama-fit-params does, so of compute only more is a surprise.
     """

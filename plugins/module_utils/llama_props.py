@@ -1,4 +1,4 @@
-"""What a running llama-server really does, held against what was asked for."""
+"""Compares what a running llama-server does with what was asked for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _CONTEXT_STEP = 256  # llama.cpp rounds each slot's context up to this many toke
 
 
 def differences(props: dict[str, Any], model: str, arguments: list[str]) -> list[str]:
-    """One sentence per value that is not what was asked for; what was not asked for is not compared."""
+    """One sentence for each value that differs from what was asked for. Values that were not asked for are not compared."""
     context, slots = _value(arguments, "--ctx-size", "-c"), _value(arguments, "--parallel", "-np")
     runs_context, runs_slots = props["default_generation_settings"]["n_ctx"], props["total_slots"]
     found = []
@@ -33,7 +33,7 @@ def _value(arguments: list[str], *names: str) -> int:
 
 
 def misplaced(load: dict[str, Any], arguments: list[str]) -> str:
-    """What is wrong with the number of layers on the cards; empty where nothing is, or the log does not reach back to it."""
+    """What is wrong with the number of layers on the cards. Empty where nothing is, or where the log does not reach back to the load."""
     wanted = _value(arguments, "--n-gpu-layers", "--gpu-layers", "-ngl")
     if not load["whole"] or not wanted:
         return ""

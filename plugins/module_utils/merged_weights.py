@@ -15,16 +15,16 @@ from ansible_collections.r1.prov.plugins.module_utils.files import read_json, sy
 STATE = Path("/var/lib/r1prov/weights/state.json")
 
 MLA, LEGACY = "mla", "legacy"
-"""Forms of a file: brought into latent attention, or as it was published, whatever it has."""
+"""The forms of a file: with latent attention (MLA), or with the attention with which it was published."""
 
 
 def record_of(file: Path) -> Path:
-    """Where it is written down what a file was made of."""
+    """The file that records what a merged file was made of."""
     return file.with_name(f"{file.name}.json")
 
 
 def recorded(file: Path, shards: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """A file as one that is wanted (name, bytes, sha256), and its form (attention); None where it was not made of these shards."""
+    """What is recorded of a merged file: name, bytes, sha256, and its form (attention). None where it was not made of these shards."""
     try:
         record = json.loads(record_of(file).read_text("utf-8"))
         made_of = [shard["sha256"] for shard in record["shards"]]
@@ -36,7 +36,7 @@ def recorded(file: Path, shards: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def made(folder: Path, shards: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """All files in a folder that were made of these shards and are there in full length, as `recorded` tells of them."""
+    """The records of all files in a folder that were made of these shards and have their full length."""
     files = [path.with_suffix("") for path in sorted(folder.glob("*.gguf.json"))]
     return [
         found
@@ -46,7 +46,7 @@ def made(folder: Path, shards: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def stand_in(folder: Path, name: str, attention: str, shards: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """What is there in place of the shards: the file that is wanted of them, else one that it can be made of."""
+    """The file that takes the place of the shards: the one that is to be made of them, else one that it can be made of; or None."""
     there = made(folder, shards) if name else []
     wanted = [found for found in there if found["name"] == name]
     published = [found for found in there if (attention, found["attention"]) == (MLA, LEGACY)]
@@ -81,11 +81,11 @@ def is_as_verified(folder: Path, files: list[dict[str, Any]], state: Path = STAT
 
 
 class NotThereError(Exception):
-    """What is served is not there as it was verified; the message says so."""
+    """The files that are served are not as they were when they were verified."""
 
 
 def replaced(folder: Path, keep: str, files: list[dict[str, Any]], state: Path = STATE) -> list[Path]:
-    """The files that are there and not served.
+    """The files of a model that are there and are not served.
 
     Args:
         folder: the model's.

@@ -30,7 +30,7 @@ Array = Any
 
 ARCHITECTURE = "deepseek2"
 KEY_TYPES = ("Q8_0", "F16")
-"""What `attn_k_b` can be made of. F16 takes twice the bytes."""
+"""The types that `attn_k_b` can have. F16 takes twice the bytes."""
 
 _LEGACY = re.compile(r"(blk\.(\d+)\.attn_)kv_b\.weight")
 _NEW = re.compile(r"blk\.\d+\.attn_[kv]_b\.weight")
@@ -42,7 +42,7 @@ class FormError(Exception):
 
 
 class AlreadyError(FormError):
-    """It is in MLA form."""
+    """The model is in MLA form already."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def v_b(raw: bytes, sizes: Attention) -> bytes:
 
 
 def k_b_agrees(kind: str, sizes: Attention, key_type: str, raw: bytes, written: bytes) -> bool:
-    """Whether each value of a written `attn_k_b` is its source's, but for the rounding that its type stands for."""
+    """Whether each value of a written `attn_k_b` differs from its source by no more than its type rounds."""
     keys = _by_head(raw, sizes)[:, : sizes.nope]
     made = np.frombuffer(written, np.uint8).reshape(sizes.heads, sizes.rank, -1)
     for head in range(0, sizes.heads, _HEADS_AT_ONCE):
@@ -267,7 +267,7 @@ def _attention(first: Gguf, names: Sequence[str]) -> Attention:
 
 
 def _keys(first: Gguf, sizes: Attention) -> dict[str, bytes]:
-    """The metadata of the new file: changed where they stood, two new ones last. One file counts no shards."""
+    """The metadata of the new file. Changed keys keep their place, two new keys come last, and those that count shards are left out."""
     new = {
         "head_count_kv": 1,
         "key_length": sizes.rank + sizes.rope,

@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Modelfile:
-    """What it says.
+    """What a Modelfile says.
 
     Attributes:
         file: the model's file.
@@ -24,7 +24,7 @@ class Modelfile:
 
 
 def parse(text: str) -> Modelfile:
-    """Reads one.
+    """Reads a Modelfile.
 
     Raises:
         ValueError: there is something in it that the role does not write.

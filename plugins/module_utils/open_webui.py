@@ -1,4 +1,4 @@
-"""Open-WebUI's database, from outside: its settings, who may use a model. As its own user, so that no file of it becomes root's."""
+"""Reads and writes settings and access to models in Open-WebUI's database. Callers act as its user, so that no file becomes root's."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _EVERYBODY = ("user", "*")  # principal of a grant
 
 
 class DatabaseError(Exception):
-    """The database is not one that this code knows; the message says what is missing."""
+    """The database has a form that this code does not know; the message says what is missing."""
 
 
 class NoAdministratorError(DatabaseError):
-    """Nobody administers the page: whoever comes first could become its administrator."""
+    """The page has no administrator, so whoever comes first could become one."""
 
 
 def differing(database: Path, settings: dict[str, Any], public_models: list[str]) -> tuple[list[str], list[str]]:
-    """What is not as wanted.
+    """Finds settings and models that are not as wanted.
 
     Args:
         database: the file.
@@ -78,7 +78,7 @@ def apply(database: Path, settings: dict[str, Any], models: list[str]) -> None:
 
 
 def _value(stored: Any) -> Any:
-    """A value as SQLite keeps it: JSON, but numbers as numbers, for that is what a column of the type JSON makes of them."""
+    """The value of a stored text of JSON. SQLite keeps numbers in a column of the type JSON as numbers, not as text."""
     return json.loads(stored) if isinstance(stored, str) else stored
 
 

@@ -21,7 +21,7 @@ _MADE_ANEW = ("static", "cache")
 
 
 class History(NamedTuple):
-    """Which releases have been at the data: the last one that has proven itself, the one tried since, and the backup between them."""
+    """The releases that have had the data: the last that has proven itself, the one that was tried since, and the backup between them."""
 
     proven: str = ""
     attempt: str = ""
@@ -29,7 +29,7 @@ class History(NamedTuple):
 
 
 def decide(history: History, release: str) -> tuple[str, History]:
-    """What is to be done before a release starts, and the history from then on (its backup to be named where one is made)."""
+    """Decides what is to be done before a release starts. The history from then on lacks the name of a backup that is still to be made."""
     if history.attempt and history.attempt != release:
         return "restore" if history.backup else "record", History(
             history.proven,
@@ -42,12 +42,12 @@ def decide(history: History, release: str) -> tuple[str, History]:
 
 
 def size_bytes(folder: Path) -> int:
-    """What the files of a folder take."""
+    """The bytes that the files of a folder take."""
     return sum(file.lstat().st_size for file in folder.rglob("*") if not file.is_dir())
 
 
 def copy(data: Path, target: Path, user: str) -> None:
-    """Copies the data; the folder appears whole or not at all."""
+    """Copies the data. The folder appears whole or not at all."""
     skipped = shutil.ignore_patterns(f"{DATABASE}*")
 
     def ignore(folder: str, names: list[str]) -> set[str]:
@@ -64,7 +64,7 @@ def copy(data: Path, target: Path, user: str) -> None:
 
 
 def restore(backup: Path, data: Path, aside: Path, user: str) -> None:
-    """Sets the data aside and puts a backup in its place. Cut off at any point, it can be done again."""
+    """Sets the data aside and puts a backup in its place. If it is cut off, it can be done again."""
     aside.mkdir(mode=0o700)
     for entry in data.iterdir():
         entry.rename(aside / entry.name)
@@ -76,5 +76,5 @@ def restore(backup: Path, data: Path, aside: Path, user: str) -> None:
 
 
 def surplus(names: list[str], keep: int) -> list[str]:
-    """The backups that are too old to be kept; their names begin with their time."""
+    """The names of the backups that are too old to be kept. A name begins with the time of the backup."""
     return sorted(names)[:-keep]

@@ -31,7 +31,7 @@ class Progress:
         self._file.parent.mkdir(parents=True, exist_ok=True)
 
     def begin(self, label: str, total: int, unit: str) -> None:
-        """A new part of the step begins.
+        """Begins a new part of the step.
 
         Args:
             label: what is being done, e.g. `compiling`.
@@ -42,14 +42,14 @@ class Progress:
         self._write("running")
 
     def update(self, done: int, total: int | None = None) -> None:
-        """So many units are done; `total` where it became known or changed."""
+        """Says how many units are done, and `total` where it became known or changed."""
         self._done = done
         self._total = self._total if total is None else total
         if time.monotonic() - self._written >= _INTERVAL_S:
             self._write("running")
 
     def finish(self, *, failed: bool = False) -> None:
-        """The step is over; a part whose length is known is complete, unless it failed."""
+        """Says that the step is over. Unless it failed, the part counts as complete."""
         self._done = self._done if failed else self._total
         self._write("failed" if failed else "done")
 

@@ -1,4 +1,4 @@
-"""Another user's rights, for a while."""
+"""Acts with the rights of another user for a while."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def acting_as(user: str) -> Iterator[None]:
-    """Files are opened and made as this user; root's rights come back."""
+    """Inside the block, files are opened and made as this user. Afterwards root's rights are back."""
     whom, me = pwd.getpwnam(user), (os.geteuid(), os.getegid())
     os.setegid(whom.pw_gid)
     os.seteuid(whom.pw_uid)

@@ -18,7 +18,7 @@ Actions = dict[str, Callable[[], object]]
 
 
 def folder_actions(path: Path, owner: str) -> Actions:
-    """What makes the folder: missing parents are root's, the folder and where files grow are the owner's."""
+    """What makes the folder. Missing parents become root's. The folder, and the folder in which files grow, become the owner's."""
     todo: Actions = {}
     for parent in reversed(path.parents):
         if not parent.is_dir():
@@ -30,7 +30,7 @@ def folder_actions(path: Path, owner: str) -> Actions:
 
 
 def link_actions(path: Path, files: list[dict[str, Any]], folders: list[str]) -> Actions:
-    """Which files can be linked: there, of the right size, on the same disk, and for all to read."""
+    """What links those files that are there, have the right size, lie on the same disk, and may be read by all."""
     todo: Actions = {}
     disk = next(parent for parent in (path, *path.parents) if parent.is_dir()).stat().st_dev
     for file in files:

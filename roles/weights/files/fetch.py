@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""Brings the files of a model to a folder; believes none before its sha256 is right.
+"""Brings the files of a model to a folder, and gives each its name only when its sha256 is right.
 
     fetch.py JOB
 
@@ -52,7 +52,7 @@ class RefusedError(Exception):
 
 
 class UnreachableError(Exception):
-    """This source does not answer now, or stopped in the middle."""
+    """This source does not answer now, or has broken off."""
 
     def __init__(self, what: str, wait_s: float = 0) -> None:
         super().__init__(what)
@@ -60,7 +60,7 @@ class UnreachableError(Exception):
 
 
 class HopelessError(Exception):
-    """Nothing more can be done here without a person."""
+    """The transfer cannot go on before a person has done something."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class File:
 
 @dataclass(frozen=True)
 class Folder:
-    """A source: a folder of this host that holds the files."""
+    """A source that is a folder of this host."""
 
     path: str
 
@@ -82,7 +82,7 @@ class Folder:
         return f"the folder {self.path}"
 
     def open(self, file: File, start: int) -> tuple[IO[bytes], int]:
-        """The file's bytes from `start`, and where they really start."""
+        """Opens the file at `start`. Returns a stream, and where that really starts."""
         try:
             stream = Path(self.path, file.name).open("rb")  # noqa: SIM115 - the caller closes it, as it does a response
             size = os.fstat(stream.fileno()).st_size
@@ -100,7 +100,7 @@ class Folder:
 
 @dataclass(frozen=True)
 class Web:
-    """A source: a web server that has the files below one address."""
+    """A source that is a web server, which has the files below one address."""
 
     url: str
     token: str = ""
@@ -109,7 +109,7 @@ class Web:
         return urllib.parse.urlsplit(self.url).netloc.rpartition("@")[2]
 
     def open(self, file: File, start: int) -> tuple[IO[bytes], int]:
-        """The file's bytes from `start`, or from 0 where the server knows no ranges, and where they really start."""
+        """Opens the file at `start`, or at 0 where the server knows no ranges. Returns a stream, and where that really starts."""
         headers = {"User-Agent": "r1prov", "Accept-Encoding": "identity"}
         if start:
             headers["Range"] = f"bytes={start}-"
@@ -150,7 +150,7 @@ class Web:
 
 
 class Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, and shows the token to nobody but the server it is for."""
+    """Follows redirects, and shows the token only to the server that it is for."""
 
     http_error_308 = urllib.request.HTTPRedirectHandler.http_error_302  # unknown to Python 3.10
 
@@ -172,7 +172,7 @@ class Redirects(urllib.request.HTTPRedirectHandler):
 
 
 class Partial:
-    """A file on its way: what there is of it, and the digest of that."""
+    """A file on its way: the bytes that have arrived, and their digest."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -185,7 +185,7 @@ class Partial:
         self.origins: set[object] = set()
 
     def take_up(self, show: Callable[[int], None]) -> None:
-        """Reads what is there already; `show` is told how many bytes."""
+        """Reads the bytes that are there already. `show` is called with their number."""
         if self.path.exists():
             self.origins.add("an earlier run")
             with self.path.open("rb") as stream:
@@ -195,7 +195,7 @@ class Partial:
                     show(self.bytes)
 
     def append(self, block: bytes) -> None:
-        """Adds bytes at the end. Only ever there, and never to a whole file: that may be a link to somebody else's."""
+        """Adds bytes at the end. A whole file is never written to, because it may be a link to somebody else's."""
         if not self._stream:
             self._stream = self.path.open("ab", buffering=0)
         rest = memoryview(block)
@@ -205,13 +205,13 @@ class Partial:
         self.bytes += len(block)
 
     def begin_anew(self) -> None:
-        """Throws away what there is."""
+        """Throws away the bytes that have arrived."""
         self.close()
         self.path.unlink(missing_ok=True)
         self._forget()
 
     def close(self) -> None:
-        """Sees what was written safely to the disk."""
+        """Waits until what was written is safely on the disk."""
         if self._stream:
             os.fsync(self._stream.fileno())
             self._stream.close()
@@ -219,7 +219,7 @@ class Partial:
 
 
 class Record:
-    """state.json: how this run goes, and what has been verified, so that it is not read again."""
+    """The file state.json. It says how this run goes, and which files have been verified, so that they are not read again."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -230,7 +230,7 @@ class Record:
         self._outcome: dict[str, str] = {}
 
     def say(self, state: str, message: str = "") -> None:
-        """Writes down how it goes. The invocation tells this start of the unit from an earlier one."""
+        """Writes down how the run goes. The invocation tells this start of the unit from an earlier one."""
         self._outcome = {"state": state, "message": message, "invocation": os.environ.get("INVOCATION_ID", "")}
         self._save()
 
@@ -248,7 +248,7 @@ class Record:
 
 
 def seen(path: Path, file: File) -> dict[str, Any]:
-    """How a verified file looks from outside. plugins/modules/weights_folder.py compares the same."""
+    """The properties by which a changed file is noticed. plugins/module_utils/merged_weights.py compares the same."""
     status = path.stat()
     return {
         "sha256": file.sha256,
@@ -259,7 +259,7 @@ def seen(path: Path, file: File) -> dict[str, Any]:
 
 
 class Progress:
-    """What others see of this run: progress.json (ARCHITECTURE.md, "Progress")."""
+    """The file progress.json, by which others see how this run goes (ARCHITECTURE.md, "Progress")."""
 
     def __init__(self, path: Path, total: int) -> None:
         self._path = path
@@ -268,7 +268,7 @@ class Progress:
         self.done = 0  # of the files that are whole
 
     def show(self, label: str, partial_bytes: int = 0, *, state: str = "running") -> None:
-        """Writes it, unless that was done just now and nothing but the bytes changed since."""
+        """Writes the file, unless it was written just now and only the bytes have changed since."""
         if (label, state) == (self._label, "running") and time.monotonic() - self._written_s < PROGRESS_EVERY_S:
             return
         content = {"step": "weights", "label": label, "done": self.done + partial_bytes, "total": self.total}
@@ -278,7 +278,7 @@ class Progress:
 
 
 class Transfer:
-    """One run: from what is there to all files whole and verified."""
+    """One run, after which all files are whole and verified."""
 
     def __init__(self, job: dict[str, Any], state: Path, run: Path) -> None:
         self.folder = Path(job["folder"])
@@ -291,7 +291,7 @@ class Transfer:
         self.progress = Progress(run / "progress.json", sum(file.bytes for file in self.files))
 
     def run(self) -> None:
-        """Brings what is missing."""
+        """Brings the files that are missing."""
         self.record.say("running")
         if any(proxy.startswith("socks") for proxy in urllib.request.getproxies().values()):
             raise HopelessError("a SOCKS proxy is configured, and only http proxies can be used here")
@@ -310,7 +310,7 @@ class Transfer:
         self.progress.show("all files are there and verified", state="done")
 
     def is_made(self) -> bool:
-        """Whether a file that was made of all these files is in its place. One that went bad makes room for them."""
+        """Whether a file that was made of all these files is in its place. A merged file that went bad is removed, to make room."""
         total = self.progress.total
         for file in self.made():
             self.progress.total = file.bytes
@@ -321,7 +321,7 @@ class Transfer:
         return False
 
     def made(self) -> list[File]:
-        """The file that is wanted of these files, then what it can be made of too: what they were merged into as published."""
+        """The file that is wanted of these files, then the file that they were merged into as published, of which it can be made too."""
         found = []
         for path in sorted(self.folder.glob("*.gguf.json")):
             try:
@@ -336,7 +336,7 @@ class Transfer:
         return sorted(found, key=lambda file: file.name != self.merged)
 
     def is_there(self, file: File) -> bool:
-        """Whether the file is in its place; read only where nothing is known of it."""
+        """Whether the file is in its place. It is read only where nothing is known of it."""
         place = self.folder / file.name
         if not self.record.knows(place, file):
             if not place.is_file() or place.stat().st_size != file.bytes:
@@ -351,7 +351,7 @@ class Transfer:
         return True
 
     def check_room(self, missing: list[File]) -> None:
-        """Refuses to begin what cannot end well."""
+        """Refuses to begin where the disk has too little room."""
         partials = [self.incoming / file.sha256 for file in missing]
         coming = sum(file.bytes for file in missing) - sum(path.stat().st_size for path in partials if path.exists())
         disk = os.statvfs(self.folder)
@@ -363,7 +363,7 @@ class Transfer:
             )
 
     def bring(self, file: File) -> None:
-        """Brings one file, from the first source that can; patient with the network, not with wrong content."""
+        """Brings one file from the first source that has it. Bears with a bad network, but not with wrong content."""
         part = Partial(self.incoming / file.sha256)
         part.take_up(lambda done: self.progress.show(f"checking what there is of {file.name}", done))
         sources, refusals = list(self.sources), []
@@ -439,7 +439,7 @@ class Transfer:
 
 
 def as_source(row: dict[str, Any], token: str) -> Folder | Web:
-    """A source as the job describes it. Only a hub that wants a login is given the token."""
+    """The source that a part of the job describes. Only a hub that wants a login is given the token."""
     kind = row["type"]
     if kind == "folder":
         return Folder(row["path"])
@@ -453,7 +453,7 @@ def as_source(row: dict[str, Any], token: str) -> Folder | Web:
 
 
 def receive(stream: IO[bytes], most: int) -> bytes:
-    """What has arrived, waiting for at least a byte."""
+    """The bytes that have arrived. Waits for at least one."""
     try:
         block: bytes = stream.read1(min(most, BLOCK_BYTES))  # type: ignore[attr-defined]
     except (OSError, http.client.HTTPException) as error:
@@ -464,7 +464,7 @@ def receive(stream: IO[bytes], most: int) -> bytes:
 
 
 def words(error: object) -> str:
-    """What an exception says, without its number."""
+    """The message of an exception, without its number."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
@@ -477,7 +477,7 @@ def wrong_size(file: File, size: int, stream: IO[bytes]) -> str:
 
 
 def origin(url: str) -> tuple[str, str]:
-    """Scheme, and host with port."""
+    """The scheme, and the host with its port, of an address."""
     parts = urllib.parse.urlsplit(url)
     return parts.scheme, parts.netloc
 
@@ -490,7 +490,7 @@ def replace(path: Path, content: object) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Sees the names in a folder safely to the disk."""
+    """Waits until the names in a folder are safely on the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)
@@ -520,7 +520,7 @@ def main() -> int:
 
 
 def give_up(transfer: Transfer, why: str) -> int:
-    """Says what a person has to do."""
+    """Tells what a person has to do."""
     log.error("%s", why)
     with contextlib.suppress(OSError):  # a disk may be too full even for this; the journal has it
         transfer.progress.show(why, state="failed")
