@@ -83,11 +83,11 @@ def install(home: Path, build: Build, progress: Progress) -> None:
     with alone(home):
         release_id = build.resolve()
         if not exists(home, release_id):
-            shutil.rmtree(path(home, release_id), ignore_errors=True)  # a folder without a record is not a release
             with whole_folder(path(home, release_id)) as folder:
                 build.fill(folder, progress)
                 record = json.dumps({"id": release_id, **build.record}, indent=2)
                 (folder / "release.json").write_text(f"{record}\n", encoding="utf-8")
+                shutil.rmtree(path(home, release_id), ignore_errors=True)  # a folder without a record gives way
         make_current(home, release_id)
 
 

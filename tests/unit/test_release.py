@@ -61,7 +61,10 @@ def test_a_failure_leaves_what_serves_and_nothing_beside_it(tmp_path: Path, prog
 
 
 def test_what_is_there_is_not_made_again_and_a_folder_without_a_record_is(tmp_path: Path, progress: Progress) -> None:
-    (tmp_path / "releases" / "a" / "lost").mkdir(parents=True)
+    (tmp_path / "releases" / "a" / "without a record").mkdir(parents=True)
+    with pytest.raises(ReleaseError):
+        release.install(tmp_path, Made("a", fails=True), progress)
+    assert [path.name for path in (tmp_path / "releases" / "a").iterdir()] == ["without a record"]
     release.install(tmp_path, Made("a"), progress)
     release.install(tmp_path, Made("b"), progress)
     release.install(tmp_path, Made("a", fails=True), progress)
