@@ -1,4 +1,4 @@
-"""How fast something goes and how long it still takes, from counts as they come."""
+"""The rate of a count and the time that is left, from samples of the count."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ WINDOW_CHANGES = 12
 """The rate is that of the last seconds and at least of so many changes: calm where files are compiled one by one, quick
 to follow a link that changes."""
 
+PLAIN_EVERY_S = 10.0
+"""Without a terminal, at least this many seconds pass between two lines of progress."""
+
 
 class Pace:
-    """Rate of one count. Times are seconds of any one clock."""
+    """The rate of one count. All times are seconds of the same clock."""
 
     def __init__(self) -> None:
         self._samples: deque[tuple[float, float]] = deque()
 
     def add(self, done: float, at_s: float) -> None:
-        """`done` units were done at `at_s`. A count that goes back begins anew."""
+        """Add a sample: `done` units were done at `at_s`. A count that goes back starts again without samples."""
         if self._samples and (done < self._samples[-1][1] or at_s < self._samples[-1][0]):
             self._samples.clear()
         if len(self._samples) > 1 and done == self._samples[-1][1] == self._samples[-2][1]:
@@ -28,14 +31,14 @@ class Pace:
 
     @property
     def per_second(self) -> float | None:
-        """Units per second; None before a second of samples is there."""
+        """The units per second, or None until the samples span one second."""
         if not self._samples:
             return None
         (first_s, first), (last_s, last) = self._samples[0], self._samples[-1]
         return (last - first) / (last_s - first_s) if last_s - first_s >= 1 else None
 
     def left_s(self, total: float) -> float | None:
-        """Seconds until `total`; None where nothing moves or the total is not known."""
+        """Return the seconds until `total` is reached, or None if nothing moves or the total is not known."""
         rate = self.per_second
         if not rate or not total:
             return None
@@ -43,7 +46,7 @@ class Pace:
 
 
 def clock(seconds: float) -> str:
-    """`0:07`, `12:34` or `2:03:04`."""
+    """Format seconds as `0:07`, `12:34` or `2:03:04`."""
     minutes, second = divmod(int(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

@@ -218,7 +218,7 @@ def test_plan_is_a_page_of_text(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str, width: int
 ) -> None:
     """As a person reads it, on a terminal of 80 and of 120 columns. `make golden` writes it anew."""
-    monkeypatch.setattr(output._out, "width", width)
+    monkeypatch.setattr(output.console.out, "width", width)
     words = ("--profile", case) if case != "too-small" else ("--profile", str(cpu_with(tmp_path, "160 GB")))
     _, out, _ = run(capsys, "plan", *words, *((*LEGACY, "--ctx-size", "16384") if case == "too-small" else ()))
     text = "".join(f"{line.rstrip()}\n" for line in out.splitlines())

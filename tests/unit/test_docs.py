@@ -115,7 +115,7 @@ def printed() -> Iterator[tuple[str, str, str]]:
 def test_an_output_in_the_pages_is_what_is_printed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, page: str, line: str, shown: str
 ) -> None:
-    monkeypatch.setattr(output._out, "width", WIDTH)
+    monkeypatch.setattr(output.console.out, "width", WIDTH)
     with pytest.raises(SystemExit):
         main(shlex.split(line)[1:])
     real = "".join(f"{row.rstrip()}\n" for row in capsys.readouterr().out.splitlines())

@@ -43,7 +43,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Keeps its arguments, one line a run, and its text; writes the file that is there for the model and the state of flash attention."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(output._out, "width", 120)  # whatever the terminal of these tests has
+    monkeypatch.setattr(output.console.out, "width", 120)  # whatever the terminal of these tests has
     for name in ("a.gguf", "b.gguf"):
         (tmp_path / name).symlink_to(model)
     program = tmp_path / "bin" / "llama-perplexity"
@@ -256,7 +256,7 @@ def test_what_an_engine_that_fails_says(
 def test_it_says_what_is_judged_and_how_far_it_is(
     engine: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(output, "PLAIN_EVERY_S", 0)
+    monkeypatch.setattr(output.meter, "PLAIN_EVERY_S", 0)
     program = engine / "llama-perplexity"
     progress = "echo '0.00.173.690 I perplexity: calculating perplexity over 9 chunks, n_ctx=512'; printf '[1]541.93,[2]481.1,'"
     program.write_text(program.read_text().replace("echo of no use", progress))

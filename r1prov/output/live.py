@@ -1,0 +1,225 @@
+"""The progress of a run over its hosts."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+from rich.console import Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from r1prov.output.amounts import amounts
+from r1prov.output.console import err
+from r1prov.output.pace import PLAIN_EVERY_S, Pace, clock
+from r1prov.runs.events import Event, HostFailed, HostUnreachable, Output, Recap, StepStarted, TaskDone, TaskStarted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from rich.console import Console
+
+    from r1prov.hosts import Progress
+
+PLAIN_EVERY_SHARE = 0.05
+"""Without a terminal, a long step reports again after this share of the time it has taken, but not before `PLAIN_EVERY_S`."""
+
+BAR_WIDTH = 12
+"""The width of a progress bar in columns."""
+
+
+@dataclass
+class _Step:
+    """A step that a host is in. Times are seconds of the controller's clock."""
+
+    name: str
+    number: int
+    total: int
+    started_s: float
+    changes: int = 0
+    tasks: int = 0
+
+    @property
+    def label(self) -> str:
+        return f"[{self.number}/{self.total}] {self.name}"
+
+
+@dataclass
+class _Host:
+    """The state of one host as the display knows it."""
+
+    name: str
+    step: _Step | None = None
+    task: str = ""
+    end: str = ""
+    style: str = ""
+    progress: dict[str, Progress] = field(default_factory=dict)
+    pace: dict[tuple[str, str], Pace] = field(default_factory=dict)
+    last_said_s: float = 0.0
+
+
+class LiveRun:
+    """The progress of a run.
+
+    A terminal shows one moving line per host. Elsewhere every line is printed and stays.
+
+    Events and progress may come from different threads.
+
+    Args:
+        hosts: the names of the hosts, in the order to show.
+        console: the console to print on; stderr by default.
+        now: a clock in seconds.
+        raw: show Ansible's own output instead.
+        diffs: show how files change.
+    """
+
+    def __init__(
+        self,
+        hosts: Iterable[str],
+        *,
+        console: Console | None = None,
+        now: Callable[[], float] = time.monotonic,
+        raw: bool = False,
+        diffs: bool = False,
+    ) -> None:
+        self._console = console or err
+        self._now = now
+        self._raw = raw
+        self._diffs = diffs
+        self._hosts = {name: _Host(name) for name in hosts}
+        self._started_s = now()
+        self._lock = threading.RLock()
+        moving = self._console.is_terminal and not raw
+        self._live = Live(get_renderable=self._lines, console=self._console, refresh_per_second=4) if moving else None
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def note(self, host: str, text: str) -> None:
+        """Print a remark about a host. The remark stays on the screen."""
+        self._console.print(Text(f"{host}: {text}", style="dim"))
+
+    def event(self, event: Event) -> None:
+        """Show an event of the run."""
+        with self._lock:
+            if isinstance(event, Output):
+                if self._raw or (self._diffs and event.is_diff):
+                    self._console.out(event.text.strip("\r\n"), highlight=False)
+            elif isinstance(event, Recap):
+                for name, tally in event.hosts.items():
+                    self._leave(self._host(name), "" if tally.failed or tally.unreachable else "done")
+            elif hasattr(event, "host"):
+                self._of_host(self._host(event.host), event)
+
+    def progress(self, progress: Progress) -> None:
+        """Show how far a long step is."""
+        with self._lock:
+            host = self._host(progress.host)
+            host.progress[progress.step] = progress
+            pace = host.pace.setdefault(_part(progress), Pace())
+            pace.add(progress.done, progress.updated)
+            current = host.step and host.step.name == progress.step
+            if not self._live and current and progress.state == "running":
+                self._say_progress(host, progress)
+
+    def _host(self, name: str) -> _Host:
+        return self._hosts.setdefault(name, _Host(name))
+
+    def _of_host(self, host: _Host, event: Event) -> None:
+        if isinstance(event, StepStarted):
+            self._leave(host, "")
+            host.step = _Step(event.step, event.number, event.total, self._now())
+            host.last_said_s = self._now()
+            self._say(host, host.step.label)
+        elif isinstance(event, TaskStarted):
+            host.task = event.task
+        elif isinstance(event, TaskDone) and host.step:
+            host.step.tasks += 1
+            host.step.changes += event.changed
+            for warning in event.result.get("warnings", ()):
+                self.note(host.name, warning)
+        elif isinstance(event, HostFailed | HostUnreachable):
+            what = "failed" if isinstance(event, HostFailed) else "lost"
+            at = host.step.label if host.step else host.task
+            host.end, host.style = f"{what} at {at}" if at else what, "bold red"
+            self._say(host, host.end, host.style)
+
+    def _leave(self, host: _Host, end: str) -> None:
+        """Print how the current step of the host ended and, if `end` is given, how the run ended for the host."""
+        if host.step and not host.end:
+            took = clock(self._now() - host.step.started_s)
+            changes = f"{host.step.changes} change{'' if host.step.changes == 1 else 's'}"
+            outcome = (
+                f"{took}, {changes if host.step.changes else 'nothing to change'}" if host.step.tasks else "not needed"
+            )
+            self._say(host, f"{host.step.label}: {outcome}")
+        if end and not host.end:
+            host.end, host.style = f"{end} in {clock(self._now() - self._started_s)}", "green"
+            self._say(host, host.end, host.style)
+
+    def _say(self, host: _Host, text: str, style: str = "") -> None:
+        if not self._live and not self._raw:
+            self._console.print(Text.assemble((f"{host.name}  ", "bold"), (text, style)), soft_wrap=True)
+
+    def _say_progress(self, host: _Host, progress: Progress) -> None:
+        if not host.step:
+            return
+        pause_s = max(PLAIN_EVERY_S, PLAIN_EVERY_SHARE * (self._now() - host.step.started_s))
+        if self._now() - host.last_said_s >= pause_s:
+            host.last_said_s = self._now()
+            share = f"{progress.done / progress.total:.0%}, " if progress.total else ""
+            self._say(host, f"{host.step.label}: {progress.label} {share}{self._amounts(host, progress)}".rstrip())
+
+    def _lines(self) -> Group:
+        """Build the lines that the terminal shows now."""
+        with self._lock:
+            grid = Table.grid(padding=(0, 1), expand=True)
+            for ratio in (None, None, 1):
+                grid.add_column(ratio=ratio, no_wrap=True, overflow="ellipsis")
+            grid.add_column(width=BAR_WIDTH)
+            grid.add_column(justify="right", no_wrap=True)
+            grid.add_column(justify="right", no_wrap=True)
+            for host in self._hosts.values():
+                for row in self._rows(host):
+                    grid.add_row(*row)
+            return Group(grid)
+
+    def _rows(self, host: _Host) -> Iterable[tuple[Any, ...]]:
+        name = Text(host.name, style="bold")
+        if host.end or not host.step:
+            yield name, "", Text(host.end or host.task or "first contact", style=host.style), "", "", ""
+            return
+        elapsed = clock(self._now() - host.step.started_s)
+        progress = host.progress.get(host.step.name)
+        running = progress if progress and progress.state == "running" else None
+        label = Text(host.step.label, style="cyan")
+        if running:
+            yield name, label, running.label, _bar(running), self._amounts(host, running), elapsed
+        else:
+            yield name, label, host.task, "", "", elapsed
+        for other in host.progress.values():
+            if other.state == "running" and other.step != host.step.name:
+                beside = Text(f"meanwhile {other.step}", style="dim")
+                yield "", beside, Text(other.label, style="dim"), _bar(other), self._amounts(host, other), ""
+
+    def _amounts(self, host: _Host, progress: Progress) -> str:
+        return amounts(progress.done, progress.total, progress.unit, host.pace[_part(progress)])
+
+
+def _part(progress: Progress) -> tuple[str, str]:
+    """Return the key of the pace. The label counts only up to its colon, because the rest changes while the work goes on."""
+    return progress.step, progress.label.partition(":")[0]
+
+
+def _bar(progress: Progress) -> ProgressBar:
+    return ProgressBar(total=progress.total or None, completed=progress.done, width=BAR_WIDTH, pulse=not progress.total)
