@@ -8,6 +8,7 @@ import typer
 
 from r1prov import output
 from r1prov.cli import options, running, show
+from r1prov.runs.tuning import require_llama_server
 from r1prov.site.select import last_applied
 
 
@@ -32,6 +33,8 @@ def bench(
     Example: `r1prov bench gpu1`
     """
     applied, targets = last_applied(site, hosts or ())
+    if llama_bench:
+        require_llama_server(applied)
     login = login_options.ask()
     request = running.request("bench", {"r1prov_llama_bench": True} if llama_bench else {}, verbosity=verbose)
     done = running.run(applied, targets, login, request)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from r1prov.hosts import Contact, Login
     from r1prov.offload.tuning import Trial
     from r1prov.runs.run import Done
-    from r1prov.site import Host
+    from r1prov.site import Host, Site
 
 UNIT = "r1prov-llama-server.service"
 
@@ -55,9 +55,7 @@ def look(
         UnreachableError: a host cannot be reached.
     """
     site = decision.site
-    if site.file.engine != "llama-server":
-        remedy = "`r1prov engine llama-server` switches"
-        raise SiteError(Problem(site.name, "the engine is ollama, which sets itself", remedy))
+    require_llama_server(site)
     kept = SiteState.of(site.path).all_tuned(hosts)
     tuned, trials = {}, {}
     with met(hosts, site, login) as contacts:
@@ -69,6 +67,17 @@ def look(
             else:
                 trials[name] = trial(decision, contact.facts)
     return tuned, trials
+
+
+def require_llama_server(site: Site) -> None:
+    """Refuse to measure with llama-bench beside Ollama, which sets itself, and whose unit the measurement would not put back.
+
+    Raises:
+        SiteError: the engine is Ollama.
+    """
+    if site.file.engine != "llama-server":
+        remedy = "`r1prov engine llama-server` switches"
+        raise SiteError(Problem(site.name, "the engine is ollama, which sets itself", remedy))
 
 
 def _refuse_bare(contacts: Mapping[str, Contact]) -> None:

@@ -8,7 +8,8 @@ import paramiko
 import pytest
 from sshd import Sshd
 
-from r1prov.common.errors import SiteError
+from r1prov.cli import main
+from r1prov.common.errors import Exit, SiteError
 from r1prov.hosts import Login
 from r1prov.runs import run as runs
 from r1prov.runs.run import Request
@@ -142,3 +143,13 @@ def test_a_weak_password_of_the_operators_is_refused_before_anyone_is_contacted(
     state.keep_secret(ADMIN_PASSWORD, "Password-1234")
     with pytest.raises(SiteError, match="is too easy to guess"):
         prepared(tmp_path)
+
+
+@pytest.mark.parametrize("words", [["bench", "--llama-bench"], ["tune", "--yes"]])
+def test_llama_bench_is_refused_while_ollama_holds_the_model(tmp_path, monkeypatch, capsys, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r1prov.yml").write_text("profile: cpu\nhosts: [gpu1.invalid]\nengine: ollama\n")
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == Exit.SITE
+    assert "the engine is ollama, which sets itself" in capsys.readouterr().err
