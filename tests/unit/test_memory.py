@@ -127,7 +127,7 @@ def test_no_graph_can_be_drawn_of_a_model_that_lacks_a_tensor(architecture: str,
 def test_nor_of_one_with_a_tensor_of_unknown_use(architecture: str) -> None:
     model = replace(other("qwen3-8b"), architecture=architecture)
     strange = Tensor("blk.3.ssm_in.weight", (4096, 4096), "F16")
-    with pytest.raises(ValueError, match=r"what becomes of its tensor `ssm_in\.weight` is not known"):
+    with pytest.raises(ValueError, match=r"does not know how its tensor `ssm_in\.weight` is used"):
         check(replace(model, tensors=(*model.tensors, strange)))
 
 
