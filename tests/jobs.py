@@ -146,7 +146,13 @@ class Crew:
 
     def _work(self, compiles: bool) -> None:
         while job := self._next(compiles):
-            outcome = self._do(job)
+            try:
+                outcome = self._do(job)
+            except (
+                Exception
+            ) as error:  # A job that cannot even be started counts as failed, or others would wait for it for ever.
+                self.say(f"{job.name}: FAILED, {type(error).__name__}: {error}")
+                outcome = Outcome(failed=[job.name])
             with self._changed:
                 self._outcomes[job.stage].add(outcome)
                 del self._running[job.name]

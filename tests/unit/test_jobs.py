@@ -38,12 +38,28 @@ def test_what_is_waited_for_may_fail_or_not_run_at_all(tmp_path: Path) -> None:
     assert outcomes["stage"].passed == 1
 
 
-def test_no_more_run_at_once_than_may_and_the_compiler_is_not_counted(tmp_path: Path) -> None:
-    meet = "mkdir here-$$; sleep 0.4; ls -d here-* | wc -l > seen-$$; sleep 0.4; rmdir here-$$"
-    compiles = shell(tmp_path, "compiles", meet, stage=COMPILE)
-    run(tmp_path, compiles, *(shell(tmp_path, f"job {number}", meet) for number in range(4)))
-    seen = sorted(int(path.read_text()) for path in tmp_path.glob("seen-*"))
-    assert seen == [2, 2, 3, 3, 3]
+def test_no_more_run_at_once_than_may(tmp_path: Path) -> None:
+    count = "mkdir here-$$; sleep 0.1; ls -d here-* | wc -l > seen-$$; sleep 0.1; rmdir here-$$"
+    run(tmp_path, *(shell(tmp_path, f"job {number}", count) for number in range(4)))
+    assert len(seen := [int(path.read_text()) for path in tmp_path.glob("seen-*")]) == 4
+    assert max(seen) <= 2
+
+
+def test_a_compiler_runs_beside_as_many_as_may(tmp_path: Path) -> None:
+    meet = "touch $0; until [ -e one ] && [ -e two ] && [ -e compiler ]; do sleep 0.02; done"
+    jobs = [Job("stage", name, ("timeout", "60", "sh", "-ec", meet, name), tmp_path) for name in ("one", "two")]
+    compiler = Job(COMPILE, "compiler", ("timeout", "60", "sh", "-ec", meet, "compiler"), tmp_path)
+    outcomes = run(tmp_path, *jobs, compiler)
+    assert [outcome.passed for outcome in outcomes.values()] == [2, 1]
+
+
+def test_a_job_that_cannot_be_started_has_failed_and_holds_nobody_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = Job(COMPILE, "missing", ("/nowhere/compiler",), tmp_path)
+    outcomes = run(tmp_path, missing, shell(tmp_path, "waits", "true", after=("missing",)))
+    assert (outcomes[COMPILE].failed, outcomes["stage"].passed) == (["missing"], 1)
+    assert "/nowhere/compiler" in capsys.readouterr().out
 
 
 def test_a_failure_is_shown_with_the_end_of_its_talk_and_the_journal(
