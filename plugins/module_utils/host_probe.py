@@ -1,7 +1,7 @@
 """Reads what a Linux host has, in well under a second. It changes nothing.
 
 Used in two ways: imported by r1.prov.preflight, and sent as it stands through `python3 -` by r1prov's first contact.
-So: the standard library only, one file, and no syntax newer than Python 3.8, for old hosts must be able to answer.
+So it is one file that needs only the standard library.
 
     python3 - '{"paths": ["/srv/r1prov"], "ports": [8080]}' < host_probe.py
 """

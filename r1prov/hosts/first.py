@@ -1,4 +1,4 @@
-"""First contact: all hosts at once, every problem at once, in seconds. Changes nothing on a host."""
+"""The first contact with all hosts at once. It takes seconds, reports every problem together, and changes nothing on a host."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from r1prov.hosts.ssh import Access
     from r1prov.site import Host
 
-OLDEST_PYTHON = (3, 8)
-"""What ansible-core 2.19 asks of a host."""
+OLDEST_PYTHON = (3, 10)
+"""The Python that our own programs need on a host, as in Ubuntu 22.04. It is newer than what ansible-core asks of a host."""
 
-# Only what must be known before Python can be trusted to be there. Plain POSIX shell, fed through stdin, which any
-# login shell can start.
+# These lines ask only what must be known before a Python is known to be there. They are plain POSIX shell and go in
+# through stdin, so that any login shell can start them.
 _BASICS = r"""
 export LC_ALL=C
 echo "system=$(uname -s)"
@@ -42,9 +42,9 @@ class Contact:
     """A host that can be used.
 
     Attributes:
-        connection: open, for more questions.
-        facts: what plugins/module_utils/host_probe.py found.
-        notes: what is worth a remark, but no problem.
+        connection: the connection, which is still open.
+        facts: what plugins/module_utils/host_probe.py read on the host.
+        notes: remarks that are no problems, each a predicate of the host.
     """
 
     connection: HostConnection
@@ -55,19 +55,19 @@ class Contact:
 def contact_all(
     hosts: Iterable[Host], access: Access, *, probe_paths: Iterable[str] = (), probe_ports: Iterable[int] = ()
 ) -> dict[str, Contact]:
-    """Meet all hosts at once.
+    """Contact all hosts at once.
 
     Args:
-        hosts: whom to meet.
+        hosts: the hosts to contact.
         access: how to log in.
-        probe_paths: places that will be written to; the facts then tell their disks.
-        probe_ports: ports that will be listened on; the facts then tell who holds them.
+        probe_paths: places that a run will write to; the facts then name their disks.
+        probe_ports: TCP ports that services will listen on; the facts then name who holds them.
 
     Returns:
-        host name -> what was found, connections open.
+        host name -> its contact, with an open connection.
 
     Raises:
-        UnreachableError: the problems of all hosts; every connection is closed again.
+        UnreachableError: at least one host cannot be used. It carries the problems of all hosts, and no connection stays open.
     """
     arguments = json.dumps({"paths": list(probe_paths), "ports": list(probe_ports)})
     hosts = list(hosts)
@@ -79,9 +79,10 @@ def contact_all(
             return error
 
     with ThreadPoolExecutor(max_workers=max(1, min(32, len(hosts)))) as pool:
-        met = dict(zip((host.name for host in hosts), pool.map(meet, hosts), strict=True))
-    problems = [problem for found in met.values() if isinstance(found, UnreachableError) for problem in found.problems]
-    contacts = {name: found for name, found in met.items() if isinstance(found, Contact)}
+        outcomes = dict(zip((host.name for host in hosts), pool.map(meet, hosts), strict=True))
+    errors = [outcome for outcome in outcomes.values() if isinstance(outcome, UnreachableError)]
+    problems = [problem for error in errors for problem in error.problems]
+    contacts = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, Contact)}
     if problems:
         for contact in contacts.values():
             contact.connection.close()
@@ -115,7 +116,7 @@ def _look_around(connection: HostConnection, probe_arguments: str) -> Contact:
 
 
 def _misfits(where: str, basics: dict[str, str]) -> list[Problem]:
-    """What no later step could mend."""
+    """The reasons why no later step could use this host; empty where there are none."""
     if basics.get("system") != "Linux":
         return [
             Problem(
@@ -141,13 +142,22 @@ def _misfits(where: str, basics: dict[str, str]) -> list[Problem]:
         )
     python = tuple(int(part) for part in basics["python"].split(".")[:2]) if basics["python"] else ()
     if python < OLDEST_PYTHON:
-        found = f"only Python {basics['python']}" if python else "no python3"
-        problems.append(Problem(where, f"has {found}; Ansible needs 3.8 or newer", "apt install python3"))
+        oldest = ".".join(map(str, OLDEST_PYTHON))
+        has, remedy = (
+            (f"only Python {basics['python']}", "set the server up with Debian 12, Ubuntu 22.04, or a newer release")
+            if python
+            else ("no python3", "apt install python3")
+        )
+        problems.append(Problem(where, f"has {has}; r1prov needs Python {oldest} or newer there", remedy))
     return problems
 
 
 def _sudo(connection: HostConnection, answer: str) -> Sudo:
-    """Root's rights, tried out: `answer` is what sudo said when it was asked without a password."""
+    """How commands can run as root here. `answer` is what sudo said when it was asked without a password.
+
+    Raises:
+        UnreachableError: no command can run as root.
+    """
     where = connection.host.name
     if answer in {"root", "passwordless"}:
         return Sudo(answer)
@@ -160,7 +170,9 @@ def _sudo(connection: HostConnection, answer: str) -> Sudo:
     if "tty" in answer:
         _fail(where, "sudo there wants a terminal (requiretty)", "remove `Defaults requiretty` from its sudoers")
     if connection.access.sudo_password is None:
-        _fail(where, "sudo there asks for a password", "give it: --ask-become-pass (-K); or log in as root")
+        _fail(
+            where, "sudo there asks for a password", "give the password with --ask-become-pass (-K), or log in as root"
+        )
     tried = connection.run(
         ["env", "LC_ALL=C", "sudo", "-S", "-k", "-p", "", "true"], f"{connection.access.sudo_password}\n"
     )

@@ -16,6 +16,7 @@ from sshd import Sshd
 from r1prov import hosts as contact
 from r1prov.common.errors import UnreachableError
 from r1prov.hosts import Access, Sudo
+from r1prov.hosts.first import OLDEST_PYTHON
 from r1prov.hosts.target import _expand, split_jump
 from r1prov.site import Host
 
@@ -148,11 +149,31 @@ def test_everything_wrong_with_every_host_is_said_at_once(tmp_path, sshd, access
     assert [(p.where, p.what) for p in found] == [
         ("gpu1", "is a aarch64 machine, not x86-64"),
         ("gpu1", "its first process is `bash`, not systemd: most likely a container"),
-        ("gpu1", "has only Python 3.6.8; Ansible needs 3.8 or newer"),
+        ("gpu1", "has only Python 3.6.8; r1prov needs Python 3.10 or newer there"),
         ("gone", f"127.0.0.1 refuses connections on port {port}"),
         ("typo", found[-1].what),
     ]
     assert found[-1].what.startswith("the name no.such.invalid is not known here")
+
+
+@pytest.mark.parametrize(
+    ("version", "has"), [("3.9.18", "has only Python 3.9.18"), ("", "has no python3")], ids=["too old", "none"]
+)
+def test_a_python_too_old_for_our_programs(tmp_path, sshd, access, version, has):
+    with_bin(tmp_path, sshd, cat=PID1_IS_SYSTEMD, id="#!/bin/sh\necho 0\n", python3=f"#!/bin/sh\necho {version}\n")
+    problem = the_problem(bob(sshd), access)
+    oldest = ".".join(map(str, OLDEST_PYTHON))
+    assert problem.what == f"{has}; r1prov needs Python {oldest} or newer there"
+    assert problem.remedy == (
+        "apt install python3" if not version else "set the server up with Debian 12, Ubuntu 22.04, or a newer release"
+    )
+
+
+def test_the_oldest_python_is_enough(tmp_path, sshd, access):
+    oldest = ".".join(map(str, OLDEST_PYTHON))
+    python = f"""#!/bin/sh\n[ "$1" = -c ] && {{ echo {oldest}.0; exit; }}\nexec {sys.executable} "$@"\n"""
+    with_bin(tmp_path, sshd, cat=PID1_IS_SYSTEMD, id="#!/bin/sh\necho 0\n", python3=python)
+    meet(bob(sshd), access).connection.close()
 
 
 def test_not_linux(tmp_path, sshd, access):

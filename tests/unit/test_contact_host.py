@@ -123,10 +123,11 @@ def test_progress_is_followed_through_a_lost_connection(host, access, monkeypatc
         assert news.acquire(timeout=120)
         watch._connection._link.transport.sock.shutdown(2)
         write(2)
-        assert news.acquire(timeout=120)
+        while 2 not in seen:  # a watch that connects again before the write reports 1 once more
+            assert news.acquire(timeout=120)
     finally:
         watch.close()
-    assert seen == [1, 2]
+    assert set(seen) == {1, 2}
 
 
 def test_ansible_gets_both_passwords_and_nobody_sees_them(host, access, tmp_path, monkeypatch):

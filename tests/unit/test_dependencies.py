@@ -10,6 +10,10 @@ from collections.abc import Iterable
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import pytest
+
+from r1prov.hosts.first import OLDEST_PYTHON
+
 ROOT = Path(__file__).parents[2]
 DECLARED = tomllib.loads((ROOT / "pyproject.toml").read_text())
 OURS = {"r1prov", "tests", "benchmarks", "ansible_collections"}
@@ -95,6 +99,18 @@ def test_hosts_need_nothing_but_numpy_beside_ansibles_own_library() -> None:
     files = [file for file in programs(*ON_HOSTS) if str(file.relative_to(ROOT)) not in ITS_HELPERS]
     others = {module for module in imported(files) if not module.startswith("ansible.module_utils.")}
     assert others == {"numpy"}
+
+
+def test_programs_for_hosts_use_no_syntax_newer_than_the_oldest_python_there() -> None:
+    files = [*programs(*ON_HOSTS), *ROOT.glob("roles/*/files/*.py")]
+    assert len(files) > 40
+    for file in files:
+        ast.parse(file.read_text(), str(file), feature_version=OLDEST_PYTHON)
+
+
+def test_syntax_newer_than_the_oldest_python_is_seen() -> None:
+    with pytest.raises(SyntaxError, match="Exception groups"):
+        ast.parse("try: pass\nexcept* OSError: pass", feature_version=OLDEST_PYTHON)
 
 
 def test_an_import_that_nobody_declares_is_seen() -> None:

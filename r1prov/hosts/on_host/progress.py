@@ -1,28 +1,26 @@
-# ruff: noqa: PTH123, PTH207 - the host's Python may be 3.8
-"""Runs on a host: prints each change of a step's progress file as one line of JSON, until stdin closes.
+"""Runs on a host and prints each change of a step's progress file as one line of JSON, until stdin closes.
 
-Python 3.8 or newer, standard library only. A step that says `running` but has not written for two minutes when it is
-first seen is a leftover of a run that died.
+It is sent as text, so it needs only Python 3.10 and the standard library. A file that says `running`, but was written more
+than two minutes before this program first sees it, was left by a run that died; it is not printed.
 """
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 import select
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 STALE_S = 120
 
-last: dict[str, dict[str, Any]] = {}
+last: dict[Path, dict[str, Any]] = {}
 while True:
-    for path in sorted(glob.glob("/run/r1prov/*/progress.json")):
+    for path in sorted(Path("/run/r1prov").glob("*/progress.json")):
         try:
-            with open(path) as file:
-                progress = json.load(file)
+            progress = json.loads(path.read_text())
         except (OSError, ValueError):
             continue
         first = path not in last

@@ -1,35 +1,39 @@
-# ruff: noqa: PTH114, PTH118, PTH119, PTH123, PTH207, UP031 - the host's Python may be 3.8
-"""Runs on a host as root: prints what is installed, running and healthy as one line of JSON.
+"""Runs on a host as root and prints what is installed, running and healthy as one line of JSON.
 
-Python 3.8 or newer, standard library only. Argument: JSON with `engine` (llama-server, ollama), `url` and `key_file` of its API,
-`page`, `embeddings` (finds passages for it) and `gateway`, their addresses; empty for none.
+It is sent as text, so it needs only Python 3.10 and the standard library. Its argument is JSON with these keys:
+
+engine      llama-server or ollama
+url         the base URL of the engine's API
+key_file    the file on the host with the key of that API
+page        the base URL of the chat page, empty where there is none
+embeddings  the base URL of the model that finds passages for the page, empty where there is none
+gateway     the base URL of the gateway, empty where there is none
 """
 
 from __future__ import annotations
 
-import glob
 import json
-import os
 import ssl
 import subprocess
 import sys
 import urllib.error
 import urllib.request
+from pathlib import Path
 from typing import Any
 
-CURRENT = "/opt/r1prov/%s/current"
+RELEASES = Path("/opt/r1prov")
 HEALTH = {"llama-server": "/health", "ollama": "/api/version"}
-REMEMBERED = "/var/lib/r1prov"
+REMEMBERED = Path("/var/lib/r1prov")
 UNIT_KEYS = ("ActiveState", "SubState", "UnitFileState", "NRestarts", "ActiveEnterTimestamp", "MainPID")
 
 
 def main() -> None:
-    """Collect and print."""
+    """Collect the status and print it."""
     asked = json.loads(sys.argv[1])
     code, _ = get(asked["url"] + HEALTH[asked["engine"]])
     props = None
     if code == 200 and asked["engine"] == "llama-server":
-        props = get(asked["url"] + "/props", read(asked["key_file"]))[1]
+        props = get(asked["url"] + "/props", read(Path(asked["key_file"])))[1]
     status = {
         "engine": asked["engine"],
         "releases": {name: release(name) for name in ("llama.cpp", "ollama", "open-webui")},
@@ -46,31 +50,30 @@ def main() -> None:
 
 
 def release(name: str) -> str | None:
-    """The release that is current; None where there is none."""
-    link = CURRENT % name
-    return os.path.basename(os.path.realpath(link)) if os.path.islink(link) else None
+    """The name of the release that `current` links to; None where there is no such link."""
+    link = RELEASES / name / "current"
+    return link.resolve().name if link.is_symlink() else None
 
 
 def word(code: int) -> str:
-    """What an http status says of a service's health."""
-    return {200: "ok", 503: "loading", 0: "down"}.get(code, "answers %d" % code)
+    """A service's health, as a word for the http status that it answers with."""
+    return {200: "ok", 503: "loading", 0: "down"}.get(code, f"answers {code}")
 
 
 def units() -> dict[str, dict[str, str]]:
-    """Name -> some of systemd's properties, of every installed unit of r1prov."""
-    found = {}
-    for path in sorted(glob.glob("/etc/systemd/system/r1prov-*.service")):
-        name = os.path.basename(path)
+    """Unit name -> the systemd properties in UNIT_KEYS, for every installed unit of r1prov."""
+    properties = {}
+    for name in sorted(path.name for path in Path("/etc/systemd/system").glob("r1prov-*.service")):
         argv = ["systemctl", "show", name, "--property=" + ",".join(UNIT_KEYS)]
         out = subprocess.run(argv, stdout=subprocess.PIPE, check=False).stdout.decode()
-        found[name] = dict(line.split("=", 1) for line in out.splitlines() if "=" in line)
-    return found
+        properties[name] = dict(line.split("=", 1) for line in out.splitlines() if "=" in line)
+    return properties
 
 
 def get(url: str, key: str = "") -> tuple[int, Any]:
-    """The answer at a URL: http status and decoded JSON; 0 where nothing answers."""
+    """The http status and the decoded JSON that a URL answers with; the status is 0 where nothing answers."""
     request = urllib.request.Request(url, headers={"Authorization": "Bearer " + key} if key else {})  # noqa: S310
-    # Never through the host's proxy; and it is this host that is asked, whatever name its certificate is for.
+    # The request stays on this host: it takes no proxy, and the certificate may be for another name.
     anyone = ssl._create_unverified_context()  # noqa: S323, SLF001
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=anyone))
     try:
@@ -82,18 +85,17 @@ def get(url: str, key: str = "") -> tuple[int, Any]:
         return 0, None
 
 
-def read(path: str) -> str:
-    """A small text file; empty where there is none."""
+def read(path: Path) -> str:
+    """The content of a small text file; empty where there is no such file."""
     try:
-        with open(path) as file:
-            return file.read().strip()
+        return path.read_text().strip()
     except OSError:
         return ""
 
 
 def remembered(step: str, name: str) -> dict[str, Any] | None:
-    """What a step wrote down for later."""
-    text = read(os.path.join(REMEMBERED, step, name))
+    """The JSON document that a step keeps on the host; None where there is none."""
+    text = read(REMEMBERED / step / name)
     return json.loads(text) if text else None
 
 
