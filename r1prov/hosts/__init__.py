@@ -1,12 +1,12 @@
-"""Reads hosts, over ssh or locally: first contact, progress, status, a tunnel. Changes nothing.
+"""Reads hosts, over ssh or on this machine itself, and opens tunnels to them. It changes nothing on a host.
 
 Login, met     how the operator logs in; open connections to all hosts at once
-contact_all    first contact with all hosts at once, and every problem at once
-connect        one open connection: run, follow, open_http
+contact_all    the first contact with all hosts at once, which reports every problem together
+connect        one open connection, with `run`, `follow` and `open_http`
 ProgressWatch  what long steps are doing, while Ansible runs
 read_status    what is installed, running and healthy
-read_secret    what a new controller takes over
-Tunnel         a port here that leads to a port there
+read_secret    a secret that the host holds, for a new controller to take over
+Tunnel         a port of this machine that leads to a port of a host
 """
 
 from r1prov.hosts.connection import HostConnection, Result, Sudo, connect

@@ -1,4 +1,4 @@
-"""Asks a running engine one question, and yields the answer as it comes."""
+"""Asks a running engine one question and yields the answer while it is being written."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of text of the answer, or of the thinking before it."""
+    """A piece of the answer, or of the thinking before it.
+
+    Attributes:
+        text: the piece.
+        thinking: whether it belongs to the thinking.
+    """
 
     text: str
     thinking: bool
@@ -23,7 +28,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Rates:
-    """Tokens, and tokens per second, of the prompt and of the answer with its thinking. The server measured them."""
+    """Token counts and rates in tokens per second, as the server measured them. Decoding includes the thinking."""
 
     prompt_tokens: int
     prompt_tokens_per_second: float
@@ -32,18 +37,18 @@ class Rates:
 
 
 def ask(http: HTTPConnection, where: str, question: str, *, key: str) -> Iterator[Piece | Rates]:
-    """Ask llama-server, and yield the pieces of the answer, then the rates.
+    """Ask llama-server; yield the pieces of the answer, and the rates at the end.
 
     Args:
         http: a connection to llama-server.
-        where: what errors call the host.
-        question: one user message.
+        where: the name of the host in errors.
+        question: the text of one user message.
         key: the key of the API.
 
     Raises:
         UnhealthyError: there is no answer, or an error in its place.
     """
-    # With the cache of a prompt that was asked before, the rate of reading it would be meaningless.
+    # A prompt that is already in the cache would be read in no time, and its rate would mean nothing.
     body = {"stream": True, "cache_prompt": False, "messages": [{"role": "user", "content": question}]}
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
     try:
@@ -60,12 +65,14 @@ def ask(http: HTTPConnection, where: str, question: str, *, key: str) -> Iterato
 
 
 def ask_ollama(http: HTTPConnection, where: str, question: str, *, model: str) -> Iterator[Piece | Rates]:
-    """Ask Ollama, which has no key. What stands between `<think>` and `</think>` is thinking.
+    """Ask Ollama; yield the pieces of the answer, and the rates at the end. Ollama asks for no key.
+
+    Thinking comes in a field of its own, or in the answer between `<think>` and `</think>`.
 
     Args:
         http: a connection to Ollama.
-        where: what errors call the host.
-        question: one user message.
+        where: the name of the host in errors.
+        question: the text of one user message.
         model: the name under which the model is registered.
 
     Raises:
@@ -97,24 +104,26 @@ def ask_ollama(http: HTTPConnection, where: str, question: str, *, model: str) -
 
 
 class ThinkTags:
-    """Tells thinking from answer in a text that comes in pieces. A tag may be cut in two."""
+    """Separates thinking from the answer in a text that comes in pieces. A tag may be cut in two between pieces."""
 
     def __init__(self) -> None:
         self._rest = ""
         self._thinking = False
 
     def pieces(self, text: str, *, last: bool = False) -> Iterator[Piece]:
-        """The pieces that are certain once this text has come. With `last`, no more text will come."""
+        """Yield the pieces that are certain once `text` has come. `last` says that no more text will come."""
         self._rest += text
         while self._rest:
             tag = "</think>" if self._thinking else "<think>"
-            before, found, after = self._rest.partition(tag)
-            # What may be the beginning of a tag waits for the text that follows.
-            cut = 0 if found or last else next((n for n in range(len(tag) - 1, 0, -1) if before.endswith(tag[:n])), 0)
-            if certain := before[: len(before) - cut]:
+            before, tag_found, after = self._rest.partition(tag)
+            # An end that may be the beginning of a tag waits for the text that follows.
+            waiting = 0
+            if not tag_found and not last:
+                waiting = next((n for n in range(len(tag) - 1, 0, -1) if before.endswith(tag[:n])), 0)
+            if certain := before[: len(before) - waiting]:
                 yield Piece(certain, self._thinking)
-            self._rest = after if found else before[len(before) - cut :]
-            if not found:
+            self._rest = after if tag_found else before[len(before) - waiting :]
+            if not tag_found:
                 return
             self._thinking = not self._thinking
 
@@ -132,6 +141,7 @@ def _events(response: HTTPResponse) -> Iterator[dict[str, Any]]:
 
 
 def _pieces(event: dict[str, Any]) -> Iterator[Piece | Rates]:
+    """Yield the pieces, and the rates where there are any, of one event of llama-server."""
     for choice in event.get("choices", []):
         delta = choice.get("delta", {})
         if text := delta.get("reasoning_content"):
@@ -152,10 +162,14 @@ def _silence(where: str, error: OSError) -> UnhealthyError:
 def _refusal(where: str, status: int, text: str) -> UnhealthyError:
     if status == 503:
         return UnhealthyError(
-            Problem(where, "the model is still being loaded", "wait; `r1prov status` shows when it is ready")
+            Problem(where, "the model is still being loaded", "wait until `r1prov status` says that it is ready")
         )
     if status == 401:
         return UnhealthyError(
             Problem(where, "the API refuses this site's key", "`r1prov up` gives the host the key of this site again")
         )
-    return UnhealthyError(Problem(where, f"the API answers {status}: {text.strip()[:300]}", f"r1prov status {where}"))
+    return UnhealthyError(
+        Problem(
+            where, f"the API answers {status}: {text.strip()[:300]}", f"`r1prov status {where}` shows what is wrong"
+        )
+    )

@@ -1,4 +1,4 @@
-"""One open way to one host: run something, follow something, speak http. Over ssh, or on this machine itself."""
+"""One open connection to one host, which runs commands, follows their output and speaks http. It goes over ssh, or stays here."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 
 class Sudo(Enum):
-    """How root's rights are had on a host."""
+    """How a command becomes root on a host."""
 
     ROOT = "root"
     PASSWORDLESS = "passwordless"
-    PASSWORD = "password"  # noqa: S105 - the name of a way, not a password
+    PASSWORD = "password"  # noqa: S105 - this is no password
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a command on a host left: exit code, stdout, stderr."""
+    """The exit code, stdout and stderr of a command that has ended."""
 
     code: int
     out: str
@@ -41,26 +41,32 @@ class Result:
 
 
 class HostConnection(ABC):
-    """An open connection to `host`. Commands are argument lists; what is secret goes through stdin.
-
-    Raises (every method):
-        UnreachableError: the connection is lost, or the answer took too long.
-    """
+    """An open connection to `host`. Commands are argument lists, and secrets go through stdin."""
 
     def __init__(self, host: Host, access: Access) -> None:
         self.host = host
         self.access = access
         self.sudo = Sudo.ROOT
-        """Set by the first contact."""
+        """How `run` becomes root. The first contact finds it out."""
         self.user: str | None = None
-        """Who is logged in, by configuration or by choice; None on this machine itself."""
+        """The user who is logged in over ssh; None on this machine itself."""
 
     def run(self, argv: Sequence[str], stdin: str = "", *, root: bool = False, timeout_s: float = 30) -> Result:
-        """Run `argv` to its end; as root, however `sudo` says that is done."""
+        """Run a command to its end.
+
+        Args:
+            argv: the command and its arguments.
+            stdin: the text that the command reads.
+            root: whether it runs as root, in the way that `sudo` names.
+            timeout_s: how long it may take, in seconds.
+
+        Raises:
+            UnreachableError: the connection is lost, or the command took too long.
+        """
         if root and self.sudo is Sudo.PASSWORDLESS:
             argv = ["sudo", "-n", "--", *argv]
         elif root and self.sudo is Sudo.PASSWORD:
-            # -k: ask even where sudo remembers, or the password would be read by the command instead
+            # Without -k, a sudo that remembers the password would not read it, and the command would.
             argv = ["sudo", "-S", "-k", "-p", "", "--", *argv]
             stdin = f"{self.access.sudo_password}\n{stdin}"
         try:
@@ -71,23 +77,27 @@ class HostConnection(ABC):
             raise self._lost(f"the connection is lost ({error or type(error).__name__})") from None
 
     def open_http(self, port: int, address: str = "127.0.0.1") -> http.client.HTTPConnection:
-        """An http connection to a port as the host itself sees it."""
+        """Make an http connection to `port` of `address`, as the host itself sees them; it opens at the first request."""
         return _Http(self, address, port)
 
     @abstractmethod
     def follow(self, argv: Sequence[str]) -> Generator[str, None, None]:
-        """The lines of `argv`'s stdout as they come.
+        """Yield the lines of a command's stdout while they come.
 
-        Closing the generator closes the command's stdin, upon which the command must end by itself.
+        Closing the generator closes the command's stdin. The command must then end by itself.
         """
 
     @abstractmethod
     def open_socket(self, address: str, port: int) -> paramiko.Channel | None:
-        """A stream to a port of the host; None where a plain connection does."""
+        """Open a stream to a port of the host; None on this machine itself, where a plain socket does.
+
+        Raises:
+            paramiko.SSHException: the host refuses the stream, or the connection is lost.
+        """
 
     @abstractmethod
     def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
 
     @abstractmethod
     def _run(self, argv: Sequence[str], stdin: str, timeout_s: float) -> Result: ...
@@ -99,16 +109,16 @@ class HostConnection(ABC):
 
 
 def connect(host: Host, access: Access) -> HostConnection:
-    """Open a connection: ssh, or none at all where the host is this machine.
+    """Open a connection to a host, over ssh unless the host is this machine.
 
     Raises:
-        UnreachableError: why not, in plain words.
+        UnreachableError: the host cannot be reached, or refuses the login.
     """
     return LocalConnection(host, access) if host.local else SshConnection(host, access)
 
 
 class SshConnection(HostConnection):
-    """Over ssh: one transport, a channel for each command."""
+    """A connection over ssh: one transport, with a channel for each command."""
 
     def __init__(self, host: Host, access: Access) -> None:
         super().__init__(host, access)
@@ -133,7 +143,7 @@ class SshConnection(HostConnection):
         with contextlib.closing(self._link.transport.open_session(timeout=TIMEOUT_S)) as channel:
             channel.settimeout(timeout_s)
             channel.exec_command(shlex.join(argv))
-            with contextlib.suppress(OSError):  # a command need not read its stdin
+            with contextlib.suppress(OSError):  # a command may end before it has read its stdin
                 channel.sendall(stdin.encode())
                 channel.shutdown_write()
             out = channel.makefile("rb").read()
@@ -142,7 +152,7 @@ class SshConnection(HostConnection):
 
 
 class LocalConnection(HostConnection):
-    """This machine itself."""
+    """A connection to this machine itself."""
 
     def follow(self, argv: Sequence[str]) -> Generator[str, None, None]:
         """See `HostConnection.follow`."""
@@ -159,7 +169,7 @@ class LocalConnection(HostConnection):
         return
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing, since nothing is open."""
 
     def _run(self, argv: Sequence[str], stdin: str, timeout_s: float) -> Result:
         done = subprocess.run(
@@ -169,7 +179,7 @@ class LocalConnection(HostConnection):
 
 
 class _Http(http.client.HTTPConnection):
-    """http through whatever leads to the host."""
+    """An http connection that goes through an open connection to the host."""
 
     def __init__(self, connection: HostConnection, address: str, port: int) -> None:
         super().__init__(address, port)
@@ -189,7 +199,10 @@ class _Http(http.client.HTTPConnection):
 
 
 class _Tunnel:
-    """As much of a socket as http.client uses. Its file outlives `close`, as a socket's does and a channel's does not."""
+    """The part of a socket that http.client uses, over a channel.
+
+    http.client closes the socket and reads on from its file. A channel's own file would be closed with the channel.
+    """
 
     def __init__(self, channel: paramiko.Channel) -> None:
         self._channel = channel
@@ -203,6 +216,8 @@ class _Tunnel:
 
 
 class _Incoming(io.RawIOBase):
+    """The bytes that come in on a channel, as a file. Closing it closes the channel."""
+
     def __init__(self, channel: paramiko.Channel) -> None:
         self._channel = channel
 

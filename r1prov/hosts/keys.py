@@ -1,4 +1,4 @@
-"""The private keys that are tried at a login: those of the ssh-agent, and files."""
+"""The private keys that a login tries: those of the ssh-agent, and those in files."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ AGENT_LIMIT_S = 10.0
 
 
 def candidates(target: Target, locked: list[Path]) -> Iterator[paramiko.PKey]:
-    """The keys to try: the agent's, the named ones first; then files.
+    """Yield the keys to try: first those that the agent holds, then those in files.
 
-    Encrypted files that no agent holds end up in `locked`.
+    Of the agent's keys, those that the configuration names come first. The paths of encrypted files that no agent holds are
+    appended to `locked`.
     """
     files = [path for path in target.identity_files if path.is_file()]
     public = {path: _public_part(path) for path in target.identity_files}
@@ -38,16 +39,19 @@ def candidates(target: Target, locked: list[Path]) -> Iterator[paramiko.PKey]:
             try:
                 yield paramiko.PKey.from_path(path)
             except (paramiko.PasswordRequiredException, TypeError):
-                # cryptography says TypeError where a password is needed and none was given
+                # cryptography raises TypeError where a key needs a password and none was given
                 locked.append(path)
             except (paramiko.SSHException, ValueError, OSError):
-                continue  # not a key that paramiko can read: hardware-backed, or damaged
+                continue  # paramiko cannot read keys that hardware holds, nor damaged ones
     finally:
         agent.close()
 
 
 class _Agent(AgentSSH):
-    """The ssh-agent behind one socket, for paramiko's own class knows only SSH_AUTH_SOCK. No socket: no keys."""
+    """The ssh-agent behind one socket. Where there is no socket, it has no keys.
+
+    paramiko's own class knows no socket but SSH_AUTH_SOCK.
+    """
 
     def __init__(self, path: str) -> None:
         super().__init__()
@@ -57,13 +61,14 @@ class _Agent(AgentSSH):
         connection.settimeout(AGENT_LIMIT_S)
         with contextlib.suppress(OSError, paramiko.SSHException):
             connection.connect(path)
-            self._connect(connection)  # type: ignore[attr-defined]  # paramiko has no public way
+            self._connect(connection)  # type: ignore[attr-defined]  # paramiko has no public method for it
 
     def close(self) -> None:
         self._close()  # type: ignore[attr-defined]
 
 
 def _public_part(path: Path) -> str:
+    """The key in base64 from the .pub file beside a private key; empty where there is none."""
     try:
         fields = Path(f"{path}.pub").read_text().split()
     except (OSError, UnicodeDecodeError):

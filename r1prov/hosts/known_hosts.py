@@ -1,6 +1,6 @@
-"""The ssh host keys that are known: OpenSSH's files read the way OpenSSH reads them, and the site's own file written.
+"""Reads known_hosts files the way OpenSSH does, and adds host keys to the site's own file.
 
-paramiko's reader is not used: it stops at `@cert-authority` lines and knows neither patterns nor `@revoked`.
+paramiko's reader would not do: it stops at `@cert-authority` lines and knows neither patterns nor `@revoked`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _writing = threading.Lock()
 
 @dataclass(frozen=True)
 class KnownKey:
-    """One line that speaks of a host: key type, key in base64, where it stands, whether it is revoked."""
+    """One line of a known_hosts file that holds for a host. `key` is in base64, and `line` counts from 1."""
 
     type: str
     key: str
@@ -33,17 +33,17 @@ class KnownKey:
 
 
 def entry_name(host: str, port: int) -> str:
-    """The name under which a host key is listed: the host, with the port where it is not 22."""
+    """The name under which known_hosts files list a host: the host, with the port where that is not 22."""
     return host.lower() if port == 22 else f"[{host.lower()}]:{port}"
 
 
 def lookup(files: Iterable[Path], name: str) -> list[KnownKey]:
-    """All keys that `files` list for `name`; files that do not exist list none."""
+    """All keys that `files` list for `name`. A file that does not exist lists none."""
     return [known for file in files for known in _entries(file, name)]
 
 
 def remember(file: Path, name: str, key_type: str, key: str) -> None:
-    """Append a key to `file`, which is made 0600 if need be."""
+    """Append a key to `file`, which is made with mode 0600 where it does not exist."""
     with _writing:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         with os.fdopen(descriptor, "w") as stream:
@@ -65,24 +65,26 @@ def _entries(file: Path, name: str) -> Iterator[KnownKey]:
 
 
 def _matches(patterns: str, name: str) -> bool:
-    found = False
+    """Whether a list of patterns names a host. A negated pattern (`!`) that fits outweighs all others."""
+    matched = False
     for pattern in patterns.split(","):
         if pattern.startswith("|1|"):
-            found = found or _hash_matches(pattern, name)
+            matched = matched or _hash_matches(pattern, name)
         elif pattern.startswith("!"):
             if _glob(pattern[1:], name):
                 return False
         else:
-            found = found or _glob(pattern, name)
-    return found
+            matched = matched or _glob(pattern, name)
+    return matched
 
 
 def _glob(pattern: str, name: str) -> bool:
-    """`*` and `?` are wild, brackets are not: `[host]:2222` is literal."""
+    """Whether a pattern fits a name. `*` and `?` are wildcards; brackets are literal, as in `[host]:2222`."""
     return fnmatch.fnmatchcase(name, pattern.lower().replace("[", "[[]"))
 
 
 def _hash_matches(hashed: str, name: str) -> bool:
+    """Whether `|1|SALT|DIGEST` is the HMAC-SHA1 of a name, as ssh-keygen -H writes it."""
     try:
         salt, digest = (base64.b64decode(part) for part in hashed[3:].split("|"))
     except ValueError:

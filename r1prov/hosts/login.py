@@ -1,4 +1,4 @@
-"""How the operator logs in to hosts, and open connections to all of them at once."""
+"""How the operator logs in to hosts, and a context that holds open connections to all of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Passwords:
-    """What was typed in for the whole site. Never printed."""
+    """The passwords that the operator typed in for all hosts of a site. They are never printed."""
 
     ssh: str | None = field(default=None, repr=False)
     sudo: str | None = field(default=None, repr=False)
@@ -28,12 +28,12 @@ class Passwords:
 
 @dataclass(frozen=True)
 class Login:
-    """How the operator logs in to the hosts, as far as ~/.ssh/config does not say it.
+    """How the operator logs in to the hosts, where ~/.ssh/config does not say it.
 
     Attributes:
-        passwords: those that were asked for.
-        strict_host_keys: a host whose key is not known is refused, instead of trusted at first sight.
-        ssh_config: instead of ~/.ssh/config.
+        passwords: those that the operator typed in.
+        strict_host_keys: whether a host whose key is not known is refused. Otherwise its key is trusted at first sight.
+        ssh_config: the file to read instead of ~/.ssh/config.
     """
 
     passwords: Passwords = field(default_factory=Passwords)
@@ -41,7 +41,7 @@ class Login:
     ssh_config: Path | None = None
 
     def access(self, state: SiteState) -> Access:
-        """The same, with the host keys that a site has accepted."""
+        """This login together with the host keys that a site has accepted."""
         return Access(
             known_hosts=state.known_hosts,
             host_keys="strict" if self.strict_host_keys else "accept-new",
@@ -53,10 +53,10 @@ class Login:
 
 @contextlib.contextmanager
 def met(hosts: Sequence[Host], site: Site, login: Login) -> Generator[dict[str, Contact], None, None]:
-    """Open connections to all hosts, by their names. They are closed at the end.
+    """Contact all hosts and yield their contacts by host name. The connections are closed at the end.
 
     Raises:
-        UnreachableError: what is wrong with any of the hosts. Then none is used.
+        UnreachableError: at least one host cannot be used. It carries the problems of all hosts.
     """
     contacts = contact_all(
         hosts,

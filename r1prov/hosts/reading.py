@@ -1,4 +1,4 @@
-"""What an open connection is asked: progress, status, a secret to take over."""
+"""Reads progress, status and secrets from a host over an open connection."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ RECONNECT_S = 5.0
 
 @dataclass(frozen=True)
 class Progress:
-    """A long step's own word on how far it is.
+    """How far a long step is, as the step itself reports it.
 
     Attributes:
         host: the host's name.
         step: the role.
         label: what is going on, e.g. `compiling`.
-        done: of `total`, in `unit`; `total` 0 where it is not known.
-        unit: `steps` or `bytes`.
+        done: how many of `total` are done.
+        total: how many there are, or 0 where that is not known.
+        unit: what `done` and `total` count: `steps` or `bytes`.
         state: `running`, `done` or `failed`.
-        updated: seconds since 1970 by the host's clock; only differences mean something.
+        updated: seconds since 1970 by the host's clock, which may be wrong, so that only differences mean something.
     """
 
     host: str
@@ -50,12 +51,12 @@ class Progress:
 class ProgressWatch:
     """Reports each change of a host's progress files until it is closed.
 
-    A lost connection is opened again and again: watching must not end a run.
+    The watch has a connection of its own. It opens a lost one again and raises nothing, since a run must not end because of it.
 
     Args:
-        host: whose progress.
-        access: how to log in; a connection of its own.
-        report: called from a thread of the watch.
+        host: the host to watch.
+        access: how to log in.
+        report: is called with each change, from a thread of the watch.
     """
 
     def __init__(self, host: Host, access: Access, report: Callable[[Progress], None]) -> None:
@@ -83,25 +84,29 @@ class ProgressWatch:
                 for line in lines:
                     if self._closed.is_set():
                         return
-                    with contextlib.suppress(ValueError, TypeError):  # half a line of a lost connection
+                    with contextlib.suppress(ValueError, TypeError):  # a connection that is lost may leave half a line
                         self._report(Progress(host=self._host.name, **json.loads(line)))
 
 
 def read_status(connection: HostConnection, service: dict[str, Any]) -> dict[str, Any]:
-    """What is installed, running and healthy on a host; one round trip.
+    """Read what is installed, running and healthy on a host, in one round trip.
 
     Args:
-        connection: an open one.
-        service: `engine` (llama-server, ollama), `url` of its API, `key_file` of it on the host; `page`, `embeddings`, `gateway`, URLs or
-            empty.
+        connection: an open connection to the host.
+        service: the argument of on_host/status.py, which describes its keys.
 
     Returns:
-        keys `engine`, `releases` (llama.cpp, ollama, open-webui -> name), `units` (name -> systemd's properties), `health`,
-        `page`, `document_search` and `gateway` (`ok`, `loading`, `down` or what it says), `props` (of llama-server), `weights` and
-        `benchmark` (as the host remembers them); None for what is not there.
+        A value of None says that there is no such thing on the host.
+
+        engine: the engine that `service` names.
+        releases: llama.cpp, ollama, open-webui -> the name of the current release.
+        units: unit name -> some of its systemd properties.
+        health, page, document_search, gateway: `ok`, `loading`, `down`, or the http status that it answers.
+        props: what llama-server says of itself.
+        weights, benchmark: the JSON documents that the host keeps about them.
 
     Raises:
-        UnreachableError: it cannot be read.
+        UnreachableError: the connection is lost, or the status cannot be read.
     """
     result = connection.run(["python3", "-", json.dumps(service)], _on_host("status.py"), root=True, timeout_s=60)
     if result.code:
@@ -109,7 +114,7 @@ def read_status(connection: HostConnection, service: dict[str, Any]) -> dict[str
             Problem(
                 connection.host.name,
                 f"its status cannot be read: {result.err.strip().splitlines()[-1:]}",
-                "try again with --debug",
+                "run the same command again with --debug",
             )
         )
     status: dict[str, Any] = json.loads(result.out)
@@ -117,7 +122,7 @@ def read_status(connection: HostConnection, service: dict[str, Any]) -> dict[str
 
 
 def read_secret(connection: HostConnection, path: str) -> str | None:
-    """The content of a file that only root may read; None where there is none.
+    """Read a file that only root may read; None where it does not exist or is empty.
 
     Raises:
         UnreachableError: the connection is lost.

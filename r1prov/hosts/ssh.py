@@ -1,4 +1,4 @@
-"""Opening an ssh connection as OpenSSH would: known hosts, keys, agent and jumps, over paramiko."""
+"""Opens ssh connections with paramiko as OpenSSH would, with its known hosts, keys, agent and jump hosts."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
     from r1prov.site import Host
 
 TIMEOUT_S = 10.0
-"""For each of: TCP connect, ssh handshake, login."""
+"""The limit for the TCP connection, for the ssh handshake and for the login, each."""
 
-# paramiko reports what it raises once more, with traceback, to the root logger's last resort: stderr.
+# paramiko also logs what it raises, with a traceback. Without a handler, logging would print that to stderr.
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True)
 class Access:
-    """How hosts are logged in to.
+    """How to log in to the hosts of a site.
 
     Attributes:
         known_hosts: the site's file of accepted host keys.
         host_keys: `accept-new` trusts a key at first sight and records it; `strict` wants it known beforehand.
-            A changed key is refused by both.
-        ssh_password: for password login, tried after the keys.
-        sudo_password: where sudo asks for one.
-        ssh_config: instead of ~/.ssh/config.
+            Both refuse a key that has changed.
+        ssh_password: the password for the login, which is tried after the keys.
+        sudo_password: the password for hosts where sudo asks for one.
+        ssh_config: the file to read instead of ~/.ssh/config.
     """
 
     known_hosts: Path
@@ -48,18 +48,18 @@ class Access:
 
 
 class Link:
-    """A logged-in ssh transport with the jumps and helper processes it stands on."""
+    """A logged-in ssh transport, with the jump hosts and helper processes that it goes through."""
 
     def __init__(self, host: Host, access: Access) -> None:
         """Connect and log in.
 
         Raises:
-            UnreachableError: why not, in plain words.
+            UnreachableError: the host cannot be reached, has an unexpected key, or refuses the login.
         """
         self._below: list[paramiko.Transport | _Proxy] = []
         target = describe(host.address, host.user, host.port, access.ssh_config, host.identity_file)
-        # The host's key may stand in the site's own file. A jump host is not the site's: the operator's files count.
         self.user = target.user
+        # The site's own file counts for its hosts only. The key of a jump host must stand in the operator's files.
         site_rules = replace(
             target,
             known_hosts=(access.known_hosts, *target.known_hosts),
@@ -100,7 +100,7 @@ class Link:
         if depth > 8:
             _fail(
                 where,
-                f"the jumps of your ssh configuration go round in circles at {target.alias}",
+                f"the jump hosts of your ssh configuration lead round in a circle, at {target.alias}",
                 "look at ProxyJump in ~/.ssh/config",
             )
         if target.proxy_jump:
@@ -121,19 +121,19 @@ class Link:
             _fail(
                 where,
                 f"{target.host} refuses connections on port {target.port}",
-                "is sshd running there, and is this its port? Else name it: host:port",
+                "check that sshd runs there; if it has another port, name it: host:port",
             )
         except TimeoutError:
             _fail(
                 where,
                 f"{target.host} does not answer on port {target.port} within {TIMEOUT_S:.0f} s",
-                "is the machine on, is this its address, does a firewall drop the port?",
+                "check that the machine is on, that this is its address, and that no firewall drops the port",
             )
         except OSError as error:
             _fail(
                 where,
                 f"{target.host} port {target.port} cannot be reached: {error.strerror or error}",
-                "check the address and the network here",
+                "check the address and the network of this machine",
             )
 
     def _through_jump(self, target: Target, where: str, access: Access, depth: int) -> paramiko.Channel:
@@ -153,12 +153,12 @@ class Link:
             _fail(
                 where,
                 f"the jump host {alias} cannot reach {target.host} port {target.port} ({_text(error)})",
-                f"try it there: ssh {alias} nc -vz {target.host} {target.port}",
+                f"try it from the jump host: ssh {alias} nc -vz {target.host} {target.port}",
             )
 
 
 class _Proxy:
-    """A ProxyCommand on one end of a socket pair, so that its end is seen at once."""
+    """A ProxyCommand on one end of a socket pair. When it ends, the other end sees that at once."""
 
     def __init__(self, command: str) -> None:
         self.socket, theirs = socket.socketpair()
@@ -185,14 +185,14 @@ def _handshake(transport: paramiko.Transport, target: Target, where: str, rememb
     except (paramiko.SSHException, OSError, EOFError) as error:
         _fail(
             where,
-            f"{target.host} port {target.port} takes the connection, but no ssh conversation comes about ({_text(error)})",
-            f"is it an ssh server? Try: ssh -v -p {target.port} {target.host}",
+            f"{target.host} port {target.port} takes the connection, but does not complete an ssh handshake ({_text(error)})",
+            f"check that it is an ssh server: ssh -v -p {target.port} {target.host}",
         )
     offered = transport.get_remote_server_key()
     matching = [key for key in known if key.key == offered.get_base64()]
     if not matching or any(key.revoked for key in matching):
         _judge_new_key(offered, matching, known, target, where)
-    # Ansible's ssh is given the site's file only: what was accepted here is what it accepts.
+    # Ansible's ssh reads the site's file only, so that it accepts the keys that were accepted here and no others.
     if remember_in and not any(key.file == remember_in for key in matching):
         known_hosts.remember(remember_in, target.key_name, offered.get_name(), offered.get_base64())
 
@@ -200,6 +200,7 @@ def _handshake(transport: paramiko.Transport, target: Target, where: str, rememb
 def _judge_new_key(
     offered: paramiko.PKey, matching: list[KnownKey], known: list[KnownKey], target: Target, where: str
 ) -> None:
+    """Refuse a key that is revoked, differs from the known ones, or is unknown where new keys are not accepted."""
     if matching:
         revoked = next(key for key in matching if key.revoked)
         _fail(
@@ -213,8 +214,8 @@ def _judge_new_key(
             where,
             f"its host key has changed: it offers {offered.get_name()} {offered.fingerprint}, "
             f"not what {trusted[0].file}:{trusted[0].line} says",
-            f"was it installed anew? Then forget the old key: ssh-keygen -R '{target.key_name}' -f {trusted[0].file}. "
-            "Else someone may sit in between",
+            f"if the host was installed anew, forget the old key: ssh-keygen -R '{target.key_name}' -f {trusted[0].file}. "
+            "If not, someone may sit between you and the host",
         )
     if not target.accepts_new_keys:
         _fail(
@@ -225,7 +226,7 @@ def _judge_new_key(
 
 
 def _prefer(transport: paramiko.Transport, types: set[str]) -> None:
-    """Ask for a key of a type that is known, as OpenSSH does: an honest server has several keys."""
+    """Ask the server for a host key of a known type, as OpenSSH does, for a server has a key of each type."""
     wanted = {name for type_ in types for name in ({"rsa-sha2-512", "rsa-sha2-256"} if type_ == "ssh-rsa" else {type_})}
     options = transport.get_security_options()
     options.key_types = sorted(options.key_types, key=lambda name: name not in wanted)
@@ -263,14 +264,14 @@ def _accepts(transport: paramiko.Transport, target: Target, where: str, key: par
             _fail(
                 where,
                 f"sshd hung up after too many keys ({_text(error)})",
-                "name the right one in ~/.ssh/config: IdentityFile, and IdentitiesOnly yes",
+                "name the right key in ~/.ssh/config, with IdentityFile and IdentitiesOnly yes",
             )
         return False
     if further:
         _fail(
             where,
             f"sshd wants a second factor after the key ({', '.join(further)})",
-            "Ansible cannot give one: use an account that logs in by key alone",
+            "use an account that logs in by key alone, for Ansible cannot give a second factor",
         )
     return True
 
@@ -281,18 +282,21 @@ def _refuse(
     if locked:
         names = " ".join(str(path) for path in locked)
         _fail(where, f"the key {names} is encrypted, and no ssh-agent holds it", f"unlock it once: ssh-add {names}")
-    what = f"login as {target.user}: " + (f"none of {tried} keys is accepted" if tried else "there is no key to try")
+    reason = f"none of {tried} keys is accepted" if tried else "there is no key to try"
     if "publickey" not in methods:
-        what = f"login as {target.user}: sshd takes no keys, only {', '.join(methods)}"
+        reason = f"sshd takes no keys, only {', '.join(methods)}"
+    refusal = f"login as {target.user}: {reason}"
     if password_given:
         _fail(
             where,
-            f"{what}, and sshd takes no passwords",
+            f"{refusal}, and sshd takes no passwords",
             f"give the account a key: ssh-copy-id -p {target.port} {target.user}@{target.alias}",
         )
-    by_password = ", or log in by password: --ask-pass" if {"password", "keyboard-interactive"} & set(methods) else ""
+    by_password = (
+        ", or log in by password with --ask-pass" if {"password", "keyboard-interactive"} & set(methods) else ""
+    )
     copy = f"ssh-copy-id -p {target.port} {target.user}@{target.alias}"
-    _fail(where, what, f"{copy}; or name another user: user@host{by_password}")
+    _fail(where, refusal, f"{copy}; or name another user: user@host{by_password}")
 
 
 def _text(error: BaseException) -> str:

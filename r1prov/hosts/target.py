@@ -1,4 +1,4 @@
-"""What OpenSSH would do to reach a host: its own answer (`ssh -G`), so that first contact and Ansible's ssh do the same."""
+"""Asks `ssh -G` how OpenSSH would reach a host, so that the first contact goes the same way as Ansible's ssh."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LIMIT_S = 10.0
 
 @dataclass(frozen=True)
 class Target:
-    """One ssh server as OpenSSH's configuration describes it. `alias` is what the operator calls it."""
+    """One ssh server as OpenSSH's configuration describes it. `alias` is the name that the operator wrote."""
 
     alias: str
     host: str
@@ -33,17 +33,24 @@ class Target:
 
     @property
     def key_name(self) -> str:
-        """Its name in known_hosts files."""
+        """The name of the server in known_hosts files."""
         return known_hosts.entry_name(self.host_key_alias or self.host, 22 if self.host_key_alias else self.port)
 
 
 def describe(
     alias: str, user: str | None, port: int | None, config: Path | None, identity_file: str | None = None
 ) -> Target:
-    """What OpenSSH would do for `alias`; `user` and `port` outrank the configuration, `identity_file` is tried first.
+    """Ask OpenSSH how it would reach a server.
+
+    Args:
+        alias: the name that the operator wrote.
+        user: the user who logs in, instead of the one that the configuration names.
+        port: the port, instead of the one that the configuration names.
+        config: the file to read instead of ~/.ssh/config.
+        identity_file: a private key that is tried before those that the configuration names.
 
     Raises:
-        UnreachableError: there is no ssh client here, or its configuration is wrong.
+        UnreachableError: this machine has no ssh client, or the configuration is wrong or too slow.
     """
     argv = [
         "ssh",
@@ -65,47 +72,47 @@ def describe(
         _fail(
             alias,
             f"`ssh -G {alias}` did not answer in {LIMIT_S:.0f} s",
-            "look at `Match exec` in your ssh configuration",
+            "check the commands of `Match exec` in your ssh configuration",
         )
     if done.returncode:
-        _fail(alias, f"your ssh configuration is not usable: {done.stderr.strip()}", "mend it; `ssh -G` checks it")
+        _fail(alias, f"your ssh configuration is not usable: {done.stderr.strip()}", "correct it; `ssh -G` checks it")
     settings: dict[str, list[str]] = {}
     for line in done.stdout.splitlines():
         key, _, value = line.partition(" ")
         settings.setdefault(key, []).append(value)
 
-    def one(key: str, default: str = "") -> str:
+    def first_value(key: str, default: str = "") -> str:
         value = settings.get(key, [default])[0]
         return "" if value == "none" else value
 
     tokens = {
         "%": "%",
         "d": str(Path.home()),
-        "h": one("hostname"),
+        "h": first_value("hostname"),
         "n": alias,
-        "p": one("port"),
-        "r": one("user"),
+        "p": first_value("port"),
+        "r": first_value("user"),
         "u": Path.home().name,
     }
-    files = f"{one('userknownhostsfile')} {one('globalknownhostsfile')}".split()
+    files = f"{first_value('userknownhostsfile')} {first_value('globalknownhostsfile')}".split()
     return Target(
         alias=alias,
-        host=one("hostname"),
-        port=int(one("port", "22")),
-        user=one("user"),
-        host_key_alias=one("hostkeyalias"),
+        host=first_value("hostname"),
+        port=int(first_value("port", "22")),
+        user=first_value("user"),
+        host_key_alias=first_value("hostkeyalias"),
         identity_files=tuple(Path(_expand(path, tokens)).expanduser() for path in settings.get("identityfile", [])),
-        identities_only=one("identitiesonly") == "yes",
+        identities_only=first_value("identitiesonly") == "yes",
         agent_socket=_agent_socket(settings.get("identityagent", ["SSH_AUTH_SOCK"])[0]),
         known_hosts=tuple(Path(_expand(file, tokens)).expanduser() for file in files),
-        accepts_new_keys=one("stricthostkeychecking") in {"false", "no", "off", "accept-new"},
-        proxy_jump=one("proxyjump"),
-        proxy_command=_expand(one("proxycommand"), tokens),
+        accepts_new_keys=first_value("stricthostkeychecking") in {"false", "no", "off", "accept-new"},
+        proxy_jump=first_value("proxyjump"),
+        proxy_command=_expand(first_value("proxycommand"), tokens),
     )
 
 
 def split_jump(text: str) -> tuple[str | None, int | None, str]:
-    """`user@host:port`, `[v6]:port` or `ssh://...` as user, port, host."""
+    """Split a jump host, written as `user@host:port`, `[v6]:port` or `ssh://...`, into user, port and host."""
     user, at, rest = text.strip().removeprefix("ssh://").rpartition("@")
     if rest.startswith("["):
         host, _, port = rest[1:].partition("]")
@@ -118,6 +125,7 @@ def split_jump(text: str) -> tuple[str | None, int | None, str]:
 
 
 def _agent_socket(setting: str) -> str:
+    """The path of the agent's socket that IdentityAgent names; empty for none."""
     if setting == "none":
         return ""
     if setting == "SSH_AUTH_SOCK":
@@ -126,7 +134,7 @@ def _agent_socket(setting: str) -> str:
 
 
 def _expand(text: str, tokens: dict[str, str]) -> str:
-    """OpenSSH's percent tokens; unknown ones stay."""
+    """Replace OpenSSH's percent tokens in a setting. Unknown ones stay as they are."""
     out, rest = "", text
     while "%" in rest:
         head, _, rest = rest.partition("%")

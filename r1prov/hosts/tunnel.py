@@ -1,4 +1,4 @@
-"""Ports of this machine that lead to ports of a host, as the host itself sees them: what `ssh -L` does, over a connection that is open."""
+"""Ports of this machine that lead to ports of a host, as `ssh -L` makes them, over a connection that is open already."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ HERE = "127.0.0.1"
 
 
 class Tunnel:
-    """Listens on loopback here and passes every connection on, until it is closed.
+    """A port on this machine's loopback that leads to a port of a host, until it is closed.
 
     Args:
-        connection: an open one.
-        address: where to, as the host sees it.
-        port: likewise.
-        local_port: where it listens here; one that is taken gives way to any free one.
+        connection: an open connection to the host.
+        address: the address that it leads to, as the host sees it.
+        port: the port that it leads to.
+        local_port: the port to listen on here. Where that is taken, any free port is used.
     """
 
     def __init__(self, connection: HostConnection, address: str, port: int, local_port: int) -> None:
@@ -37,7 +37,7 @@ class Tunnel:
         except OSError:
             self._listener = socket.create_server((HERE, 0))
         self.port: int = self._listener.getsockname()[1]
-        """Where it listens."""
+        """The local port on which it listens."""
         threading.Thread(target=self._accept, name=f"tunnel to {port}", daemon=True).start()
 
     def __enter__(self) -> Self:
@@ -47,7 +47,7 @@ class Tunnel:
         self._listener.close()
 
     def _accept(self) -> None:
-        with contextlib.suppress(OSError):  # closed
+        with contextlib.suppress(OSError):  # the listener was closed
             while True:
                 client, _ = self._listener.accept()
                 threading.Thread(target=self._serve, args=(client,), daemon=True).start()
@@ -57,14 +57,14 @@ class Tunnel:
             remote = self._connection.open_socket(*self._target)
             if remote is None:  # the host is this machine
                 raise UnreachableError(
-                    Problem(self._connection.host.name, "is this machine", "open the port itself, without a tunnel")
+                    Problem(self._connection.host.name, "is this machine", "open the port without a tunnel")
                 )
             with contextlib.closing(remote):
                 _pass_on(client, remote)
 
 
 def _pass_on(client: socket.socket, remote: paramiko.Channel) -> None:
-    """Both ways, until either side has ended."""
+    """Pass bytes on in both directions until either side ends."""
     ends: dict[socket.socket | paramiko.Channel, socket.socket | paramiko.Channel] = {client: remote, remote: client}
     while True:
         for readable in select.select(list(ends), [], [])[0]:

@@ -1,4 +1,4 @@
-"""What the verbs that only look and talk do: the state of a site's hosts, a question to one, a tunnel to one."""
+"""Reads the status of a site's hosts, asks the model of one a question, and opens tunnels to its services."""
 
 from __future__ import annotations
 
@@ -23,15 +23,18 @@ if TYPE_CHECKING:
     from r1prov.site import Host, Site
 
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
-"""Who listens everywhere is asked on loopback."""
+"""A service that listens on every address is reached on loopback."""
 
 
 def statuses(path: Path | None, named: Sequence[str], login: Login) -> dict[str, dict[str, Any]]:
-    """Host name -> what `read_status` says, and whether it is `tuned`, of the site as last applied.
+    """Read the status of hosts of the site as last applied.
+
+    Returns:
+        host name -> the keys of `read_status`, and `tuned`, which says in words whether the host's tuned settings hold.
 
     Raises:
-        SiteError: no site is known.
-        UnreachableError: a host cannot be read.
+        SiteError: no site is known, or it has no such host.
+        UnreachableError: a host cannot be reached, or its status cannot be read.
     """
     site, hosts = last_applied(path, named)
     page = _url("127.0.0.1", site.file.open_webui.port) if site.file.open_webui.enabled else ""
@@ -48,20 +51,20 @@ def statuses(path: Path | None, named: Sequence[str], login: Login) -> dict[str,
     }
     tuned = SiteState.of(site.path).all_tuned(hosts)
     decision = decide(site) if tuned else None
-    found = {}
+    status_of = {}
     with met(hosts, site, login) as contacts:
         for name, contact in contacts.items():
-            kept = tuned.get(name)
-            lapsed = decision.lapsed(kept, contact.facts) if decision and kept else ""
-            found[name] = {**read_status(contact.connection, service), "tuned": in_words(kept, lapsed)}
-    return found
+            settings = tuned.get(name)
+            lapsed = decision.lapsed(settings, contact.facts) if decision and settings else ""
+            status_of[name] = {**read_status(contact.connection, service), "tuned": in_words(settings, lapsed)}
+    return status_of
 
 
 @contextlib.contextmanager
 def conversation(
     path: Path | None, name: str | None, login: Login, question: str
 ) -> Generator[Iterator[Piece | Rates], None, None]:
-    """The answer of one host to a question, as it comes.
+    """Ask the model of one host a question, and yield the answer while it is being written.
 
     Raises:
         SiteError: no site is known, or it has no such host.
@@ -81,16 +84,16 @@ def conversation(
 
 @dataclass(frozen=True)
 class Doors:
-    """Where a host's services are reached from here, as addresses; None for one that is not there.
+    """The URLs under which a host's services are reached from this machine, and what a login there needs.
 
     Attributes:
-        page: the chat page.
-        email: who administers it.
-        api: the API of the engine that holds the model.
-        key_file: the file with the API's key; None for Ollama, which has none.
+        page: the URL of the chat page; None where it is not installed.
+        email: the address with which the administrator logs in to the page.
         password_file: the file with the administrator's first password.
-        gateway: what others open; None where there is no gateway.
-        authority: what their machines must trust for that; None where a public authority vouches for it.
+        api: the base URL of the API of the engine that holds the model.
+        key_file: the file with the API's key; None for Ollama, which has none.
+        gateway: the URL that other people open; None where there is no gateway.
+        authority: the certificate that their machines must trust; None unless the site has an authority of its own.
     """
 
     page: str | None
@@ -104,7 +107,7 @@ class Doors:
 
 @contextlib.contextmanager
 def opened(path: Path | None, name: str | None, login: Login) -> Generator[tuple[Host, Doors], None, None]:
-    """Tunnels to the services of one host, all of which listen on loopback there, for as long as this lasts.
+    """Open tunnels to the services of one host, and close them at the end. The services listen on the host's loopback.
 
     Raises:
         SiteError: no site is known, or it has no such host.
@@ -141,17 +144,22 @@ def _url(address: str, port: int, scheme: str = "http") -> str:
 
 
 def _engine_at(site: Site) -> tuple[str, int]:
-    """Address and port of the engine that holds the model, as its host sees them."""
+    """The address and port of the engine that holds the model, as its host sees them."""
     address, port = site.file.api
     return LOOPBACK.get(address, address), port
 
 
 def _api_key(site: Site, host: Host, login: Login) -> str:
-    """The key as this site keeps it, or as the host has it, where it is not kept here in the clear."""
+    """The key that this site keeps. Where it is not kept here in the clear, it is read from the host.
+
+    Raises:
+        UnhealthyError: the host has no key.
+        UnreachableError: the host cannot be reached.
+    """
     if key := SiteState.of(site.path).in_the_clear(API_KEY):
         return key
     with met([host], site, login) as contacts:
-        found = read_secret(contacts[host.name].connection, API_KEY.on_host)
-    if not found:
-        raise UnhealthyError(Problem(host.name, "the service has no API key there", "`r1prov up` sets it up"))
-    return found
+        key_there = read_secret(contacts[host.name].connection, API_KEY.on_host)
+    if not key_there:
+        raise UnhealthyError(Problem(host.name, "has no API key for the service", "`r1prov up` sets the service up"))
+    return key_there

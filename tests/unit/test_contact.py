@@ -265,7 +265,7 @@ def test_something_else_than_ssh(access):
 
         threading.Thread(target=talk, daemon=True).start()
         host = Host(name="web", address="127.0.0.1", port=listener.getsockname()[1])
-        assert "no ssh conversation comes about" in the_problem(host, access).what
+        assert "does not complete an ssh handshake" in the_problem(host, access).what
 
 
 def test_through_two_jumps_and_a_proxy_command(tmp_path, key, access):
