@@ -1,4 +1,4 @@
-"""YAML documents into typed models, with errors that name file, line and what was expected, all at once."""
+"""Reads YAML documents into typed models. Errors name file, line and what was expected, and are reported all at once."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class Keys(BaseModel):
-    """The keys of a mapping that people write: no others are allowed, and what stands below a key describes it."""
+    """The keys of a mapping that people write. Other keys are refused. The docstring below a key describes it in docs/site.md."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 def load(path: Path, model: type[M]) -> M:
-    """Read `path` and validate it as `model`.
+    """Read a YAML file and validate it.
 
     Raises:
-        SiteError: one problem per mistake: unreadable, not YAML, unknown key, wrong type or value.
+        SiteError: the file cannot be read, is not YAML, or does not fit `model`. It carries one problem for each mistake.
     """
     try:
         text = path.read_text()
@@ -41,11 +41,11 @@ def load(path: Path, model: type[M]) -> M:
             Problem(str(path), f"cannot be read: {error.strerror}", "check the path and its permissions")
         ) from None
     except UnicodeDecodeError:
-        raise SiteError(Problem(str(path), "is not text in UTF-8", "is it the file you meant?")) from None
+        raise SiteError(Problem(str(path), "is not text in UTF-8", "check that this is the file you meant")) from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise SiteError(
-            Problem(f"{path}:{line}", f"is not YAML: {error.problem}", "mend the line, or one just above it")
+            Problem(f"{path}:{line}", f"is not YAML: {error.problem}", "correct this line, or one just above it")
         ) from None
     if node is None or not isinstance(data, dict):
         raise SiteError(
@@ -55,7 +55,7 @@ def load(path: Path, model: type[M]) -> M:
         return model.model_validate(data)
     except ValidationError as error:
         details = error.errors()
-        # A list that lacks its wrong items is too short as well: only the cause is told.
+        # A list with a wrong item is reported as too short as well. Only the wrong item is the cause.
         causes = [
             d
             for d in details
@@ -66,7 +66,7 @@ def load(path: Path, model: type[M]) -> M:
 
 
 def glance(path: Path, key: str) -> Any:
-    """The value of one key at the top of a document that may be wrong elsewhere; None where that cannot be told."""
+    """Read one key at the top of a document that may be wrong elsewhere; None where the key cannot be read."""
     try:
         data = yaml.safe_load(path.read_text())
     except (OSError, ValueError, yaml.YAMLError):
@@ -75,7 +75,7 @@ def glance(path: Path, key: str) -> Any:
 
 
 def _site_page() -> Path:
-    """The page about the keys of the site file and of profiles."""
+    """The page of the documentation about the keys of the site file and of profiles."""
     return paths.page("site.md")
 
 
@@ -93,19 +93,19 @@ def _problem(path: Path, node: yaml.Node, model: type[BaseModel], detail: ErrorD
         )
     if detail["type"] == "missing":
         return Problem(where, f"`{key}` is missing", f"add it; {_site_page()} describes the keys")
-    if not key:  # of several keys together: the message names them
+    if not key:  # The mistake lies in several keys together, and the message names them.
         return Problem(str(path), words(detail), f"{_site_page()} describes the keys")
-    # A whole mapping would be long, and might hold a password.
-    found = f"found `{detail['input']}`; " if isinstance(detail["input"], str | int | float) else ""
-    return Problem(where, f"`{key}`: {words(detail)}", f"{found}{_site_page()} describes the keys")
+    # Only a plain value is shown. A whole mapping would be long, and might hold a password.
+    value = f"it says `{detail['input']}`; " if isinstance(detail["input"], str | int | float) else ""
+    return Problem(where, f"`{key}`: {words(detail)}", f"{value}{_site_page()} describes the keys")
 
 
-_FORMS = {r"^\d+\.\d+\.\d+$": "is no version: three numbers, as in 0.12.4"}
-"""What patterns want, for those that people meet."""
+_FORMS = {r"^\d+\.\d+\.\d+$": "is not a version of three numbers, as 0.12.4 is"}
+"""Pattern -> what to say about a value that does not match it. Other patterns are shown as they are."""
 
 
 def words(detail: ErrorDetails) -> str:
-    """What is wrong, without the words of the validator's own world."""
+    """What is wrong with a value, in plain words instead of the validator's."""
     context = detail.get("ctx", {})
     return {
         "too_short": "name at least one",
@@ -122,13 +122,13 @@ def words(detail: ErrorDetails) -> str:
 
 
 def _line(node: yaml.Node, location: tuple[int | str, ...]) -> int:
-    """The line (from 1) of the deepest node on the way to `location`: a missing key has its parent's."""
+    """The line, counted from 1, of the node at `location`. A missing key has the line of its parent."""
     line = node.start_mark.line + 1
     for part in location:
         if isinstance(node, yaml.MappingNode):
             match = next(((key, value) for key, value in node.value if key.value == str(part)), None)
             if match is None:
-                continue  # a tag of a union in pydantic's location, or the missing key itself
+                continue  # This part is the tag of a union, which pydantic puts in a location, or the missing key itself.
             line, node = match[0].start_mark.line + 1, match[1]
         elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
             node = node.value[part]
@@ -137,7 +137,7 @@ def _line(node: yaml.Node, location: tuple[int | str, ...]) -> int:
 
 
 def _keys(model: type[BaseModel]) -> Iterator[str]:
-    """All keys of a model and of the models in it, for near names."""
+    """All keys of a model and of the models in it, among which a similar name is searched."""
     for name, field in model.model_fields.items():
         yield name
         for inner in _models(field.annotation):
@@ -145,6 +145,7 @@ def _keys(model: type[BaseModel]) -> Iterator[str]:
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models that a type annotation mentions."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in getattr(annotation, "__args__", ()):
@@ -152,6 +153,6 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Two documents as one. Where both have a key, `above` wins; keys that hold keys are merged in turn."""
+    """Merge two documents. Where both have a key, the value in `above` counts; mappings are merged key by key."""
     both = {key: merged(below[key], above[key]) for key in below.keys() & above.keys() if isinstance(above[key], dict)}
     return below | above | both

@@ -1,6 +1,6 @@
-"""The kinds of failure. Each has one exit code, and every instance says what, where and what to do next.
+"""The kinds of failure. Each kind has one exit code, and each failure says where it is, what it is and what to do next.
 
-The table of exit codes lives here only (`EXIT_CODES`); docs/trouble.md shows it.
+`EXIT_CODES` is the only table of exit codes. docs/trouble.md shows it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from enum import IntEnum
 
 
 class Exit(IntEnum):
-    """Exit codes of `r1prov`. 2 stays what every command line tool means by it: wrong usage."""
+    """The exit codes of `r1prov`. 2 means wrong usage, as it does for other command line tools."""
 
     OK = 0
     INTERNAL = 1
@@ -45,9 +45,9 @@ class Problem:
     """One thing that is wrong.
 
     Attributes:
-        where: the host, file or option it concerns, e.g. `gpu1` or `r1prov.yml:12`.
-        what: one sentence, plain words, with the figures.
-        remedy: what to do next.
+        where: the host, file or option that is concerned, e.g. `gpu1` or `r1prov.yml:12`.
+        what: what is wrong, in plain words and with the figures. It follows `where`, and may be its predicate.
+        remedy: what to do next, as an instruction.
     """
 
     where: str
@@ -56,7 +56,7 @@ class Problem:
 
 
 class R1provError(Exception):
-    """A failure that is not a defect of r1prov: one or more problems and the exit code they lead to."""
+    """A failure that is not a defect of r1prov. It has one or more problems and one exit code."""
 
     exit = Exit.INTERNAL
 
@@ -72,7 +72,7 @@ class SiteError(R1provError):
 
 
 class UnreachableError(R1provError):
-    """A host cannot be used at first contact."""
+    """A host cannot be reached, or lacks what the first contact needs."""
 
     exit = Exit.UNREACHABLE
 

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Writes files so that they appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 
 def write_whole(path: Path, content: str | bytes, mode: int = 0o600) -> Path:
-    """Write a file beside its place, then move it there: nobody ever sees half of it, or sees it with another mode.
+    """Write a file under another name in its folder, then rename it. Nobody ever sees half of it, or sees it with another mode.
 
     Returns:
         `path`.
     """
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # 0600 from the beginning
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # its mode is 0600 from the beginning
     part = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -1,4 +1,4 @@
-"""Where things lie on the controller: the collection, the caches, the state of a site."""
+"""The places of things on the controller: the collection, the caches, the state of a site."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def collections_path() -> Path:
-    """The folder for ANSIBLE_COLLECTIONS_PATH: inside the installed wheel, or `.collections` of the source tree."""
+    """The folder for ANSIBLE_COLLECTIONS_PATH. It lies inside the installed wheel, or is `.collections` of the source tree."""
     packaged = _PACKAGE / "_collection"
     return packaged if packaged.is_dir() else _PACKAGE.parent / ".collections"
 
 
 def collection() -> Path:
-    """The root of the collection `r1.prov`: playbooks, roles, plugins, inventory, templates."""
+    """The root of the collection `r1.prov`, which holds playbooks, roles, plugins, inventory and templates."""
     return collections_path() / "ansible_collections" / "r1" / "prov"
 
 
 def page(name: str) -> Path:
-    """A page of the documentation, for hints: in the source tree, or where the wheel has been installed."""
-    found = (collection() / "docs" / name).resolve()
-    return found.relative_to(Path.cwd()) if found.is_relative_to(Path.cwd()) else found
+    """A page of the documentation, which hints name. It is relative to the current folder where it lies below it."""
+    path = (collection() / "docs" / name).resolve()
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def module_util(name: str) -> ModuleType:
-    """A module of the collection's `plugins/module_utils`, by the name under which Ansible imports it on the hosts."""
+    """Import a module of the collection's `plugins/module_utils` under the name that it has on the hosts."""
     if str(collections_path()) not in sys.path:
         sys.path.append(str(collections_path()))
     return importlib.import_module(f"ansible_collections.r1.prov.plugins.module_utils.{name}")
 
 
 def cache_dir() -> Path:
-    """What may be deleted at any time: `$XDG_CACHE_HOME/r1prov`."""
+    """The folder for what may be deleted at any time: `$XDG_CACHE_HOME/r1prov`."""
     return _xdg("XDG_CACHE_HOME", ".cache")
 
 
 def state_dir() -> Path:
-    """What a site must remember when it has no folder of its own: `$XDG_STATE_HOME/r1prov`."""
+    """The folder for the state of a site that has no folder of its own: `$XDG_STATE_HOME/r1prov`."""
     return _xdg("XDG_STATE_HOME", ".local/state")
 
 

@@ -1,4 +1,4 @@
-"""Sizes as people write them: `24564 MiB`, `480 GB`, `1.8 TB`. Inside, bytes are bytes."""
+"""Parses sizes (`24564 MiB`, `480 GB`), durations (`20m`) and sets of cards (`4x24GiB`) as people write them."""
 
 from __future__ import annotations
 
@@ -18,41 +18,43 @@ GB = 10**9
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size with its unit; the unit is required, for `131 GB` and `131 GiB` differ by 10 GB, but not of `0`.
+    """Parse a size into bytes. Only `0` may lack a unit, since `131 GB` and `131 GiB` differ by 10 GB.
 
     Raises:
-        ValueError: no number, no unit, or an unknown unit.
+        ValueError: the number or the unit is missing, or the unit is unknown.
     """
     if text.strip() == "0":
         return 0
     match = _SIZE.fullmatch(text)
     if not match or match[2] not in _FACTORS:
-        raise ValueError(f"`{text}` is no size: write a number and a unit of {', '.join(_FACTORS)}, e.g. `480 GB`")
+        raise ValueError(
+            f"`{text}` is not a size: write a number and one of the units {', '.join(_FACTORS)}, e.g. `480 GB`"
+        )
     return round(float(match[1]) * _FACTORS[match[2]])
 
 
 def parse_duration(text: str) -> int:
-    """Seconds of a time as `90s`, `20m`, `1h`.
+    """Parse a duration such as `90s`, `20m` or `1h` into seconds.
 
     Raises:
-        ValueError: not of this form, or nothing.
+        ValueError: the text has another form, or the duration is 0.
     """
     number, unit = text[:-1], text[-1:]
     if not number.isdigit() or int(number) == 0 or unit not in _SECONDS:
-        raise ValueError(f"`{text}` is no time: write a number and s, m or h, e.g. `20m`")
+        raise ValueError(f"`{text}` is not a duration: write a number and s, m or h, e.g. `20m`")
     return int(number) * _SECONDS[unit]
 
 
 def gib(n_bytes: float) -> str:
-    """`n_bytes` in GiB with one decimal, unit included."""
+    """Format a number of bytes in GiB, with one decimal and the unit."""
     return f"{n_bytes / GIB:,.1f} GiB"
 
 
 def parse_cards(text: str) -> tuple[int, ...]:
-    """Bytes of each card of a set as `4x24GiB`, `1x24564MiB,1x48GiB`, or `0` for none.
+    """Parse a set of cards such as `4x24GiB` or `1x24564MiB,1x48GiB` into the bytes of each card. `0` means no cards.
 
     Raises:
-        ValueError: not of this form, or more than 16 cards.
+        ValueError: the text has another form, or there are more than 16 cards.
     """
     if text.strip() == "0":
         return ()
@@ -65,9 +67,9 @@ def parse_cards(text: str) -> tuple[int, ...]:
             n_bytes = 0
         if not count.isdigit() or not 1 <= int(count) <= 16 or not n_bytes:
             raise ValueError(
-                f"`{text}` are no cards: write how many and how large, with the unit, e.g. `4x24GiB` or `1x24564MiB,1x48GiB`, or `0`"
+                f"`{text}` is not a set of cards: write how many and their size with its unit, e.g. `4x24GiB`, `1x24564MiB,1x48GiB` or `0`"
             )
         cards += [n_bytes] * int(count)
     if len(cards) > 16:
-        raise ValueError(f"`{text}` are {len(cards)} cards; the engine takes 16")
+        raise ValueError(f"`{text}` is a set of {len(cards)} cards; the engine takes at most 16")
     return tuple(cards)

@@ -1,4 +1,4 @@
-"""Throwaway test hosts: real systemd, real ssh, no server needed.
+"""Boots throwaway test hosts with a real systemd and a real sshd, for which no server is needed.
 
 from r1prov import lab
 host = lab.up("web", "trixie")

@@ -1,4 +1,4 @@
-"""Base images: a minimal Debian with systemd, sshd and python3, unpacked once and shared by all hosts as the lower layer."""
+"""Makes base images, each a minimal Debian with systemd, sshd and python3. All hosts share one as their lower layer."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 Release = Literal["bookworm", "trixie"]
 RELEASES: tuple[Release, ...] = get_args(Release)
 
-# What a server has that somebody just installed: a login over ssh, and the python3 that Ansible needs. No sudo, no certificates.
+# A server that was just installed has these: a login over ssh, and the python3 that Ansible needs. It has no sudo and no certificates.
 _PACKAGES = ("systemd", "systemd-sysv", "dbus", "openssh-server", "python3")
 
-# Made in the image, but each host must have its own: removed here, written by hosts.py.
+# The image gets these, but each host must have its own. They are removed here, and hosts.py writes new ones.
 _IDENTITY = ("etc/machine-id", "etc/hostname", "etc/resolv.conf", "etc/ssh/ssh_host_*")
 
 
 def base_image(release: Release, say: Callable[[str], None]) -> Path:
-    """The root folder of a release, made now if this cache does not have it (20 to 60 s, 260 MB).
+    """The root folder of a release. It is made now if the cache does not have it, which takes 20 to 60 s and 260 MB.
 
-    Two processes that ask at once build it once; a build that is cut off leaves nothing that counts as an image.
+    Two processes that ask at once build it once. A build that is cut off leaves nothing that counts as an image.
 
     Raises:
         LabError: the packages cannot be fetched or installed.
@@ -44,7 +44,7 @@ def base_image(release: Release, say: Callable[[str], None]) -> Path:
             for stale in image.parent.glob(f"{release}-*"):
                 shutil.rmtree(stale)
                 images.remove_all(stale)
-            say(f"making the {release} base image, once: about half a minute")
+            say(f"making the {release} base image, which takes about half a minute and is done once")
             with tempfile.TemporaryDirectory(dir=image.parent, prefix=f"{release}-") as scratch:
                 root = Path(scratch) / "root"
                 _bootstrap(release, root, say)
@@ -56,15 +56,15 @@ def base_image(release: Release, say: Callable[[str], None]) -> Path:
 
 
 def base_folder(release: Release) -> Path:
-    """Where the base image of a release lies, whether it was made or not."""
+    """The folder of the base image of a release, whether it was made or not."""
     return cache_dir() / "lab" / "base" / f"{release}-{_recipe_digest()}"
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock on a file; the kernel frees it when this process ends, however it ends.
+    """Hold an exclusive lock on a file. The kernel frees it when this process ends, however it ends.
 
-    Who holds it may delete the file as the last act: the next one then notices that it waited for a file that is gone.
+    A holder may delete the file last of all. A process that waited for it then notices that the file is gone, and makes a new one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
@@ -80,25 +80,26 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def _recipe_digest() -> str:
+    """A digest of what goes into an image, so that an image made in another way is not used."""
     return hashlib.sha256(" ".join((*_PACKAGES, *_IDENTITY)).encode()).hexdigest()[:12]
 
 
 def _bootstrap(release: Release, root: Path, say: Callable[[str], None]) -> None:
     argv = ["mmdebstrap", "--variant=minbase", f"--include={','.join(_PACKAGES)}", release, str(root)]
-    talk: list[str] = []
+    output: list[str] = []
     with subprocess.Popen(
         argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"LC_ALL": "C"}
     ) as process:
-        assert process.stdout  # noqa: S101 - for the type checker: a pipe was asked for
+        assert process.stdout  # noqa: S101 - tells the type checker that there is a pipe
         for line in process.stdout:
-            talk.append(line.rstrip())
+            output.append(line.rstrip())
             if line.startswith("I: "):
                 say(f"{release}: {line[3:].strip()}")
     if process.returncode:
         raise LabError(
             Problem(
                 where=f"base image {release}",
-                what="mmdebstrap failed:\n" + "\n".join(talk[-15:]),
+                what="mmdebstrap failed:\n" + "\n".join(output[-15:]),
                 remedy="check that this machine reaches a Debian mirror (apt-get update) and has space in "
                 f"{cache_dir()}, then run the same command again",
             )

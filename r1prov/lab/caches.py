@@ -1,4 +1,4 @@
-"""What one host leaves for the next: Debian packages, compiled objects, Python packages, source archives."""
+"""The caches that hosts share: Debian packages, compiled objects, Python packages, source archives."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _ARCHIVES = "var/cache/apt/archives"
 
-# Folder in this machine's cache -> where a host sees it. Shared by all hosts at once: these programs lock or rename by themselves.
+# Folder in this machine's cache -> the place where a host sees it. All hosts may use them at once, for these programs lock or rename.
 _SHARED = {
     "ccache": "/var/cache/r1prov/ccache",
     "sources": "/var/cache/r1prov/sources",
@@ -22,7 +22,7 @@ _SHARED = {
 
 
 def binds() -> list[str]:
-    """The shared folders as `here:there`, made if they are not there."""
+    """The shared folders as `here:there`. Those that do not exist yet are made."""
     pairs = []
     for folder, there in _SHARED.items():
         here = cache_dir() / folder
@@ -32,17 +32,19 @@ def binds() -> list[str]:
 
 
 def seed(release: str, upper: Path) -> None:
-    """Gives a host, before it boots, the Debian packages that earlier hosts downloaded (hard links: no copy, no time)."""
+    """Give a host, before it boots, the Debian packages that earlier hosts downloaded. They are hard links, so nothing is copied."""
     _link_all(cache_dir() / "apt" / release, upper / _ARCHIVES)
 
 
 def harvest(release: str, upper: Path) -> None:
-    """Keeps the Debian packages that a host downloaded. apt renames finished files into place, so every one is whole."""
+    """Keep the Debian packages that a host downloaded. apt renames finished files into place, so each of them is whole."""
     _link_all(upper / _ARCHIVES, cache_dir() / "apt" / release)
 
 
 def _link_all(source: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for deb in source.glob("*.deb"):
-        with suppress(FileExistsError):  # a link is made whole or not at all, so another host may do the same now
+        with suppress(
+            FileExistsError
+        ):  # another host may link the same file at the same time, and a link is made whole or not at all
             os.link(deb, target / deb.name)

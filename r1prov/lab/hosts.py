@@ -1,9 +1,9 @@
-"""Throwaway hosts: up, keep, down, list, ssh.
+"""Boots, keeps, lists and removes throwaway hosts, and runs commands on them over ssh.
 
-A host is an overlay over a base image (or over an image that was kept of another host), a network namespace, and
-systemd-nspawn with a real systemd as PID 1. What must be found again is machine-wide: kernel objects by name, processes by
-their `--machine=` argument, and one small record per host in /run, written before anything is made. So `down` can clean up
-after anything that was cut off at any point.
+A host is an overlay over a base image or over the kept image of another host, a network namespace, and systemd-nspawn with a
+real systemd as PID 1. Everything that belongs to a host can be found again on the whole machine: kernel objects by their name,
+processes by their `--machine=` argument, and one small record in /run, which is written before anything is made. So `down` can
+clean up after a run that was cut off at any point.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _RUN = Path("/run/r1prov-lab")
 _RECORDS = _RUN / "hosts"
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,40}")
 _NAME_RULE = "use up to 41 lower-case letters, digits and hyphens, a letter first"
-_BOOT_LIMIT_S = 120.0  # a boot takes 1 to 8 s; this is for machines that do much else
+_BOOT_LIMIT_S = 120.0  # A boot takes 1 to 8 s on an idle machine; a busy one needs longer.
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class LabHost:
     """One throwaway host, reached as root over ssh with the lab's own key.
 
     Attributes:
-        name: its name and host name.
-        address: its IPv4 address, never used again soon after the host is gone.
+        name: its name in the lab, which is its host name too.
+        address: its IPv4 address, which no other host gets soon after this one is gone.
         release: `bookworm` or `trixie`.
-        host_key: its ssh host key, as in a .pub file.
-        directory: its disk (`upper`), its console (`console.log`).
+        host_key: its ssh host key, as a line of a .pub file.
+        directory: the folder with its disk (`upper`) and its console (`console.log`).
         image: the name of the image that it booted from; empty for the bare release.
     """
 
@@ -67,21 +67,21 @@ class LabHost:
 
     @property
     def known_hosts(self) -> Path:
-        """A known_hosts file with all hosts of this lab, so that clients can check host keys strictly."""
+        """A known_hosts file with all hosts of this lab, with which clients can check host keys strictly."""
         return _lab_dir() / "known_hosts"
 
     @property
     def machine(self) -> str:
-        """The name of its machine, network namespace and control group."""
+        """The name of its systemd-nspawn machine, network namespace and control group."""
         return network.PREFIX + self.name
 
     @property
     def running(self) -> bool:
-        """Whether its processes are there."""
+        """Whether any of its processes exists."""
         return bool(_processes(self.machine))
 
     def ssh_argv(self, *options: str) -> list[str]:
-        """An ssh command line without the command; the user's own ssh configuration plays no part."""
+        """An ssh command line to this host, without the remote command. It ignores the user's own ssh configuration."""
         checks = ("BatchMode=yes", "IdentitiesOnly=yes", "StrictHostKeyChecking=yes", "ConnectTimeout=10")
         settings = (*checks, f"UserKnownHostsFile={self.known_hosts}")
         flags = [part for setting in settings for part in ("-o", setting)]
@@ -96,21 +96,21 @@ def up(
     binds: Sequence[str] = (),
     say: Callable[[str], None] = lambda _: None,
 ) -> LabHost:
-    """Boots a fresh host and returns when systemd has started and sshd answers; one that is up already is returned as it is.
+    """Boot a fresh host, and return when systemd has started and sshd answers. A host that is up already is returned as it is.
 
     Args:
-        name: lower-case letters, digits, hyphens.
+        name: the name, of lower-case letters, digits and hyphens.
         release: the Debian release.
-        image: the name of an image of that release, which `keep` has made; empty for the bare release.
-        binds: folders of this machine that the host shall see, as `here:there`.
-        say: is told, in short lines, what is going on.
+        image: the name of an image of that release, which `keep` made; empty for the bare release.
+        binds: folders of this machine that the host sees too, as `here:there`.
+        say: is called with short lines that say what is going on.
 
     Raises:
-        LabError: this machine cannot boot hosts (every reason at once), or this host did not come up.
+        LabError: this machine cannot boot hosts, with every reason at once, or this host did not come up.
     """
     problems = requirements()
     if not _NAME.fullmatch(name):
-        problems.append(Problem(where=name, what="is no name for a host", remedy=_NAME_RULE))
+        problems.append(Problem(where=name, what="is not a name for a host", remedy=_NAME_RULE))
     if release not in RELEASES:
         remedy = f"use one of: {', '.join(RELEASES)}"
         problems.append(Problem(where=name, what=f"unknown release {release}", remedy=remedy))
@@ -118,11 +118,11 @@ def up(
         raise LabError(*problems)
 
     with locked(_RUN / f"{name}.lock"):
-        found = _recorded(name)
-        if found and found.running and (found.release, found.image) == (release, image):
-            _wait(found)
+        recorded = _recorded(name)
+        if recorded and recorded.running and (recorded.release, recorded.image) == (release, image):
+            _wait(recorded)
             say(f"{name} is up already")
-            return found
+            return recorded
         lower = _lower(name, base_image(release, say), image)
         _clear(name)
         try:
@@ -136,17 +136,17 @@ def up(
 
 
 def keep(name: str, image: str, *, say: Callable[[str], None] = lambda _: None) -> None:
-    """Shuts a host down and keeps its disk as an image, in place of one of the same name; the host is then gone.
+    """Shut a host down and keep its disk as an image, which replaces one of the same name. The host is gone then.
 
-    Identity does not travel: a host that boots from the image gets a name, an address and keys of its own.
+    A host that boots from the image gets a name, an address and keys of its own.
 
     Args:
-        name: the host, which booted from the bare release.
-        image: the name of the image, as for hosts.
-        say: is told, in short lines, what is going on.
+        name: the name of the host, which must have booted from the bare release.
+        image: the name of the image, which has the form of a host's name.
+        say: is called with short lines that say what is going on.
 
     Raises:
-        LabError: there is no such host, it booted from an image itself, it does not shut down, or hosts run on an image of that name.
+        LabError: there is no such host, it booted from an image, it does not shut down, or hosts run on an image of that name.
     """
     must_be_root()
     host = get(name)
@@ -154,10 +154,10 @@ def keep(name: str, image: str, *, say: Callable[[str], None] = lambda _: None) 
         remedy = "keep a host that booted from the bare release"
         raise LabError(Problem(name, f"booted from the image {host.image}", remedy))
     if not _NAME.fullmatch(image):
-        raise LabError(Problem(image, "is no name for an image", _NAME_RULE))
+        raise LabError(Problem(image, "is not a name for an image", _NAME_RULE))
     forget(image, host.release)
     if image in kept(host.release):
-        raise LabError(Problem(image, "hosts run on the image of that name", "remove them: r1prov lab down"))
+        raise LabError(Problem(image, "is an image that hosts run on", "remove those hosts: r1prov lab down"))
     with locked(_RUN / f"{name}.lock"):
         caches.harvest(host.release, host.directory / "upper")
         _shut_down(host)
@@ -175,46 +175,46 @@ def kept(release: Release) -> list[str]:
 
 
 def forget(image: str, release: Release) -> None:
-    """Removes an image, unless a host runs on it; does nothing where there is none."""
+    """Remove an image, if there is one and no host runs on it."""
     layer = images.layer(base_folder(release), image)
     if layer.exists() and not any(host.running for host in hosts() if (host.image, host.release) == (image, release)):
         shutil.rmtree(layer)
 
 
 def down(name: str, *, say: Callable[[str], None] = lambda _: None) -> None:
-    """Removes a host and everything it left on this machine; does nothing where there is nothing.
+    """Remove a host and everything that it left on this machine, if there is anything.
 
-    The Debian packages it downloaded stay in the cache for the next one.
+    The Debian packages that it downloaded stay in the cache for other hosts.
 
     Raises:
         LabError: this user is not root, or a process of the host does not end.
     """
     must_be_root()
     with locked(_RUN / f"{name}.lock"):
-        found = _recorded(name)
-        if not found and name not in network.namespaces() | _machines() and not (_hosts_dir() / name).exists():
+        recorded = _recorded(name)
+        if not recorded and name not in network.namespaces() | _machines() and not (_hosts_dir() / name).exists():
             (_RUN / f"{name}.lock").unlink()
             say(f"there is no {name}")
             return
-        if found:
-            caches.harvest(found.release, found.directory / "upper")
+        if recorded:
+            caches.harvest(recorded.release, recorded.directory / "upper")
         _clear(name)
         (_RUN / f"{name}.lock").unlink()
     say(f"{name} is down")
 
 
 def down_all(*, say: Callable[[str], None] = lambda _: None) -> None:
-    """Removes every host of this lab, and what is left of hosts whose record is lost."""
+    """Remove every host of this lab, and what is left of hosts whose record is lost."""
     must_be_root()
     folders = {path.name for path in _hosts_dir().iterdir()} if _hosts_dir().is_dir() else set()
-    # A record is written before anything else is made, so what has none belongs to nobody any more.
+    # A record is written before anything else is made. So what has no record belongs to nobody any more.
     orphans = {name for name in network.namespaces() | _machines() if not _recorded(name)}
     for name in sorted(folders | orphans | {host.name for host in hosts()}):
         down(name, say=say)
 
 
 def hosts() -> list[LabHost]:
-    """The hosts of this lab (this user's cache folder), by name."""
+    """The hosts of this lab, which is that of this user's cache folder, sorted by name."""
     names = sorted(path.stem for path in _RECORDS.glob("*.json"))
     return [host for name in names if (host := _recorded(name)) and host.directory.parent == _hosts_dir()]
 
@@ -235,7 +235,7 @@ def get(name: str) -> LabHost:
 
 
 def ssh(host: LabHost, argv: Sequence[str], *, timeout_s: float | None = None) -> subprocess.CompletedProcess[str]:
-    """Runs a command on a host as root; the caller judges the return code (255: ssh itself failed)."""
+    """Run a command on a host as root. The caller judges the return code, which is 255 where ssh itself failed."""
     command = [*host.ssh_argv(), shlex.join(argv)]
     return subprocess.run(
         command, check=False, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL
@@ -243,17 +243,21 @@ def ssh(host: LabHost, argv: Sequence[str], *, timeout_s: float | None = None) -
 
 
 def cut(host: LabHost) -> None:
-    """Cuts a host off from the outside, as a filtered network does; this machine and the other hosts stay reachable."""
+    """Cut a host off from the outside, as a filtered network does. This machine and the other hosts stay reachable."""
     network.cut(host.name)
 
 
 def restore(host: LabHost) -> None:
-    """Ends what `cut` did."""
+    """Undo `cut`."""
     network.restore(host.name)
 
 
 def _lower(name: str, base: Path, image: str) -> str:
-    """The lower layers of a host's disk, the uppermost first, as the kernel takes them."""
+    """The lower layers of a host's disk for the kernel's `lowerdir` option, the uppermost first.
+
+    Raises:
+        LabError: there is no such image.
+    """
     if not image:
         return str(base)
     layer = images.layer(base, image)
@@ -261,24 +265,31 @@ def _lower(name: str, base: Path, image: str) -> str:
         known = ", ".join(images.images(base)) or "none"
         raise LabError(
             Problem(
-                name, f"there is no image {image}; there are: {known}", "make it of a host: r1prov lab keep HOST IMAGE"
+                name, f"there is no image {image}; there are: {known}", "make one of a host: r1prov lab keep HOST IMAGE"
             )
         )
     return f"{layer}:{base}"
 
 
 def _shut_down(host: LabHost) -> None:
+    """Shut a host down and wait until its last process has ended.
+
+    Raises:
+        LabError: it takes longer than a loaded machine would explain.
+    """
     ssh(host, ["systemctl", "poweroff"])
     deadline = time.monotonic() + _BOOT_LIMIT_S
     while host.running:
         if time.monotonic() > deadline:
-            what = f"did not shut down within {_BOOT_LIMIT_S:.0f} s"
-            raise LabError(Problem(host.name, what, f"see why: r1prov lab ssh {host.name} systemctl list-jobs"))
+            fault = f"did not shut down within {_BOOT_LIMIT_S:.0f} s"
+            raise LabError(
+                Problem(host.name, fault, f"find the reason: r1prov lab ssh {host.name} systemctl list-jobs")
+            )
         time.sleep(0.1)
 
 
 def _make(name: str, release: Release, image: str) -> LabHost:
-    """Record, folders, identity and network of a host; nothing runs yet."""
+    """Make the record, folders, identity and network of a host. Nothing runs yet."""
     directory = _hosts_dir() / name
     upper = directory / "upper"
     ssh_dir = upper / "etc/ssh"
@@ -286,12 +297,12 @@ def _make(name: str, release: Release, image: str) -> LabHost:
         folder.mkdir(parents=True, exist_ok=True)
     for private in (upper / "root", upper / "root/.ssh"):
         private.chmod(0o700)
-    # One key of the modern kind, made here: so the lab knows it without asking the host, and no two hosts share it.
+    # The host key is made here, so that the lab knows it without asking the host, and no two hosts share one.
     _keygen(ssh_dir / "ssh_host_ed25519_key", comment=f"root@{name}")
     shutil.copy(_client_key().with_suffix(".pub"), upper / "root/.ssh/authorized_keys")
     (upper / "etc/hostname").write_text(f"{name}\n")
     (upper / "etc/hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {name}\n::1 localhost\n")
-    # An empty machine-id would mean a first boot to systemd, with all units preset anew.
+    # systemd would take an empty machine-id for a first boot, and preset all units anew.
     (upper / "etc/machine-id").write_text(f"{secrets.token_hex(16)}\n")
     (upper / "etc/resolv.conf").write_text(_resolvers())
     caches.seed(release, upper)
@@ -314,20 +325,20 @@ def _boot(host: LabHost, lower: str, binds: Sequence[str]) -> subprocess.Popen[b
         f"--directory={host.directory / 'root'}",
         f"--network-namespace-path=/run/netns/{host.machine}",
         "--boot",
-        "--capability=CAP_NET_ADMIN",  # root of a server may change its network; the namespace is the host's own
-        # These two let it run where the outer machine has no systemd to talk to, or none that would take it.
+        "--capability=CAP_NET_ADMIN",  # root of a server may change its network, and the namespace is the host's own
+        # These two let it run where the outer machine has no systemd, or one that would not register it.
         "--register=no",
         "--keep-unit",
-        "--link-journal=no",  # nothing of the host's may show up in this machine's journal folder
-        "--resolv-conf=off",  # written above, for it must not name a resolver that listens on this machine's loopback
+        "--link-journal=no",  # the journal of the host must not appear in that of this machine
+        "--resolv-conf=off",  # _make wrote it, without resolvers that listen on this machine's loopback
         "--timezone=off",
         "--console=read-only",
         *(f"--bind={pair}" for pair in (*caches.binds(), *binds)),
     ]
     supervise = Path(__file__).with_name("supervise.sh")
     with (host.directory / "console.log").open("wb") as console:
-        # The mount namespace still learns of namespaces and mounts that go away here (slave), but shows us none of its own.
-        return subprocess.Popen(  # it goes on after us
+        # `slave`: mounts that go away on this machine go away in there too, and none of its own mounts appears here.
+        return subprocess.Popen(  # it outlives this process
             ["unshare", "--mount", "--propagation=slave", "sh", supervise, host.machine, lower, host.directory, *argv],
             stdin=subprocess.DEVNULL,
             stdout=console,
@@ -338,7 +349,7 @@ def _boot(host: LabHost, lower: str, binds: Sequence[str]) -> subprocess.Popen[b
 
 
 def _wait(host: LabHost, supervisor: subprocess.Popen[bytes] | None = None) -> None:
-    """Until sshd answers and systemd has started every unit.
+    """Wait until sshd answers and systemd has started every unit.
 
     Raises:
         LabError: the host ended, or took longer than a loaded machine would explain.
@@ -355,13 +366,15 @@ def _wait(host: LabHost, supervisor: subprocess.Popen[bytes] | None = None) -> N
                 return
         time.sleep(0.05)
     ended = supervisor and supervisor.poll()
-    what = f"took more than {_BOOT_LIMIT_S:.0f} s to come up" if ended is None else f"ended at once with status {ended}"
+    fault = (
+        f"took more than {_BOOT_LIMIT_S:.0f} s to come up" if ended is None else f"ended at once with status {ended}"
+    )
     console = (host.directory / "console.log").read_text(errors="replace")
     raise LabError(
         Problem(
             where=host.name,
-            what=f"{what}; the end of its console:\n{console[-3000:].strip()}",
-            remedy="the last lines name what failed; where it is the machine, see `r1prov lab up --help` for what is needed",
+            what=f"{fault}; the end of its console:\n{console[-3000:].strip()}",
+            remedy="the last lines name what failed; `r1prov lab up --help` says what this machine needs",
         )
     )
 
@@ -375,16 +388,16 @@ def _listens(address: str) -> bool:
 
 
 def _clear(name: str) -> None:
-    """Removes whatever there is of a host, whole or in part: processes, network, control groups, folder, record."""
+    """Remove whatever exists of a host: processes, network, control groups, folder, record."""
     machine = network.PREFIX + name
-    found = _recorded(name)
-    directory = found.directory if found else _hosts_dir() / name
+    recorded = _recorded(name)
+    directory = recorded.directory if recorded else _hosts_dir() / name
     _kill(machine)
     with locked(_RUN / "lock"):
         network.detach(name)
         for hierarchy in ("", "unified", "systemd"):  # as in supervise.sh
             _remove_groups(Path("/sys/fs/cgroup") / hierarchy / machine)
-    # A disk may take many seconds, for which other hosts do not wait. The record goes last: while it is there, the rest is found again.
+    # Removing a disk may take many seconds, so it holds no lock. The record goes last, for with it the rest is found again.
     if directory.exists():
         shutil.rmtree(directory)
     with locked(_RUN / "lock"):
@@ -392,18 +405,24 @@ def _clear(name: str) -> None:
         _write_known_hosts()
         if not list(_RECORDS.glob("*.json")) and not network.namespaces():
             network.remove_bridge(_RUN)
-            with suppress(OSError):  # supervise.sh made it where there was none; in use, it is not empty
+            with suppress(
+                OSError
+            ):  # supervise.sh made this folder where there was none; one that is in use is not empty
                 Path("/run/systemd").rmdir()
 
 
 def _kill(machine: str) -> None:
-    """Ends every process of a host: its supervisor, systemd-nspawn (whose death the kernel makes the death of all inside), the rest."""
+    """Kill every process of a host. With systemd-nspawn, the kernel kills all processes inside.
+
+    Raises:
+        LabError: a process does not end within 30 s.
+    """
     deadline = time.monotonic() + 30
     while pids := _processes(machine):
         if time.monotonic() > deadline:
-            what = f"processes do not end: {sorted(pids)}"
+            fault = f"its processes do not end: {sorted(pids)}"
             raise LabError(
-                Problem(where=machine, what=what, remedy="look at them with ps, then run the same command again")
+                Problem(where=machine, what=fault, remedy="look at them with ps, then run the same command again")
             )
         for pid in pids:
             with suppress(ProcessLookupError):
@@ -412,37 +431,37 @@ def _kill(machine: str) -> None:
 
 
 def _processes(machine: str) -> set[int]:
-    """Processes that carry the host's `--machine=` argument, and all that live in its network namespace."""
+    """The processes that have the host's `--machine=` argument or live in its network namespace."""
+    pids = set()
     mark = f"--machine={machine}".encode()
     try:
         namespace = os.stat(f"/run/netns/{machine}").st_ino  # noqa: PTH116
     except FileNotFoundError:
         namespace = None
-    found = set()
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             if mark in (entry / "cmdline").read_bytes().split(b"\0") or (
                 namespace and (entry / "ns/net").stat().st_ino == namespace
             ):
-                found.add(int(entry.name))
+                pids.add(int(entry.name))
         except OSError:
-            continue  # it ended meanwhile, or is not even root's to look at (PID 1 of some containers): none of ours
-    return found
+            continue  # The process has ended, or even root may not look at it, as at PID 1 of some containers. It is not ours.
+    return pids
 
 
 def _machines() -> set[str]:
-    """Names of the hosts that have a supervisor or a systemd-nspawn, whether recorded or not."""
+    """The names of the hosts that have a supervisor or a systemd-nspawn, whether they are recorded or not."""
     mark = f"--machine={network.PREFIX}".encode()
-    found = set()
+    names = set()
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             arguments = (entry / "cmdline").read_bytes().split(b"\0")
-            found |= {argument.removeprefix(mark).decode() for argument in arguments if argument.startswith(mark)}
-    return found
+            names |= {argument.removeprefix(mark).decode() for argument in arguments if argument.startswith(mark)}
+    return names
 
 
 def _remove_groups(group: Path) -> None:
-    """Removes a control group with those below it; the kernel may need a moment after the last process."""
+    """Remove a control group and those below it. The kernel may need a moment after the last process has ended."""
     if not group.is_dir():
         return
     for _ in range(100):
@@ -456,6 +475,7 @@ def _remove_groups(group: Path) -> None:
 
 
 def _recorded(name: str) -> LabHost | None:
+    """The host that a record describes; None where there is no record."""
     try:
         record = json.loads((_RECORDS / f"{name}.json").read_text())
     except FileNotFoundError:
@@ -464,7 +484,11 @@ def _recorded(name: str) -> LabHost | None:
 
 
 def _free_address() -> str:
-    """The next address in turn, so that one is not used again while a client remembers the host that had it."""
+    """The next address in turn, so that none is used again while a client remembers the host that had it.
+
+    Raises:
+        LabError: all addresses are taken.
+    """
     counter = _RUN / "last_address"
     last = int(counter.read_text()) if counter.exists() else 1
     taken = {json.loads(path.read_text())["address"] for path in _RECORDS.glob("*.json")}
@@ -508,7 +532,10 @@ def _keygen(path: Path, *, comment: str) -> None:
 
 
 def _resolvers() -> str:
-    """This machine's name servers; behind systemd-resolved those it asks, since a host cannot reach its loopback address."""
+    """The content of a resolv.conf with this machine's name servers.
+
+    With systemd-resolved, these are the servers that it asks itself, since a host cannot reach its loopback address.
+    """
     behind = Path("/run/systemd/resolve/resolv.conf")
     return (behind if behind.exists() else Path("/etc/resolv.conf")).read_text()
 

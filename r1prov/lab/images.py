@@ -1,6 +1,6 @@
-"""Images: disks of hosts that were shut down and kept, which other hosts of the same release boot from.
+"""Images are kept disks of hosts that were shut down. Other hosts of the same release boot from them.
 
-An image holds the difference to a base image, so it lies below the name of that base and goes when the base does.
+An image holds the difference to a base image. So it lies below the name of its base, and is removed together with it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def images(base: Path) -> list[str]:
 
 
 def layer(base: Path, image: str) -> Path:
-    """The folder that holds what an image has and its base has not, whether it is there or not."""
+    """The folder with the difference between an image and its base, whether the image exists or not."""
     return of_base(base) / image
 
 
@@ -31,5 +31,5 @@ def of_base(base: Path) -> Path:
 
 
 def remove_all(base: Path) -> None:
-    """Removes every image of a base image that is no longer there."""
+    """Remove every image of a base image that no longer exists."""
     shutil.rmtree(of_base(base), ignore_errors=True)

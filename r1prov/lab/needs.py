@@ -1,4 +1,4 @@
-"""What this machine needs to boot throwaway hosts, all of it said at once."""
+"""Checks whether this machine can boot throwaway hosts, and reports everything that is missing at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from r1prov.common.errors import LabError, Problem
 from r1prov.common.paths import cache_dir
 
-# Program -> the package that has it. Debian and Ubuntu use the same names.
+# Program -> the package that brings it, which has the same name in Debian and Ubuntu.
 _PROGRAMS = {
     "mmdebstrap": "mmdebstrap",
     "systemd-nspawn": "systemd-container",
@@ -23,12 +23,12 @@ _PROGRAMS = {
 }
 _NOT_ROOT = Problem(
     where="this user",
-    what="is not root, and throwaway hosts take namespaces, mounts and a bridge",
+    what="is not root, and throwaway hosts need namespaces, mounts and a bridge",
     remedy="run the same command as root, e.g. with sudo",
 )
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
-# Each probe does the real thing once and takes it away again: (what its failure means, what to do, shell commands).
+# Each probe does the real thing once and undoes it: (what its failure means, what to do then, shell commands).
 _PROBES = (
     (
         "this kernel or container refuses new mount, network and process namespaces",
@@ -57,7 +57,7 @@ _PROBES = (
     ),
     (
         "another network here uses 10.209.0.0/24, the lab's addresses",
-        "run it where that network is not attached",
+        "run the lab on a machine without that network",
         """
         other=$(ip -oneline -4 address show to 10.209.0.0/24 | grep -v ' r1prov0 ' || true)
         [ -z "$other" ] || { echo "$other"; exit 1; }
@@ -88,7 +88,7 @@ _PROBES = (
 
 
 def requirements() -> list[Problem]:
-    """Everything that is missing on this machine for throwaway hosts, each with its remedy; empty where they can be booted."""
+    """Everything that keeps this machine from booting throwaway hosts, each with its remedy; empty where it can boot them."""
     problems = []
     missing = sorted({package for program, package in _PROGRAMS.items() if not shutil.which(program)})
     if not _KEYRING.exists():
@@ -105,15 +105,15 @@ def requirements() -> list[Problem]:
         problems.append(_NOT_ROOT)
     if not problems:
         problems += [
-            Problem(where="this machine", what=f"{what} ({error})", remedy=remedy)
-            for what, remedy, command in _PROBES
+            Problem(where="this machine", what=f"{meaning} ({error})", remedy=remedy)
+            for meaning, remedy, command in _PROBES
             if (error := _probe(command))
         ]
     return problems
 
 
 def must_be_root() -> None:
-    """Refuses, in plain words, what only root can do.
+    """Check that this user is root.
 
     Raises:
         LabError: this user is not root.
@@ -123,7 +123,7 @@ def must_be_root() -> None:
 
 
 def _probe(command: str) -> str:
-    """Why a probe failed, in its own words; empty if it did not."""
+    """The first line of what a failed probe printed; empty if the probe succeeded."""
     cache_dir().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache_dir()) as scratch:
         done = subprocess.run(["sh", "-ec", command], cwd=scratch, check=False, capture_output=True, text=True)

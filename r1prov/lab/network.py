@@ -1,7 +1,7 @@
-"""The lab's network: one bridge, and per host a network namespace with one address, set from outside.
+"""The lab's network: one bridge, and for each host a network namespace with one address, which is set from outside.
 
-The kernel objects are the state: what exists is found by name (`r1prov0`, `r1vN`, `r1prov-NAME`), so that nothing can be
-left behind because a file was lost. Callers hold the machine's lock.
+The kernel objects are the only state. They are found by their names (`r1prov0`, `r1vN`, `r1prov-NAME`), so that nothing stays
+behind because a file was lost. Callers hold the machine's lock.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ _FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 
 
 def namespaces() -> set[str]:
-    """Names of the hosts that have a network namespace."""
+    """The names of the hosts that have a network namespace."""
     return {name.removeprefix(PREFIX) for name in _names("netns", "list") if name.startswith(PREFIX)}
 
 
 def attach(name: str, address: str, run_dir: Path) -> None:
-    """Gives a host its namespace, link, address and default route; makes the bridge for the first host."""
+    """Give a host its namespace, link, address and default route. The first host brings the bridge into being."""
     _ensure_bridge(run_dir)
     namespace, link = PREFIX + name, f"r1v{address.rpartition('.')[2]}"
     mtu = _mtu()
     _ip("netns", "add", namespace)
-    # The peer is born inside the namespace: there is no moment at which it lies about in ours.
+    # The peer is made inside the namespace, so that it never lies in that of this machine.
     _ip("link", "add", link, "mtu", mtu, "type", "veth", "peer", "name", "host0", "mtu", mtu, "netns", namespace)
     _ip("link", "set", link, "master", BRIDGE, "up")
     _ip("-n", namespace, "link", "set", "lo", "up")
@@ -43,25 +43,25 @@ def attach(name: str, address: str, run_dir: Path) -> None:
 
 
 def detach(name: str) -> None:
-    """Removes a host's namespace with its link; does nothing where there is none."""
+    """Remove a host's namespace with its link, if there is one."""
     if name in namespaces():
-        # Deleting the link first takes both ends at once; with the namespace alone it would go some time later.
+        # Deleting the link first removes both ends at once. Without that, they would go some time after the namespace.
         subprocess.run(["ip", "-n", PREFIX + name, "link", "delete", "host0"], check=False, capture_output=True)
         _ip("netns", "delete", PREFIX + name)
 
 
 def cut(name: str) -> None:
-    """Takes a host's way to the outside; this machine and the other hosts stay reachable."""
+    """Cut a host off from the outside. This machine and the other hosts stay reachable."""
     _ip("-n", PREFIX + name, "route", "delete", "default")
 
 
 def restore(name: str) -> None:
-    """Gives a host its way to the outside (back)."""
+    """Give a host its route to the outside, for the first time or again."""
     _ip("-n", PREFIX + name, "route", "replace", "default", "via", GATEWAY)
 
 
 def remove_bridge(run_dir: Path) -> None:
-    """Leaves this machine's network as it was before the first host."""
+    """Restore this machine's network to what it was before the first host."""
     if _bridge_exists():
         _ip("link", "delete", BRIDGE)
     subprocess.run(["nft", "delete", "table", "ip", _TABLE], check=False, capture_output=True)
@@ -73,7 +73,7 @@ def remove_bridge(run_dir: Path) -> None:
 
 
 def _ensure_bridge(run_dir: Path) -> None:
-    """Bridge, forwarding and masquerading; each step may have been done before, also by a run that was cut off."""
+    """Set up bridge, forwarding and masquerading. Each step may have been done before, even by a run that was cut off."""
     if not _bridge_exists():
         _ip("link", "add", BRIDGE, "type", "bridge")
     _ip("address", "replace", f"{GATEWAY}/24", "dev", BRIDGE)
@@ -82,7 +82,7 @@ def _ensure_bridge(run_dir: Path) -> None:
     if _FORWARD.read_text() == "0\n":
         before.write_text("0\n")
         _FORWARD.write_text("1\n")
-    # One table of our own: deleting it deletes every rule, and nobody else's rules are touched.
+    # All rules are in one table of our own, so that deleting it deletes them and touches nobody else's.
     rules = f"""
         table ip {_TABLE}
         delete table ip {_TABLE}
@@ -103,7 +103,11 @@ def _bridge_exists() -> bool:
 
 
 def _forward_rules(action: str) -> None:
-    """Where another program (Docker) drops forwarded packets by default, an accept in our own table would not count."""
+    """Insert (`-I`) or delete (`-D`) rules of iptables that forward the bridge's packets.
+
+    They are needed where another program, such as Docker, drops forwarded packets by default. An accept in our own table would
+    not count there.
+    """
     if not shutil.which("iptables"):
         return
     policy = subprocess.run(["iptables", "-S", "FORWARD"], check=False, capture_output=True, text=True).stdout
@@ -114,7 +118,7 @@ def _forward_rules(action: str) -> None:
 
 
 def _mtu() -> str:
-    """The size of packets that the way out takes: tunnels and clouds often have less than 1500 bytes."""
+    """The MTU of the default route, in bytes. Tunnels and clouds often have less than 1500."""
     routes = json.loads(_ip("-json", "route", "show", "default") or "[]")
     if not routes:
         return "1500"
@@ -132,8 +136,10 @@ def _ip(*argv: str) -> str:
 def _run(*argv: str, text: str = "") -> str:
     done = subprocess.run(argv, input=text, check=False, capture_output=True, text=True)
     if done.returncode:
-        what = f"`{' '.join(argv)}` failed: {done.stderr.strip()}"
+        fault = f"`{' '.join(argv)}` failed: {done.stderr.strip()}"
         raise LabError(
-            Problem(where="the lab's network", what=what, remedy="remove what is half made: r1prov lab down --all")
+            Problem(
+                where="the lab's network", what=fault, remedy="remove what was left half made: r1prov lab down --all"
+            )
         )
     return done.stdout

@@ -1,4 +1,4 @@
-"""The keys of `r1prov.yml`: what the operator wants."""
+"""The keys of `r1prov.yml`, in which the operator says what a site shall be."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TESTED_LLAMA_CPP = {"pypi": "0.3.36", "git": "0c1e57098bba43ac29e6e3b677cdceebdd
 
 TESTED_OLLAMA = "0.12.11"
 OLDEST_OLLAMA = "0.5.5"
-"""The first that knows DeepSeek-V3 and with it R1, as Ollama's library says of deepseek-v3."""
+"""The first version that knows DeepSeek-V3 and so R1, according to the page deepseek-v3 of Ollama's library."""
 TESTED_OPEN_WEBUI = "0.12.4"
 
 Engine = Literal["llama-server", "ollama"]
@@ -27,7 +27,7 @@ Check = Literal[
     "os", "arch", "init", "sudo", "clock", "cpu", "ram", "floor", "driver",
     "gpu_count", "gpu_memory", "gpu_compute", "gpu_busy", "gpu_devices", "disk", "ports", "sources", "fit",
 ]  # fmt: skip
-"""The checks of a host (plugins/module_utils/host_judge.py)."""
+"""The names of the checks of a host, which plugins/module_utils/host_judge.py makes."""
 
 _ADDRESS = re.compile(
     r"(?:(?P<user>[^@\s]+)@)?(?:\[(?P<v6>[0-9a-fA-F:.%]+)\]|(?P<name>[^@:\s\[\]]+))(?::(?P<port>\d{1,5}))?"
@@ -38,31 +38,31 @@ class Host(Keys):
     """One server."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    """What every output calls it."""
+    """The name of the server in every output."""
     address: str
-    """A name, an address, or a `Host` of ~/.ssh/config."""
+    """A DNS name, an IP address, or a `Host` of ~/.ssh/config."""
     user: str | None = None
-    """Who logs in; without: as ssh's configuration says."""
+    """The user who logs in. Default: the one that ssh's configuration names."""
     port: int | None = Field(default=None, ge=1, le=65535)
-    """Of sshd; without: as ssh's configuration says."""
+    """The port of sshd. Default: the one that ssh's configuration names."""
     identity_file: str | None = None
-    """A private key for this host; else ssh's own configuration, agent and default keys are used."""
+    """A private key for this host, relative to the site file. The keys of the agent and of ssh's configuration are tried too."""
 
     @property
     def local(self) -> bool:
-        """Whether this is the controller itself: no ssh then."""
+        """Whether this is the controller itself, which is reached without ssh."""
         return self.address in {"localhost", "127.0.0.1", "::1"} and self.port is None
 
     @classmethod
     def parse(cls, text: str) -> Host:
-        """A host from `[user@]address[:port]`, an IPv6 address in brackets.
+        """Make a host of `[user@]address[:port]`, where an IPv6 address stands in brackets.
 
         Raises:
-            ValueError: not of that form.
+            ValueError: the text has another form.
         """
         match = _ADDRESS.fullmatch(text)
         if not match:
-            raise ValueError(f"`{text}` is no host: write [user@]address[:port]")
+            raise ValueError(f"`{text}` is not a host: write [user@]address[:port]")
         address = match["v6"] or match["name"]
         # Ansible would read a colon in a host's name as the start of a port.
         name = "-".join(filter(None, (address.strip(":").replace(":", "-"), match["port"])))
@@ -77,14 +77,14 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 class Versions(Keys):
-    """What is installed. `llama_cpp`: for `pypi` the version of llama-cpp-python, for `git` a tag or commit, for `archive` a label."""
+    """The versions that are installed."""
 
     llama_cpp: str = Field(default="", pattern=r"^[\w.-]*$")
-    """Empty: the version that r1prov is tested with."""
+    """The version of llama-cpp-python for `pypi`, a tag or commit for `git`, a label for `archive`. Empty means the tested version."""
     ollama: str = Field(default=TESTED_OLLAMA, pattern=r"^\d+\.\d+\.\d+$")
-    """Of Ollama."""
+    """The version of Ollama."""
     open_webui: str = Field(default=TESTED_OPEN_WEBUI, pattern=r"^\d+\.\d+\.\d+$")
-    """Of the chat page."""
+    """The version of the chat page, Open-WebUI."""
 
 
 class Service(Keys):
@@ -95,136 +95,136 @@ class Service(Keys):
     port: int = Field(default=8000, ge=1, le=65535)
     """The port."""
     alias: str = ""
-    """The model's name in the API; empty: the quant's folder."""
+    """The name of the model in the API. Where it is empty, the name of the quant's folder is used."""
 
 
 class Ollama(Keys):
-    """Ollama, on loopback only: it has no login."""
+    """Ollama, which listens on loopback only, since it has no login."""
 
     enabled: bool = True
-    """Whether it is installed. Then the shards of the model are merged into the one file that it wants."""
+    """Whether Ollama is installed. If so, the shards of the model are merged, for Ollama wants one file."""
     port: int = Field(default=11434, ge=1, le=65535)
     """The port."""
 
 
 class OpenWebui(Keys):
-    """The chat page, on loopback only."""
+    """The chat page, which listens on loopback only."""
 
     enabled: bool = True
-    """Whether it is installed."""
+    """Whether the chat page is installed."""
     port: int = Field(default=8080, ge=1, le=65535)
     """The port."""
     embeddings_port: int = Field(default=8001, ge=1, le=65535)
-    """Of the small model that finds passages in documents."""
+    """The port of the small model that finds passages in documents."""
     admin_email: str = Field(default="admin@example.com", pattern=r"^[^@\s]+@[^@\s]+$")
-    """Who administers the page; r1prov makes the account and its password."""
+    """The address with which the administrator logs in. r1prov makes the account and its password."""
 
 
 class Certificate(Keys):
-    """The operator's own certificate: files on the controller, relative to the site file."""
+    """The operator's own certificate, in files on the controller. Their paths are relative to the site file."""
 
     type: Literal["certificate"]
     chain: str
-    """PEM, the server's certificate first, then those that issued it."""
+    """A PEM file with the server's certificate, followed by those that issued it."""
     key: str
-    """PEM, its private key, without a passphrase."""
+    """A PEM file with the private key of the certificate. It has no passphrase."""
 
 
 class LocalAuthority(Keys):
-    """An authority of the site's own, made once; people tell their machines to trust its `authority.crt`, which `r1prov open` names."""
+    """The site's own authority, which is made once. People make their machines trust its `authority.crt`, which `r1prov open` names."""
 
     type: Literal["local-authority"]
 
 
 class Acme(Keys):
-    """An ACME server such as Let's Encrypt, which must reach port 80 of the server under `server_name`. Renewal needs nobody."""
+    """An ACME server such as Let's Encrypt. It must reach port 80 of the server under `server_name`. Renewal is automatic."""
 
     type: Literal["acme"]
     email: str = Field(pattern=r"^[^@\s]+@[^@\s]+$")
-    """Whom the ACME server writes to; naming it agrees to its terms."""
+    """The address that the ACME server writes to. Who names it agrees to the terms of that server."""
     directory: str = Field(default="https://acme-v02.api.letsencrypt.org/directory", pattern=r"^https://")
-    """The URL of the server's directory."""
+    """The URL of the ACME server's directory."""
 
 
 class Gateway(Keys):
-    """The only listener that others can reach: page and API over TLS. Without this key there is none."""
+    """The only listener that others can reach. It offers page and API over TLS, and exists only where this key does."""
 
     server_name: str = Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$|^[0-9A-Fa-f:]+$")
     """The name or address that people open."""
-    address: str = "0.0.0.0"  # noqa: S104 - to be reached is what it is for
-    """The address to listen on; `::` takes IPv4 too."""
+    address: str = "0.0.0.0"  # noqa: S104 - a gateway must be reachable from outside
+    """The address to listen on. `::` means IPv4 too."""
     port: int = Field(default=443, ge=1, le=65535)
     """The port."""
     tls: Annotated[Certificate | LocalAuthority | Acme, Field(discriminator="type")]
-    """Where its certificate comes from."""
+    """Where the certificate of the gateway comes from."""
 
     @property
     def ports(self) -> tuple[int, ...]:
-        """Where it listens."""
+        """The ports on which it listens. ACME needs port 80 too."""
         return (self.port, 80) if self.tls.type == "acme" else (self.port,)
 
     @property
     def url(self) -> str:
-        """What people open."""
+        """The URL that people open."""
         name = f"[{self.server_name}]" if ":" in self.server_name else self.server_name
         return f"https://{name}" if self.port == 443 else f"https://{name}:{self.port}"
 
 
 class SiteFile(Keys):
-    """The keys of `r1prov.yml`. What is not said comes from the profile."""
+    """The keys of `r1prov.yml`. The profile says what this file does not."""
 
     profile: str
-    """A profile that comes with r1prov, or a .yml file of your own, relative to this file."""
+    """The name of a profile that comes with r1prov, or a .yml file of your own, relative to this file."""
     hosts: tuple[HostEntry, ...] = Field(min_length=1)
-    """The servers: `[user@]address[:port]` each, or a mapping of name, address, user, port."""
+    """The servers. Each is `[user@]address[:port]`, or a mapping of name, address, user, port and identity_file."""
     quant: str | None = None
-    """One of the catalogue, or `best-on-gpus`. Default: the profile's."""
+    """A quant of the catalogue, or `best-on-gpus`. Default: the profile's."""
     context_per_slot: Context | None = None
-    """Tokens per slot. Default: the profile's."""
+    """The context of each slot, in tokens. Default: the profile's."""
     slots: int | None = Field(default=None, ge=1, le=64)
-    """How many answers at once. Default: the profile's."""
+    """How many requests are answered at once. Default: the profile's."""
     attention: Attention | None = None
-    """`mla` or `legacy`: whether files with legacy attention are brought into MLA form, or served as published. Default: the profile's."""
+    """`mla` brings files with legacy attention into MLA form; `legacy` serves them as published. Default: the profile's."""
     kv_type_k: KvType | None = None
-    """The type of K in the cache. Default: the profile's."""
+    """The type of K in the KV cache. Default: the profile's."""
     data_dir: str = Field(default="/srv/r1prov", pattern=r"^/.")
-    """The folder for the weights on the host; name the data disk where there is one."""
+    """The folder for the weights on the host. Where the host has a data disk, name a folder there."""
     rpc: bool = False
     """Whether llama.cpp's RPC server is built too."""
     override: tuple[Check, ...] = ()
-    """Preflight checks, by name, whose refusal the operator accepts."""
+    """The names of preflight checks that may fail: the operator accepts what they refuse."""
     sources: Sources = Sources()
-    """Every address that a host may reach for."""
+    """Every address from which a host may fetch something."""
     versions: Versions = Versions()
-    """What is installed."""
+    """The versions that are installed."""
     service: Service = Service()
     """Where the API listens."""
     engine: Engine = "llama-server"
-    """Which engine holds the model; `r1prov engine` switches where the file does not say it."""
+    """The engine that holds the model. Where the file is silent, `r1prov engine` switches it."""
     ollama: Ollama = Ollama()
-    """The other engine."""
+    """Ollama, the other engine."""
     open_webui: OpenWebui = OpenWebui()
     """The chat page."""
     gateway: Gateway | None = None
-    """Page and API for others, over TLS. Off unless it is here."""
+    """The gateway, which offers page and API to others over TLS. It is off unless this key is there."""
 
     @property
     def api(self) -> tuple[str, int]:
-        """Where the engine that holds the model listens: address and port."""
+        """The address and port on which the engine that holds the model listens."""
         if self.engine == "ollama":
             return "127.0.0.1", self.ollama.port
         return self.service.address, self.service.port
 
     @property
     def ollama_archive(self) -> str:
-        """Where Ollama's archive lies, by the operator's word or by the project's own naming."""
+        """The place of Ollama's archive: the one that the operator names, or else the one where the project publishes it."""
         source, version = self.sources.ollama, self.versions.ollama
         packing = "tar.zst" if _numbers(version) >= (0, 14) else "tgz"
         return source.archive or f"{source.releases.rstrip('/')}/v{version}/ollama-linux-amd64.{packing}"
 
     @property
     def llama_cpp_version(self) -> str:
-        """The version to install, the tested one unless the operator names another."""
+        """The version of llama.cpp to install. It is the tested one unless the operator names another."""
         return self.versions.llama_cpp or TESTED_LLAMA_CPP.get(self.sources.llama_cpp.type, "")
 
     @model_validator(mode="after")
@@ -246,7 +246,7 @@ class SiteFile(Keys):
     def _ollama_knows_the_model(self) -> Self:
         if self.ollama.enabled and _numbers(self.versions.ollama) < _numbers(OLDEST_OLLAMA):
             raise ValueError(
-                f"Ollama {self.versions.ollama} does not know DeepSeek-R1: take {OLDEST_OLLAMA} or newer, or `ollama: {{enabled: false}}`"
+                f"Ollama {self.versions.ollama} does not know DeepSeek-R1: write {OLDEST_OLLAMA} or newer, or `ollama: {{enabled: false}}`"
             )
         return self
 
@@ -277,10 +277,10 @@ class SiteFile(Keys):
 
 
 class Site(Keys):
-    """The whole intent: the site file with flags applied, and its profile with the site's wishes applied."""
+    """Everything that the operator asked for: the site file with the flags applied, and the profile with the site file applied."""
 
     path: Path | None
-    """The site file, if there is one: its folder holds the state."""
+    """The site file, whose folder holds the state; None where there is no file."""
     file: SiteFile
     profile: Profile
 
@@ -291,5 +291,5 @@ class Site(Keys):
 
     @property
     def name(self) -> str:
-        """What outputs call this site."""
+        """The name of this site in outputs."""
         return self.path.parent.name if self.path else "default"

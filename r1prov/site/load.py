@@ -1,4 +1,4 @@
-"""The site from `r1prov.yml` and flags, checked: everything that is wrong is said at once, before anyone is contacted."""
+"""Reads a site from `r1prov.yml` and flags, and checks it. It reports every mistake at once, before any host is contacted."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 
 SITE_FILE = "r1prov.yml"
 FLAGS = {"context_per_slot": "--ctx-size", "slots": "--parallel"}
-"""Flags that are called as llama-server calls them."""
+"""Key -> its flag, for flags that are named as llama-server names them."""
 
 
 def load(path: Path | None = None, *, chosen: dict[str, Any] | None = None, **flags: Any) -> Site:
-    """The site from a file (`path`, or `r1prov.yml` in this folder when no host is named) and flags, which win.
+    """Read the site from a file and from flags, which win over the file.
 
     Args:
-        path: the site file.
-        chosen: keys that hold where the file is silent: what `r1prov engine` and `r1prov upgrade` have chosen before.
-        flags: keys of `SiteFile`; None or empty means: not given. `hosts` are strings.
+        path: the site file. Default: `r1prov.yml` in this folder, unless a flag names hosts.
+        chosen: keys that count where the file is silent, as `r1prov engine` and `r1prov upgrade` chose them before.
+        flags: keys of `SiteFile`, of which `hosts` are strings. One that is None or empty was not given.
 
     Raises:
-        SiteError: everything that is wrong, at once.
+        SiteError: something is wrong. It carries every problem.
     """
     given = {key: value for key, value in flags.items() if value not in (None, (), [])}
     if path is None and not given.get("hosts") and Path(SITE_FILE).is_file():
@@ -53,10 +53,10 @@ def load(path: Path | None = None, *, chosen: dict[str, Any] | None = None, **fl
 
 
 def validated(keys: dict[str, Any]) -> SiteFile:
-    """The keys of a file and of flags, taken together.
+    """Validate the keys of a file and of flags together.
 
     Raises:
-        SiteError: what is wrong with a flag, or with keys that contradict each other.
+        SiteError: a flag is wrong, or keys contradict each other.
     """
     try:
         return SiteFile.model_validate(keys)
@@ -74,7 +74,7 @@ def validated(keys: dict[str, Any]) -> SiteFile:
 
 
 def _flag(location: tuple[int | str, ...]) -> str:
-    """The flag that a key stands for; the versions have one each (`r1prov upgrade`)."""
+    """The flag that sets a key. Each version has a flag of its own, in `r1prov upgrade`."""
     words = [str(part) for part in location[:2]]
     if not words:
         return "the site"
@@ -82,10 +82,10 @@ def _flag(location: tuple[int | str, ...]) -> str:
 
 
 def _read(path: Path) -> SiteFile:
-    """The site file; where it is wrong, what is wrong with its profile is said too.
+    """Read the site file. Where it is wrong, its profile is checked too.
 
     Raises:
-        SiteError: everything that is wrong.
+        SiteError: the file is wrong. It carries every problem of file and profile.
     """
     try:
         return documents.load(path, SiteFile)
@@ -100,14 +100,14 @@ def _read(path: Path) -> SiteFile:
 
 
 def _beside(folder: Path, profile: str) -> str:
-    """A profile's name, or the path of an own one, relative to the site file."""
+    """The name of a profile as it is, or the path of a profile of the operator's own, which is relative to `folder`."""
     return str(folder / profile) if profile.endswith((".yml", ".yaml")) else profile
 
 
 def _require_flags(given: dict[str, Any]) -> None:
     missing = [
-        Problem("command line", what, remedy)
-        for key, what, remedy in (
+        Problem("command line", fault, remedy)
+        for key, fault, remedy in (
             ("hosts", "no host is named", f"name hosts, or write a {SITE_FILE} ({paths.page('site.md')})"),
             ("profile", "no profile is named", "add --profile; `r1prov profiles` lists them"),
         )
@@ -118,10 +118,10 @@ def _require_flags(given: dict[str, Any]) -> None:
 
 
 def _files_beside(path: Path | None, file: SiteFile) -> SiteFile:
-    """Files of the controller are named relative to the site file; they must be there before anything starts.
+    """Make the paths of files on the controller absolute. The site file names them relative to itself.
 
     Raises:
-        SiteError: those that are missing or, for an archive, corrupt.
+        SiteError: files are missing, or a certificate or an archive is not usable. It carries every problem.
     """
     folder = path.parent if path else Path.cwd()
     sources = file.sources
@@ -161,8 +161,8 @@ def _files_beside(path: Path | None, file: SiteFile) -> SiteFile:
         problems += _certificate_faults(gateway)
     archives = {}
     for kind in ("llama_cpp", "ollama", "python"):
-        archives[kind], wrong = _archive_beside(folder, kind, getattr(sources, kind))
-        problems += wrong
+        archives[kind], faults = _archive_beside(folder, kind, getattr(sources, kind))
+        problems += faults
     if problems:
         raise SiteError(*problems)
     return file.model_copy(
@@ -176,16 +176,16 @@ def _files_beside(path: Path | None, file: SiteFile) -> SiteFile:
 
 
 def _certificate_faults(gateway: Gateway) -> list[Problem]:
-    """What keeps a given certificate from serving; its files are there."""
+    """Why the gateway cannot serve with the operator's certificate, whose files exist; empty where it can."""
     if not isinstance(gateway.tls, Certificate):
         return []
     chain, key = (Path(name).read_text(errors="replace") for name in (gateway.tls.chain, gateway.tls.key))
-    found = certificate_fault(chain, key, gateway.server_name, datetime.now(UTC))
-    return [Problem(gateway.tls.chain, *found)] if found else []
+    fault = certificate_fault(chain, key, gateway.server_name, datetime.now(UTC))
+    return [Problem(gateway.tls.chain, *fault)] if fault else []
 
 
 def _archive_beside(folder: Path, kind: str, source: Archive) -> tuple[Archive, list[Problem]]:
-    """A source with its archive's full path and digest, where it is a file of the controller, and what is wrong with it."""
+    """A source with the full path and the digest of its archive, where that is a file on the controller, and what is wrong with it."""
     path = folder / source.archive
     if not source.archive or not path.is_file():
         if not source.archive or re.match(r"https?://|/", source.archive):
@@ -195,12 +195,13 @@ def _archive_beside(folder: Path, kind: str, source: Archive) -> tuple[Archive, 
     with path.open("rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
     if source.sha256 and digest != source.sha256:
-        what = f"its sha256 is {digest}, not what sources.{kind}.sha256 says"
-        return source, [Problem(str(path), what, "get the archive again, or correct the digest")]
+        fault = f"its sha256 is {digest}, not what sources.{kind}.sha256 says"
+        return source, [Problem(str(path), fault, "fetch the archive again, or correct the digest")]
     return source.model_copy(update={"archive": str(path), "sha256": digest}), []
 
 
 def _with_wishes(profile: Profile, file: SiteFile) -> Profile:
+    """The profile, in which the keys of the site file replace its own."""
     wishes = {
         key: value
         for key, value in (

@@ -1,4 +1,4 @@
-"""Every address that a host may reach for: the `sources` of `r1prov.yml`."""
+"""The `sources` of `r1prov.yml`: every address from which a host may fetch something."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Proxy(Keys):
 
 
 class AptSource(Keys):
-    """Where packages of the distribution come from: the host's own apt sources, unless there is a mirror. /etc/apt is never changed."""
+    """Where packages of the distribution come from: a mirror, or else the host's own apt sources. /etc/apt is never changed."""
 
     mirror: str = ""
     """The only place that packages come from: a base URL such as `http://mirror.example.com/debian`, or a whole `deb` line."""
@@ -37,25 +37,25 @@ class PypiSource(Keys):
 
 
 class LlamaCppSource(Keys):
-    """Where llama.cpp's source comes from: `pypi` (the llama-cpp-python sdist), `git`, or `archive` (URL or file)."""
+    """Where the source of llama.cpp comes from."""
 
     type: Literal["pypi", "git", "archive"] = "pypi"
-    """`pypi` for the sdist of llama-cpp-python, `git`, or `archive`."""
+    """`pypi` takes the sdist of llama-cpp-python, `git` a commit of a repository, `archive` a URL or a file."""
     git_url: str = "https://github.com/ggml-org/llama.cpp"
     """The repository, for `git`."""
     archive: str = ""
     """The archive, for `archive`: a URL, a file on the controller, or a file on the host."""
     sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
-    """The digest of the sdist or the archive. That of an sdist need not be given: it is known, or the package index is asked once."""
+    """The digest of the sdist or the archive. An sdist needs none: its digest is known, or the package index is asked for it once."""
 
 
 class OllamaSource(Keys):
-    """Where Ollama's release archive comes from: below `releases` as the project publishes them, or one archive."""
+    """Where Ollama's release archive comes from: from the releases of the project or a mirror of them, or from one archive."""
 
     releases: str = "https://github.com/ollama/ollama/releases/download"
     """The address that holds `vVERSION/ollama-linux-amd64.tgz` (`.tar.zst` from 0.14 on) and `sha256sum.txt` beside it."""
     archive: str = ""
-    """One archive instead: a URL, a file on the controller, or a file on the host."""
+    """One archive, which is used instead of the releases: a URL, a file on the controller, or a file on the host."""
     sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     """The digest of the archive. Without it, `sha256sum.txt` beside the archive says it."""
 
@@ -70,16 +70,16 @@ class PythonSource(Keys):
 
 
 class CudaSource(Keys):
-    """Where nvcc comes from when the host has none; `auto` takes what the driver allows."""
+    """Where nvcc comes from, on a host that has none."""
 
     type: Literal["auto", "system", "distribution", "nvidia", "pypi"] = "auto"
     """`system`, `distribution`, `nvidia` or `pypi`; `auto` takes the first of them that fits the driver."""
     nvidia_repository: str = ""
-    """For `nvidia`, the base URL of NVIDIA's apt repository or a mirror of it."""
+    """The base URL of NVIDIA's apt repository or of a mirror of it, for `nvidia`."""
 
 
 class Sources(Keys):
-    """Every address that a host may reach for. Nothing reaches for an address that is not here."""
+    """Every address from which a host may fetch something. Nothing is fetched from an address that is not here."""
 
     proxy: Proxy = Proxy()
     """The proxies for everything that hosts fetch."""
@@ -103,6 +103,6 @@ class Sources(Keys):
     """Where the weights come from. They are tried in this order."""
 
     def network(self) -> Network:
-        """The controller's own way to web servers: what the site says, and what the environment says where the site is silent."""
+        """How the controller itself reaches web servers: as the site says, and where that is silent, as the environment says."""
         given = {scheme: url for scheme, url in (("http", self.proxy.http), ("https", self.proxy.https)) if url}
         return Network(given, self.proxy.none_for, self.ca_certificates)

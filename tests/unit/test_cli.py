@@ -132,7 +132,7 @@ def test_named_hosts_choose_among_those_of_the_site_file(r1prov, tmp_path):
 def test_a_limit_that_is_no_time_is_refused(r1prov, limit):
     code, _, err = r1prov("tune", f"--limit={limit}")
     assert code == Exit.USAGE
-    assert "is no time" in err
+    assert "is not a duration" in err
 
 
 def test_tuning_wants_a_site_and_the_engine_that_can_be_tuned(r1prov, tmp_path):

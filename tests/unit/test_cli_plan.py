@@ -275,8 +275,8 @@ def test_plan_takes_the_quant_that_the_profile_takes(capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (("explain", "--gpus", "four", "--ram", "1GiB"), "are no cards"),
-        (("explain", "--gpus", "0", "--ram", "1"), "is no size"),
+        (("explain", "--gpus", "four", "--ram", "1GiB"), "is not a set of cards"),
+        (("explain", "--gpus", "0", "--ram", "1"), "is not a size"),
         (("explain", "--gpus", "0", "--ram", "1GiB", "--quant", "UD-IQ9"), "no quant is called"),
         (("plan", "--gguf", "/nowhere.gguf"), "cannot be read: No such file or directory"),
         (("plan", "--profile", "demo", "--source", "/nowhere"), "cannot be read: No such file or directory"),
@@ -286,11 +286,11 @@ def test_plan_takes_the_quant_that_the_profile_takes(capsys: pytest.CaptureFixtu
         (("plan", "--profile", "4x409"), "did you mean 4x4090"),
         (("plan", "--ctx-size", "10"), "--ctx-size: should be greater than or equal to 256"),
         (("plan", "--parallel", "0"), "--parallel: should be greater"),
-        (("explain", "--gpus", "3x", "--ram", "1GiB"), "`3x` are no cards"),
-        (("explain", "--gpus", "4x24GiB,0", "--ram", "1GiB"), "`4x24GiB,0` are no cards"),
-        (("explain", "--gpus", "1x0GiB", "--ram", "1GiB"), "`1x0GiB` are no cards"),
-        (("explain", "--gpus", "0", "--ram", "1GiB", "--reserve", "-1"), "--reserve: `-1` is no size"),
-        (("explain", "--gpus", "", "--ram", "1GiB"), "`` are no cards"),
+        (("explain", "--gpus", "3x", "--ram", "1GiB"), "`3x` is not a set of cards"),
+        (("explain", "--gpus", "4x24GiB,0", "--ram", "1GiB"), "`4x24GiB,0` is not a set of cards"),
+        (("explain", "--gpus", "1x0GiB", "--ram", "1GiB"), "`1x0GiB` is not a set of cards"),
+        (("explain", "--gpus", "0", "--ram", "1GiB", "--reserve", "-1"), "--reserve: `-1` is not a size"),
+        (("explain", "--gpus", "", "--ram", "1GiB"), "`` is not a set of cards"),
         (("plan", "--cache-type-k", ""), "--cache-type-k: is none of"),
         (("plan", "--cache-type-k", "q4_9"), "--cache-type-k: is none of"),
     ],
@@ -453,5 +453,5 @@ def test_cards_are_written_as_people_write_them() -> None:
     assert parse_cards("0") == ()
     assert parse_cards("1x24564MiB,2x48GiB") == (24564 * MIB, 48 * GIB, 48 * GIB)
     for wrong in ("", "4", "3x", "1x0GiB", "4x24GiB,0", "x24GiB", "0x24GiB", "17x1GiB", "9x1GiB,9x1GiB", "4x24"):
-        with pytest.raises(ValueError, match=r"no cards|takes 16"):
+        with pytest.raises(ValueError, match=r"not a set of cards|takes at most 16"):
             parse_cards(wrong)

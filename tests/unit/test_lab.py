@@ -32,7 +32,7 @@ def test_what_is_missing_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
     assert caught.value.exit == Exit.LAB
     assert len(caught.value.problems) >= 3
     assert "unknown release sid" in str(caught.value)
-    assert "is no name for a host" in str(caught.value)
+    assert "is not a name for a host" in str(caught.value)
 
 
 def test_a_host_that_is_not_there() -> None:

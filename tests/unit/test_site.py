@@ -119,7 +119,7 @@ def test_a_size_without_its_unit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SiteError) as caught:
         load_profile(str(path))
     (problem,) = caught.value.problems
-    assert problem.what.startswith("`machine.ram`: `256` is no size: write a number and a unit of")
+    assert problem.what.startswith("`machine.ram`: `256` is not a size: write a number and one of the units")
 
 
 @pytest.mark.parametrize("name", machine.names())

@@ -22,7 +22,7 @@ def test_sizes_are_read_with_their_unit(text: str, n_bytes: int) -> None:
 
 @pytest.mark.parametrize("text", ["131", "GB", "12 gigs", "-3 GB", "1,5 GB", ""])
 def test_a_size_without_a_clear_unit_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is no size"):
+    with pytest.raises(ValueError, match="is not a size"):
         parse_size(text)
 
 
