@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from r1prov.site import Host
 
 TIMEOUT_S = 10.0
-"""The limit for the TCP connection, for the ssh handshake and for the login, each."""
+"""How many seconds each of the TCP connection, the ssh handshake and the login may take."""
 
 # paramiko also logs what it raises, with a traceback. Without a handler, logging would print that to stderr.
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
@@ -158,7 +158,7 @@ class Link:
 
 
 class _Proxy:
-    """A ProxyCommand on one end of a socket pair. When it ends, the other end sees that at once."""
+    """A ProxyCommand on one end of a socket pair, so that paramiko sees at once when the command ends."""
 
     def __init__(self, command: str) -> None:
         self.socket, theirs = socket.socketpair()

@@ -1,4 +1,4 @@
-"""Reads the status of a site's hosts, asks the model of one a question, and opens tunnels to its services."""
+"""Reads the status of a site's hosts, asks the model on one host a question, and opens tunnels to the services of one host."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def statuses(path: Path | None, named: Sequence[str], login: Login) -> dict[str,
 def conversation(
     path: Path | None, name: str | None, login: Login, question: str
 ) -> Generator[Iterator[Piece | Rates], None, None]:
-    """Ask the model of one host a question, and yield the answer while it is being written.
+    """Ask the model on one host a question, and yield the answer while it is being written.
 
     Raises:
         SiteError: no site is known, or it has no such host.

@@ -44,7 +44,6 @@ def harvest(release: str, upper: Path) -> None:
 def _link_all(source: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for deb in source.glob("*.deb"):
-        with suppress(
-            FileExistsError
-        ):  # another host may link the same file at the same time, and a link is made whole or not at all
+        # Another host may link the same file at the same time. A link is made whole or not at all.
+        with suppress(FileExistsError):
             os.link(deb, target / deb.name)

@@ -405,9 +405,8 @@ def _clear(name: str) -> None:
         _write_known_hosts()
         if not list(_RECORDS.glob("*.json")) and not network.namespaces():
             network.remove_bridge(_RUN)
-            with suppress(
-                OSError
-            ):  # supervise.sh made this folder where there was none; one that is in use is not empty
+            # supervise.sh made this folder where there was none. One that is in use is not empty.
+            with suppress(OSError):
                 Path("/run/systemd").rmdir()
 
 
