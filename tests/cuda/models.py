@@ -290,7 +290,7 @@ def _gemma3() -> Description:
 
 
 def _gpt_oss() -> Description:
-    """gpt-oss: every other layer has a sliding window, attention has sinks, and all matrices have biases, those of experts too."""
+    """gpt-oss: every other layer has a sliding window, attention has sinks, and every matrix of a layer has a bias."""
     width, heads, kv_heads, head, inner, experts = 2880, 64, 8, 64, 2880, 32
     return _flat(
         "gpt-oss",
