@@ -1,1 +1,1 @@
-"""What r1prov's arithmetic costs, and what it is worth."""
+"""Measures the speed of r1prov and the quality of its plans and of the MLA form."""

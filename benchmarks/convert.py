@@ -1,10 +1,11 @@
-"""How fast a legacy file becomes an MLA file, beside `cp` of the same bytes on the same disk.
+"""Measures how fast a legacy file becomes an MLA file, and compares it with `cp` of the same bytes on the same disk.
 
     python -m benchmarks.convert [FOLDER] [GB]
 
-The source has R1's own attention (0.6 % of the bytes, as in UD-IQ1_S) and experts of any bytes. Nothing of it is in memory when a
-measurement starts, and what was written is safe on the disk when it ends. Rounds alternate; the median counts. Where others use the
-machine too, the processor's time says more than the clock. One JSON document.
+The source has R1's own attention tensors (0.6 % of the bytes, as in UD-IQ1_S) and experts of arbitrary bytes. The page cache holds
+nothing of it when a measurement starts, and the target is flushed to the disk when the measurement ends. Rounds of `cp` and of the
+conversion alternate, and the median of each counts. Where others use the machine too, the processor time says more than the clock.
+The result is printed as one JSON document.
 """
 
 from __future__ import annotations
@@ -32,12 +33,15 @@ if TYPE_CHECKING:
 
 ROUNDS = 5
 LAYER_BYTES = 2_200_000_000
-"""Of one layer of UD-IQ1_S."""
-_BLOCK = random.Random(1).randbytes(8 << 20)  # noqa: S311 - any bytes do
+"""The size of one layer of UD-IQ1_S, in bytes."""
+_BLOCK = random.Random(1).randbytes(8 << 20)  # noqa: S311 - nobody needs these bytes to be secret
 
 
 def write_source(path: Path, n_bytes: int) -> Path:
-    """A legacy deepseek2 file of about `n_bytes` that holds nothing but attn_kv_b and experts."""
+    """Writes a legacy deepseek2 file of about `n_bytes` to `path` and returns `path`.
+
+    The file holds only attn_kv_b and experts, besides a small embedding.
+    """
     layers = max(1, round(n_bytes / LAYER_BYTES))
     kinds = gguf.GGMLQuantizationType
     writer = gguf.GGUFWriter(path, "deepseek2")
@@ -76,14 +80,14 @@ def write_source(path: Path, n_bytes: int) -> Path:
 
 
 def _finite(size: int) -> bytes:
-    """Blocks of Q6_K whose scales are numbers."""
+    """`size` bytes of Q6_K blocks whose scales are finite numbers."""
     raw = np.frombuffer(_BLOCK * (size // len(_BLOCK) + 1), np.uint8)[:size].copy().reshape(-1, 210)
     raw[:, 208:] = np.frombuffer(np.float16(1e-4).tobytes(), np.uint8)
     return raw.tobytes()
 
 
 def _forget(path: Path) -> None:
-    """Takes a file out of the kernel's memory, its bytes safe on the disk."""
+    """Flushes a file to the disk and drops it from the page cache."""
     descriptor = os.open(path, os.O_RDONLY)
     os.fsync(descriptor)
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -91,7 +95,7 @@ def _forget(path: Path) -> None:
 
 
 def _seconds(source: Path, target: Path, work: Callable[[], object]) -> tuple[float, float]:
-    """By the clock, and of the processors."""
+    """The seconds that `work` takes to make `target` from `source`: by the clock, and of processor time."""
     _forget(source)
     started, used = time.monotonic(), _processor_seconds()
     work()
@@ -99,19 +103,19 @@ def _seconds(source: Path, target: Path, work: Callable[[], object]) -> tuple[fl
     os.fsync(descriptor)
     os.close(descriptor)
     taken = time.monotonic() - started, _processor_seconds() - used
-    for made in target.parent.glob(f"{target.name}*"):  # its sha256 too
+    for made in target.parent.glob(f"{target.name}*"):  # the file of its sha256 goes too
         made.unlink()
     return taken
 
 
 def _processor_seconds() -> float:
-    """Used so far by this process and by those that it has waited for."""
+    """The processor time in seconds that this process and the children it has waited for have used so far."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
 
 def main(folder: Path, n_bytes: int) -> None:
-    """Measures, and prints what came of it."""
+    """Measures, and prints the result."""
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         source, target = write_source(Path(scratch) / "source.gguf", n_bytes), Path(scratch) / "target.gguf"
         size = source.stat().st_size
@@ -128,7 +132,7 @@ def main(folder: Path, n_bytes: int) -> None:
         clock, processor = zip(*rounds, strict=True)
         speeds.append(size / statistics.median(clock) / 1e6)
         result[name] = {
-            "seconds": [round(one, 2) for one in clock],
+            "seconds": [round(seconds, 2) for seconds in clock],
             "mb_per_second": round(speeds[-1]),
             "processor_seconds_per_gb": round(statistics.median(processor) / size * 1e9, 2),
         }

@@ -1,4 +1,4 @@
-"""What a model answers when it always takes the token it expects most, by llama-server."""
+"""Greedy answers of a model, which takes the most probable token at each step; llama-server computes them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ PATIENCE_S = 120
 
 
 def answers(engine: Path, run: Run, prompts: Sequence[str], n_tokens: int) -> list[list[int]]:
-    """The tokens of an answer to each prompt, `n_tokens` long where the model does not end it before."""
+    """The tokens of the model's answer to each prompt. An answer has `n_tokens` tokens, or fewer where the model ends it earlier."""
     with _server(engine, run) as http:
         body = {"n_predict": n_tokens, "temperature": 0, "cache_prompt": False, "return_tokens": True}
         return [_post(http, "/completion", body | {"prompt": prompt})["tokens"] for prompt in prompts]
 
 
 def alike(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens two answers share before they part."""
+    """The number of tokens that two answers have in common from their start."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
 
 
@@ -54,7 +54,7 @@ def _server(engine: Path, run: Run) -> Iterator[HTTPConnection]:
             deadline = time.monotonic() + PATIENCE_S
             while not _healthy(http):
                 if process.poll() is not None or time.monotonic() > deadline:
-                    raise SystemExit(f"llama-server does not come up: {' '.join(map(str, command))}")
+                    raise SystemExit(f"llama-server does not start: {' '.join(map(str, command))}")
                 time.sleep(0.2)
             yield http
         finally:
@@ -78,5 +78,5 @@ def _post(http: HTTPConnection, path: str, body: dict[str, Any]) -> dict[str, An
     said = response.read().decode()
     if response.status != 200:
         raise SystemExit(f"llama-server refuses: {said}")
-    found: dict[str, Any] = json.loads(said)
-    return found
+    answer: dict[str, Any] = json.loads(said)
+    return answer

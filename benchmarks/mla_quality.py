@@ -1,16 +1,17 @@
-"""What the MLA form changes in what a model expects, and in what it answers, beside what flash attention changes.
+"""Measures how the MLA form changes a model's predictions and its answers, and compares that with the effect of flash attention.
 
     python -m benchmarks.mla_quality ENGINE [FOLDER [CHUNKS]]
 
-ENGINE is a folder with llama-perplexity, llama-quantize and llama-server, built for the CPU. FOLDER is what
-`benchmarks.trained_model` filled; without it that runs first. Each of its two models, of random weights and trained, is measured with
-attn_kv_b in each of `KINDS`:
+ENGINE is a folder with llama-perplexity, llama-quantize and llama-server, built for the CPU. FOLDER is a folder that
+`benchmarks.trained_model` has filled; without FOLDER, that program runs first. The folder holds two models, one with random weights and
+one that is trained. Each is measured with attn_kv_b in each of `KINDS`:
 
-- Rest in F16, and rest in Q8_0, which is nearer to what is published: each form is compared with the legacy file, and so are the trained
-  model's answers, with everything else in Q8_0 and in F32.
-- Without rounding: where attn_kv_b is quantised, the CPU rounds to 8 bits what is multiplied with it too, at other places in each form.
-  So with everything else in F32 each form is compared with a legacy file that holds the same values of attn_kv_b in F32, where nothing is
-  rounded so. It tells which form is nearer to what the weights say, and what of the difference is left where both hold them in F32.
+- Rest in F16, and rest in Q8_0: each form is compared with the legacy file whose other matrices have that type. Q8_0 is nearer to the
+  published quants. The answers of the trained model are compared too, with the other matrices in Q8_0 and in F32.
+- Without rounding: where attn_kv_b is quantised, the CPU also rounds the vectors that it multiplies with it to 8 bits, and each form
+  rounds at other places. So the other matrices are in F32 here, and each form is compared with a legacy file that holds the same values
+  of attn_kv_b in F32, for which the CPU does not round. This shows which form is nearer to the exact weights, and how much of the
+  difference is left when both forms hold the weights in F32.
 """
 
 from __future__ import annotations
@@ -40,36 +41,37 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 KINDS = ("F16", "Q8_0", "Q6_K")
-"""Of attn_kv_b. The small published quants of R1 have it in Q6_K."""
+"""The types of attn_kv_b. The small published quants of R1 have it in Q6_K."""
 CHUNKS = 64
-"""Expert choices differ for few tokens, which carry most of a mean: it takes many to know it."""
+"""The number of chunks that a model reads. The chosen experts differ for few tokens, but those make up most of the mean, so a sure
+mean takes many chunks."""
 PROMPTS, PROMPT_CHARACTERS, ANSWER_TOKENS = 16, 300, 128
 JAX = "jax==0.10.2"
 
-_ONE = ("--threads", "1")  # models this small gain nothing from more
+_ONE = ("--threads", "1")  # a model this small gains nothing from more threads
 FLASH = "flash attention on"
 OFF, ON = (*_ONE, "--flash-attn", "off"), (*_ONE, "--flash-attn", "on")
 
 Rows = dict[str, str]
-"""What was found, by what it is of."""
+"""The cells of one column of a table, by the name of their row."""
 
 
 def rest_in_f16(engine: Path, source: Path, kind: str, folder: Path, *, text: str, chunks: int) -> Rows:
-    """How far the forms of one file are apart, beside flash attention on and off.
+    """How far the forms of one file differ, with the difference between flash attention on and off for comparison.
 
     Args:
-        engine: the folder of its programs.
-        source: a legacy model in F32.
-        kind: the type that its attn_kv_b gets.
-        folder: an empty one.
-        text: what the models read.
-        chunks: how much of it.
+        engine: The folder of the engine's programs.
+        source: A legacy model in F32.
+        kind: The type that its attn_kv_b gets.
+        folder: An empty folder for the files made on the way.
+        text: The text that the models read.
+        chunks: The number of chunks of the text that they read.
     """
     return _forms(engine, quantised(engine, source, kind, "F16", folder / "legacy.gguf"), text, chunks)
 
 
 def rest_in_q8_0(engine: Path, source: Path, kind: str, folder: Path, *, text: str, chunks: int) -> Rows:
-    """The same of a file that is quantised; arguments as above."""
+    """The same as `rest_in_f16` for a file whose other matrices are in Q8_0; the arguments are the same."""
     return _forms(engine, quantised(engine, source, kind, "Q8_0", folder / "legacy.gguf"), text, chunks)
 
 
@@ -78,21 +80,24 @@ def _forms(engine: Path, legacy: Path, text: str, chunks: int) -> Rows:
 
 
 def answers(engine: Path, source: Path, kind: str, folder: Path, *, text: str, chunks: int) -> Rows:
-    """How many answers of the legacy file the others give too, and how many of their tokens before they part; arguments as above."""
+    """How many answers of the legacy file the other runs repeat, and how many tokens they repeat before they differ.
+
+    The arguments are those of `rest_in_f16`.
+    """
     step = len(text) // PROMPTS
     prompts = [text[start : start + PROMPT_CHARACTERS] for start in range(0, step * PROMPTS, step)]
     rows = {}
     for others in ("Q8_0", "F32"):
         legacy = quantised(engine, source, kind, others, folder / f"legacy-{others}.gguf")
-        wanted = greedy.answers(engine, Run(legacy, OFF), prompts, ANSWER_TOKENS)
+        of_legacy = greedy.answers(engine, Run(legacy, OFF), prompts, ANSWER_TOKENS)
         for name, run in {FLASH: Run(legacy, ON), **_mla(legacy)}.items():
-            found = greedy.answers(engine, run, prompts, ANSWER_TOKENS)
-            rows[f"the rest in {others}, {name}"] = _agreement(wanted, found)
+            of_run = greedy.answers(engine, run, prompts, ANSWER_TOKENS)
+            rows[f"the rest in {others}, {name}"] = _agreement(of_legacy, of_run)
     return rows
 
 
 def without_rounding(engine: Path, source: Path, kind: str, folder: Path, *, text: str, chunks: int) -> Rows:
-    """How far each form is from the same values in F32; the arguments are those of `rest_in_f16`."""
+    """How far each form differs from the legacy form with the same values in F32; the arguments are those of `rest_in_f16`."""
     legacy, exact = quantised(engine, source, kind, "F32", folder / "legacy.gguf"), folder / "exact.gguf"
     exact_values(legacy, exact)
     runs = {
@@ -105,9 +110,9 @@ def without_rounding(engine: Path, source: Path, kind: str, folder: Path, *, tex
 
 
 def quantised(engine: Path, source: Path, kind: str, others: str, target: Path) -> Path:
-    """The model with attn_kv_b in `kind`, and the other matrices in `others`.
+    """Writes the model with attn_kv_b in `kind` and the other matrices in `others` to `target`, and returns `target`.
 
-    A type that is named for a tensor counts only where the type of the whole file is a quantised one.
+    llama-quantize obeys the type named for a tensor only where the type of the whole file is a quantised one.
     """
     kinds = ("--tensor-type", f"attn_kv_b={kind}", "--tensor-type", f".={others}")
     _run([engine / "llama-quantize", *kinds, source, target, "Q8_0"])
@@ -115,7 +120,7 @@ def quantised(engine: Path, source: Path, kind: str, others: str, target: Path) 
 
 
 def exact_values(source: Path, target: Path) -> Path:
-    """The legacy model with its attn_kv_b in F32."""
+    """Writes the legacy model with its attn_kv_b in F32 to `target`, and returns `target`."""
     header, blocks, stream = (paths.module_util(name) for name in ("gguf_header", "ggml_blocks", "gguf_stream"))
     old = header.read(source)
     parts = []
@@ -134,29 +139,29 @@ def _values(blocks: ModuleType, kind: str, raw: bytes) -> bytes:
 
 
 def _mla(legacy: Path) -> dict[str, Run]:
-    """How the MLA forms of a file run, by name."""
+    """Converts a legacy file into each MLA form and returns the runs of these forms, by name."""
     runs = {}
     for kind in ("F16", "Q8_0"):
         made = weights.convert(legacy, legacy.with_name(f"{legacy.stem}-{kind}.gguf"), kind, lambda *_: None)
-        assert made  # noqa: S101 - for the type checker: it was a legacy file
+        assert made  # noqa: S101 - tells the type checker that the file was a legacy one
         runs[f"MLA form, `attn_k_b` in {kind}"] = Run(made.path, OFF)
     return runs
 
 
 def _compared(engine: Path, base: Run, runs: dict[str, Run], text: str, chunks: int) -> Rows:
     pairs = [(base, run) for run in runs.values()]
-    found = perplexity.differences(engine, pairs, text, chunks, lambda run: output.Meter(run.model.name, "steps"))
+    measured = perplexity.differences(engine, pairs, text, chunks, lambda run: output.Meter(run.model.name, "steps"))
     rows = {
-        name: f"{one.kl_divergence:.3e} ± {one.uncertainty:.0e}, median {one.median:.1e}, {one.same_top:.2%}"
-        for name, one in zip(runs, found, strict=True)
+        name: f"{result.kl_divergence:.3e} ± {result.uncertainty:.0e}, median {result.median:.1e}, {result.same_top:.2%}"
+        for name, result in zip(runs, measured, strict=True)
     }
-    return rows | {"perplexity": f"{found[0].base_perplexity:.4f}"}
+    return rows | {"perplexity": f"{measured[0].base_perplexity:.4f}"}
 
 
-def _agreement(wanted: list[list[int]], found: list[list[int]]) -> str:
-    whole = sum(one == other for one, other in zip(wanted, found, strict=True))
-    alike = sum(greedy.alike(one, other) for one, other in zip(wanted, found, strict=True))
-    return f"{whole} of {len(wanted)} answers, {alike:,} of {sum(map(len, wanted)):,} tokens"
+def _agreement(base: list[list[int]], answers: list[list[int]]) -> str:
+    whole = sum(first == second for first, second in zip(base, answers, strict=True))
+    alike = sum(greedy.alike(first, second) for first, second in zip(base, answers, strict=True))
+    return f"{whole} of {len(base)} answers, {alike:,} of {sum(map(len, base)):,} tokens"
 
 
 def _run(command: list[str | Path]) -> None:
@@ -168,21 +173,21 @@ def _run(command: list[str | Path]) -> None:
 
 
 def table(columns: Mapping[str, Rows]) -> str:
-    """Markdown, of as many columns as there are types."""
+    """A Markdown table with one column for each type."""
     lines = [["", *columns], ["---"] * (len(columns) + 1)]
     lines += [[name, *(rows[name] for rows in columns.values())] for name in next(iter(columns.values()))]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def train(folder: Path) -> Path:
-    """The trained model's folder. JAX is no dependency of r1prov: uv brings it for this."""
+    """Trains the model into `folder` and returns `folder`. JAX is no dependency of r1prov, so uv brings it for this run."""
     program = ["uv", "run", "--no-project", "--with", JAX, "--with", f"gguf=={version('gguf')}", "python", "-m"]
     subprocess.run([*program, "benchmarks.trained_model", str(folder)], check=True)
     return folder
 
 
 def main(engine: Path, models: Path | None, chunks: int) -> None:
-    """Measures, and prints what came of it."""
+    """Measures, and prints the tables."""
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         models = models or train(scratch)

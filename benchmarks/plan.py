@@ -1,10 +1,10 @@
-"""What a plan is worth, and what it costs.
+"""Measures how good r1prov's plans are, and how long its commands take.
 
     python -m benchmarks.plan
 
-First comes the table of docs/evidence/memory.md: what a token reads from RAM, placed by the rule of thumb, with all experts in RAM,
-by llama.cpp's `--fit` (tests/data/engine_fit.json), and by r1prov. Then come the seconds of the processor that commands take, the
-least of some runs.
+First comes the table of docs/evidence/memory.md. It shows how much one token reads from RAM under four placements: the rule of thumb,
+all experts in RAM, llama.cpp's `--fit` (tests/data/engine_fit.json), and r1prov's plan. Then come the seconds of processor time that
+each command takes, the least of `RUNS` runs.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 
 FITTED = json.loads((Path(__file__).parents[1] / "tests" / "data" / "engine_fit.json").read_text())
 MACHINES = {"4x4090": "UD-IQ1_S", "4xh800": "Q4_K_M"}
-"""The reference machines, and a quant that does not lie wholly on their cards."""
+"""The profiles of the reference machines, each with a quant that does not fit wholly on its cards."""
 
 BY_HAND = ("-ngl", "35", "-c", "512", "--cache-type-k", "q4_0")
 RUNS = 5
 
 
 def table() -> str:
-    """GB that a token reads from RAM: one slot, F16 cache, 1,024 MiB free on each card."""
+    """The Markdown table of the GB that one token reads from RAM, for one slot, an F16 cache and 1,024 MiB free on each card."""
     head = "| | rule of thumb | all experts in RAM | `--fit` | r1prov |\n|---|---|---|---|---|\n"
     return head + "".join(_rows())
 
@@ -63,8 +63,8 @@ def _rows() -> Iterator[str]:
                     and answer["cards"] == [card >> 20 for card in space.cards]
                     and (answer["context"], answer["slots"], answer["type_k"]) == (context, 1, "f16")
                 )
-                told = replace(wanted, flash=flash_on_cards(model))  # as a plan says it
-                ours = search.best(model, told, space) or told
+                planned = replace(wanted, flash=flash_on_cards(model))  # a plan names flash attention explicitly
+                ours = search.best(model, planned, space) or planned
                 ways = (thumb.outcome, experts.outcome, *(outcome(model, way, space) for way in (fitted, ours)))
                 name = f"{profile}, {quant}, {attention} attention, {context:,} tokens"
                 yield f"| {name} | {' | '.join(map(_cell, ways))} |\n"
@@ -75,7 +75,7 @@ def _cell(found: Outcome) -> str:
 
 
 def times() -> Iterator[tuple[str, float]]:
-    """Commands, and how many seconds they take."""
+    """The name of each command, and the least seconds of processor time that it took."""
     with tempfile.TemporaryDirectory() as folder:
         file = fullsize.write(Path(folder) / "r1.gguf", "UD-IQ1_S", mla=False)
         commands = {
@@ -90,7 +90,7 @@ def times() -> Iterator[tuple[str, float]]:
 
 
 def _seconds(words: Sequence[str]) -> float:
-    """Of the processor, on which other work that goes on beside it weighs least."""
+    """The processor time of one run in seconds; other work on the machine changes it less than the time by the clock."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, *words], stdout=subprocess.DEVNULL, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

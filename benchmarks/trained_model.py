@@ -1,11 +1,11 @@
-"""A tiny DeepSeek-R1 that has learnt something, in legacy form: what it expects of a next token means something.
+"""Trains a tiny DeepSeek-R1 in legacy form, so that its predictions of the next token are meaningful.
 
     uv run --no-project --with jax==0.10.2 --with gguf==0.19.0 python -m benchmarks.trained_model FOLDER
 
-The lab's model with fewer heads and layers, trained for some minutes of two cores on Python's own reference of its language, but for
-its last part. FOLDER/trained.gguf is the model, all of it in F32, FOLDER/random.gguf what it was before, FOLDER/held-out.txt that last
-part. At the end it says how well it foretells it, as one JSON document: llama-perplexity must find the same with the file, or this is
-not the model that llama.cpp runs.
+The model is the lab's model with fewer heads and layers. It learns from Python's own language reference, all but the last part, which
+takes some minutes on two cores. FOLDER/trained.gguf is the trained model, wholly in F32; FOLDER/random.gguf is the model before the
+training; FOLDER/held-out.txt is the last part of the text. At the end, the program prints the model's perplexity on that part as one
+JSON document. llama-perplexity must find the same perplexity with the file, or this graph is not the one that llama.cpp runs.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ if TYPE_CHECKING:
 SIZES = Sizes(layers=3, width=128, heads=2, q_rank=64, dense_ff=384, expert_ff=48)
 STEPS = 1000
 BATCH = 2
-"""Windows of `perplexity.CONTEXT` tokens that a step learns from."""
+"""The number of windows, each of `perplexity.CONTEXT` tokens, that one step learns from."""
 RATE = 1e-2
 CHUNKS = 16
-"""Of the text held out, for the perplexity."""
+"""The number of chunks of the held-out text over which the perplexity is computed."""
 
 Weights = dict[str, Array]
 
 
 def logits(weights: Weights, tokens: Array) -> Array:
-    """What the model expects of each next token: the graph of `deepseek2` in llama.cpp, with attn_kv_b.
+    """The logits of each next token, computed by the graph of `deepseek2` in llama.cpp with attn_kv_b.
 
     Args:
-        weights: by GGUF's name; each matrix as (outputs, inputs).
-        tokens: (windows, length), from position 0 on.
+        weights: The tensors by their names in GGUF; each matrix has the shape (outputs, inputs).
+        tokens: The tokens from position 0 on, of shape (windows, length).
 
     Returns:
-        (windows, length, vocabulary).
+        The logits, of shape (windows, length, vocabulary).
     """
     state = weights["token_embd.weight"][tokens]
     for layer in range(SIZES.layers):
@@ -68,7 +68,7 @@ def _norm(state: Array, weight: Array) -> Array:
 
 
 def _attention(block: Weights, state: Array) -> Array:
-    """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, 2.1), keys and values made anew for all heads."""
+    """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, 2.1), which computes the keys and values of all heads again."""
     windows, length, _ = state.shape
     queries = _norm(state @ block["attn_q_a.weight"].T, block["attn_q_a_norm.weight"]) @ block["attn_q_b.weight"].T
     queries = queries.reshape(windows, length, SIZES.heads, NOPE + ROPE)
@@ -77,7 +77,7 @@ def _attention(block: Weights, state: Array) -> Array:
     keys, values = jnp.split(made.reshape(windows, length, SIZES.heads, NOPE + VALUE), [NOPE], axis=-1)
     scores = jnp.einsum("wqhd,wkhd->whqk", queries[..., :NOPE], keys)
     scores += jnp.einsum("wqhd,wkd->whqk", _rotated(queries[..., NOPE:]), _rotated(position[:, :, None])[:, :, 0])
-    # YaRN makes attention sharper by the square of this (arXiv:2309.00071, 3.4; what DeepSeek calls mscale).
+    # YaRN multiplies the scores by the square of this factor, which DeepSeek calls mscale (arXiv:2309.00071, 3.4).
     sharper = 1 + tinymodel.YARN_LOG_MULTIPLIER * math.log(tinymodel.YARN_FACTOR)
     scores *= sharper**2 / math.sqrt(NOPE + ROPE)
     scores = jnp.where(jnp.tril(jnp.ones((length, length), bool)), scores, -jnp.inf)
@@ -86,12 +86,15 @@ def _attention(block: Weights, state: Array) -> Array:
 
 
 def _rotated(pairs: Array) -> Array:
-    """Positions told by rotating neighbouring elements (RoPE), slower by YaRN (arXiv:2309.00071, 3.2): (windows, length, heads, ROPE)."""
+    """RoPE, which rotates pairs of neighbouring elements by their position, with YaRN's slower rotation (arXiv:2309.00071, 3.2).
+
+    Argument and result have the shape (windows, length, heads, ROPE).
+    """
     half = np.arange(ROPE // 2)
     speed = tinymodel.ROPE_BASE ** (-2.0 * half / ROPE)
 
     def turning(times: float) -> float:
-        """The pair that turns so many times within the original context."""
+        """The index of the pair that makes `times` turns within the original context."""
         turns = math.log(tinymodel.YARN_CONTEXT / (2 * math.pi * times))
         return ROPE * turns / (2 * math.log(tinymodel.ROPE_BASE))
 
@@ -105,14 +108,14 @@ def _rotated(pairs: Array) -> Array:
 
 
 def _network(block: Weights, state: Array) -> Array:
-    """The feed-forward network of a dense layer, or a mixture of experts as DeepSeek-V3 weighs them (arXiv:2412.19437, 2.1.2)."""
+    """The feed-forward network of a layer: dense, or a mixture of experts with DeepSeek-V3's weights (arXiv:2412.19437, 2.1.2)."""
     if "ffn_up.weight" in block:
         return _gated(block, "", state)
     affinity = jax.nn.sigmoid(state @ block["ffn_gate_inp.weight"].T)
     _, chosen = jax.lax.top_k(affinity + block["exp_probs_b.bias"], SIZES.experts_used)
     share = affinity * jax.nn.one_hot(chosen, SIZES.experts).sum(axis=-2)
     share *= tinymodel.EXPERT_SCALE / share.sum(axis=-1, keepdims=True)
-    # All experts work for all tokens: they are small, and it keeps the shapes plain.
+    # Every expert computes every token. The experts are small, and so the shapes stay simple.
     up = jnp.einsum("wti,eoi->wteo", state, block["ffn_up_exps.weight"])
     inside = jax.nn.silu(jnp.einsum("wti,eoi->wteo", state, block["ffn_gate_exps.weight"])) * up
     routed = jnp.einsum("wteo,eio->wti", inside * share[..., None], block["ffn_down_exps.weight"])
@@ -125,13 +128,17 @@ def _gated(block: Weights, suffix: str, state: Array) -> Array:
 
 
 def _surprise(weights: Weights, tokens: Array) -> Array:
-    """Of each token but the first, in nats: (windows, length - 1)."""
+    """The surprise of each token but the first, in nats, of shape (windows, length - 1)."""
     expected = jax.nn.log_softmax(logits(weights, tokens[:, :-1]))
     return -jnp.take_along_axis(expected, tokens[:, 1:, None], axis=-1)[..., 0]
 
 
 def _share(name: str, weight: Array) -> float:
-    """Of the rate, by tensor: a step moves what a matrix gives by as much as it has inputs (maximal update, arXiv:2203.03466)."""
+    """The share of the learning rate that a tensor gets.
+
+    A step changes a matrix's output in proportion to the number of its inputs, so a matrix with more inputs gets a smaller share
+    (maximal update parametrization, arXiv:2203.03466).
+    """
     return 1.0 if weight.ndim == 1 or "embd" in name else 32 / weight.shape[-1]
 
 
@@ -139,7 +146,7 @@ def _share(name: str, weight: Array) -> float:
 def _step(
     weights: Weights, moments: tuple[Weights, Weights], tokens: Array, step: Array
 ) -> tuple[Weights, tuple[Weights, Weights], Array]:
-    """One step of Adam (arXiv:1412.6980); the rate rises for 30 steps, then falls as a cosine to a tenth."""
+    """One step of Adam (arXiv:1412.6980). The rate rises for 30 steps and then falls along a cosine to a tenth."""
     loss, gradient = jax.value_and_grad(lambda these: _surprise(these, tokens).mean())(weights)
     rate = RATE * jnp.minimum((step + 1) / 30, 0.55 + 0.45 * jnp.cos(jnp.pi * step / STEPS))
     first = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, moments[0], gradient)
@@ -153,8 +160,8 @@ def _step(
 
 
 def train(untrained: Mapping[str, Values], tokens: np.ndarray) -> Weights:
-    """The weights, after `STEPS` steps over windows of the text; each window starts as llama.cpp starts one."""
-    # At first no layer adds anything: what random ones add would drown the token itself.
+    """The weights after `STEPS` steps over windows of the text. Each window starts with the BOS token, as in llama.cpp."""
+    # At first the layers add nothing to the residual stream, because random additions would drown the token's own embedding.
     adds = ("attn_output.weight", "ffn_down.weight", "ffn_down_exps.weight", "ffn_down_shexp.weight")
     weights = {name: jnp.asarray(of_it * (not name.endswith(adds))) for name, of_it in untrained.items()}
     moments = (jax.tree.map(jnp.zeros_like, weights), jax.tree.map(jnp.zeros_like, weights))
@@ -171,8 +178,8 @@ def train(untrained: Mapping[str, Values], tokens: np.ndarray) -> Weights:
 
 
 def main(folder: Path) -> None:
-    """Trains, writes, and says how well the model foretells what it has not seen."""
-    # Without the blanks of tables and margins, which are easily foretold: answers would be full of them.
+    """Trains the model, writes the files, and prints the model's perplexity on the text that it has not seen."""
+    # The blanks of tables and margins are left out. They are easy to predict, and answers would be full of them.
     text = " ".join(perplexity.prose(None).split())
     seen, held_out = text[: len(text) * 7 // 8], text[len(text) * 7 // 8 :]
     untrained = tinymodel.random_values(SIZES, 1, mla=False)
@@ -182,13 +189,13 @@ def main(folder: Path) -> None:
     values = {name: np.asarray(of_it) for name, of_it in weights.items()}
     tinymodel.save(folder / "trained.gguf", SIZES, values, kinds)
     (folder / "held-out.txt").write_text(held_out, encoding="utf-8")
-    found = _perplexity(weights, held_out)
+    trained = _perplexity(weights, held_out)
     uniform = len(weights["output.weight"])
-    print(json.dumps({"perplexity": found, "of uniform guesses": uniform, "chunks": CHUNKS}))  # noqa: T201
+    print(json.dumps({"perplexity": trained, "of uniform guesses": uniform, "chunks": CHUNKS}))  # noqa: T201
 
 
 def _perplexity(weights: Weights, text: str) -> float:
-    """As llama-perplexity counts it: over the second half of each chunk, whose first token is the one that begins a text."""
+    """The perplexity as llama-perplexity computes it: each chunk starts with the BOS token, and only its second half counts."""
     tokens = np.array([tinymodel.BOS, *tinymodel.tokens(text)])[: CHUNKS * perplexity.CONTEXT].reshape(CHUNKS, -1)
     tokens[:, 0] = tinymodel.BOS
     judged = [jax.jit(_surprise)(weights, chunk[None])[0, perplexity.CONTEXT // 2 :] for chunk in tokens]

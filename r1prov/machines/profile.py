@@ -21,111 +21,111 @@ Bytes = Annotated[
     BeforeValidator(lambda value: parse_size(str(value))),
     PlainSerializer(lambda n_bytes: f"{n_bytes} B", when_used="json"),
 ]
-"""A number of bytes. YAML and JSON write it with a unit, as `480 GB`."""
+"""A number of bytes. YAML and JSON write it with a unit, such as `480 GB`."""
 
 BEST_ON_GPUS = "best-on-gpus"
 """The value of `quant` that stands for the best dynamic quant whose layers all fit on the cards."""
 
 Context = Annotated[int, Field(ge=256)]
-"""Tokens that a slot remembers; the plan compares them with what the model was trained for."""
+"""The number of tokens that a slot remembers. The plan compares it with the context that the model was trained for."""
 
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"]
 
 
 class Gpus(Keys):
-    """Equal cards."""
+    """The GPUs of a server, which are all of one kind."""
 
     count: int = Field(ge=1, le=16)
-    """How many."""
+    """The number of cards."""
     name: str
-    """For messages."""
+    """The name of the cards, which messages show."""
     memory: Bytes
-    """Of one card, as nvidia-smi counts it, with its unit."""
+    """The memory of one card as nvidia-smi counts it, with its unit."""
     compute_capability: str = Field(pattern=r"^\d+\.\d$")
-    """Like `8.9`."""
+    """The compute capability of the cards, such as `8.9`."""
 
     @property
     def architecture(self) -> str:
-        """The name CMAKE_CUDA_ARCHITECTURES takes, e.g. `89`."""
+        """The architecture in the form that CMAKE_CUDA_ARCHITECTURES takes, such as `89`."""
         return self.compute_capability.replace(".", "")
 
 
 class Machine(Keys):
-    """One server. Inside, sizes are bytes."""
+    """The hardware of one server."""
 
     gpus: Gpus | None = None
-    """The cards; none for a server without."""
+    """The server's GPUs; a server without GPUs leaves this out."""
     cpu_threads: int | None = Field(default=None, ge=1)
-    """Threads that compute, best as many as physical cores; without: as many as llama.cpp finds."""
+    """The number of threads that compute, best the number of physical cores. llama.cpp chooses it where this is left out."""
     numa_nodes: int = Field(default=1, ge=1, le=16)
-    """Parts of the RAM, each near one group of cores: two on most two-socket servers. `lscpu` tells."""
+    """The number of NUMA nodes (`lscpu` shows it). Each is a part of the RAM near one group of cores; most two-socket servers have two."""
     ram: Bytes
-    """With its unit, as `480 GB`."""
+    """The size of the RAM with its unit, such as `480 GB`."""
     disk: Bytes
-    """The data disk, with its unit."""
+    """The size of the data disk, with its unit."""
 
     @property
     def cards(self) -> tuple[int, ...]:
-        """Bytes of each card."""
+        """The memory of each card, in bytes."""
         return (self.gpus.memory,) * self.gpus.count if self.gpus else ()
 
     @property
     def vram(self) -> int:
-        """Bytes of all cards together."""
+        """The memory of all cards together, in bytes."""
         return self.gpus.count * self.gpus.memory if self.gpus else 0
 
 
 class Floors(Keys):
-    """Below these a server is refused."""
+    """The least that a server must have; a server with less is refused."""
 
     ram: Bytes
-    """With its unit."""
+    """The least RAM, with its unit."""
 
 
 class Serving(Keys):
     """How the model is served. The context is tokens per slot; the KV cache holds `context_per_slot` x `slots`."""
 
     quant: str
-    """One of the catalogue, `best-on-gpus`, or the name of the profile's own `model`."""
+    """A quant of the catalogue, `best-on-gpus`, or the name of the profile's own `model`."""
     context_per_slot: Context
-    """Tokens per slot."""
+    """The number of tokens that each slot remembers."""
     slots: int = Field(ge=1, le=64)
-    """How many answers at once."""
+    """The number of answers that the server computes at once."""
     attention: Attention = "mla"
-    """`mla`: files with legacy attention are brought into MLA form on the server, once; `legacy`: they are served as published."""
+    """With `mla`, the server converts files with legacy attention to MLA form once. With `legacy`, it serves them as published."""
     kv_type_k: KvType = "f16"
-    """The type of K in the cache; V is F16, but in MLA form, where it is a part of K."""
+    """The type of K in the cache. V is F16; in MLA form V is a part of K and has its type."""
     temperature: float = Field(default=0.6, ge=0, le=2)
-    """Of the sampling, where a client names none; 0.6 is what DeepSeek recommends for R1."""
+    """The sampling temperature for a request that names none. DeepSeek recommends 0.6 for R1."""
     micro_batch: int = Field(ge=32, le=4096)
-    """Tokens of a prompt computed at once; more is faster and takes more of each card."""
+    """The number of prompt tokens computed at once. A higher number is faster and takes more memory of each card."""
 
 
 class Published(Keys):
-    """A figure that others measured on such a machine."""
+    """A speed that others measured on such a machine and published."""
 
     what: str
-    """Hardware, engine, setting."""
+    """The hardware, the engine and its settings."""
     decode_tokens_per_second: float
-    """The figure."""
+    """The measured speed, in decoded tokens per second."""
 
 
 class Question(Keys):
-    """What the smoke benchmark asks, and a regular expression that a right answer matches."""
+    """The question of the smoke benchmark, and a regular expression that a right answer matches."""
 
     ask: str = "What is the capital of France? Answer in one sentence."
-    """The question."""
+    """The text of the question."""
     expect: str = "Paris"
-    """The regular expression."""
+    """The regular expression that a right answer matches."""
     max_tokens: int = Field(default=2048, ge=8)
-    """The longest answer, thinking included."""
+    """The length of the longest answer, in tokens, thinking included."""
 
 
 class Profile(Keys):
     """A kind of server, and how it serves unless the site says otherwise."""
 
     description: str
-    """One line for `r1prov profiles`."""
+    """The line that `r1prov profiles` shows."""
     machine: Machine
     floors: Floors
     serving: Serving
@@ -144,7 +144,8 @@ def load_profile(name_or_path: str) -> Profile:
     """A profile by name, or the operator's own from a `.yml` file.
 
     Raises:
-        SiteError: unknown name (with near ones), unreadable file, or wrong content; all problems at once.
+        SiteError: The name is unknown (the remedy shows similar names), the file is unreadable, or its content is wrong.
+            The error names all problems at once.
     """
     path = Path(name_or_path) if name_or_path.endswith((".yml", ".yaml")) else _folder() / f"{name_or_path}.yml"
     if not path.is_file():
@@ -160,12 +161,12 @@ def load_profile(name_or_path: str) -> Profile:
 
 
 def source(name: str) -> str:
-    """The text of a profile that comes with r1prov, to start an own one from."""
+    """The text of a profile that comes with r1prov, from which an operator can start a profile of their own."""
     return (_folder() / f"{name}.yml").read_text()
 
 
 def as_yaml(profile: Profile) -> str:
-    """A profile as YAML, sizes as `N B`."""
+    """The profile as YAML; each size has the form `N B`."""
     return yaml.safe_dump(profile.model_dump(mode="json", exclude_none=True), sort_keys=False)
 
 

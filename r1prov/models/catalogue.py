@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from r1prov.common.errors import Problem, SiteError
 
-# These become paths on the host: nothing that leaves the folder, hides in it or needs quoting.
+# These names become paths on the host, so a name must not leave its folder, be hidden or need quoting.
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 FolderName = Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$")]
 
@@ -26,11 +26,11 @@ class ShardFile(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     name: FileName
-    """Without a folder."""
+    """The file's name without a folder."""
     bytes: int = Field(gt=0)
-    """Its size."""
+    """The file's size in bytes."""
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    """Of its content."""
+    """The checksum of the file's content, in hexadecimal."""
 
 
 class Quant(BaseModel):
@@ -39,19 +39,19 @@ class Quant(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     name: FileName
-    """As `serving.quant` names it."""
+    """The name by which `serving.quant` chooses this quant."""
     repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
-    """Owner and name on the hub."""
+    """The repository's owner and name on the hub."""
     revision: str = "main"
-    """A commit, tag or branch."""
+    """The commit, tag or branch of the repository."""
     folder: FolderName = ""
-    """Inside the repository; empty for its root."""
+    """The folder inside the repository; an empty text means its root."""
     files: tuple[ShardFile, ...] = Field(min_length=1)
-    """All of them, in order."""
+    """All files of the quant, in the order of the shards."""
 
     @property
     def bytes(self) -> int:
-        """The size of all files together."""
+        """The size of all files together, in bytes."""
         return sum(file.bytes for file in self.files)
 
 
@@ -61,10 +61,10 @@ def quants() -> list[str]:
 
 
 def quant(name: str) -> Quant:
-    """The quant of that name, in capitals or not.
+    """The quant of that name; capital and small letters count as equal.
 
     Raises:
-        SiteError: no quant has that name; the remedy shows near ones.
+        SiteError: No quant has that name. The remedy shows similar names.
     """
     known = _published()
     folded = {known_name.casefold(): known_name for known_name in known}
@@ -76,7 +76,7 @@ def quant(name: str) -> Quant:
 
 
 def is_published(quant: Quant) -> bool:
-    """These very files are in the catalogue."""
+    """Whether the catalogue holds exactly this quant, with the same files."""
     return _published().get(quant.name) == quant
 
 

@@ -1,11 +1,11 @@
 """Describes the tensors of DeepSeek-R1 671B in Unsloth's published quants (name, shape, type, bytes) without a file.
 
-The files are published with legacy attention (one `attn_kv_b`, 128 heads of K and V in the cache). The same weights can be stored
-for latent attention (MLA): `attn_kv_b` is cut into `attn_v_b`, whose bytes stay as they are, and `attn_k_b`, transposed, whose rows
-of 128 no K-quant can hold, hence Q8_0.
+The files are published with legacy attention: each layer has one `attn_kv_b`, and the cache holds K and V of 128 heads. The same
+weights can be stored for latent attention (MLA). `attn_kv_b` is then cut into two tensors: `attn_v_b` keeps its bytes as they are,
+and `attn_k_b` is transposed. The rows of `attn_k_b` have 128 values, which no K-quant can hold, so its type is Q8_0.
 
-Shapes follow from the model's parameters, types from the loader logs and the exact sizes of the published files; the sum of a
-quant's tensors and its known header equals the bytes of its files (tested).
+The shapes follow from the model's parameters. The types follow from the loader logs and the exact sizes of the published files.
+A test checks that the tensors of a quant and its known header together have as many bytes as its files.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ VOCABULARY = 129280
 
 
 Rule = Callable[[int], str]
-"""The type of a tensor by its layer."""
+"""A function that returns the type of a tensor for the number of its layer."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Types:
     """The types of a quant's tensors. Norms, the router of the experts and its bias are F32 in every quant.
 
     Attributes:
-        attention: `attn_q_a` and `attn_q_b`.
-        kv: `attn_kv_a_mqa` and `attn_kv_b`.
-        dense_gate_up: of the first three layers, which have no experts.
+        attention: The type of `attn_q_a` and `attn_q_b`.
+        kv: The type of `attn_kv_a_mqa` and `attn_kv_b`.
+        dense_gate_up: The type of `ffn_gate` and `ffn_up` in the first three layers, which have no experts.
     """
 
     embedding: str
@@ -66,12 +66,12 @@ def _before(end: int, first_type: str, other: str) -> Rule:
 
 
 def _more_bits(other: str) -> Rule:
-    """llama.cpp's `use_more_bits(i, 61)`: the first and last eighth and every third layer between get Q6_K."""
+    """llama.cpp's `use_more_bits(i, 61)`: Q6_K goes to the first and last eighth of the layers and to every third one between."""
     return lambda layer: "Q6_K" if layer < 7 or layer >= 53 or (layer - 7) % 3 == 2 else other
 
 
 def _dynamic(experts: str, expert_down: Rule, shared: str) -> Types:
-    """Unsloth's dynamic quants: few bits for the experts, more for what every token reads."""
+    """The types of Unsloth's dynamic quants, which give few bits to the experts and more to the tensors that every token reads."""
     return Types(
         embedding="Q4_K",
         attention="Q4_K",
@@ -87,7 +87,10 @@ def _dynamic(experts: str, expert_down: Rule, shared: str) -> Types:
 
 
 def _static(most: str, down: Rule | None = None, attention_output: str = "", embedding: str = "") -> Types:
-    """llama.cpp's own mixes (llama_tensor_get_type in src/llama-quant.cpp): one type, but for a few tensors."""
+    """The types of llama.cpp's own mixes, which use the type `most` for all but a few tensors.
+
+    The source is `llama_tensor_get_type` in llama.cpp's src/llama-quant.cpp.
+    """
     down = down or _always(most)
     return Types(
         embedding=embedding or most,
@@ -115,7 +118,7 @@ TYPES = {
     "Q5_K_M": _static("Q5_K", _more_bits("Q5_K")),
     "Q6_K": _static("Q6_K"),
 }
-"""All quants of the catalogue."""
+"""The types of each quant of the catalogue, by the quant's name."""
 
 
 @cache
@@ -123,7 +126,7 @@ def tensors(quant: str, *, mla: bool = False) -> tuple[Tensor, ...]:
     """All tensors of `quant`: 1025 in the legacy form in which the files are published, 1086 with latent attention.
 
     Raises:
-        KeyError: it is none of the catalogue.
+        KeyError: The catalogue has no such quant.
     """
     types = TYPES[quant]
     return (
@@ -139,7 +142,7 @@ def model(quant: str, *, mla: bool = False) -> Model:
     """DeepSeek-R1 as `quant`, in the published legacy form or with latent attention.
 
     Raises:
-        KeyError: it is none of the catalogue.
+        KeyError: The catalogue has no such quant.
     """
     return Model(
         name=quant,

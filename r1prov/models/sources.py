@@ -19,7 +19,7 @@ class Hub(Keys):
     endpoint: str = "https://huggingface.co"
     """The address of the hub or of a mirror, as HF_ENDPOINT names it."""
     token_file: str | None = None
-    """A file on the controller with the token for repositories that want a login; mode 0600. The token is sent to this endpoint only."""
+    """A file on the controller that holds the token for repositories with a login. Its mode is 0600. Only this endpoint gets the token."""
 
 
 class ModelScope(Keys):
@@ -35,7 +35,7 @@ class Mirror(Keys):
 
     type: Literal["http"]
     url: str
-    """The address of what holds the files, or of the folder above the quant's."""
+    """The address of the folder that holds the files, or of the folder above the quant's folder."""
 
 
 class Folder(Keys):
@@ -43,22 +43,22 @@ class Folder(Keys):
 
     type: Literal["folder"]
     path: str = Field(pattern=r"^/")
-    """The folder that holds the files, or the folder above the quant's."""
+    """The folder that holds the files, or the folder above the quant's folder."""
 
 
 WeightSource = Annotated[Hub | ModelScope | Mirror | Folder, Field(discriminator="type")]
 
 PUBLIC: tuple[WeightSource, ...] = (Hub(type="hub"), ModelScope(type="modelscope"))
-"""The sources that a site has unless it names its own."""
+"""The sources of a site that names none."""
 
 
 def places(source: WeightSource, quant: Quant) -> list[dict[str, Any]]:
     """The places of a source where the files may be, in the form in which role `weights` takes them.
 
-    A mirror or folder has two, for it may hold the files themselves or the folder of the quant.
+    A mirror or a folder gives two places, because it may hold the files themselves or the quant's folder.
     """
     if isinstance(source, Hub | ModelScope):
-        revision = quant.revision if source.type == "hub" else "master"  # ModelScope counts its own commits
+        revision = quant.revision if source.type == "hub" else "master"  # ModelScope has commits of its own
         return [
             {
                 "type": source.type,

@@ -109,12 +109,12 @@ def plans_that_fit(
 
     devices = (*found.devices, found.host)
     lacking = sum(max(device.reserve - device.free, 0) for device in devices)
-    each = context_of(model, wanted) // wanted.slots
+    slot_context = context_of(model, wanted) // wanted.slots
     if lacking <= sum(device.kv + device.compute for device in devices):  # otherwise no smaller cache would suffice
-        steps = _most(lambda n: fits(context=n * CONTEXT_STEP * wanted.slots), -(-each // CONTEXT_STEP))
+        steps = _most(lambda n: fits(context=n * CONTEXT_STEP * wanted.slots), -(-slot_context // CONTEXT_STEP))
         if steps:
             yield _flag("ctx_size", steps * CONTEXT_STEP)
-        slots = _most(lambda n: fits(context=each * n, slots=n), wanted.slots)
+        slots = _most(lambda n: fits(context=slot_context * n, slots=n), wanted.slots)
         if slots:
             yield _flag("parallel", slots)
         for kind in SMALLER_TYPES[wanted.type_k]:
@@ -163,9 +163,9 @@ def settings_that_start(model: Model, setting: Setting, cards: Sequence[int]) ->
         (replace(setting, flash=None), _flag("flash_attn", "auto")),
     )
     seen: list[Setting] = [setting]
-    for changed, told in tries:
+    for changed, alternative in tries:
         if changed not in seen and _starts(model, changed, cards):
-            yield told
+            yield alternative
         seen.append(changed)
 
 
@@ -189,10 +189,10 @@ def _plan_fits(model: Model, wanted: Setting, space: Space) -> bool:
     if least > sum(space.rooms) + space.room_in_ram:  # this check is immediate, and a search takes 0.1 s
         return False
     try:
-        found = search.best(model, wanted, space) if space.cards else None
+        placed = search.best(model, wanted, space) if space.cards else None
     except RefusedError:
         return False
-    return _fits(model, found or wanted, space)
+    return _fits(model, placed or wanted, space)
 
 
 def _fits(model: Model, setting: Setting, space: Space) -> bool:

@@ -92,11 +92,11 @@ def foresee_plan(
     except RefusedError as refusal:
         raise SiteError(Problem(model.name, str(refusal), "choose another cache type")) from None
     assert plan.outcome  # noqa: S101 - for the type checker: a model whose tensors are known has one
-    space, wanted = Space(machine.cards, machine.ram, reserve), wanted_setting(serving, model)
+    space, requested = Space(machine.cards, machine.ram, reserve), wanted_setting(serving, model)
     other_form = [compare.other_form(other, planned(other)) for other in forms[1:]]
     baselines = (
         *other_form,
-        *compare.baselines(model, wanted, space, plan.model_bytes),
+        *compare.baselines(model, requested, space, plan.model_bytes),
         *([compare.in_ollama(model, plan, space)] if space.cards else ()),
     )
     alternatives: tuple[Alternative, ...] = ()
@@ -104,7 +104,7 @@ def foresee_plan(
         others = [latent.served(other, serving.attention) for other in smaller]
         alternatives = (
             *compare.form_that_fits(other_form),
-            *compare.plans_that_fit(model, wanted, space, plan.outcome, others),
+            *compare.plans_that_fit(model, requested, space, plan.outcome, others),
         )
     return ForeseenPlan(model, plan, plan.outcome, baselines, alternatives)
 

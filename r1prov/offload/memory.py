@@ -112,15 +112,15 @@ def placement(model: Model, setting: Setting, cards: Sequence[int]) -> Placement
 
 def _shares(setting: Setting, cards: Sequence[int]) -> tuple[float, ...]:
     """The share of the entries for each card; the placement depends on nothing else of the cards."""
-    said = (*setting.split, *(0.0 for _ in cards))[: len(cards)]
-    return said if any(said) else tuple(cards)
+    shares = (*setting.split, *(0.0 for _ in cards))[: len(cards)]
+    return shares if any(shares) else tuple(cards)
 
 
 @lru_cache(maxsize=16)
 def _placement(model: Model, setting: Setting, shares: tuple[float, ...]) -> Placement:
     host, entries = len(shares), model.entries
-    wanted = entries if setting.gpu_layers is None else setting.gpu_layers
-    taken = min(wanted, entries) if host else 0
+    gpu_layers = entries if setting.gpu_layers is None else setting.gpu_layers
+    taken = min(gpu_layers, entries) if host else 0
     bounds = list(accumulate(shares))
     devices = [
         bisect_right([bound / bounds[-1] for bound in bounds], position / taken) if position >= 0 else host
@@ -142,7 +142,7 @@ def _placement(model: Model, setting: Setting, shares: tuple[float, ...]) -> Pla
         tensors={name: device_of(name, tensor) for name, tensor in model.weights.items()},
         layers=layers,
         caches=layers if setting.cache_on_cards else (host,) * model.layers,
-        on_cards=wanted >= entries and host > 0,
+        on_cards=gpu_layers >= entries and host > 0,
     )
 
 
@@ -240,8 +240,8 @@ def _cells(model: Model, setting: Setting) -> tuple[int, int]:
     context += -context % CELLS_MULTIPLE
     if setting.unified:
         return context, 1
-    each = context // setting.slots
-    return each + -each % CELLS_MULTIPLE, setting.slots
+    per_slot = context // setting.slots
+    return per_slot + -per_slot % CELLS_MULTIPLE, setting.slots
 
 
 def cache_bytes(model: Model, setting: Setting) -> int:

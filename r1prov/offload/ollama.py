@@ -44,12 +44,12 @@ def best(model: Model, served: Setting, space: Space) -> Setting:
     in_ram = replace(alike, micro_batch=BATCHES[0], batch=BATCHES[0], gpu_layers=0, split=())
     if not space.cards:
         return in_ram
-    found, count = [], model.entries
+    candidates, count = [], model.entries
     for batch in reversed(BATCHES):  # a larger one leaves less room
         placed = _most_layers(model, replace(in_ram, micro_batch=batch, batch=batch), space, count)
         count = placed.gpu_layers or 0
-        found.append(placed)
-    return min(reversed(found), key=lambda setting: exchange_seconds(model, setting, space.cards))
+        candidates.append(placed)
+    return min(reversed(candidates), key=lambda setting: exchange_seconds(model, setting, space.cards))
 
 
 def _most_layers(model: Model, in_ram: Setting, space: Space, most: int) -> Setting:
@@ -113,12 +113,12 @@ def _split(sizes: Sequence[int], rooms: Sequence[int]) -> list[int]:
 def _evenly(sizes: Sequence[int], rooms: Sequence[int]) -> list[int]:
     """The distribution that fills the smallest part of each room. That part may be larger than the room."""
     low, high = 0.0, 1000.0
-    found = _dealt(sizes, rooms, high) or [0] * len(rooms)
+    counts = _dealt(sizes, rooms, high) or [0] * len(rooms)
     while high - low > 1e-6:
         middle = (low + high) / 2
         dealt = _dealt(sizes, rooms, middle)
-        found, low, high = (dealt, low, middle) if dealt else (found, middle, high)
-    return found
+        counts, low, high = (dealt, low, middle) if dealt else (counts, middle, high)
+    return counts
 
 
 def _dealt(sizes: Sequence[int], rooms: Sequence[int], part: float) -> list[int] | None:

@@ -148,11 +148,11 @@ _UNSURE = (
 
 def remarks(model: Model, setting: Setting, found: Outcome) -> Iterator[str]:
     """Where the engine would deviate at its start from what its arguments seem to say, one sentence each."""
-    each = context_of_stream(model, setting)
-    if each > model.context_length:
+    stream_context = context_of_stream(model, setting)
+    if stream_context > model.context_length:
         yield (
             f"The engine gives a slot the {model.context_length:,} tokens that the model was trained for and no more;"
-            f" memory is taken for {each:,}"
+            f" memory is taken for {stream_context:,}"
         )
     if setting.fit and any(device.free < FIT_RESERVE_BYTES for device in found.devices):
         ways = ["shorten the context"] * (setting.context is None) + ["leave more in RAM"] * (not setting.placed)

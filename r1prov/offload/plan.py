@@ -100,9 +100,9 @@ def plan(
                 "use a profile without GPUs, or a quant of the catalogue",
             )
         )
-    how = (*running.threads(machine, idle=False), *running.reading(machine, quant.bytes))
+    options = (*running.threads(machine, idle=False), *running.reading(machine, quant.bytes))
     setting = replace(wanted(serving), prompts=Setting.prompts)  # nothing tells how much RAM is left
-    return replace(_plan(quant.name, quant.bytes, machine, serving, setting, how=how), floor=_floor(quant))
+    return replace(_plan(quant.name, quant.bytes, machine, serving, setting, options=options), floor=_floor(quant))
 
 
 def plan_model(
@@ -132,23 +132,23 @@ def plan_model(
     if space.cards:
         setting = search.best(model, setting, space) or setting
     setting = replace(setting, prompts=_room_for_prompts(outcome(model, setting, space).host))
-    found = outcome(model, setting, space)
+    result = outcome(model, setting, space)
     whole = setting.gpu_layers == model.entries and None not in dict(setting.overrides).values()
-    how = (*running.threads(machine, idle=whole), *running.reading_of(model, setting, machine, found))
+    options = (*running.threads(machine, idle=whole), *running.reading_of(model, setting, machine, result))
     return replace(
-        _plan(model.name, n_bytes, machine, serving, setting, how=how),
+        _plan(model.name, n_bytes, machine, serving, setting, options=options),
         floor=floor,
         whole=whole,
         ollama=ollama.best(model, setting, space),
-        outcome=found,
+        outcome=result,
         thumb_layers=thumb.layers_on_gpu(machine.vram, n_bytes, model.layers) if space.cards else None,
     )
 
 
 def _plan(
-    name: str, n_bytes: int, machine: Machine, serving: Serving, setting: Setting, *, how: tuple[str, ...]
+    name: str, n_bytes: int, machine: Machine, serving: Serving, setting: Setting, *, options: tuple[str, ...]
 ) -> Plan:
-    """The plan of a setting. `how` are the arguments of llama-server that do not change its memory."""
+    """The plan of a setting. `options` are the arguments of llama-server that do not change its memory."""
     return Plan(
         quant=name,
         model_bytes=n_bytes,
@@ -161,12 +161,12 @@ def _plan(
         slots=serving.slots,
         outcome=None,
         floor=0,
-        arguments=(*_arguments(setting), *how),
+        arguments=(*_arguments(setting), *options),
         environment=running.environment(machine.cards),
         bench_arguments=(
             *(() if setting.offload else ("--no-op-offload", "1")),
             *_placement(setting, between="/", rules_between=";"),
-            *running.for_bench(how),
+            *running.for_bench(options),
         ),
     )
 

@@ -71,7 +71,9 @@ def reading_of(model: Model, setting: Setting, machine: Machine, found: Outcome)
 
 def for_bench(arguments: Sequence[str]) -> tuple[str, ...]:
     """Translates arguments of llama-server for llama-bench, whose switches have values."""
-    return tuple(word for one in arguments for word in {"--no-repack": ("--repack", "0")}.get(one, (one,)))
+    return tuple(
+        word for argument in arguments for word in {"--no-repack": ("--repack", "0")}.get(argument, (argument,))
+    )
 
 
 def _reading(

@@ -47,15 +47,15 @@ def best(model: Model, wanted: Setting, space: Space) -> Setting | None:
         wanted: The context, the slots and the cache types; `micro_batch` is the largest to try.
         space: The cards and the RAM, with the reserves that stay free.
     """
-    entries, least, found = _entries(model, wanted), math.inf, None
+    entries, least, chosen = _entries(model, wanted), math.inf, None
     for setting in _fastest_first(model, wanted, entries, space.rooms):
         in_ram = memory(model, setting, space.cards).host.total
         if in_ram < least:
-            least, found = in_ram, setting
+            least, chosen = in_ram, setting
         # A model that is larger than cards and RAM together fits in no placement.
         if in_ram <= space.room_in_ram or sum(entry.whole for entry in entries) > sum(space.rooms) + space.room_in_ram:
             break
-    return found
+    return chosen
 
 
 def _fastest_first(
@@ -73,9 +73,9 @@ def _fastest_first(
     for offload in (True, False)[not wanted.offload :]:
         # The drafts are ranked first, because working out one of them takes as long as drafting all.
         for draft in _drafts(model, replace(wanted, offload=offload), entries, rooms):
-            found = _worked_out(model, draft, entries, rooms)
-            if found:
-                yield found
+            setting = _worked_out(model, draft, entries, rooms)
+            if setting:
+                yield setting
 
 
 def _micro_batches(wanted: Setting) -> Iterator[int]:
@@ -170,7 +170,7 @@ def _drafts(model: Model, wanted: Setting, entries: Sequence[_Entry], rooms: Seq
 
 def _worked_out(model: Model, draft: Setting, entries: Sequence[_Entry], rooms: Sequence[int]) -> Setting | None:
     """Repeats the placement of a draft with its real compute buffers until it fits and gets no faster; None if it never fits."""
-    found, least = None, math.inf
+    fastest, least = None, math.inf
     setting, worst = draft, [0] * len(rooms)
     for _ in range(_ROUNDS):
         taken = memory(model, setting, rooms)
@@ -180,14 +180,14 @@ def _worked_out(model: Model, draft: Setting, entries: Sequence[_Entry], rooms: 
             seconds = exchange_seconds(model, setting, rooms)
             if seconds >= least:
                 break
-            found, least = setting, seconds
+            fastest, least = setting, seconds
         else:  # the largest buffers so far keep two placements from alternating for ever
             compute = worst
         following = _arranged(draft, entries, _less(rooms, compute))
         if following is None or following == setting:
             break
         setting = following
-    return found
+    return fastest
 
 
 def _less(rooms: Sequence[int], taken: Sequence[int]) -> list[int]:
@@ -249,12 +249,12 @@ def _supply(entries: Iterable[_Entry]) -> tuple[tuple[int, int], ...]:
 
 def _deal_evenly(sizes: Sequence[int], rooms: Sequence[int]) -> tuple[int, ...] | None:
     """The number of entries for each card, in order, such that the fullest card has the most room left; None if they do not fit."""
-    low, high, found = 0, max(rooms), _fill(sizes, rooms)
-    while found and high - low > 2**20:
+    low, high, counts = 0, max(rooms), _fill(sizes, rooms)
+    while counts and high - low > 2**20:
         middle = (low + high) // 2
-        counts = _fill(sizes, [room - middle for room in rooms])
-        found, low, high = (counts, middle, high) if counts else (found, low, middle)
-    return found
+        attempt = _fill(sizes, [room - middle for room in rooms])
+        counts, low, high = (attempt, middle, high) if attempt else (counts, low, middle)
+    return counts
 
 
 def _fill(sizes: Sequence[int], rooms: Sequence[int]) -> tuple[int, ...] | None:

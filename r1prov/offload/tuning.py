@@ -135,11 +135,11 @@ def without(arguments: Sequence[str], options: Iterable[str]) -> tuple[str, ...]
 
 def _of(arguments: Sequence[str], options: Iterable[str]) -> tuple[str, ...]:
     """Only these options and their values, out of the arguments."""
-    wanted = set(options)
+    names = set(options)
     return tuple(
         word
         for place, word in enumerate(arguments)
-        if word in wanted or (place and arguments[place - 1] in wanted - _FLAGS)
+        if word in names or (place and arguments[place - 1] in names - _FLAGS)
     )
 
 
@@ -174,17 +174,17 @@ def _placements(plan: Plan, model: Model | None, machine: Machine, prompt: int) 
     setting = plan.setting
     own = Choice(f"micro-batch {setting.micro_batch}", _of(plan.arguments, _OPTIONS["placement"]))
     half, double = (replace(setting, micro_batch=size) for size in (setting.micro_batch // 2, setting.micro_batch * 2))
-    found: list[tuple[str, Setting | None]] = []
+    candidates: list[tuple[str, Setting | None]] = []
     if half.micro_batch >= SMALLEST_MICRO_BATCH:
-        found.append((f"micro-batch {half.micro_batch}", half))
+        candidates.append((f"micro-batch {half.micro_batch}", half))
     if model and double.micro_batch <= prompt:  # a micro-batch larger than the prompt changes nothing
-        found.append((f"micro-batch {double.micro_batch}", _fitting(model, double, machine, moves=not plan.whole)))
+        candidates.append((f"micro-batch {double.micro_batch}", _fitting(model, double, machine, moves=not plan.whole)))
     if model and machine.cards and not plan.whole:
-        found += [
+        candidates += [
             ("a tensor less per card", _fitting(model, _fewer(model, setting, machine), machine)),
             ("a tensor more per card", _more(model, setting, machine)),
         ]
-    others = (Choice(label, _placed(other)) for label, other in found if other and other != setting)
+    others = (Choice(label, _placed(other)) for label, other in candidates if other and other != setting)
     return Dimension("placement", (own, *others))
 
 
@@ -227,12 +227,12 @@ def _more(model: Model, setting: Setting, machine: Machine) -> Setting:
 def _experts(model: Model, setting: Setting, machine: Machine) -> dict[int, list[Tensor]]:
     """The tensors of experts on each device, smallest first."""
     devices = placement(model, setting, machine.cards).tensors
-    found: dict[int, list[Tensor]] = {}
+    by_device: dict[int, list[Tensor]] = {}
     for tensor in sorted(
         filter(lambda tensor: tensor.is_experts, model.weights.values()), key=lambda tensor: tensor.n_bytes
     ):
-        found.setdefault(devices[tensor.name], []).append(tensor)
-    return found
+        by_device.setdefault(devices[tensor.name], []).append(tensor)
+    return by_device
 
 
 def _rule(tensor: Tensor) -> str:

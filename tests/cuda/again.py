@@ -1,11 +1,11 @@
-"""Whether the engine that `make test-cuda` has built says what `tests/data` keeps: asks it again for a sample of each file.
+"""Checks that the engine built by `make test-cuda` still gives the answers kept in `tests/data`, by asking a sample of them again.
 
     python -m tests.cuda.again HOST FOLDER [COUNT] [SEED]
 
-HOST is the lab host with the engine. FOLDER is on this machine, for the models' headers, and HOST sees it as /srv/models. Of each
-file COUNT answers are asked again, a fifth of them refusals; of `--fit`, which takes longer, a quarter of COUNT. Each day has a
-sample of its own, and SEED, that day as 20261127, repeats it. What came of it is added to last-result.json; it fails if one
-answer differs.
+HOST is the lab host with the engine. FOLDER is a folder of this machine for the models' headers, and HOST sees it as /srv/models.
+COUNT questions of each file are asked again, and a fifth of them are questions that the engine refused. `--fit` takes longer, so it
+gets a quarter of COUNT. Each day has a sample of its own; a SEED such as 20261127 repeats the sample of that day. The result is
+added to last-result.json. The program fails if one answer differs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Answer = dict[str, Any]
 
 
 def memory(engine: Engine, file: Path, kept: Answer) -> Answer:
-    """The same question with the engine's answer of now."""
+    """The question of `kept` with the answer that the engine gives now."""
     question = {key: value for key, value in kept.items() if key not in ("mib", "refusal")}
     setting = Setting(
         kept.get("quant") or kept["model"], kept.get("mla"), tuple(kept["cards"]), tuple(kept["arguments"])
@@ -40,12 +40,12 @@ def memory(engine: Engine, file: Path, kept: Answer) -> Answer:
 
 
 def fit(engine: Engine, file: Path, kept: Answer) -> Answer:
-    """The same question with what `--fit` chooses now."""
+    """The question of `kept` with the arguments that `--fit` chooses now."""
     return kept | {"arguments": ask_fit.ask(engine, file, kept)}
 
 
 def sample(kept: list[Answer], count: int, dice: random.Random) -> list[Answer]:
-    """`count` of them, a fifth of which the engine refused, as far as there are so many."""
+    """A random sample of `count` answers. A fifth of it are refusals, or fewer where there are not so many."""
     refused = [answer for answer in kept if "refusal" in answer]
     answered = [answer for answer in kept if "refusal" not in answer]
     some = dice.sample(refused, min(count // 5, len(refused)))
@@ -55,15 +55,15 @@ def sample(kept: list[Answer], count: int, dice: random.Random) -> list[Answer]:
 def differences(
     engine: Engine, folder: Path, answers: list[Answer], ask: Callable[[Engine, Path, Answer], Answer]
 ) -> list[str]:
-    """What was said and what is said now, a paragraph for each question with another answer."""
-    found = []
+    """A paragraph with the kept answer and the answer of now, for each question whose answer has changed."""
+    differing = []
     for number, kept in enumerate(answers, 1):
         file = fullsize.file_in(folder, kept.get("quant") or kept["model"], mla=kept.get("mla"))
         now = ask(engine, MODELS / file.name, kept)
         if now != kept:
-            found.append(f"kept {json.dumps(kept)}\nnow  {json.dumps(now)}")
-        sys.stderr.write(f"asked {number} of {len(answers)}, {len(found)} differ\n")
-    return found
+            differing.append(f"kept {json.dumps(kept)}\nnow  {json.dumps(now)}")
+        sys.stderr.write(f"asked {number} of {len(answers)}, {len(differing)} differ\n")
+    return differing
 
 
 def main(name: str, folder: str, count: int = 30, seed: int = int(f"{datetime.now(UTC):%Y%m%d}")) -> None:
@@ -78,14 +78,16 @@ def main(name: str, folder: str, count: int = 30, seed: int = int(f"{datetime.no
         started = time.monotonic()
         kept = json.loads((DATA / data).read_text(encoding="utf-8"))
         answers = sample(kept["answers"] if isinstance(kept, dict) else kept, number, dice)
-        found = differences(lambda words: lab.ssh(host, [ENGINE, *words]), Path(folder), answers, ask)
+        differing = differences(lambda words: lab.ssh(host, [ENGINE, *words]), Path(folder), answers, ask)
         seconds = round(time.monotonic() - started, 1)
-        asked[data] = {"asked": len(answers), "agreed": len(answers) - len(found), "seconds": seconds}
-        wrong += [f"{data}\n{difference}" for difference in found]
+        asked[data] = {"asked": len(answers), "agreed": len(answers) - len(differing), "seconds": seconds}
+        wrong += [f"{data}\n{difference}" for difference in differing]
     result = json.loads(RESULT.read_text(encoding="utf-8")) | {"asked_again": asked}
     RESULT.write_text(json.dumps(result, indent=4) + "\n", encoding="utf-8")
     if wrong:
-        sys.exit("\n\n".join([*wrong, f"{len(wrong)} answers are others than tests/data keeps, see above"]))
+        sys.exit(
+            "\n\n".join([*wrong, f"{len(wrong)} answers differ from those kept in tests/data; they are printed above"])
+        )
 
 
 if __name__ == "__main__":

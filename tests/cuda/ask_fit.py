@@ -1,8 +1,9 @@
-"""What llama.cpp's own `--fit` would choose for many machines: `tests/data/engine_fit.json`, which no plan may read more RAM than.
+"""Asks llama.cpp what its own `--fit` chooses for many machines, and writes the answers for `tests/data/engine_fit.json`.
 
     python -m tests.cuda.ask_fit PROGRAM > tests/data/engine_fit.json
 
-PROGRAM is that of `ask_memory`. Ten minutes on two cores.
+A unit test checks with them that no plan reads more from RAM than `--fit` does. PROGRAM is that of `ask_memory`. The program takes
+ten minutes on two cores.
 """
 
 from __future__ import annotations
@@ -36,11 +37,14 @@ NAMED = tuple(
     for mla in (False, True)
     for context in (512, 8192)
 )
-"""Those that docs/evidence/memory.md shows."""
+"""The questions whose answers docs/evidence/memory.md shows."""
 
 
 def questions(count: int = 57) -> Iterator[dict[str, Any]]:
-    """Each machine three times or so, with the rest at random. V is of K's type in latent attention, else F16, as r1prov has it."""
+    """The questions of `NAMED`, and `count` others that take the machines in turn and choose the rest at random.
+
+    As in r1prov's plans, V has the type of K in latent attention and is F16 in legacy attention.
+    """
     for quant, cards, mla, context in NAMED:
         yield _question(quant, cards, mla=mla, context=context, slots=1, kind="f16")
     dice = random.Random(58)
@@ -61,11 +65,11 @@ def _question(quant: str, cards: Sequence[int], *, mla: bool, context: int, slot
 
 
 def ask(engine: Engine, file: Path, asked: dict[str, Any]) -> list[str] | None:
-    """The arguments that `--fit` chooses; None where it gives up. `file` is the model's, where the engine sees it."""
+    """The arguments that `--fit` chooses, or None where it gives up. `file` is the path by which the engine sees the model."""
     words = [",".join(map(str, asked["cards"])), "--model", str(file), "--fit", "on", "-c", str(asked["context"])]
     words += ["-np", str(asked["slots"]), "-ctk", asked["type_k"], "-ctv", asked["type_v"]]
-    told = engine(words).stdout
-    return next((shlex.split(line) for line in told.splitlines() if line.startswith("-c ")), None)
+    printed = engine(words).stdout
+    return next((shlex.split(line) for line in printed.splitlines() if line.startswith("-c ")), None)
 
 
 def main(program: str) -> None:

@@ -1,14 +1,14 @@
-"""What the engine itself says about the memory of many settings, with which the unit tests compare: of R1, and of other models.
+"""Asks the engine itself how much memory many settings take, for R1 and for other models; the unit tests compare with its answers.
 
     python -m tests.cuda.ask_memory PROGRAM r1 [SEED] > tests/data/engine_memory.json
     python -m tests.cuda.ask_memory PROGRAM others [SEED] > tests/data/engine_memory_others.json
 
-PROGRAM runs llama-fit-params of the pinned llama.cpp with its CUDA backend on cards that need not exist; `tests/cuda/engine` is
-one, on a machine without a driver where r1prov has built it:
+PROGRAM runs llama-fit-params of the pinned llama.cpp, with its CUDA backend, on cards that need not exist. `tests/cuda/engine` is
+such a program; it runs on a machine without a driver where r1prov has built the engine:
 
-    PROGRAM MIB,MIB,... ARGUMENTS      (an empty list: no card)
+    PROGRAM MIB,MIB,... ARGUMENTS      (an empty list means no card)
 
-About four minutes on two cores each. Another SEED asks about other settings.
+Each of the two takes about four minutes on two cores. Another SEED asks about other settings.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SLOTS = (
     ("-np", "2"),
     ("-np", "3"),
     ("-np", "8"),
-)  # llama-fit-params knows no unified cache of several slots
+)  # llama-fit-params has no unified cache for several slots
 LEGACY_CACHES = ("f16/f16", "q4_0/f16", "q8_0/f16", "f16/f16", "q4_0/f16", "q8_0/q8_0")
 LATENT_CACHES = ("f16/f16", "q8_0/q8_0", "q4_0/q4_0", "f16/f16", "q8_0/q8_0", "q4_0/f16")
 PLACEMENTS = (
@@ -79,7 +79,7 @@ EXPERT_PLACEMENTS = (
     ("-ngl", "99", "-ncmoe", "{many}", "-ts", "{split}"),
 )
 CHOSEN = (
-    # r1prov's own plans for its profiles, and the refusals that users meet
+    # These are r1prov's own plans for its profiles, and settings of users that the engine refuses.
     ("UD-IQ1_S", False, (SMALL,) * 4, "-c 8192 -np 1 -ctk q4_0 -ub 512 -ngl 31 -ts 7,8,8,8"),
     ("UD-Q2_K_XL", False, (LARGE,) * 4, "-c 32768 -np 4 -ctk q4_0 -ub 256 -ngl 62 -ts 16,15,15,16"),
     ("UD-IQ1_S", True, (SMALL,) * 4, "-c 8192 -np 1 -ctk q4_0"),
@@ -89,12 +89,12 @@ CHOSEN = (
 )
 
 Engine = Callable[[Sequence[str]], subprocess.CompletedProcess[str]]
-"""Runs PROGRAM with these arguments."""
+"""A function that runs PROGRAM with the given arguments."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One question; `mla` only of R1, whose `model` is a quant."""
+    """One question to the engine. For R1, `model` is the quant and `mla` says its form; for other models `mla` is None."""
 
     model: str
     mla: bool | None
@@ -103,21 +103,21 @@ class Setting:
 
 
 class Dice:
-    """Settings in which the lists take turns, so that each of their entries meets many others."""
+    """Makes settings by going through each list of choices in turn, so that each choice meets many choices of the other lists."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.turns: dict[tuple[Any, ...], Iterator[Any]] = {}
 
     def next_of(self, choices: tuple[Any, ...]) -> Any:
-        """A skip now and then, or lists of like length would keep meeting in the same places."""
+        """The next choice of a list. It sometimes skips one or two, or lists of equal length would always pair the same choices."""
         turn = self.turns.setdefault(choices, itertools.cycle(choices))
         return next(itertools.islice(turn, self.random.randrange(3), None))
 
     def setting(
         self, model: str, *, mla: bool | None, caches: tuple[str, ...], placements: tuple[Any, ...], layers: int
     ) -> Setting:
-        """One more setting of a model with so many layers."""
+        """The next setting of a model that has `layers` layers."""
         lists = (CARDS, CONTEXTS, MICRO_BATCHES, SLOTS, placements)
         cards, context, micro, slots, placement = (self.next_of(choices) for choices in lists)
         filled = {
@@ -128,7 +128,7 @@ class Dice:
             "last": max(len(cards) - 1, 0),
         }
         if not cards:
-            # no card can be named; and weights repacked for the processor are left out of the engine's own sum
+            # Without cards, no argument may name one. Repacking is off because the engine's sum leaves out weights repacked for the CPU.
             placement = ("--no-repack",)
         k, v = self.random.choice(caches).split("/")
         words = ("-c", str(context), "-ub", str(micro), *slots, "-ctk", k, "-ctv", v)
@@ -136,7 +136,7 @@ class Dice:
 
 
 def settings(seed: int, count_each: int = 14) -> Iterator[Setting]:
-    """Every quant of R1 in both forms, `count_each` times."""
+    """`count_each` settings of every quant of R1 in each of its two forms, and those of `CHOSEN`."""
     dice = Dice(seed)
     for mla, quant in itertools.product((False, True), TYPES):
         caches = LATENT_CACHES if mla else LEGACY_CACHES
@@ -147,7 +147,7 @@ def settings(seed: int, count_each: int = 14) -> Iterator[Setting]:
 
 
 def settings_of_others(seed: int, count_each: int = 14) -> Iterator[Setting]:
-    """Every model of `models`, `count_each` times."""
+    """`count_each` settings of every model of `models`."""
     dice = Dice(seed)
     for name, describe in models.MODELS.items():
         model = describe().model(name)
@@ -158,20 +158,24 @@ def settings_of_others(seed: int, count_each: int = 14) -> Iterator[Setting]:
 
 
 def _filled(words: tuple[str, ...], values: dict[str, Any]) -> Iterator[str]:
-    """Words with `{name}` replaced; braces of patterns stay."""
+    """The words with each `{name}` replaced by its value."""
     for word in words:
         yield re.sub(r"\{(\w+)\}", lambda match: str(values[match[1]]), word)
 
 
 def here(program: str) -> Engine:
-    """A program of this machine."""
+    """The engine that runs `program` on this machine."""
     return lambda words: subprocess.run([program, *words], capture_output=True, text=True, check=False)
 
 
 def ask(engine: Engine, file: Path, setting: Setting) -> dict[str, Any]:
-    """The engine's answer: MiB of weights, KV and compute by device, the host last; or its refusal; nothing where it breaks off.
+    """The engine's answer to one question.
 
-    `file` is the model's, where the engine sees it.
+    `file` is the path by which the engine sees the model.
+
+    Returns:
+        Under `mib`, the MiB of weights, KV cache and compute buffer of each device, the host last; or under `refusal`, the reason why
+        the engine refuses the setting; or nothing, where the engine aborts.
     """
     cards = ",".join(map(str, setting.cards))
     done = engine([cards, "--model", str(file), "--fit", "off", "--fit-print", "on", *setting.arguments])
@@ -184,10 +188,10 @@ def ask(engine: Engine, file: Path, setting: Setting) -> dict[str, Any]:
 
 
 def _reason(log: str) -> str:
-    """The line of the log that says why, without time stamp."""
-    told = [line for line in log.splitlines() if re.search(r" [EW] |error|requires|not support|failed", line)]
-    told = [line for line in told if "ggml_cuda_init" not in line]  # says only that there is no card
-    return re.sub(r"^[\d.]+ [EWI] ", "", told[0]) if told else log[-300:]
+    """The line of the log that gives the reason of a refusal, without its time stamp."""
+    lines = [line for line in log.splitlines() if re.search(r" [EW] |error|requires|not support|failed", line)]
+    lines = [line for line in lines if "ggml_cuda_init" not in line]  # that line says only that there is no card
+    return re.sub(r"^[\d.]+ [EWI] ", "", lines[0]) if lines else log[-300:]
 
 
 def main(program: str, which: str, seed: int = 671) -> None:

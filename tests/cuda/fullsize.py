@@ -1,7 +1,7 @@
-"""DeepSeek-R1 and others at full size, of a few megabytes: a GGUF header with the true shapes and types before a hole.
+"""Writes sparse files of DeepSeek-R1 and other models at full size: a GGUF header with the true shapes and types, then a hole.
 
-It holds no weights, so nothing can be answered from it; but llama-fit-params reads only headers, and says of such a file what it
-says of the published one.
+Such a file takes a few megabytes of the disk. It holds no weights, so no engine can answer with it. But llama-fit-params reads only
+the header, and reports the same memory for such a file as for the published one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tests.fixtures.tinymodel import add_constants
 
 
 def file_in(folder: Path, model: str, *, mla: bool | None) -> Path:
-    """The file of a quant of R1, or where `mla` is None of a model of `models`; made the first time it is asked for."""
+    """The file of a quant of R1, or of a model of `models` where `mla` is None. The first call for a model writes its file."""
     path = folder / f"{model}-{mla}.gguf"
     if path.exists():
         return path
@@ -49,7 +49,7 @@ def write(path: Path, quant: str, *, mla: bool) -> Path:
 
 
 def write_other(path: Path, description: Description) -> Path:
-    """The same for a model of another make."""
+    """Does the same as `write` for the model of `description`."""
     writer = gguf.GGUFWriter(path, description.metadata["general.architecture"])
     for key, value in description.metadata.items():
         match value:
@@ -110,7 +110,7 @@ def _add_hyperparameters(writer: gguf.GGUFWriter, *, mla: bool) -> None:
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, vocabulary: int) -> None:
-    """As many tokens as the real vocabulary has; what they are matters to no one here."""
+    """Adds as many tokens as the real vocabulary has; their texts do not matter."""
     writer.add_token_list([f"<{number}>" for number in range(vocabulary)])
     writer.add_token_merges(["< 0"])
 

@@ -1,6 +1,6 @@
-"""Models of other makes at full size, described by hand: metadata and tensors as the published files have them, in a usual mix of types.
+"""Describes models of other architectures at full size: their metadata and tensors as in the published files, with usual types.
 
-`fullsize` writes them as files without weights; the unit tests make an `r1prov.models.model.Model` of the same description.
+`fullsize` writes files without weights from these descriptions; the unit tests make an `r1prov.models.model.Model` from them.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from r1prov.models.model import Model, Tensor
 
 @dataclass(frozen=True)
 class Description:
-    """What a header says.
+    """The content of a GGUF header.
 
     Attributes:
-        metadata: by key.
-        tensors: in order.
+        metadata: The values by their keys.
+        tensors: The tensors in the order of the file.
     """
 
     metadata: dict[str, Any]
@@ -27,11 +27,11 @@ class Description:
 
     @property
     def vocabulary(self) -> int:
-        """Tokens."""
+        """The number of tokens in the vocabulary."""
         return next(tensor.shape[1] for tensor in self.tensors if tensor.name == "token_embd.weight")
 
     def model(self, name: str) -> Model:
-        """What r1prov reads in it."""
+        """The model that r1prov reads from this header."""
         return gguf.model(name, self.metadata, self.tensors)
 
 
@@ -58,7 +58,10 @@ def _grouped(
     head_norms: bool = False,
     rope_factors: bool = False,
 ) -> Description:
-    """A model with grouped heads: `types` of most matrices, and of those that K-quant mixes give more bits."""
+    """A model with grouped-query attention.
+
+    The first of `types` is the type of most matrices; the second is that of the matrices to which K-quant mixes give more bits.
+    """
     usual, more = types
 
     def tensors() -> Iterator[Tensor]:
@@ -85,12 +88,12 @@ def _grouped(
                 yield tensor(f"attn_{name}_norm.weight", (head,))
         yield tensor("attn_output.weight", (heads * head, width), usual)
         yield tensor("ffn_norm.weight", (width,))
-        ending, each = ("_exps", (experts,)) if experts else ("", ())
+        ending, expert_axis = ("_exps", (experts,)) if experts else ("", ())
         if experts:
             yield tensor("ffn_gate_inp.weight", (width, experts))
-        yield tensor(f"ffn_gate{ending}.weight", (width, inner, *each), usual)
-        yield tensor(f"ffn_up{ending}.weight", (width, inner, *each), usual)
-        yield tensor(f"ffn_down{ending}.weight", (inner, width, *each), better)
+        yield tensor(f"ffn_gate{ending}.weight", (width, inner, *expert_axis), usual)
+        yield tensor(f"ffn_up{ending}.weight", (width, inner, *expert_axis), usual)
+        yield tensor(f"ffn_down{ending}.weight", (inner, width, *expert_axis), better)
 
     metadata = {
         "block_count": layers,
@@ -119,7 +122,7 @@ def _keys(architecture: str, metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 def _lite() -> Description:
-    """DeepSeek V2 Lite: queries without a rank of their own, results of experts neither normed nor scaled."""
+    """DeepSeek V2 Lite, whose queries are not compressed and whose experts' weights are neither normed nor scaled."""
     layers, width, heads, latent, rope, nope, value, experts, inner = 27, 2048, 16, 512, 64, 128, 128, 64, 1408
 
     def tensors() -> Iterator[Tensor]:
@@ -178,7 +181,7 @@ def _lite() -> Description:
 
 
 def _grouped_r1() -> Description:
-    """R1 as later converters write it: latent attention, experts chosen from the best 4 of 8 groups."""
+    """R1 as later converters write it, with latent attention and with experts chosen from the best 4 of 8 groups."""
     metadata = {
         "block_count": layout.LAYERS,
         "context_length": 163840,
@@ -220,7 +223,7 @@ def _flat(
     tied: bool = False,
     norm_bias: bool = False,
 ) -> Description:
-    """A model whose layers are all alike: matrices in Q8_0, vectors and what chooses experts in F32."""
+    """A model whose layers are all alike. The matrices are in Q8_0; the vectors and the router of the experts are in F32."""
 
     def tensor(name: str, shape: tuple[int, ...]) -> Tensor:
         small = len(shape) == 1 or name.endswith((".bias", "ffn_gate_inp.weight"))
@@ -252,7 +255,7 @@ def _flat(
 
 
 def _gemma3() -> Description:
-    """Windows of the cache in five of six layers, norms before and after, a tied embedding of 262,208 tokens."""
+    """Gemma 3: five of six layers have a sliding window, norms stand before and after each block, and the embedding is tied."""
     width, heads, kv_heads, head, inner = 3840, 16, 8, 256, 15360
     return _flat(
         "gemma3",
@@ -287,7 +290,7 @@ def _gemma3() -> Description:
 
 
 def _gpt_oss() -> Description:
-    """Windows in every other layer, sinks, biases everywhere, experts of which every product has a bias."""
+    """gpt-oss: every other layer has a sliding window, attention has sinks, and every matrix of a layer has a bias."""
     width, heads, kv_heads, head, inner, experts = 2880, 64, 8, 64, 2880, 32
     return _flat(
         "gpt-oss",
@@ -331,7 +334,7 @@ def _gpt_oss() -> Description:
 
 
 def _phi3() -> Description:
-    """Q, K and V in one matrix, gate and up in another."""
+    """Phi-3: one matrix holds Q, K and V, and another holds gate and up."""
     width, heads, kv_heads, head, inner = 5120, 40, 10, 128, 17920
     return _flat(
         "phi3",
@@ -357,7 +360,7 @@ def _phi3() -> Description:
 
 
 def _starcoder2() -> Description:
-    """Norms with biases, no gate, biases everywhere."""
+    """StarCoder 2: norms and matrices have biases, and the feed-forward network has no gate."""
     width, heads, kv_heads, head, inner = 4608, 36, 4, 128, 18432
     return _flat(
         "starcoder2",
@@ -393,7 +396,7 @@ def _starcoder2() -> Description:
 
 
 def _command_r() -> Description:
-    """Attention and feed-forward beside each other."""
+    """Command R: attention and the feed-forward network work in parallel."""
     width, heads, head, inner = 8192, 64, 128, 22528
     return _flat(
         "command-r",
@@ -421,7 +424,7 @@ def _command_r() -> Description:
 
 
 def _glm4moe() -> Description:
-    """A dense layer before the mixture, and one after all that only predicts further tokens."""
+    """GLM-4 MoE: the first layer is dense, and a layer after the last one only predicts further tokens."""
     width, heads, kv_heads, head, inner, experts = 4096, 96, 8, 128, 1408, 128
     attention = {
         "attn_q.weight": (width, heads * head),
@@ -483,7 +486,7 @@ PRESUMED: dict[str, Callable[[], Description]] = {
     "starcoder2-15b": _starcoder2,
     "command-r-35b": _command_r,
     "glm4-air": _glm4moe,
-    # every fourth layer without a position in its heads
+    # Every fourth layer of SmolLM3 has no position embedding.
     "smollm3-3b": lambda: _grouped(
         "smollm3",
         layers=36,
@@ -496,7 +499,7 @@ PRESUMED: dict[str, Callable[[], Description]] = {
         tied=True,
     ),
 }
-"""Models whose graph r1prov does not know: their buffers may only be less than it says."""
+"""Models whose graph r1prov does not know. Their compute buffers must not be larger than r1prov's estimate."""
 
 MODELS: dict[str, Callable[[], Description]] = {
     "llama-70b": lambda: _grouped(

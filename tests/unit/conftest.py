@@ -1,9 +1,9 @@
-"""What holds for all unit tests."""
+"""The settings of all unit tests."""
 
 from __future__ import annotations
 
 from hypothesis import settings
 
-# The examples are the same each time, and none fails because the machine is busy with other things.
+# Hypothesis tries the same examples each time, and no test fails because the machine is busy.
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.load_profile("same")

@@ -1,4 +1,4 @@
-"""A real ssh server in this process: paramiko's server side, commands really run, ports really forwarded."""
+"""A real ssh server in this process. It uses paramiko's server side, runs the commands, and forwards the ports."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import paramiko
 
 @dataclass
 class Sshd:
-    """Listens on 127.0.0.1:`port`. `env` is what its commands see: a PATH with a made-up sudo, say."""
+    """An ssh server that listens on 127.0.0.1:`port`. Its commands get the environment `env`, such as a PATH with another sudo."""
 
     users_keys: list[paramiko.PKey] = field(default_factory=list)
     password: str | None = None

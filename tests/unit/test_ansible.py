@@ -1,4 +1,4 @@
-"""Argv and environment as values; then real runs of ansible-playbook on this machine."""
+"""Tests of ansible-playbook's arguments and environment as values, and of real runs of it on this machine."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_the_shell_line_is_the_same_command(tmp_path):
 def test_steps_are_the_roles_of_a_playbook():
     steps = ansible.steps_of("up")
     assert steps[:5] == ["preflight", "open_webui", "gateway", "build_deps", "weights"]
-    assert steps.count("weights") == 3  # the transfer starts, is joined, and what was replaced goes
+    assert steps.count("weights") == 3  # the transfer starts, the run waits for it, and replaced files go
 
 
 def raw(event, **data):
@@ -132,7 +132,7 @@ PLAY = """
 
 @pytest.fixture
 def play(tmp_path, monkeypatch):
-    """A collection with one playbook, and this machine as inventory. Returns what runs it."""
+    """A function that runs a playbook of a collection with this machine as its inventory."""
     (tmp_path / "playbooks").mkdir()
     (tmp_path / "inventory").mkdir()
     (tmp_path / "artifacts").mkdir(mode=0o700)
@@ -192,7 +192,7 @@ def test_passwords_reach_ansible_and_lie_nowhere(tmp_path, play, monkeypatch):
 """
     events = list(play(text, Passwords(ssh="s3cret-ssh", sudo="s3cret-sudo")))
     (done,) = [event for event in events if isinstance(event, TaskDone)]
-    assert done.result["msg"] == ""  # gone before the first task
+    assert done.result["msg"] == ""  # the file is gone before the first task
     assert list(runtime.iterdir()) == []
     everything = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert b"s3cret" not in everything
@@ -213,12 +213,12 @@ def test_a_broken_playbook_ends_with_ansibles_words(play):
 
 
 def processes_with(*words):
-    """Those of this machine whose arguments hold one of the words."""
+    """The processes of this machine whose arguments contain one of the words."""
     found = []
     for file in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             arguments = file.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:  # it has ended meanwhile
+        except OSError:  # the process has ended meanwhile
             continue
         found += [arguments] if any(word in arguments for word in words) else []
     return found

@@ -1,4 +1,4 @@
-"""What counts as an answer."""
+"""Tests of what counts as a good answer."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ansible_collections.r1.prov.plugins.module_utils.answer import fault, repea
         ("Paris.", "", ("Paris.", "")),
         ("Paris.", "The capital?", ("Paris.", "The capital?")),
         ("<think>\nHm.\n</think>\n\nParis.", "", ("Paris.", "Hm.")),
-        ("Hm.\n</think>\n\nParis.", "", ("Paris.", "Hm.")),  # the template opened it already
-        ("<think>\nHm, and so on", "", ("", "Hm, and so on")),  # cut off while thinking
+        ("Hm.\n</think>\n\nParis.", "", ("Paris.", "Hm.")),  # the template has opened the thinking already
+        ("<think>\nHm, and so on", "", ("", "Hm, and so on")),  # the answer was cut off while thinking
     ],
 )
 def test_thinking_comes_apart(content: str, reasoning: str, apart: tuple[str, str]) -> None:
@@ -49,7 +49,7 @@ def test_good_answers_are_no_repetition(text: str) -> None:
         ("", "", "stop", "Paris", "it is empty"),
         ("@" * 100, "", "length", "Paris", "over and over"),
         ("", "wait, " * 50, "length", "Paris", "over and over"),
-        ("@" * 100, "", "length", "", ""),  # a model of random weights
+        ("@" * 100, "", "length", "", ""),  # a model with random weights answers like this
         ("", "", "stop", "", "it is empty"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What dpkg and apt say, and what r1prov makes of it."""
+"""Tests of how the module reads the output of dpkg and apt."""
 
 from __future__ import annotations
 

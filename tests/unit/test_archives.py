@@ -1,4 +1,4 @@
-"""Archives on the controller: cut off, foreign, whole."""
+"""Tests of archives on the controller: whole ones, parts of one, and wrong ones."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_whole_archive_is_read_once(tmp_path: Path) -> None:
     (mark,) = (tmp_path / "pins").iterdir()
     assert mark.name == f"{wanted.file.sources.ollama.sha256}.whole"
     archive.write_bytes(b"")
-    archives.judge(wanted, tmp_path / "pins")  # the site was loaded, and its digest taken, before
+    archives.judge(wanted, tmp_path / "pins")  # loading the site took the digest before
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
-"""Artefacts from a real HTTP server that drops connections, ignores ranges or sends the wrong thing; from an index; from this machine."""
+"""Tests of artefacts from a package index, from this machine, and from a real HTTP server.
+
+The server drops connections, ignores ranges, or sends wrong content.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ PAGE = "".join(f'<a href="../../files/{name}#sha256=00" data-requires-python="&g
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves CONTENT; `/drop` breaks the first answer half way, `/whole` ignores ranges."""
+    """Serves CONTENT. Under `/drop` the first answer breaks halfway; under `/whole` ranges are ignored."""
 
     asked: list[str | None]
     protocol_version = "HTTP/1.1"

@@ -1,4 +1,4 @@
-"""An authority of the site's own: made once, renewed in time, trusted by the real thing."""
+"""Tests that a site's own authority is made once, is renewed in time, and is trusted by real TLS."""
 
 from __future__ import annotations
 

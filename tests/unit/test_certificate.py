@@ -1,4 +1,4 @@
-"""What is said of certificates that cannot serve, and that good ones pass."""
+"""Tests that good certificates pass, and that the others are refused with the right reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A question to a server of this test's own that speaks as llama-server does."""
+"""Tests of a chat question, sent to a small server in this process that answers as llama-server does."""
 
 from __future__ import annotations
 

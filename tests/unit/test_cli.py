@@ -1,4 +1,4 @@
-"""The command line, through its one error boundary."""
+"""Tests of the command line, with its one error boundary."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from r1prov.common.errors import EXIT_CODES, Exit
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
-    """No site file, no state, no ssh configuration of whoever runs the tests."""
+    """Hides the site file, the state and the ssh configuration of the person who runs the tests."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
@@ -24,7 +24,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 @pytest.fixture
 def r1prov(capsys):
-    """Runs a command line; returns exit code, stdout, stderr."""
+    """Runs a command line, and returns its exit code, stdout and stderr."""
 
     def run(*arguments):
         try:

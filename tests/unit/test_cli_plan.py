@@ -1,4 +1,4 @@
-"""The verbs `plan` and `explain`: what they print is what the model of memory says."""
+"""Tests that the verbs `plan` and `explain` print the figures of the memory model."""
 
 import json
 import os
@@ -23,7 +23,7 @@ GOLDEN = ROOT / "tests" / "golden" / "plan"
 
 
 LEGACY = ("--attention", "legacy", "--cache-type-k", "q4_0")
-"""The form whose cache can be too large for something."""
+"""The arguments for legacy attention, whose cache can be too large to fit."""
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
@@ -49,7 +49,7 @@ def test_explain_says_what_35_layers_take(capsys: pytest.CaptureFixture[str]) ->
     assert sum(device["weights_bytes"] for device in told["devices"]) == pytest.approx(80.7e9, rel=0.01)
     assert told["bytes_per_token"]["host"] == pytest.approx(
         7.05e9, rel=0.01
-    )  # four slots share the cache: one may fill it
+    )  # four slots share the cache, and one of them may fill it
     assert told["environment"] == document(capsys, "plan", "--json")["environment"] != {}
 
 
@@ -217,7 +217,7 @@ def test_plan_puts_others_beside_it(capsys: pytest.CaptureFixture[str]) -> None:
 def test_plan_is_a_page_of_text(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str, width: int
 ) -> None:
-    """As a person reads it, on a terminal of 80 and of 120 columns. `make golden` writes it anew."""
+    """The output is the golden file, on terminals of 80 and 120 columns. `make golden` writes the files again."""
     monkeypatch.setattr(output.console.out, "width", width)
     words = ("--profile", case) if case != "too-small" else ("--profile", str(cpu_with(tmp_path, "160 GB")))
     _, out, _ = run(capsys, "plan", *words, *((*LEGACY, "--ctx-size", "16384") if case == "too-small" else ()))
@@ -235,7 +235,7 @@ def test_plan_is_a_page_of_text(
 
 
 def cpu_with(folder: Path, ram: str) -> Path:
-    """The profile `cpu` with other RAM."""
+    """The profile `cpu` with another size of RAM."""
     text = (ROOT / "inventory" / "profiles" / "cpu.yml").read_text()
     profile = folder / "small.yml"
     profile.write_text(re.sub(r"ram: .*", f"ram: {ram}", text))
@@ -302,7 +302,7 @@ def test_bad_input_is_one_clear_error(
     words: tuple[str, ...],
     reason: str,
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # where no header has been kept
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # this cache holds no headers
     code, _, err = run(capsys, *words)
     assert code == Exit.SITE
     assert reason in err

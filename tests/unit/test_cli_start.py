@@ -1,4 +1,4 @@
-"""What a verb imports: those that only calculate must not wait for what the others need."""
+"""Tests which modules a verb imports: a verb that only calculates must not import the libraries of the others."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""First contact against a real ssh server in this process, with a made-up sudo where root's rights are the question."""
+"""Tests of first contact with a real ssh server in this process; tests of root's rights use a script in the place of sudo."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ exec "$@"
 
 @pytest.fixture
 def key(tmp_path):
-    """A key pair made by ssh-keygen; its private file is what the ssh configuration below names."""
+    """A key pair made by ssh-keygen, whose private file the ssh configuration below names."""
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "id"], check=True)
     return paramiko.PKey.from_path(tmp_path / "id")
 
@@ -65,7 +65,7 @@ def bob(server, name="gpu1"):
 
 
 def with_bin(tmp_path, server, **programs):
-    """Give the server's commands some made-up programs."""
+    """Puts scripts into the PATH of the server's commands."""
     folder = tmp_path / "bin"
     folder.mkdir(exist_ok=True)
     for name, text in programs.items():
@@ -115,7 +115,9 @@ def test_sudo_that_works(tmp_path, sshd, access, mode, password, expected):
     access = Access(access.known_hosts, sudo_password=password, ssh_config=access.ssh_config)
     connection = meet(bob(sshd), access).connection
     assert connection.sudo is expected
-    assert connection.run(["cat", "-"], "for root\n", root=True).out == "for root\n"  # the password is not part of it
+    assert (
+        connection.run(["cat", "-"], "for root\n", root=True).out == "for root\n"
+    )  # the command does not read the password
     connection.close()
 
 
@@ -290,7 +292,7 @@ def test_through_two_jumps_and_a_proxy_command(tmp_path, key, access):
         by_jumps = Host(name="inner", address="inner")
         assert (
             the_problem(by_jumps, access).where == "inner (jump host 127.0.0.1)"
-        )  # its key is not in the operator's files
+        )  # the operator's files do not hold the server's key
         config.write_text(config.read_text() + "  StrictHostKeyChecking accept-new\n")
         found = meet(by_jumps, access)
         assert (first.forwards[-1], second.forwards[-1]) == (("127.0.0.1", second.port), ("127.0.0.1", inner.port))

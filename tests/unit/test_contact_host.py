@@ -1,4 +1,4 @@
-"""Passwords on a real host: real sshd, real sudo, and Ansible after the first contact."""
+"""Tests of passwords on a real host, with a real sshd, a real sudo, and Ansible after the first contact."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PLAY = """
 
 @pytest.fixture(scope="module")
 def host():
-    """A host with an account `bob` that logs in by password and gets root by password."""
+    """A host on which the account `bob` logs in with a password and becomes root with a password."""
     host = lab.up("cli-passwords")
     try:
         script = (

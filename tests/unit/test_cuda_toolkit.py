@@ -1,4 +1,4 @@
-"""Which CUDA toolkit fits which driver and cards."""
+"""Tests of the choice of the CUDA toolkit for a driver and its cards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is imported is declared in pyproject.toml, for users and for developers, and hosts need nothing beside Ansible's own library."""
+"""Tests that pyproject.toml declares every imported library, for users and developers, and that hosts need only Ansible's own one."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ DISTRIBUTIONS = packages_distributions()
 
 ON_THE_CONTROLLER = ("r1prov", "plugins/action", "plugins/filter")
 ITS_HELPERS = ("plugins/module_utils/certificate.py", "plugins/module_utils/password.py")
-"""What filters need of module_utils. Hosts are never sent these two."""
+"""The two files of module_utils that only filters use. They are never sent to hosts."""
 ON_HOSTS = ("plugins/modules", "plugins/module_utils", "r1prov/hosts/on_host")
 FOR_DEVELOPERS = ("tests", "benchmarks", "docs", "roles")
 
 
 def programs(*folders: str) -> list[Path]:
-    """The Python programs below these folders, whether their names end in .py or not."""
+    """The Python programs below these folders, with or without the ending .py."""
     files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
     return [file for file in files if file.suffix == ".py" or _starts_python(file)]
 
@@ -39,7 +39,7 @@ def _starts_python(file: Path) -> bool:
 
 
 def imported(files: Iterable[Path]) -> dict[str, list[str]]:
-    """The modules of others that files import, by their full name, each with the files that do so."""
+    """The third-party modules that files import, by their full names, each with the files that import it."""
     found: dict[str, list[str]] = {}
     for file in files:
         for node in ast.walk(ast.parse(file.read_text())):
@@ -65,12 +65,12 @@ def names(requirements: Iterable[str]) -> set[str]:
 
 
 def undeclared(modules: dict[str, list[str]], declared: set[str]) -> dict[str, list[str]]:
-    """Those modules that no declared distribution brings."""
+    """The modules among these that no declared distribution contains."""
     return {module: files for module, files in modules.items() if not declared & brought_by(module)}
 
 
 def brought_by(module: str) -> set[str]:
-    """The distributions that bring a module: those installed, else the one of its name."""
+    """The installed distributions that contain a module, or the distribution of the same name where none is installed."""
     top = module.partition(".")[0]
     return {normal(name) for name in DISTRIBUTIONS.get(top, [top])}
 

@@ -1,4 +1,4 @@
-"""The pages say what the code says: what is generated, every command, every printed plan, every link of the README."""
+"""Tests that the docs agree with the code: the generated pages, every command, every printed plan, and every link of the README."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ ROOT = Path(__file__).resolve().parents[2]
 GENERATED = runpy.run_path(str(ROOT / "docs" / "generate.py"))["pages"]()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CALCULATING = ("plan", "explain", "profiles")
-"""Verbs whose output needs no host."""
+"""The verbs that need no host for their output."""
 WIDTH = 80
 CODE = re.compile(r"^(?:```.*?^```$|(?: {4}[^\n]*\n)+)", flags=re.MULTILINE | re.DOTALL)
-"""A block of code: fenced, or indented by four."""
+"""Matches a block of code that is fenced, or indented by four spaces."""
 CUT = "[...]"
-"""Stands in the pages where lines of an output are left out."""
+"""The mark with which the docs leave out lines of an output."""
 
 
 def names(pages: list[Path]) -> list[str]:
@@ -59,7 +59,7 @@ def test_the_table_of_what_a_token_reads_is_what_the_benchmark_prints() -> None:
 
 
 def commands(text: str) -> Iterator[str]:
-    """The commands of a page that call r1prov: in its code blocks and between its backticks."""
+    """The commands that call r1prov in the code blocks of a page and between its backticks."""
     for block in CODE.findall(text):
         for line in block.splitlines():
             yield from re.findall(r"(?:^\s*(?:\$ )?|&& )(r1prov [^#\n&]+)", line)
@@ -68,7 +68,7 @@ def commands(text: str) -> Iterator[str]:
 
 
 def fault(line: str) -> str:
-    """What is wrong with a command: a verb or an option that does not exist. Empty where nothing is."""
+    """The mistake in a command, which is a verb or an option that does not exist; an empty text for a correct command."""
     words = shlex.split(line)[1:]
     words = words[: words.index("--")] if "--" in words else words
     while words and words[0] in {"--debug", "--help", "--version"}:
@@ -103,7 +103,7 @@ def test_the_commands_are_found_and_faults_are_seen() -> None:
 
 
 def printed() -> Iterator[tuple[str, str, str]]:
-    """Page, command and output of every block that shows what a calculating verb prints."""
+    """The page, the command and the output of every block that shows the output of a calculating verb."""
     for page in PAGES:
         for block in re.findall(r"^```console\n\$ (r1prov .*?)^```$", page.read_text(), flags=re.MULTILINE | re.DOTALL):
             line, _, shown = block.partition("\n")
@@ -131,7 +131,7 @@ def test_the_rates_of_the_quants_are_those_of_plan(capsys: pytest.CaptureFixture
         flags=re.MULTILINE,
     )
     assert len(rows) == 5
-    for quant, _, *rates in (rows[0], rows[-1]):  # a plan takes most of a second
+    for quant, _, *rates in (rows[0], rows[-1]):  # only two rows, because a plan takes most of a second
         for profile, rate in zip(("4x4090", "4xh800"), rates, strict=True):
             with pytest.raises(SystemExit):
                 main(["plan", "--profile", profile, "--quant", quant])
@@ -156,6 +156,6 @@ def test_the_links_of_the_readme_lead_somewhere() -> None:
         assert target.is_file(), path
         if anchor:
             heads = re.findall(r"^#+ (.+)$", target.read_text(), flags=re.MULTILINE)
-            # Both GitHub and mkdocs drop punctuation and put a hyphen for each run of blanks.
+            # Both GitHub and mkdocs drop punctuation and replace each run of blanks by a hyphen.
             anchors = {re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", head).strip().lower()) for head in heads}
             assert anchor in anchors, f"{path}#{anchor}"

@@ -1,4 +1,4 @@
-"""The embedding model's GGUF file, made of a tiny model; and what its module does with files."""
+"""Tests of the embedding model's GGUF file, made from a tiny model, and of what its module does with files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""roles/weights/files/fetch.py, run for real against tests.fixtures.hub on the loopback address."""
+"""Tests that run roles/weights/files/fetch.py against the hub of tests.fixtures.hub on the loopback address."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HOPELESS = 3
 
 
 class Host:
-    """The folders that the unit gives the program, and the job."""
+    """The folders and the job that the unit gives to the program."""
 
     def __init__(self, root: Path, published: Path) -> None:
         self.root = root
@@ -107,7 +107,7 @@ def wait_for(condition: Any, limit_s: float = 120) -> None:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """What the hubs serve: three shards."""
+    """The three shards that the hubs serve."""
     folder = tmp_path / "hub" / REPO / FOLDER
     folder.mkdir(parents=True)
     for number in (1, 2, 3):
@@ -149,7 +149,7 @@ def test_what_was_verified_is_not_read_again_unless_it_changed(host: Host, hub: 
     (changed, times) = host.folder / "m-00002-of-00003.gguf", (host.folder / "m-00002-of-00003.gguf").stat()
     with changed.open("r+b") as stream:
         stream.write(b"rot")
-    # Same size and same times: as it was recorded, so it is trusted. This is what makes a start take milliseconds.
+    # Size and times are as recorded, so the program trusts the file without reading it. So a start takes only milliseconds.
     os.utime(changed, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert host.run(hub_source(hub)) == (0, "")
     changed.touch()
@@ -165,7 +165,7 @@ def test_files_that_lie_in_their_place_are_verified_and_kept(host: Host, hub: Hu
 
 
 def merged(host: Host, content: bytes = b"one" * SHARD_BYTES, name: str = "m.gguf", attention: str = "legacy") -> Path:
-    """What tasks_from settle leaves of the shards."""
+    """Replaces the shards by one merged file, as `tasks_from: settle` does, and returns that file."""
     file = host.folder / name
     file.write_bytes(content)
     for shard in host.published:
@@ -182,7 +182,7 @@ def test_the_file_that_the_shards_were_merged_into_takes_their_place(host: Host,
     assert hub.requests == []
     assert (host.progress["done"], host.progress["total"]) == (3 * SHARD_BYTES, 3 * SHARD_BYTES)
     assert host.state["verified"][str(file)]["sha256"] == sha256(file)
-    file.touch()  # as good as before: read once more, and kept
+    file.touch()  # the content is still right, so the file is read again and kept
     assert host.run(hub_source(hub)) == (0, "")
     assert hub.requests == []
 
@@ -217,7 +217,7 @@ def test_shards_are_fetched_anew_where_the_merged_file_is_not_theirs(host: Host,
         (host.folder / "m.gguf.json").write_text(json.dumps(record | {"shards": record["shards"][:2]}))
     assert host.run(hub_source(hub))[0] == 0
     assert all((host.folder / name).read_bytes() == path.read_bytes() for name, path in host.published.items())
-    assert file.exists() is (harm in {"not wanted", "of other shards"})  # a bad one makes room
+    assert file.exists() is (harm in {"not wanted", "of other shards"})  # a bad file is removed
     assert host.progress["total"] == 3 * SHARD_BYTES
 
 
@@ -255,7 +255,7 @@ def test_a_server_in_trouble_is_waited_for(host: Host, hub: Hub) -> None:
 
 def test_nobody_there_means_patience_and_says_so(host: Host, root: Path) -> None:
     with Hub(root) as hub:
-        pass  # its port is free again, and refuses
+        pass  # the hub's port is free again, so it refuses connections
     process = host.start(hub_source(hub))
     wait_for(lambda: (host.root / "run/progress.json").exists() and "waiting" in host.progress["label"])
     assert "Connection refused" in host.progress["label"]
@@ -378,7 +378,7 @@ def test_a_missing_token_is_named(host: Host, root: Path) -> None:
 
 
 def test_a_proxy_comes_from_the_environment(host: Host, root: Path) -> None:
-    # The hub itself plays the proxy: it is asked for the whole address of a host that does not exist.
+    # The hub itself acts as the proxy. It is asked for the full address of a host that does not exist.
     with Hub(root) as proxy:
         host.job["environment"] = {"http_proxy": proxy.url}
         code, log = host.run({**hub_source(proxy), "endpoint": "http://hub.invalid"})

@@ -1,4 +1,4 @@
-"""Plans beside the placements that llama.cpp's own `--fit` chose, in tests/data/engine_fit.json."""
+"""Compares plans with the placements that llama.cpp's own `--fit` chose, which tests/data/engine_fit.json holds."""
 
 import json
 from dataclasses import replace
@@ -35,13 +35,13 @@ def _theirs(answer: dict) -> tuple[Model, tuple[int, ...], Setting]:
 
 
 def _space(answer: dict) -> Space:
-    """The cards, and the RAM of the engine's own placement with half a GiB more: of one answer ours leaves 330 MiB more there."""
+    """The cards, and half a GiB more RAM than the engine's own placement takes. In one case our plan takes 330 MiB more."""
     model, cards, theirs = _theirs(answer)
     return Space(cards, memory(model, theirs, cards).host.total + SYSTEM_BYTES + theirs.prompts + GIB // 2)
 
 
 def test_there_is_enough_to_compare_with() -> None:
-    """Some of the engine's own placements do not leave the reserve on a card."""
+    """Some of the engine's own placements leave less than the reserve on a card."""
     for spaces in ([Space(_theirs(answer)[1], 480 * GB) for answer in FITTED], list(map(_space, FITTED))):
         fitting = [
             answer

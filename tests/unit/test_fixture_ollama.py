@@ -1,4 +1,4 @@
-"""What can be shown without compiling; roles/ollama/molecule installs what is really built."""
+"""Tests of the fixture `ollama` that need no compiler; roles/ollama/molecule installs an archive that it has built."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_it_is_built_once_and_a_build_that_fails_leaves_nothing(cache: Path, mon
     assert (archive.name, len(built)) == ("ollama-linux-amd64.tgz", 2)
     assert archive.parent != ollama.release("0.12.10", print).parent
     with (archive.parent.parent / f"{archive.parent.name}.lock").open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given back
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the lock is free again
 
 
 def test_a_compiler_that_fails_has_the_last_word(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The gateway's configuration: golden. What nginx says of them is asked on a host (tests/e2e/test_up_gateway.py)."""
+"""Compares the gateway's configuration with golden files. tests/e2e/test_up_gateway.py lets nginx check it on a host."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from r1prov.decision import decide
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests/golden/gateway"
 ACME = "/var/lib/r1prov/gateway-renew"
-# What the role's vars make of its variables.
+# The role's vars compute these from its variables.
 MADE = {
     "__gateway_credentials": "/run/credentials/r1prov-gateway.service",
     "__gateway_chain": "/run/credentials/r1prov-gateway.service/tls-chain",
@@ -61,14 +61,14 @@ def test_configuration_is_the_golden_one(name: str) -> None:
 
 
 class Loader(yaml.SafeLoader):
-    """Knows Ansible's tag for texts that are not templates."""
+    """A YAML loader that knows Ansible's tag for texts that are not templates."""
 
 
 Loader.add_constructor("!unsafe", lambda loader, node: loader.construct_scalar(node))
 
 
 def of_profile(profile: str, **keys: object) -> dict:
-    """The role's variables on a reference machine, its defaults included."""
+    """The role's variables on a reference machine, including the defaults."""
     gateway = {"server_name": "r1.example.com", "tls": {"type": "local-authority"}}
     chosen = site.load(None, profile=profile, hosts=["gpu1"], gateway=gateway, **keys)
     values = yaml.load(inventory.rendered(decide(chosen))["group_vars/all.yml"], Loader=Loader)

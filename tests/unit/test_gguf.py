@@ -1,4 +1,4 @@
-"""Headers of real makes, and of files that are none."""
+"""Tests of reading headers of real architectures, and of files that are no GGUF files."""
 
 import contextlib
 import io
@@ -104,7 +104,7 @@ def test_what_the_engine_cannot_serve_is_told_what_it_is(
 ) -> None:
     path = tmp_path / "it.gguf"
     writer = GGUFWriter(path, "")
-    writer.kv_data[0].clear()  # the writer begins with an architecture, and an importance matrix has none
+    writer.kv_data[0].clear()  # the writer starts with an architecture, but an importance matrix has none
     for key, value in metadata.items():
         writer.add_string(key, value)
     writer.write_header_to_file()
@@ -221,7 +221,7 @@ def test_a_file_that_may_not_be_read_is_said(tiny: Path, monkeypatch: pytest.Mon
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", refuse)  # root, who may run the tests, reads everything
+    monkeypatch.setattr(Path, "open", refuse)  # file modes would not stop root, who may run the tests
     with pytest.raises(SiteError, match="cannot be read: Permission denied"):
         gguf.read(tiny)
 

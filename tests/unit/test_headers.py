@@ -1,4 +1,4 @@
-"""Headers from where weights come from, without the data: a small hub, a web server of no ranges, a folder."""
+"""Tests of reading headers from the sources of weights without the data: a small hub, a web server without ranges, a folder."""
 
 import hashlib
 import json
@@ -40,7 +40,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A hub's folder with a tiny model in shards."""
+    """The folder of a hub with the shards of a tiny model."""
     root = tmp_path_factory.mktemp("hub")
     whole = tinymodel.write(root / "whole.gguf")
     folder = root / FOLDER
@@ -146,7 +146,7 @@ def test_the_next_source_is_asked_where_one_refuses(hub: Hub, quant: Quant) -> N
     said, found = fetched(quant, sources)
     assert found
     assert said[-1].endswith(f"{hub.url}/models/me/model-GGUF/resolve/master/mine")
-    assert len(said) == 4  # a mirror may hold the quant's folder or the bare files
+    assert len(said) == 4  # a mirror may hold the quant's folder or the files themselves
 
 
 def test_all_refusals_are_told(hub: Hub, quant: Quant, cache: Path) -> None:
@@ -256,7 +256,7 @@ def test_half_a_file_is_cut_short_although_its_header_is_whole(hub: Hub, root: P
     half = root / FOLDER / "half.gguf"
     half.write_bytes(content[: len(content) // 2])
     try:
-        with WebServer(half.parent) as server:  # one tells the size in an answer to a range, the other of the whole
+        with WebServer(half.parent) as server:  # one sends the size with a range, the other with the whole file
             for url in (f"{hub.url}/me/model-GGUF/resolve/main/mine/half.gguf", f"{server.url}/half.gguf"):
                 problem = refused_at(url)
                 assert problem.what == f"it is cut short: {len(content) // 2:,} bytes of {len(content):,}"
@@ -273,7 +273,7 @@ def test_the_shard_that_a_server_lacks_is_named(root: Path, tmp_path: Path, quan
 
 
 def own_profile(folder: Path, quant: Quant) -> Path:
-    """A 4x4090 that serves `quant`."""
+    """Writes a profile of a 4x4090 that serves `quant`, and returns its path."""
     chosen = machine.load_profile("4x4090")
     serving = chosen.serving.model_copy(update={"quant": "mine", "kv_type_k": "f16"})
     path = folder / "own.yml"
@@ -312,9 +312,9 @@ def test_a_profile_with_a_model_of_its_own_is_planned_from_where_one_says(
 
 
 class WebServer:
-    """A plain web server of a folder, which counts the bytes that it sends. Python's own knows no ranges.
+    """A plain web server of a folder that counts the bytes it sends. It is Python's own server, which does not support ranges.
 
-    With `refuse` it answers that status. With `moved` everything has moved to a path below /moved/.
+    With `refuse` it answers every request with that status. With `moved` it redirects every request to a path below /moved/.
     """
 
     def __init__(self, folder: Path, refuse: int | None = None, *, moved: bool = False) -> None:
@@ -347,7 +347,7 @@ class WebServer:
                     while block := source.read(1 << 16):
                         outputfile.write(block)
                         sent.append(len(block))
-                except OSError:  # the other side has heard enough
+                except OSError:  # the client has closed the connection
                     self.close_connection = True
 
             def log_message(self, *_: object) -> None:

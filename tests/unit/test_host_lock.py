@@ -1,4 +1,4 @@
-"""The lock: what the host writes, and who is called dead. Whole runs that race are in roles/preflight/molecule/lock."""
+"""Tests of the lock: what the host writes, and which holders count as dead. roles/preflight/molecule/lock tests whole runs that race."""
 
 from __future__ import annotations
 
@@ -82,10 +82,10 @@ def test_a_living_process_and_a_dead_one():
         living = holder("a", **me, pid=process.pid, pid_started=action.process_started(process.pid))
         assert not action.is_dead(living)
         assert f"kill {process.pid}" in action.remedy(living)
-        assert action.is_dead(living | {"pid_started": "another boot/1"})  # the number is another process's by now
+        assert action.is_dead(living | {"pid_started": "another boot/1"})  # another process has this number by now
         process.kill()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        assert action.is_dead(living)  # not reaped by its parent yet
+        assert action.is_dead(living)  # its parent has not reaped it yet
     assert action.is_dead(living)
 
 

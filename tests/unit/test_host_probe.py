@@ -1,4 +1,4 @@
-"""The probe on the machine at hand, run as first contact runs it; nvidia-smi is a script that answers as the real one does."""
+"""Tests of the probe on this machine, run as first contact runs it. nvidia-smi is a script that answers as the real one does."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MIB = 1024**2
 
 
 def probe(path: str | None = None, **arguments) -> dict:
-    """The probe as text through `python3 -`, with another PATH if given."""
+    """Runs the text of the probe with `python3 -`, with another PATH if one is given, and returns its result."""
     done = subprocess.run(
         [sys.executable, "-", json.dumps(arguments)],
         input=SOURCE,
@@ -35,7 +35,7 @@ def probe(path: str | None = None, **arguments) -> dict:
 
 
 def smi(folder: Path, gpu: str, apps: str = "", code: int = 0) -> str:
-    """A PATH with an nvidia-smi that prints `gpu` and exits with `code`, or prints `apps` when asked for processes."""
+    """A PATH with an nvidia-smi that prints `gpu` and exits with `code`. Asked for processes, it prints `apps`."""
     program = folder / "nvidia-smi"
     program.write_text(
         "#!/bin/sh\ncase $1 in --query-compute-apps=*) cat <<'END'\n" + apps + "\nEND\nexit 0;; esac\n"
@@ -63,7 +63,7 @@ def test_disk_of_paths_that_do_not_exist_yet(tmp_path: Path):
     free = shutil.disk_usage(tmp_path).free
     assert new["filesystem"] != other["filesystem"]
     assert other["mount"] == "/proc"
-    assert abs(new["free_bytes"] - free) < 1e9  # others write here, too
+    assert abs(new["free_bytes"] - free) < 1e9  # other programs write to this disk too
     assert not new["read_only"]
 
 
@@ -85,7 +85,7 @@ def test_who_holds_a_lock(user: int | None):
         Path(lock.name).chmod(0o600)
         fcntl.lockf(lock, fcntl.LOCK_EX)
         done = subprocess.run(
-            ["/usr/bin/python3", "-", lock.name],  # pytest's own may lie where another user cannot reach it
+            ["/usr/bin/python3", "-", lock.name],  # another user may be unable to reach pytest's own Python
             input=SOURCE.replace('if __name__ == "__main__":', "if True:").rpartition("\n    print")[0]
             + "\n    print(_lock_holder(sys.argv[1]))\n",
             capture_output=True,

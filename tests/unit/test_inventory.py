@@ -1,4 +1,4 @@
-"""What is rendered for the reference machines, as a person reads it: tests/golden/inventory. `make golden` writes it anew."""
+"""Compares the inventory of the reference machines with tests/golden/inventory. `make golden` writes these files again."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ ROLES = Path(__file__).resolve().parents[2] / "roles"
 
 
 def of_profile(profile: str) -> dict[str, str]:
-    """The inventory of two hosts, by file."""
+    """The contents of the inventory of two hosts, by file name."""
     hosts = ["gpu1.example.com", "admin@gpu2.example.com:2222"]
     return inventory.rendered(decide(site.load(None, profile=profile, hosts=hosts)))
 
@@ -29,7 +29,7 @@ def test_what_is_other_in_the_inventory_of_other_machines(profile: str) -> None:
 
 
 class Loader(yaml.SafeLoader):
-    """Knows Ansible's tag for texts that are not templates."""
+    """A YAML loader that knows Ansible's tag for texts that are not templates."""
 
 
 Loader.add_constructor("!unsafe", lambda loader, node: loader.construct_scalar(node))

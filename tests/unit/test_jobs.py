@@ -1,4 +1,4 @@
-"""tests/jobs.py, which runs everything else: what it cannot report, nobody sees."""
+"""Tests of tests/jobs.py, which runs all other tests; a failure that it does not report would go unseen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of the lab can be shown without booting a host."""
+"""Tests of the parts of the lab that need no booted host."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from r1prov.lab.base import locked
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of its own."""
+    """An empty cache for this test alone."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return tmp_path / "r1prov"
 
@@ -46,7 +46,7 @@ def test_packages_travel_between_hosts_as_links(tmp_path: Path, cache: Path) -> 
     (archives / "partial").mkdir(parents=True)
     (archives / "hello_1_amd64.deb").write_text("a package")
     (archives / "partial/half_1_amd64.deb").write_text("half a pack")
-    for _ in range(2):  # a package that is there already is no error
+    for _ in range(2):  # a package that is already there is no error
         caches.harvest("bookworm", tmp_path / "one")
         caches.seed("bookworm", tmp_path / "two")
     seeded = tmp_path / "two/var/cache/apt/archives"

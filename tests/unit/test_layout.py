@@ -1,4 +1,4 @@
-"""The layout is right when it explains the published files to the byte."""
+"""Tests that the layout gives the size of the published files to the byte."""
 
 import pytest
 
@@ -17,8 +17,11 @@ HEADER_BYTES = {
     "Q5_K_M": 5_303_616,
     "Q6_K": 5_303_904,
 }
-"""Bytes of all shards' headers together. Those of the dynamic quants and of Q4_K_M were read from the published files; of the other static
-quants they are what is left over, and differ from Q4_K_M's by what a shard more or less has in its header (a test below)."""
+"""The bytes of all shards' headers together, by quant.
+
+The numbers of the dynamic quants and of Q4_K_M were read from the published files. Those of the other static quants are the size of the
+files less that of the tensors. A test below checks that they differ from Q4_K_M's only by the headers of more or fewer shards.
+"""
 
 
 @pytest.mark.parametrize("quant", TYPES)
@@ -32,7 +35,7 @@ def test_the_whole_catalogue_is_known() -> None:
 
 @pytest.mark.parametrize("quant", ["Q2_K", "Q2_K_L", "Q3_K_M", "Q5_K_M", "Q6_K"])
 def test_headers_differ_by_what_a_shard_adds(quant: str) -> None:
-    """A shard has 106 bytes of its own (magic, counts, three keys of the split), and each header is padded to a multiple of 32."""
+    """Each shard adds 106 bytes (magic, counts, three keys of the split), and its header is padded to a multiple of 32 bytes."""
     shards, others = (len(catalogue.quant(name).files) for name in (quant, "Q4_K_M"))
     difference = HEADER_BYTES[quant] - HEADER_BYTES["Q4_K_M"]
     assert abs(difference - 106 * (shards - others)) < 32 * max(shards, others)

@@ -1,4 +1,4 @@
-"""What decides a build of llama.cpp: golden options, the release's name, the words of ninja and the compiler."""
+"""Tests of a build of llama.cpp: its options (golden), its release's name, and the messages of ninja and the compiler."""
 
 from __future__ import annotations
 

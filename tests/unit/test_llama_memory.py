@@ -1,4 +1,4 @@
-"""The engine's words about memory: what llama-fit-params prints, and what logs of real loads say."""
+"""Tests of reading the engine's figures of memory: the output of llama-fit-params, and the logs of real loads."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ TOLD = """CUDA0 15521 6552 1403
 CUDA1 16022 6916 555
 Host 65120 0 27
 """
-# ggml-org/llama.cpp as of llama-cpp-python 0.3.36, on a host without cards; then unslothai/unsloth#1591, two A100, in today's form.
+# ON_CPU is a log of the llama.cpp of llama-cpp-python 0.3.36 on a host without cards. ON_CARDS is the log of unslothai/unsloth#1591
+# (two A100), in today's format.
 ON_CPU = """0.00.003.203 I cmn  common_param: common_params_print_info: verbosity = 4 (adjust with the `-lv N` CLI arg)
 0.00.145.862 I load_tensors: loading model tensors, this can take a while... (load_mode = mmap)
 0.00.167.235 I load_tensors:   CPU_Mapped model buffer size =    51.94 MiB
@@ -104,7 +105,7 @@ def test_the_real_file_may_differ_from_the_plan_by_its_margin() -> None:
 def test_a_log_on_a_host_without_cards() -> None:
     load = loaded(ON_CPU.splitlines())
     assert (load["offloaded"], load["whole"], load["unlocked"]) == (None, True, False)
-    # Lines of mapped files count what lies between tensors too, so of the weights nothing is said.
+    # The lines of mapped files also count the bytes between tensors, so the result gives no figure for the weights.
     assert load["devices"] == [{"name": "host", "kv_bytes": 90 * MIB, "compute_bytes": int(15.51 * MIB)}]
     assert loaded(
         ["W warning: failed to mlock 31858688-byte buffer (after previously locking 0 bytes): Operation not permitted"]
@@ -139,9 +140,9 @@ def test_room_that_is_made_anew_counts_once() -> None:
         (ON_CARDS, ["-ngl", "61"], ""),
         (ON_CARDS, ["--n-gpu-layers", "99"], "it put 61 layers on the cards, not 62"),
         (ON_CARDS, ["--n-gpu-layers", "62"], "it put 61 layers on the cards, not 62"),
-        (ON_CARDS, ["--n-gpu-layers", "all"], ""),  # a word, not a number
+        (ON_CARDS, ["--n-gpu-layers", "all"], ""),  # the value is a word, not a number
         (ON_CPU, ["-ngl", "61"], "it put 0 layers on the cards, not 61"),
-        ("", ["-ngl", "61"], ""),  # the journal does not reach back
+        ("", ["-ngl", "61"], ""),  # the journal does not reach back to the load
     ],
 )
 def test_other_layers_than_asked_for_are_noticed(log: str, arguments: list[str], says: str) -> None:

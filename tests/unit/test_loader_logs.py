@@ -1,12 +1,13 @@
-"""Buffer sizes that loaders printed on real machines, reproduced with the placement rule of the engine that printed them.
+"""Compares with buffer sizes that loaders printed on real machines, under the placement rule of the engine that printed them.
 
-Of the logs that were collected these are left out:
+These collected logs are left out:
 
-- llama.cpp#11635: prints types, no sizes, and its two texts name 14 and 16 layers.
-- JunweiLiang's notes, 4 x RTX 3090: no sizes; that 28 layers ran out of memory was the compute buffer of an engine of February 2025.
-- gpustack#1107: prints types, no sizes.
-- ik_llama.cpp#245: a quant of the author's own with 1147 tensors.
-- ik_llama.cpp#271, all but one: types repacked by that engine, or Q8_0, whose layout is not in the catalogue.
+- llama.cpp#11635 prints types but no sizes, and its two texts name 14 and 16 layers.
+- JunweiLiang's notes on 4 x RTX 3090 have no sizes. There, 28 layers ran out of memory because of the compute buffer of an engine
+  of February 2025.
+- gpustack#1107 prints types but no sizes.
+- ik_llama.cpp#245 is about the author's own quant, which has 1147 tensors.
+- ik_llama.cpp#271 has further logs. They have types that this engine repacks, or Q8_0, whose layout is not in the catalogue.
 """
 
 from dataclasses import dataclass
@@ -22,13 +23,13 @@ from r1prov.offload.setting import EXPERTS, Setting
 
 @dataclass(frozen=True)
 class Log:
-    """`layers` as the log says: engines of early 2025 leave the output in RAM until there are 62."""
+    """A log of a real load. `layers` is the number in the log; engines of early 2025 keep the output in RAM below 62 layers."""
 
     source: str
     quant: str
     layers: int
     cards: int
-    told_mib: tuple[float, ...]  # of each card, then of RAM where the log says it plainly
+    told_mib: tuple[float, ...]  # the MiB on each card, then in RAM if the log says so clearly
     in_ram: str | None = None
 
 
@@ -42,16 +43,16 @@ LOGS = [
 
 
 def as_now(log: Log) -> Setting:
-    """The same placement in the words of the pinned engine, which counts the output as an entry."""
+    """The log's placement as a setting of the pinned engine, which counts the output as a layer."""
     layers = min(log.layers, 61)
-    each = [
+    per_card = [
         sum(1 for n in range(layers) if int(n * log.cards / min(log.layers, 62)) == card) for card in range(log.cards)
     ]
-    each[-1] += 1
+    per_card[-1] += 1
     rules = ((log.in_ram, None),) if log.in_ram else ()
     output_in_ram = (("^output", None),) if log.layers < 62 else ()
     return Setting(
-        2048, slots=1, gpu_layers=layers + 1, split=tuple(map(float, each)), overrides=(*output_in_ram, *rules)
+        2048, slots=1, gpu_layers=layers + 1, split=tuple(map(float, per_card)), overrides=(*output_in_ram, *rules)
     )
 
 
@@ -63,13 +64,13 @@ def test_weights_are_what_the_loader_printed(log: Log) -> None:
 
 
 def test_what_was_seen_to_run_out_of_memory_does_not_fit() -> None:
-    """ollama#8447: four layers of Q4_K_M on 23.3 GiB, `allocating 28426.68 MiB on device 0: cudaMalloc failed`."""
+    """In ollama#8447, four layers of Q4_K_M on 23.3 GiB ended in `allocating 28426.68 MiB on device 0: cudaMalloc failed`."""
     log = Log("", "Q4_K_M", 4, 1, ())
     found = outcome(layout.model(log.quant), as_now(log), Space((int(23.3 * GIB),), 512 * GIB, reserve=0))
     assert "CUDA0 runs out of memory" in found.reasons[0]
 
 
 def test_what_was_seen_to_work_fits() -> None:
-    """unsloth#1591: 61 layers of UD-IQ1_S on two A100 of 80 GB, 8,192 tokens with K in Q4_0."""
+    """In unsloth#1591, two A100 of 80 GB held 61 layers of UD-IQ1_S and 8,192 tokens with K in Q4_0."""
     setting = Setting(8192, slots=1, type_k="Q4_0", gpu_layers=62, split=(31.0, 31.0), overrides=(("^output", None),))
     assert outcome(layout.model("UD-IQ1_S"), setting, Space((81920 * MIB,) * 2, 256 * GIB, reserve=0)).fits

@@ -1,4 +1,4 @@
-"""The model of memory against what the engine itself says, in tests/data/engine_memory.json and engine_memory_others.json."""
+"""Compares the memory model with the engine's own answers in tests/data/engine_memory.json and engine_memory_others.json."""
 
 import json
 from dataclasses import replace
@@ -71,7 +71,10 @@ def test_the_reference_covers_every_model() -> None:
 
 @pytest.mark.parametrize("answers", [R1, OTHERS], ids=["r1", "others"])
 def test_every_device_of_every_answer_is_within_the_limits(answers: list[dict]) -> None:
-    """Weights and KV within 0.5 %, compute within 5 % or 64 MiB and never 64 MiB under. The engine prints whole MiB."""
+    """The limits are 0.5 % for weights and KV, and for compute 5 % or 64 MiB, but at most 64 MiB too low.
+
+    The engine prints whole MiB.
+    """
     errors: dict[str, list[tuple[float, float, str]]] = {quantity: [] for quantity in QUANTITIES}
     beyond = []
     for answer in (answer for answer in answers if "mib" in answer):
@@ -92,7 +95,10 @@ def test_every_device_of_every_answer_is_within_the_limits(answers: list[dict]) 
 
 
 def test_what_is_presumed_is_never_less_than_the_engine_takes() -> None:
-    """Weights are as exact as elsewhere; the cache is that of full attention; buffers are at most twice as large and 512 MiB more."""
+    """The estimate of the weights is as exact as for other models, and that of the KV cache is never too small.
+
+    The estimate of the compute buffer is at most twice the engine's plus 512 MiB.
+    """
     measured = [answer for answer in PRESUMED if "mib" in answer]
     assert {answer["model"] for answer in measured} == set(models.PRESUMED)
     for answer in measured:
@@ -213,7 +219,7 @@ def test_arguments_have_long_forms_and_defaults_of_the_server() -> None:
 def test_a_cache_that_no_card_fuses_attention_for_has_it_computed_in_ram(
     arguments: str, compute_mib: tuple[int, ...]
 ) -> None:
-    """UD-IQ1_S in MLA form on two cards of 24,564 MiB, as the CUDA backend of the pinned engine says it."""
+    """The figures are those of the pinned engine's CUDA backend for UD-IQ1_S in MLA form on two cards of 24,564 MiB."""
     setting = parse([*arguments.split(), "-ctk", "iq4_nl", "-ctv", "iq4_nl"], cards=2)
     taken = memory(layout.model("UD-IQ1_S", mla=True), setting, (24_564 * MIB,) * 2)
     assert [use.compute / MIB for use in (*taken.cards, taken.host)] == pytest.approx(compute_mib, abs=1)

@@ -1,4 +1,4 @@
-"""From legacy attention to MLA: the algebra, the file that comes of it, and what is refused."""
+"""Tests of the conversion from legacy attention to MLA: the algebra, the new file, and the sources that are refused."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def legacy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ignore(_done: int, _total: int) -> None:
-    """Progress that nobody looks at."""
+    """Takes progress and ignores it."""
 
 
 def tensors(path: Path) -> dict[str, gguf.ReaderTensor]:
@@ -126,7 +126,7 @@ def test_ud_iq1_s_grows_by_124_mb() -> None:
 @pytest.mark.parametrize("kind", ["Q4_K", "Q6_K", "BF16", "F32"])
 @pytest.mark.parametrize("key_type", weights.KEY_TYPES)
 def test_what_is_made_of_any_type_agrees_and_what_is_not_does_not(kind: str, key_type: str) -> None:
-    """By the algebra itself: q . (K c) is (K^T q) . c."""
+    """The test uses the algebra of MLA itself, which is that q . (K c) equals (K^T q) . c."""
     sizes = mla.Attention(heads=2, nope=128, rope=64, value=128, rank=512)
     _, elements, n_bytes = TYPES[gguf_header.TYPE_NUMBERS[kind]]
     numbers = np.random.default_rng(3)
@@ -178,7 +178,7 @@ def both_forms(path: Path) -> Path:
 
 
 def of_type(path: Path, number: int) -> Path:
-    """A legacy model, the first of whose matrices says it is of another type, of as many bytes."""
+    """A legacy model whose first attn_kv_b has the number of another type in the header, with the same bytes."""
     name = b"blk.0.attn_kv_b.weight" + struct.pack("<I2Q", 2, RANK, HEADS * (NOPE + VALUE))
     made = tinymodel.write(path, legacy=Q8_0)
     return changed(made, name + struct.pack("<I", 8), name + struct.pack("<I", number))
@@ -264,7 +264,7 @@ def test_what_changes_on_its_way_to_the_disk_is_noticed(legacy: Path, tmp_path: 
     done = []
 
     def damage(position: int, _total: int) -> None:
-        """The last byte that was written, once, before it is read again."""
+        """Changes the last written byte, once, before it is read again."""
         if not done and position > 5_000_000:
             done.append(position)
             with (tmp_path / ".new.gguf.growing").open("r+b") as file:
@@ -286,7 +286,7 @@ def test_two_runs_do_not_write_one_file(legacy: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_that_waited_does_not_write_what_the_first_has_named(tmp_path: Path) -> None:
-    """The second opened the file before the first gave it its name, and locks it after."""
+    """The second run opens the file before the first run renames it, and locks it afterwards."""
     path, done = tmp_path / "growing", tmp_path / "done"
     real = fcntl.flock
 
@@ -304,7 +304,7 @@ def test_a_run_that_waited_does_not_write_what_the_first_has_named(tmp_path: Pat
 
 
 def test_what_a_killed_run_left_is_not_written_over(legacy: Path, tmp_path: Path) -> None:
-    """It may have had its own name already, and have been moved on since."""
+    """The killed run may have given the file its final name already, and someone may have moved it since."""
     (tmp_path / "moved.gguf").write_text("whole")
     os.link(tmp_path / "moved.gguf", tmp_path / ".new.gguf.growing")
     assert weights.convert(legacy, tmp_path / "new.gguf", "Q8_0", ignore)
@@ -329,7 +329,7 @@ def test_the_file_is_another_run_s_to_write_only_when_it_has_its_name(
     name_anew = files.name_anew
     monkeypatch.setattr(files, "name_anew", publish)
     monkeypatch.setattr(files, "sync_folder", sync)
-    # The second run would be refused by the digest alone.
+    # Without this, the second run would be refused because of the digest.
     monkeypatch.setattr(weights, "_check_target", lambda _: None)
     written = weights.convert(legacy, target, "Q8_0", ignore)
     assert written
@@ -446,7 +446,7 @@ def test_a_shard_that_goes_away_meanwhile_is_named(legacy: Path, tmp_path: Path)
 
 
 def with_kv_b(path: Path, kind: str, values: Callable[[np.ndarray], None]) -> Path:
-    """A legacy model, the first of whose matrices is of that type, and its values are changed."""
+    """A legacy model with attn_kv_b in `kind`, in which `values` has changed the first attn_kv_b."""
     source = gguf_header.read(tinymodel.write(path, legacy=gguf.GGMLQuantizationType[kind]))
     tensor = next(tensor for tensor in source.tensors if tensor.name == "blk.0.attn_kv_b.weight")
     data = np.memmap(path, np.uint8, "r+", tensor.start, tensor.n_bytes)
@@ -521,7 +521,7 @@ def test_blocks_of_any_size_make_the_same_file(legacy: Path, tmp_path: Path, mon
     wanted = weights.convert(legacy, tmp_path / "wanted.gguf", "Q8_0", ignore)
     monkeypatch.setattr(gguf_stream, "_BLOCK_BYTES", 10_000)
     monkeypatch.setattr(gguf_stream, "_PIECES_AHEAD", 1)
-    monkeypatch.setattr(gguf_stream, "_AT_ONCE_BYTES", 123_457)  # no multiple of a block, nor of a page
+    monkeypatch.setattr(gguf_stream, "_AT_ONCE_BYTES", 123_457)  # not a multiple of a block or a page
     written = weights.convert(legacy, tmp_path / "new.gguf", "Q8_0", ignore)
     assert wanted
     assert written
@@ -531,7 +531,7 @@ def test_blocks_of_any_size_make_the_same_file(legacy: Path, tmp_path: Path, mon
 def test_what_the_disk_refuses_while_the_file_grows_is_said(
     legacy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The kernel says it to one call alone: the last before the end here."""
+    """The kernel reports a failed write to only one call of fdatasync. Here that is the last call before the end."""
     asked = []
 
     def refuse(file: int) -> None:
@@ -554,7 +554,7 @@ def test_a_source_that_becomes_shorter_meanwhile_is_noticed(legacy: Path, tmp_pa
 
 
 def large(path: Path) -> Path:
-    """A legacy model that takes a moment: the tiny one, with a vocabulary nobody reads."""
+    """A legacy model whose conversion takes a moment: the tiny model with one large extra tensor."""
     source = gguf_header.read(tinymodel.write(path.with_name("tiny.gguf"), legacy=Q8_0))
     parts = [gguf_stream.copied(source.path, tensor) for tensor in source.tensors]
     blank = path.with_name("blank")
@@ -590,7 +590,7 @@ def test_a_kill_at_any_point_leaves_no_wrong_file(tmp_path: Path) -> None:
         _, status = os.waitpid(child, 0)
         if os.WIFSIGNALED(status):
             cut += 1
-        else:  # the machine has less to do than it had
+        else:  # the run was over before, because the machine is less busy now
             whole_s = min(whole_s, point)
         assert not new.exists() or sha256(new.read_bytes()).digest() == wanted
         assert not new.exists() or digest.exists()

@@ -1,4 +1,4 @@
-"""What holds for every module of the collection."""
+"""Tests that every module of the collection must pass."""
 
 import importlib
 from pathlib import Path

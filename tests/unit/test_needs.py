@@ -1,4 +1,4 @@
-"""What the roles say that they need of a host, as playbooks/up.yml hands it to preflight: tests/golden/needs."""
+"""Compares the needs of the roles, as playbooks/up.yml hands them to preflight, with tests/golden/needs."""
 
 import json
 import os
@@ -19,13 +19,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def needs(folder: Path, **flags: Any) -> dict[str, Any]:
-    """What preflight is told for a site: up.yml's own expressions, evaluated by Ansible."""
+    """The variables that preflight gets for a site; Ansible evaluates the expressions of up.yml itself."""
     inventory.render(decide(site.load(None, **flags)), folder / "inventory")
     [play] = yaml.safe_load((ROOT / "playbooks" / "up.yml").read_text())
     steps = [step for task in play["tasks"] for step in task.get("block", [])]
     told = next(step["vars"] for step in steps if step["ansible.builtin.import_role"]["name"].endswith(".preflight"))
     roles = {step["ansible.builtin.import_role"]["name"] for step in steps}
-    # The roles are imported as in up.yml, for that is what makes their variables known; none of their tasks runs.
+    # The roles are imported as in up.yml, because the import makes their variables known. None of their tasks runs.
     imports = [{"ansible.builtin.import_role": {"name": name}, "when": False} for name in sorted(roles)]
     play["vars"]["environment_of_tasks"] = play["environment"]
     show = {"hosts": "all", "gather_facts": False, "vars": {**play["vars"], **told}}
@@ -87,7 +87,7 @@ def test_what_a_site_asks_for_is_needed_and_nothing_else(tmp_path: Path) -> None
         "the CUDA toolkit",
     ]
     assert found["preflight_sources"][1]["any_of"] == ["/mnt/usb/DeepSeek-R1-UD-IQ1_S", "/mnt/usb"]
-    assert len(found["preflight_sources"][1]["have"]) == 3  # every shard, for they are served as they are
+    assert len(found["preflight_sources"][1]["have"]) == 3  # every shard counts, because they are served as they are
     assert [item["what"] for item in found["preflight_disk"]] == [
         "the weights, and 2 GiB that stay free",
         "building llama.cpp",

@@ -1,4 +1,4 @@
-"""The controller's way to web servers."""
+"""Tests of how the controller reaches web servers."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ PROXY = "http://proxy.example.com:3128"
     ("none_for", "url", "through"),
     [
         ("", "http://hub.example.com/", True),
-        ("", "https://hub.example.com/", False),  # the site names a proxy for http alone
+        ("", "https://hub.example.com/", False),  # the site names a proxy only for http
         ("hub.example.com", "http://hub.example.com/", False),
         ("example.com", "http://hub.example.com/", False),
         (".example.com", "http://hub.example.com/", False),
@@ -44,8 +44,8 @@ def test_the_proxy_of_an_address(none_for: str, url: str, through: bool, monkeyp
 def test_the_environments_proxies_where_the_site_names_none(
     none_for: str, through: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("http_proxy", "proxy.example.com:3128")  # as curl takes it too
-    monkeypatch.setenv("all_proxy", "socks://127.0.0.1:1080")  # as desktops set it
+    monkeypatch.setenv("http_proxy", "proxy.example.com:3128")  # curl accepts this form too
+    monkeypatch.setenv("all_proxy", "socks://127.0.0.1:1080")  # desktops set it like this
     monkeypatch.setenv("no_proxy", none_for)
     with Network().client(1) as client:
         transport = client._transport_for_url(httpx.URL("http://hub.example.com/"))

@@ -1,4 +1,4 @@
-"""The plan against llama.cpp's own figures, and against arithmetic that must hold for any machine."""
+"""Compares plans with llama.cpp's own figures, and checks properties that hold for every machine."""
 
 from dataclasses import replace
 
@@ -19,11 +19,11 @@ from r1prov.offload.search import fits
 from r1prov.offload.setting import Setting
 
 FOUR = Space((24564 * MIB,) * 4, 480 * GB)
-"""The machine of the profile 4x4090."""
+"""The cards and the RAM of the profile 4x4090."""
 
 
 LEGACY = {"attention": "legacy", "context_per_slot": 8192, "kv_type_k": "q4_0"}
-"""As the published guides serve it."""
+"""The serving settings of the published guides."""
 
 
 def planned(profile: str, quant: str, **serving: object):
@@ -57,7 +57,7 @@ def test_4xh800_takes_the_best_dynamic_quant_wholly_onto_the_cards() -> None:
     result = best_on_gpus(candidates, profile.machine, profile.serving.model_copy(update=LEGACY))
     assert result.outcome
     assert (result.quant, result.gpu_layers, result.ollama.gpu_layers, result.whole) == ("UD-Q2_K_XL", 62, 48, True)
-    # llama-fit-params for these arguments: model and context MiB by card
+    # llama-fit-params prints these MiB of model and context for each card.
     assert [(d.weights // MIB, d.kv // MIB) for d in result.outcome.devices] == [
         (49825, 23296),
         (55017, 21840),
@@ -73,7 +73,10 @@ def test_4xh800_takes_the_best_dynamic_quant_wholly_onto_the_cards() -> None:
 def test_a_token_reads_less_from_ram_than_with_the_engines_own_fit(
     mla: bool, context: int, most: float, fit: float
 ) -> None:
-    """UD-IQ1_S on 4 cards of 24,564 MiB, one slot, F16 cache, 1,024 MiB free per card; `fit` is what `--fit` came to, GB."""
+    """The case is UD-IQ1_S on 4 cards of 24,564 MiB with one slot, an F16 cache and 1,024 MiB free per card.
+
+    `most` and `fit` are GB; `fit` is what a token reads with the engine's own placement.
+    """
     model = layout.model("UD-IQ1_S", mla=mla)
     found = search.best(model, Setting(context=context, slots=1, unified=False), FOUR)
     assert found
@@ -111,12 +114,12 @@ def test_context_is_per_slot() -> None:
     ],
 )
 def test_slots_that_were_not_counted_share_one_cache(arguments: str, slots: int, unified: bool) -> None:
-    """A shared cache has room for a context in all, and the scores of each slot are against the whole of it."""
+    """A shared cache holds one context for all slots, and each slot computes its scores against the whole cache."""
     told = parse(["-c", "8192", *arguments.split()], cards=1)
     assert (told.slots, told.unified) == (slots, unified)
     cards = (81_559 * MIB,)
     model = layout.model("UD-IQ1_S")
-    shared, apart = (memory(model, replace(told, unified=each), cards).cards[0] for each in (True, False))
+    shared, apart = (memory(model, replace(told, unified=sharing), cards).cards[0] for sharing in (True, False))
     assert shared.kv == apart.kv
     assert shared.compute > apart.compute
 
@@ -130,7 +133,7 @@ def test_a_model_of_unknown_layers_is_not_placed_on_gpus() -> None:
 
 @pytest.mark.parametrize(("vram_gb", "layers"), [(24, 7), (80, 33), (160, 61)])
 def test_the_rule_of_thumb_is_the_published_one(vram_gb: int, layers: int) -> None:
-    """The published table's row for 1.58 bit, whose `131 GB` is 131e9; two cards of 80 GB are said to take all."""
+    """The published table has this row for 1.58 bit, whose `131 GB` are 131e9 bytes. By it, two cards of 80 GB hold all layers."""
     assert thumb.layers_on_gpu(vram_gb * GB, 131 * GB) == pytest.approx(layers, abs=0)
 
 
@@ -189,7 +192,7 @@ def test_a_plan_is_what_its_arguments_say_and_fits_where_it_says_so(
     found = result.outcome
     assert found
     placed = (*found.devices, found.host)
-    # What has a place on the cards has it with the reserve beside it; only RAM may be too small.
+    # The parts on the cards leave the reserve free; only RAM may be too small.
     assert result.gpu_layers == 0 or all(device.taken + reserve <= device.capacity for device in found.devices)
     assert found.fits == all(device.taken + device.reserve <= device.capacity for device in placed)
     assert len(found.reasons) == sum(device.taken + device.reserve > device.capacity for device in placed)
@@ -197,6 +200,8 @@ def test_a_plan_is_what_its_arguments_say_and_fits_where_it_says_so(
     assert fits(memory(model, result.ollama, machine.cards), Space(machine.cards, machine.ram, reserve).rooms) or not (
         result.ollama.gpu_layers
     )
-    told = parse(result.arguments, cards=len(machine.cards))  # raises what the engine would refuse
-    if told != result.setting:  # with one card there is nothing to split
+    told = parse(
+        result.arguments, cards=len(machine.cards)
+    )  # raises an error for arguments that the engine would refuse
+    if told != result.setting:  # with one card there is no split
         assert outcome(model, told, Space(machine.cards, machine.ram, reserve)) == found

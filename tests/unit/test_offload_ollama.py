@@ -1,4 +1,4 @@
-"""What Ollama is told, and how it deals layers out."""
+"""Tests of the settings for Ollama, and of how it distributes layers over the cards."""
 
 from dataclasses import replace
 
@@ -16,10 +16,10 @@ from r1prov.offload.search import fits
 @pytest.mark.parametrize(
     ("sizes", "rooms", "counts"),
     [
-        ([10] * 6, [100] * 4, [6, 0, 0, 0]),  # as few cards as hold them
-        ([10] * 20, [60] * 4, [5, 5, 5, 5]),  # as evenly as can be
-        ([10] * 40, [60] * 4, [10, 10, 10, 10]),  # also where they do not fit: it was told to
-        ([10, 10, 10, 30], [40, 40], [3, 1]),  # the last ones on the last card
+        ([10] * 6, [100] * 4, [6, 0, 0, 0]),  # it uses as few cards as hold the layers
+        ([10] * 20, [60] * 4, [5, 5, 5, 5]),  # it distributes them as evenly as possible
+        ([10] * 40, [60] * 4, [10, 10, 10, 10]),  # it does so even where they do not fit
+        ([10, 10, 10, 30], [40, 40], [3, 1]),  # the last layers go to the last card
         ([10] * 4, [0, 0], [0, 0]),
     ],
 )
@@ -41,7 +41,7 @@ def test_it_is_told_the_most_layers_that_fit_with_its_batch(mla: bool, context: 
 
 
 def test_attention_that_is_not_fused_makes_the_batch_small() -> None:
-    """The scores of 512 tokens against 32,768, of 128 heads, are 8 GiB of each card."""
+    """With 128 heads, the scores of 512 tokens against 32,768 take 8 GiB of each card."""
     model, cards = layout.model("UD-IQ1_S", mla=True), (24_564 * MIB,) * 4
     serving = load_profile("4x4090").serving
     told = ollama.best(model, wanted(serving, model), Space(cards, 480 * GIB))

@@ -1,4 +1,4 @@
-"""The role `ollama`: its Modelfile, and a model registered with a server that stands in for Ollama."""
+"""Tests of the role `ollama`: its Modelfile, and the registration of a model with a server that stands in for Ollama."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_another_modelfile_is_not_guessed_at(text: str, says: str) -> None:
 
 
 class Stand(ThreadingHTTPServer):
-    """Answers as Ollama does where the module asks: creates what the request says, below `models`."""
+    """A server that answers the module's requests as Ollama does, and creates the requested model below `models`."""
 
     def __init__(self, models: Path) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -96,14 +96,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(b'{"status": "success"}')
 
-    do_DELETE = do_POST  # noqa: N815 - the name http.server looks for
+    do_DELETE = do_POST  # noqa: N815 - http.server looks for this name
 
     def log_message(self, *_: object) -> None:
         pass
 
 
 class Host:
-    """A model's file, a release that knows its architecture, and a server that counts how often it is started."""
+    """A host with a model's file, a release that knows its architecture, and a service whose starts are counted."""
 
     def __init__(self, root: Path, server: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
         self.root, self.server, self.file = root, server, root / "m.gguf"
@@ -176,13 +176,13 @@ def test_what_changed_is_registered_again(host: Host) -> None:
     assert host.server.asked[-1][2]["template"] == "{{ .Prompt }}"
 
     host.model().register()
-    host.blob.write_bytes(content := host.blob.read_bytes())  # the very same file: what is seen of it is another
+    host.blob.write_bytes(content := host.blob.read_bytes())  # the same content, with new times
     assert host.model().reason() == "the model's file changed"
     host.model().register()
 
     copy = host.root / "copy"
     copy.write_bytes(content)
-    copy.replace(host.file)  # fetched anew: the same bytes, another file
+    copy.replace(host.file)  # the file is fetched again, so another file has the same bytes
     host.model().register()
     assert host.blob.samefile(host.file)
     assert host.server.asked[-1] == ("POST", "/api/generate", {"model": "demo", "keep_alive": 0, "stream": False})
@@ -203,7 +203,7 @@ def test_a_name_that_is_not_wanted_any_more_is_removed(host: Host) -> None:
 
 
 def test_a_digest_that_is_recorded_beside_the_file_is_taken(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ollama_model, "sha256_of", None)  # nothing may be read
+    monkeypatch.setattr(ollama_model, "sha256_of", None)  # the module must not read the file
     record = {"name": "m.gguf", "bytes": host.file.stat().st_size, "sha256": "d" * 64}
     (host.root / "m.gguf.json").write_text(json.dumps(record))
     assert host.model().register() == "d" * 64

@@ -1,4 +1,4 @@
-"""The chat page: its requirements, its settings, its backups. Nothing is fetched and nothing runs."""
+"""Tests of the chat page's requirements, settings and backups. They fetch nothing and start nothing."""
 
 from __future__ import annotations
 
@@ -230,10 +230,10 @@ def test_what_a_failed_release_made_of_the_data_is_set_aside(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("history", "release", "did", "then"),
     [
-        (History(), "1", "backup", History("", "1")),  # where there is no database yet, nothing is copied
+        (History(), "1", "backup", History("", "1")),  # there is no database yet, so nothing is copied
         (History("1"), "1", "nothing", History("1")),
         (History("1"), "2", "backup", History("1", "2")),
-        (History("1", "2", "b"), "2", "nothing", History("1", "2", "b")),  # the run was cut off, and goes on
+        (History("1", "2", "b"), "2", "nothing", History("1", "2", "b")),  # the run was cut off and continues
         (History("1", "2", "b"), "1", "restore", History("1")),
         (History("1", "2", "b"), "3", "restore", History("1", "3", "b")),
         (History("", "1"), "2", "record", History("", "2")),

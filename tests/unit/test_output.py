@@ -1,4 +1,4 @@
-"""What a run looks like, at a fixed width, to the letter."""
+"""Tests of the exact output of a run at a fixed width."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GIB = 1024**3
 
 
 class Clock:
-    """Time that the test moves."""
+    """A clock that the test moves."""
 
     def __init__(self):
         self.now = 0.0

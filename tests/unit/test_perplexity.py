@@ -1,4 +1,4 @@
-"""`r1prov weights compare`, with a program in the engine's place that keeps what it was told and writes what it was given."""
+"""Tests of `r1prov weights compare` with a script in the engine's place, which records its arguments and writes prepared files."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from r1prov.common.errors import Exit
 from r1prov.models import perplexity
 from tests.fixtures import shards, tinymodel
 
-VOCABULARY, CONTEXT, CHUNKS = 7, 10, 9  # more tokens than are compared at once, and no even vocabulary
+VOCABULARY, CONTEXT, CHUNKS = 7, 10, 9  # more tokens than are compared at once, and an odd vocabulary
 TOKENS = np.random.default_rng(1).integers(VOCABULARY, size=(CHUNKS, CONTEXT)).astype(np.int32)
 LOGITS = np.random.default_rng(2).normal(size=(CHUNKS, CONTEXT - 1 - CONTEXT // 2, VOCABULARY))
 
 
 def written(logits: np.ndarray, tokens: np.ndarray = TOKENS) -> bytes:
-    """A file as llama-perplexity writes it."""
+    """The content of a file of logits as llama-perplexity writes it."""
     logarithms = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     least = logarithms.min(axis=-1, keepdims=True)
     step = (logarithms.max(axis=-1, keepdims=True) - least) / 65535
@@ -41,9 +41,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def engine(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Keeps its arguments, one line a run, and its text; writes the file that is there for the model and the state of flash attention."""
+    """The folder of a script that records the arguments of each run as one line, and keeps a copy of the text.
+
+    The script writes the prepared file for its model and its setting of flash attention.
+    """
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(output.console.out, "width", 120)  # whatever the terminal of these tests has
+    monkeypatch.setattr(output.console.out, "width", 120)  # the tests must not depend on the terminal's width
     for name in ("a.gguf", "b.gguf"):
         (tmp_path / name).symlink_to(model)
     program = tmp_path / "bin" / "llama-perplexity"
@@ -155,7 +158,7 @@ def instead(engine: Path, script: str) -> None:
 
 
 def sparse(path: Path, vocabulary: int) -> None:
-    """A model of a header and a hole."""
+    """Writes a model file that consists of a header and a hole."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(1)
     writer.add_embedding_length(1)
@@ -179,7 +182,7 @@ def test_a_folder_without_room_is_told_before_anything_is_loaded(
     assert compare("large.gguf", "large.gguf", "--engine", str(engine), "--chunks", "500") == Exit.SITE
     said = capsys.readouterr().err
     assert f"{scratch}: " in said
-    # The text is Python's own reference, whose length differs by version.
+    # The text is Python's own language reference, whose length depends on the version.
     assert re.search(r"2 runs over 500 chunks need 65,280,00\d\.\d MiB there meanwhile; ", said)
     assert "  -> name another folder in the variable TMPDIR, or fewer `--chunks`" in said
     assert not (tmp_path / "runs").exists()

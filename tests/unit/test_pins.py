@@ -1,4 +1,4 @@
-"""What the package index says of versions that r1prov does not come with: asked once, from a small index of ours."""
+"""Tests that r1prov asks the package index once about versions it does not come with; the index is a small local one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHA256 = "5" * 64
 
 
 class Index(SimpleHTTPRequestHandler):
-    """A package index as files. Pages below /newer/ are JSON (PEP 691), the others HTML (PEP 503)."""
+    """Serves a package index from files. Pages below /newer/ are JSON (PEP 691), the others HTML (PEP 503)."""
 
     def guess_type(self, path: str) -> str:
         return "application/vnd.pypi.simple.v1+json" if "newer" in path else super().guess_type(path)
@@ -32,7 +32,10 @@ class Index(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def index(tmp_path: Path) -> Iterator[str]:
-    """A package index with one version of the page and one of llama-cpp-python; below /newer/ only the latter, in JSON."""
+    """The address of a package index with one version of open-webui and one of llama-cpp-python.
+
+    Below /newer/ it has only llama-cpp-python, in JSON.
+    """
     wheel = tmp_path / "index" / "open-webui" / "open_webui-9.9.9-py3-none-any.whl"
     wheel.parent.mkdir(parents=True)
     with zipfile.ZipFile(wheel, "w") as packed:

@@ -1,4 +1,4 @@
-"""The module's own part: arguments, what is there already, and its words."""
+"""Tests of the module's own part of preflight: its arguments, what the host has already, and its messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every check of preflight, from facts and an expectation to its words."""
+"""Tests of every check of preflight, from facts and an expectation to the message."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ NO_CARDS = {"gpu.cards": [], "gpu.on_bus": 0, "gpu.driver": "", "gpu.nvidia_smi"
 
 
 def changed(document: dict, changes: dict) -> dict:
-    """A copy in which the keys of `changes`, dotted paths, have other values."""
+    """A copy of `document` with the values of `changes`, whose keys are dotted paths."""
     document = copy.deepcopy(document)
     for path, value in changes.items():
         *parents, last = path.split(".")
@@ -277,4 +277,4 @@ def test_everything_wrong_is_said_at_once():
 
 
 def test_every_check_is_tested_above():
-    assert {case[2] for case in WRONG} == set(CHECKS) - {"fit"}  # made by another module
+    assert {case[2] for case in WRONG} == set(CHECKS) - {"fit"}  # another module makes the check `fit`

@@ -1,4 +1,4 @@
-"""Sources asked over real sockets: servers that answer, refuse, are silent, redirect, or are signed by an unknown authority."""
+"""Tests of asking sources over real sockets: servers that answer, refuse, stay silent, redirect, or have an untrusted certificate."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def server(status: int, tls: ssl.SSLContext | None = None) -> Iterator[str]:
-    """A server that gives every request this status; its address."""
+    """The address of a server that answers every request with `status`."""
 
     class Answer(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -79,7 +79,7 @@ def test_many_silent_sources_take_one_limit():
         address = f"http://127.0.0.1:{silent.getsockname()[1]}/"
         started = time.monotonic()
         found = problems(*[address + str(number) for number in range(8)], limit_s=1)
-        assert time.monotonic() - started < 6  # one after the other, they take eight
+        assert time.monotonic() - started < 6  # one after the other, they would take eight seconds
     assert len(found) == 8
 
 
@@ -151,7 +151,7 @@ def test_a_password_is_not_shown():
 
 
 def certificate(folder: Path, valid_days: int) -> tuple[str, ssl.SSLContext]:
-    """A certificate for 127.0.0.1, signed by itself: its PEM and a server's context."""
+    """A self-signed certificate for 127.0.0.1: its PEM, and the context for a server."""
     key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
     made = (

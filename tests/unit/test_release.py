@@ -1,4 +1,4 @@
-"""Releases side by side: made, tried, switched to, pruned; of archives, and of wheels."""
+"""Tests of releases from archives and from wheels: how they are made, tried, switched to and pruned."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def progress(tmp_path: Path) -> Progress:
 
 
 class Made(release.Build):
-    """A release that is one file."""
+    """The build of a release that consists of one file."""
 
     def __init__(self, release_id: str, *, fails: bool = False) -> None:
         self.id, self.record, self._fails = release_id, {"made": True}, fails
@@ -76,7 +76,7 @@ def test_what_is_there_is_not_made_again_and_a_folder_without_a_record_is(tmp_pa
 
 
 class Packed:
-    """An archive with a program that says its version, and the role's wish for it."""
+    """An archive with a program that prints its version, and the role's description of the release."""
 
     def __init__(self, folder: Path, version: str = "0.12.11", says: str = "") -> None:
         program = folder / version / "bin" / "ollama"
@@ -233,7 +233,7 @@ def test_advice(said: str, advised: str) -> None:
 
 
 class Wheels:
-    """A cache whose wheels all lie on the host, and no index: what is installed from it touches no network."""
+    """A cache with all wheels on the host, and no index, so an installation uses no network."""
 
     def __init__(self, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.cache, self.folder = cache, cache / "sources" / "wheels"
@@ -242,7 +242,7 @@ class Wheels:
         monkeypatch.setattr(uv.Uv, "_program", lambda _: str(Path(sys.executable).with_name("uv")))
 
     def pin(self, name: str, files: dict[str, str]) -> str:
-        """Makes the wheel NAME-1, its programs executable. Returns the line that pins it."""
+        """Makes the wheel NAME-1 with executable programs, and returns the line that pins it."""
         wheel = self.folder / f"{name}-1-py3-none-manylinux_2_17_x86_64.whl"
         info = f"{name}-1.dist-info"
         files = files | {

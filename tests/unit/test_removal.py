@@ -1,4 +1,4 @@
-"""What is taken off a host, and what is not; roles/removal/molecule does it for real."""
+"""Tests of what is removed from a host and what stays; roles/removal/molecule removes it from a real host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the engine is run beside what lies where: each choice on the machine that calls for it, and on one that does not."""
+"""Tests of how the engine runs a plan: each choice on a machine that calls for it, and on one that does not."""
 
 from typing import get_args
 
@@ -19,7 +19,7 @@ def planned(profile: str, quant: str = "UD-IQ1_S", attention: Attention = "mla",
 
 
 def said(found: Plan, name: str) -> str | None:
-    """The value of an argument; None where it is not given."""
+    """The value of an argument of the plan, or None where the plan does not give it."""
     words = list(found.arguments)
     return words[words.index(name) + 1] if name in words else None
 
@@ -32,7 +32,7 @@ def test_threads_are_the_profiles_where_the_cpu_computes_and_few_where_it_does_n
 
 
 def test_flash_attention_is_what_the_plan_counts_with() -> None:
-    assert said(planned("4x4090", attention="legacy"), "--flash-attn") == "off"  # no kernel for legacy heads
+    assert said(planned("4x4090", attention="legacy"), "--flash-attn") == "off"  # no kernel computes legacy heads
     assert said(planned("4x4090"), "--flash-attn") == "on"
     assert said(planned("cpu", attention="legacy"), "--flash-attn") == "on"
     for profile in ("4x4090", "cpu"):
@@ -48,10 +48,10 @@ def test_flash_attention_is_what_the_plan_counts_with() -> None:
         ("4x4090", "UD-IQ1_S", {"ram": 40 * GB}, "mmap", []),
         ("4x4090", "UD-IQ1_S", {"numa_nodes": 2}, "mmap", ["--numa", "distribute"]),
         ("4xh800", "UD-Q2_K_XL", {}, "none", []),
-        ("4xh800", "UD-Q2_K_XL", {"numa_nodes": 2}, "none", []),  # nothing computes from RAM
+        ("4xh800", "UD-Q2_K_XL", {"numa_nodes": 2}, "none", []),  # the CPU computes nothing from RAM
         ("cpu", "UD-IQ1_S", {}, "mmap+mlock", []),
         ("cpu", "UD-IQ1_S", {"numa_nodes": 2}, "mmap", ["--numa", "distribute"]),
-        # The locked file and the repacked form of it: twice 404 GB are too much, once is not.
+        # The locked file and its repacked form take 404 GB each. 512 GB hold one of them, but not both.
         ("cpu", "Q4_K_M", {"ram": 1024 * GB}, "mmap+mlock", []),
         ("cpu", "Q4_K_M", {"ram": 512 * GB}, "mmap", []),
         ("cpu", "Q4_K_M", {"ram": 256 * GB}, "mmap", ["--no-repack"]),

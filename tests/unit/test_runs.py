@@ -1,4 +1,4 @@
-"""From site to rendered inventory, with a real ssh server in this process."""
+"""Tests of the way from a site to the rendered inventory, with a real ssh server in this process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ esac
 
 
 class Silent:
-    """Watches nothing."""
+    """A watcher that ignores everything."""
 
     def note(self, host, text): ...
 
@@ -38,7 +38,7 @@ class Silent:
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """A server on which bob is root, in the folder of a site without a file."""
+    """A server on which bob is root; the test runs in the folder of a site without a file."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
@@ -69,9 +69,9 @@ def test_a_new_site_gets_a_key_and_an_inventory(server, tmp_path):
     assert state.secret(API_KEY).stat().st_mode & 0o777 == 0o600
     hosts = (state.inventory / "hosts.yml").read_text()
     assert '"gpu1"' in hosts
-    assert 'ansible_user: "bob"' in hosts  # from the ssh configuration: Ansible needs to know who is root
+    assert 'ansible_user: "bob"' in hosts  # the user comes from the ssh configuration, and Ansible needs it
     assert state.secret(API_KEY).read_text() not in "".join(p.read_text() for p in state.inventory.rglob("*.yml"))
-    with pytest.raises(SiteError, match="no site is known"):  # nothing runs there yet
+    with pytest.raises(SiteError, match="no site is known"):  # nothing runs on the host yet
         last_applied(None, [])
     state.remember(chosen)
     assert last_applied(None, ["gpu1"])[1] == chosen.hosts
@@ -83,7 +83,7 @@ def test_a_new_controller_takes_over_the_key_of_a_host(server, tmp_path):
     assert SiteState.of(None).secret(API_KEY).read_text() == "made-by-another"
     server.env["KEY"] = "changed-there"
     prepared(tmp_path)
-    assert SiteState.of(None).secret(API_KEY).read_text() == "made-by-another"  # what is here counts
+    assert SiteState.of(None).secret(API_KEY).read_text() == "made-by-another"  # the controller's own key counts
 
 
 def test_the_page_keeps_its_password_and_gets_a_key_of_its_own(server, tmp_path):
@@ -134,7 +134,7 @@ def test_the_command_is_limited_to_the_hosts_meant(tmp_path, monkeypatch):
     (tmp_path / "r1prov.yml").write_text("profile: demo\nhosts: [gpu1, gpu2]\n")
     chosen, hosts = select(None, ["gpu2"])
     command = runs.command(chosen, hosts, Login(), Request("up", "r1prov up gpu2", verbosity=1))
-    assert command.argv[-2:] == ("--limit", "gpu2")  # the first -v is r1prov's own
+    assert command.argv[-2:] == ("--limit", "gpu2")  # the first -v is for r1prov itself
     assert command.env["R1PROV_COMMAND"] == "r1prov up gpu2"
 
 

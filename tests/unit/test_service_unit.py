@@ -1,4 +1,4 @@
-"""Unit files: quoting, golden files for what the roles declare, and systemd's own opinion where it is installed."""
+"""Tests of unit files: their quoting, golden files of the roles' units, and systemd's own check where it is installed."""
 
 from __future__ import annotations
 

@@ -43,5 +43,5 @@ def test_the_demo_s_shards_in_the_cache_are_taken_as_they_are(tmp_path: Path, mo
     profile = load_profile("demo")
     model = Quant.model_validate({"name": "T", "repo": "me/tiny", "folder": "T", "files": files})
     monkeypatch.setattr(shards, "load_profile", lambda _: profile.model_copy(update={"model": model}))
-    monkeypatch.setattr(shards, "_wheel", None)  # nothing may be downloaded
+    monkeypatch.setattr(shards, "_wheel", None)  # a download would fail the test
     assert shards.demo_shards(tmp_path / "hub") is model

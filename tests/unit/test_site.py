@@ -152,7 +152,7 @@ def test_every_profile_that_comes_with_r1prov_is_valid(name: str) -> None:
 
 
 def gateway(tmp_path: Path, name: str = "r1.example.com", **tls: str) -> str:
-    """A site file whose gateway has a certificate for r1.example.com."""
+    """Writes a site file whose gateway has a certificate for r1.example.com."""
     authority.see_to(tmp_path / "tls", "r1.example.com", datetime.now(UTC))
     written = {"type": "certificate", "chain": "tls/server.crt", "key": "tls/server.key"} | tls
     return f"profile: 4x4090\nhosts: [gpu1]\ngateway: {json.dumps({'server_name': name, 'tls': written})}\n"

@@ -1,4 +1,4 @@
-"""The modules that look at a running server, as far as they are arithmetic; roles/smoke_bench/molecule runs them on a real one."""
+"""Tests of the arithmetic in the modules that inspect a running server; roles/smoke_bench/molecule runs them on a real one."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ WANTED = {
     [
         (["--ctx-size", "4096", "--parallel", "2"], []),
         (["-c", "2048", "-np", "2", "--kv-unified"], []),
-        (["--ctx-size", "4000", "--parallel", "2"], []),  # rounded up to a multiple of 256
-        (["--parallel", "2"], []),  # what was not asked for is not compared
+        (["--ctx-size", "4000", "--parallel", "2"], []),  # the engine rounds up to a multiple of 256
+        (["--parallel", "2"], []),  # an argument that is not given is not compared
         (["--ctx-size", "8192", "--parallel", "2"], ["2048 tokens of context per slot, not 4096"]),
         (["--ctx-size", "8192", "--parallel", "4"], ["2 slots, not 4"]),
     ],
@@ -118,7 +118,7 @@ def test_a_result_of_another_schema_is_none(tmp_path: Path) -> None:
     [
         (7.0, "llama-server", ""),
         (6.9, "llama-server", "decodes 6.90 tokens/s where it decoded 10.00 before; at least 70 % of that is wanted"),
-        (1.0, "ollama", ""),  # another engine is not compared
+        (1.0, "ollama", ""),  # the rates of different engines are not compared
     ],
 )
 def test_a_rate_that_fell_is_said(rate: float, engine: str, says: str) -> None:

@@ -1,4 +1,4 @@
-"""What `r1prov tune` tries around a plan, when that holds, and the program that measures, with a made-up llama-bench."""
+"""Tests of what `r1prov tune` tries around a plan, of when a result holds, and of the measuring program with a fake llama-bench."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PROGRAM = Path(__file__).parents[2] / "roles" / "tune" / "files" / "tune.py"
 
 
 LEGACY = {"attention": "legacy", "context_per_slot": 8192, "kv_type_k": "q4_0"}
-"""Where memory is short, there is most to try."""
+"""Settings whose KV cache is large. Where memory is short, tuning has the most to try."""
 
 
 @functools.cache
@@ -129,7 +129,7 @@ def test_a_plan_without_repacking_is_tried_with_it() -> None:
     ("change", "why"),
     [
         ({}, ""),
-        ({"ram": 481 * 10**9}, ""),  # another kernel
+        ({"ram": 481 * 10**9}, ""),  # another kernel shows a little more RAM
         ({"ram": 960 * 10**9}, "other hardware"),
         ({"cards": (("RTX 4090", 48 * GIB),)}, "other hardware"),
         ({"threads": 32}, "other hardware"),
@@ -143,7 +143,7 @@ def test_hardware_that_changed(change: dict[str, Any], why: str) -> None:
 
 @functools.cache
 def result() -> Tuned:
-    """What tuning a 4x4090 came to: half of the threads are faster."""
+    """The result of tuning a 4x4090, which is faster with half of its threads."""
     trial = tunings.trial(decide(site.load(None, profile="4x4090", hosts=["gpu1"])), FACTS)
     first = own(trial)
     best = first | {"threads": "32"}
@@ -158,7 +158,7 @@ def result() -> Tuned:
 
 @pytest.fixture
 def gpu1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> site.Site:
-    """A site without a file, of one tuned host and one that is not."""
+    """A site without a file, with the tuned host gpu1 and the host gpu2, which is not tuned."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     chosen = site.load(None, profile="4x4090", hosts=["gpu1", "gpu2"])
     SiteState.of(None).keep_tuned("gpu1", result())
@@ -273,7 +273,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def run(program: ModuleType, *dimensions: dict[str, Any], fixed: str = "", limit_s: float = 60) -> dict[str, Any]:
-    """Do a job as systemd would; returns the result."""
+    """Runs a job as systemd would, and returns its result."""
     folder = program.RESULT.parent
     job = {
         "program": str(folder / "llama-bench"),
@@ -321,7 +321,7 @@ def test_where_the_plans_own_setting_fails_nothing_is_measured(program: ModuleTy
 
 
 def test_no_time_is_begun_that_is_not_there(program: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock on which each measurement takes ten seconds."""
+    """On the clock of this test, each measurement takes ten seconds."""
     now, bench = [0.0], program.Tuning.bench
 
     def ten_seconds_later(self: Any, chosen: dict[str, str]) -> Any:
@@ -346,13 +346,13 @@ def test_one_that_was_stopped_goes_on_where_it_was(program: ModuleType) -> None:
     whole = run(program, THREADS, REPACK)
     calls = program.RESULT.parent / "calls"
     whole.pop("code")
-    whole["job"]["limit_s"] = 30  # it may have had less time
+    whole["job"]["limit_s"] = 30  # the run before may have had less time
     program.RESULT.write_text(json.dumps(whole | {"state": "running", "measured": whole["measured"][:2]}))
     calls.write_text("")
     again = run(program, THREADS, REPACK)
     assert len(calls.read_text().splitlines()) == 2
     assert again["chosen"] == whole["chosen"]
-    assert len(run(program, THREADS)["measured"]) == 3  # another job is measured from its beginning
+    assert len(run(program, THREADS)["measured"]) == 3  # another job starts from the beginning
     assert len(calls.read_text().splitlines()) == 5
 
 

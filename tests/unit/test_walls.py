@@ -1,4 +1,4 @@
-"""The walls of the house: what the wings of the package are, and that imports go only with the flow of the data."""
+"""Tests that the package consists of its wings, and that a wing imports only the wings before it."""
 
 import ast
 from collections.abc import Iterator
@@ -24,20 +24,20 @@ FLOW = (
     "output",
     "cli",
 )
-"""The wings in the order of the data: each may import those before it."""
+"""The wings in the order of the data flow. Each may import only those before it."""
 
 APART = {"lab": {"common"}}
-"""Throwaway hosts are no part of the flow: only the command line calls them."""
+"""The wings outside the flow, with the wings they may import. Only the command line calls throwaway hosts."""
 
 OWNERS = {"rich": "output", "typer": "cli", "ansible_runner": "runs", "paramiko": "hosts", "jinja2": "inventory"}
-"""Libraries that one wing alone knows."""
+"""The libraries that only one wing may import, with that wing."""
 
 
 def modules(package: Path = PACKAGE) -> dict[str, Path]:
-    """Every module of the package, by its dotted name below the package."""
+    """The file of every module of the package, by its dotted name below the package."""
     found = {}
     for path in package.rglob("*.py"):
-        if "on_host" in path.parts:  # programs that are sent to a host
+        if "on_host" in path.parts:  # these programs are sent to a host
             continue
         parts = path.relative_to(package).with_suffix("").parts
         found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
@@ -45,7 +45,10 @@ def modules(package: Path = PACKAGE) -> dict[str, Path]:
 
 
 def imports(path: Path, known: dict[str, Path], *, types: bool) -> Iterator[str]:
-    """The modules that a file imports: those of the package below its name, others by theirs. With `types`, for annotations too."""
+    """The modules that a file imports. Modules of the package come by their name below it, others by their full name.
+
+    With `types`, the modules that are imported only for annotations are included.
+    """
     tree = ast.parse(path.read_text())
     for_types = {
         id(inner)

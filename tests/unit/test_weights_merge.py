@@ -24,14 +24,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def converted(whole: Path) -> Path:
-    """The same in MLA form."""
+    """The same model in MLA form."""
     file = whole.with_name("converted.gguf")
     assert weights.convert(whole, file, "Q8_0", lambda *_: None)
     return file
 
 
 class Host:
-    """A folder with verified shards, and the transfer's state."""
+    """A host's folder with verified shards, and the state of the transfer."""
 
     def __init__(self, root: Path, whole: Path) -> None:
         self.folder, self.state, self.run, self.whole = root / "models", root / "state.json", root / "run", whole
@@ -46,7 +46,7 @@ class Host:
         return Merge(self.folder, self.files, name=name, attention=attention, state=self.state, run=self.run)
 
     def settle(self, keep: str) -> list[str]:
-        """What settling removed."""
+        """Settles on the file `keep`, and returns the names of the files that this removed."""
         found = merged_weights.replaced(self.folder, keep, self.files, self.state)
         if found:
             merged_weights.remove(found, self.state)
@@ -68,7 +68,7 @@ class Host:
         return found
 
     def has(self, attention: str, content: Path) -> bool:
-        """Whether the new file is there, as `content`, written down, and remembered."""
+        """Whether the new file exists with the bytes of `content`, has a record, and counts as verified."""
         file = self.folder / self.name(attention)
         record = json.loads(merged_weights.record_of(file).read_text())
         return (
@@ -130,10 +130,10 @@ def test_a_file_that_was_merged_as_published_is_brought_into_mla_form_and_kept_u
     assert stand_in["name"] == "t.gguf"
     host.merge("mla").complete()
     assert host.has("mla", converted)
-    assert host.merge("legacy").known  # the old one, to go back to
+    assert host.merge("legacy").known  # the old file stays, so that the host can go back to it
     assert host.settle("t.mla.gguf") == ["t.gguf"]
     assert host.names == {"t.mla.gguf", "t.mla.gguf.json"}
-    # What is in MLA form is no source for what was published.
+    # A file in MLA form cannot be turned back into the published form.
     assert not merged_weights.stand_in(host.folder, "t.gguf", "legacy", host.files)
     with pytest.raises(MergeError, match="Let the role weights bring it"):
         host.merge("legacy").complete()
@@ -173,7 +173,7 @@ def test_a_removal_that_was_cut_off_anywhere_is_taken_up(
 
     def die(*arguments: Any, **named: Any) -> None:
         if step == "unlink" and arguments[0].name != host.files[1]["name"]:
-            real(*arguments, **named)  # the second shard is the one where it ends
+            real(*arguments, **named)  # the removal is cut off at the second shard
         else:
             raise KeyboardInterrupt
 

@@ -17,8 +17,8 @@ RUNNING = {"LoadState": "loaded", "ActiveState": "active", "Result": "success", 
     [
         ({}, {"invocation": "2", "state": "done"}, True),
         ({}, {"invocation": "2", "state": "running"}, False),
-        ({}, {}, False),  # it has only just started
-        ({}, {"invocation": "1", "state": "done"}, False),  # that was an earlier start of the unit
+        ({}, {}, False),  # the unit has only just started
+        ({}, {"invocation": "1", "state": "done"}, False),  # an earlier start of the unit wrote this
         ({}, {"invocation": "1", "state": "failed", "message": "old"}, False),
         ({"ActiveState": "activating"}, {}, False),
     ],

@@ -1,4 +1,4 @@
-"""What the built wheel carries; tests/e2e installs it and runs it."""
+"""Tests of the contents of the built wheel; tests/e2e installs the wheel and runs it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_wheel_carries_the_whole_package_and_the_whole_collection(names: set
 def test_the_wheel_carries_nothing_that_only_tests_and_the_demo_need(names: set[str]) -> None:
     fixtures = {path.name for path in ROOT.glob("tests/fixtures/[!_]*.py")} - {
         "ollama.py"
-    }  # r1prov.offload has one too
+    }  # r1prov.offload has an ollama.py too
     strays = {name for name in names if Path(name).name in fixtures or {"molecule", "tests"} & set(Path(name).parts)}
     assert not strays
     assert {name.partition("/")[0] for name in names} == {"r1prov"}
