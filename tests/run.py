@@ -48,6 +48,15 @@ NEEDS = {
     "molecule ollama": tuple(f"Ollama {version}" for version in (ollama.VERSION, ollama.OTHER_VERSION)),
 }
 
+# What tests of the whole way may run at once. The tests of a group share hosts and run in a row, and the longest group begins first.
+E2E = {
+    "pair": ("test_up.py", "test_up_doors.py", "test_up_page.py", "test_up_removal.py"),
+    "alone": ("test_up_gateway.py", "test_up_models.py", "test_up_offline.py"),
+    "controller": ("test_controller_trixie.py",),
+    "tune": ("test_up_tune.py",),
+    "lab": ("test_lab.py", "test_lab_images.py"),
+}
+
 # The seconds that scenarios take on two idle cores. Long ones begin first; those that are not named take less.
 LONG = {"llama_cpp": 300, "open_webui": 250, "ollama": 200, "tune": 120, "gateway": 110}
 
@@ -59,12 +68,13 @@ def lint() -> list[Job]:
 
 def unit() -> list[Job]:
     """What needs no host."""
-    return [_pytest("unit", distribution="worksteal")]
+    return [_pytest("unit", name="unit", workers=AT_ONCE)]
 
 
 def e2e() -> list[Job]:
-    """The whole way. Tests that need hosts, or a browser, skip themselves where there is none; those of one group run in a row."""
-    return [_pytest("e2e", distribution="loadgroup", after=tuple(job.name for job in compilers()))]
+    """The whole way, a job for each group. Tests that need hosts, or a browser, skip themselves where there is none."""
+    after = tuple(job.name for job in compilers())
+    return [_pytest("e2e", name=f"e2e {group}", files=files, after=after) for group, files in E2E.items()]
 
 
 def molecule(role: str = "") -> list[Job]:
@@ -109,9 +119,13 @@ def _needs(name: str, folder: Path) -> tuple[str, ...]:
     return NEEDS.get(name, ()) + (("engine on bookworm",) if platform.get("engine") else ())
 
 
-def _pytest(stage: str, *, distribution: str, after: tuple[str, ...] = ()) -> Job:
-    argv = (sys.executable, "-m", "pytest", f"tests/{stage}", "-v", "-n", str(AT_ONCE), "--dist", distribution)
-    return Job(stage, stage, argv, ROOT, after=after, pytest=True, tell_each=stage == "e2e")
+def _pytest(
+    stage: str, *, name: str, files: tuple[str, ...] = (), workers: int = 1, after: tuple[str, ...] = ()
+) -> Job:
+    """A job of pytest: all tests of a stage, or those of some files in the order given."""
+    paths = [f"tests/{stage}/{file}" for file in files] or [f"tests/{stage}"]
+    argv = (sys.executable, "-m", "pytest", *paths, "-v", "-n", str(workers), "--dist", "worksteal")
+    return Job(stage, name, argv, ROOT, after=after, pytest=True, tell_each=stage == "e2e")
 
 
 def _report(outcomes: dict[str, Outcome], crew: Crew) -> Outcome:

@@ -1,7 +1,8 @@
-"""Fresh hosts, a hub, and what hosts may fetch from. The tests run in groups that may run at once, each with hosts of its own.
+"""Fresh hosts, a hub, and what hosts may fetch from.
 
-The mark `xdist_group` names the group: `pair` is the story of two servers, which builds from test to test; `alone` that of one server with
-a gateway and other models, after which its packages serve one without a network; `tune`, `localhost` and `lab` have short stories.
+The tests run in groups that may run at once, each with hosts of its own (`E2E` in tests/run.py). `pair` is the story of two servers, which
+builds from test to test. `alone` is that of one server with a gateway and other models, whose packages later serve one without a
+network. `controller`, `tune` and `lab` have short stories.
 """
 
 from __future__ import annotations

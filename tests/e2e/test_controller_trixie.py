@@ -20,7 +20,7 @@ from tests.fixtures.hub import Hub
 
 from .people import QUESTION, told
 
-pytestmark = [pytest.mark.host, pytest.mark.xdist_group("controller")]
+pytestmark = pytest.mark.host
 
 ROOT = Path(__file__).parents[2]
 AUTHORITIES = "/usr/local/share/ca-certificates"

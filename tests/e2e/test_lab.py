@@ -23,7 +23,7 @@ from r1prov.lab.base import base_image
 from .conftest import fresh
 from .people import told
 
-pytestmark = [pytest.mark.host, pytest.mark.usefixtures("bootable"), pytest.mark.xdist_group("lab")]
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("bootable")]
 
 
 @pytest.fixture(scope="module", params=lab.RELEASES)

@@ -11,7 +11,7 @@ from r1prov.common.errors import LabError
 
 from .people import told
 
-pytestmark = [pytest.mark.host, pytest.mark.usefixtures("bootable"), pytest.mark.xdist_group("lab")]
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("bootable")]
 NAMES = ("lab-image-first", "lab-image-second", "lab-image-bare")
 IMAGE = "lab-test"
 

@@ -26,7 +26,7 @@ from tests.cuda import ask_memory, fullsize
 
 from .people import Operator, told, untouched
 
-pytestmark = [pytest.mark.host, pytest.mark.xdist_group("pair")]
+pytestmark = pytest.mark.host
 UNIT = "r1prov-llama-server"
 MEASURED = "/var/lib/r1prov/smoke_bench/last.json"
 

@@ -17,7 +17,7 @@ from tests.fixtures import ollama
 from .page import Page
 from .people import MODEL, QUESTION, Operator, told
 
-pytestmark = [pytest.mark.host, pytest.mark.xdist_group("pair")]
+pytestmark = pytest.mark.host
 ANY_SPEED = ("--at-least", "0")
 """Cores that are busy with other things measure no speed. That a release which is slower is put back is a unit test of smoke_bench."""
 

@@ -21,7 +21,7 @@ from tests.golden import assert_golden, kept
 from .page import Page
 from .people import MODEL, QUESTION, Operator
 
-pytestmark = [pytest.mark.host, pytest.mark.xdist_group("alone")]
+pytestmark = pytest.mark.host
 CREDENTIALS = "/run/credentials/r1prov-gateway.service"
 SCAN = """
 import socket, sys

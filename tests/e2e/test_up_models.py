@@ -20,7 +20,7 @@ from tests.fixtures import shards, tinymodel
 from .people import QUESTION, Operator, told
 from .test_up_gateway import open_ports
 
-pytestmark = [pytest.mark.host, pytest.mark.xdist_group("alone")]
+pytestmark = pytest.mark.host
 BIN = "/opt/r1prov/llama.cpp/current/bin"
 
 

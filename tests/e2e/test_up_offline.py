@@ -16,7 +16,7 @@ from .conftest import fresh
 from .offline import artefacts
 from .people import Operator
 
-pytestmark = [pytest.mark.host, pytest.mark.xdist_group("alone")]
+pytestmark = pytest.mark.host
 
 
 def test_without_the_outside_the_artefacts_at_hand_are_enough(

@@ -18,7 +18,6 @@ from .people import QUESTION, Operator
 CHROMIUM = shutil.which("chromium")
 pytestmark = [
     pytest.mark.host,
-    pytest.mark.xdist_group("pair"),
     pytest.mark.skipif(not CHROMIUM, reason="there is no browser: apt-get install chromium"),
 ]
 # Nothing of the browser's own is to be fetched here, and root has no sandbox.

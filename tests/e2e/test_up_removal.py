@@ -17,7 +17,7 @@ from tests.fixtures import ollama
 
 from .people import Operator, told
 
-pytestmark = [pytest.mark.host, pytest.mark.xdist_group("pair")]
+pytestmark = pytest.mark.host
 
 # Caches that the lab shares among its hosts are mounted, so they are not the host's own; a reboot empties /run.
 OURS = r"""

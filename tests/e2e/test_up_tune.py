@@ -21,7 +21,7 @@ from tests.fixtures import engine, saying
 from .conftest import fresh
 from .people import Operator, told
 
-pytestmark = [pytest.mark.host, pytest.mark.xdist_group("tune")]
+pytestmark = pytest.mark.host
 UNIT = "/etc/systemd/system/r1prov-llama-server.service"
 HEALTH = "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health')"
 STARTED = "systemctl show r1prov-llama-server --property=InvocationID"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.jobs import COMPILE, Crew, Job, Outcome
-from tests.run import compilers, molecule
+from tests.run import E2E, ROOT, compilers, e2e, molecule
 
 
 def shell(tmp_path: Path, name: str, script: str, *, stage: str = "stage", **settings: object) -> Job:
@@ -121,3 +121,9 @@ def test_every_scenario_waits_for_compilers_that_there_are(tmp_path: Path) -> No
     assert len(jobs["molecule ollama"].after) == 2
     assert not jobs["molecule preflight"].after
     assert next(iter(jobs)) == "molecule llama_cpp"
+
+
+def test_every_test_of_the_whole_way_is_in_one_group() -> None:
+    files = [file for group in E2E.values() for file in group]
+    assert sorted(files) == sorted(path.name for path in (ROOT / "tests" / "e2e").glob("test_*.py"))
+    assert [job.name for job in e2e()] == [f"e2e {group}" for group in E2E]
