@@ -286,7 +286,10 @@ def main() -> None:
             model.check()
         if reason and not module.check_mode:
             digest = model.register()
-    except (ModelError, GgufError, ApiError, units.UnitError, ValueError, OSError) as error:
+    except GgufError as error:
+        remedy = "It is damaged or not whole: let the role weights verify and fetch the model's files again."
+        module.fail_json(msg=f"Ollama's model {module.params['name']}: {str(error).rstrip('.')}. {remedy}")
+    except (ModelError, ApiError, units.UnitError, ValueError, OSError) as error:
         module.fail_json(msg=f"Ollama's model {module.params['name']}: {str(error).rstrip('.')}.")
     actions = [f"registered {model.name}: {reason}"] if reason else []
     module.exit_json(changed=bool(reason), actions=actions, digest=digest)

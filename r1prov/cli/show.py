@@ -10,6 +10,7 @@ from r1prov import output
 from r1prov.machines import tuned
 from r1prov.output.pace import clock
 from r1prov.runs.report import benchmark_rows
+from r1prov.site.addresses import url
 from r1prov.site.authority import AUTHORITY
 from r1prov.site.state import ADMIN_PASSWORD, SiteState
 
@@ -48,8 +49,8 @@ def addresses(site: Site, hosts: Sequence[Host]) -> None:
     elsewhere = f" --site {site.path}" if site.path and site.path.parent != Path.cwd() else ""
     output.say()
     for host in hosts:
-        page = f"http://127.0.0.1:{file.open_webui.port} (chat page), " if file.open_webui.enabled else ""
-        output.say(f"{host.name}: {page}http://{address}:{port}/v1 ({file.engine})")
+        page = f"{file.page_url} (chat page), " if file.open_webui.enabled else ""
+        output.say(f"{host.name}: {page}{url(address, port)}/v1 ({file.engine})")
     if file.gateway:
         page = f"{file.gateway.url} (chat page), " if file.open_webui.enabled else ""
         output.say(f"For others, over TLS: {page}{file.gateway.url}/v1 (with the key)")

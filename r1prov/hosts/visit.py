@@ -10,6 +10,7 @@ from r1prov.common.errors import Problem, UnhealthyError
 from r1prov.decision import decide
 from r1prov.hosts import Tunnel, chat, connect, met, read_secret, read_status
 from r1prov.machines.tuned import in_words
+from r1prov.site.addresses import reached_at, url
 from r1prov.site.authority import AUTHORITY
 from r1prov.site.select import last_applied
 from r1prov.site.state import ADMIN_PASSWORD, API_KEY, SiteState
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from r1prov.hosts import Login
     from r1prov.hosts.chat import Piece, Rates
     from r1prov.site import Host, Site
-
-LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
-"""A service that listens on every address is reached on loopback."""
 
 
 def statuses(path: Path | None, named: Sequence[str], login: Login) -> dict[str, dict[str, Any]]:
@@ -37,16 +35,15 @@ def statuses(path: Path | None, named: Sequence[str], login: Login) -> dict[str,
         UnreachableError: a host cannot be reached, or its status cannot be read.
     """
     site, hosts = last_applied(path, named)
-    page = _url("127.0.0.1", site.file.open_webui.port) if site.file.open_webui.enabled else ""
-    embeddings = _url("127.0.0.1", site.file.open_webui.embeddings_port) if page else ""
+    has_page = site.file.open_webui.enabled
     gateway = site.file.gateway
-    door = _url(LOOPBACK.get(gateway.address, gateway.address), gateway.port, "https") if gateway else ""
+    door = url(reached_at(gateway.address), gateway.port, "https") if gateway else ""
     service = {
         "engine": site.file.engine,
-        "url": _url(*_engine_at(site)),
+        "url": site.file.api_url,
         "key_file": API_KEY.on_host,
-        "page": page,
-        "embeddings": embeddings,
+        "page": site.file.page_url if has_page else "",
+        "embeddings": site.file.embeddings_url if has_page else "",
         "gateway": door,
     }
     tuned = SiteState.of(site.path).all_tuned(hosts)
@@ -120,8 +117,8 @@ def opened(path: Path | None, name: str | None, login: Login) -> Generator[tuple
 
         def reach(address: str, port: int) -> str:
             if host.local:
-                return _url(address, port)
-            return _url("127.0.0.1", stack.enter_context(Tunnel(connection, address, port, port)).port)
+                return url(address, port)
+            return url("127.0.0.1", stack.enter_context(Tunnel(connection, address, port, port)).port)
 
         yield (
             host,
@@ -139,14 +136,10 @@ def opened(path: Path | None, name: str | None, login: Login) -> Generator[tuple
         )
 
 
-def _url(address: str, port: int, scheme: str = "http") -> str:
-    return f"{scheme}://[{address}]:{port}" if ":" in address else f"{scheme}://{address}:{port}"
-
-
 def _engine_at(site: Site) -> tuple[str, int]:
     """The address and port of the engine that holds the model, as its host sees them."""
     address, port = site.file.api
-    return LOOPBACK.get(address, address), port
+    return reached_at(address), port
 
 
 def _api_key(site: Site, host: Host, login: Login) -> str:

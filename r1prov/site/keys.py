@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from r1prov.common.documents import Keys
 from r1prov.machines.profile import Context, KvType, Profile
 from r1prov.models.latent import Attention
+from r1prov.site.addresses import is_on_loopback, reached_at, url
 from r1prov.site.sources import Sources
 
 TESTED_LLAMA_CPP = {"pypi": "0.3.36", "git": "0c1e57098bba43ac29e6e3b677cdceebdd22334f"}
@@ -216,6 +217,22 @@ class SiteFile(Keys):
         return self.service.address, self.service.port
 
     @property
+    def api_url(self) -> str:
+        """The URL of the engine that holds the model, as its host sees it."""
+        address, port = self.api
+        return url(reached_at(address), port)
+
+    @property
+    def page_url(self) -> str:
+        """The URL of the chat page, as its host sees it."""
+        return url("127.0.0.1", self.open_webui.port)
+
+    @property
+    def embeddings_url(self) -> str:
+        """The URL of the server that finds passages for the chat page, as its host sees it."""
+        return url("127.0.0.1", self.open_webui.embeddings_port)
+
+    @property
     def ollama_archive(self) -> str:
         """The place of Ollama's archive: the one that the operator names, or else the one where the project publishes it."""
         source, version = self.sources.ollama, self.versions.ollama
@@ -247,6 +264,15 @@ class SiteFile(Keys):
         if self.ollama.enabled and _numbers(self.versions.ollama) < _numbers(OLDEST_OLLAMA):
             raise ValueError(
                 f"Ollama {self.versions.ollama} does not know DeepSeek-R1: write {OLDEST_OLLAMA} or newer, or `ollama: {{enabled: false}}`"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_page_reaches_the_engine(self) -> Self:
+        if self.open_webui.enabled and not is_on_loopback(self.service.address):
+            raise ValueError(
+                f"the chat page may reach nothing but loopback, and the engine would listen on {self.service.address} only: let"
+                " service.address be 127.0.0.1, ::1, 0.0.0.0 or ::, or set `open_webui: {enabled: false}`"
             )
         return self
 

@@ -127,3 +127,22 @@ def test_what_is_rendered_is_what_the_roles_take() -> None:
         key for profile in ("4x4090", "demo") for key in values(profile=profile) if not key.startswith("r1prov_")
     }
     assert rendered <= known
+
+
+@pytest.mark.parametrize(("address", "reached"), [("::1", "[::1]"), ("0.0.0.0", "127.0.0.1"), ("::", "[::1]")])
+def test_everybody_is_told_where_the_engine_is_reached(address: str, reached: str) -> None:
+    gateway = {"server_name": "r1.example.com", "tls": {"type": "local-authority"}}
+    found = values(service={"address": address, "port": 8123}, gateway=gateway)
+    engine = f"http://{reached}:8123"
+    assert found["llama_server_address"] == address
+    assert [found[key] for key in ("gateway_api_url", "smoke_bench_url")] == [engine, engine]
+    assert found["open_webui_openai_url"] == f"{engine}/v1"
+
+
+def test_an_engine_that_the_page_could_not_reach_is_refused() -> None:
+    with pytest.raises(SiteError, match="may reach nothing but loopback"):
+        values(service={"address": "10.0.0.7"})
+    assert (
+        values(service={"address": "10.0.0.7"}, open_webui={"enabled": False})["smoke_bench_url"]
+        == "http://10.0.0.7:8000"
+    )
