@@ -84,13 +84,7 @@ def _problem(path: Path, node: yaml.Node, model: type[BaseModel], detail: ErrorD
     where = f"{path}:{_line(node, location)}"
     key = ".".join(str(part) for part in location)
     if detail["type"] == "extra_forbidden":
-        known = sorted(set(_keys(model)))
-        near = difflib.get_close_matches(str(location[-1]), known, n=2)
-        return Problem(
-            where,
-            f"unknown key `{key}`",
-            f"did you mean `{'` or `'.join(near)}`?" if near else f"{_site_page()} lists the keys",
-        )
+        return Problem(where, f"unknown key `{key}`", _meant(model, location))
     if detail["type"] == "missing":
         return Problem(where, f"`{key}` is missing", f"add it; {_site_page()} describes the keys")
     if not key:  # The mistake lies in several keys together, and the message names them.
@@ -136,12 +130,26 @@ def _line(node: yaml.Node, location: tuple[int | str, ...]) -> int:
     return line
 
 
-def _keys(model: type[BaseModel]) -> Iterator[str]:
-    """All keys of a model and of the models in it, among which a similar name is searched."""
+def _meant(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
+    """What to do about the unknown key at `location`: keys that may have been meant, or else those that there are."""
+    keys = list(dict.fromkeys(_keys(model)))
+    parent, name = "", str(location[-1])
+    for part in location[:-1]:
+        if f"{parent}{part}" in keys:  # Places in a list, and tags of a union, are no part of a path.
+            parent = f"{parent}{part}."
+    beside = [key.removeprefix(parent) for key in keys if key.startswith(parent) and "." not in key[len(parent) :]]
+    same_name = [key for key in keys if key.rpartition(".")[2] == name]
+    if near := difflib.get_close_matches(name, beside, n=2) or same_name[:3]:
+        return f"did you mean `{'` or `'.join(near)}`?"
+    return f"there are: {', '.join(beside)}" if parent else f"{_site_page()} lists the keys"
+
+
+def _keys(model: type[BaseModel], parent: str = "") -> Iterator[str]:
+    """The paths of all keys of a model and of the models in it, such as `service.port`."""
     for name, field in model.model_fields.items():
-        yield name
+        yield f"{parent}{name}"
         for inner in _models(field.annotation):
-            yield from _keys(inner)
+            yield from _keys(inner, f"{parent}{name}.")
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -78,6 +78,22 @@ def test_one_mistake_gets_one_line(tmp_path: Path, text: str, what: str) -> None
     assert what in line
 
 
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ("port: 3\n", "did you mean `hosts.port` or `service.port` or `ollama.port`?"),
+        ("service: {host: a}\n", "there are: address, port, alias"),
+        ("service: {prot: 1}\n", "did you mean `port`?"),
+        ("sources: {weights: [{type: hub, token_fil: x}]}\n", "did you mean `token_file`?"),
+        ("slotss: 1\n", "did you mean `slots`?"),
+        ("zzz: 1\n", "lists the keys"),
+    ],
+)
+def test_an_unknown_key_gets_those_that_may_have_been_meant(tmp_path: Path, text: str, remedy: str) -> None:
+    (line,) = problems(tmp_path, f"profile: 4x4090\nhosts: [a]\n{text}")
+    assert line.endswith(remedy)
+
+
 def test_a_wrong_profile_is_said_beside_the_rest(tmp_path: Path) -> None:
     found = problems(tmp_path, "profile: 4x409\nhosts: [a]\nslotss: 1\n")
     assert [line.partition(" -- ")[0] for line in found] == [
