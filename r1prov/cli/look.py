@@ -1,4 +1,4 @@
-"""The verbs that only look: `render`, `profiles`, `status`."""
+"""The verbs that only look: `profiles` and `status`."""
 
 from __future__ import annotations
 
@@ -6,44 +6,11 @@ from typing import Annotated
 
 import typer
 
-from r1prov import inventory, output
+from r1prov import output
 from r1prov.cli import options, show
 from r1prov.common.errors import Exit
-from r1prov.decision import decide
 from r1prov.hosts import visit
 from r1prov.machines import profile as machine
-from r1prov.runs import secrets
-from r1prov.site import pins
-from r1prov.site.select import select
-from r1prov.site.state import SiteState
-
-
-def render(
-    hosts: options.Hosts = None,
-    *,
-    profile: options.Profile = None,
-    site: options.SiteFile = None,
-    quant: options.Quant = None,
-    ctx_size: options.ContextSize = None,
-    parallel: options.Slots = None,
-    output_dir: options.Folder = None,
-) -> None:
-    """Write the inventory that `ansible-playbook -i DIR playbooks/up.yml` runs. Contacts no host.
-
-    Example: `r1prov render --profile 4x4090 gpu1.example.com -o inventory-gpu1`
-    """
-    wanted, _ = select(site, hosts or (), profile=profile, quant=quant, context_per_slot=ctx_size, slots=parallel)
-    state = SiteState.of(wanted.path)
-    decision = decide(wanted, output.say)
-    pins.keep(wanted, state.pins)
-    for path in secrets.provide(wanted):
-        hint = "; `r1prov up` would have asked the hosts first whether they have one"
-        output.say(f"made {path}{hint if path.parent == state.secrets else ''}")
-    decision, remarks = decision.with_tuned(state.all_tuned(wanted.hosts), {})
-    for name, text in remarks.items():
-        output.say(f"{name} {text}")
-    beside = (output_dir, str(state.root)) if output_dir else (state.inventory, inventory.BESIDE)
-    output.write(f"{inventory.render(decision, *beside)}\n")
 
 
 def profiles(

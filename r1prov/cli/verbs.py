@@ -24,7 +24,7 @@ VERBS = {
         "Say what llama-server would take with these arguments, on each card and in RAM, and whether that fits.",
     ),
     "render": (
-        "look:render",
+        "render:render",
         "Write the inventory that `ansible-playbook -i DIR playbooks/up.yml` runs. Contacts no host.",
     ),
     "profiles": ("look:profiles", "List the kinds of servers, or print one of them."),

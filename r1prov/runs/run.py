@@ -18,7 +18,7 @@ from r1prov.site.judges import password_weakness
 from r1prov.site.state import ADMIN_PASSWORD, SiteState
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from r1prov.decision import Decision
     from r1prov.hosts import Login
@@ -97,11 +97,8 @@ def prepare(site: Site, hosts: Sequence[Host], login: Login, watcher: Watcher) -
         SiteError: the site cannot be planned, or something is missing on this machine.
         UnreachableError: what is wrong with any host.
     """
+    decision = settle(site, lambda text: watcher.note(site.name, text))
     state = SiteState.of(site.path)
-    decision = decide(site, lambda text: watcher.note(site.name, text))
-    pins.keep(site, state.pins)
-    archives.judge(site, state.pins)
-    _judge_password(site)
     with met(hosts, site, login) as contacts:
         for name, contact in contacts.items():
             for text in contact.notes:
@@ -114,6 +111,24 @@ def prepare(site: Site, hosts: Sequence[Host], login: Login, watcher: Watcher) -
         watcher.note(name, text)
     decision = replace(decision, site=_with_users(site, users))
     inventory.render(decision, state.inventory)
+    return decision
+
+
+def settle(site: Site, say: Callable[[str], None]) -> Decision:
+    """Decide what the hosts shall serve, and see that this machine has what that takes. Contacts no host.
+
+    Args:
+        site: what the operator wants.
+        say: told where a header is read that was not read before.
+
+    Raises:
+        SiteError: the site cannot be planned, or something is missing or wrong on this machine.
+    """
+    state = SiteState.of(site.path)
+    decision = decide(site, say)
+    pins.keep(site, state.pins)
+    archives.judge(site, state.pins)
+    _judge_password(site)
     return decision
 
 

@@ -153,3 +153,13 @@ def test_llama_bench_is_refused_while_ollama_holds_the_model(tmp_path, monkeypat
         main(words)
     assert end.value.code == Exit.SITE
     assert "the engine is ollama, which sets itself" in capsys.readouterr().err
+
+
+def test_render_refuses_what_up_would_refuse(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    SiteState.of(None).keep_secret(ADMIN_PASSWORD, "password")
+    with pytest.raises(SystemExit) as end:
+        main(["render", "--profile", "cpu", "gpu1", "-o", str(tmp_path / "inventory")])
+    assert end.value.code == Exit.SITE
+    assert "the administrator's password" in capsys.readouterr().err
+    assert not (tmp_path / "inventory").exists()
