@@ -6,13 +6,14 @@ second on while the tests that do not need them run.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
@@ -45,7 +46,7 @@ class Job:
         after: the names of jobs that must have ended before this one begins, well or badly.
         environment: what it gets beside the environment of this process.
         pytest: whether the command is pytest, whose tests are counted one by one.
-        tell_each: whether each line of `argv`'s talk is shown, or the result of each test.
+        tell_each: whether each line that the command prints is shown as it comes, or the result of each test.
         afterwards: a file that the command may have written, and that a reader wants to see if it fails.
     """
 
@@ -111,6 +112,7 @@ class Crew:
         self._waiting: list[Job] = []
         self._running: dict[str, tuple[float, str]] = {}
         self._outcomes: dict[str, Outcome] = {}
+        self._processes: set[subprocess.Popen[str]] = set()
         self._stopped = False
 
     def run(self, jobs: list[Job], at_once: int) -> dict[str, Outcome]:
@@ -129,11 +131,10 @@ class Crew:
             worker.start()
         try:
             while any(worker.is_alive() for worker in workers):
-                for worker in workers:
-                    worker.join(0.2)
+                time.sleep(0.2)  # Not `join`: Python 3.11 takes a thread for dead when its join is interrupted.
                 self._say_what_runs()
         except KeyboardInterrupt:
-            self._stop(workers)
+            self._stop()
             raise
         return self._outcomes
 
@@ -208,13 +209,17 @@ class Crew:
                 stderr=subprocess.STDOUT,
                 text=True,
                 errors="replace",
+                # A group of its own: `_stop` alone passes an interruption on, once, wherever that came from.
+                start_new_session=True,
             ) as process,
         ):
+            self._processes.add(process)
             assert process.stdout
             for line in process.stdout:
                 kept.write(line)
                 kept.flush()
                 self._hear(job, line.rstrip())
+        self._processes.discard(process)
         return process.returncode
 
     def _hear(self, job: Job, line: str) -> None:
@@ -234,13 +239,19 @@ class Crew:
             running = [f"{name} ({note}{now - since:.0f} s)" for name, (since, note) in self._running.items()]
         self.say("running: " + ", ".join(running))
 
-    def _stop(self, workers: Iterable[threading.Thread]) -> None:
-        """Ctrl-C reaches the commands too: waits until they have ended."""
+    def _stop(self) -> None:
+        """Interrupts the commands, and waits until they have cleaned up and ended. Whoever is impatient ends them by another Ctrl-C."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
-        for worker in workers:
-            worker.join()
+        self.say(f"stopping: {', '.join(self._running) or 'nothing runs'}")
+        for end in (signal.SIGINT, signal.SIGTERM):
+            for process in list(self._processes):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, end)
+            with contextlib.suppress(KeyboardInterrupt), self._changed:
+                self._changed.wait_for(lambda: not self._running)
+                return
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._started

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -157,6 +158,8 @@ def main() -> int:
     parser.add_argument("--role", default="", help="molecule: this role only")
     options = parser.parse_args()
 
+    for end in (signal.SIGTERM, signal.SIGHUP):  # A closed terminal must not leave hosts behind either.
+        signal.signal(end, signal.default_int_handler)
     crew = Crew(LOGS)
     if options.role and not molecule(options.role):
         parser.error(f"no role named {options.role} has a scenario")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,27 @@ def test_a_job_that_cannot_be_started_has_failed_and_holds_nobody_up(
     outcomes = run(tmp_path, missing, shell(tmp_path, "waits", "true", after=("missing",)))
     assert (outcomes[COMPILE].failed, outcomes["stage"].passed) == (["missing"], 1)
     assert "/nowhere/compiler" in capsys.readouterr().out
+
+
+def test_who_is_ended_lets_its_commands_clean_up(tmp_path: Path) -> None:
+    script = "trap 'sleep 0.2; echo cleaned > cleaned; exit 1' INT; touch began; while :; do sleep 0.05; done"
+    program = f"""
+import signal
+from pathlib import Path
+from tests.jobs import Crew, Job
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+try:
+    Crew(Path({str(tmp_path / "logs")!r})).run([Job("stage", "long", ("sh", "-c", {script!r}), Path({str(tmp_path)!r}))], 1)
+except KeyboardInterrupt:
+    raise SystemExit(130)
+"""
+    crew = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
+    while not (tmp_path / "began").exists():
+        assert crew.poll() is None
+        time.sleep(0.05)
+    crew.terminate()
+    assert crew.wait(60) == 130
+    assert (tmp_path / "cleaned").read_text() == "cleaned\n"
 
 
 def test_a_failure_is_shown_with_the_end_of_its_talk_and_the_journal(
