@@ -35,9 +35,10 @@ def bench(
     applied, targets = last_applied(site, hosts or ())
     if llama_bench:
         require_llama_server(applied)
+    decision = running.settle(applied)
     login = login_options.ask()
     request = running.request("bench", {"r1prov_llama_bench": True} if llama_bench else {}, verbosity=verbose)
-    done = running.run(applied, targets, login, request)
+    done = running.run(decision, targets, login, request)
     if done.error:
         raise done.error
     if json:

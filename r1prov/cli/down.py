@@ -11,13 +11,13 @@ from r1prov import output
 from r1prov.cli import options, running, show
 from r1prov.common.errors import Exit
 from r1prov.common.units import gib
-from r1prov.decision import decide
 from r1prov.site.select import last_applied
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from r1prov.site import Host, Site
+    from r1prov.decision import Decision
+    from r1prov.site import Host
 
 
 @options.logs_in
@@ -41,12 +41,13 @@ def down(
     Example: `r1prov down --keep-weights gpu1`
     """
     applied, targets = last_applied(site, hosts or ())
+    decision = running.settle(applied)
     login = login_options.ask()
     if not yes and not check:
-        _ask(applied, targets, keep_weights=keep_weights, keep_chats=keep_chats)
+        _ask(decision, targets, keep_weights=keep_weights, keep_chats=keep_chats)
     keep = [what for what, kept in (("weights", keep_weights), ("chats", keep_chats)) if kept]
     variables = {"removal_keep": keep, **({"r1prov_break_lock": True} if break_lock else {})}
-    done = running.run(applied, targets, login, running.request("down", variables, check=check, verbosity=verbose))
+    done = running.run(decision, targets, login, running.request("down", variables, check=check, verbosity=verbose))
     if json:
         output.data(done.report.as_json())
     show.summary(done.report, check=check)
@@ -56,9 +57,9 @@ def down(
         output.say("What this site keeps here, its secrets among them, is still there for another `r1prov up`.")
 
 
-def _ask(applied: Site, targets: Sequence[Host], *, keep_weights: bool, keep_chats: bool) -> None:
+def _ask(decision: Decision, targets: Sequence[Host], *, keep_weights: bool, keep_chats: bool) -> None:
     """Ask whether all that may go."""
-    what = [f"the weights ({gib(decide(applied).quant.bytes)} on each host)"] * (not keep_weights)
+    what = [f"the weights ({gib(decision.quant.bytes)} on each host)"] * (not keep_weights)
     what += ["the chat page's accounts, chats and documents"] * (not keep_chats)
     if not sys.stdin.isatty() and what:
         raise typer.BadParameter("nobody is there to ask: say --yes, or --keep-weights and --keep-chats")

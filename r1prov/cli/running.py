@@ -19,6 +19,7 @@ from r1prov.site.state import SiteState
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from r1prov.decision import Decision
     from r1prov.hosts import Login
     from r1prov.output import LiveRun
     from r1prov.runs.run import Done
@@ -43,9 +44,14 @@ def announce_pause(site: Site, targets: Sequence[Host]) -> None:
         output.say(f"{host.name} will not answer while {engine} loads the model{known}.")
 
 
-def run(site: Site, targets: Sequence[Host], login: Login, request: Request) -> Done:
-    """Meet the hosts, decide, render, and run the playbook, and show all that as it happens."""
-    return watched(targets, request, lambda live: runs.run(site, targets, login, request, live))
+def settle(site: Site) -> Decision:
+    """Decide what the hosts shall serve, and see that this machine has what that takes."""
+    return runs.settle(site, output.say)
+
+
+def run(decision: Decision, targets: Sequence[Host], login: Login, request: Request) -> Done:
+    """Meet the hosts, render, and run the playbook, and show all that as it happens."""
+    return watched(targets, request, lambda live: runs.run(decision, targets, login, request, live))
 
 
 def finish(done: Done, targets: Sequence[Host], *, json: bool, check: bool = False) -> None:

@@ -38,11 +38,12 @@ def engine(
     """
     choice = {"engine": which.value}
     wanted, targets = with_choices(site, (), choice)
+    decision = running.settle(wanted)
     login = login_options.ask()
     # The choice is kept before the run: the next `up` makes good a run that is cut off.
     SiteState.of(wanted.path).choose(choice)
     running.announce_pause(wanted, targets)
-    running.finish(running.run(wanted, targets, login, running.request("up", verbosity=verbose)), targets, json=json)
+    running.finish(running.run(decision, targets, login, running.request("up", verbosity=verbose)), targets, json=json)
 
 
 @secrets.command()
@@ -59,9 +60,10 @@ def rotate(
     Example: `r1prov secrets rotate`
     """
     applied, targets = last_applied(site, ())
+    decision = running.settle(applied)
     login = login_options.ask()
     request = running.request("up", verbosity=verbose)
-    done, changed = rotate_api_key(applied, lambda: running.run(applied, targets, login, request))
+    done, changed = rotate_api_key(applied, lambda: running.run(decision, targets, login, request))
     if not changed:
         output.say("No host was changed; the key is the one it was.", "yellow")
     running.finish(done, targets, json=json)

@@ -12,7 +12,6 @@ from r1prov import output
 from r1prov.cli import options, running, show
 from r1prov.common.errors import Exit
 from r1prov.common.units import parse_duration
-from r1prov.decision import decide
 from r1prov.machines.tuned import in_words
 from r1prov.runs import tuning
 from r1prov.site.select import last_applied
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from r1prov.common.errors import R1provError
+    from r1prov.decision import Decision
     from r1prov.hosts import Login
     from r1prov.runs.run import Done
     from r1prov.site import Host, Site
@@ -54,7 +54,8 @@ def tune(
     except ValueError as error:
         raise typer.BadParameter(f"--limit: {error}") from None
     applied, targets = last_applied(site, hosts or ())
-    decision = decide(applied, output.say)
+    tuning.require_llama_server(applied)
+    decision = running.settle(applied)
     login = login_options.ask()
     tuned, trials = tuning.look(decision, targets, login, force=force)
     for name, kept in tuned.items():
@@ -66,7 +67,7 @@ def tune(
     waiting = [host for host in targets if host.name in trials]
     if waiting and not check:
         _announce(applied, waiting, limit, yes=yes)
-        conductor = _Conductor(applied, login, {"r1prov_break_lock": True} if break_lock else {}, verbose)
+        conductor = _Conductor(decision, login, {"r1prov_break_lock": True} if break_lock else {}, verbose)
         for host in waiting:
             tuned[host.name] = tuning.tune(decision, host, trials[host.name], conductor, limit_s=limit_s, force=force)
             show.tuning(host.name, tuned[host.name])
@@ -84,7 +85,7 @@ def tune(
 class _Conductor:
     """Runs what tuning needs, and shows it."""
 
-    site: Site
+    decision: Decision
     login: Login
     lock: Mapping[str, Any]
     verbosity: int
@@ -101,7 +102,7 @@ class _Conductor:
 
     def _run(self, playbook: str, host: Host, variables: Mapping[str, Any]) -> Done:
         request = running.request(playbook, variables, verbosity=self.verbosity)
-        return running.run(self.site, [host], self.login, request)
+        return running.run(self.decision, [host], self.login, request)
 
 
 def _announce(applied: Site, waiting: Sequence[Host], limit: str, *, yes: bool) -> None:

@@ -48,6 +48,7 @@ def up(
         slots=parallel,
         override=tuple(override or ()),
     )
+    decision = running.settle(wanted)
     login = login_options.ask()
     request = running.request(
         "up",
@@ -58,7 +59,7 @@ def up(
     )
     if print_command:
         prompts = ["--ask-become-pass"] * login_options.ask_become_pass + ["--ask-pass"] * login_options.ask_pass
-        decision = running.watched(targets, request, lambda live: runs.prepare(wanted, targets, login, live))
-        output.write(runs.command(decision.site, targets, login, request).shell(*prompts) + "\n")
+        prepared = running.watched(targets, request, lambda live: runs.prepare(decision, targets, login, live))
+        output.write(runs.command(prepared.site, targets, login, request).shell(*prompts) + "\n")
         return
-    running.finish(running.run(wanted, targets, login, request), targets, json=json, check=check)
+    running.finish(running.run(decision, targets, login, request), targets, json=json, check=check)

@@ -10,7 +10,6 @@ import typer
 from r1prov import output
 from r1prov.cli import options, running, show
 from r1prov.runs.rollout import needs_new_load, roll_out
-from r1prov.site import pins
 from r1prov.site.select import last_applied, with_choices
 from r1prov.site.state import SiteState
 
@@ -18,9 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from r1prov.common.errors import R1provError
+    from r1prov.decision import Decision
     from r1prov.hosts import Login
     from r1prov.runs.run import Done
-    from r1prov.site import Host, Site
+    from r1prov.site import Host
 
 
 @options.logs_in
@@ -53,14 +53,17 @@ def upgrade(
     before, _ = last_applied(site, hosts or ())
     after, targets = with_choices(site, hosts or (), {"versions": versions})
     login = login_options.ask()
-    state = SiteState.of(after.path)
-    pins.keep(after, state.pins)  # A version that does not exist is said before anything is announced.
     conductor = _Conductor(
-        before, after, login, at_least_percent / 100, verbose, pauses=needs_new_load(after, versions)
+        running.settle(before),
+        running.settle(after),  # A version that does not exist is said before anything is announced.
+        login,
+        at_least_percent / 100,
+        verbose,
+        pauses=needs_new_load(after, versions),
     )
     result = roll_out(targets, batch, conductor)
     if not result.error:
-        state.choose({"versions": versions})
+        SiteState.of(after.path).choose({"versions": versions})
     if json:
         output.data({"schema": 1, "runs": [report.as_json() for report in result.runs]})
     if result.error:
@@ -78,8 +81,8 @@ def upgrade(
 class _Conductor:
     """Runs what a roll-out needs, and shows it."""
 
-    before: Site
-    after: Site
+    before: Decision
+    after: Decision
     login: Login
     at_least: float
     verbosity: int
@@ -88,7 +91,7 @@ class _Conductor:
     def upgrade(self, hosts: Sequence[Host]) -> Done:
         output.say(f"{_names(hosts)}: upgrading", "bold")
         if self.pauses:
-            running.announce_pause(self.after, hosts)
+            running.announce_pause(self.after.site, hosts)
         return self._run(self.after, hosts, {"smoke_bench_at_least": self.at_least})
 
     def put_back(self, hosts: Sequence[Host], error: R1provError) -> Done:
@@ -96,8 +99,8 @@ class _Conductor:
         output.say(f"{_names(hosts)}: putting it back", "bold yellow")
         return self._run(self.before, hosts, {"smoke_bench_force": True})
 
-    def _run(self, site: Site, hosts: Sequence[Host], variables: dict[str, Any]) -> Done:
-        done = running.run(site, hosts, self.login, running.request("up", variables, verbosity=self.verbosity))
+    def _run(self, decision: Decision, hosts: Sequence[Host], variables: dict[str, Any]) -> Done:
+        done = running.run(decision, hosts, self.login, running.request("up", variables, verbosity=self.verbosity))
         show.summary(done.report)
         return done
 

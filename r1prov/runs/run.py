@@ -76,28 +76,32 @@ class Done:
     error: R1provError | None
 
 
-def run(site: Site, hosts: Sequence[Host], login: Login, request: Request, watcher: Watcher) -> Done:
-    """Meet the hosts, decide, render the inventory, and run the playbook.
+def run(decision: Decision, hosts: Sequence[Host], login: Login, request: Request, watcher: Watcher) -> Done:
+    """Meet the hosts, render the inventory, and run the playbook.
 
     Raises:
-        SiteError: the site cannot be planned, or something is missing on this machine.
         UnreachableError: what is wrong with any host.
     """
-    return play(prepare(site, hosts, login, watcher), hosts, login, request, watcher)
+    return play(prepare(decision, hosts, login, watcher), hosts, login, request, watcher)
 
 
-def prepare(site: Site, hosts: Sequence[Host], login: Login, watcher: Watcher) -> Decision:
-    """Decide what the hosts shall serve, and render the inventory. Changes nothing on a host.
+def prepare(decision: Decision, hosts: Sequence[Host], login: Login, watcher: Watcher) -> Decision:
+    """Meet the hosts, and render the inventory. Changes nothing on a host.
+
+    Args:
+        decision: from `settle`.
+        hosts: whom to meet.
+        login: how to reach them.
+        watcher: told what is remarkable about them.
 
     Returns:
-        the decision. Its site names the users that ~/.ssh/config logs in, for Ansible leaves sudo alone only where it knows
-        that it is root.
+        the decision for the hosts as they are. It knows which of them are tuned, and its site names the users that ~/.ssh/config
+        logs in, for Ansible leaves sudo alone only where it knows that it is root.
 
     Raises:
-        SiteError: the site cannot be planned, or something is missing on this machine.
         UnreachableError: what is wrong with any host.
     """
-    decision = settle(site, lambda text: watcher.note(site.name, text))
+    site = decision.site
     state = SiteState.of(site.path)
     with met(hosts, site, login) as contacts:
         for name, contact in contacts.items():

@@ -50,12 +50,10 @@ def look(
         force: all of them are to be measured again.
 
     Raises:
-        SiteError: the engine is one that sets itself.
         UnhealthyError: a host has no service that could pause.
         UnreachableError: a host cannot be reached.
     """
     site = decision.site
-    require_llama_server(site)
     kept = SiteState.of(site.path).all_tuned(hosts)
     tuned, trials = {}, {}
     with met(hosts, site, login) as contacts:

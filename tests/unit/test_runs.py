@@ -59,7 +59,8 @@ def server(tmp_path, monkeypatch):
 
 def prepared(tmp_path):
     chosen, hosts = select(None, ["gpu1"], profile="demo")
-    return runs.prepare(chosen, hosts, Login(ssh_config=tmp_path / "config"), Silent())
+    decision = runs.settle(chosen, lambda _: None)
+    return runs.prepare(decision, hosts, Login(ssh_config=tmp_path / "config"), Silent())
 
 
 def test_a_new_site_gets_a_key_and_an_inventory(server, tmp_path):
