@@ -59,7 +59,7 @@ class LlamaServer:
         self._context = 0
 
     def facts(self) -> dict[str, Any]:
-        """Tells what serves: `build`, `model` (a path), `context_per_slot` (tokens), `slots`."""
+        """Returns what serves: `build`, `model` (a path), `context_per_slot` (tokens), `slots`."""
         props = self._api.get("/props")
         self._context = props["default_generation_settings"]["n_ctx"]
         return {
@@ -100,7 +100,7 @@ class Ollama:
         self._slots = slots
 
     def facts(self) -> dict[str, Any]:
-        """Tells what serves, as `LlamaServer.facts` does. The model is named by its name and its digest."""
+        """Returns what serves, as `LlamaServer.facts` does. The model is named by its name and its digest."""
         models = self._api.get("/api/tags")["models"]
         listed = [found for found in models if found["name"] in (self._model, f"{self._model}:latest")]
         if not listed:

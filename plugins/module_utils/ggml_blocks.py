@@ -22,7 +22,7 @@ def dequantise(kind: str, raw: Array) -> Array:
         raw: uint8, the last dimension a row's bytes.
 
     Returns:
-        float32, the last dimension a row's elements; where a scale is no number, they are none.
+        float32, the last dimension a row's elements; a block whose scale is NaN gives NaNs.
     """
     n_bytes, decode = _DECODERS[kind]
     with np.errstate(invalid="ignore"):

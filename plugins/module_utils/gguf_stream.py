@@ -82,7 +82,7 @@ def write(
     report: Callable[[int, int], None],
     publish: Callable[[str], None] = lambda _sha256: None,
 ) -> str:
-    """Writes the file, safely to the disk; nothing is left of it when that fails.
+    """Writes the file, safely to the disk. No partial file remains when that fails.
 
     Args:
         path: a name that nothing else uses; what a killed run left there is removed.

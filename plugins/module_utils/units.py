@@ -1,4 +1,4 @@
-"""Starts, stops and questions of units. Nothing else in these plugins calls systemctl or journalctl.
+"""Starts, stops and queries systemd units. Nothing else in these plugins calls systemctl or journalctl.
 
 A host without systemd, such as a rented container, would need another implementation of this file.
 """

@@ -10,7 +10,7 @@ short_description: Measures settings with llama-bench in a unit of its own, and 
 description:
   - Stock Ansible cannot do it, because its module for services does not wait for a unit to end, nor stop one for which nobody waits.
   - Starts I(unit) and waits until it has ended. Its start stops the engine, and its end starts it again.
-  - When whoever waits for this module's answer is gone, the unit is stopped, so that the engine does not pause for nobody. Another start
+  - If the caller goes away, the unit is stopped, and the engine starts again. Another start
     goes on where this one was.
   - A job that was measured to its end is not measured again.
 options:

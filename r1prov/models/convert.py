@@ -47,7 +47,7 @@ def convert(source: Path, target: Path, key_type: str, report: Callable[[int, in
         What was written; None where `source` has MLA form already.
 
     Raises:
-        SiteError: the source cannot be converted, or the target not be written; nothing is left of it.
+        SiteError: the source cannot be converted, or the target cannot be written. No partial file remains.
     """
     _check_target(target)
     gguf.read(source)  # says what is wrong with it, or with its set

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def provide(site: Site, connections: Sequence[HostConnection] = ()) -> list[Path]:
-    """Make what the site needs and has not: secrets, and a certificate that lasts where an authority of its own issues it.
+    """Make the secrets that the site lacks, and the certificate of the gateway where an authority of the site issues it.
 
     Args:
         site: whose.

@@ -12,7 +12,7 @@ url, main_pid = sys.argv[1], int(os.environ["MAINPID"])
 anyone = ssl._create_unverified_context()  # noqa: S323, SLF001
 no_proxy = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=anyone))
 while True:
-    # First: another program on the same port must not be taken for a service that has just died of that.
+    # This comes first: another program on the same port must not be taken for a service that has just failed because the port is taken.
     try:
         os.kill(main_pid, 0)
     except ProcessLookupError:
