@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -75,7 +76,11 @@ def unit() -> list[Job]:
 def e2e() -> list[Job]:
     """The whole way, a job for each group. Tests that need hosts, or a browser, skip themselves where there is none."""
     after = tuple(job.name for job in compilers())
-    return [_pytest("e2e", name=f"e2e {group}", files=files, after=after) for group, files in E2E.items()]
+    return [
+        # The name of the group becomes that of its neighbour, the host from which it looks at others.
+        replace(_pytest("e2e", name=f"e2e {group}", files=files, after=after), environment={"R1PROV_TEST_GROUP": group})
+        for group, files in E2E.items()
+    ]
 
 
 def molecule(role: str = "") -> list[Job]:

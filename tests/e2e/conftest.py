@@ -65,7 +65,7 @@ def alone(bootable: None) -> Iterator[LabHost]:
 @pytest.fixture(scope="session")
 def neighbour(bootable: None) -> Iterator[LabHost]:
     """A server with nothing on it, which looks at others from outside. With it comes the lab's bridge, where the fixtures below listen."""
-    with fresh({f"e2e-neighbour-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}": "bookworm"}) as (host,):
+    with fresh({f"e2e-neighbour-{os.environ.get('R1PROV_TEST_GROUP', 'main')}": "bookworm"}) as (host,):
         yield host
 
 
