@@ -59,8 +59,18 @@ E2E = {
     "lab": ("test_lab.py", "test_lab_images.py"),
 }
 
-# The seconds that scenarios take on two idle cores. Long ones begin first; those that are not named take less.
-LONG = {"llama_cpp": 300, "open_webui": 250, "ollama": 200, "tune": 120, "gateway": 110}
+# The seconds that long jobs take, roughly: the longest begin first, so that no worker is left with a long one at the end. Others take less.
+SECONDS = {
+    "e2e pair": 1300,
+    "e2e alone": 700,
+    "molecule llama_cpp": 400,
+    "molecule open_webui": 400,
+    "e2e tune": 300,
+    "molecule ollama": 250,
+    "e2e controller": 250,
+    "molecule open_webui trixie": 200,
+    "molecule tune": 130,
+}
 
 
 def lint() -> list[Job]:
@@ -85,9 +95,7 @@ def e2e() -> list[Job]:
 
 def molecule(role: str = "") -> list[Job]:
     """Every scenario of every role, or of one role, each on a fresh host."""
-    scenarios = [path.parent for path in ROOT.glob(f"roles/{role or '*'}/molecule/*/molecule.yml")]
-    scenarios.sort(key=lambda folder: (-LONG.get(folder.parents[1].name, 0), folder))
-    return [_scenario(folder) for folder in scenarios]
+    return [_scenario(path.parent) for path in sorted(ROOT.glob(f"roles/{role or '*'}/molecule/*/molecule.yml"))]
 
 
 def compilers() -> list[Job]:
@@ -149,9 +157,12 @@ def _report(outcomes: dict[str, Outcome], crew: Crew) -> Outcome:
     return total
 
 
-def _jobs(stages: Iterable[str], role: str) -> list[Job]:
+def every_job(stages: Iterable[str], role: str) -> list[Job]:
+    """The jobs of stages, and the compilers that they wait for, in the order in which they should begin."""
     found = {"lint": lint, "unit": unit, "molecule": lambda: molecule(role), "e2e": e2e}
     jobs = [job for stage in STAGES if stage in stages for job in found[stage]()]
+    # What tells most in the least time comes first, then the longest.
+    jobs.sort(key=lambda job: (job.stage not in {"lint", "unit"}, -SECONDS.get(job.name, 0)))
     wanted = {name for job in jobs for name in job.after}
     return [*(job for job in compilers() if job.name in wanted), *jobs]
 
@@ -168,7 +179,7 @@ def main() -> int:
     crew = Crew(LOGS)
     if options.role and not molecule(options.role):
         parser.error(f"no role named {options.role} has a scenario")
-    jobs = _jobs(options.stages, options.role)
+    jobs = every_job(options.stages, options.role)
     reason = "; ".join(f"{p.where} {p.what} -> {p.remedy}" for p in lab.requirements())
     unbootable = [job for job in jobs if reason and job.stage in (COMPILE, "molecule")]
     try:

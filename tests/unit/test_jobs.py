@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.jobs import COMPILE, Crew, Job, Outcome
-from tests.run import E2E, ROOT, compilers, e2e, molecule
+from tests.run import E2E, LINTERS, ROOT, SECONDS, STAGES, compilers, e2e, every_job, molecule
 
 
 def shell(tmp_path: Path, name: str, script: str, *, stage: str = "stage", **settings: object) -> Job:
@@ -143,10 +143,16 @@ def test_every_scenario_waits_for_compilers_that_there_are(tmp_path: Path) -> No
     assert jobs["molecule gateway acme"].after == ("Pebble",)
     assert len(jobs["molecule ollama"].after) == 2
     assert not jobs["molecule preflight"].after
-    assert next(iter(jobs)) == "molecule llama_cpp"
 
 
 def test_every_test_of_the_whole_way_is_in_one_group() -> None:
     files = [file for group in E2E.values() for file in group]
     assert sorted(files) == sorted(path.name for path in (ROOT / "tests" / "e2e").glob("test_*.py"))
     assert [job.name for job in e2e()] == [f"e2e {group}" for group in E2E]
+
+
+def test_quick_stages_go_first_and_then_the_longest_job() -> None:
+    names = [job.name for job in every_job(STAGES, "") if job.stage != COMPILE]
+    assert names[: names.index("unit") + 1] == [*(" ".join(argv) for argv in LINTERS), "unit"]
+    assert names[names.index("unit") + 1] == "e2e pair"
+    assert set(SECONDS) <= set(names)
