@@ -71,7 +71,7 @@ def test_the_wheel_brings_all_that_a_new_controller_needs(
     colleague.site(pair, sources=sources, versions={"ollama": ollama.OTHER_VERSION})
     (weights,) = [line for line in told(pair[1], KEPT).splitlines() if line.endswith(".gguf")]
     colleague.does("up")
-    assert colleague.changes[pair[0].name] == ["smoke_bench: Bring the result to the controller"]
+    assert colleague.changes[pair[0].name] == ["smoke_bench: Copy the result to the controller"]
     assert len(colleague.changes[pair[1].name]) > 20
     assert weights in told(pair[1], KEPT).splitlines()
     assert colleague.secret("api-key") == operator.secret("api-key")
