@@ -117,9 +117,9 @@ def _paragraphs(description: Any) -> str:
 
 
 def _texts(description: Any) -> list[str]:
-    """Ansible allows a text or a list of texts, with C(code) in it."""
+    """Ansible allows a text or a list of texts, with C(code) and I(options) in it."""
     texts = description if isinstance(description, list) else [description] if description else []
-    return [re.sub(r"C\((.*?)\)", r"`\1`", text) for text in texts]
+    return [re.sub(r"[CI]\((.*?)\)", r"`\1`", text) for text in texts]
 
 
 def _keys(title: str, model: type[BaseModel]) -> str:
