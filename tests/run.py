@@ -174,7 +174,9 @@ def main() -> int:
     parser.add_argument("--role", default="", help="molecule: this role only")
     options = parser.parse_args()
 
-    for end in (signal.SIGTERM, signal.SIGHUP):  # A closed terminal must not leave hosts behind either.
+    # A closed terminal must not leave hosts behind either. A shell lets what it starts in the background ignore SIGINT, and whoever
+    # ignores a signal hands that on to its children, who could then not be asked to clean up.
+    for end in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(end, signal.default_int_handler)
     crew = Crew(LOGS)
     if options.role and not molecule(options.role):

@@ -70,7 +70,8 @@ def test_who_is_ended_lets_its_commands_clean_up(tmp_path: Path) -> None:
 import signal
 from pathlib import Path
 from tests.jobs import Crew, Job
-signal.signal(signal.SIGTERM, signal.default_int_handler)
+for end in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(end, signal.default_int_handler)
 try:
     Crew(Path({str(tmp_path / "logs")!r})).run([Job("stage", "long", ("sh", "-c", {script!r}), Path({str(tmp_path)!r}))], 1)
 except KeyboardInterrupt:
