@@ -69,7 +69,9 @@ def test_the_wheel_brings_all_that_a_new_controller_needs(
     colleague = Operator(tmp_path, {"PYTHONPATH": str(tmp_path / "site")})
     # The operator has chosen it with `r1prov upgrade`, which the site file does not tell.
     colleague.site(pair, sources=sources, versions={"ollama": ollama.OTHER_VERSION})
-    (weights,) = [line for line in told(pair[1], KEPT).splitlines() if line.endswith(".gguf")]
+    (weights,) = [
+        line for line in told(pair[1], KEPT).splitlines() if line.endswith("/SmolLM2-135M-Instruct-Q4_1.gguf")
+    ]
     colleague.does("up")
     assert colleague.changes[pair[0].name] == ["smoke_bench: Copy the result to the controller"]
     assert len(colleague.changes[pair[1].name]) > 20
