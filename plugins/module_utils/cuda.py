@@ -14,7 +14,6 @@ _OLDEST_OF_13 = 75  # CUDA 13 does not know the capabilities below it any more
 # The oldest driver that runs what a toolkit of a major version compiled. Minor versions are compatible with each other.
 _DRIVER_SINCE = {11: 450, 12: 525, 13: 580}
 WHEELS_VERSION: Version = (13, 0)
-WAYS = ("system", "pypi", "nvidia", "distribution")
 
 
 @dataclass(frozen=True)

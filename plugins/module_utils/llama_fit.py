@@ -9,6 +9,7 @@ import signal
 import subprocess
 from typing import TYPE_CHECKING, Any
 
+from ansible_collections.r1.prov.plugins.module_utils import remedies
 from ansible_collections.r1.prov.plugins.module_utils.llama_memory import MIB, asked, told
 
 if TYPE_CHECKING:
@@ -93,8 +94,6 @@ def advice(rooms: dict[str, Any]) -> str:
     )
 
 
-def remedy(words: str, remedies: list[dict[str, Any]]) -> str:
+def remedy(words: str, known: list[dict[str, Any]]) -> str:
     """What to do about the engine's refusal."""
-    return next(
-        (known["remedy"] for known in remedies if re.search(known["pattern"], words)), "Correct llama_server_arguments."
-    )
+    return remedies.first(words, known) or "Correct llama_server_arguments."

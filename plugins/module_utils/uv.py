@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tempfile
 import zipfile
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,7 +73,7 @@ class Uv:
         }
         if "PIP_CERT" in environment:
             environment.setdefault("SSL_CERT_FILE", environment["PIP_CERT"])
-        command = ["nice", "-n", "10", self._program(), *arguments]  # whatever serves on this host goes first
+        command = ["nice", "-n", "10", self._program, *arguments]  # whatever serves on this host goes first
         lines: list[str] = []
         sizes: dict[str, int] = {}
         done: set[str] = set()
@@ -99,6 +100,7 @@ class Uv:
             said = without_credentials("\n".join(lines[-_LOG_LINES:]))
             raise ReleaseError(f"{said}\n{advice(said)}")
 
+    @cached_property
     def _program(self) -> str:
         """The program, out of its verified wheel."""
         program = self._cache / f"uv-{VERSION}"

@@ -56,20 +56,6 @@ options:
     description: Whether a misfit is only warned of.
     type: bool
     default: false
-  remedies:
-    description: What to say when the engine refuses. The first whose pattern is found in its words is shown.
-    type: list
-    elements: dict
-    default: []
-    suboptions:
-      pattern:
-        description: Regular expression.
-        type: str
-        required: true
-      remedy:
-        description: What to do next.
-        type: str
-        required: true
   remember:
     description: The file that remembers what was confirmed.
     type: path
@@ -93,6 +79,8 @@ options:
     description: Its systemd unit, without C(.service).
     type: str
     default: r1prov-llama-server
+extends_documentation_fragment:
+  - r1.prov.remedies
 author:
   - The r1prov team
 """
@@ -155,6 +143,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.r1.prov.plugins.module_utils import remedies
 from ansible_collections.r1.prov.plugins.module_utils.files import read_json
 from ansible_collections.r1.prov.plugins.module_utils.host_probe import probe
 from ansible_collections.r1.prov.plugins.module_utils.http_api import Api, ApiError
@@ -260,7 +249,6 @@ def serves(module: AnsibleModule, wanted: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    remedies = {"pattern": {"type": "str", "required": True}, "remedy": {"type": "str", "required": True}}
     states = {"fits": fits, "serves": serves}
     module = AnsibleModule(
         argument_spec={
@@ -273,7 +261,7 @@ def main() -> None:
             "card_reserve_bytes": {"type": "int"},
             "host_reserve_bytes": {"type": "int"},
             "accept": {"type": "bool", "default": False},
-            "remedies": {"type": "list", "elements": "dict", "default": [], "options": remedies},
+            "remedies": remedies.OPTION,
             "remember": {"type": "path", "default": "/var/lib/r1prov/llama_server/fit.json"},
             "url": {"type": "str"},
             "api_key_file": {"type": "path", "no_log": False},

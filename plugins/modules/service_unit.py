@@ -59,20 +59,8 @@ options:
     description: How much it reads before it is ready.
     type: int
     default: 0
-  remedies:
-    description: What to say when it does not start. The first whose pattern is found in its log is shown.
-    type: list
-    elements: dict
-    default: []
-    suboptions:
-      pattern:
-        description: Regular expression.
-        type: str
-        required: true
-      remedy:
-        description: What to do next.
-        type: str
-        required: true
+extends_documentation_fragment:
+  - r1.prov.remedies
 author:
   - The r1prov team
 """
@@ -116,7 +104,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.r1.prov.plugins.module_utils import units
+from ansible_collections.r1.prov.plugins.module_utils import remedies, units
 from ansible_collections.r1.prov.plugins.module_utils.files import write_whole
 from ansible_collections.r1.prov.plugins.module_utils.host_probe import probe
 from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
@@ -232,9 +220,8 @@ class Service:
             port, who = holders[0]["port"], holders[0]
             by = f"{who['process'] or 'another process'} (pid {who['pid']}{', ' + who['unit'] if who['unit'] else ''})"
             return f"port {port} is taken by {by}. Stop that, or give {self.wanted['name']} another port."
-        for known in self.wanted["remedies"]:
-            if re.search(known["pattern"], "\n".join(error.log)):
-                return str(known["remedy"])
+        if known := remedies.first("\n".join(error.log), self.wanted["remedies"]):
+            return known
         if error.result == "timeout":
             return "it was not ready within its time limit (TimeoutStartSec). Look at its log; a slow disk needs a longer limit."
         return f"its log says why: journalctl -u {self.unit}"
@@ -288,7 +275,6 @@ def _write(path: Path, content: str, mode: int) -> None:
 
 
 def main() -> None:
-    remedies = {"pattern": {"type": "str", "required": True}, "remedy": {"type": "str", "required": True}}
     module = AnsibleModule(
         argument_spec={
             "name": {"type": "str", "required": True},
@@ -302,7 +288,7 @@ def main() -> None:
             "ports": {"type": "list", "elements": "int", "default": []},
             "load_step": {"type": "str", "default": ""},
             "load_bytes": {"type": "int", "default": 0},
-            "remedies": {"type": "list", "elements": "dict", "default": [], "options": remedies},
+            "remedies": remedies.OPTION,
         },
         supports_check_mode=True,
     )

@@ -156,9 +156,8 @@ def prepare(module: AnsibleModule, wanted: dict[str, Any]) -> None:
         files = [instead]
     else:
         todo |= link_actions(path, files, wanted["folders"])
-    has_ended = (
-        show(wanted["unit"], "SubState")["SubState"] == "exited"
-    )  # it counts as started though its program has ended
+    # A unit whose program has ended well still counts as started.
+    has_ended = show(wanted["unit"], "SubState")["SubState"] == "exited"
     if has_ended and not is_as_verified(path, files):
         what = f"stopped {wanted['unit']}, whose files are not as it left them"
         todo[what] = partial(systemctl, "stop", wanted["unit"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,7 +18,7 @@ from r1prov.runs.run import Request
 from r1prov.site.state import SiteState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
 
     from r1prov.decision import Decision
     from r1prov.hosts import Login
@@ -46,7 +47,8 @@ def announce_pause(site: Site, targets: Sequence[Host]) -> None:
 
 def settle(site: Site) -> Decision:
     """Decide what the hosts shall serve, and see that this machine has what that takes."""
-    return runs.settle(site, output.say)
+    with _stoppable():
+        return runs.settle(site, output.say)
 
 
 def run(decision: Decision, targets: Sequence[Host], login: Login, request: Request) -> Done:
@@ -72,10 +74,17 @@ def finish(done: Done, targets: Sequence[Host], *, json: bool, check: bool = Fal
 
 
 def watched(targets: Sequence[Host], request: Request, work: Callable[[LiveRun], T]) -> T:
-    """Show `work` as it happens. Ctrl-C ends it, and says how to go on."""
+    """Show `work` as it happens."""
+    live = output.LiveRun([host.name for host in targets], raw=request.verbosity > 0, diffs=request.diff)
+    with _stoppable(), live:
+        return work(live)
+
+
+@contextlib.contextmanager
+def _stoppable() -> Generator[None, None, None]:
+    """Ctrl-C ends what is done meanwhile, and says how to go on."""
     try:
-        with output.LiveRun([host.name for host in targets], raw=request.verbosity > 0, diffs=request.diff) as live:
-            return work(live)
+        yield
     except KeyboardInterrupt:
         output.say(f"\nStopped. {GO_ON}", "yellow")
         raise typer.Exit(Exit.INTERRUPTED) from None

@@ -239,7 +239,7 @@ class Wheels:
         self.cache, self.folder = cache, cache / "sources" / "wheels"
         self.folder.mkdir(parents=True)
         monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
-        monkeypatch.setattr(uv.Uv, "_program", lambda _: str(Path(sys.executable).with_name("uv")))
+        monkeypatch.setattr(uv.Uv, "_program", str(Path(sys.executable).with_name("uv")))
 
     def pin(self, name: str, files: dict[str, str]) -> str:
         """Makes the wheel NAME-1 with executable programs, and returns the line that pins it."""
