@@ -4,7 +4,7 @@
 # Programs of the lab lie in sbin, which is not on everybody's path.
 IN := PATH="$$(./bootstrap):$$PATH:/usr/sbin:/sbin" && export PATH &&
 
-.PHONY: help setup demo test lint unit molecule e2e test-cuda format docs golden lock
+.PHONY: help setup demo test lint unit thorough molecule e2e test-cuda format docs golden lock
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -23,6 +23,9 @@ lint: ## ruff, mypy, yamllint, ansible-lint
 
 unit: ## the package and the plugins, without any host
 	@$(IN) python -m tests.run unit
+
+thorough: ## plans of 500 random machines and models, other ones each time (2 minutes); `make unit` tries the same 50
+	@$(IN) pytest -q --hypothesis-profile=thorough tests/unit/test_offload.py
 
 molecule: ## each role on a fresh host; ROLE=name for one of them
 	@$(IN) python -m tests.run molecule $(if $(ROLE),--role $(ROLE))

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from r1prov.common.errors import SiteError
@@ -183,7 +183,6 @@ servings = st.builds(
 reserves = st.sampled_from([0, 512, 1024, 1024, 3000]).map(lambda mib: mib * MIB)
 
 
-@settings(max_examples=500, deadline=None)
 @given(models, machines, servings, reserves)
 def test_a_plan_is_what_its_arguments_say_and_fits_where_it_says_so(
     model: Model, machine: Mixed, serving: Serving, reserve: int
