@@ -15,6 +15,7 @@ from r1prov import __version__
 from r1prov.common import paths
 from r1prov.common.files import write_whole
 from r1prov.common.units import gib
+from r1prov.models.catalogue import ollama_template
 from r1prov.models.sources import places
 from r1prov.offload.tuning import for_bench
 
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from r1prov.decision import Decision
     from r1prov.models.catalogue import Quant
     from r1prov.site import Site
-
-R1_TEMPLATE = "<｜User｜>{{ .System }} {{ .Prompt }}<｜Assistant｜>"  # noqa: RUF001 - R1 spells its special tokens with these bars
-"""R1's turn for Ollama, as the published guides write it. A model of one's own brings its template in its file."""
 
 BESIDE = "{{ inventory_dir }}/.."
 """Where the site's secrets and reports lie, seen from an inventory in its usual place."""
@@ -95,7 +93,7 @@ def _values(decision: Decision) -> dict[str, Any]:
         "attention": decision.attention,
         "merged": decision.merged,
         "model": decision.model_file,
-        "ollama_template": R1_TEMPLATE if quant.repo.endswith("/DeepSeek-R1-GGUF") else "",
+        "ollama_template": ollama_template(quant),
         "weights_sources": _places(site, quant),
         "token_file": next((s.token_file for s in file.sources.weights if s.type == "hub" and s.token_file), None),
         "environment": {**_proxies(site), "PIP_INDEX_URL": file.sources.pypi.index},

@@ -19,6 +19,9 @@ from r1prov.common.errors import Problem, SiteError
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 FolderName = Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$")]
 
+R1_TEMPLATE = "<｜User｜>{{ .System }} {{ .Prompt }}<｜Assistant｜>"  # noqa: RUF001 - R1 spells its special tokens with these bars
+"""R1's turn for Ollama, as the published guides write it."""
+
 
 class ShardFile(BaseModel):
     """One file of a quant."""
@@ -78,6 +81,11 @@ def quant(name: str) -> Quant:
 def is_published(quant: Quant) -> bool:
     """Whether the catalogue holds exactly this quant, with the same files."""
     return _published().get(quant.name) == quant
+
+
+def ollama_template(quant: Quant) -> str:
+    """The template of a turn that Ollama is given. It is empty for an operator's own model, whose file brings its template."""
+    return R1_TEMPLATE if is_published(quant) else ""
 
 
 @cache
