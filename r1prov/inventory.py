@@ -85,6 +85,7 @@ def _values(decision: Decision) -> dict[str, Any]:
         "releases": decision.releases,
         "quant": quant,
         "gpus": machine.gpus,
+        "cpu_threads": machine.cpu_threads,
         "backend": decision.backend,
         "question": site.profile.question,
         "temperature": site.profile.serving.temperature,

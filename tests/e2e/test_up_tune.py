@@ -71,11 +71,11 @@ def wait_for(host: LabHost, condition: str, limit_s: float = 300) -> None:
         time.sleep(0.5)
 
 
-def pretend_one_thread_is_best(host: LabHost, kept: Path) -> None:
+def pretend_two_threads_are_best(host: LabHost, kept: Path) -> None:
     """The controller has lost what was measured, and the host remembers it otherwise."""
     script = (
         "import json; p = '/var/lib/r1prov/tune/result.json'; r = json.load(open(p));"
-        " r['chosen'] = {**r['measured'][0]['chosen'], 'threads': '1'}; json.dump(r, open(p, 'w'))"
+        " r['chosen'] = {**r['measured'][0]['chosen'], 'threads': '2'}; json.dump(r, open(p, 'w'))"
     )
     told(host, f'python3 -c "{script}"')
     kept.unlink(missing_ok=True)
@@ -132,10 +132,10 @@ def test_again_there_is_nothing_to_do(tuner: Operator, host: LabHost, kept: Path
 
 
 def test_what_the_host_has_measured_is_kept_without_another_pause(tuner: Operator, host: LabHost, kept: Path) -> None:
-    pretend_one_thread_is_best(host, kept)
+    pretend_two_threads_are_best(host, kept)
     talk = tuner.does("tune", "--yes").stderr
-    assert "threads 1 kept" in talk
-    assert "--threads 1" in told(host, f"cat {UNIT}")
+    assert "threads 2 kept" in talk
+    assert "--threads 2" in told(host, f"cat {UNIT}")
 
 
 def test_another_plan_is_served_as_planned_until_the_old_one_is_back(
@@ -143,21 +143,21 @@ def test_another_plan_is_served_as_planned_until_the_old_one_is_back(
 ) -> None:
     tuner.site([host], **keys | {"context_per_slot": 1024})
     assert "is tuned for another plan" in tuner.does("up").stderr
-    assert "--threads" not in told(host, f"cat {UNIT}")
+    assert "--threads 1" in told(host, f"cat {UNIT}")
     tuner.site([host], **keys)
     tuner.does("up")
-    assert "--threads 1" in told(host, f"cat {UNIT}")
+    assert "--threads 2" in told(host, f"cat {UNIT}")
 
 
 def test_what_does_not_serve_gives_way_to_the_plan(tuner: Operator, host: LabHost, kept: Path) -> None:
     program = "/opt/r1prov/llama.cpp/current/bin/llama-server"
-    picky = f'#!/bin/sh\ncase "$*" in *"--threads 1"*) echo out of memory; exit 1;; esac\nexec {program}.real "$@"\n'
+    picky = f'#!/bin/sh\ncase "$*" in *"--threads 2"*) echo out of memory; exit 1;; esac\nexec {program}.real "$@"\n'
     told(host, f"mv {program} {program}.real; printf '%s' '{picky}' > {program}; chmod 755 {program}")
-    pretend_one_thread_is_best(host, kept)
+    pretend_two_threads_are_best(host, kept)
     talk = tuner.does("tune", "--yes", code=Exit.RUN_FAILED).stderr
     assert f"{host.name}: back to the plan's own setting" in talk
     assert not kept.exists()
-    assert "--threads" not in told(host, f"cat {UNIT}")
+    assert "--threads 1" in told(host, f"cat {UNIT}")
     assert answers(host)
 
 
