@@ -110,6 +110,7 @@ class Page(NamedTuple):
             "HOME": str(self.data),
             "DATA_DIR": str(self.data),
             "STATIC_DIR": str(self.data / "static"),
+            "FROM_INIT_PY": "True",  # as where `open-webui serve` has started it
             "OFFLINE_MODE": "True",
             "GLOBAL_LOG_LEVEL": "ERROR",
             "ENABLE_DB_MIGRATIONS": "False",  # The service has made them.
@@ -133,9 +134,13 @@ class Page(NamedTuple):
         except (OSError, subprocess.TimeoutExpired) as error:
             raise AccountError(f"{PROGRAM} does not run: {error}") from None
         if done.returncode == _REFUSED:
-            raise AccountError(done.stderr.strip())
+            raise AccountError(
+                f"{done.stderr.strip()}. Remedy: name another open_webui_admin_email, or make that account an administrator in the page"
+            )
         if done.returncode:
-            raise AccountError(f"the page's code failed: {_complaint(done.stderr)}")
+            raise AccountError(
+                f"the page's code failed: {_complaint(done.stderr)}. Remedy: take the Open-WebUI that this version of r1prov pins"
+            )
         return done.stdout
 
 
@@ -145,5 +150,5 @@ def _digest(login: Login, salt: str) -> str:
 
 def _complaint(said: str) -> str:
     """The name and message of the exception that ended a program. What else it said may hold the values of a statement of SQL."""
-    found = re.findall(r"^[\w.]*(?:Error|Exception)\b.*$", said, re.MULTILINE)
+    found = re.findall(r"^[A-Za-z_][\w.]*(?:: .*)?$", said, re.MULTILINE)
     return str(found[-1])[:300] if found else "it did not say why"

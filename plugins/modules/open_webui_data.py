@@ -178,10 +178,9 @@ def configure(module: AnsibleModule, wanted: dict[str, Any]) -> None:
             kept.parent.mkdir(parents=True, exist_ok=True)
             write_whole(kept, login.password, 0o600)
     except AccountError as error:
+        stopped = "" if serves else "The page has no administrator, so it was stopped. "
         module.fail_json(
-            msg=f"the page's administrator cannot be given the login {login.email}: {error}."
-            f"{'' if serves else ' The page has no administrator and was stopped.'} "
-            "Remedy: name another open_webui_admin_email, or make that account an administrator in the page"
+            msg=f"{stopped}The page's administrator cannot be given the login {login.email}, because {error}"
         )
     except DatabaseError as error:
         module.fail_json(
@@ -218,8 +217,8 @@ def encrypt_anew(module: AnsibleModule, wanted: dict[str, Any]) -> bool:
             _page(wanted).encrypt_anew(before, key)
     except (AccountError, DatabaseError, UnitError) as error:
         module.fail_json(
-            msg=f"the second factors of the page's accounts cannot be encrypted with its new key: {error}. The page is stopped; "
-            "with the old key it starts again"
+            msg="The page is stopped, because the second factors of its accounts cannot be encrypted with its new key. "
+            f"With the old key it starts again. {error}"
         )
     return True
 
