@@ -146,23 +146,20 @@ class Ollama:
 
 
 class Page:
-    """The chat page's API, used with a person's login."""
+    """The chat page's API, used with a login."""
 
-    def __init__(self, api: Api, model: str, email: str, password: str) -> None:
+    def __init__(self, api: Api, model: str) -> None:
         self._api = api
         self._model = model
-        self._email, self._password = email, password
 
     def ask(self, question: str, limits: Limits, tell: Callable[[int], None]) -> Reply:
         """See `LlamaServer.ask`. Tokens are counted as they come, because the page does not tell their number."""
-        login = self._api.post("/api/v1/auths/signin", {"email": self._email, "password": self._password})
-        named = self._api.with_key(login["token"])
-        models = [model["id"] for model in named.get("/api/models")["data"]]
+        models = [model["id"] for model in self._api.get("/api/models")["data"]]
         matching = [name for name in models if name in (self._model, f"{self._model}:latest")]
         if not matching:
             raise ApiError(f"the chat page offers {', '.join(models) or 'no model'}, not {self._model}")
         body = {"max_tokens": limits.tokens, "temperature": limits.temperature, "seed": SEED}
-        reply = _chat(named, "/api/chat/completions", body | _messages(matching[0], question), limits.seconds, tell)
+        reply = _chat(self._api, "/api/chat/completions", body | _messages(matching[0], question), limits.seconds, tell)
         seconds = reply.last_s - reply.first_s
         if not reply.decode_tokens_per_second and seconds:
             reply.decode_tokens_per_second = reply.decode_tokens / seconds

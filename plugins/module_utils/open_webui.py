@@ -2,54 +2,72 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import hmac
 import json
 import sqlite3
 import time
 import uuid
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ansible_collections.r1.prov.plugins.module_utils.open_webui_account import Given, last_given, remember
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 _EVERYBODY = ("user", "*")  # principal of a grant
+_FIRST_ADMINISTRATOR = """
+    SELECT user.id, auth.session_stamp FROM user JOIN auth ON auth.id = user.id
+    WHERE user.role = 'admin' ORDER BY user.created_at
+"""
 
 
 class DatabaseError(Exception):
     """The database has a form that this code does not know; the message says what is missing."""
 
 
-class NoAdministratorError(DatabaseError):
-    """The page has no administrator, so whoever comes first could become one."""
+class Found(NamedTuple):
+    """What a database holds that r1prov cares for.
+
+    Attributes:
+        settings: all settings, by key.
+        models: the models that an administrator has decided about.
+        administrated: whether there is an administrator. Without one, whoever comes first could become one.
+        login: the login that r1prov has given the administrator last.
+    """
+
+    settings: dict[str, Any]
+    models: set[str]
+    administrated: bool
+    login: Given | None
+
+    def differing(self, settings: dict[str, Any], public_models: list[str]) -> tuple[list[str], list[str]]:
+        """The keys of settings that are not as wanted, and the models that nobody has decided about yet."""
+        have = self.settings
+        keys = [key for key, value in settings.items() if key not in have or have[key] != value]
+        return keys, [model for model in public_models if model not in self.models]
 
 
-def differing(database: Path, settings: dict[str, Any], public_models: list[str]) -> tuple[list[str], list[str]]:
-    """Finds settings and models that are not as wanted.
-
-    Args:
-        database: the file.
-        settings: wanted values by key.
-        public_models: models that all users are to see.
-
-    Returns:
-        The keys of the settings that differ, and the models that nobody has decided about yet.
+def read(database: Path) -> Found:
+    """Reads a database.
 
     Raises:
-        DatabaseError: the database has another form.
-        NoAdministratorError: it is nobody's.
+        DatabaseError: it has another form.
     """
     with _opened(database) as connection:
-        have = {key: _value(stored) for key, stored in connection.execute("SELECT key, value FROM config")}
-        known = {row[0] for row in connection.execute("SELECT id FROM model")}
-        if not connection.execute("SELECT 1 FROM user WHERE role = 'admin'").fetchone():
-            raise NoAdministratorError("it has no administrator")
-    keys = [key for key, value in settings.items() if key not in have or have[key] != value]
-    return keys, [model for model in public_models if model not in known]
+        return Found(
+            {key: _value(stored) for key, stored in connection.execute("SELECT key, value FROM config")},
+            {row[0] for row in connection.execute("SELECT id FROM model")},
+            connection.execute(_FIRST_ADMINISTRATOR).fetchone() is not None,
+            last_given(connection),
+        )
 
 
-def apply(database: Path, settings: dict[str, Any], models: list[str]) -> None:
-    """Writes settings, and lets all users use models, in one transaction.
+def apply(database: Path, settings: dict[str, Any], models: list[str], login: Given | None = None) -> None:
+    """Writes settings, lets all users use models, and remembers the login that the administrator was given, in one transaction.
 
     Raises:
         DatabaseError: the database has another form.
@@ -63,7 +81,7 @@ def apply(database: Path, settings: dict[str, Any], models: list[str]) -> None:
                 (key, json.dumps(value), now),
             )
         for model in models:
-            owner = connection.execute("SELECT id FROM user WHERE role = 'admin' ORDER BY created_at").fetchone()
+            owner = connection.execute(_FIRST_ADMINISTRATOR).fetchone()
             connection.execute(
                 "INSERT INTO model (id, user_id, name, params, meta, is_active, updated_at, created_at) "
                 "VALUES (?, ?, ?, '{}', '{}', 1, ?, ?)",
@@ -74,7 +92,52 @@ def apply(database: Path, settings: dict[str, Any], models: list[str]) -> None:
                 "VALUES (?, 'model', ?, ?, ?, 'read', ?)",
                 (str(uuid.uuid4()), model, *_EVERYBODY, now),
             )
+        if login:
+            remember(connection, login)
         connection.commit()
+
+
+def has_second_factors(database: Path) -> bool:
+    """Whether an account has a second factor, which the page has encrypted.
+
+    Raises:
+        DatabaseError: the database has another form.
+    """
+    with _opened(database) as connection:
+        if "mfa" not in [column[1] for column in connection.execute("PRAGMA table_info(auth)")]:
+            return False  # a release before there were any
+        return bool(connection.execute("SELECT 1 FROM auth WHERE json_extract(mfa, '$.secret') IS NOT NULL").fetchone())
+
+
+def session(database: Path, secret_key: str, lasts_s: int) -> str:
+    """A token with which the API takes its bearer for the administrator, whatever password that has by now.
+
+    Args:
+        database: the file.
+        secret_key: what the page signs its sessions with.
+        lasts_s: how long the token holds.
+
+    Raises:
+        DatabaseError: there is no administrator, or the database has another form.
+    """
+    with _opened(database) as connection:
+        found = connection.execute(_FIRST_ADMINISTRATOR).fetchone()
+    if not found:
+        raise DatabaseError("it has no administrator")
+    now = int(time.time())
+    # The page asks a person for a second factor where the administrator has set that up. It does not ask a program.
+    claims = {"id": found[0], "session_stamp": found[1], "typ": "automation"}
+    claims |= {"iat": now, "exp": now + lasts_s, "jti": str(uuid.uuid4())}
+    signed = f"{_word({'alg': 'HS256', 'typ': 'JWT'})}.{_word(claims)}"
+    return f"{signed}.{_base64(hmac.digest(secret_key.encode(), signed.encode(), hashlib.sha256))}"
+
+
+def _word(value: dict[str, Any]) -> str:
+    return _base64(json.dumps(value).encode())
+
+
+def _base64(value: bytes) -> str:
+    return base64.urlsafe_b64encode(value).decode().rstrip("=")
 
 
 def _value(stored: Any) -> Any:

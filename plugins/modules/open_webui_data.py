@@ -13,10 +13,16 @@ description:
     service is stopped and the data copied - the database by SQLite's own backup, the rest as it is. Where an attempt is given up, that is,
     where yet another release is about to start, the data comes back from that copy, and what the attempt made of it is set aside as a
     backup too. The service is left stopped. A backup is a folder C(DATA-backups/TIME-RELEASE) that appears whole or not at all.
+    Where I(secret_key) is another one than in I(environment), the second factors of the accounts are encrypted anew. The page cannot start
+    when it cannot read them.
   - With C(configured), which comes when the service runs. Open-WebUI reads its environment only for settings that its database does not
     have yet. The named settings are compared there, and only where one differs the service is stopped, all are written in one
     transaction, and the service is started again. Other settings stay. A model that nobody has decided about can only be used by
     administrators; I(public_models) are opened to all users, once.
+  - It also gives the administrator a login, by the page's own code. A login is given when it is another one than the page was given last,
+    or when the page has no administrator. So what the administrator changes in the page stays until I(admin_email) or I(admin_password)
+    changes. The account's sessions end with the old login. I(admin_password_file) then holds the password for controllers that do not
+    have it.
   - With C(proven), which comes when the release has answered as it should. From then on the data is that release's.
 options:
   state:
@@ -57,6 +63,26 @@ options:
     type: list
     elements: str
     default: []
+  secret_key:
+    description: What the page will sign and encrypt with.
+    type: str
+    default: ""
+  environment:
+    description: The service's file of variables, with the key that it has signed and encrypted with so far.
+    type: path
+    default: /etc/r1prov/open-webui/environment
+  admin_email:
+    description: What the administrator logs in as. Required with C(configured).
+    type: str
+    default: ""
+  admin_password:
+    description: The password of this login. Required with C(configured).
+    type: str
+    default: ""
+  admin_password_file:
+    description: A file for root alone that keeps the password that was given.
+    type: path
+    default: /etc/r1prov/open-webui/admin-password
 author:
   - The r1prov team
 """
@@ -66,6 +92,8 @@ EXAMPLES = r"""
   r1.prov.open_webui_data:
     state: configured
     settings: {ui.enable_signup: false}
+    admin_email: admin@example.com
+    admin_password: "{{ password }}"
 """
 
 RETURN = r"""
@@ -82,6 +110,10 @@ keys:
   type: list
   elements: str
   returned: with configured
+login:
+  description: Whether the administrator was given a login.
+  type: bool
+  returned: with configured
 models:
   description: The models that were opened to all users.
   type: list
@@ -91,20 +123,18 @@ models:
 
 import json
 import os
+import re
 import shutil
 import sqlite3
+import stat
 import time
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils.files import write_whole
-from ansible_collections.r1.prov.plugins.module_utils.open_webui import (
-    DatabaseError,
-    NoAdministratorError,
-    apply,
-    differing,
-)
+from ansible_collections.r1.prov.plugins.module_utils.open_webui import DatabaseError, apply, has_second_factors, read
+from ansible_collections.r1.prov.plugins.module_utils.open_webui_account import AccountError, Login, Page
 from ansible_collections.r1.prov.plugins.module_utils.open_webui_backup import (
     DATABASE,
     History,
@@ -121,26 +151,36 @@ from ansible_collections.r1.prov.plugins.module_utils.users import acting_as
 def configure(module: AnsibleModule, wanted: dict[str, Any]) -> None:
     database, user, unit = Path(wanted["data"]) / DATABASE, wanted["user"], wanted["unit"]
     settings, models = {**wanted["settings"], **wanted["secrets"]}, wanted["public_models"]
+    login, kept = Login(wanted["admin_email"], wanted["admin_password"]), Path(wanted["admin_password_file"])
     if module.check_mode and not database.exists():
-        module.exit_json(changed=True, keys=list(settings), models=models)
+        module.exit_json(changed=True, keys=list(settings), models=models, login=True)
+    serves = True
     try:
         with acting_as(user):  # a database in WAL mode makes files even for a reader
-            keys, new_models = differing(database, settings, models)
-        changed = bool(keys or new_models)
-        if changed and not module.check_mode:
+            found = read(database)
+        keys, new_models = found.differing(settings, models)
+        gives = not (found.administrated and found.login and found.login.is_of(login))
+        keeps = not _is_root_only(kept) or kept.read_text(encoding="utf-8") != login.password
+        if (keys or new_models or gives) and not module.check_mode:
+            # Without an administrator, whoever comes first could become one, so the page starts only when there is one.
+            serves = found.administrated
             systemctl("stop", unit)
             try:
+                given = _page(wanted).give(login, found.login) if gives else None
+                serves = True
                 with acting_as(user):
-                    apply(database, {key: settings[key] for key in keys}, new_models)
+                    apply(database, {key: settings[key] for key in keys}, new_models, given)
             finally:
-                reset_failed(unit)
-                systemctl("start", unit)
-    except NoAdministratorError:
-        if not module.check_mode:
-            systemctl("stop", unit)
+                if serves:
+                    reset_failed(unit)
+                    systemctl("start", unit)
+        if keeps and not module.check_mode:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(kept, login.password, 0o600)
+    except AccountError as error:
+        stopped = "" if serves else "The page has no administrator, so it was stopped. "
         module.fail_json(
-            msg="the page has no administrator, so whoever comes first could become one; it was stopped. "
-            f"Its log says why the account could not be made: journalctl -u {unit}"
+            msg=f"{stopped}The page's administrator cannot be given the login {login.email}, because {error}"
         )
     except DatabaseError as error:
         module.fail_json(
@@ -150,14 +190,52 @@ def configure(module: AnsibleModule, wanted: dict[str, Any]) -> None:
     except (OSError, UnitError) as error:
         module.fail_json(msg=f"{error}. Its log says why: journalctl -u {unit}")
     names = [f"setting {key}\n" for key in keys] + [f"access to {model}\n" for model in new_models]
-    diff = {"before": "", "after": "".join(names), "after_header": str(database)} if changed else {}
-    module.exit_json(changed=changed, keys=keys, models=new_models, diff=diff)
+    names += [f"login of {login.email}\n"] * gives + [f"{kept}\n"] * keeps
+    diff = {"before": "", "after": "".join(names), "after_header": str(database)} if names else {}
+    module.exit_json(changed=bool(names), keys=keys, models=new_models, login=gives, diff=diff)
+
+
+def _page(wanted: dict[str, Any]) -> Page:
+    return Page(Path(wanted["release"]) / "bin/python", wanted["user"], Path(wanted["data"]))
+
+
+def encrypt_anew(module: AnsibleModule, wanted: dict[str, Any]) -> bool:
+    """Encrypts the second factors of the accounts with the key that the page gets. Returns whether there were any to encrypt."""
+    database, environment, key = Path(wanted["data"]) / DATABASE, Path(wanted["environment"]), wanted["secret_key"]
+    if not key or not database.exists() or not environment.exists():
+        return False
+    written = re.search(r'^WEBUI_SECRET_KEY="(.*)"$', environment.read_text(encoding="utf-8"), re.MULTILINE)
+    before = re.sub(r"\\(.)", r"\1", written[1]) if written else key
+    if before == key:
+        return False
+    try:
+        with acting_as(wanted["user"]):
+            if not has_second_factors(database):
+                return False
+        if not module.check_mode:
+            systemctl("stop", wanted["unit"])
+            _page(wanted).encrypt_anew(before, key)
+    except (AccountError, DatabaseError, UnitError) as error:
+        module.fail_json(
+            msg="The page is stopped, because the second factors of its accounts cannot be encrypted with its new key. "
+            f"With the old key it starts again. {error}"
+        )
+    return True
+
+
+def _is_root_only(path: Path) -> bool:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return False
+    return (status.st_uid, stat.S_IMODE(status.st_mode)) == (0, 0o600)
 
 
 def follow(module: AnsibleModule, wanted: dict[str, Any]) -> None:
     """Has the data follow the releases."""
     os.umask(0o022)  # the folders above belong to others too, whatever root's habits are
     data, backups = Path(wanted["data"]), Path(f"{wanted['data']}-backups")
+    encrypted = wanted["state"] == "tried" and encrypt_anew(module, wanted)
     release = Path(os.path.realpath(wanted["release"])).name
     record = backups / "history.json"
     history = History(**json.loads(record.read_text(encoding="utf-8"))) if record.exists() else History()
@@ -171,7 +249,7 @@ def follow(module: AnsibleModule, wanted: dict[str, Any]) -> None:
     if did == "backup":
         then = then._replace(backup=f"{stamp}-{history.proven or 'unknown'}")
     source = {"backup": then.backup, "restore": history.backup}.get(did, "")
-    result = {"changed": did != "nothing", "did": did, "backup": str(backups / source) if source else ""}
+    result = {"changed": did != "nothing" or encrypted, "did": did, "backup": str(backups / source) if source else ""}
     if source:
         result["diff"] = {"before": "", "after": f"{did}: {result['backup']}\n"}
     if module.check_mode or did == "nothing":
@@ -215,7 +293,17 @@ def main() -> None:
             "settings": {"type": "dict", "default": {}},
             "secrets": {"type": "dict", "default": {}, "no_log": True},
             "public_models": {"type": "list", "elements": "str", "default": []},
+            "secret_key": {"type": "str", "default": "", "no_log": True},
+            "environment": {"type": "path", "default": "/etc/r1prov/open-webui/environment"},
+            "admin_email": {"type": "str", "default": ""},
+            "admin_password": {"type": "str", "default": "", "no_log": True},
+            "admin_password_file": {
+                "type": "path",
+                "default": "/etc/r1prov/open-webui/admin-password",
+                "no_log": False,
+            },
         },
+        required_if=[("state", "configured", ("admin_email", "admin_password"))],
         supports_check_mode=True,
     )
     (configure if module.params["state"] == "configured" else follow)(module, module.params)

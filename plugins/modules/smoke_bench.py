@@ -10,7 +10,8 @@ short_description: Asks a running model a question through each open door, judge
 description:
   - Stock Ansible cannot do it, because it cannot read an answer as it comes, judge it, and measure several users at once.
   - Asks the engine one question, judges the answer, then measures prompt and decode rates with one and several users at once. The rates are
-    the engine's own. With I(page_url), asks the same question through the chat page, with a login.
+    the engine's own. With I(page_url), asks the same question through the chat page, as its administrator. No password is needed for that,
+    because the administrator may have changed it - the module signs the login itself, for as long as the question takes.
   - A run that changed nothing measures nothing. What was measured before is returned when the command line, the release, the model's
     file, the question and the measurement are the same.
   - The result is C(last.json) in I(results), the one before C(previous.json).
@@ -74,14 +75,18 @@ options:
     description: Where the chat page answers, without a path. Empty for none.
     type: str
     default: ""
-  page_email:
-    description: Who logs in to the page.
+  page_secret_key:
+    description: What the page signs logins with.
     type: str
     default: ""
-  page_password:
-    description: With this password.
+  page_data:
+    description: The folder with the page's data.
+    type: path
+    default: /var/lib/r1prov/open-webui
+  page_user:
+    description: The page's user, as whom its database is opened.
     type: str
-    default: ""
+    default: r1prov-webui
   at_least:
     description: What part of the last decode rate must be reached, where that was of the same engine, model and subject. 0 for no limit.
     type: float
@@ -141,7 +146,10 @@ from ansible_collections.r1.prov.plugins.module_utils.doors import (
 )
 from ansible_collections.r1.prov.plugins.module_utils.files import write_whole
 from ansible_collections.r1.prov.plugins.module_utils.http_api import Api, ApiError
+from ansible_collections.r1.prov.plugins.module_utils.open_webui import DatabaseError, session
+from ansible_collections.r1.prov.plugins.module_utils.open_webui_backup import DATABASE
 from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
+from ansible_collections.r1.prov.plugins.module_utils.users import acting_as
 
 SCHEMA = 2
 _EXCERPT = 600
@@ -307,8 +315,9 @@ def main() -> None:
             "slots": {"type": "int", "default": 1},
             "temperature": {"type": "float", "default": 0.6},
             "page_url": {"type": "str", "default": ""},
-            "page_email": {"type": "str", "default": ""},
-            "page_password": {"type": "str", "default": "", "no_log": True},
+            "page_secret_key": {"type": "str", "default": "", "no_log": True},
+            "page_data": {"type": "path", "default": "/var/lib/r1prov/open-webui"},
+            "page_user": {"type": "str", "default": "r1prov-webui"},
             "at_least": {"type": "float", "default": 0.0},
             "force": {"type": "bool", "default": False},
             "results": {"type": "path", "default": "/var/lib/r1prov/smoke_bench"},
@@ -342,14 +351,14 @@ def main() -> None:
         asked = bench.ask(engine, f"asking {wanted['engine']}")
         page = None
         if wanted["page_url"]:
-            door = Page(
-                Api(wanted["page_url"], timeout_s=wanted["timeout_s"]),
-                wanted["model"],
-                wanted["page_email"],
-                wanted["page_password"],
-            )
+            with acting_as(wanted["page_user"]):
+                token = session(Path(wanted["page_data"]) / DATABASE, wanted["page_secret_key"], wanted["timeout_s"])
+            door = Page(Api(wanted["page_url"], timeout_s=wanted["timeout_s"]).with_key(token), wanted["model"])
             page = bench.ask(door, "asking through the chat page")
         sweep = [bench.sweep(engine, users) for users in wanted["concurrency"] if users <= facts["slots"]]
+    except DatabaseError as error:
+        progress.finish(failed=True)
+        module.fail_json(msg=f"the chat page cannot be asked, because of its database: {error}")
     except (AnswerError, ApiError) as error:
         progress.finish(failed=True)
         module.fail_json(

@@ -9,9 +9,10 @@ import typer
 
 from r1prov import output
 from r1prov.cli import options, running
-from r1prov.runs.rotation import rotate_api_key
+from r1prov.common.errors import Problem, SiteError
+from r1prov.runs import rotation
 from r1prov.site.select import last_applied, with_choices
-from r1prov.site.state import API_KEY, SiteState
+from r1prov.site.state import ADMIN_PASSWORD, API_KEY, PAGE_KEY, SiteState, secrets_of
 
 secrets = typer.Typer(no_args_is_help=True, help="The secrets of a site.")
 
@@ -21,6 +22,14 @@ class Engine(StrEnum):
 
     LLAMA_SERVER = "llama-server"
     OLLAMA = "ollama"
+
+
+class SecretName(StrEnum):
+    """Which secret."""
+
+    API_KEY = API_KEY.name
+    ADMIN_PASSWORD = ADMIN_PASSWORD.name
+    PAGE_KEY = PAGE_KEY.name
 
 
 @options.logs_in
@@ -50,21 +59,36 @@ def engine(
 @options.logs_in
 def rotate(
     *,
+    only: Annotated[
+        list[SecretName] | None, typer.Option(help="This one alone; may be given more than once. Without: all.")
+    ] = None,
     site: options.SiteFile = None,
     login_options: options.LoginOptions,
     verbose: options.Verbose = 0,
     json: options.Json = False,
 ) -> None:
-    """Make a new API key and give it to every host of the site. The old one is refused from then on.
+    """Make the site's secrets anew, and give them to every host. The old ones are refused from then on.
 
-    Example: `r1prov secrets rotate`
+    These are the key of the API, the page's signing key, and the password of the page's administrator. Whoever is logged in to the
+    page has to log in again.
+
+    Example: `r1prov secrets rotate --only webui-admin-password`
     """
     applied, targets = last_applied(site, ())
+    state, names = SiteState.of(applied.path), only or [SecretName(secret.name) for secret in secrets_of(applied)]
+    chosen = [secret for secret in secrets_of(applied) if SecretName(secret.name) in names]
+    if missing := set(names) - {SecretName(secret.name) for secret in chosen}:
+        what = f"the site has no chat page, so it has no {' or '.join(sorted(missing))}"
+        raise SiteError(Problem("--only", what, f"rotate one of: {', '.join(s.name for s in secrets_of(applied))}"))
+    encrypted = [secret for secret in chosen if state.is_encrypted(secret)]
     decision = running.settle(applied)
     login = login_options.ask()
     request = running.request("up", verbosity=verbose)
-    done, changed = rotate_api_key(applied, lambda: running.run(decision, targets, login, request))
-    if not changed:
-        output.say("No host was changed; the key is the one it was.", "yellow")
+    done, changed = rotation.rotate(applied, chosen, lambda: running.run(decision, targets, login, request))
+    if changed:
+        output.say("These are new: " + ", ".join(str(state.secret(secret)) for secret in chosen))
+        for secret in encrypted:
+            output.say(f"{state.secret(secret)} was encrypted with ansible-vault; now it is not.", "yellow")
+    else:
+        output.say("No host was changed; the secrets are the ones they were.", "yellow")
     running.finish(done, targets, json=json)
-    output.say(f"The new key is in {SiteState.of(applied.path).secret(API_KEY)}")

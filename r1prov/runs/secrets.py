@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from r1prov.hosts import read_secret
 from r1prov.site import authority
-from r1prov.site.state import ADMIN_PASSWORD, API_KEY, PAGE_KEY, SiteState
+from r1prov.site.state import SiteState, secrets_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -29,8 +29,7 @@ def provide(site: Site, connections: Sequence[HostConnection] = ()) -> list[Path
         the files that were made.
     """
     state, gateway = SiteState.of(site.path), site.file.gateway
-    wanted = (API_KEY, *((ADMIN_PASSWORD, PAGE_KEY) if site.file.open_webui.enabled else ()))
-    missing = [secret for secret in wanted if not state.secret(secret).is_file()]
+    missing = [secret for secret in secrets_of(site) if not state.secret(secret).is_file()]
     made = [state.keep_secret(secret, _on_a_host(secret, connections)) for secret in missing]
     if gateway and gateway.tls.type == "local-authority":
         made += authority.see_to(state.authority, gateway.server_name, datetime.now(UTC))

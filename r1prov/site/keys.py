@@ -119,6 +119,8 @@ class OpenWebui(Keys):
     """The port of the small model that finds passages in documents."""
     admin_email: str = Field(default="admin@example.com", pattern=r"^[^@\s]+@[^@\s]+$")
     """The address with which the administrator logs in. r1prov makes the account and its password."""
+    plugins: bool = False
+    """Whether the page may run code: functions and tools of its administrators, servers of tools, and the code of an answer."""
 
 
 class Certificate(Keys):

@@ -47,9 +47,16 @@ class Secret:
 
 
 API_KEY = Secret("api-key", "/etc/r1prov/llama-server/api-key")
-ADMIN_PASSWORD = Secret("webui-admin-password", "/etc/r1prov/open-webui/environment", "WEBUI_ADMIN_PASSWORD")
+ADMIN_PASSWORD = Secret("webui-admin-password", "/etc/r1prov/open-webui/admin-password")
 PAGE_KEY = Secret("webui-secret-key", "/etc/r1prov/open-webui/environment", "WEBUI_SECRET_KEY")
 """Signs the page's logins: another one logs everybody out."""
+SECRETS = (API_KEY, ADMIN_PASSWORD, PAGE_KEY)
+"""All that r1prov makes and can make anew. The keys of TLS are the authority's."""
+
+
+def secrets_of(site: Site) -> tuple[Secret, ...]:
+    """Those of the secrets that a site needs."""
+    return SECRETS if site.file.open_webui.enabled else (API_KEY,)
 
 
 @dataclass(frozen=True)
@@ -83,9 +90,15 @@ class SiteState:
 
     def in_the_clear(self, secret: Secret) -> str:
         """A secret as it is kept here; empty where it is not, or only as ansible-vault."""
+        return "" if self.is_encrypted(secret) else self._text(secret)
+
+    def is_encrypted(self, secret: Secret) -> bool:
+        """Whether a secret is kept here as ansible-vault."""
+        return self._text(secret).startswith("$ANSIBLE_VAULT")
+
+    def _text(self, secret: Secret) -> str:
         path = self.secret(secret)
-        text = path.read_text().strip() if path.is_file() else ""
-        return "" if text.startswith("$ANSIBLE_VAULT") else text
+        return path.read_text().strip() if path.is_file() else ""
 
     @property
     def pins(self) -> Path:

@@ -18,6 +18,7 @@ from .page import Page
 from .people import MODEL, QUESTION, Operator, told
 
 pytestmark = pytest.mark.host
+EVE = {"email": "eve@example.com", "password": "eves-very-own-passphrase"}
 ANY_SPEED = ("--at-least", "0")
 """Cores that are busy with other things measure no speed. That a release which is slower is put back is a unit test of smoke_bench."""
 
@@ -36,6 +37,19 @@ def assert_served_by(engine: str, other: str, operator: Operator, pair: list[Lab
             page = operator.logs_in(doors)
             (model,) = page.models()
             assert "Paris" in page.ask(model, QUESTION)
+
+
+def assert_nowhere_but_in_roots_files(secrets: list[str], pair: list[LabHost]) -> None:
+    """Neither in the journal, nor in a command line, nor in a file that others than root can read."""
+    for host in pair:
+        shown = told(host, "journalctl --no-pager; cat /proc/[0-9]*/cmdline | tr '\\0' ' '; systemctl cat 'r1prov-*'")
+        assert "systemd[1]: Started" in shown
+        text = told(
+            host,
+            "find /etc /run /var/lib/r1prov /opt/r1prov -xdev -type f -perm /044 -size -100k -exec cat {} + | strings",
+        )
+        assert text
+        assert not [secret for secret in secrets if secret in shown or secret in text]
 
 
 def test_the_page_answers_and_nobody_signs_up(operator: Operator, pair: list[LabHost]) -> None:
@@ -106,10 +120,9 @@ def test_the_page_moves_to_another_server(operator: Operator, pair: list[LabHost
     packing, unpacking = (re.search(rf"    ssh root@{host} '([^']+)' [<>] page.tar", text) for host in ("OLD", "NEW"))
     assert packing
     assert unpacking
-    person = {"email": "eve@example.com", "password": "eves-very-own-passphrase"}
     with operator.opens(pair[0]) as doors:
         page = operator.logs_in(doors)
-        assert page.call("/api/v1/auths/add", {"name": "Eve", "role": "user", **person})[0] == 200
+        assert page.call("/api/v1/auths/add", {"name": "Eve", "role": "user", **EVE})[0] == 200
     packed = tmp_path / "page.tar"
     with packed.open("wb") as file:
         subprocess.run([*pair[0].ssh_argv(), packing[1]], stdout=file, check=True)
@@ -118,17 +131,53 @@ def test_the_page_moves_to_another_server(operator: Operator, pair: list[LabHost
     told(pair[0], "systemctl start r1prov-open-webui")
     for host in pair:
         with operator.opens(host) as doors:
-            assert Page(doors["page"]).log_in(**person) == 200
+            assert Page(doors["page"]).log_in(**EVE) == 200
 
 
-def test_a_rotated_key_is_the_only_one(operator: Operator, pair: list[LabHost]) -> None:
-    old = operator.secret("api-key")
+def test_a_rotated_secret_is_the_only_one_and_ends_what_it_has_signed(operator: Operator, pair: list[LabHost]) -> None:
+    names = ("api-key", "webui-admin-password", "webui-secret-key")
+    old = {name: operator.secret(name) for name in names}
+    sessions = {}
+    for host in pair:
+        with operator.opens(host) as doors:
+            person = Page(doors["page"])
+            assert person.log_in(**EVE) == 200
+            sessions[host.name] = (operator.logs_in(doors).token, person.token)
     operator.does("secrets", "rotate")
-    new = operator.secret("api-key")
-    assert new != old
+    new = {name: operator.secret(name) for name in names}
+    assert not [name for name in names if new[name] == old[name]]
     for host in pair:
         with operator.opens(host) as doors:
             api = doors["api"].removesuffix("/v1")
-            assert Page(api, old).call("/v1/chat/completions", {"messages": []})[0] == 401
-            assert Page(api, new).call("/v1/models")[0] == 200
+            assert Page(api, old["api-key"]).call("/v1/chat/completions", {"messages": []})[0] == 401
+            assert Page(api, new["api-key"]).call("/v1/models")[0] == 200
+            for token in sessions[host.name]:
+                assert Page(doors["page"], token).call("/api/models")[0] == 401
+            assert Page(doors["page"]).log_in(doors["email"], old["webui-admin-password"]) == 400
             assert "Paris" in operator.logs_in(doors).ask(MODEL, QUESTION)
+    assert_nowhere_but_in_roots_files([*old.values(), *new.values()], pair)
+
+
+def test_a_password_that_was_chosen_in_the_page_stays_until_the_file_changes(
+    operator: Operator, pair: list[LabHost]
+) -> None:
+    host, own = pair[0], "the-administrators-own-choice"
+    with operator.opens(host) as doors:
+        page = operator.logs_in(doors)
+        change = {"password": operator.secret("webui-admin-password"), "new_password": own}
+        assert page.call("/api/v1/auths/update/password", change)[0] == 200
+    operator.does("up", host.name)
+    assert operator.changes == {host.name: []}
+    operator.does("bench", host.name)  # also through the page, although r1prov does not know the password
+    others = [operator.secret(name) for name in ("api-key", "webui-secret-key")]
+    with operator.opens(host) as doors:
+        page, person = Page(doors["page"]), Page(doors["page"])
+        assert page.log_in(doors["email"], own) == 200
+        assert person.log_in(**EVE) == 200
+    operator.does("secrets", "rotate", "--only", "webui-admin-password")
+    assert [operator.secret(name) for name in ("api-key", "webui-secret-key")] == others
+    with operator.opens(host) as doors:
+        assert Page(doors["page"]).log_in(doors["email"], own) == 400
+        assert Page(doors["page"], page.token).call("/api/models")[0] == 401
+        assert Page(doors["page"], person.token).call("/api/models")[0] == 200
+        operator.logs_in(doors)

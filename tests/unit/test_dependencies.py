@@ -23,6 +23,8 @@ ON_THE_CONTROLLER = ("r1prov", "plugins/action", "plugins/filter")
 ITS_HELPERS = ("plugins/module_utils/certificate.py", "plugins/module_utils/password.py")
 """The two files of module_utils that only filters use. They are never sent to hosts."""
 ON_HOSTS = ("plugins/modules", "plugins/module_utils", "r1prov/hosts/on_host")
+OF_THE_PAGE = ROOT / "roles/open_webui/files/account.py"
+"""The chat page's own Python runs it, with what the page's requirements bring."""
 FOR_DEVELOPERS = ("tests", "benchmarks", "docs", "roles")
 
 
@@ -92,7 +94,13 @@ def test_what_is_declared_is_imported_by_the_controller() -> None:
 def test_what_developers_import_is_declared() -> None:
     groups = [requirement for group in DECLARED["dependency-groups"].values() for requirement in group]
     declared = names([*DECLARED["project"]["dependencies"], *groups])
-    assert undeclared(imported(programs(*FOR_DEVELOPERS)), declared) == {}
+    files = [file for file in programs(*FOR_DEVELOPERS) if file != OF_THE_PAGE]
+    assert undeclared(imported(files), declared) == {}
+
+
+def test_what_the_page_runs_imports_what_the_page_is_made_of() -> None:
+    pins = re.findall(r"^[\w.-]+(?===)", (OF_THE_PAGE.parent / "requirements.txt").read_text(), re.MULTILINE)
+    assert undeclared(imported([OF_THE_PAGE]), names(pins)) == {}
 
 
 def test_hosts_need_nothing_but_numpy_beside_ansibles_own_library() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hmac
 import json
 import os
 import pwd
@@ -17,12 +19,8 @@ import yaml
 from ansible.errors import AnsibleFilterError
 from ansible_collections.r1.prov.plugins.filter import password as password_filter
 from ansible_collections.r1.prov.plugins.module_utils import password as judge
-from ansible_collections.r1.prov.plugins.module_utils.open_webui import (
-    DatabaseError,
-    NoAdministratorError,
-    apply,
-    differing,
-)
+from ansible_collections.r1.prov.plugins.module_utils.open_webui import DatabaseError, apply, read, session
+from ansible_collections.r1.prov.plugins.module_utils.open_webui_account import Given, Login
 from ansible_collections.r1.prov.plugins.module_utils.open_webui_backup import (
     History,
     copy,
@@ -130,7 +128,9 @@ def database(tmp_path: Path) -> Path:
             CREATE TABLE access_grant (id TEXT, resource_type TEXT, resource_id TEXT, principal_type TEXT, principal_id TEXT,
                 permission TEXT, created_at BIGINT);
             INSERT INTO config VALUES ('ui.enable_signup', 'true', 1), ('ui.banners', '["mine"]', 1), ('rag.chunk_size', '1000', 1);
+            CREATE TABLE auth (id TEXT, session_stamp TEXT);
             INSERT INTO user VALUES ('u2', 'admin', 2), ('u1', 'admin', 1), ('u0', 'user', 0);
+            INSERT INTO auth VALUES ('u2', 's2'), ('u1', 's1'), ('u0', 's0');
             """
         )
     return file
@@ -140,9 +140,9 @@ WANTED = {"ui.enable_signup": False, "rag.chunk_size": 1000, "openai.api_keys": 
 
 
 def test_only_what_differs_is_written_and_nothing_else_touched(database: Path) -> None:
-    assert differing(database, WANTED, ["demo"]) == (["ui.enable_signup", "openai.api_keys"], ["demo"])
+    assert read(database).differing(WANTED, ["demo"]) == (["ui.enable_signup", "openai.api_keys"], ["demo"])
     apply(database, WANTED, ["demo"])
-    assert differing(database, WANTED, ["demo"]) == ([], [])
+    assert read(database).differing(WANTED, ["demo"]) == ([], [])
     with closing(sqlite3.connect(database)) as connection:
         rows = dict(connection.execute("SELECT key, value FROM config"))
         grants = connection.execute(
@@ -158,25 +158,57 @@ def test_a_model_that_an_administrator_has_decided_about_is_left_alone(database:
     with closing(sqlite3.connect(database)) as connection:
         connection.execute("INSERT INTO model (id, user_id, is_active) VALUES ('demo', 'u2', 0)")
         connection.commit()
-    assert differing(database, {}, ["demo"]) == ([], [])
+    assert read(database).differing({}, ["demo"]) == ([], [])
 
 
 def test_a_database_of_another_form_is_refused_and_a_missing_one_not_made(database: Path, tmp_path: Path) -> None:
     with closing(sqlite3.connect(database)) as connection:
         connection.execute("DROP TABLE config")
     with pytest.raises(DatabaseError, match="no such table: config"):
-        differing(database, {}, [])
+        read(database)
     with pytest.raises(DatabaseError):
-        differing(tmp_path / "none.db", {}, [])
+        read(tmp_path / "none.db")
     assert not (tmp_path / "none.db").exists()
 
 
 def test_a_page_without_an_administrator_is_told_apart(database: Path) -> None:
+    assert read(database).administrated
     with closing(sqlite3.connect(database)) as connection:
         connection.execute("UPDATE user SET role = 'user'")
         connection.commit()
-    with pytest.raises(NoAdministratorError):
-        differing(database, WANTED, ["demo"])
+    assert not read(database).administrated
+    with pytest.raises(DatabaseError, match="no administrator"):
+        session(database, "key", 60)
+
+
+LOGIN = Login("admin@example.com", "an-administrators-long-secret")
+
+
+def test_a_login_is_remembered_with_the_data_and_cannot_be_read_there(database: Path, tmp_path: Path) -> None:
+    assert read(database).login is None
+    apply(database, {}, [], Given.of("u1", LOGIN))
+    given = read(database).login
+    assert given
+    assert given.account == "u1"
+    assert given.is_of(LOGIN)
+    assert not given.is_of(LOGIN._replace(password="another-long-secret"))
+    assert not given.is_of(LOGIN._replace(email="other@example.com"))
+    with closing(sqlite3.connect(database)) as connection:
+        assert LOGIN.password not in "\n".join(connection.iterdump())
+    apply(database, {}, [], Given.of("u1", LOGIN._replace(password="another-long-secret")))
+    later = read(database).login
+    assert later
+    assert not later.is_of(LOGIN)
+    assert later.salt != given.salt
+
+
+def test_a_session_is_that_of_the_first_administrator_and_ends(database: Path) -> None:
+    head, claims, signature = session(database, "a-signing-key", 60).split(".")
+    digest = hmac.digest(b"a-signing-key", f"{head}.{claims}".encode(), "sha256")
+    assert signature == base64.urlsafe_b64encode(digest).decode().rstrip("=")
+    said = json.loads(base64.urlsafe_b64decode(claims + "=="))
+    assert (said["id"], said["session_stamp"]) == ("u1", "s1")
+    assert said["exp"] == said["iat"] + 60
 
 
 def test_a_failed_write_leaves_all_as_it_was(database: Path) -> None:
@@ -185,7 +217,7 @@ def test_a_failed_write_leaves_all_as_it_was(database: Path) -> None:
         connection.commit()
     with pytest.raises(DatabaseError, match="access_grant"):
         apply(database, WANTED, ["demo"])
-    assert differing(database, WANTED, ["demo"]) == (["ui.enable_signup", "openai.api_keys"], ["demo"])
+    assert read(database).differing(WANTED, ["demo"]) == (["ui.enable_signup", "openai.api_keys"], ["demo"])
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")

@@ -9,18 +9,21 @@ import pytest
 from sshd import Sshd
 
 from r1prov.cli import main
-from r1prov.common.errors import Exit, SiteError
+from r1prov.common.errors import Exit, Problem, RunError, SiteError, UnreachableError
 from r1prov.hosts import Login
 from r1prov.runs import run as runs
-from r1prov.runs.run import Request
+from r1prov.runs.report import HostReport, RunReport
+from r1prov.runs.rotation import rotate
+from r1prov.runs.run import Done, Request
 from r1prov.site.select import last_applied, select, with_choices
-from r1prov.site.state import ADMIN_PASSWORD, API_KEY, PAGE_KEY, SiteState
+from r1prov.site.state import ADMIN_PASSWORD, API_KEY, PAGE_KEY, SECRETS, SiteState
 
 CAT = """#!/bin/sh
 case "$1" in
 /proc/1/comm) echo systemd;;
 /etc/r1prov/llama-server/api-key) [ "$KEY" ] && echo "$KEY";;
-/etc/r1prov/open-webui/environment) [ "$PASSWORD" ] && printf 'A=1\nWEBUI_ADMIN_PASSWORD="%s"\n' "$PASSWORD";;
+/etc/r1prov/open-webui/admin-password) [ "$PASSWORD" ] && echo "$PASSWORD";;
+/etc/r1prov/open-webui/environment) [ "$SIGNING" ] && printf 'A=1\nWEBUI_SECRET_KEY="%s"\n' "$SIGNING";;
 *) exec /bin/cat "$@";;
 esac
 """
@@ -87,12 +90,76 @@ def test_a_new_controller_takes_over_the_key_of_a_host(server, tmp_path):
     assert SiteState.of(None).secret(API_KEY).read_text() == "made-by-another"  # the controller's own key counts
 
 
-def test_the_page_keeps_its_password_and_gets_a_key_of_its_own(server, tmp_path):
-    server.env["PASSWORD"] = "of-another-controller"
+def test_the_page_keeps_its_secrets(server, tmp_path):
+    server.env |= {"PASSWORD": "of-another-controller", "SIGNING": "signs-there"}
     prepared(tmp_path)
     state = SiteState.of(None)
     assert state.secret(ADMIN_PASSWORD).read_text() == "of-another-controller"
-    assert len({state.secret(each).read_text() for each in (API_KEY, PAGE_KEY, ADMIN_PASSWORD)}) == 3
+    assert state.secret(PAGE_KEY).read_text() == "signs-there"
+
+
+def test_a_new_site_gets_secrets_that_differ(server, tmp_path):
+    prepared(tmp_path)
+    assert len({SiteState.of(None).secret(each).read_text() for each in SECRETS}) == 3
+
+
+ENDS = {
+    "no host is met": (UnreachableError(Problem("gpu1", "is off", "turn it on")), [], False),
+    "no host is changed": (RunError(Problem("gpu1", "is full", "make room")), [], False),
+    "a host is changed before it fails": (RunError(Problem("gpu1", "is full", "make room")), ["a: b"], True),
+    "all is well": (None, ["a: b"], True),
+}
+
+
+@pytest.mark.parametrize(("error", "changes", "changed"), ENDS.values(), ids=ENDS)
+def test_secrets_that_no_host_has_taken_are_put_back(tmp_path, monkeypatch, error, changes, changed):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    state = SiteState.of(None)
+    for secret in (API_KEY, ADMIN_PASSWORD):
+        state.keep_secret(secret, f"old {secret.name}")
+    chosen, hosts = select(None, ["gpu1"], profile="demo")
+    decision = runs.settle(chosen, lambda _: None)
+    seen = []
+
+    def converge():
+        seen.extend(state.secret(secret).read_text() for secret in SECRETS)
+        if isinstance(error, UnreachableError):
+            raise error
+        report = RunReport("", "", "", "", "", {host.name: HostReport(changes=changes) for host in hosts})
+        return Done(decision, report, error)
+
+    def rotated():
+        return rotate(chosen, SECRETS, converge)[1]
+
+    if isinstance(error, UnreachableError):
+        with pytest.raises(UnreachableError):
+            rotated()
+    else:
+        assert rotated() == changed
+    assert not [text for text in seen if text.startswith("old")]
+    assert len(set(seen)) == 3
+    now = [state.secret(secret).read_text() for secret in SECRETS if state.secret(secret).is_file()]
+    assert now == (seen if changed else ["old api-key", "old webui-admin-password"])
+
+
+def test_one_secret_is_rotated_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    state = SiteState.of(None)
+    for secret in SECRETS:
+        state.keep_secret(secret, f"old {secret.name}")
+    chosen, _ = select(None, ["gpu1"], profile="demo")
+    rotate(chosen, [PAGE_KEY], lambda: Done(None, RunReport("", "", "", "", "", {}), None))
+    assert [state.secret(s).read_text().startswith("old") for s in SECRETS] == [s != PAGE_KEY for s in SECRETS]
+
+
+def test_a_secret_that_the_site_does_not_have_is_not_rotated(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r1prov.yml").write_text("profile: demo\nhosts: [gpu1.invalid]\nopen_webui: {enabled: false}\n")
+    with pytest.raises(SystemExit) as end:
+        main(["secrets", "rotate", "--only", "webui-secret-key"])
+    assert end.value.code == Exit.SITE
+    assert "the site has no chat page, so it has no webui-secret-key" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_choice_holds_until_the_file_says_otherwise(tmp_path, monkeypatch):
