@@ -160,7 +160,6 @@ def command(site: Site, hosts: Sequence[Host], login: Login, request: Request) -
     return ansible.playbook_command(
         request.playbook,
         state.inventory,
-        known_hosts=state.known_hosts,
         n_hosts=len(hosts),
         limit=[] if len(hosts) == len(site.hosts) else [host.name for host in hosts],
         variables=request.variables,
