@@ -13,6 +13,8 @@ from r1prov.common import paths
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from cryptography import x509
+
 
 def certificate_fault(chain: str, key: str, name: str, now: datetime) -> tuple[str, str] | None:
     """What is wrong with the certificate of a server called `name`, and what to do next; None where nothing is wrong.
@@ -25,6 +27,11 @@ def certificate_fault(chain: str, key: str, name: str, now: datetime) -> tuple[s
     """
     found: tuple[str, str] | None = _module("certificate")["fault"](chain, key, name, now)
     return found
+
+
+def is_permitted(authority: x509.Certificate, name: str) -> bool:
+    """Whether the name constraints of an authority let it certify a host name or address."""
+    return bool(_module("certificate")["is_permitted"](authority, name))
 
 
 def password_weakness(password: str, email: str) -> str:

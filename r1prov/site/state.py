@@ -94,7 +94,7 @@ class SiteState:
 
     @property
     def authority(self) -> Path:
-        """The gateway's authority, where it is the site's own, and the server's certificate of it."""
+        """The authority of machines among themselves, and that of the gateway, where the site makes it."""
         return self.root / "authority"
 
     @property

@@ -12,6 +12,7 @@ from r1prov.cli import main
 from r1prov.common.errors import Exit, SiteError
 from r1prov.hosts import Login
 from r1prov.runs import run as runs
+from r1prov.runs import secrets
 from r1prov.runs.run import Request
 from r1prov.site.select import last_applied, select, with_choices
 from r1prov.site.state import ADMIN_PASSWORD, API_KEY, PAGE_KEY, SiteState
@@ -61,6 +62,19 @@ def prepared(tmp_path):
     chosen, hosts = select(None, ["gpu1"], profile="demo")
     decision = runs.settle(chosen, lambda _: None)
     return runs.prepare(decision, hosts, Login(ssh_config=tmp_path / "config"), Silent())
+
+
+def test_an_authority_for_another_name_is_not_replaced_and_nobody_is_met(tmp_path, monkeypatch):
+    site_file = tmp_path / "r1prov.yml"
+    text = "{profile: demo, hosts: [gpu1], gateway: {server_name: NAME, tls: {type: local-authority}}}"
+    site_file.write_text(text.replace("NAME", "r1.example.com"))
+    decision = runs.settle(select(site_file, ())[0], lambda _: None)
+    made = [path.name for path in secrets.provide(decision.site)]
+    assert {"authority.crt", "machines.crt", "server.crt"} <= set(made)
+    assert secrets.provide(decision.site) == []
+    site_file.write_text(text.replace("NAME", "other.example.com"))
+    with pytest.raises(SiteError, match=r"it cannot certify other\.example\.com"):
+        runs.settle(select(site_file, ())[0], lambda _: None)
 
 
 def test_a_new_site_gets_a_key_and_an_inventory(server, tmp_path):
