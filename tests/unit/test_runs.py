@@ -64,6 +64,19 @@ def prepared(tmp_path):
     return runs.prepare(decision, hosts, Login(ssh_config=tmp_path / "config"), Silent())
 
 
+def test_a_site_as_last_applied_is_refused_when_a_file_of_the_operator_is_open_to_others(tmp_path):
+    (tmp_path / "token").touch(0o600)
+    (tmp_path / "r1prov.yml").write_text(
+        "{profile: demo, hosts: [gpu1], sources: {weights: [{type: hub, token_file: token}]}}"
+    )
+    chosen = select(tmp_path / "r1prov.yml", ())[0]
+    SiteState.of(chosen.path).remember(chosen)
+    assert last_applied(chosen.path, ())[0] == chosen
+    (tmp_path / "token").chmod(0o604)
+    with pytest.raises(SiteError, match="token: other users of this machine may read this file"):
+        last_applied(chosen.path, ())
+
+
 def test_an_authority_for_another_name_is_not_replaced_and_nobody_is_met(tmp_path, monkeypatch):
     site_file = tmp_path / "r1prov.yml"
     text = "{profile: demo, hosts: [gpu1], gateway: {server_name: NAME, tls: {type: local-authority}}}"
