@@ -252,7 +252,8 @@ def _handshake(
     _refuse_revoked(offered, known, target, where)
     if accepted:
         _refuse_other_keys(offered, accepted, target, where, own_file)
-    elif not target.accepts_new_keys:
+    # The ssh of a jump host asks Ansible's ssh for a password, too, and nothing that a person confirms here reaches it.
+    elif not target.accepts_new_keys or (not own_file and access.ssh_password is not None):
         _fail(
             where,
             f"its host key is not known: {offered.get_name()} {offered.fingerprint}",

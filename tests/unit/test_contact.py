@@ -414,6 +414,11 @@ def test_through_two_jumps_and_a_proxy_command(tmp_path, key, access):
         found = meet(by_jumps, access)
         assert (first.forwards[-1], second.forwards[-1]) == (("127.0.0.1", second.port), ("127.0.0.1", inner.port))
         found.connection.close()
+        with_password = replace(access, ssh_password="open sesame", confirm=yes)
+        refused = the_problem(
+            by_jumps, with_password
+        )  # Ansible's ssh would give the password to whoever poses as the jump host
+        assert (refused.where, refused.what[:26]) == ("inner (jump host 127.0.0.1)", "its host key is not known:")
         meet(Host(name="proxied", address="proxied"), access).connection.close()
 
 

@@ -130,6 +130,7 @@ def test_progress_is_followed_through_a_lost_connection(host, access, monkeypatc
         seen.append(progress.done)
         news.release()
 
+    contact_all([bob(host)], access(PASSWORD, PASSWORD))["box"].connection.close()
     watch = ProgressWatch(bob(host), access(PASSWORD), report)
     try:
         write(1)
