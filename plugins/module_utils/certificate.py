@@ -75,6 +75,13 @@ def _faults(chain: str, key: str, name: str, now: datetime) -> Iterator[tuple[st
             f"the certificate is for {', '.join(names) or 'no name at all'}, not for {name or 'the empty server name'}",
             "set the gateway's server name to what it is for, or get one for that name",
         )
+    for issuer in certificates[1:]:
+        refused = [each for each in names if not is_permitted(issuer, each)]
+        if refused:
+            yield (
+                f"the name constraints of {issuer.subject.rfc4514_string()} in the chain do not permit {', '.join(refused)}",
+                "get a certificate from another issuer, for browsers refuse this one",
+            )
 
 
 def validity(certificate: x509.Certificate) -> tuple[datetime, datetime]:
@@ -104,3 +111,32 @@ def covers(pattern: str, name: str) -> bool:
     if pattern.startswith("*."):
         return bool(name.partition(".")[0]) and name.partition(".")[2] == pattern[2:]
     return pattern == name
+
+
+def is_permitted(authority: x509.Certificate, name: str) -> bool:
+    """Whether the name constraints of an authority let it certify a name or an address.
+
+    Those of a kind that the constraints do not mention are permitted.
+    """
+    try:
+        constraints = authority.extensions.get_extension_for_class(x509.NameConstraints).value
+    except x509.ExtensionNotFound:
+        return True
+    permitted = [_lies_in(tree, name) for tree in constraints.permitted_subtrees or ()]
+    excluded = [_lies_in(tree, name) for tree in constraints.excluded_subtrees or ()]
+    # None stands for a tree of another kind of names.
+    return True not in excluded and (True in permitted or False not in permitted)
+
+
+def _lies_in(tree: x509.GeneralName, name: str) -> bool | None:
+    """Whether a tree of names or addresses holds `name`; None where it is about names of another kind."""
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        if not isinstance(tree, x509.DNSName):
+            return None
+        base = tree.value.lower().strip(".")
+        return not base or f".{name.lower()}".rstrip(".").endswith(f".{base}")
+    if not isinstance(tree, x509.IPAddress):
+        return None
+    return address in ipaddress.ip_network(str(tree.value))

@@ -11,6 +11,7 @@ from r1prov.cli import options, show
 from r1prov.common.errors import Exit
 from r1prov.hosts import visit
 from r1prov.machines import profile as machine
+from r1prov.site.select import last_applied
 
 
 def profiles(
@@ -68,6 +69,7 @@ def status(
         for name, each in found.items():
             if each["engine"] == "llama-server":
                 output.say(f"{name}: {each['tuned']}")
+    show.authority_news(last_applied(site, ())[0])
     others = ("page", "document_search", "gateway")
     if any(each["health"] != "ok" or not {each[name] for name in others} <= {"ok", None} for each in found.values()):
         raise typer.Exit(Exit.UNHEALTHY)

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from r1prov import output
-from r1prov.cli import options
+from r1prov.cli import options, show
 from r1prov.hosts import visit
+from r1prov.site.select import last_applied
 
 
 @options.logs_in
@@ -48,6 +49,7 @@ def open_(
             if doors.gateway:
                 trust = f"; their machines must trust {doors.authority}" if doors.authority else ""
                 output.say(f"{doors.gateway}\n  page and API for others, through the gateway{trust}")
+        show.authority_news(last_applied(site, ())[0])
         if server.local:
             return
         output.say("Ctrl-C closes it.", "dim")

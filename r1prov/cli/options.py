@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import getpass
 import inspect
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from r1prov import output
 from r1prov.models.latent import Attention
 
 if TYPE_CHECKING:
@@ -78,7 +80,24 @@ class LoginOptions:
         sudo = None
         if self.ask_become_pass:
             sudo = getpass.getpass("sudo password [the same]: " if self.ask_pass else "sudo password: ") or ssh
-        return Login(Passwords(ssh=ssh, sudo=sudo), strict_host_keys=self.strict_host_keys, ssh_config=self.ssh_config)
+        return Login(
+            passwords=Passwords(ssh=ssh, sudo=sudo),
+            strict_host_keys=self.strict_host_keys,
+            ssh_config=self.ssh_config,
+            tell=lambda host, text: output.say(f"{host}: {text}"),
+            confirm=_confirm_host_key if sys.stdin.isatty() else None,
+        )
+
+
+def _confirm_host_key(host: str, shown: str) -> bool:
+    """Ask whether a host has the key that it shows. Whoever stops the question says no."""
+    with output.still():
+        output.say(f"{host}: not known before; its host key is {shown}")
+        try:
+            return typer.confirm(f"Is that the key of {host}? A password will go there", err=True)
+        except typer.Abort:
+            output.say()
+            return False
 
 
 def _login(

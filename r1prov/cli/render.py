@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from r1prov import inventory, output
 from r1prov.cli import options  # noqa: TC001 - Typer reads the annotations when it runs
+from r1prov.hosts import adopt
 from r1prov.runs import secrets
 from r1prov.runs.run import settle
 from r1prov.site.select import select
@@ -30,6 +31,10 @@ def render(
     for path in secrets.provide(wanted):
         hint = "; `r1prov up` would have asked the hosts first whether they have one"
         output.say(f"made {path}{hint if path.parent == state.secrets else ''}")
+    for name in adopt(wanted.hosts, state.known_hosts):
+        output.say(
+            f"{name}: its host key is not known here, so ansible-playbook will refuse it; ssh to it once, and render again"
+        )
     decision, remarks = decision.with_tuned(state.all_tuned(wanted.hosts), {})
     for name, text in remarks.items():
         output.say(f"{name} {text}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from r1prov.machines import tuned
 from r1prov.output.pace import clock
 from r1prov.runs.report import benchmark_rows
 from r1prov.site.addresses import url
-from r1prov.site.authority import AUTHORITY
+from r1prov.site.authority import AUTHORITY, news
 from r1prov.site.state import ADMIN_PASSWORD, SiteState
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def addresses(site: Site, hosts: Sequence[Host]) -> None:
         output.say(f"For others, over TLS: {page}{file.gateway.url}/v1 (with the key)")
         if file.gateway.tls.type == "local-authority":
             output.say(f"Machines that shall trust it are given {SiteState.of(site.path).authority / AUTHORITY}")
+            authority_news(site)
     first = hosts[0].name
     if file.open_webui.enabled:
         password = SiteState.of(site.path).secret(ADMIN_PASSWORD)
@@ -64,6 +66,14 @@ def addresses(site: Site, hosts: Sequence[Host]) -> None:
         what = "All else" if file.gateway else "All of it"
         output.say(f"{what} listens on the server itself only; from here: r1prov open{elsewhere} --host {first}")
     output.say(f'Ask: r1prov ask{elsewhere} --host {first} "How many r are in strawberry?"')
+
+
+def authority_news(site: Site) -> None:
+    """Say when the authority that people trust ends, from a year before on, and what comes after it."""
+    gateway = site.file.gateway
+    if gateway and gateway.tls.type == "local-authority":
+        for text in news(SiteState.of(site.path).authority, datetime.now(UTC)):
+            output.say(text, "yellow")
 
 
 def benchmark(report: RunReport, site: Site, *, talk: bool) -> None:

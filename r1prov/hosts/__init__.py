@@ -2,6 +2,7 @@
 
 Login, met     how the operator logs in; open connections to all hosts at once
 contact_all    the first contact with all hosts at once, which reports every problem together
+adopt          the host keys that the operator's ssh knows, for plain ansible-playbook
 connect        one open connection, with `run`, `follow` and `open_http`
 ProgressWatch  what long steps are doing, while Ansible runs
 read_status    what is installed, running and healthy
@@ -9,6 +10,7 @@ read_secret    a secret that the host holds, for a new controller to take over
 Tunnel         a port of this machine that leads to a port of a host
 """
 
+from r1prov.hosts.adoption import adopt
 from r1prov.hosts.connection import HostConnection, Result, Sudo, connect
 from r1prov.hosts.first import Contact, contact_all
 from r1prov.hosts.login import Login, Passwords, met
@@ -27,6 +29,7 @@ __all__ = [
     "Result",
     "Sudo",
     "Tunnel",
+    "adopt",
     "connect",
     "contact_all",
     "met",

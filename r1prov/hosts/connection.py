@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import paramiko
 
 from r1prov.common.errors import Problem, UnreachableError
-from r1prov.hosts.ssh import TIMEOUT_S, Access, Link
+from r1prov.hosts.ssh import TIMEOUT_S, Access, Link, StrangerError
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -109,12 +109,19 @@ class HostConnection(ABC):
 
 
 def connect(host: Host, access: Access) -> HostConnection:
-    """Open a connection to a host, over ssh unless the host is this machine.
+    """Open a connection to a host, over ssh unless the host is this machine. A person may be asked to confirm the host's key.
 
     Raises:
         UnreachableError: the host cannot be reached, or refuses the login.
     """
-    return LocalConnection(host, access) if host.local else SshConnection(host, access)
+    if host.local:
+        return LocalConnection(host, access)
+    try:
+        return SshConnection(host, access)
+    except StrangerError as stranger:
+        if not stranger.is_accepted(access):
+            raise
+        return SshConnection(host, access)
 
 
 class SshConnection(HostConnection):

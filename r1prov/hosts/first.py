@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from r1prov.common import paths
 from r1prov.common.errors import Problem, UnreachableError
 from r1prov.hosts.connection import HostConnection, Sudo, connect
+from r1prov.hosts.ssh import StrangerError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from r1prov.hosts.ssh import Access
     from r1prov.site import Host
@@ -55,7 +56,7 @@ class Contact:
 def contact_all(
     hosts: Iterable[Host], access: Access, *, probe_paths: Iterable[str] = (), probe_ports: Iterable[int] = ()
 ) -> dict[str, Contact]:
-    """Contact all hosts at once.
+    """Contact all hosts at once. A person is asked about the keys of hosts that are not known before a password goes to them.
 
     Args:
         hosts: the hosts to contact.
@@ -71,23 +72,38 @@ def contact_all(
     """
     arguments = json.dumps({"paths": list(probe_paths), "ports": list(probe_ports)})
     hosts = list(hosts)
-
-    def meet(host: Host) -> Contact | UnreachableError:
-        try:
-            return _meet(host, access, arguments)
-        except UnreachableError as error:
-            return error
-
-    with ThreadPoolExecutor(max_workers=max(1, min(32, len(hosts)))) as pool:
-        outcomes = dict(zip((host.name for host in hosts), pool.map(meet, hosts), strict=True))
-    errors = [outcome for outcome in outcomes.values() if isinstance(outcome, UnreachableError)]
-    problems = [problem for error in errors for problem in error.problems]
+    outcomes = _meet_all(hosts, access, arguments)
+    # A person is asked when no connection waits for the answer, and only where all else is well.
+    if all(isinstance(outcome, Contact | StrangerError) for outcome in outcomes.values()):
+        strangers = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, StrangerError)}
+        accepted = {name for name, stranger in strangers.items() if stranger.is_accepted(access)}
+        outcomes |= _meet_all([host for host in hosts if host.name in accepted], access, arguments)
+    problems = [
+        problem
+        for outcome in outcomes.values()
+        if isinstance(outcome, UnreachableError)
+        for problem in outcome.problems
+    ]
     contacts = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, Contact)}
     if problems:
         for contact in contacts.values():
             contact.connection.close()
         raise UnreachableError(*problems)
     return contacts
+
+
+def _meet_all(hosts: Sequence[Host], access: Access, probe_arguments: str) -> dict[str, Contact | UnreachableError]:
+    """Contact hosts at once, and ask no person anything. Returns for each name what came of it."""
+    access = replace(access, confirm=None)
+
+    def meet(host: Host) -> Contact | UnreachableError:
+        try:
+            return _meet(host, access, probe_arguments)
+        except UnreachableError as error:
+            return error
+
+    with ThreadPoolExecutor(max_workers=max(1, min(32, len(hosts)))) as pool:
+        return dict(zip((host.name for host in hosts), pool.map(meet, hosts), strict=True))
 
 
 def _meet(host: Host, access: Access, probe_arguments: str) -> Contact:

@@ -10,6 +10,7 @@ import fnmatch
 import hashlib
 import hmac
 import os
+import subprocess
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
+
+    import paramiko
 
 _writing = threading.Lock()
 
@@ -47,7 +50,16 @@ def remember(file: Path, name: str, key_type: str, key: str) -> None:
     with _writing:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         with os.fdopen(descriptor, "w") as stream:
-            stream.write(f"{name} {key_type} {key}\n")
+            # A person may have left the last line without an end.
+            start = "" if not file.stat().st_size or file.read_bytes().endswith(b"\n") else "\n"
+            stream.write(f"{start}{name} {key_type} {key}\n")
+
+
+def revokes(file: Path, key: paramiko.PKey) -> bool:
+    """Whether a file that RevokedHostKeys names lists a key. A file that cannot be read revokes all keys, as it does for ssh."""
+    argv = ["ssh-keygen", "-Q", "-f", str(file), "/dev/stdin"]
+    line = f"{key.get_name()} {key.get_base64()}\n"
+    return subprocess.run(argv, input=line, text=True, capture_output=True, check=False).returncode != 0
 
 
 def _entries(file: Path, name: str) -> Iterator[KnownKey]:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from r1prov.hosts.first import contact_all
-from r1prov.hosts.ssh import Access
+from r1prov.hosts.ssh import Access, say_nothing
 from r1prov.site.state import SiteState
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Callable, Generator, Sequence
     from pathlib import Path
 
     from r1prov.hosts.first import Contact
@@ -34,11 +34,15 @@ class Login:
         passwords: those that the operator typed in.
         strict_host_keys: whether a host whose key is not known is refused. Otherwise its key is trusted at first sight.
         ssh_config: the file to read instead of ~/.ssh/config.
+        tell: is told, with the name of a host, which key was trusted at first sight. It may be called from any thread.
+        confirm: asks a person whether a host, given by its name, has the key that it shows. None says that nobody can be asked.
     """
 
     passwords: Passwords = field(default_factory=Passwords)
     strict_host_keys: bool = False
     ssh_config: Path | None = None
+    tell: Callable[[str, str], None] = say_nothing
+    confirm: Callable[[str, str], bool] | None = None
 
     def access(self, state: SiteState) -> Access:
         """This login together with the host keys that a site has accepted."""
@@ -48,6 +52,8 @@ class Login:
             ssh_password=self.passwords.ssh,
             sudo_password=self.passwords.sudo,
             ssh_config=self.ssh_config,
+            tell=self.tell,
+            confirm=self.confirm,
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +60,8 @@ class ProgressWatch:
     """
 
     def __init__(self, host: Host, access: Access, report: Callable[[Progress], None]) -> None:
-        self._host, self._access, self._report = host, access, report
+        # The first contact was before: whoever has another key now is a stranger.
+        self._host, self._access, self._report = host, replace(access, host_keys="strict", confirm=None), report
         self._closed = threading.Event()
         self._connection: HostConnection | None = None
         threading.Thread(target=self._watch, name=f"progress of {host.name}", daemon=True).start()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import subprocess
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn
 
@@ -17,6 +17,8 @@ from r1prov.hosts.keys import candidates
 from r1prov.hosts.target import Target, describe, split_jump
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from r1prov.hosts.known_hosts import KnownKey
     from r1prov.site import Host
 
@@ -25,6 +27,10 @@ TIMEOUT_S = 10.0
 
 # paramiko also logs what it raises, with a traceback. Without a handler, logging would print that to stderr.
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
+
+
+def say_nothing(_host: str, _text: str) -> None:
+    """Tell nobody."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +44,51 @@ class Access:
         ssh_password: the password for the login, which is tried after the keys.
         sudo_password: the password for hosts where sudo asks for one.
         ssh_config: the file to read instead of ~/.ssh/config.
+        tell: is told, with the name of a host, which key was trusted at first sight. It may be called from any thread.
+        confirm: asks a person whether a host, given by its name, has the key that it shows. None says that nobody can be asked.
     """
 
     known_hosts: Path
     host_keys: Literal["accept-new", "strict"] = "accept-new"
-    ssh_password: str | None = None
-    sudo_password: str | None = None
+    ssh_password: str | None = field(default=None, repr=False)
+    sudo_password: str | None = field(default=None, repr=False)
     ssh_config: Path | None = None
+    tell: Callable[[str, str], None] = say_nothing
+    confirm: Callable[[str, str], bool] | None = None
+
+    @property
+    def has_password(self) -> bool:
+        """Whether a host may be sent a password."""
+        return self.ssh_password is not None or self.sudo_password is not None
+
+
+class StrangerError(UnreachableError):
+    """A password would go to a host whose key nobody here has accepted. A person may accept the key.
+
+    Attributes:
+        where: the name of the host.
+        shown: the type and the fingerprint of the key that it shows.
+    """
+
+    def __init__(self, where: str, target: Target, key: paramiko.PKey) -> None:
+        self.where = where
+        self.shown = f"{key.get_name()} {key.fingerprint}"
+        self._line = target.key_name, key.get_name(), key.get_base64()
+        super().__init__(
+            Problem(
+                where,
+                f"is not known here, so no password is sent to it before somebody confirms its host key: {self.shown}",
+                "run the same command in a terminal, where it asks; or compare the fingerprint, and accept the key once "
+                f"by hand: ssh -p {target.port} {target.user}@{target.alias}",
+            )
+        )
+
+    def is_accepted(self, access: Access) -> bool:
+        """Ask a person about the key, if there is one to ask. A key that the person accepts is remembered."""
+        if not access.confirm or not access.confirm(self.where, self.shown):
+            return False
+        known_hosts.remember(access.known_hosts, *self._line)
+        return True
 
 
 class Link:
@@ -54,6 +98,7 @@ class Link:
         """Connect and log in.
 
         Raises:
+            StrangerError: the host is not known, and a password would be sent to it.
             UnreachableError: the host cannot be reached, has an unexpected key, or refuses the login.
         """
         self._below: list[paramiko.Transport | _Proxy] = []
@@ -67,7 +112,7 @@ class Link:
         )
         try:
             self.transport = self._reach(
-                site_rules, host.name, access, access.ssh_password, remember_in=access.known_hosts
+                site_rules, host.name, access, access.ssh_password, own_file=access.known_hosts
             )
         except BaseException:
             self.close()
@@ -85,13 +130,13 @@ class Link:
         access: Access,
         password: str | None,
         *,
-        remember_in: Path | None,
+        own_file: Path | None,
         depth: int = 0,
     ) -> paramiko.Transport:
         transport = paramiko.Transport(self._open_socket(target, where, access, depth))
         self._below.append(transport)
         transport.banner_timeout = transport.auth_timeout = TIMEOUT_S
-        _handshake(transport, target, where, remember_in)
+        _handshake(transport, target, where, access, own_file)
         _log_in(transport, target, where, password)
         transport.set_keepalive(15)
         return transport
@@ -143,7 +188,7 @@ class Link:
         if before:
             jump = replace(jump, proxy_jump=",".join(before), proxy_command="")
         transport = self._reach(
-            jump, f"{where.partition(' ')[0]} (jump host {alias})", access, None, remember_in=None, depth=depth + 1
+            jump, f"{where.partition(' ')[0]} (jump host {alias})", access, None, own_file=None, depth=depth + 1
         )
         try:
             return transport.open_channel(
@@ -177,9 +222,24 @@ class _Proxy:
         self._process.wait(TIMEOUT_S)
 
 
-def _handshake(transport: paramiko.Transport, target: Target, where: str, remember_in: Path | None) -> None:
+def _handshake(
+    transport: paramiko.Transport, target: Target, where: str, access: Access, own_file: Path | None
+) -> None:
+    """Bring the encryption up with a server that has the right key.
+
+    What the site's own file says of a host outranks all other files, because Ansible's ssh reads that file.
+
+    Args:
+        transport: a connection to the server.
+        target: the server.
+        where: its name in errors.
+        access: whom to tell of a key that is trusted at first sight, and whether a password waits to be sent.
+        own_file: the site's own file; None for a jump host, whose key stands in the operator's files.
+    """
     known = known_hosts.lookup(target.known_hosts, target.key_name)
-    _prefer(transport, {key.type for key in known if not key.revoked})
+    accepted = [key for key in known if not key.revoked]
+    accepted = [key for key in accepted if key.file == own_file] or accepted
+    _prefer(transport, {key.type for key in accepted})
     try:
         transport.start_client(timeout=TIMEOUT_S)
     except (paramiko.SSHException, OSError, EOFError) as error:
@@ -189,40 +249,56 @@ def _handshake(transport: paramiko.Transport, target: Target, where: str, rememb
             f"check that it is an ssh server: ssh -v -p {target.port} {target.host}",
         )
     offered = transport.get_remote_server_key()
-    matching = [key for key in known if key.key == offered.get_base64()]
-    if not matching or any(key.revoked for key in matching):
-        _judge_new_key(offered, matching, known, target, where)
-    # Ansible's ssh reads the site's file only, so that it accepts the keys that were accepted here and no others.
-    if remember_in and not any(key.file == remember_in for key in matching):
-        known_hosts.remember(remember_in, target.key_name, offered.get_name(), offered.get_base64())
-
-
-def _judge_new_key(
-    offered: paramiko.PKey, matching: list[KnownKey], known: list[KnownKey], target: Target, where: str
-) -> None:
-    """Refuse a key that is revoked, differs from the known ones, or is unknown where new keys are not accepted."""
-    if matching:
-        revoked = next(key for key in matching if key.revoked)
-        _fail(
-            where,
-            f"its host key is marked as revoked ({revoked.file}:{revoked.line})",
-            "do not trust this machine before you know why",
-        )
-    trusted = [key for key in known if not key.revoked]
-    if trusted:
-        _fail(
-            where,
-            f"its host key has changed: it offers {offered.get_name()} {offered.fingerprint}, "
-            f"not what {trusted[0].file}:{trusted[0].line} says",
-            f"if the host was installed anew, forget the old key: ssh-keygen -R '{target.key_name}' -f {trusted[0].file}. "
-            "If not, someone may sit between you and the host",
-        )
-    if not target.accepts_new_keys:
+    _refuse_revoked(offered, known, target, where)
+    if accepted:
+        _refuse_other_keys(offered, accepted, target, where, own_file)
+    # The ssh of a jump host asks Ansible's ssh for a password, too, and nothing that a person confirms here reaches it.
+    elif not target.accepts_new_keys or (not own_file and access.ssh_password is not None):
         _fail(
             where,
             f"its host key is not known: {offered.get_name()} {offered.fingerprint}",
             f"compare the fingerprint, then accept it once by hand: ssh -p {target.port} {target.user}@{target.alias}",
         )
+    elif own_file and access.has_password:
+        raise StrangerError(where, target, offered)
+    else:
+        access.tell(where, f"not known before; its host key is {offered.get_name()} {offered.fingerprint}")
+    if own_file and not any(key.file == own_file for key in accepted):
+        known_hosts.remember(own_file, target.key_name, offered.get_name(), offered.get_base64())
+
+
+def _refuse_revoked(offered: paramiko.PKey, known: list[KnownKey], target: Target, where: str) -> None:
+    """Refuse a key that known_hosts files or the configuration's RevokedHostKeys mark as revoked."""
+    marks = [f"{key.file}:{key.line}" for key in known if key.revoked and key.key == offered.get_base64()]
+    marks += [str(file) for file in target.revoked_keys if known_hosts.revokes(file, offered)]
+    if marks:
+        _fail(
+            where,
+            f"its host key is marked as revoked ({marks[0]})",
+            "do not trust this machine before you know why",
+        )
+
+
+def _refuse_other_keys(
+    offered: paramiko.PKey, accepted: list[KnownKey], target: Target, where: str, own_file: Path | None
+) -> None:
+    """Refuse a key that is none of those accepted, or that shares its type with another one in the site's own file."""
+    others = [key for key in accepted if key.key != offered.get_base64()]
+    if len(others) == len(accepted):
+        _fail(
+            where,
+            f"its host key has changed: it offers {offered.get_name()} {offered.fingerprint}, "
+            f"not what {accepted[0].file}:{accepted[0].line} says",
+            f"if the host was installed anew, forget the old key: ssh-keygen -R '{target.key_name}' -f {accepted[0].file}. "
+            "If not, someone may sit between you and the host",
+        )
+    for key in others:
+        if key.file == own_file and key.type == offered.get_name():
+            _fail(
+                where,
+                f"{key.file}:{key.line} lists another {key.type} key for it than the one that it has",
+                "find out whose key that is, then remove the line: who holds that key could pass for this host",
+            )
 
 
 def _prefer(transport: paramiko.Transport, types: set[str]) -> None:

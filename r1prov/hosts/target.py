@@ -27,6 +27,7 @@ class Target:
     identities_only: bool
     agent_socket: str
     known_hosts: tuple[Path, ...]
+    revoked_keys: tuple[Path, ...]
     accepts_new_keys: bool
     proxy_jump: str
     proxy_command: str
@@ -105,6 +106,9 @@ def describe(
         identities_only=first_value("identitiesonly") == "yes",
         agent_socket=_agent_socket(settings.get("identityagent", ["SSH_AUTH_SOCK"])[0]),
         known_hosts=tuple(Path(_expand(file, tokens)).expanduser() for file in files),
+        revoked_keys=(Path(_expand(revoked, tokens)).expanduser(),)
+        if (revoked := first_value("revokedhostkeys"))
+        else (),
         accepts_new_keys=first_value("stricthostkeychecking") in {"false", "no", "off", "accept-new"},
         proxy_jump=first_value("proxyjump"),
         proxy_command=_expand(first_value("proxycommand"), tokens),

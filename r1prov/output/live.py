@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from r1prov.output.pace import PLAIN_EVERY_S, Pace, clock
 from r1prov.runs.events import Event, HostFailed, HostUnreachable, Output, Recap, StepStarted, TaskDone, TaskStarted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Generator, Iterable
 
     from rich.console import Console
 
@@ -30,6 +31,22 @@ PLAIN_EVERY_SHARE = 0.05
 
 BAR_WIDTH = 12
 """The width of a progress bar in columns."""
+
+_moving: list[Live] = []
+"""What moves on the terminal now."""
+
+
+@contextlib.contextmanager
+def still() -> Generator[None, None, None]:
+    """Let nothing move on the terminal, so that a person can be asked something."""
+    stopped = list(_moving)
+    for live in stopped:
+        live.stop()
+    try:
+        yield
+    finally:
+        for live in stopped:
+            live.start()
 
 
 @dataclass
@@ -99,10 +116,12 @@ class LiveRun:
     def __enter__(self) -> Self:
         if self._live:
             self._live.start()
+            _moving.append(self._live)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._live:
+            _moving.remove(self._live)
             self._live.stop()
 
     def note(self, host: str, text: str) -> None:

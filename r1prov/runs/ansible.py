@@ -90,7 +90,6 @@ def playbook_command(
     playbook: str,
     inventory: Path,
     *,
-    known_hosts: Path,
     n_hosts: int,
     limit: Sequence[str] = (),
     variables: Mapping[str, Any] | None = None,
@@ -105,7 +104,6 @@ def playbook_command(
     Args:
         playbook: its name, such as `up`.
         inventory: the rendered folder.
-        known_hosts: the file of the only host keys that ssh accepts. First contact has put them there.
         n_hosts: how many hosts are worked on at once.
         limit: only these hosts.
         variables: for this run only. They outrank the inventory.
@@ -115,9 +113,6 @@ def playbook_command(
         diff: Ansible shows what changes in files.
         told_as: what the lock on a host calls this run.
     """
-    ssh_options = ["-o", f'UserKnownHostsFile="{known_hosts}"', "-o", "StrictHostKeyChecking=yes"]
-    if ssh_config:
-        ssh_options = ["-F", str(ssh_config), *ssh_options]
     argv = [
         str(Path(sys.executable).with_name("ansible-playbook")),
         str(paths.collection() / "playbooks" / f"{playbook}.yml"),
@@ -134,7 +129,9 @@ def playbook_command(
         "ANSIBLE_COLLECTIONS_PATH": str(paths.collections_path()),
         "ANSIBLE_FORKS": str(max(1, n_hosts)),
         "ANSIBLE_NOCOLOR": "1",
-        "ANSIBLE_SSH_COMMON_ARGS": shlex.join(ssh_options),
+        # The inventory says which host keys ssh accepts. ansible-runner would set this variable to False.
+        "ANSIBLE_HOST_KEY_CHECKING": "True",
+        **({"ANSIBLE_SSH_COMMON_ARGS": shlex.join(["-F", str(ssh_config)])} if ssh_config else {}),
         **({"R1PROV_COMMAND": told_as} if told_as else {}),
     }
     return Command(tuple(argv), env, inventory.parent)

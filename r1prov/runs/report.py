@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -168,8 +169,29 @@ class Recorder:
             host.result = "unreachable" if tally.unreachable else "failed" if tally.failed else "ok"
 
 
+_HOST_KEY_REFUSED = ("Host key verification failed", "because Host Key checking is enabled")
+"""What ssh says when it refuses a host key, and what Ansible says instead where it has a password."""
+
+
+def _offered_key(message: str) -> str:
+    """The key that ssh has refused, and where the accepted key stands, as far as ssh says it, as the rest of a sentence."""
+    offered = re.search(r"SHA256:[\w+/]+", message)
+    accepted = re.search(r"Offending \S+ key in (\S.*:\d+)", message)
+    return (f": it offers {offered[0]}" if offered else "") + (f", not what {accepted[1]} says" if accepted else "")
+
+
 def failure(event: HostFailed | HostUnreachable) -> R1provError:
     """The error that a failed task stands for."""
+    message = event.message if isinstance(event, HostUnreachable) else str(event.result.get("msg", ""))
+    if any(words in message for words in _HOST_KEY_REFUSED):
+        return UnreachableError(
+            Problem(
+                event.host,
+                f"its host key is not one that this site has accepted{_offered_key(message)}",
+                "if the host was not installed anew, someone may sit between you and the host. If it was, run the same "
+                "command again: its first contact says how to forget the old key",
+            )
+        )
     if isinstance(event, HostUnreachable):
         first = event.message.splitlines()[0] if event.message else "no reason given"
         return UnreachableError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from r1prov import inventory
@@ -13,7 +14,7 @@ from r1prov.decision import decide
 from r1prov.hosts import Progress, ProgressWatch, met
 from r1prov.runs import ansible, secrets
 from r1prov.runs.report import HostReport, Recorder, RunReport, now
-from r1prov.site import archives, pins
+from r1prov.site import archives, authority, pins
 from r1prov.site.judges import password_weakness
 from r1prov.site.state import ADMIN_PASSWORD, SiteState
 
@@ -107,7 +108,9 @@ def prepare(decision: Decision, hosts: Sequence[Host], login: Login, watcher: Wa
         for name, contact in contacts.items():
             for text in contact.notes:
                 watcher.note(name, text)
-        secrets.provide(site, [contact.connection for contact in contacts.values()])
+        for path in secrets.provide(site, [contact.connection for contact in contacts.values()]):
+            if path.name == authority.AUTHORITY:
+                watcher.note(site.name, f"{path} is new: the machines that shall trust the gateway must trust it")
         users = {name: contact.connection.user for name, contact in contacts.items()}
         facts = {name: contact.facts for name, contact in contacts.items()}
     decision, remarks = decision.with_tuned(state.all_tuned(site.hosts), facts)
@@ -132,6 +135,8 @@ def settle(site: Site, say: Callable[[str], None]) -> Decision:
     decision = decide(site, say)
     pins.keep(site, state.pins)
     archives.judge(site, state.pins)
+    if (gateway := site.file.gateway) and gateway.tls.type == "local-authority":
+        authority.judge(state.authority, gateway.server_name, datetime.now(UTC))
     _judge_password(site)
     return decision
 
@@ -160,7 +165,6 @@ def command(site: Site, hosts: Sequence[Host], login: Login, request: Request) -
     return ansible.playbook_command(
         request.playbook,
         state.inventory,
-        known_hosts=state.known_hosts,
         n_hosts=len(hosts),
         limit=[] if len(hosts) == len(site.hosts) else [host.name for host in hosts],
         variables=request.variables,

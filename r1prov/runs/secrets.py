@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def provide(site: Site, connections: Sequence[HostConnection] = ()) -> list[Path]:
-    """Make the secrets that the site lacks, and the certificate of the gateway where an authority of the site issues it.
+    """Make the secrets and authorities that the site lacks, and the certificate of the gateway where an authority of the site issues it.
 
     Args:
         site: whose.
@@ -31,6 +31,7 @@ def provide(site: Site, connections: Sequence[HostConnection] = ()) -> list[Path
     state, gateway = SiteState.of(site.path), site.file.gateway
     missing = [secret for secret in secrets_of(site) if not state.secret(secret).is_file()]
     made = [state.keep_secret(secret, _on_a_host(secret, connections)) for secret in missing]
+    made += authority.see_to_machines(state.authority, datetime.now(UTC))
     if gateway and gateway.tls.type == "local-authority":
         made += authority.see_to(state.authority, gateway.server_name, datetime.now(UTC))
     return made

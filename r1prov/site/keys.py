@@ -134,7 +134,7 @@ class Certificate(Keys):
 
 
 class LocalAuthority(Keys):
-    """The site's own authority, which is made once. People make their machines trust its `authority.crt`, which `r1prov open` names."""
+    """The site's own authority, for this gateway alone. People make their machines trust its `authority.crt`, which `r1prov open` names."""
 
     type: Literal["local-authority"]
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from r1prov.common import documents, paths
 from r1prov.common.errors import Problem, SiteError
 from r1prov.machines.profile import Profile, load_profile
-from r1prov.site.judges import certificate_fault
+from r1prov.site.judges import certificate_fault, loose_files
 from r1prov.site.keys import Certificate, Site, SiteFile
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def _files_beside(path: Path | None, file: SiteFile) -> SiteFile:
     """Make the paths of files on the controller absolute. The site file names them relative to itself.
 
     Raises:
-        SiteError: files are missing, or a certificate or an archive is not usable. It carries every problem.
+        SiteError: files are missing or open to others, or a certificate or an archive is not usable. It carries every problem.
     """
     folder = path.parent if path else Path.cwd()
     sources = file.sources
@@ -157,6 +157,15 @@ def _files_beside(path: Path | None, file: SiteFile) -> SiteFile:
         for name in wanted
         if not Path(name).is_file()
     ]
+    beside = file.model_copy(
+        update={
+            "profile": profile,
+            "hosts": hosts,
+            "gateway": gateway,
+            "sources": sources.model_copy(update={"ca_certificates": certificates, "weights": weights}),
+        }
+    )
+    problems += loose_files(path, beside)
     if gateway and not problems:
         problems += _certificate_faults(gateway)
     archives = {}
@@ -165,14 +174,7 @@ def _files_beside(path: Path | None, file: SiteFile) -> SiteFile:
         problems += faults
     if problems:
         raise SiteError(*problems)
-    return file.model_copy(
-        update={
-            "profile": profile,
-            "hosts": hosts,
-            "gateway": gateway,
-            "sources": sources.model_copy(update={"ca_certificates": certificates, "weights": weights, **archives}),
-        }
-    )
+    return beside.model_copy(update={"sources": beside.sources.model_copy(update=archives)})
 
 
 def _certificate_faults(gateway: Gateway) -> list[Problem]:

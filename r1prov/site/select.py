@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from r1prov.common import documents
 from r1prov.common.errors import Problem, SiteError
+from r1prov.site.judges import loose_files
 from r1prov.site.keys import Host, Site, SiteFile
 from r1prov.site.load import SITE_FILE, load, validated
 from r1prov.site.state import SiteState
@@ -40,13 +41,15 @@ def last_applied(path: Path | None, named: Sequence[str]) -> Selection:
     """The site as it was last applied, for the verbs that name no profile, and the hosts meant.
 
     Raises:
-        SiteError: no site is known, or it has no such host.
+        SiteError: no site is known, or it has no such host, or its files are open to others.
     """
     if path is None and Path(SITE_FILE).is_file():
         path = Path(SITE_FILE)
     last = SiteState.of(path.resolve() if path else None).last_site
     if last.is_file() and (remembered := _remembered(last)):
         site = remembered
+        if loose := loose_files(site.path, site.file):
+            raise SiteError(*loose)
     elif path:
         site = load(path, chosen=SiteState.of(path.resolve()).choices)
     else:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from r1prov.common import documents, paths
-from r1prov.common.files import write_whole
+from r1prov.common.files import keep_private, write_whole
 from r1prov.machines.tuned import Tuned
 
 if TYPE_CHECKING:
@@ -67,11 +67,19 @@ class SiteState:
 
     @classmethod
     def of(cls, site_path: Path | None) -> SiteState:
-        """The state of the site whose file is `site_path`; None for a site without a file. Makes the folders."""
+        """The state of the site whose file is `site_path`; None for a site without a file.
+
+        Makes the folders. What others may read or change in them is put right.
+
+        Raises:
+            SiteError: something in them belongs to another user.
+        """
         state = cls(site_path.parent / ".r1prov" if site_path else paths.state_dir() / "default")
         for folder in (state.root, state.secrets, state.reports, state.artifacts):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (state.root / ".gitignore").write_text("*\n")
+        if not (state.root / ".gitignore").is_file():
+            write_whole(state.root / ".gitignore", "*\n")
+        keep_private(state.root)
         return state
 
     @property
@@ -107,7 +115,7 @@ class SiteState:
 
     @property
     def authority(self) -> Path:
-        """The gateway's authority, where it is the site's own, and the server's certificate of it."""
+        """The authority of machines among themselves, and that of the gateway, where the site makes it."""
         return self.root / "authority"
 
     @property

@@ -19,6 +19,7 @@ class Sshd:
     password: str | None = None
     env: dict[str, str] = field(default_factory=dict)
     host_key: paramiko.PKey = field(default_factory=paramiko.ECDSAKey.generate)
+    passwords: list[str] = field(default_factory=list)
     forwards: list[tuple[str, int]] = field(default_factory=list)
 
     def __enter__(self):
@@ -52,6 +53,7 @@ class _Server(paramiko.ServerInterface):
         return paramiko.AUTH_SUCCESSFUL if key in self.sshd.users_keys else paramiko.AUTH_FAILED
 
     def check_auth_password(self, username, password):
+        self.sshd.passwords.append(password)
         return paramiko.AUTH_SUCCESSFUL if password == self.sshd.password else paramiko.AUTH_FAILED
 
     def check_channel_request(self, kind, chanid):

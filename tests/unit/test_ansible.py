@@ -21,14 +21,14 @@ ROOT = paths.collection()
 
 
 def test_the_whole_command():
-    assert playbook_command("up", Path("/s/inventory"), known_hosts=Path("/s/known_hosts"), n_hosts=2) == Command(
+    assert playbook_command("up", Path("/s/inventory"), n_hosts=2) == Command(
         argv=(f"{BIN}/ansible-playbook", f"{ROOT}/playbooks/up.yml", "-i", "/s/inventory"),
         env={
             "ANSIBLE_CONFIG": f"{ROOT}/ansible.cfg",
             "ANSIBLE_COLLECTIONS_PATH": str(paths.collections_path()),
             "ANSIBLE_FORKS": "2",
             "ANSIBLE_NOCOLOR": "1",
-            "ANSIBLE_SSH_COMMON_ARGS": "-o 'UserKnownHostsFile=\"/s/known_hosts\"' -o StrictHostKeyChecking=yes",
+            "ANSIBLE_HOST_KEY_CHECKING": "True",
         },
         cwd=Path("/s"),
     )
@@ -38,11 +38,10 @@ def test_every_option():
     command = playbook_command(
         "bench",
         Path("/s/inventory"),
-        known_hosts=Path("/my sites/known_hosts"),
         n_hosts=0,
         limit=["gpu1", "gpu2:2222"],
         variables={"r1prov_break_lock": True},
-        ssh_config=Path("/s/ssh_config"),
+        ssh_config=Path("/my sites/ssh_config"),
         verbosity=2,
         check=True,
         diff=True,
@@ -60,7 +59,7 @@ def test_every_option():
     )
     assert command.env["ANSIBLE_FORKS"] == "1"
     assert command.env["R1PROV_COMMAND"] == "r1prov up"
-    assert command.env["ANSIBLE_SSH_COMMON_ARGS"].startswith("-F /s/ssh_config -o 'UserKnownHostsFile=\"/my sites/")
+    assert command.env["ANSIBLE_SSH_COMMON_ARGS"] == "-F '/my sites/ssh_config'"
 
 
 def test_the_shell_line_is_the_same_command(tmp_path):
@@ -142,9 +141,7 @@ def play(tmp_path, monkeypatch):
 
     def start(text, passwords=None, **options):
         (tmp_path / "playbooks" / "x.yml").write_text(text)
-        command = playbook_command(
-            "x", tmp_path / "inventory", known_hosts=tmp_path / "known_hosts", n_hosts=1, **options
-        )
+        command = playbook_command("x", tmp_path / "inventory", n_hosts=1, **options)
         return ansible.execute(command, tmp_path / "artifacts", steps=ansible.steps_of("x"), passwords=passwords)
 
     return start

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime, timedelta
 
 from r1prov import site
 from r1prov.cli import show
 from r1prov.runs.report import HostReport, RunReport
+from r1prov.site import authority
 
 
 def lines(text):
@@ -68,6 +70,22 @@ def test_addresses_tell_what_others_open_and_must_trust(capsys):
     )
     assert said[2].startswith("Machines that shall trust it are given /")
     assert said[4].startswith("All else listens on the server itself only")
+
+
+def test_the_end_of_the_authority_is_announced(capsys, tmp_path):
+    (tmp_path / "r1prov.yml").write_text(
+        "{profile: 4x4090, hosts: [gpu1], gateway: {server_name: r1.example.com, tls: {type: local-authority}}}"
+    )
+    chosen = site.load(tmp_path / "r1prov.yml")
+    folder, now = tmp_path / ".r1prov" / "authority", datetime.now(UTC)
+    authority.see_to(folder, "r1.example.com", now - timedelta(days=1400))
+    show.addresses(chosen, chosen.hosts)
+    assert "ends on" not in capsys.readouterr().err
+    for file in folder.glob("authority.*"):
+        file.unlink()
+    authority.see_to(folder, "r1.example.com", now - timedelta(days=1600))
+    show.addresses(chosen, chosen.hosts)
+    assert f"authority.crt ends on {now + timedelta(days=226):%Y-%m}" in capsys.readouterr().err
 
 
 def test_the_benchmark_stands_beside_the_published_figures(capsys):

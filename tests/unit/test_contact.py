@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import paramiko
@@ -58,6 +59,11 @@ def access(tmp_path, monkeypatch):
 def sshd(key):
     with Sshd(users_keys=[key]) as server:
         yield server
+
+
+def yes(_host, _shown):
+    """A person who confirms every host key."""
+    return True
 
 
 def bob(server, name="gpu1"):
@@ -112,7 +118,7 @@ def test_root_by_key_gives_the_probes_facts(tmp_path, sshd, access):
 )
 def test_sudo_that_works(tmp_path, sshd, access, mode, password, expected):
     as_user(tmp_path, sshd, mode)
-    access = Access(access.known_hosts, sudo_password=password, ssh_config=access.ssh_config)
+    access = replace(access, sudo_password=password, confirm=yes)
     connection = meet(bob(sshd), access).connection
     assert connection.sudo is expected
     assert (
@@ -132,7 +138,7 @@ def test_sudo_that_works(tmp_path, sshd, access, mode, password, expected):
 )
 def test_sudo_that_does_not(tmp_path, sshd, access, mode, password, what, remedy):
     as_user(tmp_path, sshd, mode)
-    problem = the_problem(bob(sshd), Access(access.known_hosts, sudo_password=password, ssh_config=access.ssh_config))
+    problem = the_problem(bob(sshd), replace(access, sudo_password=password, confirm=yes))
     assert (problem.where, what in problem.what, remedy in problem.remedy) == ("gpu1", True, True), problem
 
 
@@ -190,13 +196,9 @@ def test_password_login(tmp_path, access):
             ("wrong", "the password of bob is refused"),
             (None, "sshd takes no keys, only password"),
         ):
-            problem = the_problem(
-                bob(server), Access(access.known_hosts, ssh_password=password, ssh_config=access.ssh_config)
-            )
+            problem = the_problem(bob(server), replace(access, ssh_password=password, confirm=yes))
             assert expected in problem.what
-        meet(
-            bob(server), Access(access.known_hosts, ssh_password="open sesame", ssh_config=access.ssh_config)
-        ).connection.close()
+        meet(bob(server), replace(access, ssh_password="open sesame")).connection.close()
 
 
 def test_a_key_that_is_not_accepted(access, key):
@@ -239,7 +241,7 @@ def test_a_key_of_the_site_is_tried(tmp_path, sshd, access):
 
 def test_host_keys(tmp_path, sshd, access):
     with_bin(tmp_path, sshd, cat=PID1_IS_SYSTEMD, id="#!/bin/sh\necho 0\n")
-    strict = Access(access.known_hosts, host_keys="strict", ssh_config=access.ssh_config)
+    strict = replace(access, host_keys="strict")
     assert "its host key is not known" in the_problem(bob(sshd), strict).what
     assert not access.known_hosts.exists()
 
@@ -255,6 +257,121 @@ def test_host_keys(tmp_path, sshd, access):
         assert "its host key has changed" in problem.what
         assert f"{access.known_hosts}:1" in problem.what
         assert f"ssh-keygen -R '{name}' -f {access.known_hosts}" in problem.remedy
+
+
+def line(server, key=None):
+    """The line of a known_hosts file that says what the key of a server is."""
+    key = key or server.host_key
+    return f"[127.0.0.1]:{server.port} {key.get_name()} {key.get_base64()}\n"
+
+
+def as_root(tmp_path, server):
+    with_bin(tmp_path, server, cat=PID1_IS_SYSTEMD, id="#!/bin/sh\necho 0\n")
+
+
+def test_a_key_in_the_sites_file_outranks_what_the_operators_files_say(tmp_path, sshd, access):
+    as_root(tmp_path, sshd)
+    (tmp_path / "users_known_hosts").write_text(line(sshd))
+    meet(bob(sshd), access).connection.close()
+    access.known_hosts.write_text(line(sshd, paramiko.ECDSAKey.generate()))
+    assert f"{access.known_hosts}:1" in the_problem(bob(sshd), access).what
+
+
+def test_a_second_key_beside_the_right_one_is_refused(tmp_path, sshd, access):
+    as_root(tmp_path, sshd)
+    access.known_hosts.write_text(line(sshd) + line(sshd, paramiko.ECDSAKey.generate()))
+    assert f"{access.known_hosts}:2 lists another" in the_problem(bob(sshd), access).what
+    access.known_hosts.write_text(line(sshd) + line(sshd, paramiko.RSAKey.generate(2048)))
+    meet(bob(sshd), access).connection.close()
+
+
+def test_hashed_names_count(tmp_path, sshd, access):
+    as_root(tmp_path, sshd)
+    access.known_hosts.write_text(line(sshd))
+    subprocess.run(["ssh-keygen", "-q", "-H", "-f", access.known_hosts], check=True, capture_output=True)
+    assert "127.0.0.1" not in access.known_hosts.read_text()
+    meet(bob(sshd), replace(access, host_keys="strict")).connection.close()
+    sshd.host_key = paramiko.ECDSAKey.generate()
+    assert "its host key has changed" in the_problem(bob(sshd), access).what
+
+
+def test_a_host_that_comes_back_with_a_key_of_another_type_is_refused(tmp_path, sshd, access):
+    as_root(tmp_path, sshd)
+    access.known_hosts.write_text(line(sshd, paramiko.RSAKey.generate(2048)))
+    assert "its host key has changed" in the_problem(bob(sshd), access).what
+
+
+@pytest.mark.parametrize("how", ["mark", "list"])
+def test_a_revoked_key_is_refused(tmp_path, sshd, access, how):
+    as_root(tmp_path, sshd)
+    access.known_hosts.write_text(line(sshd))
+    if how == "mark":
+        (tmp_path / "users_known_hosts").write_text(f"@revoked {line(sshd)}")
+    else:
+        (tmp_path / "revoked").write_text(line(sshd).partition(" ")[2])
+        access.ssh_config.write_text(access.ssh_config.read_text() + f"  RevokedHostKeys {tmp_path}/revoked\n")
+    assert "its host key is marked as revoked" in the_problem(bob(sshd), access).what
+
+
+def test_a_line_without_an_end_is_not_joined_with_the_next(tmp_path, sshd, access):
+    as_root(tmp_path, sshd)
+    access.known_hosts.write_text("gpu9 ssh-ed25519 AAAA")
+    meet(bob(sshd), access).connection.close()
+    assert access.known_hosts.read_text() == f"gpu9 ssh-ed25519 AAAA\n{line(sshd)}"
+
+
+def test_first_contact_tells_the_fingerprint_once(tmp_path, sshd, access):
+    as_root(tmp_path, sshd)
+    told = []
+    access = replace(access, tell=lambda *words: told.append(words))
+    for _ in range(2):
+        meet(bob(sshd), access).connection.close()
+    shown = f"ecdsa-sha2-nistp256 {sshd.host_key.fingerprint}"
+    assert told == [("gpu1", f"not known before; its host key is {shown}")]
+
+
+@pytest.mark.parametrize("password", ["ssh_password", "sudo_password"])
+@pytest.mark.parametrize("open_one", [meet, contact.connect], ids=["all", "one"])
+def test_no_password_goes_to_a_stranger_whom_nobody_confirms(tmp_path, access, password, open_one):
+    with Sshd(password="open sesame") as server:
+        as_root(tmp_path, server)
+        asked = []
+
+        def no(*words):
+            asked.append(words)
+
+        for confirm in (None, no):
+            with pytest.raises(UnreachableError) as caught:
+                open_one(bob(server), replace(access, **{password: "open sesame"}, confirm=confirm))
+            assert server.host_key.fingerprint in caught.value.problems[0].what
+        assert asked == [("gpu1", f"ecdsa-sha2-nistp256 {server.host_key.fingerprint}")]
+        assert not server.passwords
+        assert not access.known_hosts.exists()
+        opened = open_one(bob(server), replace(access, ssh_password="open sesame", confirm=yes))
+        getattr(opened, "connection", opened).close()
+        assert server.passwords == ["open sesame"]
+        assert access.known_hosts.read_text() == line(server)
+
+
+def test_nobody_is_asked_where_another_host_is_out_of_reach(tmp_path, sshd, access):
+    as_root(tmp_path, sshd)
+    access = replace(access, sudo_password="x", confirm=lambda *_: pytest.fail("somebody is asked"))
+    typo = Host(name="typo", address="no.such.invalid")
+    assert [problem.where for problem in problems(bob(sshd), typo, access=access)] == ["gpu1", "typo"]
+
+
+def test_plain_ansible_gets_the_keys_that_the_operators_ssh_knows(tmp_path, monkeypatch, sshd, access):
+    other = paramiko.RSAKey.generate(2048)
+    (tmp_path / "users_known_hosts").write_text(f"@revoked {line(sshd, other)}{line(sshd)}{line(sshd, other)}")
+    ssh = tmp_path / "bin" / "ssh"
+    ssh.parent.mkdir()
+    ssh.write_text(f'#!/bin/sh\nexec /usr/bin/ssh -F {access.ssh_config} "$@"\n')
+    ssh.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{ssh.parent}:/usr/bin:/bin")
+    hosts = [bob(sshd), Host(name="gpu2", address="other.example.com"), Host(name="here", address="localhost")]
+    for _ in range(2):
+        assert contact.adopt(hosts, access.known_hosts) == ["gpu2"]
+        assert access.known_hosts.read_text() == line(sshd)
 
 
 def test_something_else_than_ssh(access):
@@ -297,6 +414,11 @@ def test_through_two_jumps_and_a_proxy_command(tmp_path, key, access):
         found = meet(by_jumps, access)
         assert (first.forwards[-1], second.forwards[-1]) == (("127.0.0.1", second.port), ("127.0.0.1", inner.port))
         found.connection.close()
+        with_password = replace(access, ssh_password="open sesame", confirm=yes)
+        refused = the_problem(
+            by_jumps, with_password
+        )  # Ansible's ssh would give the password to whoever poses as the jump host
+        assert (refused.where, refused.what[:26]) == ("inner (jump host 127.0.0.1)", "its host key is not known:")
         meet(Host(name="proxied", address="proxied"), access).connection.close()
 
 

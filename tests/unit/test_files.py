@@ -8,6 +8,8 @@ import pytest
 from ansible_collections.r1.prov.plugins.module_utils import files as on_hosts
 
 from r1prov.common import files as on_the_controller
+from r1prov.common.errors import SiteError
+from r1prov.site.state import API_KEY, SiteState
 
 on_both_sides = pytest.mark.parametrize("write_whole", [on_the_controller.write_whole, on_hosts.write_whole])
 
@@ -68,3 +70,44 @@ def test_a_folder_appears_filled_or_not_at_all(tmp_path: Path) -> None:
         "made/here",
         "made/here/whole",
     ]
+
+
+def test_what_is_open_in_the_folder_of_a_site_is_put_right(tmp_path: Path) -> None:
+    state = SiteState.of(tmp_path / "r1prov.yml")
+    for path in (
+        state.keep_secret(API_KEY),
+        state.known_hosts,
+        state.inventory / "hosts.yml",
+        state.authority / "a.crt",
+    ):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+        path.chmod(0o666)
+    for folder in (state.root, state.secrets, state.inventory):
+        folder.chmod(0o777)
+    SiteState.of(tmp_path / "r1prov.yml")
+    found = {path: path.stat().st_mode & 0o777 for path in (state.root, *state.root.rglob("*"))}
+    assert found.pop(state.authority / "a.crt") == 0o644
+    assert {mode & 0o077 for mode in found.values()} == {0}
+    assert state.secret(API_KEY).stat().st_mode & 0o777 == 0o600
+
+
+def test_what_a_link_in_it_leads_to_is_the_operators_and_refused(tmp_path: Path) -> None:
+    state = SiteState.of(tmp_path / "r1prov.yml")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("key")
+    elsewhere.chmod(0o640)
+    state.secret(API_KEY).symlink_to(elsewhere)
+    with pytest.raises(SiteError, match="elsewhere: other users of this machine may read this file"):
+        SiteState.of(tmp_path / "r1prov.yml")
+    assert elsewhere.stat().st_mode & 0o777 == 0o640
+    elsewhere.chmod(0o600)
+    SiteState.of(tmp_path / "r1prov.yml")
+
+
+def test_what_belongs_to_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = SiteState.of(tmp_path / "r1prov.yml")
+    state.root.chmod(0o777)
+    monkeypatch.setattr(os, "geteuid", lambda: state.root.stat().st_uid + 12345)
+    with pytest.raises(SiteError, match=f"{state.root}: belongs to "):
+        SiteState.of(tmp_path / "r1prov.yml")

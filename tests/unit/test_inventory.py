@@ -101,6 +101,7 @@ def test_without_a_gateway_one_that_was_there_is_taken_away() -> None:
 def test_no_secret_is_in_the_inventory(tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("hf_secret")
+    token.chmod(0o600)
     loaded = site.load(
         None,
         profile="4x4090",

@@ -12,6 +12,7 @@ from r1prov.cli import main
 from r1prov.common.errors import Exit, Problem, RunError, SiteError, UnreachableError
 from r1prov.hosts import Login
 from r1prov.runs import run as runs
+from r1prov.runs import secrets
 from r1prov.runs.report import HostReport, RunReport
 from r1prov.runs.rotation import rotate
 from r1prov.runs.run import Done, Request
@@ -64,6 +65,32 @@ def prepared(tmp_path):
     chosen, hosts = select(None, ["gpu1"], profile="demo")
     decision = runs.settle(chosen, lambda _: None)
     return runs.prepare(decision, hosts, Login(ssh_config=tmp_path / "config"), Silent())
+
+
+def test_a_site_as_last_applied_is_refused_when_a_file_of_the_operator_is_open_to_others(tmp_path):
+    (tmp_path / "token").touch(0o600)
+    (tmp_path / "r1prov.yml").write_text(
+        "{profile: demo, hosts: [gpu1], sources: {weights: [{type: hub, token_file: token}]}}"
+    )
+    chosen = select(tmp_path / "r1prov.yml", ())[0]
+    SiteState.of(chosen.path).remember(chosen)
+    assert last_applied(chosen.path, ())[0] == chosen
+    (tmp_path / "token").chmod(0o604)
+    with pytest.raises(SiteError, match="token: other users of this machine may read this file"):
+        last_applied(chosen.path, ())
+
+
+def test_an_authority_for_another_name_is_not_replaced_and_nobody_is_met(tmp_path, monkeypatch):
+    site_file = tmp_path / "r1prov.yml"
+    text = "{profile: demo, hosts: [gpu1], gateway: {server_name: NAME, tls: {type: local-authority}}}"
+    site_file.write_text(text.replace("NAME", "r1.example.com"))
+    decision = runs.settle(select(site_file, ())[0], lambda _: None)
+    made = [path.name for path in secrets.provide(decision.site)]
+    assert {"authority.crt", "machines.crt", "server.crt"} <= set(made)
+    assert secrets.provide(decision.site) == []
+    site_file.write_text(text.replace("NAME", "other.example.com"))
+    with pytest.raises(SiteError, match=r"it cannot certify other\.example\.com"):
+        runs.settle(select(site_file, ())[0], lambda _: None)
 
 
 def test_a_new_site_gets_a_key_and_an_inventory(server, tmp_path):

@@ -200,3 +200,40 @@ def test_acme_takes_port_80_too(tmp_path: Path) -> None:
     tls = "{type: acme, email: admin@example.com}"
     text = f"profile: 4x4090\nhosts: [gpu1]\ngateway: {{server_name: r1.example.com, tls: {tls}}}\n"
     assert problems(tmp_path, text + "open_webui: {port: 80}\n")[0].startswith("r1prov.yml: port 80 is given to two")
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "says"),
+    [
+        ("token", 0o666, "may change this file (its mode is 0666)"),
+        ("token", 0o644, "may read this file"),
+        ("token", 0o640, "may read this file"),
+        ("id", 0o644, "may read this file"),
+        ("tls/server.key", 0o604, "may read this file"),
+        ("tls/server.crt", 0o646, "may change this file"),
+        ("r1prov.yml", 0o666, "may change this file"),
+        ("own.yml", 0o666, "may change this file"),
+        ("ca.crt", 0o666, "may change this file"),
+        ("r1prov.yml", 0o664, ""),
+        ("ca.crt", 0o644, ""),
+    ],
+)
+def test_files_of_the_operator_that_are_open_to_others_are_refused(
+    tmp_path: Path, name: str, mode: int, says: str
+) -> None:
+    text = gateway(tmp_path).replace("hosts: [gpu1]", "hosts: [{name: gpu1, address: gpu1, identity_file: id}]")
+    text = text.replace("profile: 4x4090", "profile: own.yml")
+    text += "sources: {ca_certificates: [ca.crt], weights: [{type: hub, token_file: token}]}\n"
+    (tmp_path / "own.yml").write_text(machine.source("4x4090"))
+    for file in ("id", "token", "ca.crt"):
+        (tmp_path / file).touch(0o600)
+    (tmp_path / "r1prov.yml").write_text(text)
+    site.load(tmp_path / "r1prov.yml")
+    (tmp_path / name).chmod(mode)
+    if says:
+        (found,) = problems(tmp_path, text)
+        assert found.startswith(f"{name}: other users of this machine {says}")
+        assert "chmod" in found
+    else:
+        site.load(tmp_path / "r1prov.yml")
+    assert (tmp_path / name).stat().st_mode & 0o777 == mode
