@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 _PUBLIC_KEY = 6  # the tag of the packet that begins a key; its subkeys, names and signatures have others
 _ARMOUR = re.compile(
-    rb"-----BEGIN PGP PUBLIC KEY BLOCK-----\r?\n(?:[^\r\n]+: .*\r?\n)*\s*(.*?)\r?\n-----END PGP PUBLIC KEY BLOCK-----",
+    rb"-----BEGIN PGP PUBLIC KEY BLOCK-----\r?\n(?:[^\r\n]+: [^\r\n]*\r?\n)*\s*(.*?)\r?\n-----END PGP PUBLIC KEY BLOCK-----",
     re.DOTALL,
 )
 
