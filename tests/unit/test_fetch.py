@@ -387,7 +387,8 @@ def own_site(folder: Path, host: Host, *sources: dict[str, str]) -> Path:
 def test_the_token_of_a_site_file_opens_the_hub_that_wants_it_and_is_shown_to_no_other(
     host: Host, root: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "token").write_text(f"{TOKEN}\n")
+    token = tmp_path / "o'brien's \"token\""
+    token.write_text(f"{TOKEN}\n")
     (tmp_path / "empty").mkdir()
     with (
         Hub(root) as cdn,
@@ -400,7 +401,7 @@ def test_the_token_of_a_site_file_opens_the_hub_that_wants_it_and_is_shown_to_no
             {"type": "hub", "endpoint": other.url},
             {"type": "modelscope", "endpoint": other.url},
             {"type": "http", "url": other.url},
-            {"type": "hub", "endpoint": hub.url, "token_file": "token"},
+            {"type": "hub", "endpoint": hub.url, "token_file": token.name},
         )
         job = evaluated.up(tmp_path, path, show={"job": "{{ __weights_job }}"})["job"]
         host.job = job | {"folder": str(host.folder), "reserve_bytes": 0}
