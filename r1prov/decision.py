@@ -153,7 +153,7 @@ def decide(site: Site, say: Callable[[str], None] | None = None) -> Decision:
         alias=site.file.service.alias or _folder(quant),
         releases=Releases(
             llama_cpp=Release(site.file.llama_cpp_version, pins.llama_cpp(site)),
-            ollama=Release(site.file.versions.ollama),
+            ollama=Release(site.file.versions.ollama, pins.ollama(site)),
             open_webui=Release(site.file.versions.open_webui, pins.open_webui(site)),
         ),
     )

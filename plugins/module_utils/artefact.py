@@ -33,7 +33,6 @@ _TIMEOUT_S = 60
 _BLOCK_BYTES = 1 << 20
 _DEFAULT_INDEX = "https://pypi.org/simple"
 _INDEX = "pypi:"
-_SUMS = "sha256sum.txt"
 
 
 class ArtefactError(Exception):
@@ -111,22 +110,6 @@ class Artefact:
         return file
 
 
-def published_sha256(source: str, variable: str) -> str:
-    """The sha256 that `sha256sum.txt`, beside the file that a URL names, says of that file.
-
-    Raises:
-        ArtefactError: the source is not a URL, the list cannot be read, or the list does not name the file.
-    """
-    if "://" not in source:
-        raise ArtefactError(f"{source} is a file, and its sha256 is not known. Set {variable}_sha256.")
-    address, _, name = source.rpartition("/")
-    text = _read(f"{address}/{_SUMS}", f"Set {variable}_sha256, or correct {variable}.")
-    match = re.search(rf"^([0-9a-f]{{64}}) [ *](?:\./)?{re.escape(name)}$", text, re.MULTILINE)
-    if not match:
-        raise ArtefactError(f"{address}/{_SUMS} does not name {name}. Set {variable}_sha256.")
-    return match[1]
-
-
 def unpack(archive: Path, folder: Path) -> None:
     """Unpacks a tar archive. GNU tar knows each compression by itself, and all files become root's.
 
@@ -146,7 +129,7 @@ def unpack(archive: Path, folder: Path) -> None:
 
 def without_credentials(text: str) -> str:
     """A text whose addresses have lost `user:password@`."""
-    return re.sub(r"(?<=://)[^/@\s]+@", "", text)
+    return re.sub(r"(?<=://)[^/\s]*@", "", text)
 
 
 def file_name(url: str) -> str:
@@ -184,7 +167,10 @@ def download(url: str, destination: Path, sha256: str, progress: Progress) -> No
         found = sha256_of(partial)
         if found != sha256:
             partial.unlink()
-            raise ArtefactError(f"{url} has sha256 {found}, expected {sha256}. What was fetched is deleted.")
+            raise ArtefactError(
+                f"{url} has sha256 {found}, expected {sha256}: it is another file, or was changed since that digest was written down. "
+                "What was fetched is deleted. Ask its publisher before you trust the new one."
+            )
         partial.replace(destination)
 
 

@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.r1.prov.plugins.module_utils import release
-from ansible_collections.r1.prov.plugins.module_utils.artefact import (
-    Artefact,
-    published_sha256,
-    unpack,
-    without_credentials,
-)
+from ansible_collections.r1.prov.plugins.module_utils.artefact import Artefact, unpack, without_credentials
 from ansible_collections.r1.prov.plugins.module_utils.release import ReleaseError
 
 if TYPE_CHECKING:
@@ -31,31 +25,14 @@ class Archive(release.Build):
     Args:
         wanted: the option `archive` of the module `release`.
         version: what the release is called; the program must say it where `says` holds `{version}`.
-        home: where the releases lie. What came from the same address before is not asked for again.
         cache: the folder for downloads. An archive that lies here is removed when it is unpacked.
     """
 
-    def __init__(self, wanted: dict[str, Any], version: str, home: Path, cache: Path) -> None:
+    def __init__(self, wanted: dict[str, Any], version: str, cache: Path) -> None:
         self._wanted, self._version, self._cache = wanted, version, cache
         self._artefact = Artefact(wanted["source"], wanted["sha256"], wanted["variable"])
         self.record = {"version": version, "source": without_credentials(wanted["source"]), "sha256": wanted["sha256"]}
-        self.id = f"{version}-{wanted['sha256'][:12]}" if wanted["sha256"] else self._known(home)
-
-    def _known(self, home: Path) -> str:
-        """The ID of the release that came from the same address before; empty where there is none."""
-        for entry in release.records(home):
-            if (entry["version"], entry["source"]) == (self.record["version"], self.record["source"]):
-                return str(entry["id"])
-        return ""
-
-    def resolve(self) -> str:
-        """The ID, from the sha256 that is published beside the archive where no other is known."""
-        if not self.id:
-            sha256 = published_sha256(self._artefact.source, self._artefact.variable)
-            self._artefact = replace(self._artefact, sha256=sha256)
-            self.record["sha256"] = sha256
-            self.id = f"{self._version}-{sha256[:12]}"
-        return self.id
+        self.id = f"{version}-{wanted['sha256'][:12]}"
 
     def fill(self, folder: Path, progress: Progress) -> None:
         """Fetches, unpacks and tries the archive."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ansible_collections.r1.prov.plugins.module_utils import release
 from ansible_collections.r1.prov.plugins.module_utils.artefact import Artefact, unpack, without_credentials
+from ansible_collections.r1.prov.plugins.module_utils.git import remote
 from ansible_collections.r1.prov.plugins.module_utils.llama_cpp import (
     TARGETS,
     cmake_flags,
@@ -24,6 +25,8 @@ from ansible_collections.r1.prov.plugins.module_utils.llama_cpp import (
 from ansible_collections.r1.prov.plugins.module_utils.release import ReleaseError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
 
 _JOB_MEMORY_BYTES = 2 << 30  # what one compiler of CUDA kernels takes at its worst
@@ -42,6 +45,7 @@ class LlamaCpp(release.Build):
         self._wanted, self._version, self._cache = wanted, version, cache
         self.tree = cache / "build" / "llama.cpp"  # always the same place, so that ccache knows it again
         self._log = cache / "build" / "llama.cpp.log"
+        self._commit = wanted["git_commit"] or wanted["git_ref"]
         self._cuda_root = os.path.realpath(wanted["cuda_root"])
         cpu = cpu_identity(Path("/proc/cpuinfo").read_text(encoding="utf-8"))
         self.flags = cmake_flags(
@@ -65,7 +69,7 @@ class LlamaCpp(release.Build):
 
     def _source(self) -> list[str]:
         if self._wanted["source"] == "git":
-            return ["git", without_credentials(self._wanted["git_url"]), self._wanted["git_ref"]]
+            return ["git", without_credentials(self._wanted["git_url"]), self._commit]
         return ["archive", self._wanted["sha256"]]
 
     def _nvcc_version(self) -> str:
@@ -139,27 +143,33 @@ class LlamaCpp(release.Build):
         return found.parents[2].rename(self.tree / "source")
 
     def _fetch_git(self, progress: Progress) -> Path:
-        """A checkout of exactly the pinned ref. What was fetched once is kept in the cache."""
-        repository, url, ref = (
-            self._cache / "sources" / "llama.cpp.git",
-            self._wanted["git_url"],
-            self._wanted["git_ref"],
-        )
+        """A checkout of exactly the pinned commit. What was fetched once is kept in the cache."""
+        repository, ref = self._cache / "sources" / "llama.cpp.git", self._wanted["git_ref"]
+        url, login = remote(self._wanted["git_url"])
         progress.begin("fetching", 0, "steps")
         if not repository.exists():
             self._git("init", "--quiet", "--bare", str(repository))
-        commit = re.fullmatch(r"[0-9a-f]{40}", ref)
-        remote, local = (ref, f"refs/r1prov/{ref}") if commit else (f"refs/tags/{ref}", f"refs/tags/{ref}")
-        git = ("--git-dir", str(repository))
+        git, local = ("--git-dir", str(repository)), f"refs/r1prov/{self._commit}"
         if not _output(["git", *git, "rev-parse", "--verify", "--quiet", local]):
-            self._git(*git, "fetch", "--quiet", "--depth", "1", url, f"{remote}:{local}")
+            asked = ref if ref == self._commit else f"refs/tags/{ref}"
+            fetch = ("fetch", "--quiet", "--no-tags", "--depth", "1", "--", url, f"+{asked}:refs/r1prov/fetched")
+            self._git(*git, *fetch, variables=login)
+            found = _output(["git", *git, "rev-parse", "--verify", "refs/r1prov/fetched^{commit}"])
+            if found != self._commit:
+                raise ReleaseError(
+                    f"the tag {ref} of {url} is commit {found} now, and was {self._commit} when it was seen first. A tag that moved is "
+                    "not taken. If its publisher says why it moved, correct llama_cpp_git_commit, which `r1prov up` takes from "
+                    f".r1prov/pins/llama.cpp-{ref}.commit."
+                )
+            self._git(*git, "update-ref", local, found)
         source = self.tree / "source"
         source.mkdir()
         self._git(*git, "--work-tree", str(source), "checkout", "--quiet", "--force", local, "--", ".")
         return source
 
-    def _git(self, *arguments: str) -> None:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    def _git(self, *arguments: str, variables: Mapping[str, str] | None = None) -> None:
+        environment = {**os.environ, **(variables or {})}
+        done = subprocess.run(["git", *arguments], env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             raise ReleaseError(
                 f"{without_credentials(done.stderr.strip())}. Check llama_cpp_git_url, and that llama_cpp_git_ref "

@@ -55,11 +55,20 @@ def contradiction(parameters: dict[str, object]) -> str | None:
         return f"source {source} needs the archive's sha256 (64 hex digits), not {parameters['sha256']!r}"
     if source == "archive" and not parameters["archive"]:
         return "source archive needs archive: a URL or a file"
-    if source == "git" and not (parameters["git_url"] and parameters["git_ref"]):
-        return "source git needs git_url and git_ref"
+    if source == "git" and (wrong := _ref_fault(parameters)):
+        return wrong
     if parameters["backend"] == "cuda" and not parameters["cuda_architectures"]:
         return "backend cuda needs cuda_architectures, e.g. ['89'] for the RTX 4090"
     return None
+
+
+def _ref_fault(parameters: dict[str, object]) -> str:
+    """What is missing or wrong among the options of a repository; empty where they make sense."""
+    if not (parameters["git_url"] and parameters["git_ref"]):
+        return "source git needs git_url and git_ref"
+    if not re.fullmatch(r"[0-9a-f]{40}", str(parameters["git_commit"] or parameters["git_ref"])):
+        return f"git_ref {parameters['git_ref']} is a tag, which can move: name in git_commit the full commit that it must have"
+    return ""
 
 
 def cmake_flags(

@@ -30,17 +30,12 @@ class Build(ABC):
     """How one release comes about.
 
     Attributes:
-        id: the name of the release's folder: its version, and a digest of everything that decides it. Empty until `resolve` where only the
-            network knows what decides it.
+        id: the name of the release's folder: its version, and a digest of everything that decides it.
         record: what decides the release, as JSON values. It is kept in the release's `release.json`.
     """
 
     id: str
     record: dict[str, Any]
-
-    def resolve(self) -> str:
-        """The ID. The network is asked for what decides it, where nothing on the host says that."""
-        return self.id
 
     @abstractmethod
     def fill(self, folder: Path, progress: Progress) -> None:
@@ -65,12 +60,7 @@ def path(home: Path, release_id: str) -> Path:
 
 def exists(home: Path, release_id: str) -> bool:
     """Whether the release is there. Its record is written before the folder gets its name, so a release with one is whole."""
-    return bool(release_id) and (path(home, release_id) / "release.json").exists()
-
-
-def records(home: Path) -> list[dict[str, Any]]:
-    """What decided each release that is there."""
-    return [json.loads(file.read_text(encoding="utf-8")) for file in sorted(home.glob("releases/*/release.json"))]
+    return (path(home, release_id) / "release.json").exists()
 
 
 def install(home: Path, build: Build, progress: Progress) -> None:
@@ -81,14 +71,13 @@ def install(home: Path, build: Build, progress: Progress) -> None:
     """
     progress.begin("waiting for an earlier run", 0, "steps")
     with alone(home):
-        release_id = build.resolve()
-        if not exists(home, release_id):
-            with whole_folder(path(home, release_id)) as folder:
+        if not exists(home, build.id):
+            with whole_folder(path(home, build.id)) as folder:
                 build.fill(folder, progress)
-                record = json.dumps({"id": release_id, **build.record}, indent=2)
+                record = json.dumps({"id": build.id, **build.record}, indent=2)
                 (folder / "release.json").write_text(f"{record}\n", encoding="utf-8")
-                shutil.rmtree(path(home, release_id), ignore_errors=True)  # a folder without a record gives way
-        make_current(home, release_id)
+                shutil.rmtree(path(home, build.id), ignore_errors=True)  # a folder without a record gives way
+        make_current(home, build.id)
 
 
 def make_current(home: Path, release_id: str) -> None:

@@ -101,8 +101,9 @@ def _ask_path(source: str) -> tuple[str, str] | None:
 
 
 def _ask(opener: urllib.request.OpenerDirector, source: str, limit_s: float) -> tuple[str, str] | None:
-    # The module refuses every scheme but http and https.
-    request = urllib.request.Request(source, method="HEAD", headers={"User-Agent": "r1prov-preflight"})  # noqa: S310
+    # The module refuses every scheme but http and https. urllib takes no login in an address, and an answer that wants one is an answer.
+    address_ = without_credentials(source)
+    request = urllib.request.Request(address_, method="HEAD", headers={"User-Agent": "r1prov-preflight"})  # noqa: S310
     try:
         opener.open(request, timeout=limit_s).close()
     except urllib.error.HTTPError as error:

@@ -26,6 +26,7 @@ options:
     description: How long to wait for another package manager, in seconds.
     type: int
     default: 600
+extends_documentation_fragment: r1.prov.fetching
 author:
   - The r1prov team
 """
@@ -52,11 +53,12 @@ import tempfile
 import time
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.r1.prov.plugins.module_utils import fetching
 from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
 
 _LOCKED = re.compile(r"Could not get lock|Unable to lock|is held by process|Unable to acquire the dpkg frontend lock")
 _WAIT_S = 5
-_ENVIRONMENT = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}
+_ENVIRONMENT = {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}
 _SETTINGS = (
     "APT::Get::Assume-Yes=true",
     "APT::Install-Recommends=false",
@@ -120,7 +122,9 @@ def apt(command: list[str], deadline: float, progress: Progress) -> None:
             progress.begin("waiting for another package manager", 0, "steps")
             time.sleep(_WAIT_S)
         elif "dpkg was interrupted" in output and not repaired:
-            subprocess.run(["dpkg", "--configure", "-a"], env=_ENVIRONMENT, capture_output=True, check=False)
+            subprocess.run(
+                ["dpkg", "--configure", "-a"], env={**os.environ, **_ENVIRONMENT}, capture_output=True, check=False
+            )
             repaired = True
         else:
             raise AptError(explain(output))
@@ -133,7 +137,7 @@ def _run(command: list[str], progress: Progress) -> tuple[int, str]:
     with tempfile.TemporaryFile("w+", errors="replace") as output, os.fdopen(read, errors="replace") as status:
         process = subprocess.Popen(
             ["apt-get", *options, *command],
-            env=_ENVIRONMENT,
+            env={**os.environ, **_ENVIRONMENT},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -165,9 +169,11 @@ def main() -> None:
             "name": {"type": "list", "elements": "str", "required": True},
             "step": {"type": "str", "required": True},
             "lock_timeout_s": {"type": "int", "default": 600},
+            "environment": fetching.OPTION,
         },
         supports_check_mode=True,
     )
+    fetching.set_environment(module)
     wanted = module.params["name"]
     # dpkg-query exits with 1 for names that it does not know, and prints the others.
     status = subprocess.run(

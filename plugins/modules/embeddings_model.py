@@ -33,6 +33,7 @@ options:
     description: Holds downloads. May be deleted at any time.
     type: path
     default: /var/cache/r1prov
+extends_documentation_fragment: r1.prov.fetching
 author:
   - The r1prov team
 """
@@ -60,6 +61,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.r1.prov.plugins.module_utils import fetching
 from ansible_collections.r1.prov.plugins.module_utils.artefact import Artefact, ArtefactError, sha256_of
 from ansible_collections.r1.prov.plugins.module_utils.files import write_whole
 from ansible_collections.r1.prov.plugins.module_utils.minilm import ModelError, gguf
@@ -119,9 +121,11 @@ def main() -> None:
             "name": {"type": "str", "required": True},
             "path": {"type": "path", "required": True},
             "cache": {"type": "path", "default": "/var/cache/r1prov"},
+            "environment": fetching.OPTION,
         },
         supports_check_mode=True,
     )
+    fetching.set_environment(module)
     os.umask(0o022)  # the service's user must be able to read what lies here, whatever root's habits are
     source, sha256, path = module.params["source"], module.params["sha256"], Path(module.params["path"])
     made = is_made(path, sha256)

@@ -65,7 +65,7 @@ options:
   sources:
     description:
       - What the host must be able to reach.
-      - Any answer of the server itself counts. The proxy variables of the task's environment are followed.
+      - Any answer of the server itself counts. Proxy variables are followed.
     type: list
     elements: dict
     default: []
@@ -101,6 +101,7 @@ options:
     type: list
     elements: str
     default: []
+extends_documentation_fragment: r1.prov.fetching
 """
 
 EXAMPLES = r"""
@@ -141,6 +142,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.r1.prov.plugins.module_utils import fetching
 from ansible_collections.r1.prov.plugins.module_utils.host_judge import CHECKS, judge, remarks
 from ansible_collections.r1.prov.plugins.module_utils.host_probe import probe
 from ansible_collections.r1.prov.plugins.module_utils.source_probe import out_of_reach
@@ -202,6 +204,7 @@ ARGUMENTS = {
     "clock_s": {"type": "float"},
     "clock_skew_s": {"type": "float", "default": 120},
     "override": {"type": "list", "elements": "str", "default": []},
+    "environment": fetching.OPTION,
 }
 
 
@@ -243,6 +246,7 @@ def summary(problems: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
+    fetching.set_environment(module)
     asked = module.params
     wrong = wrong_arguments(asked["override"], [source for need in asked["sources"] for source in need["any_of"]])
     if wrong:

@@ -42,9 +42,9 @@ options:
         type: str
         required: true
       sha256:
-        description: What the archive must have. Empty for a URL with C(sha256sum.txt) beside it.
+        description: What the archive must have.
         type: str
-        default: ""
+        required: true
       variable:
         description: The role's variable that names the source. Messages name it, and the same with C(_sha256).
         type: str
@@ -85,6 +85,10 @@ options:
         default: ""
       git_ref:
         description: For C(git), a tag or a full commit.
+        type: str
+        default: ""
+      git_commit:
+        description: For a tag, the full commit that it must have.
         type: str
         default: ""
       backend:
@@ -128,6 +132,7 @@ options:
     description: The release is a CUDA toolkit, which uv makes of NVIDIA's wheels.
     type: dict
     suboptions: *wheels
+extends_documentation_fragment: r1.prov.fetching
 author:
   - The r1prov team
 """
@@ -149,7 +154,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 release_id:
-  description: The release that is current now, or would be; empty in check mode where only C(sha256sum.txt) would tell.
+  description: The release that is current now, or would be.
   type: str
   returned: success
 previous:
@@ -168,10 +173,11 @@ program:
 
 import errno
 import os
+import re
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.r1.prov.plugins.module_utils import build_archive, release
+from ansible_collections.r1.prov.plugins.module_utils import build_archive, fetching, release
 from ansible_collections.r1.prov.plugins.module_utils.artefact import ArtefactError, without_credentials
 from ansible_collections.r1.prov.plugins.module_utils.build_llama_cpp import LlamaCpp
 from ansible_collections.r1.prov.plugins.module_utils.build_wheels import CudaToolkit, OpenWebui
@@ -186,7 +192,7 @@ _WHEELS = {
 _KINDS = {
     "archive": {
         "source": {"type": "str", "required": True},
-        "sha256": {"type": "str", "default": ""},
+        "sha256": {"type": "str", "required": True},
         "variable": {"type": "str", "required": True},
         "program": {"type": "str", "required": True},
         "arguments": {"type": "list", "elements": "str", "required": True},
@@ -198,6 +204,7 @@ _KINDS = {
         "sha256": {"type": "str", "default": ""},
         "git_url": {"type": "str", "default": ""},
         "git_ref": {"type": "str", "default": ""},
+        "git_commit": {"type": "str", "default": ""},
         "backend": {"type": "str", "choices": ["cpu", "cuda"], "required": True},
         "cuda_architectures": {"type": "list", "elements": "str", "default": []},
         "cuda_root": {"type": "path", "default": "/opt/r1prov/cuda/current"},
@@ -217,11 +224,13 @@ def main() -> None:
             "home": {"type": "path", "required": True},
             "cache": {"type": "path", "default": "/var/cache/r1prov"},
             **{kind: {"type": "dict", "options": options} for kind, options in _KINDS.items()},
+            "environment": fetching.OPTION,
         },
         mutually_exclusive=[list(_KINDS)],
         required_one_of=[list(_KINDS)],
         supports_check_mode=True,
     )
+    fetching.set_environment(module)
     os.umask(0o022)  # the service's user must be able to read what lies here, whatever root's habits are
     wanted, version, step = module.params, module.params["version"], module.params["step"]
     home, cache = Path(wanted["home"]), Path(wanted["cache"])
@@ -235,8 +244,15 @@ def main() -> None:
     elif wanted["cuda_toolkit"]:
         build = CudaToolkit(wanted["cuda_toolkit"], version, cache)
     else:
-        build = build_archive.Archive(wanted["archive"], version, home, cache / step)
+        build = build_archive.Archive(wanted["archive"], version, cache / step)
     previous = release.current(home)
+    serving = f"{previous} stays current." if previous else "Nothing was installed."
+    if wanted["archive"] and not re.fullmatch(r"[0-9a-f]{64}", wanted["archive"]["sha256"]):
+        variable, source = wanted["archive"]["variable"], without_credentials(wanted["archive"]["source"])
+        module.fail_json(
+            msg=f"{step} {version} cannot be installed: nothing says which sha256 {source} must have. Set {variable}_sha256 "
+            f"(64 hex digits), as whoever published it says it.\n{serving}"
+        )
     changed = previous != build.id or not release.exists(home, build.id)
     if changed and not module.check_mode:
         progress = Progress(step)
@@ -245,12 +261,11 @@ def main() -> None:
         except (release.ReleaseError, ArtefactError, OSError) as error:
             progress.finish(failed=True)
             advice = " Free some space and run again." if getattr(error, "errno", 0) == errno.ENOSPC else ""
-            serving = f"{previous} stays current." if previous else "Nothing was installed."
             said = without_credentials(str(error))
-            module.fail_json(msg=f"{step} {build.id or version} cannot be installed: {said}{advice}\n{serving}")
+            module.fail_json(msg=f"{step} {build.id} cannot be installed: {said}{advice}\n{serving}")
         progress.finish()
     path = release.path(home, build.id)
-    program = build_archive.program(path, wanted["archive"]["program"]) if wanted["archive"] and build.id else None
+    program = build_archive.program(path, wanted["archive"]["program"]) if wanted["archive"] else None
     module.exit_json(
         changed=changed,
         release_id=build.id,

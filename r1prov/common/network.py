@@ -89,6 +89,11 @@ def reason(error: httpx.HTTPError | httpx.InvalidURL) -> str:
     return re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
 
 
+def without_login(text: str) -> str:
+    """A text whose addresses have lost `user:password@`. The login ends at the last @ before the path, whatever it holds."""
+    return re.sub(r"(?<=://)[^/\s]*@", "", text)
+
+
 def _patterns(none_for: str) -> Iterator[str]:
     """The addresses that `none_for` lists, in the form in which httpx wants them. A name stands for those below it too."""
     for entry in filter(None, (part.strip().lstrip(".") for part in none_for.split(","))):

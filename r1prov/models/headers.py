@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import http
 import io
-import re
 import time
 import urllib.parse
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import httpx
 from r1prov.common import paths
 from r1prov.common.errors import Problem, SiteError
 from r1prov.common.files import write_whole
-from r1prov.common.network import Network, reason
+from r1prov.common.network import Network, reason, without_login
 from r1prov.models import gguf
 from r1prov.models.sources import PUBLIC, Folder, Hub, Mirror, places
 
@@ -169,7 +168,7 @@ def at(url: str, say: Callable[[str], None]) -> Model:
         parts = urllib.parse.urlsplit(url)._replace(fragment="")
         folder, _, last = parts.path.rpartition("/")
         name = urllib.parse.unquote(last)
-        say(f"reading the header of {name} from {_shown(parts._replace(path=folder, query='').geturl())}")
+        say(f"reading the header of {name} from {without_login(parts._replace(path=folder, query='').geturl())}")
         found = []
         with Network().client(TIMEOUT_S) as client:
             for shard in gguf.names(name):
@@ -178,7 +177,7 @@ def at(url: str, say: Callable[[str], None]) -> Model:
         where = url
         return gguf.joined(name, found)
     except ValueError as error:
-        raise SiteError(Problem(_shown(where), str(error), _remedy(error))) from None
+        raise SiteError(Problem(without_login(where), str(error), _remedy(error))) from None
 
 
 def _remedy(error: ValueError) -> str:
@@ -232,8 +231,8 @@ def _fetch(quant: Quant, sources: Sequence[WeightSource], network: Network, say:
     folders = [(source, _folder(place)) for source in sources for place in places(source, quant)]
     with network.client(TIMEOUT_S) as client:
         for source, folder in folders:
-            say(f"reading the header of {quant.name} from {_shown(folder)}")
-            token = Path(source.token_file).read_text().strip() if source.type == "hub" and source.token_file else ""
+            say(f"reading the header of {quant.name} from {without_login(folder)}")
+            token = source.token() if source.type == "hub" else ""
             remotes = [Remote(f"{folder}/{file.name}", client, token) for file in quant.files]
             try:
                 found = [remote.header(file) for remote, file in zip(remotes, quant.files, strict=True)]
@@ -241,7 +240,7 @@ def _fetch(quant: Quant, sources: Sequence[WeightSource], network: Network, say:
             except ValueError as error:
                 missed = "the plan needs its header: name a source that has these files and can be read from here"
                 remedy = error.remedy if isinstance(error, gguf.UnservableError) else missed
-                refusals.append(Problem(_shown(folder), f"{quant.name}: {error}", remedy))
+                refusals.append(Problem(without_login(folder), f"{quant.name}: {error}", remedy))
                 continue
             for remote, file in zip(remotes, quant.files, strict=True):
                 place = _place(file)
@@ -261,11 +260,6 @@ def _folder(place: dict[str, Any]) -> str:
     prefix = "models/" if place["type"] == "modelscope" else ""
     revision, folder = urllib.parse.quote(place["revision"], safe=""), urllib.parse.quote(place["folder"])
     return f"{place['endpoint']}/{prefix}{place['repo']}/resolve/{revision}/{folder}".rstrip("/")
-
-
-def _shown(url: str) -> str:
-    """An address without a password."""
-    return re.sub(r"(?<=://)[^/@]*@", "", url)
 
 
 def _place(file: ShardFile) -> Path:

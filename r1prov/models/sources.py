@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -20,6 +22,22 @@ class Hub(Keys):
     """The address of the hub or of a mirror, as HF_ENDPOINT names it."""
     token_file: str | None = None
     """A file on the controller that holds the token for repositories with a login. Its mode is 0600. Only this endpoint gets the token."""
+
+    def token(self) -> str:
+        """The token; empty where the hub wants none.
+
+        Raises:
+            OSError: its file cannot be read.
+            ValueError: its file holds something else. The message does not show it.
+        """
+        if not self.token_file:
+            return ""
+        token = Path(self.token_file).read_bytes().strip()
+        if not re.fullmatch(
+            rb"[!-~]+", token
+        ):  # Anything else could not stand in a header, and an error would show it.
+            raise ValueError("it holds no token: one word of ASCII characters on one line")
+        return token.decode("ascii")
 
 
 class ModelScope(Keys):
@@ -55,19 +73,19 @@ PUBLIC: tuple[WeightSource, ...] = (Hub(type="hub"), ModelScope(type="modelscope
 def places(source: WeightSource, quant: Quant) -> list[dict[str, Any]]:
     """The places of a source where the files may be, in the form in which role `weights` takes them.
 
-    A mirror or a folder gives two places, because it may hold the files themselves or the quant's folder.
+    A mirror or a folder gives two places, because it may hold the files themselves or the quant's folder. A place with `login` is the only
+    one that is shown the token.
     """
     if isinstance(source, Hub | ModelScope):
         revision = quant.revision if source.type == "hub" else "master"  # ModelScope has commits of its own
-        return [
-            {
-                "type": source.type,
-                "endpoint": source.endpoint.rstrip("/"),
-                "repo": quant.repo,
-                "revision": revision,
-                "folder": quant.folder,
-            }
-        ]
+        place = {
+            "type": source.type,
+            "endpoint": source.endpoint.rstrip("/"),
+            "repo": quant.repo,
+            "revision": revision,
+            "folder": quant.folder,
+        }
+        return [place | ({"login": True} if source.type == "hub" and source.token_file else {})]
     key, base = ("url", source.url) if source.type == "http" else ("path", source.path)
     folders = dict.fromkeys((f"{base.rstrip('/')}/{quant.folder}".rstrip("/"), base.rstrip("/")))
     return [{"type": source.type, key: folder} for folder in folders]

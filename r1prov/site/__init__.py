@@ -7,6 +7,8 @@ load      file and flags -> Site
 
 from r1prov.site.keys import (
     TESTED_LLAMA_CPP,
+    TESTED_OLLAMA,
+    TESTED_OLLAMA_SHA256,
     TESTED_OPEN_WEBUI,
     Certificate,
     Check,
@@ -21,6 +23,8 @@ from r1prov.site.load import SITE_FILE, load, validated
 __all__ = [
     "SITE_FILE",
     "TESTED_LLAMA_CPP",
+    "TESTED_OLLAMA",
+    "TESTED_OLLAMA_SHA256",
     "TESTED_OPEN_WEBUI",
     "Certificate",
     "Check",

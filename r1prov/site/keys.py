@@ -18,6 +18,8 @@ TESTED_LLAMA_CPP = {"pypi": "0.3.36", "git": "0c1e57098bba43ac29e6e3b677cdceebdd
 """The pinned llama.cpp (b11312), as llama-cpp-python and as a commit."""
 
 TESTED_OLLAMA = "0.12.11"
+TESTED_OLLAMA_SHA256 = "fb140ea4243706d0087b0108418ee5c6f74edcebf5f14e2f289b8e36bd303d0f"
+"""The digest of the archive that the project published. Two package collections, which do not know each other, name the same."""
 OLDEST_OLLAMA = "0.5.5"
 """The first version that knows DeepSeek-V3 and so R1, according to the page deepseek-v3 of Ollama's library."""
 TESTED_OPEN_WEBUI = "0.12.4"

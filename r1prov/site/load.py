@@ -12,11 +12,15 @@ from pydantic import ValidationError
 
 from r1prov.common import documents, paths
 from r1prov.common.errors import Problem, SiteError
+from r1prov.common.network import without_login
 from r1prov.machines.profile import Profile, load_profile
 from r1prov.site.judges import certificate_fault, loose_files
 from r1prov.site.keys import Certificate, Site, SiteFile
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from r1prov.models.sources import WeightSource
     from r1prov.site.keys import Gateway
     from r1prov.site.sources import LlamaCppSource, OllamaSource, PythonSource
 
@@ -166,6 +170,7 @@ def _files_beside(path: Path | None, file: SiteFile) -> SiteFile:
         }
     )
     problems += loose_files(path, beside)
+    problems += _token_faults(weights)
     if gateway and not problems:
         problems += _certificate_faults(gateway)
     archives = {}
@@ -186,12 +191,28 @@ def _certificate_faults(gateway: Gateway) -> list[Problem]:
     return [Problem(gateway.tls.chain, *fault)] if fault else []
 
 
+def _token_faults(weights: Iterable[WeightSource]) -> list[Problem]:
+    """Why the tokens of hubs cannot be used, whose files exist; empty where they can."""
+    problems = []
+    for source in weights:
+        if source.type != "hub" or not source.token_file or not Path(source.token_file).is_file():
+            continue
+        try:
+            source.token()
+        except (OSError, ValueError) as error:
+            what = f"cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)
+            problems.append(Problem(source.token_file, what, "write the hub's token, and nothing else, into this file"))
+    return problems
+
+
 def _archive_beside(folder: Path, kind: str, source: Archive) -> tuple[Archive, list[Problem]]:
     """A source with the full path and the digest of its archive, where that is a file on the controller, and what is wrong with it."""
     path = folder / source.archive
-    if not source.archive or not path.is_file():
-        if not source.archive or re.match(r"https?://|/", source.archive):
-            return source, []
+    if not source.archive:
+        return source, []
+    if not path.is_file():
+        if re.match(r"https?://|/", source.archive):
+            return source, [] if source.sha256 else [_unvouched(kind, source)]
         remedy = "name a URL, a file here, or an absolute path on the hosts"
         return source, [Problem(str(path), "this archive does not exist", remedy)]
     with path.open("rb") as content:
@@ -200,6 +221,13 @@ def _archive_beside(folder: Path, kind: str, source: Archive) -> tuple[Archive, 
         fault = f"its sha256 is {digest}, not what sources.{kind}.sha256 says"
         return source, [Problem(str(path), fault, "fetch the archive again, or correct the digest")]
     return source.model_copy(update={"archive": str(path), "sha256": digest}), []
+
+
+def _unvouched(kind: str, source: Archive) -> Problem:
+    """The problem of an archive that is not on this machine, and whose digest nobody has written down."""
+    what = "nothing says which sha256 this archive must have, and where it comes from cannot vouch for it"
+    remedy = f"write sources.{kind}.sha256, as whoever published the archive says it"
+    return Problem(without_login(source.archive), what, remedy)
 
 
 def _with_wishes(profile: Profile, file: SiteFile) -> Profile:

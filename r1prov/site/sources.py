@@ -40,7 +40,7 @@ class LlamaCppSource(Keys):
     """Where the source of llama.cpp comes from."""
 
     type: Literal["pypi", "git", "archive"] = "pypi"
-    """`pypi` takes the sdist of llama-cpp-python, `git` a commit of a repository, `archive` a URL or a file."""
+    """`pypi` takes the sdist of llama-cpp-python, `git` a commit or a tag of a repository, `archive` a URL or a file."""
     git_url: str = "https://github.com/ggml-org/llama.cpp"
     """The repository, for `git`."""
     archive: str = ""
@@ -53,11 +53,11 @@ class OllamaSource(Keys):
     """Where Ollama's release archive comes from: from the releases of the project or a mirror of them, or from one archive."""
 
     releases: str = "https://github.com/ollama/ollama/releases/download"
-    """The address that holds `vVERSION/ollama-linux-amd64.tgz` (`.tar.zst` from 0.14 on) and `sha256sum.txt` beside it."""
+    """The address that holds `vVERSION/ollama-linux-amd64.tgz` (`.tar.zst` from 0.14 on). `sha256sum.txt` beside it is believed once."""
     archive: str = ""
     """One archive, which is used instead of the releases: a URL, a file on the controller, or a file on the host."""
     sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
-    """The digest of the archive. Without it, `sha256sum.txt` beside the archive says it."""
+    """The digest of the archive. It is required for `archive`, unless that is a file on the controller."""
 
 
 class PythonSource(Keys):
@@ -66,7 +66,7 @@ class PythonSource(Keys):
     archive: str = ""
     """A relocatable build (python-build-standalone): a URL, a file on the controller, or a file on the host."""
     sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
-    """The digest of the archive."""
+    """The digest of the archive. It is required, unless that is a file on the controller."""
 
 
 class CudaSource(Keys):

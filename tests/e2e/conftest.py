@@ -76,13 +76,16 @@ def wheels() -> Iterator[Future[Path]]:
         yield pool.submit(offline.fetch_wheels, paths.cache_dir() / "wheels")
 
 
+HUB_TOKEN = "hf_a-token-that-the-hub-demands"
+
+
 @pytest.fixture(scope="session")
 def hub(neighbour: LabHost) -> Iterator[Hub]:
-    """The demo's hub on the lab's bridge."""
+    """The demo's hub on the lab's bridge. It wants HUB_TOKEN."""
     root = paths.cache_dir() / "hub"
     with locked(root.with_name("hub.lock")):  # another group may want the model at the same time
         shards.demo_shards(root)
-    with Hub(root, address=lab.GATEWAY) as running:
+    with Hub(root, address=lab.GATEWAY, token=HUB_TOKEN) as running:
         yield running
 
 
@@ -103,12 +106,15 @@ def ollama_releases(neighbour: LabHost, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="session")
-def sources(hub: Hub, ollama_releases: str) -> dict[str, Any]:
+def sources(hub: Hub, ollama_releases: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The `sources` of a site behind this machine, with the hub for the weights, and a place with releases of Ollama."""
+    token = tmp_path_factory.mktemp("token") / "token"
+    token.touch(mode=0o600)
+    token.write_text(f"{HUB_TOKEN}\n")
     return {
         **surroundings.sources(),
         "ollama": {"releases": ollama_releases},
-        "weights": [{"type": "hub", "endpoint": hub.url}],
+        "weights": [{"type": "hub", "endpoint": hub.url, "token_file": str(token)}],
     }
 
 

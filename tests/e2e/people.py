@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ import yaml
 from r1prov import lab
 from r1prov.common.errors import Exit
 from r1prov.lab.hosts import LabHost
+from tests.fixtures import ollama, saying
 
 from .page import Page
 
@@ -39,8 +41,18 @@ class Operator:
             for host in hosts
         ]
         path = self.folder / "r1prov.yml"
+        if keys.get("sources", {}).get("ollama", {}).get("releases"):
+            self._pin_our_ollama()
         path.write_text(yaml.safe_dump({"profile": "demo", "hosts": entries, **keys}, sort_keys=False))
         return path
+
+    def _pin_our_ollama(self) -> None:
+        """Lets the site have seen our own build of the tested version first. The digest that r1prov comes with is the project's."""
+        pins = self.folder / ".r1prov" / "pins"
+        pins.mkdir(mode=0o700, parents=True, exist_ok=True)
+        pins.parent.chmod(0o700)
+        archive = ollama.release(ollama.VERSION, saying.to_stderr)
+        (pins / f"ollama-{ollama.VERSION}.sha256").write_text(hashlib.sha256(archive.read_bytes()).hexdigest())
 
     def start(self, *arguments: str, **pipes: Any) -> subprocess.Popen[str]:
         """Starts `r1prov ARGUMENTS` in the folder, in a session of its own, so that it can be sent a Ctrl-C."""

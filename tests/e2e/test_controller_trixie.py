@@ -18,6 +18,7 @@ from r1prov.lab.hosts import LabHost
 from tests.fixtures import engine, saying, surroundings
 from tests.fixtures.hub import Hub
 
+from .conftest import HUB_TOKEN
 from .people import QUESTION, told
 
 pytestmark = pytest.mark.host
@@ -76,12 +77,13 @@ def test_it_brings_itself_to_an_answer(controller: LabHost, hub: Hub) -> None:
         "hosts": ["localhost"],
         "ollama": {"enabled": False},
         "open_webui": {"enabled": False},
-        "sources": {**surroundings.sources(), "weights": [{"type": "hub", "endpoint": hub.url}]},
+        "sources": {**surroundings.sources(), "weights": [{"type": "hub", "endpoint": hub.url, "token_file": "token"}]},
     }
     said = told(
         controller,
         f"""
         mkdir site; cd site; echo {shlex.quote(yaml.safe_dump(keys))} >r1prov.yml
+        umask 077; echo {HUB_TOKEN} >token; umask 022
         PATH="$(/src/bootstrap):$PATH"
         r1prov up >&2
         r1prov up --json | python3 -c 'import json, sys; print([h["changed"] for h in json.load(sys.stdin)["hosts"].values()])'

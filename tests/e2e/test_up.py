@@ -23,7 +23,9 @@ from r1prov.offload.arguments import parse
 from r1prov.offload.memory import memory
 from r1prov.offload.setting import RefusedError
 from tests.cuda import ask_memory, fullsize
+from tests.fixtures.hub import Hub
 
+from .conftest import HUB_TOKEN
 from .people import Operator, told, untouched
 
 pytestmark = pytest.mark.host
@@ -45,6 +47,11 @@ def test_one_command_turns_fresh_servers_into_an_answering_model(operator: Opera
     talk = operator.does("up").stderr
     assert all(host.name in talk for host in pair)
     assert all(operator.changes[host.name] for host in pair)
+
+
+def test_the_hub_saw_its_token_with_every_request(hub: Hub) -> None:
+    assert hub.requests
+    assert {request.token for request in hub.requests} == {HUB_TOKEN}
 
 
 def test_the_model_answers_a_question(operator: Operator, pair: list[LabHost]) -> None:
@@ -121,6 +128,7 @@ def test_status_tells_what_runs(operator: Operator, pair: list[LabHost]) -> None
 def test_no_secret_is_in_logs_files_or_processes(operator: Operator, pair: list[LabHost]) -> None:
     keys = [path.read_text().strip() for path in (operator.folder / ".r1prov" / "secrets").iterdir()]
     assert len(keys) == 3
+    keys.append(HUB_TOKEN)
     for host in pair:
         shown = told(host, "journalctl --no-pager; ps -ef; systemctl cat 'r1prov-*'")
         assert all(part in shown for part in ("systemd[1]: Started", "llama-server", "ExecStart="))

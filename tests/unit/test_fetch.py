@@ -17,8 +17,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import evaluated
 import pytest
+import yaml
 
+from r1prov.common import paths
 from tests.fixtures.hub import Faults, Hub
 
 if TYPE_CHECKING:
@@ -368,6 +371,78 @@ def test_the_token_is_shown_to_the_hub_and_to_nobody_else(host: Host, root: Path
     assert {request.token for request in cdn.requests + mirror.requests} == {""}
     assert TOKEN not in log
     assert TOKEN not in (host.root / "run/progress.json").read_text()
+
+
+def own_site(folder: Path, host: Host, *sources: dict[str, str]) -> Path:
+    """Writes the site file of somebody whose profile has the model that the hubs of these tests serve."""
+    profile = yaml.safe_load((paths.collection() / "inventory/profiles/cpu.yml").read_text())
+    profile["model"] = {"name": "own", "repo": REPO, "revision": "main", "folder": FOLDER, "files": host.job["files"]}
+    profile["serving"]["quant"] = "own"
+    (folder / "own.yml").write_text(yaml.safe_dump(profile))
+    keys = {"profile": "own.yml", "hosts": ["a"], "sources": {"weights": list(sources)}, "ollama": {"enabled": False}}
+    (folder / "r1prov.yml").write_text(yaml.safe_dump(keys))
+    return folder / "r1prov.yml"
+
+
+def test_the_token_of_a_site_file_opens_the_hub_that_wants_it_and_is_shown_to_no_other(
+    host: Host, root: Path, tmp_path: Path
+) -> None:
+    token = tmp_path / "o'brien's \"token\""
+    token.write_text(f"{TOKEN}\n")
+    (tmp_path / "empty").mkdir()
+    with (
+        Hub(root) as cdn,
+        Hub(root, token=TOKEN, cdn=cdn.url) as hub,
+        Hub(tmp_path / "empty") as other,
+    ):
+        path = own_site(
+            tmp_path,
+            host,
+            {"type": "hub", "endpoint": other.url},
+            {"type": "modelscope", "endpoint": other.url},
+            {"type": "http", "url": other.url},
+            {"type": "hub", "endpoint": hub.url, "token_file": token.name},
+        )
+        job = evaluated.up(tmp_path, path, show={"job": "{{ __weights_job }}"})["job"]
+        host.job = job | {"folder": str(host.folder), "reserve_bytes": 0}
+        code, log = host.run(*job["sources"])
+    assert code == 0, log
+    assert host.is_complete()
+    assert {request.token for request in hub.requests} == {TOKEN}
+    assert cdn.requests
+    assert other.requests
+    assert {request.token for request in cdn.requests + other.requests} == {""}
+    assert (
+        TOKEN not in log + (host.root / "run/progress.json").read_text() + (host.root / "state/state.json").read_text()
+    )
+
+
+def test_a_job_whose_sources_want_no_token_holds_none(host: Host, tmp_path: Path) -> None:
+    path = own_site(tmp_path, host, {"type": "hub"}, {"type": "modelscope"}, {"type": "http", "url": "http://mirror"})
+    shown = {"job": "{{ __weights_job }}"}
+    job = evaluated.up(tmp_path, path, show=shown, variables={"weights_token": TOKEN})["job"]
+    assert TOKEN not in json.dumps(job)
+
+
+def test_a_login_in_an_address_is_shown_to_that_server_alone(host: Host, root: Path) -> None:
+    with Hub(root) as cdn, Hub(root, token="ann:p@ss word", cdn=cdn.url) as mirror:
+        with_login = mirror.url.replace("http://", "http://ann:p%40ss%20word@")
+        code, log = host.run({"type": "http", "url": f"{with_login}/{REPO}/resolve/main/{FOLDER}"})
+    assert code == 0, log
+    assert {request.token for request in mirror.requests} == {"ann:p@ss word"}
+    assert {request.token for request in cdn.requests} == {""}
+    assert "p%40ss" not in log + (host.root / "run/progress.json").read_text()
+
+
+def test_a_redirect_past_the_proxy_is_not_shown_its_password(host: Host, root: Path) -> None:
+    # The hub itself acts as the proxy. It sends on to another server, which is reached without a proxy.
+    with Hub(root) as cdn, Hub(root, cdn=cdn.url) as proxy:
+        host.job["environment"] = {"http_proxy": proxy.url.replace("//", "//ann:secret@"), "no_proxy": "127.0.0.1"}
+        code, log = host.run({**hub_source(proxy), "endpoint": "http://hub.invalid"})
+    assert code == 0, log
+    assert {request.proxy_login for request in proxy.requests} == {"ann:secret"}
+    assert {request.proxy_login for request in cdn.requests} == {""}
+    assert "secret" not in log
 
 
 def test_a_missing_token_is_named(host: Host, root: Path) -> None:

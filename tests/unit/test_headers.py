@@ -115,24 +115,42 @@ def test_a_hub_that_breaks_off_all_the_time_gets_there(hub: Hub, quant: Quant) -
 
 
 def test_the_token_is_shown_to_the_hub_and_not_where_it_sends_on_to(root: Path, quant: Quant, tmp_path: Path) -> None:
-    (tmp_path / "token").write_text("open sesame\n")
-    with Hub(root) as store, Hub(root, token="open sesame", cdn=store.url) as hub:
+    (tmp_path / "token").write_text("open-sesame\n")
+    with Hub(root) as store, Hub(root, token="open-sesame", cdn=store.url) as hub:
         with pytest.raises(SiteError, match="answers 401"):
             fetched(quant, from_hub(hub))
         assert fetched(quant, from_hub(hub, token_file=str(tmp_path / "token")))[1]
-    assert {request.token for request in hub.requests} == {"", "open sesame"}
+    assert {request.token for request in hub.requests} == {"", "open-sesame"}
     assert {request.token for request in store.requests} == {""}
 
 
+def test_a_login_in_an_address_is_shown_to_that_server_alone_and_never_told(root: Path, quant: Quant) -> None:
+    with Hub(root) as store, Hub(root, token="ann:p@ss", cdn=store.url) as hub:
+        source = HubSource(type="hub", endpoint=hub.url.replace("//", "//ann:p%40ss@"))
+        said, found = fetched(quant, Sources(weights=(source,)))
+        assert found
+        lost = quant.model_copy(update={"folder": "lost", "files": quant.files[:1]})
+        with pytest.raises(SiteError, match="answers 404") as refused:
+            headers._fetch(
+                lost,
+                (source.model_copy(update={"endpoint": hub.url.replace("//", "//ann:p@ss@")}),),
+                Network(),
+                said.append,
+            )
+    assert {request.token for request in hub.requests} == {"ann:p@ss"}
+    assert {request.token for request in store.requests} == {""}
+    assert "ss@" not in f"{said}{refused.value}{refused.value.problems}"
+
+
 def test_the_token_is_shown_again_where_a_hub_redirects_within_itself(quant: Quant, root: Path, tmp_path: Path) -> None:
-    (tmp_path / "token").write_text("open sesame\n")
+    (tmp_path / "token").write_text("open-sesame\n")
     (tmp_path / "hub" / "me" / "model-GGUF" / "resolve").mkdir(parents=True)
     (tmp_path / "hub" / "me" / "model-GGUF" / "resolve" / "main").symlink_to((root / FOLDER).parent)
     with WebServer(tmp_path / "hub", moved=True) as server:
         source = HubSource(type="hub", endpoint=server.url, token_file=str(tmp_path / "token"))
         assert headers.fetch(quant, (source,), Network(), lambda _: None).layers == 8
     assert any(path.startswith("/moved/me/") for path in server.asked)
-    assert server.shown == {"Bearer open sesame"}
+    assert server.shown == {"Bearer open-sesame"}
 
 
 def test_the_next_source_is_asked_where_one_refuses(hub: Hub, quant: Quant) -> None:

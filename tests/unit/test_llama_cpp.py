@@ -102,6 +102,9 @@ def test_remedy_fits_the_failure(line: str, advice: str) -> None:
         ({"sha256": "abc"}, "64 hex digits"),
         ({"source": "archive", "archive": ""}, "a URL or a file"),
         ({"source": "git"}, "git_url and git_ref"),
+        ({"source": "git", "git_url": "https://x", "git_ref": "b1"}, "is a tag, which can move"),
+        ({"source": "git", "git_url": "https://x", "git_ref": "b1", "git_commit": "1" * 40}, None),
+        ({"source": "git", "git_url": "https://x", "git_ref": "1" * 40}, None),
         ({"backend": "cuda"}, "cuda_architectures"),
         ({}, None),
     ],
@@ -109,7 +112,7 @@ def test_remedy_fits_the_failure(line: str, advice: str) -> None:
 def test_contradictions(wrong: dict[str, object], says: str | None) -> None:
     good = {
         "source": "pypi", "version": "1", "sha256": "0" * 64, "archive": "", "git_url": "", "git_ref": "",
-        "backend": "cpu", "cuda_architectures": [],
+        "git_commit": "", "backend": "cpu", "cuda_architectures": [],
     }  # fmt: skip
     found = llama_cpp.contradiction({**good, **wrong})
     assert found is None if says is None else says in str(found)

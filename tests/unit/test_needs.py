@@ -1,61 +1,24 @@
 """Compares the needs of the roles, as playbooks/up.yml hands them to preflight, with tests/golden/needs."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
+from evaluated import up
 
-from r1prov import inventory, site
-from r1prov.common import paths
-from r1prov.decision import decide
 from tests.golden import assert_golden
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def needs(folder: Path, **flags: Any) -> dict[str, Any]:
-    """The variables that preflight gets for a site; Ansible evaluates the expressions of up.yml itself."""
-    inventory.render(decide(site.load(None, **flags)), folder / "inventory")
-    [play] = yaml.safe_load((ROOT / "playbooks" / "up.yml").read_text())
-    steps = [step for task in play["tasks"] for step in task.get("block", [])]
-    told = next(step["vars"] for step in steps if step["ansible.builtin.import_role"]["name"].endswith(".preflight"))
-    roles = {step["ansible.builtin.import_role"]["name"] for step in steps}
-    # The roles are imported as in up.yml, because the import makes their variables known. None of their tasks runs.
-    imports = [{"ansible.builtin.import_role": {"name": name}, "when": False} for name in sorted(roles)]
-    play["vars"]["environment_of_tasks"] = play["environment"]
-    show = {"hosts": "all", "gather_facts": False, "vars": {**play["vars"], **told}}
-    shown = [*told, "environment_of_tasks"]
-    content = "{{ {" + ", ".join(f"'{name}': {name}" for name in shown) + "} | to_json }}"
-    write = {"ansible.builtin.copy": {"dest": str(folder / "needs.json"), "content": content, "mode": "0600"}}
-    (folder / "show.yml").write_text(yaml.safe_dump([{**show, "tasks": [*imports, write]}]))
-    environment = {"ANSIBLE_COLLECTIONS_PATH": str(paths.collections_path()), "ANSIBLE_LOCAL_TEMP": str(folder / "tmp")}
-    done = subprocess.run(
-        [Path(sys.executable).with_name("ansible-playbook"), "-i", folder / "inventory", "-c", "local", "show.yml"],
-        cwd=folder,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert not done.returncode, done.stdout + done.stderr
-    return json.loads((folder / "needs.json").read_text())
 
 
 @pytest.mark.parametrize("profile", ["4x4090", "demo"])
 def test_the_needs_of_a_reference_machine(profile: str, tmp_path: Path) -> None:
-    text = json.dumps(needs(tmp_path, profile=profile, hosts=["gpu1"]), indent=1) + "\n"
+    text = json.dumps(up(tmp_path, profile=profile, hosts=["gpu1"]), indent=1) + "\n"
     assert_golden({"needs.json": text}, f"needs/{profile}")
 
 
 def test_what_a_site_asks_for_is_needed_and_nothing_else(tmp_path: Path) -> None:
     archive = tmp_path / "llama.tar.gz"
     archive.write_bytes(b"x")
-    found = needs(
+    found = up(
         tmp_path,
         profile="4x4090",
         hosts=["gpu1"],
@@ -96,7 +59,4 @@ def test_what_a_site_asks_for_is_needed_and_nothing_else(tmp_path: Path) -> None
     authorities = dict.fromkeys(
         ("PIP_CERT", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"), "/etc/ssl/certs/ca-certificates.crt"
     )
-    assert found["environment_of_tasks"] == authorities | {
-        "PIP_INDEX_URL": "https://pypi.org/simple",
-        "APT_CONFIG": "/etc/r1prov/build_deps/apt.conf",
-    }
+    assert found["environment_of_tasks"] == authorities | {"APT_CONFIG": "/etc/r1prov/build_deps/apt.conf"}

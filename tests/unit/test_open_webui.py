@@ -78,8 +78,9 @@ def test_debian_12_is_looked_for_where_the_host_finds_debian_13(
         "SOURCES": str(sources),
         "STATUS": str(status),
     }
-    script = ["sh", str(ROLE / "files/debian-12-python.sh"), str(folder)]
-    done = subprocess.run(script, env=environment, capture_output=True, text=True, check=False)
+    script = (ROLE / "files/debian-12-python.sh").read_text()
+    command = ["sh", "-s", str(folder)]
+    done = subprocess.run(command, input=script, env=environment, capture_output=True, text=True, check=False)
     assert says in done.stderr
     if says or status:
         assert done.returncode

@@ -146,8 +146,14 @@ def test_what_is_there_needs_no_source(tmp_path: Path):
 
 
 def test_a_password_is_not_shown():
-    [found] = source_probe.silent(["http://ann:secret@127.0.0.1:1/x"], "", 3)
+    [found] = source_probe.silent(["http://ann:se@cret@127.0.0.1:1/x"], "", 3)
     assert found["source"] == "http://127.0.0.1:1/x"
+    assert "cret" not in found["problem"]
+
+
+def test_a_server_with_a_login_answers():
+    with server(401) as address:
+        assert problems(address.replace("//", "//ann:secret@")) == []
 
 
 def certificate(folder: Path, valid_days: int) -> tuple[str, ssl.SSLContext]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -102,7 +103,7 @@ class Packed:
         }
 
     def build(self, version: str = "", **changes: str) -> Archive:
-        return Archive(self.wanted | changes, version or self.version, self.home, self.cache)
+        return Archive(self.wanted | changes, version or self.version, self.cache)
 
 
 def test_an_archive_becomes_a_release_that_is_named_after_it(tmp_path: Path, progress: Progress) -> None:
@@ -112,29 +113,11 @@ def test_an_archive_becomes_a_release_that_is_named_after_it(tmp_path: Path, pro
     assert (packed.home / "current" / "bin" / "ollama").exists()
 
 
-def test_the_list_beside_an_archive_is_asked_once(tmp_path: Path, progress: Progress) -> None:
-    packed = Packed(tmp_path)
-    sums, wanted = tmp_path / "sha256sum.txt", {"source": packed.file.as_uri(), "sha256": ""}
-    with pytest.raises(ArtefactError, match=r"sha256sum.txt cannot be read.*Set ollama_archive_sha256"):
-        release.install(packed.home, packed.build(**wanted), progress)
-    sums.write_text(f"{'0' * 64}  ./other-0.12.11.tgz\n")
-    with pytest.raises(ArtefactError, match=r"does not name 0\.12\.11\.tgz"):
-        release.install(packed.home, packed.build(**wanted), progress)
-    sums.write_text(f"{'0' * 64}  ./other.tgz\n{packed.sha256}  ./0.12.11.tgz\n")
-    release.install(packed.home, packed.build(**wanted), progress)
-    sums.unlink()
-    packed.file.unlink()
-    assert release.exists(packed.home, packed.build(**wanted).id)
-    assert not list(packed.cache.iterdir())
-    assert not packed.build("0.12.10", **wanted).id
-
-
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         ({"sha256": "0" * 64}, r"expected 000.*it is not whole"),
         ({"source": "/none.tgz"}, "neither here nor on the controller"),
-        ({"sha256": ""}, "Set ollama_archive_sha256"),
         ({"version": "0.12.10"}, r"is not 0\.12\.10: ollama says 'Warning: client version is 0\.12\.11'"),
         ({"program": "bin/other"}, r"holds no bin/other\. Correct ollama_archive"),
     ],
@@ -176,13 +159,69 @@ def test_a_url_that_sends_something_else(tmp_path: Path, progress: Progress) -> 
 
 def test_a_build_of_llama_cpp_is_named_after_all_that_decides_it(tmp_path: Path) -> None:
     wanted: dict[str, Any] = {
-        "source": "pypi", "archive": "", "sha256": "0" * 64, "git_url": "", "git_ref": "", "backend": "cpu",
-        "cuda_architectures": [], "cuda_root": "/nowhere", "rpc": False, "jobs": 0,
+        "source": "pypi", "archive": "", "sha256": "0" * 64, "git_url": "", "git_ref": "", "git_commit": "",
+        "backend": "cpu", "cuda_architectures": [], "cuda_root": "/nowhere", "rpc": False, "jobs": 0,
     }  # fmt: skip
     build = LlamaCpp(wanted, "1", tmp_path)
     assert re.fullmatch(r"1-cpu-[0-9a-f]{12}", build.id)
     assert build.id == LlamaCpp(wanted | {"jobs": 7}, "1", tmp_path / "other").id
     assert build.id != LlamaCpp(wanted | {"rpc": True}, "1", tmp_path).id
+
+
+COMMIT = {"GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@example.com"}
+COMMIT |= {"GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@example.com"}
+
+
+class Repository:
+    """A git repository with one file, in which a tag moves with each commit."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+        self.git("init", "--quiet")
+
+    def git(self, *arguments: str) -> str:
+        command, environment = ["git", "-C", str(self.folder), *arguments], {**os.environ, **COMMIT}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+
+    def commit(self, content: str, *, annotated: bool = False) -> str:
+        """Commits the file with this content, moves the tag b1 there, and returns the commit."""
+        (self.folder / "file").write_text(content)
+        self.git("add", "file")
+        self.git("commit", "--quiet", "--message", content)
+        self.git("tag", "--force", *(["--annotate", "--message", content] if annotated else []), "b1")
+        return self.git("rev-parse", "HEAD")
+
+
+def from_git(repository: Repository, cache: Path, commit: str, ref: str = "b1") -> LlamaCpp:
+    wanted: dict[str, Any] = {
+        "source": "git", "archive": "", "sha256": "", "git_url": repository.folder.as_uri(), "git_ref": ref,
+        "git_commit": commit, "backend": "cpu", "cuda_architectures": [], "cuda_root": "/nowhere", "rpc": False, "jobs": 0,
+    }  # fmt: skip
+    build = LlamaCpp(wanted, ref, cache)
+    build.tree.mkdir(parents=True)
+    return build
+
+
+@pytest.mark.parametrize("annotated", [False, True])
+def test_a_tag_that_has_moved_is_refused(tmp_path: Path, progress: Progress, *, annotated: bool) -> None:
+    repository = Repository(tmp_path / "repository")
+    seen = repository.commit("good", annotated=annotated)
+    assert (from_git(repository, tmp_path / "a", seen)._fetch_git(progress) / "file").read_text() == "good"
+    moved = repository.commit("evil", annotated=annotated)
+    with pytest.raises(ReleaseError, match=f"tag b1 .* is commit {moved} now, and was {seen} when it was seen first"):
+        from_git(repository, tmp_path / "b", seen)._fetch_git(progress)
+    # What was fetched before is not asked for again.
+    shutil.rmtree(tmp_path / "a" / "build")
+    assert (from_git(repository, tmp_path / "a", seen)._fetch_git(progress) / "file").read_text() == "good"
+    assert (from_git(repository, tmp_path / "c", "", seen)._fetch_git(progress) / "file").read_text() == "good"
+
+
+def test_the_same_commit_is_the_same_release_whatever_it_is_called(tmp_path: Path) -> None:
+    repository = Repository(tmp_path / "repository")
+    tagged = from_git(repository, tmp_path / "a", "1" * 40)
+    assert tagged.record["source"] == from_git(repository, tmp_path / "b", "", "1" * 40).record["source"]
+    assert tagged.id != from_git(repository, tmp_path / "c", "2" * 40).id
 
 
 # --- Wheels

@@ -64,6 +64,11 @@ def test_every_mistake_in_a_site_file_is_named_with_its_line_at_once(tmp_path: P
         ("profile: 4x4090\nhosts: [a, a]\n", "named twice"),
         ("hosts: [a]\n", "`profile` is missing"),
         ("profile: 4x4090\nhosts: [a]\nsources: {llama_cpp: {type: archive}}\n", "needs `archive`"),
+        (
+            "profile: 4x4090\nhosts: [a]\nsources: {ollama: {archive: 'https://u:secret@x/o.tgz'}}\n",
+            "https://x/o.tgz: nothing says which sha256 this archive must have",
+        ),
+        ("profile: 4x4090\nhosts: [a]\nsources: {python: {archive: /srv/p.tgz}}\n", "write sources.python.sha256"),
         ("profile: 4x4090\nhosts: [a]\ndata_dir: data\n", "data_dir"),
         ("profile: 4x4090\nhosts: [a]\nversions: {ollama: 0.5.4}\n", "Ollama 0.5.4 does not know DeepSeek-R1"),
         ("profile: 4x4090\nhosts: [a, a]\n", "r1prov.yml: host a is named twice"),
@@ -92,6 +97,15 @@ def test_one_mistake_gets_one_line(tmp_path: Path, text: str, what: str) -> None
 def test_an_unknown_key_gets_those_that_may_have_been_meant(tmp_path: Path, text: str, remedy: str) -> None:
     (line,) = problems(tmp_path, f"profile: 4x4090\nhosts: [a]\n{text}")
     assert line.endswith(remedy)
+
+
+@pytest.mark.parametrize("content", ["", "hf_one\nhf_two\n", "hf_one hf_two", "hf_\x00", "hf_ö"])
+def test_a_file_that_holds_no_token_is_refused_and_not_shown(tmp_path: Path, content: str) -> None:
+    (tmp_path / "token").write_text(content)
+    text = "profile: 4x4090\nhosts: [a]\nsources: {weights: [{type: hub, token_file: token}]}\n"
+    (line,) = problems(tmp_path, text)
+    assert "it holds no token" in line
+    assert "hf_" not in line
 
 
 def test_a_wrong_profile_is_said_beside_the_rest(tmp_path: Path) -> None:

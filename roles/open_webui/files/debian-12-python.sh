@@ -1,7 +1,7 @@
 #!/bin/sh
 # Fills a folder with Debian 12's python3.11. apt fetches and checks the packages from the mirrors where the host finds its Debian 13.
 # The folder appears whole or not at all, and nothing of the host's own apt and dpkg is changed.
-# Usage: debian-12-python.sh FOLDER
+# Usage: sh -s FOLDER < debian-12-python.sh
 set -eu
 export LC_ALL=C
 umask 022
@@ -12,7 +12,7 @@ new=$(mktemp -d "${folder%/*}/.new.XXXXXX")
 trap 'rm -rf "$new"' EXIT
 mkdir "$new/lists" "$new/cache" "$new/debs" "$new/parts" "$new/python"
 
-apt-get --quiet update --print-uris |
+apt-get --quiet update --print-uris < /dev/null |
     sed -nE "s#^'([^']+)/dists/trixie(-updates|-security)?/InRelease' .*#deb [signed-by=$key] \1 bookworm\2 main#p" |
     sort -u > "$new/sources.list"
 if ! [ -s "$new/sources.list" ]; then
@@ -23,7 +23,7 @@ fi
 # The folder that the packages are fetched to is root's, so apt may not fetch as another user.
 bookworm() {
     apt-get --quiet -o Dir::Etc::sourcelist="$new/sources.list" -o Dir::Etc::sourceparts="$new/parts" -o Dir::State::lists="$new/lists" \
-        -o Dir::Cache="$new/cache" -o APT::Sandbox::User=root -o Acquire::Retries=5 "$@"
+        -o Dir::Cache="$new/cache" -o APT::Sandbox::User=root -o Acquire::Retries=5 "$@" < /dev/null # the input is this script
 }
 bookworm update || true # what could not be fetched is missed by the next command
 cd "$new/debs"

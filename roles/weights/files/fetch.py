@@ -5,7 +5,8 @@
 
 Runs as r1prov-weights.service until all files are there, through lost connections, kills and reboots. JOB is a JSON file
 that only this program may read: `folder`, `files` (name, bytes, sha256), `merged` (the name of the one file that is made of them, or
-empty), `attention` (the form of that file), `sources` in the order of preference, `token`, `environment` (proxies), `reserve_bytes`.
+empty), `attention` (the form of that file), `sources` in the order of preference, `token` (for those with `login`; empty where none has
+it), `environment` (proxies), `reserve_bytes`.
 
 A file grows as `.incoming/SHA256` beside its final place and gets its name when it is whole and verified. What has been
 verified is remembered, so that a start with nothing to do takes milliseconds. The standard library of Python 3.10 only.
@@ -13,6 +14,7 @@ verified is remembered, so that a start with nothing to do takes milliseconds. T
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import errno
 import hashlib
@@ -27,7 +29,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -100,13 +102,13 @@ class Folder:
 
 @dataclass(frozen=True)
 class Web:
-    """A source that is a web server, which has the files below one address."""
+    """A source that is a web server, which has the files below one address. Only this server is shown `authorization`."""
 
     url: str
-    token: str = ""
+    authorization: str = field(default="", repr=False)
 
     def __str__(self) -> str:
-        return urllib.parse.urlsplit(self.url).netloc.rpartition("@")[2]
+        return urllib.parse.urlsplit(self.url).netloc
 
     def open(self, file: File, start: int) -> tuple[IO[bytes], int]:
         """Opens the file at `start`, or at 0 where the server knows no ranges. Returns a stream, and where that really starts."""
@@ -115,8 +117,8 @@ class Web:
             headers["Range"] = f"bytes={start}-"
         url = f"{self.url}/{urllib.parse.quote(file.name)}"
         request = urllib.request.Request(url, headers=headers)  # noqa: S310 - http or https, see as_source()
-        if self.token:
-            request.add_unredirected_header("Authorization", f"Bearer {self.token}")
+        if self.authorization:
+            request.add_unredirected_header("Authorization", self.authorization)
         try:
             response = urllib.request.build_opener(Redirects).open(request, timeout=STALL_S)
         except urllib.error.HTTPError as error:
@@ -145,12 +147,12 @@ class Web:
                 wait = error.headers.get("Retry-After", "")
                 return UnreachableError(what, min(int(wait), LONGEST_WAIT_S) if wait.isdigit() else 0)
             if error.code in (401, 403):
-                what += "; the token is not accepted" if self.token else "; it may want a token"
+                what += "; the token or password is not accepted" if self.authorization else "; it may want a token"
             return RefusedError(what)
 
 
 class Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, and shows the token only to the server that it is for."""
+    """Follows redirects. It shows the token only to the server that it is for, and the proxy's password only to the proxy."""
 
     http_error_308 = urllib.request.HTTPRedirectHandler.http_error_302  # unknown to Python 3.10
 
@@ -165,9 +167,14 @@ class Redirects(urllib.request.HTTPRedirectHandler):
     ) -> urllib.request.Request | None:
         """The request to make next."""
         following = super().redirect_request(req, fp, 307 if code == 308 else code, msg, headers, newurl)
-        token = req.unredirected_hdrs.get("Authorization")
-        if following and token and origin(newurl) == origin(req.full_url):
-            following.add_unredirected_header("Authorization", token)
+        if following is None:
+            return None
+        following.remove_header(
+            "Proxy-authorization"
+        )  # The next address may be one without a proxy. Else it is added again.
+        authorization = req.unredirected_hdrs.get("Authorization")
+        if authorization and origin(newurl) == origin(req.full_url):
+            following.add_unredirected_header("Authorization", authorization)
         return following
 
 
@@ -445,11 +452,21 @@ def as_source(row: dict[str, Any], token: str) -> Folder | Web:
         return Folder(row["path"])
     if kind == "http":
         url = row["url"].rstrip("/")
-        return Folder(urllib.request.url2pathname(url[7:])) if url.startswith("file://") else Web(url)
+        return Folder(urllib.request.url2pathname(url[7:])) if url.startswith("file://") else web(url)
     prefix = {"hub": "", "modelscope": "models/"}[kind]
     revision, folder = urllib.parse.quote(row["revision"], safe=""), urllib.parse.quote(row["folder"])
     url = f"{row['endpoint'].rstrip('/')}/{prefix}{row['repo']}/resolve/{revision}/{folder}"
-    return Web(url.rstrip("/"), token if row.get("login") else "")
+    return web(url.rstrip("/"), token if row.get("login") else "")
+
+
+def web(url: str, token: str = "") -> Web:
+    """The web server at an address. A login that stands in the address becomes a header, as urllib knows it nowhere else."""
+    parts = urllib.parse.urlsplit(url)
+    login, _, host = parts.netloc.rpartition("@")
+    authorization = f"Bearer {token}" if token else ""
+    if login and not token:
+        authorization = f"Basic {base64.b64encode(urllib.parse.unquote_to_bytes(login)).decode()}"
+    return Web(parts._replace(netloc=host).geturl(), authorization)
 
 
 def receive(stream: IO[bytes], most: int) -> bytes:

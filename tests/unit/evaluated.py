@@ -1,0 +1,72 @@
+"""What Ansible itself makes of the variables that playbooks/up.yml gives to its roles."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from r1prov import inventory, site
+from r1prov.common import paths
+from r1prov.decision import decide
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def up(
+    folder: Path,
+    site_file: Path | None = None,
+    *,
+    show: Mapping[str, str] | None = None,
+    variables: Mapping[str, Any] | None = None,
+    **flags: Any,
+) -> dict[str, Any]:
+    """The variables that preflight gets for a site, and `environment_of_tasks`.
+
+    Args:
+        folder: for the inventory.
+        site_file: a site file beside the flags.
+        show: more names, with the expressions that Ansible evaluates for them.
+        variables: for this run only. They outrank the inventory.
+        flags: keys of the site file.
+    """
+    inventory.render(decide(site.load(site_file, **flags)), folder / "inventory")
+    [play] = yaml.safe_load((ROOT / "playbooks" / "up.yml").read_text())
+    steps = [step for task in play["tasks"] for step in task.get("block", [])]
+    told = next(step["vars"] for step in steps if step["ansible.builtin.import_role"]["name"].endswith(".preflight"))
+    roles = {step["ansible.builtin.import_role"]["name"] for step in steps}
+    # The roles are imported as in up.yml, because the import makes their variables known. None of their tasks runs.
+    imports = [{"ansible.builtin.import_role": {"name": name}, "when": False} for name in sorted(roles)]
+    asked = {**told, "environment_of_tasks": play["environment"], **(show or {})}
+    content = "{{ {" + ", ".join(f"'{name}': {name}" for name in asked) + "} | to_json }}"
+    write = {"ansible.builtin.copy": {"dest": str(folder / "shown.json"), "content": content, "mode": "0600"}}
+    shown = {"hosts": "all", "gather_facts": False, "vars": {**play["vars"], **asked}, "tasks": [*imports, write]}
+    (folder / "show.yml").write_text(yaml.safe_dump([shown]))
+    environment = {"ANSIBLE_COLLECTIONS_PATH": str(paths.collections_path()), "ANSIBLE_LOCAL_TEMP": str(folder / "tmp")}
+    command = [
+        Path(sys.executable).with_name("ansible-playbook"),
+        "-i",
+        folder / "inventory",
+        "-c",
+        "local",
+        "show.yml",
+    ]
+    done = subprocess.run(
+        [*command, "-e", json.dumps(dict(variables or {}))],
+        cwd=folder,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not done.returncode, done.stdout + done.stderr
+    found: dict[str, Any] = json.loads((folder / "shown.json").read_text())
+    return found
