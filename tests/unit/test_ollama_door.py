@@ -48,6 +48,13 @@ def test_an_end_of_ipv6_that_leads_to_ipv4(tmp_path: Path) -> None:
     assert door.caller(("127.0.0.1", 0x9A0E), ("127.0.0.1", 0x4A37), tmp_path) == 1000
 
 
+def test_an_end_of_ipv6(tmp_path: Path) -> None:
+    line = table("01", 1000, 77).replace("0100007F:", "00000000000000000000000001000000:")
+    (tmp_path / "tcp").write_text("")
+    (tmp_path / "tcp6").write_text(line)
+    assert door.caller(("::1", 0x9A0E), ("::1", 0x4A37), tmp_path) == 1000
+
+
 def test_who_may_enter() -> None:
     nobody = pwd.getpwuid(NOBODY)
     assert door.may_enter(0, "no-such-group", [])

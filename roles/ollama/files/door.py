@@ -160,9 +160,10 @@ async def main() -> None:
     """Serves until systemd ends it."""
     port, group, *users = sys.argv[1:]
     door = Door(int(port), group, users)
-    given = socket.socket(fileno=3)  # the first descriptor that systemd passes
-    async with await asyncio.start_server(door.meet, sock=given, backlog=4096) as server:
-        await server.serve_forever()
+    descriptors = range(3, 3 + int(os.environ["LISTEN_FDS"]))  # as systemd passes them
+    given = [socket.socket(fileno=descriptor) for descriptor in descriptors]
+    servers = [await asyncio.start_server(door.meet, sock=each, backlog=4096) for each in given]
+    await asyncio.gather(*(server.serve_forever() for server in servers))
 
 
 if __name__ == "__main__":
