@@ -96,7 +96,9 @@ def test_a_request_must_name_this_host_once(head: bytes, status: int | None) -> 
     assert refused.value.status == status
 
 
-def talk(request: bytes, *, open_to: list[str], told: bytes = b"", more: bytes = b"") -> tuple[bytes, bytes]:
+def talk(
+    request: bytes, *, open_to: list[str], told: bytes = b"", more: bytes = b"", tables: str = "/proc/self/net"
+) -> tuple[bytes, bytes]:
     """What a client hears through a door, and what the stand-in for Ollama got. `more` is sent when the answer has come."""
     got = bytearray()
 
@@ -110,7 +112,7 @@ def talk(request: bytes, *, open_to: list[str], told: bytes = b"", more: bytes =
     async def all_of_it() -> bytes:
         behind = await asyncio.start_server(ollama, "127.0.0.1", 0)
         port = behind.sockets[0].getsockname()[1]
-        passing = door.Door(port, "no-such-group", open_to, Path("/proc/self/net"))
+        passing = door.Door(port, "no-such-group", open_to, Path(tables))
         front = await asyncio.start_server(passing.meet, sock=socket.create_server(("127.0.0.1", 0)))
         async with behind, front:
             reader, writer = await asyncio.open_connection(*front.sockets[0].getsockname())
@@ -149,6 +151,13 @@ def test_another_name_is_refused() -> None:
     heard, got = talk(GOOD.replace(b"127.0.0.1", b"x.local"), open_to=[me()])
     assert heard.startswith(b"HTTP/1.1 421 Misdirected Request\r\n")
     assert "x.local" in error_of(heard)
+    assert got == b""
+
+
+def test_where_nobody_can_tell_who_asks_nobody_gets_in() -> None:
+    heard, got = talk(GOOD, open_to=[me()], tables="/nowhere")
+    assert heard.startswith(b"HTTP/1.1 500 ")
+    assert "lets nobody in" in error_of(heard)
     assert got == b""
 
 

@@ -118,7 +118,11 @@ class Door:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         client, server = writer.get_extra_info("peername"), writer.get_extra_info("sockname")
-        uid = caller(client[:2], server[:2], self.tables)
+        try:
+            uid = caller(client[:2], server[:2], self.tables)
+        except OSError as error:
+            what = f"the door cannot tell who asks, so it lets nobody in ({error}). Is /proc mounted with hidepid?"
+            raise RefusalError(HTTPStatus.INTERNAL_SERVER_ERROR, what) from None
         if uid is None or not await asyncio.to_thread(may_enter, uid, self.group, self.users):
             remedy = f"Ollama obeys members of the group {self.group}: sudo gpasswd --add NAME {self.group}"
             raise RefusalError(HTTPStatus.FORBIDDEN, remedy)
