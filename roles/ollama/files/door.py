@@ -33,6 +33,7 @@ HOSTS = {"127.0.0.1", "localhost", "[::1]"}
 NOT_FOR_OLLAMA = {"authorization", "proxy-authorization", "cookie", "connection", "keep-alive"}
 """Headers that are not passed on: secrets that Ollama does not need, and whether the connection stays."""
 HEAD_LIMIT_S = 30
+LINGER_S = 2
 BLOCK_BYTES = 1 << 16
 
 
@@ -112,7 +113,9 @@ class Door:
                     await self._serve(reader, writer)
                 except RefusalError as refusal:
                     writer.write(_answer(refusal))
-                    await writer.drain()
+                    writer.write_eof()
+                    # What comes is read for a moment: the kernel resets a connection that is closed with something unread.
+                    await asyncio.wait_for(_discard(reader), LINGER_S)
         finally:
             writer.close()
 
@@ -151,6 +154,11 @@ async def _copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> Non
             sink.write(block)
             await sink.drain()
         sink.write_eof()
+
+
+async def _discard(source: asyncio.StreamReader) -> None:
+    while await source.read(BLOCK_BYTES):
+        pass
 
 
 def _answer(refusal: RefusalError) -> bytes:
