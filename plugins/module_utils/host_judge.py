@@ -26,6 +26,7 @@ CHECKS = {
     "gpu_devices": "the device files of the cards are there",
     "disk": "room for everything still to be written",
     "ports": "the ports are free or ours",
+    "network": "services can be kept in a network of their own",
     "sources": "every source answers",
     "fit": "the engine itself finds room for the plan",
 }
@@ -46,8 +47,8 @@ def judge(facts: dict[str, Any], expect: dict[str, Any]) -> list[dict[str, Any]]
     """Finds everything that keeps a host from doing what is asked.
 
     Args:
-        facts: of `host_probe.probe`, and beside them `present_bytes` ({path: bytes already there}) and `sources`
-            (of `source_probe.out_of_reach`).
+        facts: of `host_probe.probe`, and beside them `present_bytes` ({path: bytes already there}), `private_network`
+            (of `private_network.fault`) and `sources` (of `source_probe.out_of_reach`).
         expect: `backend` (cpu, cuda), `gpu_count`, `gpu_memory_bytes` (each card), `gpu_compute_capability`,
             `driver_minimum`, `ram_bytes`, `memory_floor_bytes` (RAM + GPU memory), `cores`, `disk`, `ports`, `clock_s`,
             `clock_skew_s`. What is absent or None is not asked.
@@ -55,7 +56,7 @@ def judge(facts: dict[str, Any], expect: dict[str, Any]) -> list[dict[str, Any]]
     Returns:
         One dict per problem: `check` (a key of CHECKS), `what` (a sentence with figures), `remedy` (what to do next).
     """
-    checks = (_system, _clock, _processor, _memory, _cards, _disk, _ports, _sources)
+    checks = (_system, _clock, _processor, _memory, _cards, _disk, _ports, _network, _sources)
     return [
         {"check": check, "what": what, "remedy": remedy}
         for function in checks
@@ -274,8 +275,8 @@ def _disk(facts: dict[str, Any], expect: dict[str, Any]) -> Iterator[_Finding]:
 def _ports(facts: dict[str, Any], expect: dict[str, Any]) -> Iterator[_Finding]:
     for wanted in expect.get("ports") or []:
         for owner in facts["listeners"]:
-            if owner["port"] != wanted["port"] or owner["unit"] == wanted["unit"]:
-                continue
+            if owner["port"] != wanted["port"] or owner["unit"].startswith(wanted["unit"].removesuffix(".service")):
+                continue  # the unit itself, or its door
             who = (
                 " of ".join(filter(None, (owner["process"], owner["unit"])))
                 or "a process that cannot be seen from here"
@@ -286,6 +287,15 @@ def _ports(facts: dict[str, Any], expect: dict[str, Any]) -> Iterator[_Finding]:
                 + (f" (process {owner['pid']})" if owner["pid"] else ""),
                 "choose another port in the site file, or stop what has it if nobody needs that",
             )
+
+
+def _network(facts: dict[str, Any], _expect: dict[str, Any]) -> Iterator[_Finding]:
+    if facts["private_network"]:
+        yield (
+            "network",
+            f"its services cannot be kept in a network of their own: {facts['private_network']}",
+            "use a real or virtual machine, or have whoever runs this container allow network namespaces and nftables in it",
+        )
 
 
 def _sources(facts: dict[str, Any], _expect: dict[str, Any]) -> Iterator[_Finding]:

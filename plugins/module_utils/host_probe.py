@@ -293,12 +293,20 @@ def _listeners(ports: list[int] | None) -> list[dict[str, Any]]:
             if fields[3] == "0A" and (not ports or port in ports):
                 by_inode[fields[9]] = port
     owners = _socket_owners(set(by_inode)) if by_inode else {}
+    held = _held_by_systemd() if 1 in owners.values() else {}
     found = {}
     for inode, port in by_inode.items():
         pid = owners.get(inode)
-        owner = {"port": port, "pid": pid, "process": _process(pid), "unit": _unit(pid)}
+        unit = held.get(port, "") if pid == 1 else _unit(pid)
+        owner = {"port": port, "pid": pid, "process": _process(pid), "unit": unit}
         found[(port, owner["unit"] or pid)] = owner  # one line for a service that listens on IPv4 and IPv6
     return sorted(found.values(), key=lambda owner: owner["port"])
+
+
+def _held_by_systemd() -> dict[int, str]:
+    """TCP port -> the socket unit for which systemd itself listens there."""
+    listed = _run(["systemctl", "list-sockets", "--all", "--plain", "--no-legend", "--full"])[1]
+    return {int(port): unit for port, unit in re.findall(r"^\S+:(\d+)\s+(\S+)", listed, re.MULTILINE)}
 
 
 def _socket_owners(inodes: set[str]) -> dict[str, int]:
@@ -356,7 +364,9 @@ def _unit(pid: int | str | None) -> str:
         if controllers in ("", "name=systemd"):
             units = [part for part in path.split("/") if part.endswith((".service", ".scope"))]
             if units:
-                return units[-1]
+                return units[
+                    0
+                ]  # those below user@1000.service are named by that user, and may have the name of one of ours
     return ""
 
 

@@ -93,5 +93,11 @@ class Api:
             said = error.read(500).decode("utf-8", errors="replace")
             raise ApiError(f"{self._url}{path} answers HTTP {error.code}: {said}", error.code) from error
         except OSError as error:
-            raise ApiError(f"{self._url}{path} does not answer: {getattr(error, 'reason', error)}") from error
+            # A door listens at all times, and closes the connection while the service behind it is down.
+            why = (
+                "the service behind it is down"
+                if isinstance(error, ConnectionResetError)
+                else getattr(error, "reason", error)
+            )
+            raise ApiError(f"{self._url}{path} does not answer: {why}") from error
         return answer

@@ -12,8 +12,9 @@ description:
   - Reads the host in one round trip, compares it with what is asked, and fails once with all problems and remedies.
   - Changes nothing, and does the same in check mode.
   - The names of the checks are C(os), C(arch), C(init), C(sudo), C(clock), C(cpu), C(ram), C(floor), C(driver),
-    C(gpu_count), C(gpu_memory), C(gpu_compute), C(gpu_busy), C(gpu_devices), C(disk), C(ports), C(sources). C(fit) is made later, by the
-    role llama_server.
+    C(gpu_count), C(gpu_memory), C(gpu_compute), C(gpu_busy), C(gpu_devices), C(disk), C(ports), C(network), C(sources). C(fit) is made
+    later, by the role llama_server.
+  - For C(network) it starts a unit for a moment, which must not reach the host's network.
 author: The r1prov team
 attributes:
   check_mode: {support: full, description: It reads only.}
@@ -145,6 +146,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils import fetching
 from ansible_collections.r1.prov.plugins.module_utils.host_judge import CHECKS, judge, remarks
 from ansible_collections.r1.prov.plugins.module_utils.host_probe import probe
+from ansible_collections.r1.prov.plugins.module_utils.private_network import fault
 from ansible_collections.r1.prov.plugins.module_utils.source_probe import out_of_reach
 
 ARGUMENTS = {
@@ -253,6 +255,7 @@ def main() -> None:
         module.fail_json(msg=wrong, problems=[], overridden=[], facts={})
     facts = probe([item["path"] for item in asked["disk"]], [item["port"] for item in asked["ports"]])
     facts["present_bytes"] = present_bytes([file for item in asked["disk"] for file in item["have"]])
+    facts["private_network"] = fault() if facts["init"] == "systemd" else ""
     facts["sources"] = out_of_reach(asked["sources"], asked["ca_certificates"], asked["source_limit_s"])
     found = judge(
         facts, {**asked["expect"], **{key: asked[key] for key in ("disk", "ports", "clock_s", "clock_skew_s")}}

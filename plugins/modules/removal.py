@@ -6,7 +6,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 ---
 module: removal
-short_description: Removes every unit, user and file of r1prov, or of one of its services
+short_description: Removes every unit, user, group and file of r1prov, or of one of its services
 description:
   - Stock Ansible cannot do it, because its loops over files cannot leave out what is kept or mounted below a folder.
   - All that r1prov leaves on a host carries its name, so nothing has to be remembered to be found. Packages of the distribution stay.
@@ -50,6 +50,7 @@ removed:
 """
 
 import glob
+import grp
 import os
 import pwd
 import shutil
@@ -69,7 +70,13 @@ FILES = (
     "/usr/local/share/ca-certificates/r1prov-*",
     "/etc/apt/sources.list.d/r1prov-*",
 )
-FILES_OF_ONE = ("/etc/r1prov/{0}*", "/var/lib/r1prov/{0}*", "/var/lib/r1prov/service/r1prov-{0}*", "/run/r1prov/{0}*")
+FILES_OF_ONE = (
+    "/etc/r1prov/{0}*",
+    "/etc/r1prov/network/r1prov-{0}*",
+    "/var/lib/r1prov/{0}*",
+    "/var/lib/r1prov/service/r1prov-{0}*",
+    "/run/r1prov/{0}*",
+)
 CHATS = "/var/lib/r1prov/open-webui"
 """The page's data; its backups lie beside it and begin with the same name."""
 
@@ -127,8 +134,13 @@ def main() -> None:
     data_dir, name = data_dir.rstrip("/"), f"r1prov-{service}"
     kept = [f"{data_dir}/models"] if "weights" in keep else []
     kept += sorted(glob.glob(f"{CHATS}*")) if "chats" in keep else []  # noqa: PTH207
-    units = sorted(path.name for path in Path(UNITS).glob(f"{name}*") if path.suffix in (".service", ".timer"))
+    units = sorted(
+        path.name for path in Path(UNITS).glob(f"{name}*") if path.suffix in (".service", ".socket", ".timer")
+    )
     users = [entry.pw_name for entry in pwd.getpwall() if entry.pw_name.startswith(name)]
+    groups = [
+        entry.gr_name for entry in grp.getgrall() if entry.gr_name.startswith(name) and entry.gr_name not in users
+    ]
     mounted = mounts(Path("/proc/self/mountinfo").read_text(encoding="utf-8"))
     everything = [*FILES, f"{data_dir}/models", f"{data_dir}/ollama"]
     ours = [f"{UNITS}/{name}*", f"{UNITS}/*.wants/{name}*", f"{UNITS}/*.d/{name}*"]
@@ -136,7 +148,7 @@ def main() -> None:
     ours += [path.format(service) for path in FILES_OF_ONE] if service else everything
     files = doomed(ours, kept, mounted)
     settings = sorted({str(Path(path).parent) for path in files if path.startswith(f"{UNITS}/") and ".d/" in path})
-    removed = [*units, *users, *files]
+    removed = [*units, *users, *groups, *files]
     if not module.check_mode:
         if units:
             # At once: systemd stops what depends on another in the right order.
@@ -147,6 +159,8 @@ def main() -> None:
             give_to_root(Path(path))
         for user in users:
             subprocess.run(["userdel", user], check=True)
+        for group in groups:
+            subprocess.run(["groupdel", group], check=True)
         if units or settings:
             systemctl("daemon-reload")
             reset_failed(f"{name}*")

@@ -22,6 +22,12 @@ options:
     description: The unit file.
     type: str
     required: true
+  socket:
+    description: >-
+      The text of the unit C(NAME.socket), which holds the service's listening socket, is enabled and started before the service, and stays.
+      Empty for none.
+    type: str
+    default: ""
   state:
     description: C(started) is enabled and running, C(stopped) neither, C(installed) leaves alone whether it runs.
     type: str
@@ -115,6 +121,7 @@ if TYPE_CHECKING:
 _UNITS = Path("/etc/systemd/system")
 _REMEMBERED = Path("/var/lib/r1prov/service")
 _LOG_LINES = 15
+_OPENED = "opened the socket"
 _KEYS = ("ActiveState", "SubState", "UnitFileState", "NeedDaemonReload", "ControlGroup", "Result")
 
 
@@ -125,6 +132,7 @@ class Service:
         self.wanted = parameters
         self.unit = f"{parameters['name']}.service"
         self.file = _UNITS / self.unit
+        self.socket = f"{parameters['name']}.socket" if parameters["socket"] else ""
         self.remembered = _REMEMBERED / f"{parameters['name']}.started"
         folder = Path(parameters["credentials_dir"])
         self.credentials = {folder / name: str(content) for name, content in parameters["credentials"].items()}
@@ -142,35 +150,62 @@ class Service:
 
     def actions(self) -> dict[str, Any]:
         """What has to be done, by the name it is reported under, in order."""
-        todo = {}
+        todo: dict[str, Any] = {}
         written = self.before != self.wanted["content"]
         if written:
             todo["wrote the unit file"] = lambda: _write(self.file, self.wanted["content"], 0o644)
         for path, content in self.credentials.items():
             if not _is_root_only(path) or _text(path) != content:
                 todo[f"wrote {path}"] = functools.partial(_write, path, content, 0o600)
-        inputs, remembered = self._inputs(), _text(self.remembered).split()
-        stale = bool(todo) or remembered[:1] != inputs[:1]
-        if written or self.now["NeedDaemonReload"] == "yes":
+        stale = bool(todo) or _text(self.remembered).split()[:1] != self._inputs()[:1]
+        socket = self._socket_actions() if self.socket else {}
+        todo |= {name: act for name, act in socket.items() if name.startswith("wrote")}
+        if written or todo.keys() & socket.keys() or self.now["NeedDaemonReload"] == "yes":
             todo["reloaded systemd"] = lambda: units.systemctl("daemon-reload")
-        enabled, active = self.now["UnitFileState"] == "enabled", self.now["ActiveState"] not in ("inactive", "failed")
+        return todo | socket | self._state_actions(written=written, stale=stale, reopened=_OPENED in socket)
+
+    def _socket_actions(self) -> dict[str, Any]:
+        """What has to be done so that systemd holds the service's socket."""
+        todo: dict[str, Any] = {}
+        file = _UNITS / self.socket
+        now = units.show(self.socket, "ActiveState", "UnitFileState")
+        if _text(file) != self.wanted["socket"]:
+            todo["wrote the socket's unit file"] = lambda: _write(file, self.wanted["socket"], 0o644)
+        if now["UnitFileState"] != "enabled":
+            todo["enabled the socket"] = lambda: units.systemctl("enable", "--quiet", self.socket)
+        if now["ActiveState"] != "active" or "wrote the socket's unit file" in todo:
+            todo[_OPENED] = self._open
+        return todo
+
+    def _state_actions(self, *, written: bool, stale: bool, reopened: bool) -> dict[str, Any]:
+        """What has to be done so that the service is in its state."""
+        todo: dict[str, Any] = {}
         if self.wanted["state"] == "started":
-            if not enabled:
+            if self.now["UnitFileState"] != "enabled":
                 todo["enabled"] = lambda: units.systemctl("enable", "--quiet", self.unit)
-            if self.now["ActiveState"] != "active":
+            if self.now["ActiveState"] != "active" or reopened:
                 # One that is loading already is waited for, unless it loads the wrong thing; one that failed is not left to its timer.
                 again = written or self.now["SubState"] == "auto-restart"
                 todo["started"] = lambda: self._start("restart" if again else "start")
             elif stale:
                 todo["restarted"] = lambda: self._start("restart")
-            elif remembered != inputs:
+            elif _text(self.remembered).split() != self._inputs():
                 todo["reloaded"] = self._reload
         elif self.wanted["state"] == "stopped":
             if self.now["UnitFileState"] in ("enabled", "enabled-runtime"):
                 todo["disabled"] = lambda: units.systemctl("disable", "--quiet", self.unit)
-            if active:
+            if self.now["ActiveState"] not in ("inactive", "failed"):
                 todo["stopped"] = lambda: units.systemctl("stop", self.unit)
         return todo
+
+    def _open(self) -> None:
+        """Takes the port anew. systemd does not start a socket whose service runs, so the service is stopped first."""
+        units.systemctl("stop", self.unit, self.socket)
+        units.reset_failed(self.socket)
+        try:
+            units.systemctl("start", self.socket)
+        except units.UnitError as error:
+            raise ServiceError(str(error), log=units.last_lines(self.socket, _LOG_LINES)) from error
 
     def _reload(self) -> None:
         units.systemctl("reload", self.unit)
@@ -215,7 +250,7 @@ class Service:
     def explain(self, error: ServiceError) -> str:
         """What went wrong and what to do next."""
         listeners = probe(ports=self.wanted["ports"])["listeners"] if self.wanted["ports"] else []
-        holders = [found for found in listeners if found["unit"] != self.unit]
+        holders = [found for found in listeners if found["unit"] not in (self.unit, self.socket)]
         if holders:
             port, who = holders[0]["port"], holders[0]
             by = f"{who['process'] or 'another process'} (pid {who['pid']}{', ' + who['unit'] if who['unit'] else ''})"
@@ -279,6 +314,7 @@ def main() -> None:
         argument_spec={
             "name": {"type": "str", "required": True},
             "content": {"type": "str", "required": True},
+            "socket": {"type": "str", "default": ""},
             "state": {"type": "str", "choices": ["started", "stopped", "installed"], "default": "started"},
             "credentials_dir": {"type": "path", "default": ""},
             # The whole of it: Ansible's own log of the call shows a text of several lines where only that is marked.

@@ -156,7 +156,9 @@ def _pieces(event: dict[str, Any]) -> Iterator[Piece | Rates]:
 
 def _silence(where: str, error: OSError) -> UnhealthyError:
     remedy = f"`r1prov status {where}` shows what is wrong"
-    return UnhealthyError(Problem(where, f"the service does not answer ({error})", remedy))
+    # A door listens at all times, and closes the connection while the service behind it is down.
+    why = "it is down" if isinstance(error, ConnectionResetError) else error
+    return UnhealthyError(Problem(where, f"the service does not answer ({why})", remedy))
 
 
 def _refusal(where: str, status: int, text: str) -> UnhealthyError:

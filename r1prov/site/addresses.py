@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 
 
@@ -10,10 +12,20 @@ def reached_at(listens_on: str) -> str:
     return _EVERYWHERE.get(listens_on, listens_on)
 
 
-def is_on_loopback(listens_on: str) -> bool:
-    """Whether a service can be reached on loopback."""
-    address = reached_at(listens_on)
-    return address.startswith("127.") or address in {"::1", "localhost"}
+def is_an_address(text: str) -> str:
+    """The text, if systemd can listen on it.
+
+    Raises:
+        ValueError: it is neither an IP address nor `localhost`.
+    """
+    try:
+        if text != "localhost":
+            ipaddress.ip_address(text)
+    except ValueError:
+        raise ValueError(
+            f"`{text}` is not an IP address: write 127.0.0.1, ::1, 0.0.0.0, or one that the server has"
+        ) from None
+    return text
 
 
 def url(address: str, port: int, scheme: str = "http") -> str:

@@ -6,12 +6,12 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from r1prov.common.documents import Keys
 from r1prov.machines.profile import Context, KvType, Profile
 from r1prov.models.latent import Attention
-from r1prov.site.addresses import is_on_loopback, reached_at, url
+from r1prov.site.addresses import is_an_address, reached_at, url
 from r1prov.site.sources import Sources
 
 TESTED_LLAMA_CPP = {"pypi": "0.3.36", "git": "0c1e57098bba43ac29e6e3b677cdceebdd22334f"}
@@ -28,7 +28,7 @@ Engine = Literal["llama-server", "ollama"]
 
 Check = Literal[
     "os", "arch", "init", "sudo", "clock", "cpu", "ram", "floor", "driver",
-    "gpu_count", "gpu_memory", "gpu_compute", "gpu_busy", "gpu_devices", "disk", "ports", "sources", "fit",
+    "gpu_count", "gpu_memory", "gpu_compute", "gpu_busy", "gpu_devices", "disk", "ports", "network", "sources", "fit",
 ]  # fmt: skip
 """The names of the checks of a host, which plugins/module_utils/host_judge.py makes."""
 
@@ -93,8 +93,8 @@ class Versions(Keys):
 class Service(Keys):
     """Where the API listens, and the name under which it offers the model."""
 
-    address: str = "127.0.0.1"
-    """The address to listen on. Anything but loopback offers the API to the network."""
+    address: Annotated[str, AfterValidator(is_an_address)] = "127.0.0.1"
+    """The IP address to listen on. Anything but loopback offers the API to the network."""
     port: int = Field(default=8000, ge=1, le=65535)
     """The port."""
     alias: str = ""
@@ -227,6 +227,11 @@ class SiteFile(Keys):
         return url(reached_at(address), port)
 
     @property
+    def private_api_url(self) -> str:
+        """The URL of the engine that holds the model, as the other services see it in their private network."""
+        return url("127.0.0.1", self.api[1])
+
+    @property
     def page_url(self) -> str:
         """The URL of the chat page, as its host sees it."""
         return url("127.0.0.1", self.open_webui.port)
@@ -268,15 +273,6 @@ class SiteFile(Keys):
         if self.ollama.enabled and _numbers(self.versions.ollama) < _numbers(OLDEST_OLLAMA):
             raise ValueError(
                 f"Ollama {self.versions.ollama} does not know DeepSeek-R1: write {OLDEST_OLLAMA} or newer, or `ollama: {{enabled: false}}`"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _the_page_reaches_the_engine(self) -> Self:
-        if self.open_webui.enabled and not is_on_loopback(self.service.address):
-            raise ValueError(
-                f"the chat page may reach nothing but loopback, and the engine would listen on {self.service.address} only: let"
-                " service.address be 127.0.0.1, ::1, 0.0.0.0 or ::, or set `open_webui: {enabled: false}`"
             )
         return self
 

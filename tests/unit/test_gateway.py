@@ -29,6 +29,7 @@ BOTH = MADE | {
     "gateway_port": 443,
     "gateway_page_url": "http://127.0.0.1:8080",
     "gateway_api_url": "http://127.0.0.1:8000",
+    "gateway_api_takes_key": True,
     "gateway_requests_per_second": 20,
     "gateway_upload_bytes": 104857600,
 }
@@ -85,3 +86,4 @@ def test_of_ollama_only_the_api_that_has_a_key_is_passed_on() -> None:
     text = rendered(of_profile("4x4090", engine="ollama"))
     assert [line.strip() for line in text.splitlines() if "11434" in line] == ["proxy_pass http://127.0.0.1:11434/v1/;"]
     assert ":8000" not in text
+    assert 'proxy_set_header Authorization "";' in text

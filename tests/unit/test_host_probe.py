@@ -76,6 +76,23 @@ def test_a_listener_and_its_owner():
     assert owner["process"]
 
 
+@pytest.mark.parametrize(
+    ("group", "unit"),
+    [
+        ("0::/system.slice/nginx.service", "nginx.service"),
+        ("0::/user.slice/user-0.slice/session-3.scope", "session-3.scope"),
+        ("0::/user.slice/user-7.slice/user@7.service/app.slice/r1prov-gateway.service", "user@7.service"),
+        ("2:cpu:/\n1:name=systemd:/system.slice/nginx.service", "nginx.service"),
+        ("0::/init.scope", "init.scope"),
+    ],
+)
+def test_a_unit_below_a_users_own_systemd_is_not_taken_for_one_of_ours(
+    monkeypatch: pytest.MonkeyPatch, group: str, unit: str
+):
+    monkeypatch.setattr(host_probe, "_read", {"/proc/7/cgroup": group}.get)
+    assert host_probe._unit(7) == unit
+
+
 @pytest.mark.parametrize("user", [None, 65534])
 def test_who_holds_a_lock(user: int | None):
     if not Path("/usr/bin/python3").exists() or (user and os.geteuid() != 0):

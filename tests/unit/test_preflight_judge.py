@@ -51,6 +51,7 @@ FACTS = {
     ],
     "present_bytes": {},
     "listeners": [],
+    "private_network": "",
     "sources": [],
 }
 EXPECT = {
@@ -196,6 +197,20 @@ WRONG = [
         "another port",
     ),
     (
+        {"listeners": [LISTENER | {"unit": "user@1000.service"}]},
+        {},
+        "ports",
+        "of user@1000.service",
+        "another port",
+    ),
+    (
+        {"private_network": "a unit still reached the network of the host"},
+        {},
+        "network",
+        "cannot be kept in a network of their own: a unit still reached",
+        "allow network namespaces",
+    ),
+    (
         {"sources": [{"what": "the weights", "tried": TRIED}]},
         {},
         "sources",
@@ -237,6 +252,7 @@ RIGHT = [
     pytest.param(
         {"listeners": [LISTENER | {"unit": "r1prov-llama-server.service"}]}, {}, id="our own service on the port"
     ),
+    pytest.param({"listeners": [LISTENER | {"unit": "r1prov-llama-server-door.socket"}]}, {}, id="the door to it"),
     pytest.param({"listeners": [LISTENER | {"port": 8081}]}, {}, id="another port"),
     pytest.param(
         {"disks.0.free_bytes": 101 * GB, "present_bytes": {"/srv/models/a": 49 * GB}},

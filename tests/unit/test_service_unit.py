@@ -36,7 +36,7 @@ PROGRAM = {
     "service_start_timeout_s": 821,
 }
 DECLARED = {
-    "loopback": PROGRAM,
+    "private": PROGRAM,
     "gpu": PROGRAM
     | {
         "service_devices": ["char-nvidia*"],
@@ -55,6 +55,15 @@ DECLARED = {
         "service_write_paths": ["/srv/r1prov/ollama"],
         "service_memory_lock": True,
         "service_system_information": True,
+    },
+    "ollama_door": {
+        "service_name": "r1prov-ollama-door",
+        "service_description": "The door to port 11434 of the private network",
+        "service_user": "r1prov-door",
+        "service_argv": ["/usr/local/lib/r1prov-ollama-door", 11434, "r1prov-operators", "r1prov-gateway"],
+        "service_restart": "always",
+        "__service_socket": "127.0.0.1:11434",
+        "__service_sees_callers": True,
     },
     "door": {
         "service_name": "r1prov-gateway",
@@ -118,19 +127,20 @@ DECLARED = {
 
 def rendered(declaration: dict) -> str:
     values = yaml.safe_load((ROOT / "roles/service/defaults/main.yml").read_text())
+    values |= {"__service_socket": "", "__service_sees_callers": False}
     values |= {"__service_etc": f"/etc/r1prov/{declaration['service_name'].removeprefix('r1prov-')}"} | declaration
     environment = jinja2.Environment(trim_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     environment.filters |= {f"r1.prov.{name}": filter_ for name, filter_ in FilterModule().filters().items()}
     return environment.from_string((ROOT / "roles/service/templates/unit.service.j2").read_text()).render(values)
 
 
-def test_the_unit_of_a_service_on_loopback() -> None:
-    assert_golden({"unit.service": rendered(DECLARED["loopback"])}, "units/loopback")
+def test_the_unit_of_a_service_in_the_private_network() -> None:
+    assert_golden({"unit.service": rendered(DECLARED["private"])}, "units/private")
 
 
-@pytest.mark.parametrize("name", sorted(DECLARED.keys() - {"loopback"}))
+@pytest.mark.parametrize("name", sorted(DECLARED.keys() - {"private"}))
 def test_what_is_other_in_other_units(name: str) -> None:
-    units = [{"unit.service": rendered(DECLARED[each])} for each in (name, "loopback")]
+    units = [{"unit.service": rendered(DECLARED[each])} for each in (name, "private")]
     assert_golden(kept(*units), f"units/{name}")
 
 
