@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ansible.module_utils.urls import open_url
-from ansible_collections.r1.prov.plugins.module_utils.files import alone
+from ansible_collections.r1.prov.plugins.module_utils.locks import alone
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -175,7 +175,7 @@ def download(url: str, destination: Path, sha256: str, progress: Progress) -> No
     Raises:
         ArtefactError: the server cannot be reached, says no, or sends something else.
     """
-    with alone(destination.parent):  # two downloads would write into one partial file
+    with alone(destination.parent / ".lock", progress.wait):  # two downloads would write into one partial file
         if destination.exists() and sha256_of(destination) == sha256:
             return
         # Another version may have the same name, so the partial file is named after what it becomes.

@@ -1,9 +1,8 @@
-"""Files and folders that appear whole or not at all, also when the power goes, and folders that one process has to itself."""
+"""Files and folders that appear whole or not at all, also when the power goes."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -23,9 +22,11 @@ def write_whole(path: Path, content: str | bytes, mode: int = 0o644) -> None:
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
+            os.fchmod(
+                descriptor, mode
+            )  # of this very file, whatever the owner of the folder has put in its place meanwhile
             file.flush()
             os.fsync(descriptor)
-        temporary.chmod(mode)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -55,32 +56,22 @@ def name_anew(temporary: Path, path: Path) -> None:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """An empty folder, which is moved to its place when the caller has filled it, and removed where filling it fails."""
+    """An empty folder, which is moved to its place when the caller has filled it, and removed where filling it fails.
+
+    Nobody else can look into it before. What fills it may leave files there that everybody could lock or write to.
+    """
     temporary = path.with_name(f".{path.name}.new")
     shutil.rmtree(temporary, ignore_errors=True)  # a process that was killed may have left it
-    temporary.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary.mkdir(mode=0o700)
     try:
         yield temporary
+        temporary.chmod(0o755)
         os.sync()  # else a power cut may leave a folder that looks whole and has empty files
         temporary.rename(path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Waits until no other process is at work in this folder. The folder is made where it is not there.
-
-    The other process may belong to a run whose connection was lost, and goes on by itself. The kernel frees its lock however it ends.
-    """
-    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def sync_folder(folder: Path) -> None:

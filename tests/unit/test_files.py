@@ -1,7 +1,5 @@
 import os
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -32,20 +30,6 @@ def test_a_file_that_cannot_be_written_stays_as_it_was_and_leaves_nothing_beside
         write_whole(tmp_path / "file", "half of it \ud800")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_text() == "before"
-
-
-def test_a_folder_is_for_one_at_a_time(tmp_path: Path) -> None:
-    went = []
-
-    def work(number: int) -> None:
-        with on_hosts.alone(tmp_path / "made" / "here"):
-            went.append(number)
-            time.sleep(0.01)
-            went.append(number)
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(work, range(8)))
-    assert went[::2] == went[1::2]
 
 
 def test_a_folder_appears_filled_or_not_at_all(tmp_path: Path) -> None:
