@@ -128,13 +128,14 @@ def published_sha256(source: str, variable: str) -> str:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpacks a tar archive. GNU tar knows each compression by itself, and all files become root's.
+    """Unpacks a tar archive. GNU tar knows each compression by itself. All files become root's, and the umask holds for their modes.
 
     Raises:
         ArtefactError: it is not a whole archive.
         OSError: the disk is full.
     """
-    command = ["tar", "--extract", f"--file={archive}", f"--directory={folder}", "--no-same-owner"]
+    owner = ("--no-same-owner", "--no-same-permissions")
+    command = ["tar", "--extract", f"--file={archive}", f"--directory={folder}", *owner]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if "No space left" in done.stderr:
         raise OSError(errno.ENOSPC, "No space left on device", str(folder))
