@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pwd
 import shutil
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +23,8 @@ def write_whole(path: Path, content: str | bytes, mode: int = 0o644) -> None:
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
-            os.fchmod(
-                descriptor, mode
-            )  # of this very file, whatever the owner of the folder has put in its place meanwhile
+            # The mode of this very file, whatever the owner of the folder has put in its place meanwhile.
+            os.fchmod(descriptor, mode)
             file.flush()
             os.fsync(descriptor)
         temporary.replace(path)
@@ -72,6 +72,24 @@ def whole_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def give(folder: Path, owner: str, mode: int = 0o755) -> None:
+    """Makes a folder, or gives it the owner and the mode that it should have. A link that lies in its place is refused.
+
+    The folder above may belong to a service, and what it puts there must not lead root elsewhere.
+
+    Raises:
+        OSError: something else has the name.
+    """
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    entry, descriptor = pwd.getpwnam(owner), os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        os.fchown(descriptor, entry.pw_uid, entry.pw_gid)
+        os.fchmod(descriptor, mode)
+    finally:
+        os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:
