@@ -36,7 +36,7 @@ class ActionModule(ActionBase):  # type: ignore[misc] # Ansible has no types
             )
             return answer
 
-        result.update(ask(), locked=False)
+        result.update({"locked": False, **ask()})
         if result.get("failed") or result["held"] or not result["holder"] or options["state"] == "absent":
             return result
         if not self._task.check_mode and (options["break_lock"] or is_dead(result["holder"])):

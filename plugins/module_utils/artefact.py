@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ansible.module_utils.urls import open_url
-from ansible_collections.r1.prov.plugins.module_utils.files import alone
+from ansible_collections.r1.prov.plugins.module_utils.locks import alone
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -111,13 +111,14 @@ class Artefact:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpacks a tar archive. GNU tar knows each compression by itself, and all files become root's.
+    """Unpacks a tar archive. GNU tar knows each compression by itself. All files become root's, and the umask holds for their modes.
 
     Raises:
         ArtefactError: it is not a whole archive.
         OSError: the disk is full.
     """
-    command = ["tar", "--extract", f"--file={archive}", f"--directory={folder}", "--no-same-owner"]
+    owner = ("--no-same-owner", "--no-same-permissions")
+    command = ["tar", "--extract", f"--file={archive}", f"--directory={folder}", *owner]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if "No space left" in done.stderr:
         raise OSError(errno.ENOSPC, "No space left on device", str(folder))
@@ -158,7 +159,7 @@ def download(url: str, destination: Path, sha256: str, progress: Progress) -> No
     Raises:
         ArtefactError: the server cannot be reached, says no, or sends something else.
     """
-    with alone(destination.parent):  # two downloads would write into one partial file
+    with alone(destination.parent / ".lock", progress.wait):  # two downloads would write into one partial file
         if destination.exists() and sha256_of(destination) == sha256:
             return
         # Another version may have the same name, so the partial file is named after what it becomes.

@@ -40,6 +40,7 @@ class OpenWebui(release.Build):
         uv.run(["venv", "--quiet", "--relocatable", "--python", self._wanted["python"], str(folder)])
         python = f"{folder}/bin/python"
         uv.install(Path(self._wanted["requirements"]), "--python", python)
+        (folder / ".lock").unlink(missing_ok=True)  # uv's, which everybody may write to
         progress.begin("trying it", 0, "steps")
         # The import also leaves the compiled modules, which the service may not write.
         with tempfile.TemporaryDirectory() as scratch:

@@ -1,14 +1,14 @@
-"""Files and folders that appear whole or not at all, also when the power goes, and folders that one process has to itself."""
+"""Files and folders that appear whole or not at all, also when the power goes."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
+import pwd
 import shutil
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +23,10 @@ def write_whole(path: Path, content: str | bytes, mode: int = 0o644) -> None:
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
+            # The mode of this very file, whatever the owner of the folder has put in its place meanwhile.
+            os.fchmod(descriptor, mode)
             file.flush()
             os.fsync(descriptor)
-        temporary.chmod(mode)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -55,12 +56,17 @@ def name_anew(temporary: Path, path: Path) -> None:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """An empty folder, which is moved to its place when the caller has filled it, and removed where filling it fails."""
+    """An empty folder, which is moved to its place when the caller has filled it, and removed where filling it fails.
+
+    Nobody else can look into it before. What fills it may leave files there that everybody could lock or write to.
+    """
     temporary = path.with_name(f".{path.name}.new")
     shutil.rmtree(temporary, ignore_errors=True)  # a process that was killed may have left it
-    temporary.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary.mkdir(mode=0o700)
     try:
         yield temporary
+        temporary.chmod(0o755)
         os.sync()  # else a power cut may leave a folder that looks whole and has empty files
         temporary.rename(path)
     except BaseException:
@@ -68,19 +74,22 @@ def whole_folder(path: Path) -> Iterator[Path]:
         raise
 
 
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Waits until no other process is at work in this folder. The folder is made where it is not there.
+def give(folder: Path, owner: str, mode: int = 0o755) -> None:
+    """Makes a folder, or gives it the owner and the mode that it should have. A link that lies in its place is refused.
 
-    The other process may belong to a run whose connection was lost, and goes on by itself. The kernel frees its lock however it ends.
+    The folder above may belong to a service, and what it puts there must not lead root elsewhere.
+
+    Raises:
+        OSError: something else has the name.
     """
-    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    entry, descriptor = pwd.getpwnam(owner), os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+        os.fchown(descriptor, entry.pw_uid, entry.pw_gid)
+        os.fchmod(descriptor, mode)
     finally:
-        os.close(handle)
+        os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:

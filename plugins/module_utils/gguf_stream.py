@@ -28,6 +28,7 @@ from ansible_collections.r1.prov.plugins.module_utils.gguf_header import (
     read,
 )
 from ansible_collections.r1.prov.plugins.module_utils.llama_memory import gib
+from ansible_collections.r1.prov.plugins.module_utils.locks import has_name, holder
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -109,9 +110,10 @@ def write(
             os.truncate(file, total)  # what stands between two tensors is never written, so zero
             _put(file, start, 0)
             digest = _fill(file, parts, _begins(path, keys, parts), lambda done: report(done, total))
+            os.fchmod(file, 0o644 & ~_umask())
             publish(digest)
         except BaseException:
-            if _has_name(file, path):
+            if has_name(file, path):
                 path.unlink()
             raise
     return digest
@@ -119,30 +121,29 @@ def write(
 
 @contextmanager
 def _alone(path: Path) -> Iterator[int]:
-    """The descriptor of a new, empty file, which no other run writes at the same time."""
+    """The descriptor of a new, empty file, which no other run writes at the same time. Others cannot open it, so they cannot lock it."""
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not _has_name(file, path):
+            if not has_name(file, path):
                 continue  # the run that had it gave it its own name before we locked it
             if os.fstat(file).st_size:
                 path.unlink()  # what a killed run left is not written over: it may have its own name already
                 continue
             yield file
         except BlockingIOError:
-            raise StreamError(f"another run is writing {path}. Wait for it") from None
+            raise StreamError(f"another run is writing {path}: {holder(path)}. Wait for it") from None
         else:
             return
         finally:
             os.close(file)
 
 
-def _has_name(file: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file), path.stat())
-    except FileNotFoundError:
-        return False
+def _umask() -> int:
+    umask = os.umask(0o077)  # the only way to read it is to set it
+    os.umask(umask)
+    return umask
 
 
 def _check_sources(parts: Sequence[Part]) -> None:

@@ -41,6 +41,10 @@ class Progress:
         self._label, self._total, self._unit, self._done = label, total, unit, 0
         self._write("running")
 
+    def wait(self, why: str) -> None:
+        """Says what the step waits for."""
+        self.begin(f"waiting: {why}", 0, "steps")
+
     def update(self, done: int, total: int | None = None) -> None:
         """Says how many units are done, and `total` where it became known or changed."""
         self._done = done

@@ -12,7 +12,8 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ansible_collections.r1.prov.plugins.module_utils.files import alone, whole_folder
+from ansible_collections.r1.prov.plugins.module_utils.files import whole_folder
+from ansible_collections.r1.prov.plugins.module_utils.locks import alone
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -69,8 +70,7 @@ def install(home: Path, build: Build, progress: Progress) -> None:
     Raises:
         ReleaseError, ArtefactError, OSError: it could not be made. The release that serves goes on serving.
     """
-    progress.begin("waiting for an earlier run", 0, "steps")
-    with alone(home):
+    with alone(home / ".lock", progress.wait):
         if not exists(home, build.id):
             with whole_folder(path(home, build.id)) as folder:
                 build.fill(folder, progress)

@@ -61,9 +61,16 @@ class Uv:
         Raises:
             ReleaseError, ArtefactError: see `install`.
         """
+        # uv makes lock files that everybody may write to: in its cache, in the folder for temporary files, and where it installs.
+        kept = self._cache / "uv"
+        temporary = kept / "tmp"
+        for folder in (kept, temporary):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.chmod(0o700)
         environment = {
             **os.environ,
-            "UV_CACHE_DIR": str(self._cache / "uv"),
+            "TMPDIR": str(temporary),
+            "UV_CACHE_DIR": str(kept),
             "UV_DEFAULT_INDEX": index_url(),
             "UV_NO_CONFIG": "1",
             "UV_PYTHON_DOWNLOADS": "never",

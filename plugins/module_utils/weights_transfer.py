@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import pwd
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.r1.prov.plugins.module_utils.files import give
 from ansible_collections.r1.prov.plugins.module_utils.units import last_words
 
 UNIT_KEYS = ("LoadState", "ActiveState", "Result", "InvocationID")
@@ -22,10 +22,15 @@ def folder_actions(path: Path, owner: str) -> Actions:
     todo: Actions = {}
     for parent in reversed(path.parents):
         if not parent.is_dir():
-            todo[f"made {parent}"] = partial(make, parent, "root")
-    for folder in (path, path / ".incoming"):
-        if not folder.is_dir() or folder.owner() != owner or folder.stat().st_mode & 0o777 != 0o755:
-            todo[f"made {folder}"] = partial(make, folder, owner)
+            todo[f"made {parent}"] = partial(give, parent, "root")
+    for folder in (path.resolve(), path / ".incoming"):
+        if (
+            folder.is_symlink()
+            or not folder.is_dir()
+            or folder.owner() != owner
+            or folder.stat().st_mode & 0o777 != 0o755
+        ):
+            todo[f"made {folder}"] = partial(give, folder, owner)
     return todo
 
 
@@ -45,14 +50,6 @@ def link_actions(path: Path, files: list[dict[str, Any]], folders: list[str]) ->
                 todo[f"linked {found}"] = partial(os.link, found, link)
                 break
     return todo
-
-
-def make(folder: Path, owner: str) -> None:
-    """Makes a folder, or gives it the mode and the owner that it should have."""
-    folder.mkdir(exist_ok=True)
-    folder.chmod(0o755)
-    entry = pwd.getpwnam(owner)
-    os.chown(folder, entry.pw_uid, entry.pw_gid)
 
 
 class TransferError(Exception):

@@ -51,12 +51,17 @@ import re
 import subprocess
 import tempfile
 import time
+from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils import fetching
+from ansible_collections.r1.prov.plugins.module_utils.locks import holder
 from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
 
-_LOCKED = re.compile(r"Could not get lock|Unable to lock|is held by process|Unable to acquire the dpkg frontend lock")
+_LOCKED = re.compile(
+    r"Could not get lock|Unable to lock|is held by process|Unable to acquire the dpkg frontend lock|is locked by another process"
+)
+_LOCK = re.compile(r"/var/(?:lib|cache)/[\w./-]*\w")  # debconf's too, which every user of the host may lock
 _WAIT_S = 5
 _ENVIRONMENT = {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}
 _SETTINGS = (
@@ -119,7 +124,7 @@ def apt(command: list[str], deadline: float, progress: Progress) -> None:
         if not failed:
             return
         if _LOCKED.search(output) and time.monotonic() < deadline:
-            progress.begin("waiting for another package manager", 0, "steps")
+            progress.begin(f"waiting for another package manager{_held(output)}", 0, "steps")
             time.sleep(_WAIT_S)
         elif "dpkg was interrupted" in output and not repaired:
             subprocess.run(
@@ -127,7 +132,15 @@ def apt(command: list[str], deadline: float, progress: Progress) -> None:
             )
             repaired = True
         else:
-            raise AptError(explain(output))
+            raise AptError(f"{explain(output)}{_held(output)}")
+
+
+def _held(output: str) -> str:
+    """Who holds the lock that apt or a package complains of; empty where it does not complain of one."""
+    for line in filter(_LOCKED.search, output.splitlines()):
+        if lock := _LOCK.search(line):
+            return f": {holder(Path(lock[0]))} holds {lock[0]}"
+    return ""
 
 
 def _run(command: list[str], progress: Progress) -> tuple[int, str]:

@@ -55,7 +55,7 @@ held:
   type: bool
   returned: always
 locked:
-  description: Whether the task failed because another run holds the host.
+  description: Whether the task failed because another run, or another process on the host, holds it.
   type: bool
   returned: always
 holder:
@@ -75,12 +75,17 @@ holder:
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.r1.prov.plugins.module_utils.files import alone, write_whole
+from ansible_collections.r1.prov.plugins.module_utils.files import write_whole
+from ansible_collections.r1.prov.plugins.module_utils.locks import LockedError, alone
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
 
 FOLDER = Path("/run/r1prov")
+_LIMIT_S = 5.0  # Whoever reads or changes the lock needs milliseconds.
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -99,8 +104,11 @@ def take(folder: Path, holder: dict[str, Any], replace: str = "") -> tuple[bool,
 
     Returns:
         Whether this run holds it now, and who held it before.
+
+    Raises:
+        LockedError: another process keeps the file from being changed.
     """
-    with alone(folder):
+    with _alone(folder):
         before = read(folder)
         if before and before["run"] not in (holder["run"], replace):
             return False, before
@@ -114,11 +122,15 @@ def release(folder: Path, run: str) -> dict[str, Any]:
     """Remove the lock if `run` holds it; the holder as it was."""
     if not folder.is_dir():
         return {}
-    with alone(folder):
+    with _alone(folder):
         before = read(folder)
         if before.get("run") == run:
             (folder / "lock.json").unlink()
         return before
+
+
+def _alone(folder: Path) -> AbstractContextManager[None]:
+    return alone(folder / ".lock", lambda _: None, _LIMIT_S)
 
 
 def main() -> None:
@@ -135,12 +147,15 @@ def main() -> None:
     if not holder:
         module.fail_json(msg="host_lock works through its action plugin: call it as r1.prov.host_lock from a playbook")
     held = False
-    if module.check_mode:
-        before = read(FOLDER)
-    elif module.params["state"] == "present":
-        held, before = take(FOLDER, holder, module.params["replace"])
-    else:
-        before = release(FOLDER, holder["run"])
+    try:
+        if module.check_mode:
+            before = read(FOLDER)
+        elif module.params["state"] == "present":
+            held, before = take(FOLDER, holder, module.params["replace"])
+        else:
+            before = release(FOLDER, holder["run"])
+    except LockedError as error:
+        module.fail_json(msg=f"{error}. Remedy: stop that process on the host, then run again", locked=True)
     module.exit_json(changed=False, held=held, holder=before)
 
 

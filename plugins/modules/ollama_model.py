@@ -83,15 +83,15 @@ digest:
 import hashlib
 import json
 import os
-import pwd
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils import units
 from ansible_collections.r1.prov.plugins.module_utils.artefact import sha256_of
-from ansible_collections.r1.prov.plugins.module_utils.files import write_whole
+from ansible_collections.r1.prov.plugins.module_utils.files import give, write_whole
 from ansible_collections.r1.prov.plugins.module_utils.gguf_header import GgufError, read
 from ansible_collections.r1.prov.plugins.module_utils.http_api import Api, ApiError
 from ansible_collections.r1.prov.plugins.module_utils.merged_weights import record_of, remembered
@@ -210,16 +210,20 @@ class Model:
         Returns:
             Whether another file was in its place, which may have been loaded.
         """
-        blob.parent.mkdir(exist_ok=True)
-        entry = pwd.getpwnam(self.wanted["owner"])
-        os.chown(blob.parent, entry.pw_uid, entry.pw_gid)
+        give(blob.parent, self.wanted["owner"])
         replaced = blob.exists()
         if replaced and blob.samefile(self.file):
             return False
-        temporary = blob.with_name(f".{blob.name}.new")
-        temporary.unlink(missing_ok=True)
-        os.link(self.file, temporary)
-        temporary.replace(blob)
+        new = f".{blob.name}.new"
+        # Ollama may put a link in the place of this folder at any time, which must not lead root elsewhere.
+        folder = os.open(blob.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            with suppress(FileNotFoundError):
+                os.unlink(new, dir_fd=folder)
+            os.link(self.file, new, dst_dir_fd=folder)
+            os.replace(new, blob.name, src_dir_fd=folder, dst_dir_fd=folder)
+        finally:
+            os.close(folder)
         return replaced
 
     def _drop(self, digest: str) -> None:

@@ -121,9 +121,10 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.r1.prov.plugins.module_utils.files import alone, read_json
+from ansible_collections.r1.prov.plugins.module_utils.files import read_json
 from ansible_collections.r1.prov.plugins.module_utils.gguf_header import GgufError
 from ansible_collections.r1.prov.plugins.module_utils.gguf_stream import StreamError
+from ansible_collections.r1.prov.plugins.module_utils.locks import alone
 from ansible_collections.r1.prov.plugins.module_utils.merged_weights import (
     LEGACY,
     MLA,
@@ -134,7 +135,7 @@ from ansible_collections.r1.prov.plugins.module_utils.merged_weights import (
     replaced,
     stand_in,
 )
-from ansible_collections.r1.prov.plugins.module_utils.progress import RUN
+from ansible_collections.r1.prov.plugins.module_utils.progress import RUN, Progress
 from ansible_collections.r1.prov.plugins.module_utils.units import show, systemctl
 from ansible_collections.r1.prov.plugins.module_utils.users import acting_as
 from ansible_collections.r1.prov.plugins.module_utils.weights_merge import Merge, MergeError
@@ -188,10 +189,10 @@ def merge(module: AnsibleModule, wanted: dict[str, Any]) -> None:
     if changed and not module.check_mode:
         started = time.monotonic()
         try:
-            with acting_as(wanted["owner"]):
+            # The lock is root's and does not lie in the transfer's folder, where its user could keep it.
+            with alone(work.run / ".merge.lock", Progress("weights", work.run).wait), acting_as(wanted["owner"]):
                 os.umask(0o022)
-                with alone(work.run / "weights"):
-                    merged = work.complete()
+                merged = work.complete()
         except (MergeError, GgufError, StreamError, OSError) as error:
             module.fail_json(msg=f"{str(error).rstrip('.')}. What was there is as it was.")
         seconds = round(time.monotonic() - started, 1)

@@ -22,8 +22,8 @@ def write_whole(path: Path, content: str | bytes, mode: int = 0o600) -> Path:
     part = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, mode)
             file.write(content.encode() if isinstance(content, str) else content)
-        part.chmod(mode)
         part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import tempfile
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from r1prov.common.errors import LabError, Problem
+from r1prov.common.locks import locked
 from r1prov.common.paths import cache_dir
 from r1prov.lab import images
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 Release = Literal["bookworm", "trixie"]
 RELEASES: tuple[Release, ...] = get_args(Release)
@@ -58,25 +57,6 @@ def base_image(release: Release, say: Callable[[str], None]) -> Path:
 def base_folder(release: Release) -> Path:
     """The folder of the base image of a release, whether it was made or not."""
     return cache_dir() / "lab" / "base" / f"{release}-{_recipe_digest()}"
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file. The kernel frees it when this process ends, however it ends.
-
-    A holder may delete the file last of all. A process that waited for it then notices that the file is gone, and makes a new one.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        with path.open("w") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            try:
-                current = path.stat().st_ino == os.fstat(handle.fileno()).st_ino
-            except FileNotFoundError:
-                current = False
-            if current:
-                yield
-                return
 
 
 def _recipe_digest() -> str:

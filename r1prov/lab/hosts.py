@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING
 
 from r1prov.common.errors import LabError, Problem
 from r1prov.common.files import write_whole
+from r1prov.common.locks import locked
 from r1prov.common.paths import cache_dir
 from r1prov.lab import caches, images, network
-from r1prov.lab.base import RELEASES, Release, base_folder, base_image, locked
+from r1prov.lab.base import RELEASES, Release, base_folder, base_image
 from r1prov.lab.needs import must_be_root, requirements
 
 if TYPE_CHECKING:

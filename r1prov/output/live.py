@@ -77,6 +77,7 @@ class _Host:
     progress: dict[str, Progress] = field(default_factory=dict)
     pace: dict[tuple[str, str], Pace] = field(default_factory=dict)
     last_said_s: float = 0.0
+    last_said: str = ""
 
 
 class LiveRun:
@@ -194,8 +195,10 @@ class LiveRun:
         if not host.step:
             return
         pause_s = max(PLAIN_EVERY_S, PLAIN_EVERY_SHARE * (self._now() - host.step.started_s))
-        if self._now() - host.last_said_s >= pause_s:
-            host.last_said_s = self._now()
+        # That a step waits, and for whom, is said at once.
+        waits = progress.label.startswith("waiting") and progress.label != host.last_said
+        if waits or self._now() - host.last_said_s >= pause_s:
+            host.last_said_s, host.last_said = self._now(), progress.label
             share = f"{progress.done / progress.total:.0%}, " if progress.total else ""
             self._say(host, f"{host.step.label}: {progress.label} {share}{self._amounts(host, progress)}".rstrip())
 

@@ -18,7 +18,8 @@ import pytest
 
 from r1prov import lab
 from r1prov.common import paths
-from r1prov.lab.base import Release, locked
+from r1prov.common.locks import locked
+from r1prov.lab.base import Release
 from r1prov.lab.hosts import LabHost
 from tests.fixtures import ollama, saying, shards, surroundings
 from tests.fixtures.hub import Hub

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -31,6 +32,25 @@ from .people import Operator, told, untouched
 pytestmark = pytest.mark.host
 UNIT = "r1prov-llama-server"
 MEASURED = "/var/lib/r1prov/smoke_bench/last.json"
+
+
+LOCKER = """
+import fcntl, os, time
+held, open_files = set(), []
+while True:
+    for root in ("opt", "etc", "srv", "run", "var/cache", "var/lib"):
+        for folder, _, files in os.walk(f"/{root}/r1prov"):
+            for path in {folder, *(f"{folder}/{name}" for name in files)} - held:
+                try:
+                    file = os.open(path, os.O_RDONLY)
+                    open_files.append(file)
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    held.add(path)
+                except OSError:
+                    pass
+    time.sleep(0.2)
+"""
+"""What a local user may do: lock all files and folders that can be opened, as soon as they are there."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -141,6 +161,13 @@ def test_no_secret_is_in_logs_files_or_processes(operator: Operator, pair: list[
     assert not [path for path in left for key in keys if key in path.read_text(errors="ignore")]
 
 
+def test_others_can_write_to_nothing_that_was_made(pair: list[LabHost]) -> None:
+    made = "/opt/r1prov /etc/r1prov /usr/local/lib/r1prov-* /var/cache/r1prov /var/lib/r1prov /run/r1prov /srv"
+    loose = f"runuser -u nobody -- find {made} -perm /022 -not -type l 2> /dev/null; find /tmp /var/tmp -name '*uv*'"
+    assert on_all(pair, f"{loose} | sort") == [""] * len(pair)
+    assert on_all(pair, "stat -c %a /var/lib/r1prov/open-webui /var/lib/r1prov/weights") == ["700\n700"] * len(pair)
+
+
 def test_after_a_reboot_everything_is_up_by_itself(operator: Operator, pair: list[LabHost]) -> None:
     started = "systemctl show --property=UserspaceTimestampMonotonic,UserspaceTimestamp"
     before = on_all(pair, started)
@@ -161,8 +188,12 @@ def test_after_a_reboot_everything_is_up_by_itself(operator: Operator, pair: lis
 def test_after_ctrl_c_the_next_run_goes_on_and_repairs_what_had_drifted(
     operator: Operator, pair: list[LabHost]
 ) -> None:
+    """All the while a local user locks whatever there is to lock."""
     first, second = pair
     on_all(pair, f"systemctl stop {UNIT}; rm -rf /opt/r1prov/llama.cpp")
+    on_all(
+        pair, f"systemd-run --quiet --unit=stranger --uid=nobody -p LimitNOFILE=400000 python3 -c {shlex.quote(LOCKER)}"
+    )
     told(first, f"systemctl disable {UNIT}")
     told(second, f"echo '# drift' >> /etc/systemd/system/{UNIT}.service; rm /etc/r1prov/llama-server/api-key")
     running = operator.start("up", stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
@@ -177,6 +208,7 @@ def test_after_ctrl_c_the_next_run_goes_on_and_repairs_what_had_drifted(
     assert running.returncode == Exit.INTERRUPTED, talk
     assert "again" in talk
     operator.does("up")
+    assert on_all(pair, "systemctl is-active stranger; systemctl stop stranger") == ["active"] * len(pair)
     assert on_all(pair, f"systemctl is-enabled {UNIT}; systemctl is-active {UNIT}") == ["enabled\nactive"] * 2
     assert "drift" not in told(second, f"cat /etc/systemd/system/{UNIT}.service")
     assert told(second, "cat /etc/r1prov/llama-server/api-key") == operator.secret("api-key").strip()
@@ -202,6 +234,17 @@ def test_a_host_that_another_run_holds_is_left_to_it(operator: Operator, pair: l
     assert "--break-lock" in talk
     assert json.loads(told(pair[0], f"cat {lock}")) == holder
     told(pair[0], f"rm {lock}")
+
+
+def test_a_process_that_holds_a_lock_is_named(operator: Operator, pair: list[LabHost]) -> None:
+    """Only root can."""
+    lock = "/run/r1prov/.lock"
+    told(pair[0], f"systemd-run --quiet --unit=holder flock {lock} sleep infinity")
+    told(pair[0], f"until ! flock --nonblock {lock} true; do sleep 0.1; done")
+    with untouched(pair[0]):
+        talk = operator.does("up", pair[0].name, code=Exit.LOCKED).stderr
+    pid = told(pair[0], "systemctl show --value --property=MainPID holder; systemctl stop holder").strip()
+    assert f"flock (process {pid} of root) holds {lock}" in " ".join(talk.split())
 
 
 def test_an_unreachable_host_is_named_and_nothing_is_changed(

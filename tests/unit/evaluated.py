@@ -55,8 +55,8 @@ def up(
         Path(sys.executable).with_name("ansible-playbook"),
         "-i",
         folder / "inventory",
-        "-c",
-        "local",
+        "-e",
+        "ansible_connection=local",
         "show.yml",
     ]
     done = subprocess.run(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import tarfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -148,6 +149,15 @@ def test_a_file_of_this_machine_is_taken_where_it_lies(progress: Progress, tmp_p
         module.Artefact(f"{tmp_path}/file", "0" * 64, "x").fetch(tmp_path, progress)
     with pytest.raises(module.ArtefactError, match=r"neither here nor on the controller\. Correct x"):
         module.Artefact("/none.tgz", SHA256, "x").fetch(tmp_path, progress)
+
+
+def test_an_archive_makes_no_files_that_others_may_write_to(tmp_path: Path) -> None:
+    (tmp_path / "packed").touch()
+    (tmp_path / "packed").chmod(0o4777)
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(tmp_path / "packed", "unpacked")
+    module.unpack(tmp_path / "a.tar", tmp_path)
+    assert (tmp_path / "unpacked").stat().st_mode & 0o7022 == 0
 
 
 def test_a_broken_archive_is_named(tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 import os
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -36,18 +34,21 @@ def test_a_file_that_cannot_be_written_stays_as_it_was_and_leaves_nothing_beside
     assert (tmp_path / "file").read_text() == "before"
 
 
-def test_a_folder_is_for_one_at_a_time(tmp_path: Path) -> None:
-    went = []
+def test_a_folder_is_given_away_but_not_what_a_link_in_its_place_leads_to(tmp_path: Path) -> None:
+    me = tmp_path.owner()
+    on_hosts.give(tmp_path / "folder", me)
+    assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o755
+    (tmp_path / "roots").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to(tmp_path / "roots")
+    with pytest.raises(OSError, match="link"):
+        on_hosts.give(tmp_path / "link", me)
+    assert (tmp_path / "roots").stat().st_mode & 0o777 == 0o700
 
-    def work(number: int) -> None:
-        with on_hosts.alone(tmp_path / "made" / "here"):
-            went.append(number)
-            time.sleep(0.01)
-            went.append(number)
 
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(work, range(8)))
-    assert went[::2] == went[1::2]
+def test_nobody_looks_into_a_folder_before_it_is_whole(tmp_path: Path) -> None:
+    with on_hosts.whole_folder(tmp_path / "here") as folder:
+        assert folder.stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "here").stat().st_mode & 0o777 == 0o755
 
 
 def test_a_folder_appears_filled_or_not_at_all(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from r1prov import lab
 from r1prov.common.errors import Exit, LabError
+from r1prov.common.locks import locked
 from r1prov.lab import caches
-from r1prov.lab.base import locked
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +81,7 @@ def test_a_lock_is_free_when_its_holder_is_killed(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     code = f"""
 from pathlib import Path
-from r1prov.lab.base import locked
+from r1prov.common.locks import locked
 with locked(Path({str(path)!r})):
     print("held", flush=True)
     input()

@@ -80,6 +80,19 @@ def test_without_a_terminal_each_step_is_a_line_that_stays(clock):
     )
 
 
+def test_whom_a_step_waits_for_is_said_at_once_and_once(clock):
+    plain = console(terminal=False)
+    live = output.LiveRun(["gpu1"], console=plain, now=clock)
+    live.event(StepStarted("gpu1", "llama_cpp", 2, 3))
+    for second, label in ((1, "compiling"), (2, "waiting: flock holds it"), (4, "waiting: flock holds it")):
+        clock.now = second
+        live.progress(progress("llama_cpp", 0, 0, label=label, at=second))
+    assert text_of(plain).splitlines() == [
+        "gpu1  [2/3] llama_cpp",
+        "gpu1  [2/3] llama_cpp: waiting: flock holds it",
+    ]
+
+
 def test_on_a_terminal_each_host_is_a_line_that_moves(clock):
     screen = console(terminal=True)
     live = output.LiveRun(["gpu1", "gpu2", "gpu3", "gpu4"], console=screen, now=clock)
