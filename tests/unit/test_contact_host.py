@@ -63,7 +63,10 @@ def host():
 @pytest.fixture
 def access(tmp_path, monkeypatch):
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
-    (tmp_path / "config").write_text("Host *\n  IdentityFile none\n  UserKnownHostsFile none\n")
+    (tmp_path / "config").write_text(
+        "Host *\n  IdentityFile none\n  UserKnownHostsFile none\n"
+        "  StrictHostKeyChecking no\n  VerifyHostKeyDNS yes\n  NoHostAuthenticationForLocalhost yes\n"
+    )
 
     def make(ssh=None, sudo=None):
         return Access(
@@ -238,7 +241,8 @@ def test_ansibles_ssh_accepts_the_keys_of_the_site_and_no_others(run, host, tmp_
         output = playbook.communicate()[0]
     assert playbook.returncode == 0, output
     seen = subprocess.run([argv[0], "-G", *argv[1:]], capture_output=True, text=True, check=True).stdout.splitlines()
-    assert "stricthostkeychecking true" in seen
+    wanted = {"stricthostkeychecking true", "globalknownhostsfile /dev/null", "verifyhostkeydns false"}
+    assert wanted | {"nohostauthenticationforlocalhost no"} <= set(seen)
     files = next(line.split()[1:] for line in seen if line.startswith("userknownhostsfile "))
     assert [Path(file).resolve() for file in files] == [state.known_hosts]
 

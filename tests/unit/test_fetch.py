@@ -389,6 +389,7 @@ def test_the_token_of_a_site_file_opens_the_hub_that_wants_it_and_is_shown_to_no
 ) -> None:
     token = tmp_path / "o'brien's \"token\""
     token.write_text(f"{TOKEN}\n")
+    token.chmod(0o600)
     (tmp_path / "empty").mkdir()
     with (
         Hub(root) as cdn,
