@@ -69,6 +69,7 @@ def prepared(tmp_path):
 
 def test_a_site_as_last_applied_is_refused_when_a_file_of_the_operator_is_open_to_others(tmp_path):
     (tmp_path / "token").touch(0o600)
+    (tmp_path / "token").write_text("hf_token")
     (tmp_path / "r1prov.yml").write_text(
         "{profile: demo, hosts: [gpu1], sources: {weights: [{type: hub, token_file: token}]}}"
     )
