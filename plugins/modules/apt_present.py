@@ -76,6 +76,9 @@ _SETTINGS = (
 _LABELS = {"dlstatus": "downloading packages", "pmstatus": "installing packages"}
 # What apt's words mean, and what to do.
 _ADVICE = {
+    "is not signed|NO_PUBKEY": (
+        "Nobody whose key this host trusts has signed that repository. Ask whoever runs the mirror, or name another one."
+    ),
     "Unable to locate package|has no installation candidate": (
         "The host's package sources do not have it: correct them, or set build_deps_apt_mirror to one that does."
     ),

@@ -69,9 +69,9 @@ def test_one_command_turns_fresh_servers_into_an_answering_model(operator: Opera
     assert all(operator.changes[host.name] for host in pair)
 
 
-def test_the_hub_saw_its_token_with_every_request(hub: Hub) -> None:
-    assert hub.requests
-    assert {request.token for request in hub.requests} == {HUB_TOKEN}
+def test_the_hub_saw_its_token_with_every_request_for_a_file(hub: Hub) -> None:
+    # Preflight only looks whether the hub answers, for which it needs no token.
+    assert {request.token for request in hub.requests if "/resolve/" in request.path} == {HUB_TOKEN}
 
 
 def test_the_model_answers_a_question(operator: Operator, pair: list[LabHost]) -> None:

@@ -388,6 +388,7 @@ def test_the_token_of_a_site_file_opens_the_hub_that_wants_it_and_is_shown_to_no
     host: Host, root: Path, tmp_path: Path
 ) -> None:
     token = tmp_path / "o'brien's \"token\""
+    token.touch(0o600)
     token.write_text(f"{TOKEN}\n")
     token.chmod(0o600)
     (tmp_path / "empty").mkdir()

@@ -101,8 +101,8 @@ def test_an_unknown_key_gets_those_that_may_have_been_meant(tmp_path: Path, text
 
 @pytest.mark.parametrize("content", ["", "hf_one\nhf_two\n", "hf_one hf_two", "hf_\x00", "hf_ö"])
 def test_a_file_that_holds_no_token_is_refused_and_not_shown(tmp_path: Path, content: str) -> None:
+    (tmp_path / "token").touch(0o600)
     (tmp_path / "token").write_text(content)
-    (tmp_path / "token").chmod(0o600)
     text = "profile: 4x4090\nhosts: [a]\nsources: {weights: [{type: hub, token_file: token}]}\n"
     (line,) = problems(tmp_path, text)
     assert "it holds no token" in line
@@ -242,7 +242,7 @@ def test_files_of_the_operator_that_are_open_to_others_are_refused(
     (tmp_path / "own.yml").write_text(machine.source("4x4090"))
     for file in ("id", "token", "ca.crt"):
         (tmp_path / file).touch(0o600)
-        (tmp_path / file).write_text("hf_token")
+    (tmp_path / "token").write_text("hf_token")
     (tmp_path / "r1prov.yml").write_text(text)
     site.load(tmp_path / "r1prov.yml")
     (tmp_path / name).chmod(mode)
