@@ -9,7 +9,8 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from r1prov.common.units import MIB
-from r1prov.offload.setting import CACHE_TYPES, EXPERTS, RefusedError, Setting, UnknownArgumentError
+from r1prov.offload.pattern import compiled
+from r1prov.offload.setting import CACHE_TYPES, EXPERTS, RefusedError, Setting, UnknownArgumentError, first_experts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -192,15 +193,15 @@ def _overrides(text: str, cards: int) -> list[tuple[str, int | None]]:
         if not equals or (device != "CPU" and not (number and int(number[1]) < cards)):
             raise RefusedError(f"knows no device `{device}`")
         try:
-            re.compile(pattern)
-        except re.error as error:
-            raise RefusedError(f"cannot use the pattern `{pattern}`: {error}") from None
+            compiled(pattern)
+        except RefusedError as error:
+            raise type(error)(f"cannot use the pattern `{pattern}`: it {error}") from None
         rules.append((pattern, int(number[1]) if number else None))
     return rules
 
 
 def _first_experts(text: str, _cards: int) -> list[tuple[str, int | None]]:
-    return [(rf"blk\.{layer}{EXPERTS}", None) for layer in range(min(_number(0)(text), MOST_LAYERS))]
+    return [*first_experts(min(_number(0)(text), MOST_LAYERS))]
 
 
 _PLACING: dict[str, Callable[[str, int], list[tuple[str, int | None]]]] = dict.fromkeys(

@@ -53,6 +53,7 @@ class ForeseenArguments:
         outcome: What the arguments take of each device. It is None where the engine would not start.
         refusal: Why the engine would not start. It is empty where the engine would start.
         alternatives: Changes with which the engine would start, or with which the model would fit.
+        fits_in_mla_form: Whether a model with legacy attention, for which there is no alternative, has one in MLA form.
     """
 
     model: Model
@@ -60,6 +61,7 @@ class ForeseenArguments:
     outcome: Outcome | None
     refusal: str
     alternatives: tuple[Alternative, ...]
+    fits_in_mla_form: bool = False
 
 
 def foresee_plan(
@@ -127,7 +129,12 @@ def foresee_arguments(model: Model, words: Sequence[str], space: Space) -> Fores
         return ForeseenArguments(model, environment, None, str(refusal), starts)
     result = replace(result, notes=(*result.notes, *_ignored_model(model, words), *remarks(model, setting, result)))
     fits = () if result.fits else tuple(compare.settings_that_fit(model, setting, space, result))
-    return ForeseenArguments(model, environment, result, "", fits)
+    in_mla_form = False
+    if not result.fits and not fits and latent.is_legacy(model):
+        in_mla_form = any(compare.as_planned(latent.in_mla_form(model), replace(setting, type_v=setting.type_k), space))
+        note = "With legacy attention it fits in no placement, and in MLA form it would fit: ask with --attention mla"
+        result = replace(result, notes=(*result.notes, *([note] if in_mla_form else ())))
+    return ForeseenArguments(model, environment, result, "", fits, in_mla_form)
 
 
 def _ignored_model(model: Model, words: Sequence[str]) -> Iterator[str]:

@@ -62,6 +62,11 @@ class Setting:
         return self.gpu_layers is not None or any(self.split) or bool(self.overrides)
 
 
+def first_experts(layers: int) -> tuple[tuple[str, int | None], ...]:
+    """The overrides of `--n-cpu-moe`: the experts of the first layers lie in RAM."""
+    return tuple((rf"blk\.{layer}{EXPERTS}", None) for layer in range(layers))
+
+
 def rules(setting: Setting, between: str) -> str:
     """The overrides as the value of `--override-tensor`. `between` is `,` for llama-server and `;` for llama-bench."""
     return between.join(f"{pattern}={'CPU' if card is None else f'CUDA{card}'}" for pattern, card in setting.overrides)
