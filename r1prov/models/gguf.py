@@ -108,10 +108,16 @@ def joined(name: str, headers: Sequence[Header]) -> Model:
     _check_places(headers)
     first = headers[0].metadata
     tensors = tuple(tensor for header in headers for tensor in header.tensors)
+    found = model(name, first, tensors)
+    files = names(name)
+    if len(files) != len(headers):
+        files = [f"file {number} of {len(headers)}" for number in range(1, len(headers) + 1)]
+    listed = [[tensor.name for tensor in each.tensors] for each in headers]
+    gguf_header.check_whole(list(zip(files, listed, strict=True)), found.architecture, found.layers)
     wanted = first.get("split.tensors.count", len(tensors))
     if wanted != len(tensors):
         raise ValueError(f"the set has {len(tensors)} tensors of {wanted}")
-    return model(name, first, tensors)
+    return found
 
 
 def _check_places(headers: Sequence[Header]) -> None:
