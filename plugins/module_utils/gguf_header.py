@@ -59,7 +59,8 @@ TYPE_NUMBERS = {name: number for number, (name, _, _) in TYPES.items()}
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _UINT32, _TEXT, _ARRAY = 4, 8, 9
 _VERSIONS = (2, 3)
-_DEFAULT_ALIGNMENT = 32
+DEFAULT_ALIGNMENT = 32
+"""Where the metadata name no other."""
 
 _LIKE_LAYERS = frozenset({"deepseek2", "llama", "qwen2", "qwen3", "qwen3moe"})
 """The architectures whose layers all have the same tensors, apart from layers with and without experts."""
@@ -84,6 +85,10 @@ class NoGgufError(GgufError):
 
 class LfsPointerError(GgufError):
     """The file is a pointer of Git LFS, which stands for the file itself."""
+
+
+class BigEndianError(GgufError):
+    """The file is written for processors that begin with the largest byte."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +178,7 @@ def value(raw: bytes | None) -> Any:
 def alignment(keys: dict[str, bytes]) -> int:
     """The number of which the start of each tensor's data is a multiple, by the metadata."""
     stated = _whole(value(keys.get("general.alignment")))
-    return stated if stated and stated > 0 else _DEFAULT_ALIGNMENT
+    return stated if stated and stated > 0 else DEFAULT_ALIGNMENT
 
 
 def _whole(found: Any) -> int | None:
@@ -329,6 +334,8 @@ def header(stream: BinaryIO, path: Path, size: int | None = None) -> Gguf:
     if magic != b"GGUF":
         raise NoGgufError("it is no GGUF file")
     version = _number(stream, "I")
+    if version not in _VERSIONS and int.from_bytes(version.to_bytes(4, "little"), "big") in _VERSIONS:
+        raise BigEndianError("it is big-endian, for another kind of processor than x86-64")
     if version not in _VERSIONS:
         raise GgufError(f"its GGUF version is {version}; {' and '.join(map(str, _VERSIONS))} are known")
     tensor_count, key_count = _number(stream, "Q", _MOST_TENSORS), _number(stream, "Q", _MOST_KEYS)

@@ -184,7 +184,7 @@ def as_planned(model: Model, setting: Setting, space: Space) -> Iterator[Alterna
     """The placement that a plan would choose for these arguments; where none fits, with the largest half of the context that has one."""
     context = context_of(model, setting)
     while context >= CONTEXT_STEP:
-        wanted = replace(setting, context=context, gpu_layers=0, split=(), overrides=(), prompts=0)
+        wanted = replace(setting, context=context, gpu_layers=0, split=(), overrides=(), prompts=0, only=None)
         planned = search.best(model, wanted, space) if _may_fit(model, wanted, space) else None
         if planned and _fits(model, planned, space):
             break
@@ -206,6 +206,7 @@ def as_planned(model: Model, setting: Setting, space: Space) -> Iterator[Alterna
     if planned.overrides:
         changes["override_tensor"] = rules(planned, ",")
     words = tuple(word for key, value in changes.items() for word in _flag(key, value).arguments)
+    words += () if setting.only is None else ("--split-mode", "layer")
     words += () if planned.offload == setting.offload else ("--no-op-offload",)
     # The first pattern that matches decides, so patterns that stand before these may have to go.
     added = replace(planned, overrides=(*setting.overrides, *planned.overrides))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from r1prov.common.errors import Problem, SiteError
 from r1prov.models import latent
 from r1prov.offload import compare, running
-from r1prov.offload.arguments import model_named, parse
+from r1prov.offload.arguments import mended, model_named, parse
 from r1prov.offload.outcome import Space, outcome, remarks
 from r1prov.offload.plan import plan_model
 from r1prov.offload.plan import wanted as wanted_setting
@@ -125,7 +126,9 @@ def foresee_arguments(model: Model, words: Sequence[str], space: Space) -> Fores
     except UnknownArgumentError:
         raise
     except RefusedError as refusal:
-        starts = tuple(compare.settings_that_start(model, setting, space.cards)) if setting else ()
+        starts = (
+            tuple(compare.settings_that_start(model, setting, space.cards)) if setting else _rewritten(words, space)
+        )
         return ForeseenArguments(model, environment, None, str(refusal), starts)
     result = replace(result, notes=(*result.notes, *_ignored_model(model, words), *remarks(model, setting, result)))
     fits = () if result.fits else tuple(compare.settings_that_fit(model, setting, space, result))
@@ -135,6 +138,14 @@ def foresee_arguments(model: Model, words: Sequence[str], space: Space) -> Fores
         note = "With legacy attention it fits in no placement, and in MLA form it would fit: ask with --attention mla"
         result = replace(result, notes=(*result.notes, *([note] if in_mla_form else ())))
     return ForeseenArguments(model, environment, result, "", fits, in_mla_form)
+
+
+def _rewritten(words: Sequence[str], space: Space) -> tuple[Alternative, ...]:
+    """The change of words that the engine does not take any more into words that it takes, if there are such words."""
+    _, out, put = mended(words, cards=len(space.cards))
+    names = {name.lstrip("-").replace("-", "_"): value for name, value in pairwise(put) if name.startswith("-")}
+    change: dict[str, int | str] = {"flash_attn" if name == "fa" else name: value for name, value in names.items()}
+    return (compare.Alternative(change, tuple(put), tuple(out)),) if out else ()
 
 
 def _ignored_model(model: Model, words: Sequence[str]) -> Iterator[str]:

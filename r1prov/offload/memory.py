@@ -81,7 +81,12 @@ def memory(model: Model, setting: Setting, cards: Sequence[int]) -> Memory:
     Raises:
         RefusedError: The engine would not start; the message is its reason.
     """
-    return _memory(model, replace(setting, prompts=0), _shares(setting, cards))
+    if setting.only is None:
+        return _memory(model, replace(setting, prompts=0), _shares(setting, cards))
+    moved = tuple((pattern, None if device is None else 0) for pattern, device in setting.overrides)
+    alone = memory(model, replace(setting, only=None, split=(), overrides=moved), [cards[setting.only]])
+    uses = tuple(alone.cards[0] if card == setting.only else Use(0, 0, 0) for card in range(len(cards)))
+    return Memory(uses, alone.host)
 
 
 @lru_cache(maxsize=16)
@@ -126,6 +131,8 @@ def placement(model: Model, setting: Setting, cards: Sequence[int]) -> Placement
 
 def _shares(setting: Setting, cards: Sequence[int]) -> tuple[float, ...]:
     """The share of the entries for each card; the placement depends on nothing else of the cards."""
+    if setting.only is not None:
+        return tuple(float(card == setting.only) for card in range(len(cards)))
     shares = (*setting.split, *(0.0 for _ in cards))[: len(cards)]
     return shares if any(shares) else tuple(cards)
 

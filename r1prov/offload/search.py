@@ -159,7 +159,7 @@ def splits(model: Model, setting: Setting, space: Space, compute: Sequence[int])
         space: The cards.
         compute: The bytes of the compute buffers of the cards with another split, as a beginning.
     """
-    if len(space.cards) < 2:
+    if len(space.cards) < 2 or setting.only is not None:
         return
     where = placement(model, setting, space.cards)
     taken = min(model.entries if setting.gpu_layers is None else setting.gpu_layers, model.entries)
