@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ansible_collections.r1.prov.plugins.module_utils import gguf_stream
 from ansible_collections.r1.prov.plugins.module_utils.artefact import sha256_of
 from ansible_collections.r1.prov.plugins.module_utils.files import sync_folder, write_whole
-from ansible_collections.r1.prov.plugins.module_utils.gguf_header import Gguf, read
+from ansible_collections.r1.prov.plugins.module_utils.gguf_header import Gguf, GgufError, check_set, read
 from ansible_collections.r1.prov.plugins.module_utils.merged_weights import (
     LEGACY,
     MLA,
@@ -122,6 +122,12 @@ class Merge:
     def _changed(self, sources: list[Gguf]) -> tuple[dict[str, bytes], list[gguf_stream.Part], str]:
         """Keys and tensors of the new file, and the form that it has."""
         first = sources[0]
+        try:
+            check_set(sources)
+        except GgufError as error:
+            raise MergeError(
+                f"{first.path} and its set cannot be used: {error}. Fetch them anew from one source"
+            ) from error
         if self.attention == MLA and first.text("general.architecture") == ARCHITECTURE:
             if mla is None:
                 raise MergeError("MLA form takes numpy. The role weights installs it")

@@ -114,7 +114,7 @@ def explain(
     if json:
         output.data(document.of_arguments(found, words))
     elif found.outcome:
-        show_plan.explained(found.model, found.outcome, found.alternatives)
+        show_plan.explained(found.model, found.outcome, found.alternatives, hopeless=not found.fits_in_mla_form)
     else:
         show_plan.refusal(found.refusal, found.alternatives)
 

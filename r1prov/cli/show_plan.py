@@ -40,7 +40,8 @@ def plan(model: Model, found: Plan, baselines: Sequence[Baseline], alternatives:
     if waits and found.outcome.fits:
         batch = found.setting.micro_batch
         output.write(f"A prompt waits {waits:.1f} s per {batch} tokens while experts are copied from RAM to CUDA0.\n")
-    _verdict(found.outcome, "r1prov plan", alternatives)
+    hopeless = f"No small change would make it fit: the machine is too small for {_named(model)}."
+    _verdict(found.outcome, "r1prov plan", alternatives, hopeless)
     if found.outcome.fits:
         environment = (f"{name}={value}" for name, value in found.environment.items())
         output.write(f"\n{shlex.join((*environment, 'llama-server', *found.arguments))}\n")
@@ -60,12 +61,13 @@ def _named(model: Model) -> str:
     return f"{model.name} in MLA form" if model.mla else model.name
 
 
-def explained(model: Model, found: Outcome, alternatives: Sequence[Alternative]) -> None:
+def explained(model: Model, found: Outcome, alternatives: Sequence[Alternative], *, hopeless: bool) -> None:
     """Shows the outcome of arguments: what each device takes, whether it fits, and how fast it would be."""
+    sentence = f"It fits in no placement and with no context: the machine is too small for {_named(model)}."
     output.write(f"{_named(model)}, {gib(model.n_bytes)}\n\n")
     _devices(found)
     _decoding(found)
-    _verdict(found, "llama-server", alternatives)
+    _verdict(found, "llama-server", alternatives, sentence if hopeless else "")
 
 
 def refusal(reason: str, alternatives: Sequence[Alternative]) -> None:
@@ -120,30 +122,37 @@ def _rate(found: Outcome) -> str:
     return f"{low:.1f} to {high:.1f}" if found.fits else "-"
 
 
-def _verdict(found: Outcome, command: str, alternatives: Sequence[Alternative]) -> None:
+def _verdict(found: Outcome, command: str, alternatives: Sequence[Alternative], hopeless: str) -> None:
     output.write("".join(f"{note}.\n" for note in found.notes))
     if found.fits:
         output.write("It fits.\n")
         return
-    output.write("\nIt does not fit:\n" + "".join(f"  {reason}\n" for reason in found.reasons))
-    if not alternatives:
-        output.write("No small change would make it fit: the machine is too small.\n")
+    output.write(
+        f"\nIt {'does' if found.sure else 'may'} not fit:\n" + "".join(f"  {reason}\n" for reason in found.reasons)
+    )
+    if hopeless and found.sure and not alternatives:
+        output.write(f"{hopeless}\n")
     _instead("it would fit", command, alternatives)
 
 
 def _instead(what: str, command: str, alternatives: Sequence[Alternative]) -> None:
     if alternatives:
         output.write(f"Add one of these to {command}, and {what}:\n")
-        output.write("".join(f"  {shlex.join(each.arguments)}\n" for each in alternatives))
+        output.write("".join(f"  {shlex.join(each.arguments)}{_without(each)}\n" for each in alternatives))
+
+
+def _without(alternative: Alternative) -> str:
+    return f"   (and take out {', '.join(alternative.without)})" if alternative.without else ""
 
 
 def _end(found: Outcome) -> str:
     """`fits`, or the devices on which the model does not fit."""
     full = [device.name for device in (*found.devices, found.host) if device.free < 0]
     tight = [device.name for device in (*found.devices, found.host) if 0 <= device.free < device.reserve]
-    ends = [f"out of memory on {', '.join(full)}"] * bool(full) + [f"no reserve left on {', '.join(tight)}"] * bool(
-        tight
-    )
+    perhaps = "" if found.sure else "perhaps "
+    ends = [f"{perhaps}out of memory on {', '.join(full)}"] * bool(full) + [
+        f"{perhaps}no reserve left on {', '.join(tight)}"
+    ] * bool(tight)
     return "; ".join(ends) or "fits"
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 else:
     gguf_header = paths.module_util("gguf_header")
 
+BigEndianError = gguf_header.BigEndianError
 CutShortError = gguf_header.CutShortError
 LfsPointerError = gguf_header.LfsPointerError
 NoGgufError = gguf_header.NoGgufError
@@ -32,6 +33,9 @@ _BESIDE_MODELS = {
 }
 """By `general.type`."""
 
+TURN_BYTES = "name the little-endian file, or turn this one with `gguf-convert-endian FILE little` of the package gguf"
+"""What to do about a big-endian file."""
+
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 
@@ -45,6 +49,10 @@ class RemediedError(ValueError):
     def __init__(self, what: str, remedy: str) -> None:
         super().__init__(what)
         self.remedy = remedy
+
+
+class MisnamedError(RemediedError):
+    """A shard under a name that is not its own."""
 
 
 class UnservableError(RemediedError):
@@ -73,7 +81,10 @@ def read(path: Path) -> Model:
         SiteError: no such file, no GGUF file, cut short, a shard missing, or a model of unknown make.
     """
     shards = files(path)
-    missing = [shard.name for shard in shards if not shard.is_file()]
+    try:
+        missing = [shard.name for shard in shards if not shard.is_file()]
+    except OSError as error:
+        raise _unreadable(path, error) from None
     if missing and len(shards) > 1:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         what = f"shards are missing beside it: {', '.join(missing[:3])}{more}"
@@ -81,6 +92,8 @@ def read(path: Path) -> Model:
     headers = [_checked(shard) for shard in shards]
     try:
         return joined(path.name, headers)
+    except MisnamedError as error:
+        raise _wrong(path, str(error), _link_to(path) or error.remedy) from None
     except UnservableError as error:
         raise _wrong(path, str(error), error.remedy) from None
     except ValueError as error:
@@ -108,10 +121,16 @@ def joined(name: str, headers: Sequence[Header]) -> Model:
     _check_places(headers)
     first = headers[0].metadata
     tensors = tuple(tensor for header in headers for tensor in header.tensors)
+    found = model(name, first, tensors)
+    files = names(name)
+    if len(files) != len(headers):
+        files = [f"file {number} of {len(headers)}" for number in range(1, len(headers) + 1)]
+    listed = [[tensor.name for tensor in each.tensors] for each in headers]
+    gguf_header.check_whole(list(zip(files, listed, strict=True)), found.architecture, found.layers)
     wanted = first.get("split.tensors.count", len(tensors))
     if wanted != len(tensors):
         raise ValueError(f"the set has {len(tensors)} tensors of {wanted}")
-    return model(name, first, tensors)
+    return found
 
 
 def _check_places(headers: Sequence[Header]) -> None:
@@ -119,7 +138,14 @@ def _check_places(headers: Sequence[Header]) -> None:
     counts = [each.metadata.get("split.count", 1) for each in headers]
     if len(headers) == 1:
         if counts[0] not in {0, 1}:
-            raise ValueError(f"it is one shard of {counts[0]}, but its name is not NAME-00001-of-{counts[0]:05d}.gguf")
+            number = headers[0].metadata.get("split.no")
+            own = (
+                f"-{number + 1:05d}-of-{counts[0]:05d}.gguf"
+                if isinstance(number, int)
+                else f"-00001-of-{counts[0]:05d}.gguf"
+            )
+            what = f"it is one shard of {counts[0]}, but its name does not end with {own}"
+            raise MisnamedError(what, f"rename all {counts[0]} shards, this one to NAME{own}, into one folder")
         return
     for place, (each, shards) in enumerate(zip(headers, counts, strict=True)):
         number = each.metadata.get("split.no")
@@ -127,7 +153,10 @@ def _check_places(headers: Sequence[Header]) -> None:
         if shards != len(headers):
             raise ValueError(f"{which} belongs to another set: its header says `split.count` {shards}")
         if number != place:
-            raise ValueError(f"{which} holds another shard: its header says `split.no` {number}, where {place} belongs")
+            what = f"{which} holds another shard: its header says `split.no` {number}, where {place} belongs"
+            raise MisnamedError(
+                what, "rename the shards, so that they lie under the names that they have where they come from"
+            )
 
 
 def header(stream: BinaryIO) -> Header:
@@ -222,25 +251,56 @@ def _architecture(metadata: dict[str, Any]) -> str:
 
 def files(path: Path) -> list[Path]:
     """The files of the set that `path` is one of, by its name; often itself alone."""
+    if not path.name:  # `.` and `/`
+        return [path]
     return [path.with_name(name) for name in names(path.name)]
 
 
 def _checked(path: Path) -> Header:
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise _wrong(path, "it is no regular file", "name a GGUF file")
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise _wrong(path, "it is no regular file", "name a GGUF file")
         with path.open("rb") as stream:
             found = header(stream)
             size = stream.seek(0, 2)
+            goes_on = _goes_on(stream, found)
     except OSError as error:
-        raise _wrong(path, f"it cannot be read: {error.strerror}", _remedy(error, path)) from None
+        raise _unreadable(path, error) from None
+    except BigEndianError as error:
+        raise _wrong(path, str(error), TURN_BYTES) from None
     except LfsPointerError as error:
         raise _wrong(path, str(error), "`git lfs pull` fetches it") from None
     except ValueError as error:
         raise _wrong(path, str(error), "fetch it anew, or name another file") from None
     if size < found.n_bytes:
         raise _wrong(path, f"it is cut short: {size:,} bytes of {found.n_bytes:,}", "go on with the download")
+    if goes_on:
+        what = (
+            "it is several GGUF files one behind the other, as `cat` joins shards, and the engine reads only the first"
+        )
+        raise _wrong(path, what, "name the first shard, or join the shards with `llama-gguf-split --merge FIRST NEW`")
     return found
+
+
+def _goes_on(stream: BinaryIO, found: Header) -> bool:
+    """Whether another GGUF file begins where this one ends."""
+    for end in {found.n_bytes, gguf_header.padded(found.n_bytes, gguf_header.DEFAULT_ALIGNMENT)}:
+        stream.seek(end)
+        if stream.read(4) == b"GGUF":
+            return True
+    return False
+
+
+def _link_to(path: Path) -> str | None:
+    """What to do about a file that the hub's cache keeps under its digest: the name that it has in a snapshot."""
+    if path.parent.name != "blobs":
+        return None
+    links = (link for link in path.parent.parent.glob("snapshots/*/**/*.gguf") if link.exists() and link.samefile(path))
+    return f"name it as its snapshot does: {next(links, 'snapshots/REVISION/NAME.gguf')}"
+
+
+def _unreadable(path: Path, error: OSError) -> SiteError:
+    return _wrong(path, f"it cannot be read: {error.strerror}", _remedy(error, path))
 
 
 def _remedy(error: OSError, path: Path) -> str:

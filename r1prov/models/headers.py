@@ -189,6 +189,8 @@ def _remedy(error: ValueError) -> str:
             return "the address gives something else, perhaps a page about the file: name the file's own, on a hub one with /resolve/ in it"
         case gguf.LfsPointerError():
             return "name the address of the file itself: on a hub it has /resolve/ where this has /raw/"
+        case gguf.BigEndianError():
+            return gguf.TURN_BYTES
         case gguf.CutShortError():
             return "the server has only a part of the file: name one that has all of it"
     return "the server's file is damaged, or of another set than the others: name one that has it whole"

@@ -5,11 +5,21 @@ from __future__ import annotations
 import math
 import re
 from itertools import pairwise
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from r1prov.common.units import MIB
-from r1prov.offload.setting import CACHE_TYPES, EXPERTS, RefusedError, Setting, UnknownArgumentError
+from r1prov.offload import commandline
+from r1prov.offload.pattern import compiled
+from r1prov.offload.setting import (
+    CACHE_TYPES,
+    DENSE,
+    EXPERTS,
+    RefusedError,
+    ReplacedError,
+    Setting,
+    UnknownArgumentError,
+    first_experts,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,7 +47,7 @@ def parse(arguments: Sequence[str], *, cards: int) -> Setting:
 
     Args:
         arguments: The words of a command line, e.g. `-ngl 35 -c 512 --cache-type-k q4_0`. Arguments without an effect on memory are
-            skipped. The program and its variables may come first, as in `CUDA_DEVICE_ORDER=PCI_BUS_ID llama-server -ngl 35`.
+            skipped. The program and what starts it may come first, see `commandline`.
         cards: The number of cards of the machine. `--override-tensor` may name no card beyond it.
 
     Raises:
@@ -46,15 +56,18 @@ def parse(arguments: Sequence[str], *, cards: int) -> Setting:
     """
     values: dict[str, Any] = {}
     overrides: list[tuple[str, int | None]] = []
-    words = iter(_without_command(arguments))
-    for word in words:
+    given = commandline.arguments(arguments)
+    words = iter(enumerate(given))
+    for place, word in words:
         name = word.replace("_", "-") if word.startswith("--") else word
         if name in _FLAGS:
             values |= _FLAGS[name]
         elif name in _EXPERTS_IN_RAM:
             overrides.append((EXPERTS, None))
         elif name in _OPTIONS or name in _PLACING or name in _IRRELEVANT:
-            text = next(words, None)
+            _, text = next(words, (0, None))
+            if name in _FLASH and (text is None or text.startswith("--") or text.lstrip("-") in _NAMES):
+                raise ReplacedError(f"{word} needs a value: on, off or auto", [place], (word, "on"))
             if text is None:
                 raise RefusedError(f"{name} needs a value")
             if name in _PLACING:
@@ -63,41 +76,69 @@ def parse(arguments: Sequence[str], *, cards: int) -> Setting:
                 key, convert = _OPTIONS[name]
                 values[key] = _converted(name, text, convert)
         elif name not in _IRRELEVANT_FLAGS:
-            raise _unknown(name)
+            raise _unknown(name, place, given)
     # Without a number of slots the server uses four that share one cache, and ignores `--no-kv-unified` (tools/server/server.cpp).
     if values.get("slots") is None:
         values |= {"slots": Setting.slots, "unified": True}
     values = {"unified": False, **values}
-    return Setting(overrides=tuple(overrides), **values)
+    return Setting(overrides=tuple(overrides), only=_only(values, overrides, cards), **values)
+
+
+def _only(values: dict[str, Any], overrides: Sequence[tuple[str, int | None]], cards: int) -> int | None:
+    """The one card of `--split-mode none`. Takes what no `Setting` has out of `values`."""
+    values.pop("metadata", None)
+    alone, card = values.pop("alone", False), values.pop("main_card", 0)
+    if not alone or not cards:
+        return None
+    if card >= cards:
+        raise RefusedError(f"invalid value for main_gpu: {card} (available devices: {cards})")
+    if card < 0 or any(device not in {None, card} for _, device in overrides):
+        raise UnknownArgumentError("--split-mode none cannot be judged with tensors on other cards, or without a card")
+    return int(card)
+
+
+def mended(arguments: Sequence[str], *, cards: int) -> tuple[list[str], list[str], list[str]]:
+    """Arguments in which words that the engine does not take are replaced by words that mean the same.
+
+    Returns:
+        The new arguments; the words that were taken out; and the words that were put in.
+    """
+    words, out, put = commandline.arguments(arguments), list[str](), list[str]()
+    while True:
+        try:
+            parse(words, cards=cards)
+        except ReplacedError as error:
+            out += [words[place] for place in error.places]
+            put += error.others
+            first, *more = error.places
+            for place in reversed(more):
+                del words[place]
+            words[first : first + 1] = error.others
+        except RefusedError:
+            return words, out, put
+        else:
+            return words, out, put
 
 
 def model_named(arguments: Sequence[str]) -> str | None:
     """The name or path of the model in the arguments; None where they name no model. The file itself is not read."""
-    return next((value for word, value in pairwise(arguments) if word in _NAMING_A_MODEL), None)
+    return next((value for word, value in pairwise(commandline.arguments(arguments)) if word in _NAMING_A_MODEL), None)
 
 
 _NAMING_A_MODEL = frozenset({"-m", "--model", "-mu", "--model-url", "-hf", "-hfr", "--hf-repo", "-hff", "--hf-file"})
 
 
-def _without_command(words: Sequence[str]) -> Sequence[str]:
-    """The words of a command line after its leading variables and its program, if it has them."""
-    start = next((place for place, word in enumerate(words) if not _VARIABLE.match(word)), len(words))
-    for variable in words[:start]:
-        if variable.partition("=")[0] != "CUDA_DEVICE_ORDER":
-            raise UnknownArgumentError(f"r1prov does not know the effect of {variable}; leave cards out with `--gpus`")
-    is_program = start < len(words) and PurePath(words[start]).name == "llama-server"
-    return words[start + is_program :]
-
-
-_VARIABLE = re.compile(r"[A-Za-z_]\w*=")
-
-
-def _unknown(name: str) -> RefusedError:
+def _unknown(name: str, place: int, words: Sequence[str]) -> RefusedError:
     option, equals, _ = name.partition("=")
     if equals and option in _OPTIONS.keys() | _PLACING | _IRRELEVANT:
-        return RefusedError(f"invalid argument {name}: write the value as a separate word, `{option} ...`")
-    if name in _REPLACED:
-        return RefusedError(f"invalid argument {name}: the engine replaced it by `--load-mode`")
+        what = f"invalid argument {name}: write the value as a separate word, `{option} ...`"
+        return ReplacedError(what, [place], (option, words[place].partition("=")[2]))
+    if name in _LOAD_MODES:
+        places = [place for place, word in enumerate(words) if word in _LOAD_MODES]
+        flags = {words[place] for place in places}
+        mode = "mlock" if {"--mlock", "--no-mmap"} <= flags else _LOAD_MODES[name]
+        what = f"invalid argument {name}: the engine replaced it by `--load-mode {mode}`"
+        return ReplacedError(what, places, ("--load-mode", mode))
     if name in {"-dev", "--device"}:
         return UnknownArgumentError(f"{name} would change the numbers of the cards; leave cards out with `--gpus`")
     return UnknownArgumentError(
@@ -105,7 +146,14 @@ def _unknown(name: str) -> RefusedError:
     )
 
 
-_REPLACED = frozenset({"--mlock", "--mmap", "--no-mmap", "-dio", "--direct-io"})
+_LOAD_MODES = {
+    "--mmap": "mmap",
+    "--no-mmap": "none",
+    "--mlock": "mmap+mlock",
+    **dict.fromkeys(("-dio", "--direct-io"), "dio"),
+    **dict.fromkeys(("-ndio", "--no-direct-io"), "auto"),
+}
+"""Flags of older versions of the engine, and the load mode that does the same."""
 
 
 def _converted(name: str, text: str, convert: Callable[[str], T]) -> T:
@@ -163,15 +211,31 @@ def _on(text: str) -> bool:
 _TRUE, _FALSE = {"on", "enabled", "true", "1"}, {"off", "disabled", "false", "0"}
 
 
-def _split_mode(text: str, _cards: int) -> list[tuple[str, int | None]]:
-    """No overrides: `layer`, which gives whole layers to the cards, is the only split mode that r1prov can judge."""
+def _alone(text: str) -> bool:
+    """Whether one card is used alone. r1prov can judge that, and `layer`, which gives whole layers to the cards."""
     if text not in {"none", "layer", "row", "tensor"}:
         raise ValueError(text)
-    if text != "layer":
+    if text in {"row", "tensor"}:
         raise UnknownArgumentError(
-            f"cannot be judged with `{text}`: r1prov can calculate the memory of a card only for `layer`"
+            f"cannot be judged with `{text}`: r1prov can calculate the memory of a card only for `layer` and `none`"
         )
-    return []
+    return text == "none"
+
+
+def _other_metadata(text: str) -> None:
+    """Checks that metadata which replace those of the file change no memory."""
+    for rule in text.split(","):
+        match = re.fullmatch(r"([^=]+)=(int|float|bool|str):.*", rule)
+        if not match:
+            raise RefusedError(f"has no KEY=TYPE:VALUE in `{rule}`")
+        if not _WITHOUT_MEMORY.match(match[1]):
+            raise UnknownArgumentError(f"cannot be judged: r1prov does not know the effect of `{match[1]}` on memory")
+
+
+_WITHOUT_MEMORY = re.compile(
+    r"tokenizer\.|general\.(?!architecture|alignment)|\w+\.(rope\.(freq_base|scaling\.)|attention\.layer_norm|expert_weights_scale$)"
+)
+"""The beginnings of keys that change no memory."""
 
 
 def _shares(text: str) -> tuple[float, ...]:
@@ -192,21 +256,25 @@ def _overrides(text: str, cards: int) -> list[tuple[str, int | None]]:
         if not equals or (device != "CPU" and not (number and int(number[1]) < cards)):
             raise RefusedError(f"knows no device `{device}`")
         try:
-            re.compile(pattern)
-        except re.error as error:
-            raise RefusedError(f"cannot use the pattern `{pattern}`: {error}") from None
+            compiled(pattern)
+        except RefusedError as error:
+            raise type(error)(f"cannot use the pattern `{pattern}`: it {error}") from None
         rules.append((pattern, int(number[1]) if number else None))
     return rules
 
 
 def _first_experts(text: str, _cards: int) -> list[tuple[str, int | None]]:
-    return [(rf"blk\.{layer}{EXPERTS}", None) for layer in range(min(_number(0)(text), MOST_LAYERS))]
+    return [*first_experts(min(_number(0)(text), MOST_LAYERS))]
+
+
+def _first_dense(text: str, _cards: int) -> list[tuple[str, int | None]]:
+    return [(rf"blk\.{layer}{DENSE}", None) for layer in range(min(_number(0)(text), MOST_LAYERS))]
 
 
 _PLACING: dict[str, Callable[[str, int], list[tuple[str, int | None]]]] = dict.fromkeys(
     ("-ot", "--override-tensor"), _overrides
 ) | dict.fromkeys(("-ncmoe", "--n-cpu-moe"), _first_experts)
-_PLACING |= dict.fromkeys(("-sm", "--split-mode"), _split_mode)
+_PLACING |= dict.fromkeys(("-ncffn", "--n-cpu-ffn"), _first_dense)
 _EXPERTS_IN_RAM = frozenset({"-cmoe", "--cpu-moe"})
 
 _OPTIONS: dict[str, tuple[str, Callable[[str], object]]] = {
@@ -223,9 +291,14 @@ _OPTIONS: dict[str, tuple[str, Callable[[str], object]]] = {
         (("-fa", "--flash-attn"), "flash", _switch),
         (("-cram", "--cache-ram"), "prompts", _prompts),
         (("-fit", "--fit"), "fit", _on),
+        (("--override-kv",), "metadata", _other_metadata),
+        (("-sm", "--split-mode"), "alone", _alone),
+        (("-mg", "--main-gpu"), "main_card", _number(-LARGEST)),
     )
     for name in names
 }
+
+_FLASH = ("-fa", "--flash-attn")
 
 _FLAGS: dict[str, dict[str, bool]] = {
     "-kvu": {"unified": True},
@@ -243,20 +316,25 @@ _FLAGS: dict[str, dict[str, bool]] = {
 _IRRELEVANT = frozenset(
     """-t --threads -tb --threads-batch --threads-http --prio --prio-batch --poll --poll-batch -C --cpu-mask -Cr --cpu-range
     --cpu-strict -Cb --cpu-mask-batch -Crb --cpu-range-batch --cpu-strict-batch --numa -lm --load-mode -m --model -mu
-    --model-url -hf -hfr --hf-repo -hff --hf-file -hft --hf-token -mg --main-gpu -fitt --fit-target -fitc --fit-ctx -n --predict
+    --model-url -hf -hfr --hf-repo -hff --hf-file -hft --hf-token -fitt --fit-target -fitc --fit-ctx -n --predict
     --n-predict --keep --temp --temperature -s --seed --top-k --top-p --min-p --typical --typical-p --repeat-penalty
     --repeat-last-n --presence-penalty --frequency-penalty --samplers --xtc-probability --dry-multiplier --logit-bias -r
     --reverse-prompt --grammar --grammar-file -j --json-schema --host --port --path --api-prefix -a --alias --tags --api-key
     --api-key-file --ssl-key-file --ssl-cert-file -to --timeout --sleep-idle-seconds --chat-template --chat-template-file
     --chat-template-kwargs -rea --reasoning --reasoning-format --reasoning-budget --slot-save-path --cache-reuse -sps
-    --slot-prompt-similarity --media-path --log-file --log-colors -lv --verbosity --log-verbosity""".split()  # noqa: SIM905 - a list would be a hundred lines
+    -dt --defrag-thold --rope-scaling --rope-scale --rope-freq-base --rope-freq-scale --yarn-orig-ctx --yarn-ext-factor
+    --yarn-attn-factor --yarn-beta-slow --yarn-beta-fast --slot-prompt-similarity --media-path --log-file
+    --log-colors -lv --verbosity --log-verbosity""".split()  # noqa: SIM905 - a list would be a hundred lines
 )
 """Arguments with a value that need no memory on a card, and no RAM beyond the host's reserve."""
+
+_NAMES = {name.lstrip("-") for name in (*_OPTIONS, *_FLAGS, *_PLACING, *_EXPERTS_IN_RAM, *_IRRELEVANT, *_LOAD_MODES)}
+"""The names of options, without their dashes."""
 
 _IRRELEVANT_FLAGS = frozenset(
     """--metrics --props --slots --no-slots --jinja --no-jinja -cb --cont-batching -nocb --no-cont-batching --context-shift
     --no-context-shift --cache-prompt --no-cache-prompt --cache-idle-slots --no-cache-idle-slots --ignore-eos -sp --special
     --prefill-assistant --no-prefill-assistant --webui --no-webui --ui --no-ui -nr --no-repack --repack --check-tensors --warmup
     --no-warmup --offline -e --escape --no-escape --perf --no-perf -v --verbose --log-verbose --log-disable --log-timestamps
-    --no-log-timestamps --log-prefix --no-log-prefix""".split()  # noqa: SIM905 - the same
+    --no-log-timestamps --log-prefix --no-log-prefix --no-host --swa-full""".split()  # noqa: SIM905 - the same
 )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from r1prov.common.units import MIB
 from r1prov.offload import search, thumb
-from r1prov.offload.memory import cache_bytes, context_of, memory, v_type
+from r1prov.offload.memory import cache_bytes, context_of, least, memory, v_type
 from r1prov.offload.outcome import Outcome, Space, outcome
-from r1prov.offload.setting import CACHE_TYPES, EXPERTS, RefusedError, Setting
+from r1prov.offload.setting import CACHE_TYPES, EXPERTS, RefusedError, Setting, first_experts, rules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,6 +34,10 @@ SMALLER_TYPES: dict[str, tuple[str, ...]] = {
 """For each cache type, the types that need less memory, the most exact first."""
 
 
+PLACING_EXPERTS = ("--override-tensor", "--n-cpu-moe", "--cpu-moe")
+"""The options whose patterns add up."""
+
+
 @dataclass(frozen=True)
 class Baseline:
     """A way to place the model that people use."""
@@ -44,16 +49,18 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Alternative:
-    """One change to a plan or to arguments, with which the model would fit or the engine would start.
+    """A change to a plan or to arguments, with which the model would fit or the engine would start.
 
     Attributes:
-        change: The changed key with its new value. The values of `ctx_size`, `parallel`, `n_gpu_layers`, `reserve_bytes` and
-            `cache_ram` (MiB) are numbers; those of `cache_type_k`, `cache_type_v`, `flash_attn`, `attention` and `quant` are names.
+        change: The changed keys with their new values. The values of `ctx_size`, `parallel`, `n_gpu_layers`, `n_cpu_moe`,
+            `ubatch_size`, `reserve_bytes` and `cache_ram` (MiB) are numbers; those of other keys are texts.
         arguments: The same change as arguments. Put at the end of a command, they override the same options before them.
+        without: The options that must be taken out of the command first, because nothing overrides them.
     """
 
     change: dict[str, int | str]
     arguments: tuple[str, ...]
+    without: tuple[str, ...] = ()
 
 
 def other_form(model: Model, planned: Plan) -> Baseline:
@@ -134,23 +141,77 @@ def plans_that_fit(
 
 
 def settings_that_fit(model: Model, setting: Setting, space: Space, found: Outcome) -> Iterator[Alternative]:
-    """Changes to arguments that do not fit: less RAM for past prompts, fewer entries on the cards, a smaller context."""
+    """Changes to arguments that do not fit. What keeps most of the model on the cards comes first, and the plan's own placement last.
+
+    What fits can be a window in each dimension, so each is gone through from its best end.
+    """
+
+    def first(changes: Iterable[tuple[dict[str, object], Alternative]]) -> Iterator[Alternative]:
+        """The first change that fits."""
+        fitting = (change for keys, change in changes if _fits(model, replace(setting, **keys), space))  # type: ignore[arg-type]
+        return islice(fitting, 1)
+
     prompts = setting.prompts - (found.host.reserve - found.host.free)
     if 0 <= prompts < setting.prompts and all(device.free >= device.reserve for device in found.devices):
         yield _flag("cache_ram", prompts // MIB)
     if space.cards:
-        entries = model.entries
-        layers = _most(
-            lambda n: _fits(model, replace(setting, gpu_layers=n), space), min(setting.gpu_layers or entries, entries)
+        if model.experts_used:
+            in_ram = [first_experts(layers) for layers in range(model.layers + 1)]
+            yield from first(
+                ({"overrides": (*setting.overrides, *in_ram[n])}, _flag("n_cpu_moe", n)) for n in range(1, len(in_ram))
+            )
+        yield from first(
+            ({"split": split}, _flag("tensor_split", ",".join(f"{share:g}" for share in split)))
+            for split in search.splits(model, setting, space, [device.compute for device in found.devices])
         )
-        if layers:
-            yield _flag("n_gpu_layers", layers)
+        yield from first(({"gpu_layers": n}, _flag("n_gpu_layers", n)) for n in range(model.entries, 0, -1))
+        yield from first(
+            ({"micro_batch": n}, _flag("ubatch_size", n))
+            for n in search.micro_batches(setting)
+            if n < setting.micro_batch
+        )
     steps = _most(
         lambda n: _fits(model, replace(setting, context=n * CONTEXT_STEP), space),
         context_of(model, setting) // CONTEXT_STEP,
     )
     if steps:
         yield _flag("ctx_size", steps * CONTEXT_STEP)
+    if space.cards:
+        yield from as_planned(model, setting, space)
+
+
+def as_planned(model: Model, setting: Setting, space: Space) -> Iterator[Alternative]:
+    """The placement that a plan would choose for these arguments; where none fits, with the largest half of the context that has one."""
+    context = context_of(model, setting)
+    while context >= CONTEXT_STEP:
+        wanted = replace(setting, context=context, gpu_layers=0, split=(), overrides=(), prompts=0, only=None)
+        planned = search.best(model, wanted, space) if _may_fit(model, wanted, space) else None
+        if planned and _fits(model, planned, space):
+            break
+        context = context // 2 // CONTEXT_STEP * CONTEXT_STEP
+    else:
+        return
+    host = outcome(model, planned, space).host
+    planned = replace(planned, prompts=min(setting.prompts, (host.free - host.reserve) // MIB * MIB))
+    changes: dict[str, int | str] = {}
+    if context != context_of(model, setting):
+        changes["ctx_size"] = context
+    if planned.micro_batch != setting.micro_batch:
+        changes["ubatch_size"] = planned.micro_batch
+    if planned.prompts != setting.prompts:
+        changes["cache_ram"] = planned.prompts // MIB
+    changes["n_gpu_layers"] = planned.gpu_layers or 0
+    if len(space.cards) > 1:
+        changes["tensor_split"] = ",".join(f"{share:g}" for share in planned.split)
+    if planned.overrides:
+        changes["override_tensor"] = rules(planned, ",")
+    words = tuple(word for key, value in changes.items() for word in _flag(key, value).arguments)
+    words += () if setting.only is None else ("--split-mode", "layer")
+    words += () if planned.offload == setting.offload else ("--no-op-offload",)
+    # The first pattern that matches decides, so patterns that stand before these may have to go.
+    added = replace(planned, overrides=(*setting.overrides, *planned.overrides))
+    without = () if _fits(model, added, space) else PLACING_EXPERTS
+    yield Alternative(changes, words, without)
 
 
 def settings_that_start(model: Model, setting: Setting, cards: Sequence[int]) -> Iterator[Alternative]:
@@ -184,9 +245,14 @@ def _most(fits: Callable[[int], bool], too_many: int) -> int:
     return low
 
 
+def _may_fit(model: Model, wanted: Setting, space: Space) -> bool:
+    """Whether weights and cache are no more than all devices have. This check is immediate, and a search takes 0.1 s."""
+    least_of_all = model.n_bytes + model.layers * cache_bytes(model, wanted)
+    return least_of_all <= sum(space.rooms) + space.room_in_ram
+
+
 def _plan_fits(model: Model, wanted: Setting, space: Space) -> bool:
-    least = model.n_bytes + model.layers * cache_bytes(model, wanted)
-    if least > sum(space.rooms) + space.room_in_ram:  # this check is immediate, and a search takes 0.1 s
+    if not _may_fit(model, wanted, space):
         return False
     try:
         placed = search.best(model, wanted, space) if space.cards else None
@@ -196,6 +262,9 @@ def _plan_fits(model: Model, wanted: Setting, space: Space) -> bool:
 
 
 def _fits(model: Model, setting: Setting, space: Space) -> bool:
+    rooms = (*space.rooms, space.room_in_ram - setting.prompts)
+    if any(taken > room for taken, room in zip(least(model, setting, space.cards), rooms, strict=True)):
+        return False
     try:
         return outcome(model, setting, space).fits
     except RefusedError:

@@ -38,6 +38,7 @@ def of_outcome(
         "bytes_per_token": {"host": found.reads.host, "devices": list(found.reads.cards)},
         "decode_tokens_per_second": {"low": round(low, 2), "high": round(high, 2), "basis": BASIS},
         "fits": found.fits,
+        "sure": found.sure,
         "reasons": list(found.reasons),
         "notes": list(found.notes),
         "alternatives": [_alternative(alternative) for alternative in alternatives],
@@ -62,6 +63,7 @@ def of_refusal(
         "bytes_per_token": None,
         "decode_tokens_per_second": None,
         "fits": False,
+        "sure": True,
         "reasons": [reason],
         "notes": [],
         "alternatives": [_alternative(alternative) for alternative in alternatives],
@@ -89,6 +91,7 @@ def of_plan(
             {
                 "name": baseline.name,
                 "fits": baseline.outcome.fits,
+                "sure": baseline.outcome.sure,
                 "reasons": list(baseline.outcome.reasons),
                 "bytes_per_token": {"host": baseline.outcome.reads.host, "devices": list(baseline.outcome.reads.cards)},
             }
@@ -98,7 +101,8 @@ def of_plan(
 
 
 def _alternative(alternative: Alternative) -> dict[str, Any]:
-    return {"change": alternative.change, "arguments": list(alternative.arguments)}
+    without = {"without": list(alternative.without)} if alternative.without else {}
+    return {"change": alternative.change, "arguments": list(alternative.arguments), **without}
 
 
 def _device(device: Device) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from r1prov.common.errors import Problem, SiteError
 from r1prov.models import latent
 from r1prov.offload import compare, running
-from r1prov.offload.arguments import model_named, parse
+from r1prov.offload.arguments import mended, model_named, parse
 from r1prov.offload.outcome import Space, outcome, remarks
 from r1prov.offload.plan import plan_model
 from r1prov.offload.plan import wanted as wanted_setting
@@ -53,6 +54,7 @@ class ForeseenArguments:
         outcome: What the arguments take of each device. It is None where the engine would not start.
         refusal: Why the engine would not start. It is empty where the engine would start.
         alternatives: Changes with which the engine would start, or with which the model would fit.
+        fits_in_mla_form: Whether a model with legacy attention, for which there is no alternative, has one in MLA form.
     """
 
     model: Model
@@ -60,6 +62,7 @@ class ForeseenArguments:
     outcome: Outcome | None
     refusal: str
     alternatives: tuple[Alternative, ...]
+    fits_in_mla_form: bool = False
 
 
 def foresee_plan(
@@ -123,11 +126,26 @@ def foresee_arguments(model: Model, words: Sequence[str], space: Space) -> Fores
     except UnknownArgumentError:
         raise
     except RefusedError as refusal:
-        starts = tuple(compare.settings_that_start(model, setting, space.cards)) if setting else ()
+        starts = (
+            tuple(compare.settings_that_start(model, setting, space.cards)) if setting else _rewritten(words, space)
+        )
         return ForeseenArguments(model, environment, None, str(refusal), starts)
     result = replace(result, notes=(*result.notes, *_ignored_model(model, words), *remarks(model, setting, result)))
     fits = () if result.fits else tuple(compare.settings_that_fit(model, setting, space, result))
-    return ForeseenArguments(model, environment, result, "", fits)
+    in_mla_form = False
+    if not result.fits and not fits and latent.is_legacy(model):
+        in_mla_form = any(compare.as_planned(latent.in_mla_form(model), replace(setting, type_v=setting.type_k), space))
+        note = "With legacy attention it fits in no placement, and in MLA form it would fit: ask with --attention mla"
+        result = replace(result, notes=(*result.notes, *([note] if in_mla_form else ())))
+    return ForeseenArguments(model, environment, result, "", fits, in_mla_form)
+
+
+def _rewritten(words: Sequence[str], space: Space) -> tuple[Alternative, ...]:
+    """The change of words that the engine does not take any more into words that it takes, if there are such words."""
+    _, out, put = mended(words, cards=len(space.cards))
+    names = {name.lstrip("-").replace("-", "_"): value for name, value in pairwise(put) if name.startswith("-")}
+    change: dict[str, int | str] = {"flash_attn" if name == "fa" else name: value for name, value in names.items()}
+    return (compare.Alternative(change, tuple(put), tuple(out)),) if out else ()
 
 
 def _ignored_model(model: Model, words: Sequence[str]) -> Iterator[str]:

@@ -101,6 +101,7 @@ class Outcome:
         host: What it takes of the RAM.
         reads: The bytes that a decoded token reads from each device.
         reasons: Why the setting does not fit, one sentence for each device that is too full. There are none if it fits.
+        exact: Whether the figures are the engine's own. Otherwise KV caches and compute buffers are upper bounds.
         notes: What a reader must know about the figures, one sentence each, such as that they are upper bounds.
     """
 
@@ -108,12 +109,18 @@ class Outcome:
     host: Device
     reads: speed.Reads
     reasons: tuple[str, ...]
+    exact: bool = True
     notes: tuple[str, ...] = ()
 
     @property
     def fits(self) -> bool:
         """Whether every device has room for the setting and for the reserve."""
         return not self.reasons
+
+    @property
+    def sure(self) -> bool:
+        """Whether `fits` is certain. If only an upper bound does not fit, the engine may still take less."""
+        return self.exact or self.fits or any(_too_heavy(device) for device in (*self.devices, self.host))
 
     @property
     def tokens_per_second(self) -> tuple[float, float]:
@@ -134,9 +141,10 @@ def outcome(model: Model, setting: Setting, space: Space) -> Outcome:
         for i, (card, use) in enumerate(zip(space.cards, taken.cards, strict=True))
     )
     host = _device("host", space.ram, taken.host, space.ram_reserve + setting.prompts)
-    reasons = tuple(reason for device in (*devices, host) if (reason := _reason(device)))
-    notes = () if known(model) else (_UNSURE.format(model.architecture),)
-    return Outcome(devices, host, speed.reads(model, setting, space.cards), reasons, notes)
+    exact = known(model)
+    reasons = tuple(reason for device in (*devices, host) if (reason := _reason(device, exact=exact)))
+    notes = () if exact else (_UNSURE.format(model.architecture),)
+    return Outcome(devices, host, speed.reads(model, setting, space.cards), reasons, exact, notes)
 
 
 _UNSURE = (
@@ -167,9 +175,20 @@ def _device(name: str, capacity: int, use: Use, reserve: int) -> Device:
     return Device(name, capacity, use.weights, use.kv, use.compute, reserve)
 
 
-def _reason(device: Device) -> str | None:
+def _too_heavy(device: Device) -> bool:
+    """Whether the weights alone, which are always exact, take more than the device has beside its reserve."""
+    return device.weights > device.capacity - device.reserve
+
+
+def _reason(device: Device, *, exact: bool) -> str | None:
+    """Why a device is too full; None if it is not. Of upper bounds it says the span in which the engine's figure lies."""
     if device.free >= device.reserve:
         return None
+    if not exact and not _too_heavy(device):
+        bounds = f"KV cache up to {gib(device.kv)}, compute up to {gib(device.compute)}"
+        end = "run out of memory" if device.free < 0 else f"keep less than {device.reserve // MIB:,} MiB free"
+        span = f"{gib(device.weights)} to {gib(device.taken)} of {gib(device.capacity)}"
+        return f"{device.name} may {end}: it takes {span} (weights {gib(device.weights)}, {bounds})"
     parts = f"weights {gib(device.weights)}, KV cache {gib(device.kv)}, compute {gib(device.compute)}"
     if device.free < 0:
         return f"{device.name} runs out of memory: {parts} of {gib(device.capacity)}"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from r1prov.models.model import is_embedding, layer_of
 from r1prov.offload import speed
-from r1prov.offload.memory import cache_bytes, context_per_slot, memory, weight_bytes
+from r1prov.offload.memory import cache_bytes, context_per_slot, matched, memory, placement, weight_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -65,7 +65,7 @@ def _fastest_first(
 
     The slower ones need smaller compute buffers, so that more of the model lies on the cards and less in RAM.
     """
-    for micro_batch in _micro_batches(wanted):
+    for micro_batch in micro_batches(wanted):
         whole = _whole(model, replace(wanted, micro_batch=micro_batch), entries, rooms)
         if whole:
             yield whole
@@ -78,7 +78,8 @@ def _fastest_first(
                 yield setting
 
 
-def _micro_batches(wanted: Setting) -> Iterator[int]:
+def micro_batches(wanted: Setting) -> Iterator[int]:
+    """The micro-batch that is asked for, then smaller ones."""
     micro_batch = wanted.micro_batch
     yield micro_batch
     while (micro_batch := micro_batch // 2) >= SMALLEST_MICRO_BATCH:
@@ -149,6 +150,40 @@ def _whole(model: Model, wanted: Setting, entries: Sequence[_Entry], rooms: Sequ
     return None
 
 
+def splits(model: Model, setting: Setting, space: Space, compute: Sequence[int]) -> Iterator[tuple[float, ...]]:
+    """Splits that leave about the same room on each card, beside what the overrides put there.
+
+    Args:
+        model: The model.
+        setting: The arguments, of which all but the split stay.
+        space: The cards.
+        compute: The bytes of the compute buffers of the cards with another split, as a beginning.
+    """
+    if len(space.cards) < 2 or setting.only is not None:
+        return
+    where = placement(model, setting, space.cards)
+    taken = min(model.entries if setting.gpu_layers is None else setting.gpu_layers, model.entries)
+    cache = cache_bytes(model, setting) if setting.cache_on_cards else 0
+    sizes, pinned = [cache] * model.layers + [0] * (model.entries - model.layers), [0] * (len(space.cards) + 1)
+    overridden = {name for pattern, _ in setting.overrides for name in matched(model, pattern)}
+    for name, tensor in model.weights.items():
+        size = weight_bytes(tensor, on_card=True)
+        layer = layer_of(name)
+        if name in overridden or is_embedding(name):
+            pinned[where.tensors[name]] += size
+        else:
+            sizes[-1 if layer is None else layer] += size
+    rooms, worst = _less(space.rooms, pinned[:-1]), list(compute)
+    for _ in range(_ROUNDS):
+        counts = _deal_evenly(sizes[model.entries - taken :], _less(rooms, worst))
+        if not counts:
+            return
+        split = tuple(map(float, counts))
+        yield split
+        uses = memory(model, replace(setting, split=split), space.cards).cards
+        worst = [max(before, use.compute) for before, use in zip(worst, uses, strict=True)]
+
+
 def _drafts(model: Model, wanted: Setting, entries: Sequence[_Entry], rooms: Sequence[int]) -> list[Setting]:
     """A draft of a placement for each micro-batch, the fastest first.
 
@@ -158,7 +193,7 @@ def _drafts(model: Model, wanted: Setting, entries: Sequence[_Entry], rooms: Seq
     before = _arranged(wanted, entries, rooms)
     if before is None:
         return []
-    for micro_batch in _micro_batches(wanted):
+    for micro_batch in micro_batches(wanted):
         taken = memory(model, replace(before, micro_batch=micro_batch), rooms)
         free = _less(rooms, [use.compute for use in taken.cards])
         draft = _arranged(replace(wanted, micro_batch=micro_batch), entries, free)

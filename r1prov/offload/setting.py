@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from r1prov.common.units import GIB
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
 """The pattern of the tensors that `--cpu-moe` moves to RAM, as llama.cpp has it."""
 
 
+DENSE = r"\.ffn_(up|down|gate)\."
+"""The pattern of the tensors that `--n-cpu-ffn` moves to RAM."""
+
+
 class RefusedError(ValueError):
     """An error that says why the engine would not start with some arguments."""
+
+
+class ReplacedError(RefusedError):
+    """An error about words for which there are others that the engine takes.
+
+    Attributes:
+        places: The places of these words among the arguments.
+        others: The words that mean the same.
+    """
+
+    def __init__(self, what: str, places: Sequence[int], others: tuple[str, ...]) -> None:
+        super().__init__(what)
+        self.places, self.others = places, others
 
 
 class UnknownArgumentError(RefusedError):
@@ -38,6 +59,7 @@ class Setting:
         prompts: The bytes of RAM that the engine may fill with the caches of past prompts.
         fit: At its start the engine may choose the context and the placement, as far as no argument sets them, so that 1 GiB stays free
             on each card.
+        only: The one card that is used; None where all are (`--split-mode none`).
     """
 
     context: int | None = None
@@ -55,11 +77,17 @@ class Setting:
     offload: bool = True
     prompts: int = 8 * GIB
     fit: bool = True
+    only: int | None = None
 
     @property
     def placed(self) -> bool:
         """Whether an argument sets the placement; the engine's `--fit` does not change it then."""
         return self.gpu_layers is not None or any(self.split) or bool(self.overrides)
+
+
+def first_experts(layers: int) -> tuple[tuple[str, int | None], ...]:
+    """The overrides of `--n-cpu-moe`: the experts of the first layers lie in RAM."""
+    return tuple((rf"blk\.{layer}{EXPERTS}", None) for layer in range(layers))
 
 
 def rules(setting: Setting, between: str) -> str:

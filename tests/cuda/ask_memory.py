@@ -2,20 +2,20 @@
 
     python -m tests.cuda.ask_memory PROGRAM r1 [SEED] > tests/data/engine_memory.json
     python -m tests.cuda.ask_memory PROGRAM others [SEED] > tests/data/engine_memory_others.json
+    python -m tests.cuda.ask_memory PROGRAM mixed [SEED] > tests/data/engine_memory_mixed.json
 
 PROGRAM runs llama-fit-params of the pinned llama.cpp, with its CUDA backend, on cards that need not exist. `tests/cuda/engine` is
 such a program; it runs on a machine without a driver where r1prov has built the engine:
 
     PROGRAM MIB,MIB,... ARGUMENTS      (an empty list means no card)
 
-Each of the two takes about four minutes on two cores. Another SEED asks about other settings.
+Each of them takes two to four minutes on two cores. Another SEED asks about other settings.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import random
 import re
 import subprocess
 import sys
@@ -23,10 +23,11 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from r1prov.models.layout import LAYERS, TYPES
-from tests.cuda import fullsize, models
+from tests.cuda import fullsize, models, patterns
 
 SMALL, LARGE = 24_564, 81_559  # MiB that nvidia-smi shows for an RTX 4090 and an H800
 CARDS = (
@@ -60,6 +61,7 @@ PLACEMENTS = (
     ("-ngl", "99", "-ot", "exps=CPU", "--no-op-offload"),
 )
 OTHER_CACHES = ("f16/f16", "q8_0/q8_0", "q4_0/f16", "f16/f16", "q4_0/q4_0", "q8_0/f16")
+CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
 DENSE_PLACEMENTS = (
     ("-ngl", "99"),
     ("-ngl", "{few}"),
@@ -106,7 +108,7 @@ class Dice:
     """Makes settings by going through each list of choices in turn, so that each choice meets many choices of the other lists."""
 
     def __init__(self, seed: int) -> None:
-        self.random = random.Random(seed)
+        self.random = Random(seed)
         self.turns: dict[tuple[Any, ...], Iterator[Any]] = {}
 
     def next_of(self, choices: tuple[Any, ...]) -> Any:
@@ -157,6 +159,27 @@ def settings_of_others(seed: int, count_each: int = 14) -> Iterator[Setting]:
             yield dice.setting(name, mla=None, caches=caches, placements=placements, layers=model.layers)
 
 
+def mixed_settings(seed: int, count: int = 320) -> Iterator[Setting]:
+    """Settings of R1 in both forms with every cache type, with and without flash attention. Two in three have patterns by a grammar."""
+    random = Random(seed)
+    for number in range(count):
+        mla, quant, cards = number % 2 == 1, random.choice(tuple(TYPES)), random.choice(CARDS[1:])
+        k = random.choice(CACHE_TYPES)
+        v = k if mla or random.random() < 0.5 else random.choice(CACHE_TYPES)
+        words = ["-c", str(random.choice(CONTEXTS)), "-ub", str(random.choice((1, 16, *MICRO_BATCHES)))]
+        words += [*random.choice(SLOTS), "-ctk", k, "-ctv", v, "-fa", random.choice(("on", "off", "auto", "on"))]
+        words += ["-ngl", random.choice(("99", "99", "61", "30", "0"))]
+        if random.random() < 0.67:
+            rules = [
+                f"{patterns.pattern(random)}={random.choice(('CPU', 'CPU', f'CUDA{random.randrange(len(cards))}'))}"
+                for _ in range(random.choice((1, 1, 2)))
+            ]
+            words += ["-ot", ",".join(rules)]
+        else:
+            words += random.choice((["-cmoe"], ["-ncmoe", str(random.randrange(60))], ["-nkvo"], ["--no-op-offload"]))
+        yield Setting(quant, mla, cards, tuple(words))
+
+
 def _filled(words: tuple[str, ...], values: dict[str, Any]) -> Iterator[str]:
     """The words with each `{name}` replaced by its value."""
     for word in words:
@@ -194,11 +217,18 @@ def _reason(log: str) -> str:
     return re.sub(r"^[\d.]+ [EWI] ", "", lines[0]) if lines else log[-300:]
 
 
+_QUESTIONS: dict[str, Callable[[int], Iterator[Setting]]] = {
+    "r1": settings,
+    "others": settings_of_others,
+    "mixed": mixed_settings,
+}
+
+
 def main(program: str, which: str, seed: int = 671) -> None:
     answers = []
     engine = here(program)
     with tempfile.TemporaryDirectory() as folder:
-        for number, setting in enumerate({"r1": settings, "others": settings_of_others}[which](seed)):
+        for number, setting in enumerate(_QUESTIONS[which](seed)):
             answer = ask(engine, fullsize.file_in(Path(folder), setting.model, mla=setting.mla), setting)
             if not answer:
                 continue

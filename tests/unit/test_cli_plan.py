@@ -58,8 +58,10 @@ def test_explain_names_the_card_that_runs_out_and_says_what_would_fit(capsys: py
     code, out, _ = run(capsys, *words, "-ngl", "9")
     assert code == 0
     assert "\nIt does not fit:\n  CUDA0 runs out of memory" in out
-    layers, context = out[out.index("Add one of these") :].splitlines()[1:3]
-    assert (layers.split()[0], context.split()[0]) == ("--n-gpu-layers", "--ctx-size")
+    experts, layers, context, planned = out[out.index("Add one of these") :].splitlines()[1:]
+    assert [line.split()[0] for line in (experts, layers, context)] == ["--n-cpu-moe", "--n-gpu-layers", "--ctx-size"]
+    for other in (experts, planned):
+        assert "It fits." in run(capsys, *words, "-ngl", "9", *shlex.split(other))[1]
     for better in (layers.split(), context.split()):
         more = [better[0], str(int(better[1]) + (256 if better[0] == "--ctx-size" else 1))]
         assert "It fits." in run(capsys, *words, "-ngl", "9", *better)[1]

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import struct
 import time
 from dataclasses import replace
@@ -152,6 +153,48 @@ def test_shards_under_each_others_names_are_said(tiny: Path, tmp_path: Path) -> 
     with pytest.raises(SiteError, match=r"file 1 of 4 of the set .* says `split.no` 1, where 0 belongs") as refused:
         gguf.read(first)
     assert "under the names that they have there" in refused.value.problems[0].remedy
+
+
+def renamed(path: Path, old: str, new: str) -> None:
+    """Gives a tensor another name of the same length in the head of a file."""
+    content = path.read_bytes()
+    assert len(old) == len(new)
+    assert old.encode() in content
+    path.write_bytes(content.replace(old.encode(), new.encode()))
+
+
+@pytest.mark.parametrize(
+    ("place", "old", "new", "reasons"),
+    [
+        (
+            0,
+            "blk.0.ffn_up.weight",
+            "blk.1.ffn_up.weight",
+            ("not the whole model", "no other layer has the like of `blk.1.ffn_up.weight`"),
+        ),
+        (
+            1,
+            "blk.3.ffn_norm.weight",
+            "blk.2.ffn_norm.weight",
+            ("`blk.2.ffn_norm.weight` stands", "none of its files has `blk.3.ffn_norm.weight`"),
+        ),
+        (1, "blk.3.ffn_norm.weight", "blk.3.ffn_nor2.weight", ("not the whole model", "`blk.3.ffn_norm.weight`")),
+        (3, "output_norm.weight", "blk.7.attn_norm.wt", ("not the whole model", "`output_norm.weight`")),
+    ],
+)
+def test_shards_that_together_are_not_the_model_are_said(
+    tiny: Path, tmp_path: Path, place: int, old: str, new: str, reasons: tuple[str, ...]
+) -> None:
+    """The number of tensors is right each time."""
+    parts = shards.split(tiny, tmp_path / "tiny", 40)
+    renamed(next(part for part in (parts[place], *parts) if old.encode() in part.read_bytes()), old, new)
+    with pytest.raises(SiteError) as refused:
+        gguf.read(parts[0])
+    said = str(refused.value)
+    assert all(re.search(reason, said) for reason in reasons), said
+    if "stands" in said:
+        assert "tiny-0000" in said
+    assert "graph" not in said
 
 
 def test_a_shard_of_another_set_is_said(tiny: Path, tmp_path: Path) -> None:

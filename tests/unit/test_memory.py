@@ -17,7 +17,7 @@ from r1prov.offload.arguments import MOST_LAYERS, parse
 from r1prov.offload.engine.buffers import Pool
 from r1prov.offload.engine.graphs import check, known
 from r1prov.offload.memory import Memory, memory, placement
-from r1prov.offload.setting import RefusedError, Setting, UnknownArgumentError
+from r1prov.offload.setting import CACHE_TYPES, RefusedError, Setting, UnknownArgumentError
 from tests.cuda import models
 
 
@@ -25,7 +25,7 @@ def _answers(file: str) -> list[dict]:
     return json.loads((Path(__file__).parents[1] / "data" / file).read_text())["answers"]
 
 
-R1, ALL_OTHERS = _answers("engine_memory.json"), _answers("engine_memory_others.json")
+R1, ALL_OTHERS, MIXED = (_answers(f"engine_memory{which}.json") for which in ("", "_others", "_mixed"))
 PRESUMED = [answer for answer in ALL_OTHERS if answer["model"] in models.PRESUMED]
 OTHERS = [answer for answer in ALL_OTHERS if answer["model"] not in models.PRESUMED]
 REFUSED = [answer for answer in (*R1, *ALL_OTHERS) if "refusal" in answer]
@@ -92,6 +92,31 @@ def test_every_device_of_every_answer_is_within_the_limits(answers: list[dict]) 
         worst, share, mean = max(rows)[0], max(row[1] for row in rows), sum(row[0] for row in rows) / len(rows)
         table.append(f"{quantity:8} worst {worst:6.0f} MiB ({share:.2%}), mean {mean:.2f} MiB, {len(rows)} figures")
     assert not beyond, "\n".join([*table, *beyond])
+
+
+def test_patterns_and_cache_types_are_the_engines_own() -> None:
+    """The file has every cache type, with and without flash attention, and patterns that mean something else to Python."""
+    measured = [answer for answer in MIXED if "mib" in answer]
+    assert len(measured) >= 150
+    for type_ in CACHE_TYPES:
+        for flash in ("on", "off", "auto"):
+            words = ["-ctk", type_.lower()], ["-fa", flash]
+            assert any(all(_within(pair, answer["arguments"]) for pair in words) for answer in MIXED), words
+    wrong = []
+    for answer in MIXED:
+        where = f"{name_of(answer)} {answer['cards']} {' '.join(answer['arguments'])}"
+        try:
+            result = memory_of(answer)
+        except RefusedError as refusal:
+            wrong += [] if "refusal" in answer else [f"{where}: {refusal}"]
+            continue
+        uses = [[use.weights // MIB, use.kv // MIB, use.compute // MIB] for use in (*result.cards, result.host)]
+        wrong += [] if uses == answer.get("mib") else [f"{where}: {uses}, not {answer}"]
+    assert not wrong, "\n".join(wrong)
+
+
+def _within(pair: list[str], words: list[str]) -> bool:
+    return any(words[start : start + 2] == pair for start in range(len(words)))
 
 
 def test_what_is_presumed_is_never_less_than_the_engine_takes() -> None:

@@ -184,6 +184,13 @@ def of_type(path: Path, number: int) -> Path:
     return changed(made, name + struct.pack("<I", 8), name + struct.pack("<I", number))
 
 
+def with_a_tensor_twice(path: Path) -> Path:
+    """Shards of which one has a tensor of another in place of its own; their number is right."""
+    parts = shards.split(tinymodel.write(path, legacy=Q8_0), path.with_suffix(""), 60)
+    place = next(part for part in parts if b"blk.4.ffn_norm" in part.read_bytes())
+    return changed(place, b"blk.4.ffn_norm.weight", b"blk.5.ffn_norm.weight")
+
+
 def first_alone(path: Path) -> Path:
     parts = shards.split(tinymodel.write(path, legacy=Q8_0), path.with_suffix(""), 60)
     parts[2].unlink()
@@ -209,8 +216,9 @@ def no_gguf(path: Path) -> Path:
 
 
 BAD = {
+    "its tensor `blk.5.ffn_norm.weight` stands": with_a_tensor_twice,
     "in both forms (150 tensors": both_forms,
-    "it has no attn_kv_b in layer 1": without_a_layer,
+    "none of its files has `blk.1.attn_kv_b.weight`": without_a_layer,
     "is a model of `codeshell`": of_another_architecture,
     "shards are missing beside it: b-00003-of-00003.gguf": first_alone,
     "has the type IQ1_S, whose rows cannot be taken apart": lambda path: of_type(path, 19),

@@ -149,6 +149,23 @@ def test_what_has_no_legacy_attention_is_merged_as_it_is(tmp_path: Path, kind: s
     assert (host.folder / "t.mla.gguf").read_bytes() == file.read_bytes()
 
 
+@pytest.mark.parametrize("attention", ["legacy", "mla"])
+def test_shards_that_together_are_not_the_model_are_not_merged(host: Host, attention: str) -> None:
+    """One shard has a tensor of another in place of its own, under the digest that was published."""
+    place = next(path for path in host.shards if b"blk.4.ffn_norm" in path.read_bytes())
+    place.write_bytes(place.read_bytes().replace(b"blk.4.ffn_norm.weight", b"blk.5.ffn_norm.weight"))
+    state = json.loads(host.state.read_text())
+    host.files = [{"name": p.name, "bytes": p.stat().st_size, "sha256": digest(p)} for p in host.shards]
+    looks = {str(p): merged_weights.seen(p, digest(p)) for p in host.shards}
+    host.state.write_text(json.dumps({**state, "verified": looks}))
+    before = host.names
+    with pytest.raises(
+        MergeError, match=r"`blk.5.ffn_norm.weight` stands .* none of its files has `blk.4.ffn_norm.weight`"
+    ):
+        host.merge(attention).complete()
+    assert host.names == before
+
+
 @pytest.mark.parametrize("step", ["write_whole", "_remember", "sync_folder"])
 def test_a_run_that_was_cut_off_anywhere_is_taken_up(
     host: Host, converted: Path, monkeypatch: pytest.MonkeyPatch, step: str

@@ -193,6 +193,7 @@ class Builder(ABC):
         if batch.flash:
             if transposed:
                 values = permute(values, 1, 0, 2, 3)
+            keys, values = _as_f16(keys), _as_f16(values)
             out = Node(
                 "flash", "F32", (values.ne[0], query.ne[2], query.ne[1], query.ne[3]), (query, keys, values, self.mask)
             )
@@ -409,6 +410,11 @@ def _input(kind: str, *ne: int) -> Node:
 def binary(op: str, a: Node, b: Node) -> Node:
     """An operation on two tensors, element by element; its result lies as `a` does."""
     return Node(op, "F32", a.ne, (a, b))
+
+
+def _as_f16(cached: Node) -> Node:
+    """A cache in F32 as an F16 copy, because fused attention does not read F32 (ggml_cast); a cache of another type as it is."""
+    return Node("cpy", "F16", cached.ne, [cached]) if cached.type == "F32" else cached
 
 
 def _top(values: Node, count: int) -> Node:
