@@ -21,6 +21,9 @@ MADE = {
     "__gateway_chain": "/run/credentials/r1prov-gateway.service/tls-chain",
     "__gateway_tls_key": "/run/credentials/r1prov-gateway.service/tls-key",
     "__gateway_waits": False,
+    "__gateway_reached": "127.0.0.1",
+    "__gateway_name": "r1.example.com",
+    "__gateway_authority": "r1.example.com",
 }
 BOTH = MADE | {
     "gateway_acme_directory": "",
@@ -31,6 +34,7 @@ BOTH = MADE | {
     "gateway_api_url": "http://127.0.0.1:8000",
     "gateway_api_takes_key": True,
     "gateway_requests_per_second": 20,
+    "gateway_open_requests": 500,
     "gateway_upload_bytes": 104857600,
 }
 DECLARED = {

@@ -34,6 +34,7 @@ PROGRAM = {
     "service_credentials": {"api-key": "secret text"},
     "service_ready_url": "http://127.0.0.1:8000/health",
     "service_start_timeout_s": 821,
+    "service_oom_score_adjust": -900,
 }
 DECLARED = {
     "private": PROGRAM,
@@ -76,6 +77,8 @@ DECLARED = {
         "service_network": "any",
         "service_low_ports": True,
         "service_reload_signal": "HUP",
+        "service_memory_max": 2147483648,
+        "service_oom_score_adjust": 500,
     },
     "renewal": {
         "service_name": "r1prov-gateway-renew",
