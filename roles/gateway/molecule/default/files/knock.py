@@ -183,7 +183,7 @@ def bodies():
         assert in_chunks(path, large) in (401, 413, None), path
     assert taken() - before < 2 << 20
     assert answer("/api/chat/completions", {"Authorization": "Bearer a-login"}, large)[0] == 200
-    assert taken() - before > len(large)
+    assert taken() - before >= len(large)
 
 
 def begun(path, length):
@@ -207,31 +207,38 @@ def in_chunks(path, body):
 
 
 def flood(tells, told):
-    """8,300 connections of four bytes, opened again as they end, until the second file is there."""
+    """8,300 connections of four bytes, opened again as they end, until the second file is there. The first one says that all were tried."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (20000, 20000))
-    doors, until = {}, time.monotonic() + 60
+    doors, silent, tried, until = set(), set(), 0, time.monotonic() + 60
     while not Path(told).exists() and time.monotonic() < until:
         for _ in range(min(500, 8300 - len(doors))):
             door = socket.socket()
             door.setblocking(False)
             door.connect_ex((ADDRESS, 443))
-            doors[door] = False
-        for door, sent in list(doors.items()):
-            try:
-                if not sent:
-                    door.sendall(b"\x16\x03\x01\x02")
-                    doors[door] = True
-                elif door.recv(1) == b"":
-                    del doors[door]
-                    door.close()
-            except BlockingIOError:
-                pass
-            except OSError:
-                doors.pop(door)
-                door.close()
-        if len(doors) >= 8300:
+            doors.add(door)
+            silent.add(door)
+            tried += 1
+            # A connection without a byte is one that nginx closes when it needs room.
+            says_little(door, doors, silent)
+        for door in tuple(doors):
+            says_little(door, doors, silent)
+        if tried >= 8300:
             Path(tells).touch()
-        time.sleep(0.1)
+
+
+def says_little(door, doors, silent):
+    try:
+        if door in silent:
+            door.sendall(b"\x16\x03\x01\x02")
+            silent.remove(door)
+        elif not door.recv(1):
+            raise ConnectionError
+    except BlockingIOError:
+        pass
+    except OSError:
+        doors.remove(door)
+        silent.discard(door)
+        door.close()
 
 
 globals()[WAY](*MORE)
