@@ -58,7 +58,7 @@ def _check_variables(words: Sequence[str]) -> None:
     for word in words:
         match = _VARIABLE.fullmatch(word)
         if match and match[1].startswith(_CHANGING) and match[1] != "CUDA_DEVICE_ORDER":
-            raise UnknownArgumentError(f"r1prov does not know the effect of {match[1]}; leave cards out with `--gpus`")
+            raise UnknownArgumentError(f"r1prov does not know the effect of {word}; leave cards out with `--gpus`")
 
 
 def _in_container(words: Sequence[str]) -> list[str]:
