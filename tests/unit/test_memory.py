@@ -262,6 +262,8 @@ def test_a_cache_that_no_card_fuses_attention_for_has_it_computed_in_ram(
         "docker run --rm -it --gpus all -v /models:/models -p 8080:8080 ghcr.io/ggml-org/llama.cpp:server-cuda {}",
         "sudo podman run -d --name=r1 -e OMP_NUM_THREADS=4 image llama-server {}",
         "{} --alias llama-server",
+        "nohup llama-server {} > server.log 2>&1 &",
+        'bash -c "llama-server {}"',
         "llama-server \\\n  {}",
     ],
 )
