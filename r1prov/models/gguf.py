@@ -155,7 +155,8 @@ def _check_places(headers: Sequence[Header]) -> None:
         if number != place:
             what = f"{which} holds another shard: its header says `split.no` {number}, where {place} belongs"
             raise MisnamedError(
-                what, "rename the shards, so that they lie under the names that they have where they come from"
+                what,
+                "rename the shards: look up where they come from, and let them lie under the names that they have there",
             )
 
 

@@ -19,6 +19,10 @@ _WITHOUT_VALUE = frozenset(
 )
 """Options of `docker run` that have no value, besides the short ones of letters."""
 
+_SHELLS = {"sh", "bash", "dash", "zsh"}
+_OF_THE_SHELL = re.compile(r"[|&;]+|[0-9&]?>.*")
+"""A word with which the shell ends a command, or sends its output elsewhere."""
+
 _VARIABLE = re.compile(r"([A-Za-z_]\w*)=.*", re.DOTALL)
 _CHANGING = ("CUDA_", "GGML_", "LLAMA_", "NVIDIA_")
 """What the names of variables begin with that may change the cards or the placement."""
@@ -36,8 +40,12 @@ def arguments(words: Sequence[str]) -> list[str]:
             words = shlex.split(re.sub(r"\\\r?\n", " ", words[0]))
         except ValueError:
             raise RefusedError("a quote in the line is not closed") from None
+    end = next((place for place, word in enumerate(words) if _OF_THE_SHELL.fullmatch(word)), len(words))
+    words = words[:end]
     if not words or words[0].startswith("-"):
         return list(words)
+    if _name(words[0]) in _SHELLS and len(words) > 2:
+        return arguments([words[-1]])
     start = next((place for place, word in enumerate(words) if _name(word) in _CONTAINERS), None)
     if start is not None and "run" in words[start:]:
         _check_variables(words[:start])
@@ -58,7 +66,7 @@ def _check_variables(words: Sequence[str]) -> None:
     for word in words:
         match = _VARIABLE.fullmatch(word)
         if match and match[1].startswith(_CHANGING) and match[1] != "CUDA_DEVICE_ORDER":
-            raise UnknownArgumentError(f"r1prov does not know the effect of {match[1]}; leave cards out with `--gpus`")
+            raise UnknownArgumentError(f"r1prov does not know the effect of {word}; leave cards out with `--gpus`")
 
 
 def _in_container(words: Sequence[str]) -> list[str]:

@@ -73,6 +73,7 @@ def main(name: str, folder: str, count: int = 30, seed: int = int(f"{datetime.no
     for data, number, ask in (
         ("engine_memory.json", count, memory),
         ("engine_memory_others.json", count, memory),
+        ("engine_memory_mixed.json", count, memory),
         ("engine_fit.json", count // 4, fit),
     ):
         started = time.monotonic()

@@ -251,6 +251,51 @@ def test_a_download_that_is_not_done_is_said_with_figures(tiny: Path, tmp_path: 
         gguf.read(cut)
 
 
+def test_shards_joined_by_cat_are_known(tiny: Path, tmp_path: Path) -> None:
+    joined = tmp_path / "joined.gguf"
+    joined.write_bytes(b"".join(part.read_bytes() for part in shards.split(tiny, tmp_path / "tiny", 40)))
+    with pytest.raises(SiteError, match="several GGUF files one behind the other") as refused:
+        gguf.read(joined)
+    assert "llama-gguf-split --merge" in refused.value.problems[0].remedy
+
+
+def test_a_shard_that_the_hub_keeps_under_its_digest_is_named_by_its_snapshot(tiny: Path, tmp_path: Path) -> None:
+    first, *_ = shards.split(tiny, tmp_path / "tiny", 40)
+    blob, link = tmp_path / "repo" / "blobs" / "ab12", tmp_path / "repo" / "snapshots" / "rev" / "q" / first.name
+    for folder in (blob.parent, link.parent):
+        folder.mkdir(parents=True)
+    first.rename(blob)
+    link.symlink_to(blob)
+    with pytest.raises(SiteError, match="it is one shard of 4") as refused:
+        gguf.read(blob)
+    assert refused.value.problems[0].remedy == f"name it as its snapshot does: {link}"
+
+
+def test_a_big_endian_file_is_called_one(tmp_path: Path) -> None:
+    path = tmp_path / "big.gguf"
+    path.write_bytes(b"GGUF" + struct.pack(">IQQ", 3, 1, 1))
+    with pytest.raises(SiteError, match="it is big-endian") as refused:
+        gguf.read(path)
+    assert "gguf-convert-endian" in refused.value.problems[0].remedy
+
+
+@pytest.mark.parametrize("name", [".", "/", "..", "x" * 300])
+def test_what_is_no_name_of_a_file_is_no_defect(name: str) -> None:
+    with pytest.raises(SiteError, match=r"Is a directory|name too long"):
+        gguf.read(Path(name))
+
+
+def test_a_folder_that_one_may_not_enter_is_no_defect(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "stat", refuse)
+    monkeypatch.setattr(Path, "stat", refuse)
+    for name in ("m.gguf", "m-00001-of-00002.gguf"):
+        with pytest.raises(SiteError, match="Permission denied"):
+            gguf.read(Path("/closed") / name)
+
+
 def test_a_folder_or_nothing_is_refused(tiny: Path, tmp_path: Path) -> None:
     for path, reason in ((tmp_path, "Is a directory"), (tmp_path / "none.gguf", "No such file")):
         with pytest.raises(SiteError, match=f"cannot be read: {reason}"):

@@ -1,6 +1,7 @@
 """Compares the memory model with the engine's own answers in tests/data/engine_memory.json and engine_memory_others.json."""
 
 import json
+import shlex
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from r1prov.common.units import GIB, MIB
 from r1prov.models import layout
 from r1prov.models.model import Model, Tensor
-from r1prov.offload.arguments import MOST_LAYERS, parse
+from r1prov.offload.arguments import MOST_LAYERS, mended, parse
 from r1prov.offload.engine.buffers import Pool
 from r1prov.offload.engine.graphs import check, known
 from r1prov.offload.memory import Memory, memory, placement
@@ -224,7 +225,7 @@ def test_arguments_have_long_forms_and_defaults_of_the_server() -> None:
         parse(["-ctk", "Q8_0"], cards=0)
     with pytest.raises(RefusedError, match="write the value as a separate word"):
         parse(["--ctx-size=8192"], cards=0)
-    with pytest.raises(RefusedError, match="invalid argument --no-mmap: the engine replaced it by `--load-mode`"):
+    with pytest.raises(RefusedError, match="invalid argument --no-mmap: the engine replaced it by `--load-mode none`"):
         parse(["--no-mmap"], cards=0)
     with pytest.raises(UnknownArgumentError, match="-sm cannot be judged with `row`"):
         parse(["-sm", "row"], cards=2)
@@ -248,6 +249,77 @@ def test_a_cache_that_no_card_fuses_attention_for_has_it_computed_in_ram(
     setting = parse([*arguments.split(), "-ctk", "iq4_nl", "-ctv", "iq4_nl"], cards=2)
     taken = memory(layout.model("UD-IQ1_S", mla=True), setting, (24_564 * MIB,) * 2)
     assert [use.compute / MIB for use in (*taken.cards, taken.host)] == pytest.approx(compute_mib, abs=1)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "llama-server {}",
+        "sudo -u llm nice -n 5 numactl --interleave=all /opt/llama.cpp/bin/llama-server {}",
+        "OMP_NUM_THREADS=8 CUDA_DEVICE_ORDER=PCI_BUS_ID llama-server {}",
+        "env HF_HOME=/x taskset -c 0-7 ./llama-server {}",
+        r"'C:\Program Files\llama\llama-server.exe' {}",
+        "docker run --rm -it --gpus all -v /models:/models -p 8080:8080 ghcr.io/ggml-org/llama.cpp:server-cuda {}",
+        "sudo podman run -d --name=r1 -e OMP_NUM_THREADS=4 image llama-server {}",
+        "{} --alias llama-server",
+        "nohup llama-server {} > server.log 2>&1 &",
+        'bash -c "llama-server {}"',
+        "llama-server \\\n  {}",
+    ],
+)
+def test_what_people_paste_before_the_arguments_is_taken_off(line: str) -> None:
+    arguments = "-ngl 7 -c 512 -np 1"
+    words, expected = line.format(arguments), parse(arguments.split(), cards=1)
+    assert parse([words], cards=1) == parse(shlex.split(words.replace("\\\n", "")), cards=1) == expected
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "CUDA_VISIBLE_DEVICES=0 llama-server",
+        "sudo LLAMA_ARG_N_GPU_LAYERS=3 llama-server",
+        "docker run --gpus 2 image -ngl 1",
+    ],
+)
+def test_what_would_change_the_cards_is_not_taken_off(line: str) -> None:
+    with pytest.raises(UnknownArgumentError):
+        parse([line], cards=4)
+
+
+def test_arguments_that_change_no_memory_are_taken() -> None:
+    harmless = "-dt 0.1 --no-host --swa-full -mg 1 --override-kv tokenizer.ggml.add_bos_token=bool:false --rope-freq-base 10000"
+    assert parse(harmless.split(), cards=2) == parse([], cards=2)
+    with pytest.raises(UnknownArgumentError, match=r"does not know the effect of `deepseek2\.block_count` on memory"):
+        parse(["--override-kv", "deepseek2.block_count=int:3"], cards=2)
+
+
+def test_split_mode_none_is_one_card() -> None:
+    """The figures are those of the pinned engine's CUDA backend; it does not list the other card."""
+    words = shlex.split("-c 4096 -np 1 -fa auto -ngl 99 -ot exps=CPU -sm none -mg 1")
+    taken = memory(layout.model("UD-IQ1_S", mla=True), parse(words, cards=2), (81_559 * MIB, 24_564 * MIB))
+    uses = [[use.weights // MIB, use.kv // MIB, use.compute // MIB] for use in (*taken.cards, taken.host)]
+    assert uses == [[0, 0, 0], [10_207, 274, 1132], [123_641, 0, 32]]
+    with pytest.raises(RefusedError, match="invalid value for main_gpu: 2"):
+        parse(["-sm", "none", "-mg", "2"], cards=2)
+
+
+@pytest.mark.parametrize(
+    ("words", "out", "put"),
+    [
+        ("-fa -ngl 3", "-fa", "-fa on"),
+        ("-ngl 3 -fa", "-fa", "-fa on"),
+        ("--no-mmap", "--no-mmap", "--load-mode none"),
+        ("--mlock -ngl 3", "--mlock", "--load-mode mmap+mlock"),
+        ("--no-mmap -fa --mlock", "--no-mmap --mlock -fa", "--load-mode mlock -fa on"),
+        ("--ctx-size=512", "--ctx-size=512", "--ctx-size 512"),
+    ],
+)
+def test_words_of_older_engines_have_others_in_their_place(words: str, out: str, put: str) -> None:
+    with pytest.raises(RefusedError):
+        parse(words.split(), cards=1)
+    mended_words, *changes = mended(words.split(), cards=1)
+    assert changes == [out.split(), put.split()]
+    parse(mended_words, cards=1)
 
 
 def test_only_the_output_lies_on_the_card_with_one_entry() -> None:
