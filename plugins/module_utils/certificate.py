@@ -38,7 +38,7 @@ def _faults(chain: str, key: str, name: str, now: datetime) -> Iterator[tuple[st
     except (TypeError, ValueError):
         yield (
             "the key is no PEM private key, or has a passphrase",
-            "`openssl pkey -in KEY -out NEW` takes the passphrase away",
+            "`openssl pkey -in KEY -out NEW` removes the passphrase",
         )
         return
     leaf = certificates[0]
@@ -64,7 +64,7 @@ def _faults(chain: str, key: str, name: str, now: datetime) -> Iterator[tuple[st
     for child, parent in itertools.pairwise(certificates):
         try:
             child.verify_directly_issued_by(parent)
-        except Exception:  # a wrong name, type or signature: each means the same
+        except Exception:  # a wrong name, a wrong type and a wrong signature mean the same
             yield (
                 f"in the chain, {parent.subject.rfc4514_string()} did not issue {child.subject.rfc4514_string()} before it",
                 "order it: the server's certificate first, each followed by its issuer",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.r1.prov.plugins.module_utils.http_api import Api, ApiError
@@ -28,10 +27,10 @@ class Limits:
 class Reply:
     """An answer. Times are of time.monotonic(). Rates are the engine's own, in tokens/s; they are 0 where a door does not tell them."""
 
+    started_s: float
     content: str = ""
     reasoning: str = ""
     finish: str = ""
-    started_s: float = 0.0
     first_s: float = 0.0
     last_s: float = 0.0
     prompt_tokens: int = 0
@@ -39,13 +38,20 @@ class Reply:
     decode_tokens: int = 0
     decode_tokens_per_second: float = 0.0
 
-    def hear(self, content: str, reasoning: str) -> bool:
-        """Takes a piece of the answer, and returns whether the piece held any text."""
+    def add(self, content: str, reasoning: str) -> bool:
+        """Adds a piece of the answer, and returns whether the piece held any text."""
         self.content += content
         self.reasoning += reasoning
         self.last_s = time.monotonic()
         self.first_s = self.first_s or self.last_s
         return bool(content or reasoning)
+
+    def take_timings(self, timings: dict[str, Any]) -> None:
+        """Takes llama-server's own figures, which come with the last event."""
+        if timings:
+            self.prompt_tokens, self.decode_tokens = timings["prompt_n"], timings["predicted_n"]
+            self.prompt_tokens_per_second = timings["prompt_per_second"]
+            self.decode_tokens_per_second = timings["predicted_per_second"]
 
 
 class LlamaServer:
@@ -54,38 +60,32 @@ class LlamaServer:
     unit, release = "r1prov-llama-server", "/opt/r1prov/llama.cpp/current"
 
     def __init__(self, api: Api, model: str) -> None:
-        self._api = api
-        self._model = model
-        self._context = 0
+        self._api, self._model, self._context = api, model, 0
 
     def facts(self) -> dict[str, Any]:
         """Returns what serves: `build`, `model` (a path), `context_per_slot` (tokens), `slots`."""
         props = self._api.get("/props")
         self._context = props["default_generation_settings"]["n_ctx"]
-        return {
-            "build": props["build_info"],
-            "model": props["model_path"],
-            "context_per_slot": self._context,
-            "slots": props["total_slots"],
-        }
+        served = {"build": props["build_info"], "model": props["model_path"], "slots": props["total_slots"]}
+        return {**served, "context_per_slot": self._context}
 
-    def ask(self, question: str, limits: Limits, tell: Callable[[int], None]) -> Reply:
-        """Asks a question in a chat, as a user would. `tell` is called with the number of pieces that have come."""
+    def ask(self, question: str, limits: Limits, report: Callable[[int], None]) -> Reply:
+        """Asks a question in a chat, as a user would. `report` is called with the number of pieces that have come."""
         body = {"max_tokens": limits.tokens, "cache_prompt": False, "temperature": limits.temperature, "seed": SEED}
-        return _chat(self._api, "/v1/chat/completions", body | _messages(self._model, question), limits.seconds, tell)
+        return _chat(self._api, "/v1/chat/completions", body | _messages(self._model, question), limits, report)
 
-    def generate(self, text: str, seed: int, limits: Limits, tell: Callable[[int], None]) -> Reply:
+    def generate(self, text: str, seed: int, limits: Limits, report: Callable[[int], None]) -> Reply:
         """Has the engine write so many tokens after a text, whatever they say."""
-        # A tokenizer may make many tokens of the text, a context may be small: no more than fit.
-        tokenized = self._api.post("/tokenize", {"content": text, "add_special": True})["tokens"]
+        # A tokenizer may make many tokens of the text, and a context may be small. So no more is sent than fits.
+        prompt = self._api.post("/tokenize", {"content": text, "add_special": True})["tokens"]
         tokens = min(limits.tokens, self._context // 2)
-        body = {"prompt": tokenized[: self._context - tokens], "n_predict": tokens, "ignore_eos": True}
+        body = {"prompt": prompt[: self._context - tokens], "n_predict": tokens, "ignore_eos": True}
         body |= {"temperature": limits.temperature, "seed": seed, "cache_prompt": False}
-        reply, heard = Reply(started_s=time.monotonic()), 0
-        for event in _within(limits.seconds, reply, self._api.stream("/completion", body)):
-            heard += reply.hear(event.get("content", ""), "")
-            tell(heard)
-            _take_timings(reply, event.get("timings") or {})
+        reply, pieces = Reply(time.monotonic()), 0
+        for event in _within(limits, reply, self._api.stream("/completion", body)):
+            pieces += reply.add(event.get("content", ""), "")
+            report(pieces)
+            reply.take_timings(event.get("timings") or {})
         return reply
 
 
@@ -95,51 +95,45 @@ class Ollama:
     unit, release = "r1prov-ollama", "/opt/r1prov/ollama/current"
 
     def __init__(self, api: Api, model: str, slots: int) -> None:
-        self._api = api
-        self._model = model
-        self._slots = slots
+        self._api, self._model, self._slots = api, model, slots
 
     def facts(self) -> dict[str, Any]:
         """Returns what serves, as `LlamaServer.facts` does. The model is named by its name and its digest."""
         models = self._api.get("/api/tags")["models"]
-        listed = [found for found in models if found["name"] in (self._model, f"{self._model}:latest")]
+        listed = [model for model in models if model["name"] in (self._model, f"{self._model}:latest")]
         if not listed:
             raise ApiError(f"Ollama has no model {self._model}: the role ollama registers it")
-        shown = self._api.post("/api/show", {"model": self._model})
-        context = next(
-            (int(line.split()[1]) for line in shown["parameters"].splitlines() if line.startswith("num_ctx")), 0
-        )
+        parameters = self._api.post("/api/show", {"model": self._model})["parameters"].splitlines()
         return {
             "build": self._api.get("/api/version")["version"],
             "model": f"{listed[0]['name']}@{listed[0]['digest']}",
-            "context_per_slot": context,
+            "context_per_slot": next((int(line.split()[1]) for line in parameters if line.startswith("num_ctx")), 0),
             "slots": self._slots,
         }
 
-    def ask(self, question: str, limits: Limits, tell: Callable[[int], None]) -> Reply:
+    def ask(self, question: str, limits: Limits, report: Callable[[int], None]) -> Reply:
         """See `LlamaServer.ask`."""
-        options = {"num_predict": limits.tokens, "temperature": limits.temperature, "seed": SEED}
-        body = _messages(self._model, question) | {"options": options}
-        return self._hear("/api/chat", body, limits.seconds, tell)
+        return self._stream("/api/chat", _messages(self._model, question), SEED, limits, report)
 
-    def generate(self, text: str, seed: int, limits: Limits, tell: Callable[[int], None]) -> Reply:
+    def generate(self, text: str, seed: int, limits: Limits, report: Callable[[int], None]) -> Reply:
         """See `LlamaServer.generate`. The model may end sooner, because Ollama cannot make it go on."""
-        options = {"num_predict": limits.tokens, "temperature": limits.temperature, "seed": seed}
-        body = {"model": self._model, "prompt": text, "raw": True, "options": options}
-        return self._hear("/api/generate", body, limits.seconds, tell)
+        body = {"model": self._model, "prompt": text, "raw": True}
+        return self._stream("/api/generate", body, seed, limits, report)
 
-    def _hear(self, path: str, body: dict[str, Any], limit_s: float, tell: Callable[[int], None]) -> Reply:
-        reply, heard = Reply(started_s=time.monotonic()), 0
-        for event in _within(limit_s, reply, self._api.stream(path, body)):
+    def _stream(
+        self, path: str, body: dict[str, Any], seed: int, limits: Limits, report: Callable[[int], None]
+    ) -> Reply:
+        options = {"num_predict": limits.tokens, "temperature": limits.temperature, "seed": seed}
+        reply, pieces = Reply(time.monotonic()), 0
+        for event in _within(limits, reply, self._api.stream(path, body | {"options": options})):
             if "error" in event:
                 raise ApiError(f"{path} broke off: {event['error']}")
             message = event.get("message", {"content": event.get("response", "")})
-            heard += reply.hear(message["content"], message.get("thinking") or "")
-            tell(heard)
+            pieces += reply.add(message["content"], message.get("thinking") or "")
+            report(pieces)
             if event["done"]:
                 reply.finish = event.get("done_reason", "")
-                reply.prompt_tokens = event.get("prompt_eval_count", 0)
-                reply.decode_tokens = event["eval_count"]
+                reply.prompt_tokens, reply.decode_tokens = event.get("prompt_eval_count", 0), event["eval_count"]
                 reply.prompt_tokens_per_second = _rate(reply.prompt_tokens, event.get("prompt_eval_duration", 0))
                 reply.decode_tokens_per_second = _rate(reply.decode_tokens, event["eval_duration"])
         return reply
@@ -149,17 +143,17 @@ class Page:
     """The chat page's API, used with a login."""
 
     def __init__(self, api: Api, model: str) -> None:
-        self._api = api
-        self._model = model
+        self._api, self._model = api, model
 
-    def ask(self, question: str, limits: Limits, tell: Callable[[int], None]) -> Reply:
+    def ask(self, question: str, limits: Limits, report: Callable[[int], None]) -> Reply:
         """See `LlamaServer.ask`. Tokens are counted as they come, because the page does not tell their number."""
         models = [model["id"] for model in self._api.get("/api/models")["data"]]
         matching = [name for name in models if name in (self._model, f"{self._model}:latest")]
         if not matching:
             raise ApiError(f"the chat page offers {', '.join(models) or 'no model'}, not {self._model}")
         body = {"max_tokens": limits.tokens, "temperature": limits.temperature, "seed": SEED}
-        reply = _chat(self._api, "/api/chat/completions", body | _messages(matching[0], question), limits.seconds, tell)
+        body |= _messages(matching[0], question)
+        reply = _chat(self._api, "/api/chat/completions", body, limits, report)
         seconds = reply.last_s - reply.first_s
         if not reply.decode_tokens_per_second and seconds:
             reply.decode_tokens_per_second = reply.decode_tokens / seconds
@@ -170,43 +164,29 @@ def _messages(model: str, question: str) -> dict[str, Any]:
     return {"model": model, "messages": [{"role": "user", "content": question}]}
 
 
-def _chat(api: Api, path: str, body: dict[str, Any], limit_s: float, tell: Callable[[int], None]) -> Reply:
+def _chat(api: Api, path: str, body: dict[str, Any], limits: Limits, report: Callable[[int], None]) -> Reply:
     """Asks through an API that is like OpenAI's."""
-    reply = Reply(started_s=time.monotonic())
-    for event in _within(limit_s, reply, api.stream(path, body)):
+    reply = Reply(time.monotonic())
+    for event in _within(limits, reply, api.stream(path, body)):
         for choice in event.get("choices", [])[:1]:
             delta = choice.get("delta", {})
             if delta.get("content") or delta.get("reasoning_content"):
-                reply.decode_tokens += reply.hear(delta.get("content") or "", delta.get("reasoning_content") or "")
-                tell(reply.decode_tokens)
+                reply.decode_tokens += reply.add(delta.get("content") or "", delta.get("reasoning_content") or "")
+                report(reply.decode_tokens)
             reply.finish = choice.get("finish_reason") or reply.finish
-        _take_timings(reply, event.get("timings") or {})
+        reply.take_timings(event.get("timings") or {})
     return reply
 
 
-def _take_timings(reply: Reply, timings: dict[str, Any]) -> None:
-    """llama-server's own figures, which come with the last event."""
-    if timings:
-        reply.prompt_tokens, reply.decode_tokens = timings["prompt_n"], timings["predicted_n"]
-        reply.prompt_tokens_per_second = timings["prompt_per_second"]
-        reply.decode_tokens_per_second = timings["predicted_per_second"]
-
-
-def _within(limit_s: float, reply: Reply, events: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _within(limits: Limits, reply: Reply, events: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The events, as long as the answer is within its limit of time."""
     for event in events:
-        if time.monotonic() - reply.started_s > limit_s:
+        if time.monotonic() - reply.started_s > limits.seconds:
             raise ApiError(
-                f"it took longer than {limit_s:.0f} s. Raise smoke_bench_timeout_s if this server is that slow"
+                f"it took longer than {limits.seconds:.0f} s. Raise smoke_bench_timeout_s if this server is that slow"
             )
         yield event
 
 
 def _rate(tokens: int, nanoseconds: int) -> float:
     return tokens * 1e9 / nanoseconds if nanoseconds else 0.0
-
-
-def model_file(model: str) -> list[int] | None:
-    """The size and the time stamp (ns) of a model's file; None where the model is named otherwise than by its path."""
-    path = Path(model)
-    status = path.stat() if path.is_absolute() and path.exists() else None
-    return [status.st_size, status.st_mtime_ns] if status else None

@@ -106,3 +106,11 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content
+
+
+def file_diff(path: Path, before: str, after: str) -> dict[str, str]:
+    """What Ansible shows of a changed file; nothing where it is the same."""
+    header = str(path)
+    return (
+        {"before_header": header, "after_header": header, "before": before, "after": after} if before != after else {}
+    )

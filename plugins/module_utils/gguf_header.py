@@ -72,7 +72,7 @@ _LONGEST_ARRAY, _LONGEST_LIST = 16 << 20, 10_000
 
 
 class GgufError(ValueError):
-    """The file is no whole GGUF file; the message is one sentence, of which "it" is the file."""
+    """The file is no whole GGUF file. The message is one sentence, in which "it" is the file."""
 
 
 class CutShortError(GgufError):
@@ -80,7 +80,7 @@ class CutShortError(GgufError):
 
 
 class NoGgufError(GgufError):
-    """The file is something else than a GGUF file."""
+    """The file is no GGUF file."""
 
 
 class LfsPointerError(GgufError):
@@ -93,21 +93,13 @@ class BigEndianError(GgufError):
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor.
-
-    Attributes:
-        name: its name.
-        shape: its dimensions.
-        type: the number of its type.
-        start: where its data begin in the file.
-        bytes: up to the next tensor's data or the file's end, so with padding.
-    """
+    """One tensor."""
 
     name: str
     shape: tuple[int, ...]
-    type: int
-    start: int
-    bytes: int
+    type: int  # the number of its type
+    start: int  # where its data begin in the file
+    bytes: int  # up to the next tensor's data or the file's end, so with padding
 
     @property
     def type_name(self) -> str:
@@ -116,34 +108,23 @@ class Tensor:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of its data, without padding.
-
-        Raises:
-            GgufError: it has a type that llama.cpp does not know.
-        """
+        """Bytes of its data, without padding."""
         return data_bytes(self.name, self.shape, self.type)
 
 
 @dataclass(frozen=True)
 class Gguf:
-    """What a file says of itself.
-
-    Attributes:
-        path: the file.
-        keys: the metadata by name, each value as its type and its bytes.
-        tensors: in the order of their data.
-        data: where the data begin, in bytes from the file's start.
-    """
+    """What a file says of itself."""
 
     path: Path
-    keys: dict[str, bytes]
-    tensors: tuple[Tensor, ...]
-    data: int
+    keys: dict[str, bytes]  # the metadata by name, each value as its type and its bytes
+    tensors: tuple[Tensor, ...]  # in the order of their data
+    data: int  # where the data begin, in bytes from the file's start
 
     def text(self, key: str) -> str:
         """The value of a key that holds a text; empty where the key is missing or holds something else."""
-        found = value(self.keys.get(key))
-        return found if isinstance(found, str) else ""
+        content = value(self.keys.get(key))
+        return content if isinstance(content, str) else ""
 
     def number(self, key: str) -> int | None:
         """The value of a key that holds a whole number; None where the key is missing or holds something else."""
@@ -156,11 +137,9 @@ class Gguf:
 
 
 def value(raw: bytes | None) -> Any:
-    """The Python value of a key from its bytes as `Gguf.keys` holds them.
+    """The Python value of a key from its bytes as `Gguf.keys` holds them; None for None.
 
-    Returns:
-        A number, a bool, a text or a list of numbers. Only the length is told of longer lists and of lists of texts, as `range(length)`.
-        None for None.
+    It is a number, a bool, a text, or a list of numbers. A longer list, or a list of texts, is `range(length)`.
     """
     if raw is None:
         return None
@@ -181,8 +160,8 @@ def alignment(keys: dict[str, bytes]) -> int:
     return stated if stated and stated > 0 else DEFAULT_ALIGNMENT
 
 
-def _whole(found: Any) -> int | None:
-    return found if isinstance(found, int) and not isinstance(found, bool) else None
+def _whole(content: Any) -> int | None:
+    return content if isinstance(content, int) and not isinstance(content, bool) else None
 
 
 def padded(size: int, to: int) -> int:
@@ -194,7 +173,7 @@ def data_bytes(name: str, shape: tuple[int, ...], kind: int) -> int:
     """Bytes of a tensor's data.
 
     Raises:
-        GgufError: no such type, or rows that are no whole number of its blocks.
+        GgufError: there is no such type, or a row is no whole number of its blocks.
     """
     if kind not in TYPES:
         raise GgufError(f"`{name}` has a type that is not known: {kind}")
@@ -340,13 +319,13 @@ def header(stream: BinaryIO, path: Path, size: int | None = None) -> Gguf:
         raise GgufError(f"its GGUF version is {version}; {' and '.join(map(str, _VERSIONS))} are known")
     tensor_count, key_count = _number(stream, "Q", _MOST_TENSORS), _number(stream, "Q", _MOST_KEYS)
     keys = {_name(stream): _value(stream) for _ in range(key_count)}
-    found = sorted(_entry(stream) for _ in range(tensor_count))
-    data = padded(stream.tell(), alignment(keys)) if found else stream.tell()
-    ends = [data + offset for offset, *_ in found[1:]] + ([size] if found and size is not None else [])
+    entries = sorted(_entry(stream) for _ in range(tensor_count))
+    data = padded(stream.tell(), alignment(keys)) if entries else stream.tell()
+    ends = [*(data + offset for offset, *_ in entries[1:]), size]
     tensors = []
-    for place, (offset, name, shape, kind) in enumerate(found):
+    for (offset, name, shape, kind), following in zip(entries, ends):  # noqa: B905 - without tensors there is one end too many
         start = data + offset
-        end = ends[place] if place < len(ends) else start + data_bytes(name, shape, kind)
+        end = start + data_bytes(name, shape, kind) if following is None else following
         if end < start:
             raise CutShortError(f"it is cut short: it has {end:,} bytes, and the data of `{name}` begin behind them")
         tensors.append(Tensor(name, shape, kind, start, end - start))
@@ -372,10 +351,10 @@ def _take(stream: BinaryIO, count: int) -> bytes:
 
 
 def _number(stream: BinaryIO, form: str, most: int | None = None) -> int:
-    (found,) = struct.unpack(f"<{form}", _take(stream, struct.calcsize(form)))
-    if most is not None and found > most:
-        raise GgufError(f"its header is damaged: it speaks of {found:,} where at most {most:,} are possible")
-    return int(found)
+    (number,) = struct.unpack(f"<{form}", _take(stream, struct.calcsize(form)))
+    if most is not None and number > most:
+        raise GgufError(f"its header is damaged: it speaks of {number:,} where at most {most:,} are possible")
+    return int(number)
 
 
 def _name(stream: BinaryIO) -> str:

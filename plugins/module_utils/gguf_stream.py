@@ -1,8 +1,8 @@
-"""One GGUF file written from the tensors of others, in one pass, and checked behind the writer's back.
+"""Writes one GGUF file from the tensors of others in one pass, and checks it at the same time.
 
 One thread reads the sources and writes. Another follows it by a few blocks: it reads what now stands in the file (the kernel still has
-it in memory), holds it against what was to be written or against the algebra, and computes the file's sha256. So a source is read once,
-and the check costs a core, not a second pass over the disk. Memory: those blocks, and a few tensors that are made anew.
+it in memory), compares it with what was to be written or with the algebra, and computes the file's sha256. So a source is read once, and
+the check costs a core, not a second pass over the disk. It takes the memory of those blocks, and of a few tensors that are made anew.
 """
 
 from __future__ import annotations
@@ -18,15 +18,8 @@ from functools import partial
 from operator import eq
 from typing import IO, TYPE_CHECKING, Callable, Iterator, Sequence
 
-from ansible_collections.r1.prov.plugins.module_utils.gguf_header import (
-    GgufError,
-    Tensor,
-    alignment,
-    data_bytes,
-    head,
-    padded,
-    read,
-)
+from ansible_collections.r1.prov.plugins.module_utils import gguf_header
+from ansible_collections.r1.prov.plugins.module_utils.gguf_header import GgufError, Tensor, padded, read
 from ansible_collections.r1.prov.plugins.module_utils.llama_memory import gib
 from ansible_collections.r1.prov.plugins.module_utils.locks import has_name, holder
 
@@ -47,20 +40,14 @@ class StreamError(Exception):
 class Part:
     """One tensor of the new file.
 
-    Attributes:
-        name: its name.
-        shape: its dimensions.
-        type: the number of its type.
-        path: the file that has its source.
-        source: the tensor that it comes from.
-        make: its data, from the source's; None where they are the same. A ValueError says what is wrong with those.
-        agrees: whether data (second) are what should have been made of the source's (first).
+    `make` makes its data of the source's, and raises a ValueError where it cannot. `agrees` says whether data (second) are what should have
+    been made of the source's (first). Both are None where the data stay the same.
     """
 
     name: str
     shape: tuple[int, ...]
-    type: int
-    path: Path
+    type: int  # the number of its type
+    path: Path  # the file with the source
     source: Tensor
     make: Callable[[bytes], bytes] | None = None
     agrees: Callable[[bytes, bytes], bool] | None = None
@@ -68,7 +55,7 @@ class Part:
     @property
     def n_bytes(self) -> int:
         """Bytes of its data, without padding."""
-        return data_bytes(self.name, self.shape, self.type)
+        return gguf_header.data_bytes(self.name, self.shape, self.type)
 
 
 def copied(path: Path, tensor: Tensor) -> Part:
@@ -86,24 +73,24 @@ def write(
     """Writes the file, safely to the disk. No partial file remains when that fails.
 
     Args:
-        path: a name that nothing else uses; what a killed run left there is removed.
+        path: a name that nothing else uses. What a killed run left there is removed.
         keys: the metadata, as `Gguf.keys`.
         parts: the tensors, in order.
-        report: told bytes done and bytes in all, now and then.
-        publish: gives the whole file its place, told its sha256; until it is through, no other run writes to `path`.
+        report: is called with the bytes done and the bytes in all, now and then.
+        publish: is called with the sha256 and gives the whole file its place. Until it returns, no other run writes to `path`.
 
     Returns:
-        The file's sha256, of what stands in it.
+        The sha256 of what stands in the file.
 
     Raises:
         StreamError: no room, a source that is cut short, cannot be read or holds what nothing can be made of, another run that writes
             this file, or a tensor that came out wrong.
         GgufError: a type or shape that no GGUF file can have.
-        OSError: the new file cannot be written, or not be published.
+        OSError: the new file cannot be written or published.
     """
     _check_sources(parts)
-    start = head(keys, [(part.name, part.shape, part.type) for part in parts])
-    total = len(start) + sum(padded(part.n_bytes, alignment(keys)) for part in parts)
+    start = gguf_header.head(keys, [(part.name, part.shape, part.type) for part in parts])
+    total = len(start) + sum(padded(part.n_bytes, gguf_header.alignment(keys)) for part in parts)
     with _alone(path) as file:
         try:
             _check_room(path.parent, total)
@@ -164,11 +151,11 @@ def _check_room(folder: Path, total: int) -> None:
 
 def _begins(path: Path, keys: dict[str, bytes], parts: Sequence[Part]) -> list[int]:
     """Where each tensor belongs, as a reader of the new file understands its head."""
-    told = read(path)
-    tensors = [(tensor.name, tensor.shape, tensor.type) for tensor in told.tensors]
-    if told.keys != keys or tensors != [(part.name, part.shape, part.type) for part in parts]:
+    new = read(path)
+    tensors = [(tensor.name, tensor.shape, tensor.type) for tensor in new.tensors]
+    if new.keys != keys or tensors != [(part.name, part.shape, part.type) for part in parts]:
         raise GgufError(f"the head of {path} does not say what was written to it")
-    return [tensor.start for tensor in told.tensors]
+    return [tensor.start for tensor in new.tensors]
 
 
 def _fill(file: int, parts: Sequence[Part], begins: Sequence[int], report: Callable[[int], None]) -> str:
@@ -217,7 +204,7 @@ def _pieces(part: Part) -> Iterator[tuple[bytes, Callable[[bytes], bool]]]:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[IO[bytes]]:
-    """A source, opened; what is wrong with it is not to be taken for the new file's."""
+    """A source, opened. An error of the source must not be taken for one of the new file."""
     try:
         with path.open("rb") as source:
             yield source
@@ -242,17 +229,15 @@ def _put(file: int, content: bytes, position: int) -> None:
 
 
 class _Follower:
-    """Reads, in a thread of its own, what now stands in the file, holds it against what should, and computes the file's sha256."""
+    """Reads in a thread of its own what now stands in the file, compares it with what should, and computes the file's sha256."""
 
     def __init__(self, file: int, pool: ThreadPoolExecutor) -> None:
-        self._file = file
-        self._pool = pool
-        self._position = 0
+        self._file, self._pool, self._position = file, pool, 0
         self._digest: _Hash = hashlib.sha256()
         self._pending: deque[Future[None]] = deque()
 
     def take(self, end: int, part: Part | None = None, agrees: Callable[[bytes], bool] | None = None) -> None:
-        """Has it take all up to `end`, of a tensor or between two; raises what it found wrong before."""
+        """Has it read all up to `end`, of a tensor or between two. Raises what it found wrong before."""
         while len(self._pending) >= _PIECES_AHEAD:
             self._pending.popleft().result()
         self._pending.append(self._pool.submit(self._take, end, part, agrees))
@@ -267,7 +252,7 @@ class _Follower:
         self._position = end
 
     def sha256(self) -> str:
-        """Of all that it was given to take, when it has; raises what it found wrong."""
+        """The sha256 of all that it was given, when it has read that. Raises what it found wrong."""
         while self._pending:
             self._pending.popleft().result()
         return self._digest.hexdigest()
@@ -277,9 +262,7 @@ class _Disk:
     """Has the disk write while the file grows, where the kernel would wait until its memory is full."""
 
     def __init__(self, file: int, pool: ThreadPoolExecutor) -> None:
-        self._file = file
-        self._pool = pool
-        self._position = 0
+        self._file, self._pool, self._position = file, pool, 0
         self._pending: Future[None] | None = None
 
     def keep_up(self, position: int) -> None:

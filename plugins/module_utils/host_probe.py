@@ -21,12 +21,11 @@ import struct
 import subprocess
 import sys
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 MIB = 1024**2
 COMMAND_LIMIT_S = 15  # nvidia-smi takes seconds to wake many cards that no daemon keeps awake
-CPU_FLAGS = {"avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"}
 PACKAGE_LOCKS = (
     "/var/lib/dpkg/lock-frontend",
     "/var/lib/dpkg/lock",
@@ -36,60 +35,52 @@ PACKAGE_LOCKS = (
 
 
 def probe(paths: list[str] | None = None, ports: list[int] | None = None) -> dict[str, Any]:
-    """Read this host.
+    """Reads this host.
 
     Args:
-        paths: places that will be written to; each need not exist yet.
-        ports: TCP ports whose listeners are wanted; none named means all.
+        paths: places that will be written to. They need not exist yet.
+        ports: TCP ports whose listeners are asked for; none named means all.
 
     Returns:
-        A JSON-able dict. Sizes end in `_bytes`, times in `_s`. What cannot be read is None or empty.
+        Values for JSON. Sizes end in `_bytes`, times in `_s`. What cannot be read is None or empty.
     """
-    started = time.monotonic()
-    pool = ThreadPoolExecutor()  # for the reads that take time: other programs
-    programs: dict[str, Future[Any]] = {
-        "gpu": pool.submit(_gpu),
-        "nvcc": pool.submit(_nvcc),
-        "sudo": pool.submit(_sudo),
-    }
+    gpu = ThreadPoolExecutor().submit(_gpu)  # nvidia-smi takes time
     facts: dict[str, Any] = {
         "clock_s": time.time(),
-        "hostname": platform.node(),
         "system": platform.system(),
         "arch": platform.machine(),
-        "kernel": platform.release(),
         "os": _os(),
         "init": _read("/proc/1/comm").strip(),
         "container": _container(),
-        "python": platform.python_version(),
         "ram": _ram(),
         "cpu": _cpu(),
         "disks": [_disk(path) for path in paths or []],
         "listeners": _listeners(ports),
         "user": _user(),
-        "package_locks": _package_locks(),
+        "sudo": _sudo(),
+        "package_locks": [path for path in PACKAGE_LOCKS if _is_locked(path)],
     }
-    facts.update({name: future.result() for name, future in programs.items()})
-    facts["took_s"] = round(time.monotonic() - started, 3)
-    return facts
+    return {**facts, "gpu": gpu.result()}
 
 
 # --- system ---
 
 
 def _os() -> dict[str, Any]:
-    """`id` (debian), `version` (12), `like` (debian) and `name` for people, from os-release."""
-    text = _read("/etc/os-release") or _read("/usr/lib/os-release")
-    values = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
-    keys = {"id": "ID", "version": "VERSION_ID", "like": "ID_LIKE", "name": "PRETTY_NAME"}
-    return {name: values.get(key, "").strip("\"'") for name, key in keys.items()}
+    """`id` (debian), `version` (12) and `name` for people, from os-release."""
+    values: dict[str, str] = {}
+    with contextlib.suppress(OSError):
+        values = platform.freedesktop_os_release()
+    return {
+        name: values.get(key, "") for name, key in (("id", "ID"), ("version", "VERSION_ID"), ("name", "PRETTY_NAME"))
+    }
 
 
 def _container() -> str:
     """The kind of container that this host calls itself: `docker`, `lxc`, `systemd-nspawn`; empty for a machine."""
-    told = _read("/run/systemd/container").strip()
-    if told:
-        return told
+    kind = _read("/run/systemd/container").strip()
+    if kind:
+        return kind
     for entry in _read("/proc/1/environ").split("\0"):
         if entry.startswith("container="):
             return entry.partition("=")[2]
@@ -114,40 +105,30 @@ def _sudo() -> str:
 
 def _ram() -> dict[str, Any]:
     """The bytes of RAM that the machine has, or that this container's control group allows."""
-    values = {}
-    for line in _read("/proc/meminfo").splitlines():
-        name, _, rest = line.partition(":")
-        if name in ("MemTotal", "MemAvailable"):
-            values[name] = int(rest.split()[0]) * 1024
-    total, available = values.get("MemTotal", 0), values.get("MemAvailable", 0)
+    match = re.search(r"^MemTotal: +(\d+)", _read("/proc/meminfo"), re.MULTILINE)
+    total = int(match.group(1)) * 1024 if match else 0
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         limit = _read(path).strip()
-        if limit.isdigit() and int(limit) < total:
-            total, available = int(limit), min(available, int(limit))
-    return {"total_bytes": total, "available_bytes": available}
+        if limit.isdigit():
+            total = min(total, int(limit))
+    return {"total_bytes": total}
 
 
 def _cpu() -> dict[str, Any]:
-    """Model, physical `cores`, `threads`, `usable_threads` (those that limits allow), sockets, NUMA nodes, and those flags that matter."""
-    flags: set[str] = set()
-    model, cores, sockets, threads = "", set(), set(), 0
+    """Model, physical `cores`, `usable_threads` (those that limits allow), and NUMA nodes."""
+    model, cores, threads = "", set(), 0
     for block in _read("/proc/cpuinfo").strip().split("\n\n"):
         fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in block.splitlines())}
         if "processor" not in fields:
             continue
         threads += 1
         model = model or fields.get("model name", "")
-        flags = flags or set(fields.get("flags", "").split())
-        sockets.add(fields.get("physical id", "0"))
         cores.add((fields.get("physical id", "0"), fields.get("core id", fields["processor"])))
     return {
         "model": model,
         "cores": len(cores),
-        "threads": threads,
         "usable_threads": min(len(os.sched_getaffinity(0)), _cpu_quota() or threads or 1),
-        "sockets": len(sockets),
         "numa_nodes": len(glob.glob("/sys/devices/system/node/node[0-9]*")) or 1,
-        "flags": sorted(CPU_FLAGS & flags),
     }
 
 
@@ -247,16 +228,6 @@ def _missing_devices(n_cards: int) -> list[str]:
     return missing + (["/dev/nvidiaN (%d of %d)" % (n_files, n_cards)] if n_files < n_cards else [])
 
 
-def _nvcc() -> dict[str, Any] | None:
-    """Path and version of the CUDA compiler on PATH, else of NVIDIA's packages or of r1prov; None where there is no compiler."""
-    places = [shutil.which("nvcc") or "", "/usr/local/cuda/bin/nvcc", *sorted(glob.glob("/opt/r1prov/cuda/*/bin/nvcc"))]
-    for path in filter(os.path.exists, places):
-        match = re.search(r"release (\d+\.\d+)", _run([path, "--version"])[1])
-        if match:
-            return {"path": path, "version": match.group(1)}
-    return None
-
-
 # --- disk, ports, package lock ---
 
 
@@ -278,7 +249,6 @@ def _disk(path: str) -> dict[str, Any]:
         "mount": mount,
         "filesystem": "%d:%d" % (os.major(device), os.minor(device)),
         "free_bytes": stat.f_bavail * stat.f_frsize,
-        "total_bytes": stat.f_blocks * stat.f_frsize,
         "read_only": bool(stat.f_flag & os.ST_RDONLY),
     }
 
@@ -320,34 +290,13 @@ def _socket_owners(inodes: set[str]) -> dict[str, int]:
     return owners
 
 
-def _package_locks() -> list[dict[str, Any]]:
-    """The locks of dpkg and apt that are held, and their holders. A first boot holds them for minutes."""
-    held = []
-    for path in PACKAGE_LOCKS:
-        pid = _lock_holder(path)
-        if pid:
-            held.append({"file": path, "pid": pid, "process": _process(pid), "unit": _unit(pid)})
-    return held
-
-
-def _lock_holder(path: str) -> int | None:
-    """The process that has a record lock on a file. Root asks the kernel for it; other users look the inode up in /proc/locks."""
+def _is_locked(path: str) -> bool:
+    """Whether a process has a record lock on a file. Only root may ask the kernel for those of dpkg and apt."""
     flock = struct.Struct("hhqqi4x")  # l_type, l_whence, l_start, l_len, l_pid on 64-bit Linux
-    with contextlib.suppress(OSError):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            answer = fcntl.fcntl(handle, fcntl.F_GETLK, flock.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
-        finally:
-            os.close(handle)
-        kind, *_, pid = flock.unpack(answer)
-        return pid if kind != fcntl.F_UNLCK else None
-    with contextlib.suppress(OSError):
-        status = os.stat(path)
-        name = "%02x:%02x:%d" % (os.major(status.st_dev), os.minor(status.st_dev), status.st_ino)
-        for fields in map(str.split, _read("/proc/locks").splitlines()):
-            if name in fields and "WRITE" in fields and "->" not in fields:
-                return int(fields[fields.index(name) - 1])
-    return None
+    with contextlib.suppress(OSError), open(path, encoding="utf-8") as file:
+        answer = fcntl.fcntl(file, fcntl.F_GETLK, flock.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+        return bool(flock.unpack(answer)[0] != fcntl.F_UNLCK)
+    return False
 
 
 # --- small tools ---
@@ -364,9 +313,8 @@ def _unit(pid: int | str | None) -> str:
         if controllers in ("", "name=systemd"):
             units = [part for part in path.split("/") if part.endswith((".service", ".scope"))]
             if units:
-                return units[
-                    0
-                ]  # those below user@1000.service are named by that user, and may have the name of one of ours
+                # A user names the units below user@1000.service, perhaps like one of ours. So the first counts.
+                return units[0]
     return ""
 
 

@@ -1,8 +1,7 @@
-"""A small client of the HTTP APIs of our services. It takes the standard library only, and never asks a proxy."""
+"""A small client of the HTTP APIs of r1prov's services. It needs the standard library only, and never asks a proxy."""
 
 from __future__ import annotations
 
-import copy
 import json
 import urllib.error
 import urllib.request
@@ -15,11 +14,7 @@ if TYPE_CHECKING:
 
 
 class ApiError(Exception):
-    """The server does not answer, or answers with an error; the message says what came back.
-
-    Attributes:
-        status: the HTTP status; 0 where there was no answer.
-    """
+    """The server does not answer, or answers with an error. `status` is the HTTP status, or 0 where there was no answer."""
 
     def __init__(self, message: str, status: int = 0) -> None:
         super().__init__(message)
@@ -32,38 +27,32 @@ class Api:
     Args:
         url: without a path, e.g. `http://127.0.0.1:8000`.
         key_file: a file on this host with the API key; empty for none.
-        timeout_s: longest silence of the server that is borne.
+        timeout_s: the longest silence of the server that is tolerated.
     """
 
     def __init__(self, url: str, key_file: str = "", timeout_s: float = 30.0) -> None:
-        self._url = url.rstrip("/")
+        self._url, self._timeout_s = url.rstrip("/"), timeout_s
         self._headers = {"Content-Type": "application/json"}
-        self._timeout_s = timeout_s
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         if key_file:
             try:
-                key = Path(key_file).read_text(encoding="utf-8").strip()
+                self.use_key(Path(key_file).read_text(encoding="utf-8").strip())
             except OSError as error:
                 raise ApiError(f"the API key cannot be read: {error}") from error
-            self._headers["Authorization"] = f"Bearer {key}"
 
-    def with_key(self, key: str) -> Api:
-        """The same server with another API key."""
-        other = copy.copy(self)
-        vars(other)["_headers"] = self._headers | {"Authorization": f"Bearer {key}"}
-        return other
+    def use_key(self, key: str) -> None:
+        """Sends this key with every request from now on."""
+        self._headers["Authorization"] = f"Bearer {key}"
 
-    def get(self, path: str) -> dict[str, Any]:
+    def get(self, path: str) -> Any:
         """The JSON at a path."""
         with self._open(path, None) as answer:
-            content: dict[str, Any] = json.load(answer)
-        return content
+            return json.load(answer)
 
-    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    def post(self, path: str, body: dict[str, Any]) -> Any:
         """Posts JSON and returns the JSON of the answer."""
         with self._open(path, body) as answer:
-            content: dict[str, Any] = json.load(answer)
-        return content
+            return json.load(answer)
 
     def delete(self, path: str, body: dict[str, Any]) -> None:
         """Deletes what the JSON names."""
@@ -77,27 +66,22 @@ class Api:
                     line = raw.decode("utf-8", errors="replace").strip()
                     if line.startswith("error:"):
                         raise ApiError(f"{path} broke off: {line}")
-                    data = line[len("data:") :].strip() if line.startswith("data:") else line
+                    data = line.removeprefix("data:").strip()
                     if data.startswith("{"):
                         yield json.loads(data)
             except OSError as error:
                 raise ApiError(f"{path} broke off: {error}") from error
 
     def _open(self, path: str, body: dict[str, Any] | None, method: str | None = None) -> HTTPResponse:
-        data = None if body is None else json.dumps(body).encode()
-        url = self._url + path
+        data, url = None if body is None else json.dumps(body).encode(), self._url + path
         request = urllib.request.Request(url, data, self._headers, method=method)  # noqa: S310 - the operator's own URL
         try:
             answer: HTTPResponse = self._opener.open(request, timeout=self._timeout_s)
         except urllib.error.HTTPError as error:
-            said = error.read(500).decode("utf-8", errors="replace")
-            raise ApiError(f"{self._url}{path} answers HTTP {error.code}: {said}", error.code) from error
+            text = error.read(500).decode("utf-8", errors="replace")
+            raise ApiError(f"{url} answers HTTP {error.code}: {text}", error.code) from error
         except OSError as error:
             # A door listens at all times, and closes the connection while the service behind it is down.
-            why = (
-                "the service behind it is down"
-                if isinstance(error, ConnectionResetError)
-                else getattr(error, "reason", error)
-            )
-            raise ApiError(f"{self._url}{path} does not answer: {why}") from error
+            down = "the service behind it is down" if isinstance(error, ConnectionResetError) else ""
+            raise ApiError(f"{url} does not answer: {down or getattr(error, 'reason', error)}") from error
         return answer

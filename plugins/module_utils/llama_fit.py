@@ -10,7 +10,7 @@ import subprocess
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.r1.prov.plugins.module_utils import remedies
-from ansible_collections.r1.prov.plugins.module_utils.llama_memory import MIB, asked, told
+from ansible_collections.r1.prov.plugins.module_utils.llama_memory import MIB, fit_arguments, fit_devices
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,7 +20,7 @@ _TRIES = 5
 
 
 class FitError(Exception):
-    """The engine refuses the arguments or the file; the message is what it said."""
+    """The engine refuses the arguments or the file. The message is what it said."""
 
 
 class CardsFullError(Exception):
@@ -30,13 +30,8 @@ class CardsFullError(Exception):
 def run(argv: list[str], environment: dict[str, Any], known: list[str]) -> str:
     """What a program of the engine prints.
 
-    llama-fit-params aborts where it cannot load a model. Its log is written by a thread of its own, which then often does not get to the
-    reason on a busy host. So it is asked again, ahead of all else that wants the processors, until it has told one.
-
-    Args:
-        argv: the program and its arguments.
-        environment: variables to add.
-        known: patterns of reasons.
+    llama-fit-params aborts where it cannot load a model. Its log is written by a thread of its own, which on a busy host often does not get
+    to the reason. So it is asked again with a real-time priority, until it has told one of the reasons whose patterns are `known`.
 
     Raises:
         CardsFullError: it found no room on a card for its own beginnings.
@@ -53,11 +48,11 @@ def run(argv: list[str], environment: dict[str, Any], known: list[str]) -> str:
             timeout=_LIMIT_S,
             env={**os.environ, **environment},
         )
-        words = (done.stderr + done.stdout).strip()
-        if done.returncode != -signal.SIGABRT or any(re.search(pattern, words) for pattern in known):
+        output = (done.stderr + done.stdout).strip()
+        if done.returncode != -signal.SIGABRT or any(re.search(pattern, output) for pattern in known):
             break
     if done.returncode:
-        raise CardsFullError(words) if "CUDA error: out of memory" in words else FitError(words)
+        raise CardsFullError(output) if "CUDA error: out of memory" in output else FitError(output)
     return done.stdout
 
 
@@ -67,19 +62,20 @@ def _ahead() -> None:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
 
 
-def measured(bin_: Path, wanted: dict[str, Any]) -> list[dict[str, Any]]:
+def measured(programs: Path, options: dict[str, Any]) -> list[dict[str, Any]]:
     """The bytes that each device will hold, as the engine says.
 
     Raises:
         CardsFullError, FitError: as `run`.
     """
-    environment = {name: str(value) for name, value in wanted["environment"].items()}
-    known = [row["pattern"] for row in wanted["remedies"]]
+    environment = {name: str(value) for name, value in options["environment"].items()}
+    known = [row["pattern"] for row in options["remedies"]]
     # It reads all arguments, says its version, and ends: so a wrong one is found before anything is stopped for it.
-    run([str(bin_ / "llama-server"), *wanted["arguments"], "--version"], environment, known)
-    help_text = run([str(bin_ / "llama-fit-params"), "--help"], environment, known)
-    words = [str(bin_ / "llama-fit-params"), "--model", wanted["model"], "--fit-print", "on"]
-    devices = told(run([*words, *asked(wanted["arguments"], help_text)], environment, known))
+    run([str(programs / "llama-server"), *options["arguments"], "--version"], environment, known)
+    program = str(programs / "llama-fit-params")
+    arguments = fit_arguments(options["arguments"], run([program, "--help"], environment, known))
+    output = run([program, "--model", options["model"], "--fit-print", "on", *arguments], environment, known)
+    devices = fit_devices(output)
     if not devices:
         raise FitError("llama-fit-params named no device")
     return devices
@@ -94,6 +90,6 @@ def advice(rooms: dict[str, Any]) -> str:
     )
 
 
-def remedy(words: str, known: list[dict[str, Any]]) -> str:
+def remedy(output: str, known: list[dict[str, Any]]) -> str:
     """What to do about the engine's refusal."""
-    return remedies.first(words, known) or "Correct llama_server_arguments."
+    return remedies.first(output, known) or "Correct llama_server_arguments."

@@ -1,4 +1,4 @@
-"""What a llama.cpp says about memory, before it starts (llama-fit-params) and while it loads (its log). Pure: text in, values out.
+"""What llama.cpp says about memory, before it starts (llama-fit-params) and while it loads (its log). Nothing is read or run here.
 
 A device's memory is a dict: `name` as in a plan (`CUDA0`, `host`), and `weights_bytes`, `kv_bytes`, `compute_bytes`.
 """
@@ -18,13 +18,14 @@ LOAD_MARGINS = {**PLAN_MARGINS, "weights": (0.001, 16 * MIB), "kv": (0.0, MIB)}
 
 _BUFFER = re.compile(r"(\S+) +(model|KV|compute) buffer size = +([\d.]+) MiB")
 _OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers to GPU")
+_LOGGED = {"model": "weights", "KV": "kv", "compute": "compute"}
 _LOADED = re.compile(r"llama_server: (model loaded|listening on)")
 
 
-def asked(arguments: list[str], help_text: str) -> list[str]:
+def fit_arguments(arguments: list[str], help_text: str) -> list[str]:
     """The arguments of llama-server that llama-fit-params knows, by its own help. The others do not change what memory is taken.
 
-    Without cards llama-fit-params leaves weights out that are repacked for the CPU; as they are, they take the same.
+    Without cards llama-fit-params leaves out weights that are repacked for the CPU. With `--no-repack` they take the same and are counted.
     """
     options = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", help_text))
     kept, keep = ["--no-repack"], False
@@ -36,10 +37,10 @@ def asked(arguments: list[str], help_text: str) -> list[str]:
     return kept
 
 
-def told(output: str) -> list[dict[str, Any]]:
+def fit_devices(output: str) -> list[dict[str, Any]]:
     """The devices' memory from what llama-fit-params prints: a line each, `NAME weights KV compute` in whole MiB."""
-    found = re.findall(r"^(CUDA\d+|Host) (\d+) (\d+) (\d+) *$", output, re.MULTILINE)
-    return [_device(name, [int(value) * MIB for value in values]) for name, *values in found]
+    rows = re.findall(r"^(CUDA\d+|Host) (\d+) (\d+) (\d+) *$", output, re.MULTILINE)
+    return [_device(name, [int(value) * MIB for value in values]) for name, *values in rows]
 
 
 def loaded(lines: list[str]) -> dict[str, Any]:
@@ -50,28 +51,25 @@ def loaded(lines: list[str]) -> dict[str, Any]:
         `offloaded`: layers on cards, and of how many, None where the log does not say; `unlocked`: the kernel refused to lock the model
         in RAM; `whole`: the log is there to the end of the load.
     """
-    buffers: dict[tuple[str, str], int] = {}  # (name, kind) -> bytes
-    offloaded = None
-    mapped = False
+    sums: dict[str, dict[str, int]] = {}  # device -> kind -> bytes
+    computed: dict[str, int] = {}  # buffer -> bytes
+    offloaded, mapped = None, False
     for line in lines:
         buffer, layers = _BUFFER.search(line), _OFFLOADED.search(line)
         if buffer:
-            mapped |= buffer[1].endswith("_Mapped")
-            key = buffer[1], {"model": "weights", "KV": "kv", "compute": "compute"}[buffer[2]]
-            # Room for a batch that is made anew takes the place of the room there was.
-            before = 0 if key[1] == "compute" else buffers.get(key, 0)
-            buffers[key] = before + int(float(buffer[3]) * MIB)
+            name, kind, n_bytes = buffer[1], _LOGGED[buffer[2]], int(float(buffer[3]) * MIB)
+            mapped |= name.endswith("_Mapped")
+            kinds = sums.setdefault(name if re.fullmatch(r"CUDA\d+", name) else "host", dict.fromkeys(KINDS, 0))
+            if kind == "compute":  # A new buffer for a batch takes the place of the old one.
+                kinds[kind] -= computed.get(name, 0)
+                computed[name] = n_bytes
+            kinds[kind] += n_bytes
         elif layers:
             offloaded = [int(layers[1]), int(layers[2])]
-    sums: dict[str, Any] = {}
-    for (of, kind), n_bytes in buffers.items():
-        name = of if re.fullmatch(r"CUDA\d+", of) else "host"
-        sums.setdefault(name, dict.fromkeys(KINDS, 0))[kind] += n_bytes
-    devices = [_device(name, list(values.values())) for name, values in sorted(sums.items())]
-    if mapped:
-        for device in devices:
-            if device["name"] == "host":
-                del device["weights_bytes"]
+    devices = [_device(name, list(sizes.values())) for name, sizes in sorted(sums.items())]
+    for device in devices:
+        if mapped and device["name"] == "host":
+            del device["weights_bytes"]
     return {
         "devices": devices,
         "offloaded": offloaded,
@@ -85,21 +83,22 @@ def misfits(devices: list[dict[str, Any]], rooms: dict[str, Any], reserves: dict
 
     Args:
         devices: their memory.
-        rooms: name -> all the memory it has, in bytes.
+        rooms: name -> all the memory that the device has, in bytes.
         reserves: name -> bytes that are to stay free.
     """
-    found = []
+    sentences = []
     for device in devices:
         name, taken = device["name"], sum(device[f"{kind}_bytes"] for kind in KINDS)
         room, reserve = rooms.get(name), reserves.get(name, 0)
         if room is None:
-            found.append(f"{name} is a device that nvidia-smi does not show")
+            sentences.append(f"{name} is a device that nvidia-smi does not show")
         elif taken + reserve > room:
-            short = taken + reserve - room
-            found.append(
-                f"{name} is {gib(short)} short: {_parts(device)}, together {gib(taken)}, and {gib(reserve)} that stay free, of {gib(room)}"
+            parts = ", ".join(f"{label} {gib(device[f'{kind}_bytes'])}" for kind, label in KINDS.items())
+            short = gib(taken + reserve - room)
+            sentences.append(
+                f"{name} is {short} short: {parts}, together {gib(taken)}, and {gib(reserve)} that stay free, of {gib(room)}"
             )
-    return found
+    return sentences
 
 
 def surprises(devices: list[dict[str, Any]], plan: list[dict[str, Any]]) -> list[str]:
@@ -126,30 +125,19 @@ def gib(n_bytes: float) -> str:
 
 
 def _device(name: str, values: list[int]) -> dict[str, Any]:
-    return {
-        "name": "host" if name == "Host" else name,
-        **{f"{kind}_bytes": value for kind, value in zip(KINDS, values, strict=True)},
-    }
-
-
-def _parts(device: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {gib(device[f'{kind}_bytes'])}" for kind, name in KINDS.items())
+    sizes = {f"{kind}_bytes": value for kind, value in zip(KINDS, values, strict=True)}
+    return {"name": "host" if name == "Host" else name, **sizes}
 
 
 def _differences(
-    devices: list[dict[str, Any]], foreseen: list[dict[str, Any]], margins: dict[str, Any], who: str
+    devices: list[dict[str, Any]], foreseen: list[dict[str, Any]], margins: dict[str, Any], source: str
 ) -> list[str]:
     before = {device["name"]: device for device in foreseen}
-    found = []
-    for device in devices:
-        for kind, (share, least) in margins.items():
-            measured, expected = (of.get(f"{kind}_bytes") for of in (device, before.get(device["name"], {})))
-            if (
-                measured is not None
-                and expected is not None
-                and abs(measured - expected) > max(share * expected, least)
-            ):
-                found.append(
-                    f"{device['name']} takes {measured / MIB:,.0f} MiB of {KINDS[kind]}, {who} {expected / MIB:,.0f} MiB"
-                )
-    return found
+    return [
+        f"{device['name']} takes {device[key] / MIB:,.0f} MiB of {KINDS[kind]}, {source} {expected / MIB:,.0f} MiB"
+        for device in devices
+        for kind, (share, least) in margins.items()
+        if (key := f"{kind}_bytes") in device
+        and (expected := before.get(device["name"], {}).get(key)) is not None
+        and abs(device[key] - expected) > max(share * expected, least)
+    ]

@@ -1,4 +1,4 @@
-"""Compares what a running llama-server does with what was asked for."""
+"""Compares what a running llama-server does with its arguments."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ _CONTEXT_STEP = 256  # llama.cpp rounds each slot's context up to this many toke
 
 
 def differences(props: dict[str, Any], model: str, arguments: list[str]) -> list[str]:
-    """One sentence for each value that differs from what was asked for. Values that were not asked for are not compared."""
+    """One sentence for each value that differs from the arguments. A value without an argument is not compared."""
     context, slots = _value(arguments, "--ctx-size", "-c"), _value(arguments, "--parallel", "-np")
     runs_context, runs_slots = props["default_generation_settings"]["n_ctx"], props["total_slots"]
-    found = []
+    sentences = []
     if props["model_path"] != model:
-        found.append(f"it serves {props['model_path']}, not {model}")
+        sentences.append(f"it serves {props['model_path']}, not {model}")
     if slots and runs_slots != slots:
-        found.append(f"it has {runs_slots} slots, not {slots}")
+        sentences.append(f"it has {runs_slots} slots, not {slots}")
     if context and slots:
         per_slot = context if {"--kv-unified", "-kvu"} & set(arguments) else context // slots
         if not per_slot <= runs_context < per_slot + _CONTEXT_STEP:
-            found.append(f"it has {runs_context} tokens of context per slot, not {per_slot}")
-    return found
+            sentences.append(f"it has {runs_context} tokens of context per slot, not {per_slot}")
+    return sentences
 
 
 def _value(arguments: list[str], *names: str) -> int:
@@ -33,12 +33,13 @@ def _value(arguments: list[str], *names: str) -> int:
 
 
 def misplaced(load: dict[str, Any], arguments: list[str]) -> str:
-    """What is wrong with the number of layers on the cards. Empty where nothing is, or where the log does not reach back to the load."""
-    wanted = _value(arguments, "--n-gpu-layers", "--gpu-layers", "-ngl")
-    if not load["whole"] or not wanted:
+    """What is wrong with the number of layers on the cards; empty where nothing is, or where the log does not reach back to the load."""
+    asked = _value(arguments, "--n-gpu-layers", "--gpu-layers", "-ngl")
+    if not load["whole"] or not asked:
         return ""
-    found, of = load["offloaded"] or (0, wanted)
-    return "" if found == min(wanted, of) else f"it put {found} layers on the cards, not {min(wanted, of)}"
+    offloaded, layers = load["offloaded"] or (0, asked)
+    expected = min(asked, layers)
+    return "" if offloaded == expected else f"it put {offloaded} layers on the cards, not {expected}"
 
 
 def uses_gpu(pid: str, proc: Path = Path("/proc")) -> bool:

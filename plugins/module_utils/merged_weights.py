@@ -1,6 +1,6 @@
-"""The one file that a model's published files were made into, and what is remembered of it.
+"""The one file that a model's published files were made into, and what is recorded of it.
 
-`NAME.json` beside it says what it was made of, which form its attention has and what its sha256 is; the transfer's `state.json` how it
+`NAME.json` beside it says what it was made of, which form its attention has and what its sha256 is. The transfer's `state.json` says how it
 looked when it was verified, so that it is not read again until it changes. roles/weights/files/fetch.py, which stands alone, reads both.
 """
 
@@ -16,6 +16,10 @@ STATE = Path("/var/lib/r1prov/weights/state.json")
 
 MLA, LEGACY = "mla", "legacy"
 """The forms of a file: with latent attention (MLA), or with the attention with which it was published."""
+
+
+class NotThereError(Exception):
+    """The files that are served are not as they were when they were verified."""
 
 
 def record_of(file: Path) -> Path:
@@ -38,63 +42,45 @@ def recorded(file: Path, shards: list[dict[str, Any]]) -> dict[str, Any] | None:
 def made(folder: Path, shards: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The records of all files in a folder that were made of these shards and have their full length."""
     files = [path.with_suffix("") for path in sorted(folder.glob("*.gguf.json"))]
-    return [
-        found
-        for file in files
-        if (found := recorded(file, shards)) and file.is_file() and file.stat().st_size == found["bytes"]
-    ]
+    records = [(file, recorded(file, shards)) for file in files if file.is_file()]
+    return [record for file, record in records if record and file.stat().st_size == record["bytes"]]
 
 
 def stand_in(folder: Path, name: str, attention: str, shards: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The file that takes the place of the shards: the one that is to be made of them, else one that it can be made of; or None."""
-    there = made(folder, shards) if name else []
-    wanted = [found for found in there if found["name"] == name]
-    published = [found for found in there if (attention, found["attention"]) == (MLA, LEGACY)]
-    return next(iter(wanted + published), None)
+    records = made(folder, shards) if name else []
+    final = [record for record in records if record["name"] == name]
+    published = [record for record in records if (attention, record["attention"]) == (MLA, LEGACY)]
+    return next(iter(final + published), None)
 
 
 def seen(path: Path, sha256: str) -> dict[str, Any]:
     """How a verified file looks from outside."""
     status = path.stat()
-    return {
-        "sha256": sha256,
-        "bytes": status.st_size,
-        "mtime_ns": status.st_mtime_ns,
-        "inode": status.st_ino,
-    }
-
-
-def remembered(state: Path = STATE) -> dict[str, Any]:
-    """What the transfer wrote down: how it went, and the verified files by path."""
-    return read_json(state)
+    return {"sha256": sha256, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "inode": status.st_ino}
 
 
 def is_as_verified(folder: Path, files: list[dict[str, Any]], state: Path = STATE) -> bool:
     """Whether each file looks as it did when it was verified."""
-    known = remembered(state).get("verified", {})
+    known = read_json(state).get("verified", {})
+    paths = [(folder / file["name"], file["sha256"]) for file in files]
     try:
-        return all(
-            known.get(str(folder / file["name"])) == seen(folder / file["name"], file["sha256"]) for file in files
-        )
+        return all(known.get(str(path)) == seen(path, sha256) for path, sha256 in paths)
     except FileNotFoundError:
         return False
-
-
-class NotThereError(Exception):
-    """The files that are served are not as they were when they were verified."""
 
 
 def replaced(folder: Path, keep: str, files: list[dict[str, Any]], state: Path = STATE) -> list[Path]:
     """The files of a model that are there and are not served.
 
     Args:
-        folder: the model's.
-        keep: the one that is served; empty where `files` are.
-        files: the published ones.
-        state: what the transfer remembers.
+        folder: the model's folder.
+        keep: the file that is served; empty where the published files are.
+        files: the published files.
+        state: what the transfer has recorded.
 
     Raises:
-        NotThereError: it is safer to keep all.
+        NotThereError: the served file is not as it was verified, so it is safer to keep all.
     """
     served = [recorded(folder / keep, files)] if keep else files
     if not all(served) or not is_as_verified(folder, [file for file in served if file], state):
@@ -105,12 +91,20 @@ def replaced(folder: Path, keep: str, files: list[dict[str, Any]], state: Path =
     return [folder / name for name in names if (folder / name).exists()]
 
 
+def remember(file: Path, sha256: str, state: Path = STATE) -> None:
+    """Adds a verified file to what the transfer knows."""
+    record = read_json(state)
+    write_whole(
+        state, json.dumps({**record, "verified": {**record.get("verified", {}), str(file): seen(file, sha256)}})
+    )
+
+
 def remove(files: list[Path], state: Path = STATE) -> None:
-    """Removes files and what is remembered of them."""
-    before = remembered(state)
-    known = {path: looks for path, looks in before.get("verified", {}).items() if Path(path) not in files}
-    # In this order: of a file that is gone nothing may be remembered.
-    write_whole(state, json.dumps({**before, "verified": known}))
+    """Removes files and what is recorded of them."""
+    record = read_json(state)
+    known = {path: looks for path, looks in record.get("verified", {}).items() if Path(path) not in files}
+    # First the record: nothing may be recorded of a file that is gone.
+    write_whole(state, json.dumps({**record, "verified": known}))
     for file in files:
         record_of(file).unlink(missing_ok=True)
         file.unlink()

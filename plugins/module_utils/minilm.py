@@ -49,14 +49,7 @@ class ModelError(Exception):
 def gguf(
     name: str, config: dict[str, Any], pooling: dict[str, Any], tokenizer: dict[str, Any], tensors: bytes
 ) -> bytes:
-    """The bytes of the file.
-
-    Args:
-        name: the model's name.
-        config: its `config.json`.
-        pooling: its `1_Pooling/config.json`.
-        tokenizer: its `tokenizer.json`.
-        tensors: its `model.safetensors`.
+    """The bytes of the GGUF file, from the name of a model and its four files: config, pooling, tokenizer and safetensors.
 
     Raises:
         ModelError: it is another kind of model.

@@ -1,4 +1,4 @@
-"""What a legacy deepseek2 model becomes in MLA form (latent attention).
+"""Brings a legacy deepseek2 model into MLA form (latent attention).
 
 A legacy file has one matrix per layer that makes keys and values of all heads from the latent vector c of 512 elements. By rows it is,
 head by head, nope (128) of K and value (128) of V:
@@ -10,8 +10,8 @@ An MLA file keeps c itself in the cache. The score q . k = q . (K c) = (K^T q) .
     attn_k_b   [heads, rank, nope]              K of each head, transposed
     attn_v_b   [heads, value, rank]             V of each head
 
-V's rows are rows of kv_b, so its bytes stay as they are, whatever the type. K's new rows of 128 hold no block of 256: they become
-Q8_0, or F16. (GGUF names dimensions the other way round.) The metadata are those that llama.cpp's convert_hf_to_gguf writes.
+V's rows are rows of kv_b, so its bytes stay as they are, whatever the type. K's new rows of 128 elements hold no block of 256, so they
+become Q8_0 or F16. (GGUF names dimensions the other way round.) The metadata are those that llama.cpp's convert_hf_to_gguf writes.
 """
 
 from __future__ import annotations
@@ -29,8 +29,6 @@ from ansible_collections.r1.prov.plugins.module_utils.gguf_stream import Part, c
 Array = Any
 
 ARCHITECTURE = "deepseek2"
-KEY_TYPES = ("Q8_0", "F16")
-"""The types that `attn_k_b` can have. F16 takes twice the bytes."""
 
 _LEGACY = re.compile(r"(blk\.(\d+)\.attn_)kv_b\.weight")
 _NEW = re.compile(r"blk\.\d+\.attn_[kv]_b\.weight")
@@ -47,35 +45,27 @@ class AlreadyError(FormError):
 
 @dataclass(frozen=True)
 class Attention:
-    """The sizes of a layer's attention.
-
-    Attributes:
-        heads: how many.
-        nope: elements of a head's key that carry no position.
-        rope: those that do.
-        value: elements of a head's value.
-        rank: elements of the latent vector.
-    """
+    """The sizes of a layer's attention. The shapes below are in GGUF's order."""
 
     heads: int
-    nope: int
-    rope: int
-    value: int
-    rank: int
+    nope: int  # elements of a head's key that carry no position
+    rope: int  # elements of a head's key that carry the position
+    value: int  # elements of a head's value
+    rank: int  # elements of the latent vector
 
     @property
     def kv_b(self) -> tuple[int, int]:
-        """The shape of `attn_kv_b`, in GGUF's order."""
+        """The shape of `attn_kv_b`."""
         return self.rank, self.heads * (self.nope + self.value)
 
     @property
     def k_b(self) -> tuple[int, int, int]:
-        """The shape of `attn_k_b`, in GGUF's order."""
+        """The shape of `attn_k_b`."""
         return self.nope, self.rank, self.heads
 
     @property
     def v_b(self) -> tuple[int, int, int]:
-        """The shape of `attn_v_b`, in GGUF's order."""
+        """The shape of `attn_v_b`."""
         return self.rank, self.value, self.heads
 
 
@@ -84,11 +74,11 @@ def converted(shards: Sequence[Gguf], key_type: str) -> tuple[dict[str, bytes], 
 
     Args:
         shards: all files of the model, in order.
-        key_type: one of `KEY_TYPES`.
+        key_type: the type of `attn_k_b`, `Q8_0` or `F16`, which takes twice the bytes.
 
     Raises:
         AlreadyError: it has that form.
-        FormError: it is another model, not whole, or has a form that is neither.
+        FormError: it is another model, not whole, or has neither form.
     """
     first = shards[0]
     _check_whole(shards)
@@ -105,7 +95,7 @@ def k_b(raw: bytes, kind: str, sizes: Attention, key_type: str) -> bytes:
     """The data of `attn_k_b` from those of an `attn_kv_b` of type `kind`.
 
     Raises:
-        ValueError: those hold what the new type cannot; the message goes on from the tensor's name.
+        ValueError: the source holds what the new type cannot. The message continues a sentence that begins with the tensor's name.
     """
     encode = {"Q8_0": ggml_blocks.q8_0, "F16": ggml_blocks.f16}[key_type]
     keys = _by_head(raw, sizes)[:, : sizes.nope]
@@ -116,7 +106,7 @@ def k_b(raw: bytes, kind: str, sizes: Attention, key_type: str) -> bytes:
 
 
 def _checked(values: Array, key_type: str) -> Array:
-    largest = np.abs(values).max()  # no number, if any of them is none
+    largest = np.abs(values).max()  # NaN, if any value is NaN
     if not np.isfinite(largest):
         raise ValueError("holds values that are no numbers (NaN or infinite)")
     if largest > ggml_blocks.LARGEST[key_type]:
@@ -125,7 +115,7 @@ def _checked(values: Array, key_type: str) -> Array:
 
 
 def v_b(raw: bytes, sizes: Attention) -> bytes:
-    """The data of `attn_v_b` from those of an `attn_kv_b`, of any type whose rows stand one behind the other."""
+    """The data of `attn_v_b` from those of an `attn_kv_b`, of any type whose rows follow one another."""
     data: bytes = _by_head(raw, sizes)[:, sizes.nope :].tobytes()
     return data
 
@@ -136,9 +126,9 @@ def k_b_agrees(kind: str, sizes: Attention, key_type: str, raw: bytes, written: 
     made = np.frombuffer(written, np.uint8).reshape(sizes.heads, sizes.rank, -1)
     for head in range(0, sizes.heads, _HEADS_AT_ONCE):
         several = slice(head, head + _HEADS_AT_ONCE)
-        wanted = _transposed(kind, keys[several]).reshape(-1, 32)
-        found = ggml_blocks.dequantise(key_type, made[several]).reshape(-1, 32)
-        if not (np.abs(found - wanted) <= _rounding(wanted, key_type)).all():
+        exact = _transposed(kind, keys[several]).reshape(-1, 32)
+        stored = ggml_blocks.dequantise(key_type, made[several]).reshape(-1, 32)
+        if not (np.abs(stored - exact) <= _rounding(exact, key_type)).all():
             return False
     return True
 
@@ -146,7 +136,7 @@ def k_b_agrees(kind: str, sizes: Attention, key_type: str, raw: bytes, written: 
 def _rounding(values: Array, key_type: str) -> Array:
     """How far values may be from what they were rounded to, by blocks of 32.
 
-    F16 keeps 11 bits, and nothing below 2^-24. Q8_0 has steps of 1/127 of the largest in its block, and that step itself as F16.
+    F16 keeps 11 bits, and nothing below 2^-24. The steps of Q8_0 are 1/127 of the largest value in its block, and a step is stored as F16.
     """
     sizes = np.abs(values)
     if key_type == "F16":
@@ -188,25 +178,12 @@ def _split(shard: Gguf, tensor: Tensor, prefix: str, sizes: Attention, key_type:
         raise FormError(
             "{} in {} is {}, and by the metadata it is {}. Fetch it anew".format(tensor.name, shard.path.name, *shapes)
         )
+    make_k, make_v = partial(k_b, kind=kind, sizes=sizes, key_type=key_type), partial(v_b, sizes=sizes)
+    agrees_k, agrees_v = partial(k_b_agrees, kind, sizes, key_type), partial(v_b_agrees, sizes)
+    number = TYPE_NUMBERS[key_type]
     return [
-        Part(
-            f"{prefix}k_b.weight",
-            sizes.k_b,
-            TYPE_NUMBERS[key_type],
-            shard.path,
-            tensor,
-            make=partial(k_b, kind=kind, sizes=sizes, key_type=key_type),
-            agrees=partial(k_b_agrees, kind, sizes, key_type),
-        ),
-        Part(
-            f"{prefix}v_b.weight",
-            sizes.v_b,
-            tensor.type,
-            shard.path,
-            tensor,
-            make=partial(v_b, sizes=sizes),
-            agrees=partial(v_b_agrees, sizes),
-        ),
+        Part(f"{prefix}k_b.weight", sizes.k_b, number, shard.path, tensor, make_k, agrees_k),
+        Part(f"{prefix}v_b.weight", sizes.v_b, tensor.type, shard.path, tensor, make_v, agrees_v),
     ]
 
 
@@ -214,10 +191,10 @@ def _check_whole(shards: Sequence[Gguf]) -> None:
     first = shards[0]
     counts: dict[str, tuple[int | None, int]] = {"shards": (first.number("split.count") or 1, len(shards))}
     counts["tensors"] = (first.number("split.tensors.count"), sum(len(shard.tensors) for shard in shards))
-    for what, (wanted, found) in counts.items():
-        if wanted not in (None, found):
+    for what, (stated, here) in counts.items():
+        if stated not in (None, here):
             raise FormError(
-                f"it belongs to a set of {wanted} {what}, and {found} are here. Fetch those that are missing"
+                f"it belongs to a set of {stated} {what}, and {here} are here. Fetch those that are missing"
             )
 
 
@@ -225,7 +202,7 @@ def _attention(first: Gguf, names: Sequence[str]) -> Attention:
     """The sizes that a legacy model states.
 
     Raises:
-        FormError: it is none.
+        FormError: it is no legacy model.
     """
     architecture = first.text("general.architecture")
     if architecture != ARCHITECTURE:
@@ -240,10 +217,8 @@ def _attention(first: Gguf, names: Sequence[str]) -> Attention:
         raise AlreadyError("it has its attention in MLA form already: nothing to do")
     if not legacy:
         raise FormError("it has no attn_kv_b. Take a file that llama.cpp's converter wrote")
-
-    lacking = set(range(first.number(f"{ARCHITECTURE}.block_count") or 0)) - {
-        int(match[2]) for match in map(_LEGACY.fullmatch, names) if match
-    }
+    layers = {int(match[2]) for match in map(_LEGACY.fullmatch, names) if match}
+    lacking = set(range(first.number(f"{ARCHITECTURE}.block_count") or 0)) - layers
     if lacking:
         raise FormError(f"it has no attn_kv_b in layer {min(lacking)}. Fetch it anew")
 

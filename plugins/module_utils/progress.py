@@ -16,28 +16,16 @@ _INTERVAL_S = 0.5
 
 
 class Progress:
-    """Writes `/run/r1prov/STEP/progress.json`, at most twice a second.
-
-    Args:
-        step: the role's name.
-        run: the folder that holds one folder per step.
-    """
+    """Writes `/run/r1prov/STEP/progress.json`, at most twice a second. STEP is the name of the role."""
 
     def __init__(self, step: str, run: Path = RUN) -> None:
-        self._step = step
-        self._file = run / step / "progress.json"
+        self._step, self._file = step, run / step / "progress.json"
         self._label, self._total, self._unit, self._done = "starting", 0, "steps", 0
         self._written = 0.0
         self._file.parent.mkdir(parents=True, exist_ok=True)
 
     def begin(self, label: str, total: int, unit: str) -> None:
-        """Begins a new part of the step.
-
-        Args:
-            label: what is being done, e.g. `compiling`.
-            total: how many units this part has; 0 where that is not known.
-            unit: `steps` or `bytes`.
-        """
+        """Begins a part of the step, such as `compiling`. It has so many `steps` or `bytes`, or 0 where that is not known."""
         self._label, self._total, self._unit, self._done = label, total, unit, 0
         self._write("running")
 
@@ -46,7 +34,7 @@ class Progress:
         self.begin(f"waiting: {why}", 0, "steps")
 
     def update(self, done: int, total: int | None = None) -> None:
-        """Says how many units are done, and `total` where it became known or changed."""
+        """Says how many units are done, and how many there are where that became known or changed."""
         self._done = done
         self._total = self._total if total is None else total
         if time.monotonic() - self._written >= _INTERVAL_S:
@@ -59,13 +47,5 @@ class Progress:
 
     def _write(self, state: str) -> None:
         self._written = time.monotonic()
-        content = {
-            "step": self._step,
-            "label": self._label,
-            "done": self._done,
-            "total": self._total,
-            "unit": self._unit,
-            "state": state,
-            "updated": time.time(),
-        }
-        write_whole(self._file, json.dumps(content))
+        content = {"step": self._step, "label": self._label, "done": self._done, "total": self._total}
+        write_whole(self._file, json.dumps({**content, "unit": self._unit, "state": state, "updated": time.time()}))

@@ -92,17 +92,6 @@ def make_current(home: Path, release_id: str) -> None:
             shutil.rmtree(release)
 
 
-def switch_diff(home: Path, before: str, after: str) -> dict[str, str]:
-    """What Ansible shows of a switch from one release to another."""
-    header = str(home / "current")
-    return {
-        "before_header": header,
-        "after_header": header,
-        "before": f"{before}\n" if before else "",
-        "after": f"{after}\n",
-    }
-
-
 def tried(
     command: Sequence[str | Path], environment: Mapping[str, str] | None = None, folder: Path | None = None
 ) -> str:

@@ -5,14 +5,6 @@ from __future__ import annotations
 import re
 from typing import Any
 
-OPTION: dict[str, Any] = {
-    "type": "list",
-    "elements": "dict",
-    "default": [],
-    "options": {"pattern": {"type": "str", "required": True}, "remedy": {"type": "str", "required": True}},
-}
-"""As an argument spec says it. Its documentation is the fragment of the same name."""
-
 
 def first(words: str, remedies: list[dict[str, Any]]) -> str:
     """The first remedy whose pattern is found in the words of a program; empty where none is."""

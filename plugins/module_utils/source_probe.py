@@ -36,17 +36,14 @@ def out_of_reach(needs: list[dict[str, Any]], ca_pem: str, limit_s: float) -> li
     Returns:
         One dict for each need that cannot be met: `what`, and `tried`, a dict for each source as `silent` returns it.
     """
-    needs = [
-        {**need, "any_of": list(map(address, need["any_of"]))}
-        for need in needs
-        if not (need["have"] and all(map(glob.glob, need["have"])))
-    ]
-    answers = silent([source for need in needs for source in need["any_of"]], ca_pem, limit_s)
+    unmet = [need for need in needs if not (need["have"] and all(map(glob.glob, need["have"])))]
+    sources = [list(map(address, need["any_of"])) for need in unmet]
+    answers = silent([source for group in sources for source in group], ca_pem, limit_s)
     dead = {answer["asked"]: answer for answer in answers}
     return [
-        {"what": need["what"], "tried": [dead[source] for source in need["any_of"]]}
-        for need in needs
-        if all(source in dead for source in need["any_of"])
+        {"what": need["what"], "tried": [dead[source] for source in group]}
+        for need, group in zip(unmet, sources, strict=True)
+        if dead.keys() >= set(group)
     ]
 
 
@@ -63,13 +60,13 @@ def silent(sources: list[str], ca_pem: str, limit_s: float) -> list[dict[str, An
     Returns:
         One dict for each: `asked`, `source` (the same without a password), `problem`, `remedy`.
     """
-    found: dict[str, tuple[str, str] | None] = {}
-    context = _tls(ca_pem)
-    opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=context), _NoRedirect)
+    answers: dict[str, tuple[str, str] | None] = {}
+    opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=_tls(ca_pem)), _NoRedirect)
     end = time.monotonic() + limit_s
 
     def ask(source: str) -> None:
-        found[source] = _ask_path(source) if _is_path(source) else _ask(opener, source, limit_s)
+        is_path = source.startswith(("/", "file://"))
+        answers[source] = _ask_path(source) if is_path else _ask(opener, source, limit_s)
 
     # The threads are daemons, not a pool's: a name server that does not answer must not hold up the end of the process.
     threads = [threading.Thread(target=ask, args=(source,), daemon=True) for source in sources]
@@ -77,20 +74,13 @@ def silent(sources: list[str], ca_pem: str, limit_s: float) -> list[dict[str, An
         thread.start()
     for thread in threads:
         thread.join(max(0.0, end - time.monotonic()))
-    nothing = (
-        f"no answer within {limit_s:.0f} s",
-        "check the address, the network, a firewall; a mirror may be nearer",
-    )
-    answers = [(source, found.get(source, nothing)) for source in sources]
+    remedy = "check the address, the network, a firewall; a mirror may be nearer"
+    late = f"no answer within {limit_s:.0f} s", remedy
     return [
-        {"asked": source, "source": without_credentials(source), "problem": answer[0], "remedy": answer[1]}
-        for source, answer in answers
-        if answer
+        {"asked": source, "source": without_credentials(source), "problem": fault[0], "remedy": fault[1]}
+        for source in sources
+        if (fault := answers.get(source, late))
     ]
-
-
-def _is_path(source: str) -> bool:
-    return source.startswith(("/", "file://"))
 
 
 def _ask_path(source: str) -> tuple[str, str] | None:
@@ -112,7 +102,7 @@ def _ask(opener: urllib.request.OpenerDirector, source: str, limit_s: float) -> 
         if error.code in (502, 503, 504):
             return f"{error.code} {error.reason}", f"try later or use a mirror; behind a proxy, {PROXY_REMEDY}"
         return None
-    except (urllib.error.URLError, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:
         return _explain(getattr(error, "reason", error))
     return None
 
@@ -124,10 +114,7 @@ def _explain(reason: object) -> tuple[str, str]:
         if "expired" in text or "not yet valid" in text:
             return f"its certificate is not valid now ({reason.verify_message})", "check the clock of the host first"
         if "match" in text or "not valid for" in text:
-            return (
-                f"its certificate is another's ({reason.verify_message})",
-                "check the address, and who answers for it",
-            )
+            return f"its certificate is another's ({reason.verify_message})", "check the address, and who answers there"
         return f"its certificate is signed by an authority this host does not know ({reason.verify_message})", CA_REMEDY
     if "Tunnel connection failed" in text:
         return f"the proxy refuses it ({text.partition(': ')[2]})", PROXY_REMEDY
@@ -140,16 +127,12 @@ def _tls(ca_pem: str) -> ssl.SSLContext:
     context = ssl.create_default_context()
     if ca_pem:
         context.load_verify_locations(cadata=ca_pem)
-    if not _has_authorities():
+    paths = ssl.get_default_verify_paths()
+    if not paths.cafile and not (paths.capath and any(Path(paths.capath).glob("*.0"))):
         # A bare host has no list of authorities before build_deps installs it. Until then only the way can be tried.
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
-
-
-def _has_authorities() -> bool:
-    paths = ssl.get_default_verify_paths()
-    return bool(paths.cafile) or (bool(paths.capath) and any(Path(paths.capath).glob("*.0")))
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

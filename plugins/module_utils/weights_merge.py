@@ -9,33 +9,20 @@ import json
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ansible_collections.r1.prov.plugins.module_utils import gguf_stream
+from ansible_collections.r1.prov.plugins.module_utils import gguf_stream, merged_weights
 from ansible_collections.r1.prov.plugins.module_utils.artefact import sha256_of
 from ansible_collections.r1.prov.plugins.module_utils.files import sync_folder, write_whole
 from ansible_collections.r1.prov.plugins.module_utils.gguf_header import Gguf, GgufError, check_set, read
-from ansible_collections.r1.prov.plugins.module_utils.merged_weights import (
-    LEGACY,
-    MLA,
-    STATE,
-    is_as_verified,
-    made,
-    record_of,
-    recorded,
-    remembered,
-    seen,
-)
+from ansible_collections.r1.prov.plugins.module_utils.merged_weights import LEGACY, MLA, STATE, is_as_verified, recorded
 from ansible_collections.r1.prov.plugins.module_utils.progress import RUN, Progress
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-try:  # here, for while this class acts as another user, only root can read what Ansible has brought along
+try:  # at the top, because only root can read Ansible's files, and the class below acts as another user
     from ansible_collections.r1.prov.plugins.module_utils import mla
-except ImportError:  # numpy is wanted for MLA form only
+except ImportError:  # numpy is needed for MLA form only
     mla = None  # type: ignore[assignment]
-
-ARCHITECTURE = "deepseek2"
-"""The architecture that has a legacy form of attention."""
 
 
 class MergeError(Exception):
@@ -43,7 +30,7 @@ class MergeError(Exception):
 
 
 class Merge:
-    """One model's folder: its published files, and the one that they shall become."""
+    """The folder of a model: its published files, and the one file that is made of them."""
 
     def __init__(
         self,
@@ -55,46 +42,42 @@ class Merge:
         state: Path = STATE,
         run: Path = RUN,
     ) -> None:
-        self.folder = folder
-        self.shards = files
-        self.attention = attention
-        self.file = folder / name
-        self.growing = folder / ".incoming" / name
-        self.state = state
-        self.run = run
+        self.folder, self.shards, self.attention = folder, files, attention
+        self.file, self.growing = folder / name, folder / ".incoming" / name
+        self.state, self.run = state, run
 
     @property
     def known(self) -> dict[str, Any] | None:
         """The new file, where it looks as it did when it was verified."""
-        found = recorded(self.file, self.shards)
-        return found if found and is_as_verified(self.folder, [found], self.state) else None
+        record = recorded(self.file, self.shards)
+        return record if record and is_as_verified(self.folder, [record], self.state) else None
 
     def complete(self) -> dict[str, Any]:
         """Ends with the verified new file, from wherever an earlier run was cut off."""
-        return self.known or self._found_again() or self._make()
+        return self.known or self._verified() or self._make()
 
-    def _found_again(self) -> dict[str, Any] | None:
+    def _verified(self) -> dict[str, Any] | None:
         """The new file, read once more because nothing is known of how it looks."""
-        found = recorded(self.file, self.shards)
-        if not found or not self.file.is_file() or self.file.stat().st_size != found["bytes"]:
+        record = recorded(self.file, self.shards)
+        if not record or not self.file.is_file() or self.file.stat().st_size != record["bytes"]:
             return None
-        if sha256_of(self.file) != found["sha256"]:
+        if sha256_of(self.file) != record["sha256"]:
             return None
-        self._remember(found["sha256"])
-        return found
+        merged_weights.remember(self.file, record["sha256"], self.state)
+        return record
 
     def _make(self) -> dict[str, Any]:
         sources = [read(path) for path in self._sources()]
         progress = Progress("weights", self.run)
         try:
             keys, parts, attention = self._changed(sources)
-            what = "bringing the weights into MLA form" if attention == MLA else "merging the weights into one file"
-            progress.begin(what, 0, "bytes")
+            label = "bringing the weights into MLA form" if attention == MLA else "merging the weights into one file"
+            progress.begin(label, 0, "bytes")
             digest = gguf_stream.write(self.growing, keys, parts, progress.update, partial(self._publish, attention))
         except BaseException:
             progress.finish(failed=True)
             raise
-        self._remember(digest)
+        merged_weights.remember(self.file, digest, self.state)
         progress.finish()
         return self._record(self.file, attention, digest)
 
@@ -102,15 +85,15 @@ class Merge:
         return {"name": self.file.name, "bytes": file.stat().st_size, "sha256": digest, "attention": attention}
 
     def _publish(self, attention: str, digest: str) -> None:
-        """Gives the new file its record, then its name: a file without its record is made anew, a record alone means nothing."""
+        """Gives the new file its record, then its name. A file without a record is made anew, and a record alone means nothing."""
         record = self._record(self.growing, attention, digest)
-        write_whole(record_of(self.file), json.dumps({**record, "shards": self.shards}))
+        write_whole(merged_weights.record_of(self.file), json.dumps({**record, "shards": self.shards}))
         self.growing.replace(self.file)
         sync_folder(self.folder)
 
     def _sources(self) -> list[Path]:
         """The verified files that it is made of: the shards, or what they were merged into before."""
-        merged = [[found] for found in made(self.folder, self.shards) if found["attention"] == LEGACY]
+        merged = [[file] for file in merged_weights.made(self.folder, self.shards) if file["attention"] == LEGACY]
         for files in (self.shards, *merged):
             if is_as_verified(self.folder, files, self.state):
                 return [self.folder / file["name"] for file in files]
@@ -128,7 +111,7 @@ class Merge:
             raise MergeError(
                 f"{first.path} and its set cannot be used: {error}. Fetch them anew from one source"
             ) from error
-        if self.attention == MLA and first.text("general.architecture") == ARCHITECTURE:
+        if self.attention == MLA and first.text("general.architecture") == "deepseek2":  # the one with a legacy form
             if mla is None:
                 raise MergeError("MLA form takes numpy. The role weights installs it")
             try:
@@ -142,9 +125,3 @@ class Merge:
         keys = {key: value for key, value in first.keys.items() if not key.startswith("split.")}
         parts = [gguf_stream.copied(source.path, tensor) for source in sources for tensor in source.tensors]
         return keys, parts, LEGACY
-
-    def _remember(self, sha256: str) -> None:
-        """Adds the file to what the transfer knows."""
-        before = remembered(self.state)
-        known = {**before.get("verified", {}), str(self.file): seen(self.file, sha256)}
-        write_whole(self.state, json.dumps({**before, "verified": known}))

@@ -4,46 +4,29 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
----
 module: apt_present
 short_description: Installs the Debian packages that are missing
 description:
   - Stock Ansible cannot do it, because C(apt) needs python3-apt in check mode, and refreshes the package lists though nothing is missing.
-  - Asks dpkg once. Only where something is missing are the package lists refreshed and the missing packages installed, without
-    recommended ones.
-  - Waits for another package manager (a first boot, unattended upgrades) and finishes an interrupted dpkg.
-options:
-  name:
-    description: Packages.
-    type: list
-    elements: str
-    required: true
-  step:
-    description: The role that asks, for its progress file.
-    type: str
-    required: true
-  lock_timeout_s:
-    description: How long to wait for another package manager, in seconds.
-    type: int
-    default: 600
+  - It asks dpkg once. Only where a package is missing does it refresh the package lists and install, without recommended packages.
+  - It waits for another package manager (a first boot, unattended upgrades), and it finishes an interrupted dpkg.
+author: The r1prov team
 extends_documentation_fragment: r1.prov.fetching
-author:
-  - The r1prov team
+options: {
+  "name": {"type": "list", "elements": "str", "required": true, "description": "Packages."},
+  "step": {"type": "str", "required": true, "description": "The role that asks, for its progress file."}
+  }
 """
 
 EXAMPLES = r"""
-- name: Install what a build needs
+- name: Install packages
   r1.prov.apt_present:
     name: [build-essential, cmake]
     step: build_deps
 """
 
 RETURN = r"""
-installed:
-  description: What was missing and is installed now, or would be.
-  type: list
-  elements: str
-  returned: success
+installed: {type: list, elements: str, returned: success, description: "What was missing and is installed now, or would be."}
 """
 
 import os
@@ -55,6 +38,7 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils import fetching
+from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
 from ansible_collections.r1.prov.plugins.module_utils.locks import holder
 from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
 
@@ -62,6 +46,7 @@ _LOCKED = re.compile(
     r"Could not get lock|Unable to lock|is held by process|Unable to acquire the dpkg frontend lock|is locked by another process"
 )
 _LOCK = re.compile(r"/var/(?:lib|cache)/[\w./-]*\w")  # debconf's too, which every user of the host may lock
+_LOCK_LIMIT_S = 600
 _WAIT_S = 5
 _ENVIRONMENT = {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}
 _SETTINGS = (
@@ -74,7 +59,7 @@ _SETTINGS = (
     "Dpkg::Use-Pty=false",
 )
 _LABELS = {"dlstatus": "downloading packages", "pmstatus": "installing packages"}
-# What apt's words mean, and what to do.
+# What to do about what apt says.
 _ADVICE = {
     "is not signed|NO_PUBKEY": (
         "Nobody whose key this host trusts has signed that repository. Ask whoever runs the mirror, or name another one."
@@ -94,15 +79,10 @@ class AptError(Exception):
     """apt failed. The message says why, and what to do next."""
 
 
-def missing(wanted: list[str], status: str) -> list[str]:
-    """Those of the wanted packages that are not installed.
-
-    Args:
-        wanted: package names.
-        status: lines `name status` from dpkg-query, e.g. `cmake installed`. A package that was removed still has a line.
-    """
+def missing(names: list[str], status: str) -> list[str]:
+    """Those packages that are not installed, by dpkg's lines `name status`. A package that was removed still has a line."""
     installed = {line.split()[0] for line in status.splitlines() if line.endswith(" installed")}
-    return [name for name in wanted if name not in installed]
+    return [name for name in names if name not in installed]
 
 
 def explain(output: str) -> str:
@@ -110,16 +90,13 @@ def explain(output: str) -> str:
     lines = output.splitlines()
     errors = [line for line in lines if line.startswith(("E:", "W: Failed", "dpkg: error"))] or lines[-5:]
     text = "\n".join(errors[:8])
-    return f"{text}\n{next(advice for words, advice in _ADVICE.items() if re.search(words, text))}"
+    return f"{text}\n{next(advice for pattern, advice in _ADVICE.items() if re.search(pattern, text))}"
 
 
 def apt(command: list[str], deadline: float, progress: Progress) -> None:
     """Runs apt-get, waits while another package manager holds the lock, and finishes what was interrupted.
 
-    Args:
-        command: e.g. `["update"]`, to which a list that cannot be fetched is only a warning: the install that follows says what it misses.
-        deadline: how long to wait, in seconds of the monotonic clock.
-        progress: is told what apt says about itself, in percent.
+    A list that cannot be fetched is only a warning to `update`. The install that follows says what it misses.
     """
     repaired = False
     while True:
@@ -161,12 +138,11 @@ def _run(command: list[str], progress: Progress) -> tuple[int, str]:
         )
         os.close(write)
         label = ""
-        for line in status:
-            if step := status_step(line):
-                if step[0] != label:
-                    label = step[0]
-                    progress.begin(label, 100, "steps")
-                progress.update(step[1])
+        for step in filter(None, map(status_step, status)):
+            if step[0] != label:
+                label = step[0]
+                progress.begin(label, 100, "steps")
+            progress.update(step[1])
         failed = process.wait()
         output.seek(0)
         return failed, output.read()
@@ -181,27 +157,15 @@ def status_step(line: str) -> tuple[str, int] | None:
 
 def main() -> None:
     module = AnsibleModule(
-        argument_spec={
-            "name": {"type": "list", "elements": "str", "required": True},
-            "step": {"type": "str", "required": True},
-            "lock_timeout_s": {"type": "int", "default": 600},
-            "environment": fetching.OPTION,
-        },
-        supports_check_mode=True,
+        argument_spec=arguments(DOCUMENTATION) | {"environment": fetching.OPTION}, supports_check_mode=True
     )
     fetching.set_environment(module)
-    wanted = module.params["name"]
+    names = module.params["name"]
     # dpkg-query exits with 1 for names that it does not know, and prints the others.
-    status = subprocess.run(
-        ["dpkg-query", "--show", "--showformat", "${Package} ${db:Status-Status}\\n", *wanted],
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout
-    absent = missing(wanted, status)
+    query = ["dpkg-query", "--show", "--showformat", "${Package} ${db:Status-Status}\\n", *names]
+    absent = missing(names, subprocess.run(query, capture_output=True, text=True, check=False).stdout)
     if absent and not module.check_mode:
-        deadline = time.monotonic() + module.params["lock_timeout_s"]
-        progress = Progress(module.params["step"])
+        deadline, progress = time.monotonic() + _LOCK_LIMIT_S, Progress(module.params["step"])
         try:
             apt(["update"], deadline, progress)
             apt(["install", *absent], deadline, progress)
@@ -209,11 +173,8 @@ def main() -> None:
             progress.finish(failed=True)
             module.fail_json(msg=f"{', '.join(absent)} cannot be installed: {error}")
         progress.finish()
-    module.exit_json(
-        changed=bool(absent),
-        installed=absent,
-        diff={"before": "", "after": "".join(f"{name}\n" for name in absent)} if absent else {},
-    )
+    diff = {"before": "", "after": "".join(f"{name}\n" for name in absent)} if absent else {}
+    module.exit_json(changed=bool(absent), installed=absent, diff=diff)
 
 
 if __name__ == "__main__":

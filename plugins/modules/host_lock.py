@@ -14,29 +14,20 @@ description:
     makes the task fail with the holder's name, unless O(break_lock=true).
   - Taken twice by one run it is still one lock. It is gone after a reboot of the host.
   - In check mode nothing is taken; a lock that another run holds is warned of.
-author: The r1prov team
 attributes:
   check_mode: {support: full, description: It only reads then.}
   diff_mode: {support: none, description: A lock leaves nothing behind that a diff could show.}
-options:
-  state:
-    description: Take the lock or release it. Only the run that holds a lock releases it.
-    type: str
-    choices: [present, absent]
-    default: present
-  break_lock:
-    description: Take the lock from a holder that cannot be asked whether it still lives, or that shall not go on.
-    type: bool
-    default: false
-  holder:
-    description: Who takes it. Set by the action plugin.
-    type: dict
-  replace:
-    description: The C(run) of the holder it may be taken from. Set by the action plugin.
-    type: str
-    default: ""
+author: The r1prov team
 notes:
-  - A lock comes and goes within one run and leaves nothing behind, so it never counts as a change.
+- A lock comes and goes within one run and leaves nothing behind, so it never counts as a change.
+options: {
+  "state": {"type": "str", "default": "present", "choices": ["present", "absent"], "description": "Take the lock or release it. Only the
+      run that holds a lock releases it."},
+  "break_lock": {"type": "bool", "default": false, "description": "Take the lock from a holder that cannot be asked whether it still
+      lives, or that shall not go on."},
+  "holder": {"type": "dict", "description": "Who takes it. Set by the action plugin."},
+  "replace": {"type": "str", "default": "", "description": "The C(run) of the holder it may be taken from. Set by the action plugin."}
+  }
 """
 
 EXAMPLES = r"""
@@ -50,27 +41,24 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-held:
-  description: Whether this run holds the lock now.
-  type: bool
-  returned: always
+held: {type: bool, returned: always, description: Whether this run holds the lock now.}
 locked:
-  description: Whether the task failed because another run, or another process on the host, holds it.
   type: bool
   returned: always
+  description: "Whether the task failed because another run, or another process on the host, holds it."
 holder:
-  description: Who holds the lock now, or last held it before it was released or taken over; empty if nobody did.
   type: dict
   returned: always
+  description: "Who holds the lock now, or last held it before it was released or taken over; empty if nobody did."
   contains:
-    user: {description: The operator's name., type: str}
-    controller: {description: The host name of the operator's machine., type: str}
-    controller_id: {description: Tells controllers of one name apart., type: str}
-    pid: {description: The process of ansible-playbook there., type: int}
-    pid_started: {description: "When it started, in the kernel's words: a number may be used again.", type: str}
-    command: {description: What is being run., type: str}
-    since: {description: "When the lock was taken, ISO 8601 in UTC.", type: str}
-    run: {description: Names the run., type: str}
+    user: {type: str, description: "The operator's name."}
+    controller: {type: str, description: "The host name of the operator's machine."}
+    controller_id: {type: str, description: Tells controllers of one name apart.}
+    pid: {type: int, description: The process of ansible-playbook there.}
+    pid_started: {type: str, description: "When it started, in the kernel's words: a number may be used again."}
+    command: {type: str, description: What is being run.}
+    since: {type: str, description: "When the lock was taken, ISO 8601 in UTC."}
+    run: {type: str, description: Names the run.}
 """
 
 import json
@@ -78,6 +66,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
 from ansible_collections.r1.prov.plugins.module_utils.files import write_whole
 from ansible_collections.r1.prov.plugins.module_utils.locks import LockedError, alone
 
@@ -134,15 +123,7 @@ def _alone(folder: Path) -> AbstractContextManager[None]:
 
 
 def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-            "break_lock": {"type": "bool", "default": False},
-            "holder": {"type": "dict"},
-            "replace": {"type": "str", "default": ""},
-        },
-        supports_check_mode=True,
-    )
+    module = AnsibleModule(argument_spec=arguments(DOCUMENTATION), supports_check_mode=True)
     holder = module.params["holder"]
     if not holder:
         module.fail_json(msg="host_lock works through its action plugin: call it as r1.prov.host_lock from a playbook")

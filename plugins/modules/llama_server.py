@@ -4,89 +4,45 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
----
 module: llama_server
 short_description: Fails when a llama-server would not find room, or is not what was asked for. Changes nothing that serves
 description:
   - Stock Ansible cannot do it, because it does not know how much memory a model takes where, nor how many layers and slots serve.
-  - With C(fits), which comes before the service is stopped or started. Runs llama-fit-params of an installed llama.cpp on the real file
-    with the arguments that the service will get. It reads the header only and takes no memory, so a service that fills the cards goes on
-    serving. What it says is compared with the whole memory of each card and of the host, for the old service may still hold them. What
-    was confirmed is remembered in I(remember), and asked again only when release, file, arguments, cards, RAM or reserves are others.
-    Where engine or file are not there yet, check mode skips it.
-  - With C(serves), which comes when the service runs. Reads C(/props) and compares the model, the context per slot and the number of slots.
-    With I(gpu), looks whether the server has a card open. Where the driver fails, llama-server only warns and computes on the CPU. Reads
-    what the server's log says of its load. Other layers on the cards than asked for are a failure; other weights or another KV cache than
-    I(confirmed), or larger compute buffers, a warning.
-options:
-  state:
-    description: What to make sure of.
-    type: str
-    choices: [fits, serves]
-    required: true
-  model:
-    description: The GGUF file, or the first shard.
-    type: path
-    required: true
-  arguments:
-    description: The arguments of llama-server.
-    type: list
-    elements: str
-    required: true
-  release:
-    description: Folder of a built llama.cpp, or a link to one. Needed for C(fits).
-    type: path
-  environment:
-    description: Environment variables of the service.
-    type: dict
-    default: {}
-  plan:
-    description:
-      - What a plan foresaw of each device, with C(name), C(weights_bytes), C(kv_bytes), C(compute_bytes). A difference is warned of.
-    type: list
-    elements: dict
-    default: []
-  card_reserve_bytes:
-    description: What is to stay free on each card. Needed for C(fits).
-    type: int
-  host_reserve_bytes:
-    description: What is to stay free of the RAM. Needed for C(fits).
-    type: int
-  accept:
-    description: Whether a misfit is only warned of.
-    type: bool
-    default: false
-  remember:
-    description: The file that remembers what was confirmed.
-    type: path
-    default: /var/lib/r1prov/llama_server/fit.json
-  url:
-    description: Where the server answers, without a path. Needed for C(serves).
-    type: str
-  api_key_file:
-    description: File on the host that holds the API key. Needed for C(serves).
-    type: path
-  gpu:
-    description: Whether it must use a GPU.
-    type: bool
-    default: false
-  confirmed:
-    description: What the state C(fits) returned of each device before the start.
-    type: list
-    elements: dict
-    default: []
-  unit:
-    description: Its systemd unit, without C(.service).
-    type: str
-    default: r1prov-llama-server
-extends_documentation_fragment:
-  - r1.prov.remedies
-author:
-  - The r1prov team
+  - C(fits) comes before the service is stopped or started. It runs llama-fit-params of an installed llama.cpp on the real file with the
+    arguments that the service will get. That reads the header only and takes no memory, so a service that fills the cards goes on serving.
+    The result is compared with the whole memory of each card and of the host, because the old service may still hold them. A result that
+    fits is kept in C(/var/lib/r1prov/llama_server/fit.json). The engine is asked again only when release, file, arguments, cards, RAM or
+    reserves change. Check mode skips it where engine or file are not there yet.
+  - C(serves) comes when the service runs. It reads C(/props) and compares the model, the context per slot and the number of slots. With
+    I(gpu) it looks whether the server has a card open, because llama-server only warns where the driver fails, and computes on the CPU. It
+    also reads what the server's log says of its load. Other layers on the cards than asked for are a failure. Other weights or another KV
+    cache than I(confirmed), or larger compute buffers, are a warning.
+author: The r1prov team
+options: {
+  "state": {"type": "str", "required": true, "choices": ["fits", "serves"], "description": "What to check."},
+  "model": {"type": "path", "required": true, "description": "The GGUF file, or the first shard."},
+  "arguments": {"type": "list", "elements": "str", "required": true, "description": "The arguments of llama-server."},
+  "release": {"type": "path", "description": "Folder of a built llama.cpp, or a link to one. Needed for C(fits)."},
+  "environment": {"type": "dict", "default": {}, "description": "Environment variables of the service."},
+  "plan": {"type": "list", "elements": "dict", "default": [], "description": "The plan for each device - C(name), C(weights_bytes),
+      C(kv_bytes), C(compute_bytes). A difference is a warning."},
+  "card_reserve_bytes": {"type": "int", "description": "What is to stay free on each card. Needed for C(fits)."},
+  "host_reserve_bytes": {"type": "int", "description": "What is to stay free of the RAM. Needed for C(fits)."},
+  "accept": {"type": "bool", "default": false, "description": "Whether a misfit is a warning only."},
+  "url": {"type": "str", "description": "The address of the server, without a path. Needed for C(serves)."},
+  "api_key_file": {"type": "path", "description": "File on the host that holds the API key. Needed for C(serves)."},
+  "gpu": {"type": "bool", "default": false, "description": "Whether it must use a GPU."},
+  "confirmed": {"type": "list", "elements": "dict", "default": [], "description": "What C(fits) returned of each device."},
+  "remedies": {"type": "list", "elements": "dict", "default": [], "description": "What to do about what a failed program says. The
+      first remedy whose pattern is found is shown.", "suboptions": {
+    "pattern": {"type": "str", "required": true, "description": "Regular expression."},
+    "remedy": {"type": "str", "required": true, "description": "What to do next."}
+  }}
+  }
 """
 
 EXAMPLES = r"""
-- name: See that the model finds room
+- name: Check that the model fits in memory
   r1.prov.llama_server:
     state: fits
     release: /opt/r1prov/llama.cpp/current
@@ -95,7 +51,7 @@ EXAMPLES = r"""
     card_reserve_bytes: 1073741824
     host_reserve_bytes: 1073741824
 
-- name: See that it runs what was asked for
+- name: Check that the server runs with these settings
   r1.prov.llama_server:
     state: serves
     url: http://127.0.0.1:8000
@@ -106,34 +62,19 @@ EXAMPLES = r"""
 
 RETURN = r"""
 devices:
-  description: What each device will hold. C(name), C(weights_bytes), C(kv_bytes), C(compute_bytes); whole MiB.
   type: list
   elements: dict
   returned: with fits
-asked:
-  description: Whether the engine was asked now.
-  type: bool
-  returned: with fits
-model:
-  description: Path of the model that is served.
-  type: str
-  returned: with serves
-context_per_slot:
-  description: Tokens.
-  type: int
-  returned: with serves
-slots:
-  description: Number of slots.
-  type: int
-  returned: with serves
-build:
-  description: What the server calls its build.
-  type: str
-  returned: with serves
+  description: "What each device will hold. C(name), C(weights_bytes), C(kv_bytes), C(compute_bytes); whole MiB."
+asked: {type: bool, returned: with fits, description: Whether the engine was asked now.}
+model: {type: str, returned: with serves, description: Path of the model that is served.}
+context_per_slot: {type: int, returned: with serves, description: Tokens.}
+slots: {type: int, returned: with serves, description: Number of slots.}
+build: {type: str, returned: with serves, description: What the server calls its build.}
 load:
-  description: What the log says of the load. C(devices) with what each took, C(offloaded) layers on cards.
   type: dict
   returned: with serves
+  description: "What the log says of the load. C(devices) with what each took, C(offloaded) layers on cards."
 """
 
 import hashlib
@@ -143,7 +84,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.r1.prov.plugins.module_utils import remedies
+from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
 from ansible_collections.r1.prov.plugins.module_utils.files import read_json
 from ansible_collections.r1.prov.plugins.module_utils.host_probe import probe
 from ansible_collections.r1.prov.plugins.module_utils.http_api import Api, ApiError
@@ -159,116 +100,95 @@ from ansible_collections.r1.prov.plugins.module_utils.llama_props import differe
 from ansible_collections.r1.prov.plugins.module_utils.units import first_lines, show
 
 GOES_ON = "What runs on the host goes on as it was."
-_LOAD_LINES = 5000  # within these a load is told; what follows is the talk of its work
+CONFIRMED = Path("/var/lib/r1prov/llama_server/fit.json")
+UNIT = "r1prov-llama-server"
+_LOAD_LINES = 5000  # these hold the load, and what follows is the log of its work
 
 
-def fits(module: AnsibleModule, wanted: dict[str, Any]) -> None:
-    bin_, model = Path(wanted["release"]).resolve() / "bin", Path(wanted["model"])
-    if module.check_mode and not (model.is_file() and (bin_ / "llama-fit-params").is_file()):
+def fits(module: AnsibleModule, options: dict[str, Any]) -> None:
+    programs, model = Path(options["release"]).resolve() / "bin", Path(options["model"])
+    if module.check_mode and not (model.is_file() and (programs / "llama-fit-params").is_file()):
         module.exit_json(skipped=True, msg="engine or model are not there yet, so nothing can be asked")
-    for file, words in ((model, "failed to open GGUF file"), (bin_ / "llama-fit-params", "status=203/EXEC")):
+    for file, symptom in ((model, "failed to open GGUF file"), (programs / "llama-fit-params", "status=203/EXEC")):
         if not file.is_file():
-            module.fail_json(msg=f"there is no {file}: {remedy(words, wanted['remedies'])} {GOES_ON}")
+            module.fail_json(msg=f"there is no {file}: {remedy(symptom, options['remedies'])} {GOES_ON}")
     facts = probe()
     rooms = {f"CUDA{card['index']}": card["memory_bytes"] for card in facts["gpu"]["cards"]}
     rooms["host"] = facts["ram"]["total_bytes"]
     status = model.stat()
-    remembered = Path(wanted["remember"])
     keys = ("arguments", "environment", "plan", "card_reserve_bytes", "host_reserve_bytes")
-    decides = [str(bin_), str(model), status.st_size, status.st_mtime_ns, rooms, [wanted[key] for key in keys]]
+    decides = [str(programs), str(model), status.st_size, status.st_mtime_ns, rooms, [options[key] for key in keys]]
     digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-    known = read_json(remembered)
-    if known.get("digest") == digest:
-        module.exit_json(devices=known["devices"], asked=False)
+    confirmed = read_json(CONFIRMED)
+    if confirmed.get("digest") == digest:
+        module.exit_json(devices=confirmed["devices"], asked=False)
     try:
-        devices = measured(bin_, wanted)
+        devices = measured(programs, options)
     except CardsFullError:
         module.warn(
             "the cards are so full that the engine cannot be asked whether the model will find room on them; the run relies on the plan"
         )
         module.exit_json(devices=[], asked=False)
     except (FitError, subprocess.TimeoutExpired) as error:
-        words = str(error)
-        last = "".join(f"\n    {line}" for line in words.splitlines()[-6:])
+        last = "".join(f"\n    {line}" for line in str(error).splitlines()[-6:])
         module.fail_json(
-            msg=f"llama.cpp would not start with these arguments: {remedy(words, wanted['remedies'])} "
+            msg=f"llama.cpp would not start with these arguments: {remedy(str(error), options['remedies'])} "
             f"{GOES_ON} Its words:{last}"
         )
-    for surprise in surprises(devices, wanted["plan"]):
+    for surprise in surprises(devices, options["plan"]):
         module.warn(f"the engine's word on the real file: {surprise}")
-    reserves = dict.fromkeys(rooms, wanted["card_reserve_bytes"]) | {"host": wanted["host_reserve_bytes"]}
-    found = misfits(devices, rooms, reserves)
-    if found and not wanted["accept"]:
+    reserves = dict.fromkeys(rooms, options["card_reserve_bytes"]) | {"host": options["host_reserve_bytes"]}
+    too_large = misfits(devices, rooms, reserves)
+    if too_large and not options["accept"]:
         module.fail_json(
-            msg=f"the model does not find room as it is planned: {'; '.join(found)}. {GOES_ON} {advice(rooms)}",
+            msg=f"the model does not find room as it is planned: {'; '.join(too_large)}. {GOES_ON} {advice(rooms)}",
             devices=devices,
         )
-    for misfit in found:
+    for misfit in too_large:
         module.warn(f"overridden: {misfit}")
-    if not found and not module.check_mode:
-        remembered.parent.mkdir(parents=True, exist_ok=True)
-        remembered.write_text(json.dumps({"digest": digest, "devices": devices}) + "\n", encoding="utf-8")
+    if not too_large and not module.check_mode:
+        CONFIRMED.parent.mkdir(parents=True, exist_ok=True)
+        CONFIRMED.write_text(json.dumps({"digest": digest, "devices": devices}) + "\n", encoding="utf-8")
     module.exit_json(devices=devices, asked=True)
 
 
-def serves(module: AnsibleModule, wanted: dict[str, Any]) -> None:
+def serves(module: AnsibleModule, options: dict[str, Any]) -> None:
     if module.check_mode:
         module.exit_json(skipped=True, msg="nothing was started, so there is nothing to compare")
     try:
-        props = Api(wanted["url"], wanted["api_key_file"]).get("/props")
+        props = Api(options["url"], options["api_key_file"]).get("/props")
     except ApiError as error:
-        module.fail_json(msg=f"llama-server: {error}. Look at its log: journalctl -u {wanted['unit']}")
-    load = loaded(first_lines(f"{wanted['unit']}.service", _LOAD_LINES))
-    found = differences(props, wanted["model"], wanted["arguments"])
-    if wanted["gpu"]:
-        if not uses_gpu(show(f"{wanted['unit']}.service", "MainPID")["MainPID"]):
+        module.fail_json(msg=f"llama-server: {error}. Look at its log: journalctl -u {UNIT}")
+    load = loaded(first_lines(f"{UNIT}.service", _LOAD_LINES))
+    wrong = differences(props, options["model"], options["arguments"])
+    if options["gpu"]:
+        if not uses_gpu(show(f"{UNIT}.service", "MainPID")["MainPID"]):
             module.fail_json(
-                msg="llama-server computes on the CPU, for it could not open a GPU. nvidia-smi tells whether the driver works; "
-                f"then start it again: systemctl restart {wanted['unit']}"
+                msg="llama-server computes on the CPU, because it could not open a GPU. nvidia-smi tells whether the driver works; "
+                f"then start it again: systemctl restart {UNIT}"
             )
-        found += filter(None, [misplaced(load, wanted["arguments"])])
-    if found:
+        wrong += filter(None, [misplaced(load, options["arguments"])])
+    if wrong:
         module.fail_json(
-            msg=f"llama-server at {wanted['url']} is not what was asked for: {'; '.join(found)}. "
+            msg=f"llama-server at {options['url']} is not what was asked for: {'; '.join(wrong)}. "
             "Correct its arguments; where they are right, another server has taken its place, or the model cannot take them."
         )
-    for surprise in load_surprises(load["devices"], wanted["confirmed"]):
+    for surprise in load_surprises(load["devices"], options["confirmed"]):
         module.warn(f"the log of llama-server's load: {surprise}")
     if load["unlocked"]:
         module.warn(
             "the kernel did not let llama-server lock the model in RAM, so other programs can push parts of it out. In a container that is "
             "for whoever runs it to allow"
         )
-    module.exit_json(
-        model=props["model_path"],
-        context_per_slot=props["default_generation_settings"]["n_ctx"],
-        slots=props["total_slots"],
-        build=props["build_info"],
-        load=load,
-    )
+    context = props["default_generation_settings"]["n_ctx"]
+    served = {"model": props["model_path"], "slots": props["total_slots"], "build": props["build_info"]}
+    module.exit_json(**served, context_per_slot=context, load=load)
 
 
 def main() -> None:
     states = {"fits": fits, "serves": serves}
     module = AnsibleModule(
-        argument_spec={
-            "state": {"type": "str", "choices": list(states), "required": True},
-            "model": {"type": "path", "required": True},
-            "arguments": {"type": "list", "elements": "str", "required": True},
-            "release": {"type": "path"},
-            "environment": {"type": "dict", "default": {}},
-            "plan": {"type": "list", "elements": "dict", "default": []},
-            "card_reserve_bytes": {"type": "int"},
-            "host_reserve_bytes": {"type": "int"},
-            "accept": {"type": "bool", "default": False},
-            "remedies": remedies.OPTION,
-            "remember": {"type": "path", "default": "/var/lib/r1prov/llama_server/fit.json"},
-            "url": {"type": "str"},
-            "api_key_file": {"type": "path", "no_log": False},
-            "gpu": {"type": "bool", "default": False},
-            "confirmed": {"type": "list", "elements": "dict", "default": []},
-            "unit": {"type": "str", "default": "r1prov-llama-server"},
-        },
+        argument_spec=arguments(DOCUMENTATION, api_key_file=False),
         required_if=[
             ("state", "fits", ("release", "card_reserve_bytes", "host_reserve_bytes")),
             ("state", "serves", ("url", "api_key_file")),

@@ -4,33 +4,21 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
----
 module: nginx_configuration
 short_description: Writes a configuration of nginx that nginx has tried
 description:
   - Stock Ansible cannot do it, because C(validate) of C(template) cannot show nginx the secrets that the service will have.
-  - C(nginx -t) tries it together with the secrets that it will be used with, in a temporary folder. What nginx refuses is not written, and
-    the file that is there stays.
-options:
-  path:
-    description: The file to write.
-    type: path
-    required: true
-  content:
-    description: The whole configuration.
-    type: str
-    required: true
-  credentials:
-    description: Secrets that the configuration names, as files of one of I(folders). File name -> text.
-    type: dict
-    default: {}
-  folders:
-    description: Folders that are there only while the service runs. The temporary folder takes their place in the trial.
-    type: list
-    elements: str
-    default: []
-author:
-  - The r1prov team
+  - C(nginx -t) tries it in a temporary folder, together with the secrets of the service. What nginx refuses is not written, and the file
+    that is there stays.
+author: The r1prov team
+options: {
+  "path": {"type": "path", "required": true, "description": "The file to write."},
+  "content": {"type": "str", "required": true, "description": "The whole configuration."},
+  "credentials": {"type": "dict", "default": {}, "description": "Secrets that the configuration names, as files of one of I(folders). File
+      name -> text."},
+  "folders": {"type": "list", "elements": "str", "default": [], "description": "Folders that exist only while the service runs. In the trial
+      the temporary folder takes their place."}
+  }
 """
 
 EXAMPLES = r"""
@@ -42,16 +30,14 @@ EXAMPLES = r"""
     folders: [/run/credentials/example.service]
 """
 
-RETURN = r"""
-"""
-
 import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.r1.prov.plugins.module_utils.files import write_whole
+from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
+from ansible_collections.r1.prov.plugins.module_utils.files import file_diff, write_whole
 
 NGINX = "/usr/sbin/nginx"
 
@@ -71,28 +57,18 @@ def complaint(content: str, credentials: dict[str, Any], folders: list[str]) -> 
 
 
 def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            "path": {"type": "path", "required": True},
-            "content": {"type": "str", "required": True},
-            "credentials": {"type": "dict", "default": {}, "no_log": True},
-            "folders": {"type": "list", "elements": "str", "default": []},
-        },
-        supports_check_mode=True,
-    )
-    wanted = module.params
-    path = Path(wanted["path"])
+    module = AnsibleModule(argument_spec=arguments(DOCUMENTATION, credentials=True), supports_check_mode=True)
+    path, content = Path(module.params["path"]), module.params["content"]
     before = path.read_text(encoding="utf-8") if path.is_file() else ""
-    # On a fresh host in check mode nginx is only promised.
+    # On a fresh host in check mode nginx is not installed yet.
     if Path(NGINX).exists() or not module.check_mode:
-        refused = complaint(wanted["content"], wanted["credentials"], wanted["folders"])
+        refused = complaint(content, module.params["credentials"], module.params["folders"])
         if refused:
             module.fail_json(msg=f"nginx refuses this configuration, and {path} stays as it is: {refused}")
-    changed = before != wanted["content"]
+    changed = before != content
     if changed and not module.check_mode:
-        write_whole(path, wanted["content"])
-    shown = {"before_header": str(path), "after_header": str(path), "before": before, "after": wanted["content"]}
-    module.exit_json(changed=changed, diff=shown if changed else {})
+        write_whole(path, content)
+    module.exit_json(changed=changed, diff=file_diff(path, before, content))
 
 
 if __name__ == "__main__":

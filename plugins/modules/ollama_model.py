@@ -4,80 +4,47 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
----
 module: ollama_model
 short_description: Registers a model's file with Ollama
 description:
   - Stock Ansible cannot do it, because it neither links a model's file into Ollama's store nor sees whether the release knows the model.
-  - The file becomes a blob of Ollama's by a hard link, which takes no room; it stays its owner's, so Ollama cannot write it. Then the
-    model is created through the API, from what the Modelfile says.
-  - Registers again only when the file or the Modelfile changed, or what was registered is gone. Otherwise nothing is started or asked.
-  - A service that is stopped is started for the registration and stopped again. No model is loaded.
-  - What could not be registered is refused in check mode too, so that a task in check mode can ask before anything is changed.
-  - A name that an earlier run registered and that is not wanted any more is removed.
-options:
-  name:
-    description: The model's name, with or without a tag.
-    type: str
-    required: true
-  modelfile:
-    description: The Modelfile's text. FROM names the file.
-    type: str
-    required: true
-  models_dir:
-    description: OLLAMA_MODELS, on the file system of the model's file.
-    type: path
-    required: true
-  owner:
-    description: The user that Ollama runs as.
-    type: str
-    required: true
-  release:
-    description: Folder of the Ollama that serves, or a link to it.
-    type: path
-    required: true
-  url:
-    description: Where Ollama answers, without a path.
-    type: str
-    required: true
-  unit:
-    description: Its systemd unit, without C(.service).
-    type: str
-    required: true
-  state:
-    description: What the unit is left as.
-    type: str
-    choices: [started, stopped]
-    required: true
-author:
-  - The r1prov team
+  - The file becomes a blob of Ollama by a hard link, which takes no room. It keeps its owner, so Ollama cannot write it. Then the model is
+    created through the API.
+  - It registers again only when the file or an option changed, or when what was registered is gone. Otherwise it starts and asks nothing.
+  - A stopped service is started for the registration and stopped again. No model is loaded.
+  - It refuses in check mode too what could not be registered, so a task in check mode can ask before anything is changed.
+  - It removes a model that an earlier run registered under another name.
+author: The r1prov team
+options: {
+  "name": {"type": "str", "required": true, "description": "The model's name, with or without a tag."},
+  "file": {"type": "path", "required": true, "description": "The model's file."},
+  "parameters": {"type": "dict", "default": {}, "description": "The parameters of a Modelfile, by name."},
+  "template": {"type": "str", "default": "", "description": "The template of a Modelfile. Empty for the model's own."},
+  "models_dir": {"type": "path", "required": true, "description": "OLLAMA_MODELS, on the file system of the model's file."},
+  "release": {"type": "path", "required": true, "description": "Folder of the Ollama that serves, or a link to it."},
+  "url": {"type": "str", "required": true, "description": "The address of Ollama, without a path."},
+  "state": {"type": "str", "required": true, "choices": ["started", "stopped"], "description": "The state in which the unit is left."}
+  }
 """
 
 EXAMPLES = r"""
 - name: Register the model
   r1.prov.ollama_model:
     name: deepseek-r1
-    modelfile: |
-      FROM /srv/r1prov/models/R1/R1.gguf
-      PARAMETER num_gpu 7
+    file: /srv/r1prov/models/R1/R1.gguf
+    parameters: {num_gpu: 7}
     models_dir: /srv/r1prov/ollama
-    owner: r1prov-ollama
     release: /opt/r1prov/ollama/current
     url: http://127.0.0.1:11434
-    unit: r1prov-ollama
     state: started
 """
 
 RETURN = r"""
-actions:
-  description: What was done, or would be.
-  type: list
-  elements: str
-  returned: success
+actions: {type: list, elements: str, returned: success, description: "What was done, or would be."}
 digest:
-  description: The sha256 of the model's file; empty in check mode where it is not known yet.
   type: str
   returned: success
+  description: The sha256 of the model's file; empty in check mode where it is not known yet.
 """
 
 import hashlib
@@ -90,37 +57,38 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils import units
+from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
 from ansible_collections.r1.prov.plugins.module_utils.artefact import sha256_of
-from ansible_collections.r1.prov.plugins.module_utils.files import give, write_whole
+from ansible_collections.r1.prov.plugins.module_utils.files import give, read_json, write_whole
 from ansible_collections.r1.prov.plugins.module_utils.gguf_header import GgufError, read
 from ansible_collections.r1.prov.plugins.module_utils.http_api import Api, ApiError
-from ansible_collections.r1.prov.plugins.module_utils.merged_weights import record_of, remembered
-from ansible_collections.r1.prov.plugins.module_utils.modelfile import parse
+from ansible_collections.r1.prov.plugins.module_utils.merged_weights import record_of
 
 REGISTERED = Path("/var/lib/r1prov/service/ollama-model.json")
-_CREATE_LIMIT_S = 600.0  # reading the head of the file from a slow disk, no more
+UNIT = "r1prov-ollama.service"
+USER = "r1prov-ollama"
+_CREATE_LIMIT_S = 600.0  # Ollama reads the head of the file, perhaps from a slow disk.
 
 
 class ModelError(Exception):
-    """The model cannot be registered; the message says why and what to do next."""
+    """The model cannot be registered. The message says why and what to do next."""
 
 
 class Model:
-    """One model: what is wanted of it, and what was registered."""
+    """One model: the options of the module, and what was registered before."""
 
-    def __init__(self, wanted: dict[str, Any], registered: Path = REGISTERED) -> None:
-        self.wanted = wanted
-        self.name = wanted["name"]
-        self.models = Path(wanted["models_dir"])
-        self.modelfile = parse(wanted["modelfile"])
-        self.file = Path(self.modelfile.file)
-        self.record = registered
-        self.before = remembered(registered)
+    def __init__(self, options: dict[str, Any], registered: Path = REGISTERED) -> None:
+        self.name, self.file = options["name"], Path(options["file"])
+        self.models, self.release = Path(options["models_dir"]), Path(options["release"])
+        self.url, self.is_stopped = options["url"], options["state"] == "stopped"
+        self.modelfile = {key: options[key] for key in ("parameters", "template")}
+        self.record, self.before = registered, read_json(registered)
 
     def looks(self) -> dict[str, Any]:
         """How the file looks from outside."""
         status = self.file.stat()
-        return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "inode": status.st_ino}
+        times = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "inode": status.st_ino}
+        return {"path": str(self.file), **times}
 
     def reason(self) -> str:
         """Why it has to be registered; empty where it is as it should be."""
@@ -128,9 +96,9 @@ class Model:
             raise ModelError(f"{self.file} is not there. Let the role weights bring it, or correct ollama_model_file")
         if self.before.get("name") != self.name:
             return f"{self.name} is not registered"
-        if self.before["file"] != {"path": str(self.file), **self.looks()}:
+        if self.before["file"] != self.looks():
             return "the model's file changed"
-        if self.before["modelfile"] != self.wanted["modelfile"]:
+        if self.before["modelfile"] != self.modelfile:
             return "the Modelfile changed"
         blob = self.blob(self.before["digest"])
         if not blob.exists() or not blob.samefile(self.file) or self.manifest() != self.before["manifest"]:
@@ -141,67 +109,67 @@ class Model:
         return self.models / "blobs" / f"sha256-{digest}"
 
     def manifest(self) -> str:
-        """The digest of what Ollama wrote down about the model, and of whether all of that is there; empty where it has nothing."""
+        """The digest of Ollama's manifest of the model; empty where there is none, or where a blob that it names is missing."""
         name, _, tag = self.name.partition(":")
-        found = sorted((self.models / "manifests").glob(f"*/*/{name.rpartition('/')[2]}/{tag or 'latest'}"))
-        if not found:
+        manifests = sorted((self.models / "manifests").glob(f"*/*/{name.rpartition('/')[2]}/{tag or 'latest'}"))
+        if not manifests:
             return ""
-        content = found[0].read_bytes()
+        content = manifests[0].read_bytes()
         try:
             layers = [*json.loads(content)["layers"], json.loads(content)["config"]]
-            whole = all(
-                self.blob(layer["digest"].partition(":")[2]).stat().st_size == layer["size"] for layer in layers
-            )
+            sizes = [(self.blob(layer["digest"].partition(":")[2]).stat().st_size, layer["size"]) for layer in layers]
         except (OSError, ValueError, KeyError, TypeError):
             return ""
-        return hashlib.sha256(content).hexdigest() if whole else ""
+        return hashlib.sha256(content).hexdigest() if all(size == listed for size, listed in sizes) else ""
 
     def digest(self) -> str:
-        """The file's sha256: as the role weights recorded it, as it was found before, or by reading it once."""
-        beside = remembered(record_of(self.file))
-        if (beside.get("name"), beside.get("bytes")) == (self.file.name, self.file.stat().st_size):
-            return str(beside["sha256"])
-        if self.before.get("file") == {"path": str(self.file), **self.looks()}:
+        """The file's sha256: as the role weights recorded it, as it was registered before, or by reading the file once."""
+        record = read_json(record_of(self.file))
+        if (record.get("name"), record.get("bytes")) == (self.file.name, self.file.stat().st_size):
+            return str(record["sha256"])
+        if self.before.get("file") == self.looks():
             return str(self.before["digest"])
         return sha256_of(self.file)
 
     def check(self) -> None:
         """Refuses what Ollama could not run or would copy."""
-        there = next(folder for folder in (self.models, *self.models.parents) if folder.is_dir())
-        if there.stat().st_dev != self.file.stat().st_dev:
+        existing = next(folder for folder in (self.models, *self.models.parents) if folder.is_dir())
+        if existing.stat().st_dev != self.file.stat().st_dev:
             raise ModelError(
                 f"{self.models} is not on the file system of {self.file}, and the model would be copied. Correct ollama_models_dir"
             )
         architecture = read(self.file).text("general.architecture")
-        if not knows(Path(self.wanted["release"]), architecture):
+        if not knows(self.release, architecture):
             raise ModelError(
-                f"this Ollama ({Path(self.wanted['release']).resolve().name}) does not know the architecture {architecture} of "
+                f"this Ollama ({self.release.resolve().name}) does not know the architecture {architecture} of "
                 f"{self.file}. Set ollama_version to a newer one"
             )
 
     def register(self) -> str:
-        """Links the file and creates the model; returns the file's digest."""
+        """Links the file and creates the model. Returns the file's digest."""
         digest = self.digest()
-        unit, stop = f"{self.wanted['unit']}.service", self.wanted["state"] == "stopped"
-        if stop:
-            units.systemctl("start", unit)
+        if self.is_stopped:
+            units.systemctl("start", UNIT)
         try:
-            # When it is running: a start removes blobs that no model has.
+            # The file is linked when Ollama is running, because a start removes blobs that no model has.
             replaced = self._link(self.blob(digest))
             self._create(digest, unload=replaced)
-            self._drop(digest)
+            before = self.before.get("digest", digest)
+            if (
+                before != digest
+            ):  # Ollama would remove the old blob at its next start, and until then the disk holds it.
+                self.blob(before).unlink(missing_ok=True)
         finally:
-            if stop:
-                units.systemctl("stop", unit)
+            if self.is_stopped:
+                units.systemctl("stop", UNIT)
         manifest = self.manifest()
         if not manifest:
             raise ModelError(
-                f"Ollama has created {self.name}, but not below {self.models}. Another Ollama answers at {self.wanted['url']}"
+                f"Ollama has created {self.name}, but not below {self.models}. Another Ollama answers at {self.url}"
             )
-        found = {"name": self.name, "file": {"path": str(self.file), **self.looks()}, "digest": digest}
+        record = {"name": self.name, "file": self.looks(), "digest": digest}
         self.record.parent.mkdir(parents=True, exist_ok=True)
-        record = {**found, "modelfile": self.wanted["modelfile"], "manifest": manifest}
-        write_whole(self.record, json.dumps(record))
+        write_whole(self.record, json.dumps({**record, "modelfile": self.modelfile, "manifest": manifest}))
         return digest
 
     def _link(self, blob: Path) -> bool:
@@ -210,7 +178,7 @@ class Model:
         Returns:
             Whether another file was in its place, which may have been loaded.
         """
-        give(blob.parent, self.wanted["owner"])
+        give(blob.parent, USER)
         replaced = blob.exists()
         if replaced and blob.samefile(self.file):
             return False
@@ -226,28 +194,17 @@ class Model:
             os.close(folder)
         return replaced
 
-    def _drop(self, digest: str) -> None:
-        """Lets go of the file that was registered before: Ollama would at its next start, and until then the disk holds it."""
-        before = self.before.get("digest", digest)
-        if before != digest:
-            self.blob(before).unlink(missing_ok=True)
-
     def _create(self, digest: str, *, unload: bool) -> None:
-        api = Api(self.wanted["url"], timeout_s=_CREATE_LIMIT_S)
-        body = {
-            "model": self.name,
-            "files": {self.file.name: f"sha256:{digest}"},
-            "parameters": self.modelfile.parameters,
-        }
-        if self.modelfile.template:
-            body["template"] = self.modelfile.template
-        answer = api.post("/api/create", body | {"stream": False})
+        api = Api(self.url, timeout_s=_CREATE_LIMIT_S)
+        body = {key: value for key, value in self.modelfile.items() if key == "parameters" or value}
+        body |= {"model": self.name, "files": {self.file.name: f"sha256:{digest}"}, "stream": False}
+        answer = api.post("/api/create", body)
         if answer.get("status") != "success":
             raise ModelError(f"Ollama does not create {self.name}: {answer}")
         if unload:
             api.post("/api/generate", {"model": self.name, "keep_alive": 0, "stream": False})
-        old = self.before.get("name")
-        if old and old != self.name:
+        old = self.before.get("name", self.name)
+        if old != self.name:
             try:
                 api.delete("/api/delete", {"model": old})
             except ApiError as error:
@@ -256,10 +213,7 @@ class Model:
 
 
 def knows(release: Path, architecture: str) -> bool:
-    """Whether the name of an architecture is in one of a release's programs. Its engine has a table of them.
-
-    True where no release is there yet, in check mode: there is nothing to be found wrong.
-    """
+    """Whether one of a release's programs names an architecture, because its engine has a table of them. True without a release."""
     word = re.compile(rb"(?<![\w-])" + re.escape(architecture.encode()) + rb"(?![\w-])")
     ollama = release / "lib" / "ollama"
     programs = [path for path in (release / "bin" / "ollama", *sorted(ollama.glob("*"))) if path.is_file()]
@@ -267,21 +221,9 @@ def knows(release: Path, architecture: str) -> bool:
 
 
 def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            "name": {"type": "str", "required": True},
-            "modelfile": {"type": "str", "required": True},
-            "models_dir": {"type": "path", "required": True},
-            "owner": {"type": "str", "required": True},
-            "release": {"type": "path", "required": True},
-            "url": {"type": "str", "required": True},
-            "unit": {"type": "str", "required": True},
-            "state": {"type": "str", "choices": ["started", "stopped"], "required": True},
-        },
-        supports_check_mode=True,
-    )
+    module = AnsibleModule(argument_spec=arguments(DOCUMENTATION), supports_check_mode=True)
+    model = Model(module.params)
     try:
-        model = Model(module.params)
         if module.check_mode and not model.file.is_file():
             module.exit_json(changed=True, actions=[f"registered {model.name}"], digest="")
         reason = model.reason()
@@ -290,11 +232,10 @@ def main() -> None:
             model.check()
         if reason and not module.check_mode:
             digest = model.register()
-    except GgufError as error:
-        remedy = "It is damaged or not whole: let the role weights verify and fetch the model's files again."
-        module.fail_json(msg=f"Ollama's model {module.params['name']}: {str(error).rstrip('.')}. {remedy}")
-    except (ModelError, ApiError, units.UnitError, ValueError, OSError) as error:
-        module.fail_json(msg=f"Ollama's model {module.params['name']}: {str(error).rstrip('.')}.")
+    except (GgufError, ModelError, ApiError, units.UnitError, OSError) as error:
+        damaged = " It is damaged or not whole: let the role weights verify and fetch the model's files again."
+        remedy = damaged if isinstance(error, GgufError) else ""
+        module.fail_json(msg=f"Ollama's model {model.name}: {str(error).rstrip('.')}.{remedy}")
     actions = [f"registered {model.name}: {reason}"] if reason else []
     module.exit_json(changed=bool(reason), actions=actions, digest=digest)
 

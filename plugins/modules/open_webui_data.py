@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
----
 module: open_webui_data
 short_description: Backs up Open-WebUI's data around the start of a release, and brings named settings in its database to their values
 description:
@@ -24,67 +23,25 @@ description:
     changes. The account's sessions end with the old login. I(admin_password_file) then holds the password for controllers that do not
     have it.
   - With C(proven), which comes when the release has answered as it should. From then on the data is that release's.
-options:
-  state:
-    description: What the data shall be.
-    type: str
-    choices: [tried, configured, proven]
-    required: true
-  data:
-    description: The data's folder.
-    type: path
-    default: /var/lib/r1prov/open-webui
-  release:
-    description: The link to the release.
-    type: path
-    default: /opt/r1prov/open-webui/current
-  user:
-    description: The service's user, as whom the database is opened.
-    type: str
-    default: r1prov-webui
-  unit:
-    description: The service's unit.
-    type: str
-    default: r1prov-open-webui.service
-  keep:
-    description: How many backups are kept.
-    type: int
-    default: 2
-  settings:
-    description: Key -> value, as in the table C(config).
-    type: dict
-    default: {}
-  secrets:
-    description: The same for values that nobody may read.
-    type: dict
-    default: {}
-  public_models:
-    description: Names of models.
-    type: list
-    elements: str
-    default: []
-  secret_key:
-    description: What the page will sign and encrypt with.
-    type: str
-    default: ""
-  environment:
-    description: The service's file of variables, with the key that it has signed and encrypted with so far.
-    type: path
-    default: /etc/r1prov/open-webui/environment
-  admin_email:
-    description: What the administrator logs in as. Required with C(configured).
-    type: str
-    default: ""
-  admin_password:
-    description: The password of this login. Required with C(configured).
-    type: str
-    default: ""
-  admin_password_file:
-    description: A file for root alone that keeps the password that was given.
-    type: path
-    default: /etc/r1prov/open-webui/admin-password
-author:
-  - The r1prov team
+author: The r1prov team
+options: {
+  "state": {"type": "str", "required": true, "choices": ["tried", "configured", "proven"], "description": "What the data shall be."},
+  "data": {"type": "path", "default": "/var/lib/r1prov/open-webui", "description": "The data's folder."},
+  "release": {"type": "path", "default": "/opt/r1prov/open-webui/current", "description": "The link to the release."},
+  "user": {"type": "str", "default": "r1prov-webui", "description": "The service's user, as whom the database is opened."},
+  "unit": {"type": "str", "default": "r1prov-open-webui.service", "description": "The service's unit."},
+  "keep": {"type": "int", "default": 2, "description": "How many backups are kept."},
+  "settings": {"type": "dict", "default": {}, "description": "Key -> value, as in the table C(config)."},
+  "secrets": {"type": "dict", "default": {}, "description": "The same for values that nobody may read."},
+  "public_models": {"type": "list", "elements": "str", "default": [], "description": "Names of models."},
+  "secret_key": {"type": "str", "default": "", "description": "What the page will sign and encrypt with."},
+  "environment": {"type": "path", "default": "/etc/r1prov/open-webui/environment", "description": "The service's file of variables, with
+      the key that it has signed and encrypted with so far."},
+  "admin_email": {"type": "str", "default": "", "description": "What the administrator logs in as. Required with C(configured)."},
+  "admin_password": {"type": "str", "default": "", "description": "The password of this login. Required with C(configured)."},
+  "admin_password_file": {"type": "path", "default": "/etc/r1prov/open-webui/admin-password", "description": "A file for root alone that
+      keeps the password that was given."}
+  }
 """
 
 EXAMPLES = r"""
@@ -98,27 +55,16 @@ EXAMPLES = r"""
 
 RETURN = r"""
 did:
-  description: What was done (or would be) - C(backup), C(restore), C(record) or C(nothing).
   type: str
   returned: with tried and proven
+  description: "What was done (or would be) - C(backup), C(restore), C(record) or C(nothing)."
 backup:
-  description: The folder of the backup that was made, or that the data came from; empty for none.
   type: str
   returned: with tried and proven
-keys:
-  description: The settings that differed.
-  type: list
-  elements: str
-  returned: with configured
-login:
-  description: Whether the administrator was given a login.
-  type: bool
-  returned: with configured
-models:
-  description: The models that were opened to all users.
-  type: list
-  elements: str
-  returned: with configured
+  description: "The folder of the backup that was made, or that the data came from; empty for none."
+keys: {type: list, elements: str, returned: with configured, description: The settings that differed.}
+login: {type: bool, returned: with configured, description: Whether the administrator was given a login.}
+models: {type: list, elements: str, returned: with configured, description: The models that were opened to all users.}
 """
 
 import json
@@ -132,6 +78,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
 from ansible_collections.r1.prov.plugins.module_utils.files import write_whole
 from ansible_collections.r1.prov.plugins.module_utils.open_webui import DatabaseError, apply, has_second_factors, read
 from ansible_collections.r1.prov.plugins.module_utils.open_webui_account import AccountError, Login, Page
@@ -283,26 +230,9 @@ def follow(module: AnsibleModule, wanted: dict[str, Any]) -> None:
 
 def main() -> None:
     module = AnsibleModule(
-        argument_spec={
-            "state": {"type": "str", "choices": ["tried", "configured", "proven"], "required": True},
-            "data": {"type": "path", "default": "/var/lib/r1prov/open-webui"},
-            "release": {"type": "path", "default": "/opt/r1prov/open-webui/current"},
-            "user": {"type": "str", "default": "r1prov-webui"},
-            "unit": {"type": "str", "default": "r1prov-open-webui.service"},
-            "keep": {"type": "int", "default": 2},
-            "settings": {"type": "dict", "default": {}},
-            "secrets": {"type": "dict", "default": {}, "no_log": True},
-            "public_models": {"type": "list", "elements": "str", "default": []},
-            "secret_key": {"type": "str", "default": "", "no_log": True},
-            "environment": {"type": "path", "default": "/etc/r1prov/open-webui/environment"},
-            "admin_email": {"type": "str", "default": ""},
-            "admin_password": {"type": "str", "default": "", "no_log": True},
-            "admin_password_file": {
-                "type": "path",
-                "default": "/etc/r1prov/open-webui/admin-password",
-                "no_log": False,
-            },
-        },
+        argument_spec=arguments(
+            DOCUMENTATION, admin_password=True, admin_password_file=False, secret_key=True, secrets=True
+        ),
         required_if=[("state", "configured", ("admin_email", "admin_password"))],
         supports_check_mode=True,
     )

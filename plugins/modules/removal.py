@@ -4,30 +4,19 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
----
 module: removal
 short_description: Removes every unit, user, group and file of r1prov, or of one of its services
 description:
   - Stock Ansible cannot do it, because its loops over files cannot leave out what is kept or mounted below a folder.
-  - All that r1prov leaves on a host carries its name, so nothing has to be remembered to be found. Packages of the distribution stay.
-  - What is kept becomes root's, for the users are gone; a later C(r1prov up) gives it back.
-options:
-  data_dir:
-    description: The folder that holds the models.
-    type: path
-    default: /srv/r1prov
-  service:
-    description: The only service to remove, and those with longer names, without C(r1prov-) before its name. Empty for all of r1prov.
-    type: str
-    default: ""
-  keep:
-    description: C(weights), C(chats).
-    type: list
-    elements: str
-    choices: [weights, chats]
-    default: []
-author:
-  - The r1prov team
+  - All that r1prov leaves on a host carries its name, so it is found without a record. Packages of the distribution stay.
+  - What is kept becomes root's, because the users are removed. A later C(r1prov up) gives it back.
+author: The r1prov team
+options: {
+  "data_dir": {"type": "path", "default": "/srv/r1prov", "description": "The folder that holds the models."},
+  "service": {"type": "str", "default": "", "description": "The only service to remove, with the services whose names begin like it, without
+      C(r1prov-). Empty for all of r1prov."},
+  "keep": {"type": "list", "elements": "str", "default": [], "choices": ["weights", "chats"], "description": "What stays."}
+  }
 """
 
 EXAMPLES = r"""
@@ -35,18 +24,10 @@ EXAMPLES = r"""
   r1.prov.removal:
     data_dir: /srv/r1prov
     keep: [weights]
-
-- name: Remove one service
-  r1.prov.removal:
-    service: gateway
 """
 
 RETURN = r"""
-removed:
-  description: What was removed, or would be.
-  type: list
-  elements: str
-  returned: success
+removed: {type: list, elements: str, returned: success, description: "What was removed, or would be."}
 """
 
 import glob
@@ -58,6 +39,7 @@ import subprocess
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
 from ansible_collections.r1.prov.plugins.module_utils.units import reset_failed, systemctl
 
 UNITS = "/etc/systemd/system"
@@ -90,9 +72,9 @@ def doomed(patterns: list[str], kept: list[str], mounted: set[str]) -> list[str]
     """The files and folders to remove: as few paths as say it, none of which holds anything that is kept or mounted there.
 
     Args:
-        patterns: globs of what is ours.
+        patterns: globs of what belongs to r1prov.
         kept: paths, with all that lies below them.
-        mounted: mount points. What is mounted is not ours.
+        mounted: mount points. What is mounted does not belong to r1prov.
     """
     stay = [*kept, *mounted]
 
@@ -101,35 +83,28 @@ def doomed(patterns: list[str], kept: list[str], mounted: set[str]) -> list[str]
             return []
         if not any(other.startswith(f"{path}/") for other in stay):
             return [path]
-        return [found for name in sorted(os.listdir(path)) for found in below(f"{path}/{name}")]  # noqa: PTH208 - names only
+        return [entry for name in sorted(os.listdir(path)) for entry in below(f"{path}/{name}")]  # noqa: PTH208 - names only
 
-    return [found for pattern in patterns for path in sorted(glob.glob(pattern)) for found in below(path)]  # noqa: PTH207
+    return [entry for pattern in patterns for path in sorted(glob.glob(pattern)) for entry in below(path)]  # noqa: PTH207
 
 
 def remove(path: str) -> None:
-    """A file, a link, or a folder with all that is in it."""
+    """Removes a file, a link, or a folder with all that is in it."""
     if Path(path).is_dir() and not Path(path).is_symlink():
         shutil.rmtree(path)
     else:
-        Path(path).unlink(missing_ok=True)  # systemd has taken away its own links by then
+        Path(path).unlink(missing_ok=True)  # systemd has removed its own links by then
 
 
 def give_to_root(path: Path) -> None:
-    """A kept tree; the mode stays."""
+    """Makes a kept tree root's. The modes stay."""
     for folder, _, names in os.walk(path):
         for entry in (folder, *(f"{folder}/{name}" for name in names)):
             os.chown(entry, 0, 0, follow_symlinks=False)
 
 
 def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            "data_dir": {"type": "path", "default": "/srv/r1prov"},
-            "service": {"type": "str", "default": ""},
-            "keep": {"type": "list", "elements": "str", "choices": ["weights", "chats"], "default": []},
-        },
-        supports_check_mode=True,
-    )
+    module = AnsibleModule(argument_spec=arguments(DOCUMENTATION), supports_check_mode=True)
     data_dir, keep, service = (module.params[key] for key in ("data_dir", "keep", "service"))
     data_dir, name = data_dir.rstrip("/"), f"r1prov-{service}"
     kept = [f"{data_dir}/models"] if "weights" in keep else []
@@ -151,7 +126,7 @@ def main() -> None:
     removed = [*units, *users, *groups, *files]
     if not module.check_mode:
         if units:
-            # At once: systemd stops what depends on another in the right order.
+            # All in one call, because systemd then stops what depends on another in the right order.
             systemctl("disable", "--now", "--quiet", *units)
         for path in files:
             remove(path)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
----
 module: service_unit
 short_description: Brings one systemd service to its declared state, in one round trip
 description:
@@ -13,62 +12,32 @@ description:
     program is not what the running process was started with. What that was is remembered in
     C(/var/lib/r1prov/service/NAME.started), so a run that was cut off between writing and restarting is made good by the next one.
   - Waits until the start has succeeded or failed. A failure tells the last lines of the service's log and what to do next.
-options:
-  name:
-    description: The unit, without C(.service).
-    type: str
-    required: true
-  content:
-    description: The unit file.
-    type: str
-    required: true
-  socket:
-    description: >-
-      The text of the unit C(NAME.socket), which holds the service's listening socket, is enabled and started before the service, and stays.
-      Empty for none.
-    type: str
-    default: ""
-  state:
-    description: C(started) is enabled and running, C(stopped) neither, C(installed) leaves alone whether it runs.
-    type: str
-    choices: [started, stopped, installed]
-    default: started
-  credentials_dir:
-    description: Folder for I(credentials).
-    type: path
-    default: ""
-  credentials:
-    description:
-      - Secrets that the service reads at its start, written to files that only root may read. File name -> text.
-    type: dict
-    default: {}
-  programs:
-    description: Files that the service runs. When one is another file than at the last start, links followed, the service restarts.
-    type: list
-    elements: path
-    default: []
-  configuration:
-    description: Files that the service reads again when it is told to reload. When one is another than before, it is told.
-    type: list
-    elements: path
-    default: []
-  ports:
-    description: TCP ports it listens on. When it does not start, another process that holds one is named.
-    type: list
-    elements: int
-    default: []
-  load_step:
-    description: While it starts, what it has read is shown as the progress of this step. Empty for no progress.
-    type: str
-    default: ""
-  load_bytes:
-    description: How much it reads before it is ready.
-    type: int
-    default: 0
-extends_documentation_fragment:
-  - r1.prov.remedies
-author:
-  - The r1prov team
+author: The r1prov team
+options: {
+  "name": {"type": "str", "required": true, "description": "The unit, without C(.service)."},
+  "content": {"type": "str", "required": true, "description": "The unit file."},
+  "socket": {"type": "str", "default": "", "description": "The text of the unit C(NAME.socket), which holds the service's listening
+      socket, is enabled and started before the service, and stays. Empty for none."},
+  "state": {"type": "str", "default": "started", "choices": ["started", "stopped", "installed"], "description": "C(started) is enabled and
+      running, C(stopped) neither, C(installed) leaves alone whether it runs."},
+  "credentials_dir": {"type": "path", "default": "", "description": "Folder for I(credentials)."},
+  "credentials": {"type": "dict", "default": {}, "description": "Secrets that the service reads at its start, written to files that only
+      root may read. File name -> text."},
+  "programs": {"type": "list", "elements": "path", "default": [], "description": "Files that the service runs. When one is another file
+      than at the last start, links followed, the service restarts."},
+  "configuration": {"type": "list", "elements": "path", "default": [], "description": "Files that the service reads again when it is told
+      to reload. When one is another than before, it is told."},
+  "ports": {"type": "list", "elements": "int", "default": [], "description": "TCP ports it listens on. When it does not start, another
+      process that holds one is named."},
+  "load_step": {"type": "str", "default": "", "description": "While it starts, what it has read is shown as the progress of this step.
+      Empty for no progress."},
+  "load_bytes": {"type": "int", "default": 0, "description": "How much it reads before it is ready."},
+  "remedies": {"type": "list", "elements": "dict", "default": [], "description": "What to say when a program fails. The first remedy whose
+      pattern is found in the program's words is shown.", "suboptions": {
+    "pattern": {"type": "str", "required": true, "description": "Regular expression."},
+    "remedy": {"type": "str", "required": true, "description": "What to do next."}
+  }}
+  }
 """
 
 EXAMPLES = r"""
@@ -80,23 +49,16 @@ EXAMPLES = r"""
 
 RETURN = r"""
 actions:
-  description: What was done, or would be, e.g. C(wrote the unit file), C(restarted).
   type: list
   elements: str
   returned: success
-unit:
-  description: The unit's name.
-  type: str
-  returned: success
+  description: "What was done, or would be, e.g. C(wrote the unit file), C(restarted)."
+unit: {type: str, returned: success, description: "The unit's name."}
 start_s:
-  description: Seconds that a start or restart took until the service was ready; 0 where there was none.
   type: float
   returned: success
-log:
-  description: The last lines of the log of a start that failed.
-  type: list
-  elements: str
-  returned: failure
+  description: Seconds that a start or restart took until the service was ready; 0 where there was none.
+log: {type: list, elements: str, returned: failure, description: The last lines of the log of a start that failed.}
 """
 
 import functools
@@ -111,6 +73,7 @@ from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils import remedies, units
+from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
 from ansible_collections.r1.prov.plugins.module_utils.files import write_whole
 from ansible_collections.r1.prov.plugins.module_utils.host_probe import probe
 from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
@@ -310,24 +273,7 @@ def _write(path: Path, content: str, mode: int) -> None:
 
 
 def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            "name": {"type": "str", "required": True},
-            "content": {"type": "str", "required": True},
-            "socket": {"type": "str", "default": ""},
-            "state": {"type": "str", "choices": ["started", "stopped", "installed"], "default": "started"},
-            "credentials_dir": {"type": "path", "default": ""},
-            # The whole of it: Ansible's own log of the call shows a text of several lines where only that is marked.
-            "credentials": {"type": "dict", "default": {}, "no_log": True},
-            "programs": {"type": "list", "elements": "path", "default": []},
-            "configuration": {"type": "list", "elements": "path", "default": []},
-            "ports": {"type": "list", "elements": "int", "default": []},
-            "load_step": {"type": "str", "default": ""},
-            "load_bytes": {"type": "int", "default": 0},
-            "remedies": remedies.OPTION,
-        },
-        supports_check_mode=True,
-    )
+    module = AnsibleModule(argument_spec=arguments(DOCUMENTATION, credentials=True), supports_check_mode=True)
     os.environ["LC_ALL"] = "C"
     service = Service(module.params)
     todo = service.actions()

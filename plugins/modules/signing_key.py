@@ -4,29 +4,19 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
----
 module: signing_key
 short_description: Brings the key that a package archive is signed with, if it is the right one
 description:
   - Stock Ansible cannot do it, because C(get_url) compares a file with a digest, and a key file changes whenever its key is signed anew.
   - The file must hold exactly one key, and that must have the fingerprint. Otherwise nothing is written, and what lies there already is
     removed, as apt would trust it.
-options:
-  url:
-    description: Where the key file is.
-    type: str
-    required: true
-  path:
-    description: Where apt finds it, without ASCII armour. Its name ends in C(.gpg).
-    type: path
-    required: true
-  fingerprint:
-    description: The fingerprint of the key, 40 hex digits.
-    type: str
-    required: true
+author: The r1prov team
 extends_documentation_fragment: r1.prov.fetching
-author:
-  - The r1prov team
+options: {
+  "url": {"type": "str", "required": true, "description": "Where the key file is."},
+  "path": {"type": "path", "required": true, "description": "Where apt finds it, without ASCII armour. Its name ends in C(.gpg)."},
+  "fingerprint": {"type": "str", "required": true, "description": "The fingerprint of the key, 40 hex digits."}
+  }
 """
 
 EXAMPLES = r"""
@@ -38,10 +28,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-fingerprint:
-  description: The fingerprint of the key that lies at C(path).
-  type: str
-  returned: success
+fingerprint: {type: str, returned: success, description: The fingerprint of the key that lies at C(path).}
 """
 
 from pathlib import Path
@@ -49,6 +36,7 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.urls import open_url
 from ansible_collections.r1.prov.plugins.module_utils import fetching
+from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
 from ansible_collections.r1.prov.plugins.module_utils.artefact import without_credentials
 from ansible_collections.r1.prov.plugins.module_utils.files import write_whole
 from ansible_collections.r1.prov.plugins.module_utils.openpgp import KeyFileError, binary, fingerprints
@@ -68,13 +56,7 @@ def fault(packets: bytes, fingerprint: str) -> str:
 
 def main() -> None:
     module = AnsibleModule(
-        argument_spec={
-            "url": {"type": "str", "required": True},
-            "path": {"type": "path", "required": True},
-            "fingerprint": {"type": "str", "required": True},
-            "environment": fetching.OPTION,
-        },
-        supports_check_mode=True,
+        argument_spec=arguments(DOCUMENTATION) | {"environment": fetching.OPTION}, supports_check_mode=True
     )
     fetching.set_environment(module)
     url, path, fingerprint = module.params["url"], Path(module.params["path"]), module.params["fingerprint"]

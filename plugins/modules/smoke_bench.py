@@ -4,107 +4,46 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
----
 module: smoke_bench
 short_description: Asks a running model a question through each open door, judges the answers and measures the rates
 description:
   - Stock Ansible cannot do it, because it cannot read an answer as it comes, judge it, and measure several users at once.
   - Asks the engine one question, judges the answer, then measures prompt and decode rates with one and several users at once. The rates are
-    the engine's own. With I(page_url), asks the same question through the chat page, as its administrator. No password is needed for that,
-    because the administrator may have changed it - the module signs the login itself, for as long as the question takes.
-  - A run that changed nothing measures nothing. What was measured before is returned when the command line, the release, the model's
-    file, the question and the measurement are the same.
-  - The result is C(last.json) in I(results), the one before C(previous.json).
-options:
-  engine:
-    description: Which engine holds the model.
-    type: str
-    choices: [llama-server, ollama]
-    default: llama-server
-  url:
-    description: Where the engine answers, without a path.
-    type: str
-    required: true
-  api_key_file:
-    description: File on the host that holds the API key; empty for a server without one.
-    type: path
-    default: ""
-  model:
-    description: The model's name in the API.
-    type: str
-    required: true
-  question:
-    description: What is asked.
-    type: str
-    required: true
-  expect:
-    description: >-
-      Regular expression that the answer must match, case ignored. Empty for a model that cannot know; then anything it says will do.
-    type: str
-    required: true
-  max_tokens:
-    description: Most tokens of the answer, its thinking included.
-    type: int
-    default: 1024
-  timeout_s:
-    description: Seconds until a request has failed.
-    type: int
-    default: 900
-  concurrency:
-    description: Users at once, one measurement each. Those above the server's number of slots are left out.
-    type: list
-    elements: int
-    default: [1, 2, 4]
-  sweep_tokens:
-    description: Tokens that each user's request of the measurement decodes.
-    type: int
-    default: 64
-  subject:
-    description: Anything else that the result depends on. When it changes, it is measured again; it is kept in the result.
-    type: dict
-    default: {}
-  slots:
-    description: For C(ollama), which does not tell it, how many are answered at once.
-    type: int
-    default: 1
-  temperature:
-    description: Of the sampling.
-    type: float
-    default: 0.6
-  page_url:
-    description: Where the chat page answers, without a path. Empty for none.
-    type: str
-    default: ""
-  page_secret_key:
-    description: What the page signs logins with.
-    type: str
-    default: ""
-  page_data:
-    description: The folder with the page's data.
-    type: path
-    default: /var/lib/r1prov/open-webui
-  page_user:
-    description: The page's user, as whom its database is opened.
-    type: str
-    default: r1prov-webui
-  at_least:
-    description: What part of the last decode rate must be reached, where that was of the same engine, model and subject. 0 for no limit.
-    type: float
-    default: 0
-  force:
-    description: Whether to measure although nothing changed.
-    type: bool
-    default: false
-  results:
-    description: Folder for the results.
-    type: path
-    default: /var/lib/r1prov/smoke_bench
-author:
-  - The r1prov team
+    the engine's own. With I(page_url) it asks the same question through the chat page, as its administrator. That takes no password,
+    because the administrator may have changed it. The module signs the login itself, for as long as the question takes.
+  - A run that changed nothing measures nothing. It returns what was measured before if the command line, the release, the model's file, the
+    question and the measurement are the same.
+  - The result is C(/var/lib/r1prov/smoke_bench/last.json), and the result before it C(previous.json).
+author: The r1prov team
+options: {
+  "engine": {"type": "str", "default": "llama-server", "choices": ["llama-server", "ollama"], "description": "The engine."},
+  "url": {"type": "str", "required": true, "description": "The address of the engine, without a path."},
+  "api_key_file": {"type": "path", "default": "", "description": "File on the host with the API key; empty for a server without one."},
+  "model": {"type": "str", "required": true, "description": "The model's name in the API."},
+  "question": {"type": "str", "required": true, "description": "The question."},
+  "expect": {"type": "str", "required": true, "description": "Regular expression that the answer must match, case ignored. Empty for a model
+      that cannot know the answer; then any answer will do."},
+  "max_tokens": {"type": "int", "default": 1024, "description": "Most tokens of the answer, its thinking included."},
+  "timeout_s": {"type": "int", "default": 900, "description": "Seconds until a request has failed."},
+  "concurrency": {"type": "list", "elements": "int", "default": [1, 2, 4], "description": "Users at once, one measurement each. Numbers
+      above the server's number of slots are left out."},
+  "sweep_tokens": {"type": "int", "default": 64, "description": "Tokens that each user's request of the measurement decodes."},
+  "subject": {"type": "dict", "default": {}, "description": "Anything else that the result depends on. The result keeps it, and a change of
+      it is a reason to measure again."},
+  "slots": {"type": "int", "default": 1, "description": "For C(ollama), which does not tell it, how many are answered at once."},
+  "temperature": {"type": "float", "default": 0.6, "description": "The temperature of the sampling."},
+  "page_url": {"type": "str", "default": "", "description": "The address of the chat page, without a path. Empty for none."},
+  "page_secret_key": {"type": "str", "default": "", "description": "The key with which the page signs logins."},
+  "page_data": {"type": "path", "default": "/var/lib/r1prov/open-webui", "description": "The folder with the page's data."},
+  "page_user": {"type": "str", "default": "r1prov-webui", "description": "The page's user, as whom its database is opened."},
+  "at_least": {"type": "float", "default": 0.0, "description": "The part of the last decode rate that must be reached, where that was of
+      the same engine, model and subject. 0 for no limit."},
+  "force": {"type": "bool", "default": false, "description": "Whether to measure although nothing changed."}
+  }
 """
 
 EXAMPLES = r"""
-- name: Ask the model
+- name: Ask the model a question and measure its speed
   r1.prov.smoke_bench:
     url: http://127.0.0.1:8000
     api_key_file: /etc/r1prov/llama-server/api-key
@@ -114,37 +53,24 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-result:
-  description: What was measured, now or before; docs/benchmark.md describes it.
-  type: dict
-  returned: success
-measured:
-  description: Whether it was measured now.
-  type: bool
-  returned: success
+result: {type: dict, returned: success, description: "What was measured, now or before; docs/benchmark.md describes it."}
+measured: {type: bool, returned: success, description: Whether it was measured now.}
 """
 
 import hashlib
 import json
-import os
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils.answer import fault, thinking_apart
-from ansible_collections.r1.prov.plugins.module_utils.doors import (
-    SEED,
-    Limits,
-    LlamaServer,
-    Ollama,
-    Page,
-    Reply,
-    model_file,
-)
-from ansible_collections.r1.prov.plugins.module_utils.files import write_whole
+from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
+from ansible_collections.r1.prov.plugins.module_utils.doors import SEED, Limits, LlamaServer, Ollama, Page, Reply
+from ansible_collections.r1.prov.plugins.module_utils.files import read_json, write_whole
 from ansible_collections.r1.prov.plugins.module_utils.http_api import Api, ApiError
 from ansible_collections.r1.prov.plugins.module_utils.open_webui import DatabaseError, session
 from ansible_collections.r1.prov.plugins.module_utils.open_webui_backup import DATABASE
@@ -152,6 +78,7 @@ from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
 from ansible_collections.r1.prov.plugins.module_utils.users import acting_as
 
 SCHEMA = 2
+RESULTS = Path("/var/lib/r1prov/smoke_bench")
 _EXCERPT = 600
 # About 200 tokens, so that the prompt rate is of reading, not of one small batch.
 _TEXT = (
@@ -168,16 +95,18 @@ class AnswerError(Exception):
     """The server answers, but not what it should."""
 
 
-def describe(wanted: dict[str, Any], facts: dict[str, Any], command: str, release: str) -> dict[str, Any]:
+def describe(options: dict[str, Any], facts: dict[str, Any], command: str, release: str) -> dict[str, Any]:
     """What is measured: everything that, when it changes, makes an old measurement a measurement of something else."""
+    model = Path(facts["model"])  # the name of a model in Ollama is no path
+    status = model.stat() if model.is_absolute() and model.exists() else None
     return {
         **facts,
-        "engine": wanted["engine"],
+        "engine": options["engine"],
         "release": release,
-        "model_file": model_file(facts["model"]),
+        "model_file": [status.st_size, status.st_mtime_ns] if status else None,
         "command": command,
-        "page": wanted["page_url"],
-        "declared": wanted["subject"],
+        "page": options["page_url"],
+        "declared": options["subject"],
     }
 
 
@@ -187,40 +116,35 @@ def command_line(unit_file: str) -> str:
     return " ".join(match[1].replace("\\\n", " ").split()) if match else ""
 
 
-def digest(subject: dict[str, Any], wanted: dict[str, Any]) -> str:
+def digest(subject: dict[str, Any], options: dict[str, Any]) -> str:
     """Identifies a subject and how it is measured."""
-    how = {
-        key: wanted[key] for key in ("question", "expect", "max_tokens", "temperature", "concurrency", "sweep_tokens")
-    }
+    keys = ("question", "expect", "max_tokens", "temperature", "concurrency", "sweep_tokens")
+    how = {key: options[key] for key in keys}
     return hashlib.sha256(json.dumps([SCHEMA, subject, how], sort_keys=True).encode()).hexdigest()
-
-
-def mean(values: list[float]) -> float:
-    return sum(values) / len(values)
 
 
 class Bench:
     """The measurement of one server."""
 
-    def __init__(self, wanted: dict[str, Any], progress: Progress) -> None:
-        self._wanted = wanted
-        self._progress = progress
+    def __init__(self, options: dict[str, Any], progress: Progress) -> None:
+        self._options, self._progress = options, progress
+
+    def _limits(self, tokens: int) -> Limits:
+        return Limits(tokens, self._options["timeout_s"], self._options["temperature"])
 
     def ask(self, door: LlamaServer | Ollama | Page, label: str) -> dict[str, Any]:
-        """One question in a chat, as a user would.
+        """Asks one question in a chat, as a user would.
 
         Raises:
-            AnswerError: the answer is none.
+            AnswerError: what came back is no right answer.
         """
-        question, limit, expect = (self._wanted[key] for key in ("question", "max_tokens", "expect"))
-        self._progress.begin(label, limit, "steps")
-        reply = door.ask(
-            question, Limits(limit, self._wanted["timeout_s"], self._wanted["temperature"]), self._progress.update
-        )
+        question, tokens = self._options["question"], self._options["max_tokens"]
+        self._progress.begin(label, tokens, "steps")
+        reply = door.ask(question, self._limits(tokens), self._progress.update)
         answer, thinking = thinking_apart(reply.content, reply.reasoning)
-        if wrong := fault(answer, thinking, reply.finish, expect):
-            said = answer or thinking
-            raise AnswerError(f"{label}: asked {question!r}, the model said {said[:_EXCERPT]!r}: {wrong}")
+        if wrong := fault(answer, thinking, reply.finish, self._options["expect"]):
+            excerpt = (answer or thinking)[:_EXCERPT]
+            raise AnswerError(f"{label}: asked {question!r}, the model said {excerpt!r}: {wrong}")
         return {
             "asked": question,
             "answer": answer,
@@ -235,37 +159,33 @@ class Bench:
         }
 
     def sweep(self, engine: LlamaServer | Ollama, users: int) -> dict[str, Any]:
-        """So many users at once, each with a prompt of its own and the same number of tokens to decode."""
-        tokens = self._wanted["sweep_tokens"]
+        """Measures so many users at once, each with a prompt of its own and the same number of tokens to decode."""
+        tokens = self._options["sweep_tokens"]
         label = "measuring one user" if users == 1 else f"measuring {users} users at once"
         self._progress.begin(label, users * tokens, "steps")
         counts = [0] * users
 
         def one(user: int) -> Reply:
-            def tell(heard: int) -> None:
-                counts[user] = heard
+            def report(pieces: int) -> None:
+                counts[user] = pieces
                 if user == 0:
                     self._progress.update(sum(counts))
 
-            return engine.generate(
-                f"{user}. {_TEXT}",
-                SEED + user,
-                Limits(tokens, self._wanted["timeout_s"], self._wanted["temperature"]),
-                tell,
-            )
+            return engine.generate(f"{user}. {_TEXT}", SEED + user, self._limits(tokens), report)
 
         with ThreadPoolExecutor(users) as pool:
             replies = list(pool.map(one, range(users)))
-        decoding_s = max(reply.last_s for reply in replies) - min(reply.first_s for reply in replies)
+        ended_s, decoded = max(reply.last_s for reply in replies), sum(reply.decode_tokens for reply in replies)
+        decoding_s = ended_s - min(reply.first_s for reply in replies)
         return {
             "users": users,
             "prompt_tokens": sum(reply.prompt_tokens for reply in replies),
-            "decode_tokens": sum(reply.decode_tokens for reply in replies),
-            "time_to_first_token_s": round(mean([reply.first_s - reply.started_s for reply in replies]), 3),
-            "prompt_tokens_per_second_each": round(mean([reply.prompt_tokens_per_second for reply in replies]), 2),
-            "decode_tokens_per_second_each": round(mean([reply.decode_tokens_per_second for reply in replies]), 2),
-            "decode_tokens_per_second_total": round(sum(reply.decode_tokens for reply in replies) / decoding_s, 2),
-            "wall_s": round(max(r.last_s for r in replies) - min(r.started_s for r in replies), 3),
+            "decode_tokens": decoded,
+            "time_to_first_token_s": round(fmean(reply.first_s - reply.started_s for reply in replies), 3),
+            "prompt_tokens_per_second_each": round(fmean(reply.prompt_tokens_per_second for reply in replies), 2),
+            "decode_tokens_per_second_each": round(fmean(reply.decode_tokens_per_second for reply in replies), 2),
+            "decode_tokens_per_second_total": round(decoded / decoding_s, 2),
+            "wall_s": round(ended_s - min(reply.started_s for reply in replies), 3),
         }
 
 
@@ -274,14 +194,14 @@ def too_slow(result: dict[str, Any], last: dict[str, Any], at_least: float) -> s
     alike = last and all(result["subject"][key] == last["subject"][key] for key in ("engine", "model_file", "declared"))
     if not alike:
         return ""
-    now, then = (run["sweep"][0]["decode_tokens_per_second_each"] for run in (result, last))
-    if now >= at_least * then:
+    now, before = (run["sweep"][0]["decode_tokens_per_second_each"] for run in (result, last))
+    if now >= at_least * before:
         return ""
-    return f"decodes {now:.2f} tokens/s where it decoded {then:.2f} before; at least {at_least * 100:.0f} % of that is wanted"
+    return f"decodes {now:.2f} tokens/s where it decoded {before:.2f} before; at least {at_least * 100:.0f} % of that is wanted"
 
 
 def keep(folder: Path, result: dict[str, Any]) -> None:
-    """Writes the result; the one before stays beside it, to compare with."""
+    """Writes the result. The result before stays beside it, to compare with."""
     folder.mkdir(parents=True, exist_ok=True)
     last = folder / "last.json"
     if last.exists():
@@ -291,93 +211,61 @@ def keep(folder: Path, result: dict[str, Any]) -> None:
 
 def read_result(file: Path) -> dict[str, Any]:
     """An earlier result; empty where there is none that this version can read."""
-    try:
-        result = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+    result = read_json(file)
     return result if result.get("schema") == SCHEMA else {}
 
 
 def main() -> None:
     module = AnsibleModule(
-        argument_spec={
-            "engine": {"type": "str", "choices": ["llama-server", "ollama"], "default": "llama-server"},
-            "url": {"type": "str", "required": True},
-            "api_key_file": {"type": "path", "default": "", "no_log": False},
-            "model": {"type": "str", "required": True},
-            "question": {"type": "str", "required": True},
-            "expect": {"type": "str", "required": True},
-            "max_tokens": {"type": "int", "default": 1024, "no_log": False},
-            "timeout_s": {"type": "int", "default": 900},
-            "concurrency": {"type": "list", "elements": "int", "default": [1, 2, 4]},
-            "sweep_tokens": {"type": "int", "default": 64, "no_log": False},
-            "subject": {"type": "dict", "default": {}},
-            "slots": {"type": "int", "default": 1},
-            "temperature": {"type": "float", "default": 0.6},
-            "page_url": {"type": "str", "default": ""},
-            "page_secret_key": {"type": "str", "default": "", "no_log": True},
-            "page_data": {"type": "path", "default": "/var/lib/r1prov/open-webui"},
-            "page_user": {"type": "str", "default": "r1prov-webui"},
-            "at_least": {"type": "float", "default": 0.0},
-            "force": {"type": "bool", "default": False},
-            "results": {"type": "path", "default": "/var/lib/r1prov/smoke_bench"},
-        },
+        argument_spec=arguments(
+            DOCUMENTATION, api_key_file=False, max_tokens=False, sweep_tokens=False, page_secret_key=True
+        ),
         supports_check_mode=True,
     )
-    wanted = module.params
-    results = Path(wanted["results"])
-    last = read_result(results / "last.json")
-    kind: type[LlamaServer | Ollama] = {"llama-server": LlamaServer, "ollama": Ollama}[wanted["engine"]]
-    log = f"Look at its log: journalctl -u {kind.unit}"
+    options, last = module.params, read_result(RESULTS / "last.json")
+    name, model, timeout_s = options["engine"], options["model"], options["timeout_s"]
+    door: type[LlamaServer | Ollama] = Ollama if name == "ollama" else LlamaServer
+    log = f"Look at its log: journalctl -u {door.unit}"
     try:
-        api = Api(wanted["url"], wanted["api_key_file"], wanted["timeout_s"])
-        engine = Ollama(api, wanted["model"], wanted["slots"]) if kind is Ollama else LlamaServer(api, wanted["model"])
+        api = Api(options["url"], options["api_key_file"], timeout_s)
+        engine = Ollama(api, model, options["slots"]) if name == "ollama" else LlamaServer(api, model)
         facts = engine.facts()
     except ApiError as error:
         if module.check_mode:
             module.exit_json(changed=True, measured=False, result=last, msg=f"nothing to ask yet: {error}")
         module.fail_json(msg=f"the server cannot be asked: {error}. {log}")
-    unit_file = Path(f"/etc/systemd/system/{kind.unit}.service")
+    unit_file = Path(f"/etc/systemd/system/{door.unit}.service")
     command = command_line(unit_file.read_text(encoding="utf-8")) if unit_file.exists() else ""
-    subject = describe(wanted, facts, command, os.path.basename(os.path.realpath(kind.release)))  # noqa: PTH119
-    subject["digest"] = digest(subject, wanted)
-    if not wanted["force"] and last and last["subject"]["digest"] == subject["digest"]:
-        module.exit_json(changed=False, measured=False, result=last)
-    if module.check_mode:
-        module.exit_json(changed=True, measured=False, result=last)
+    subject = describe(options, facts, command, Path(door.release).resolve().name)
+    subject["digest"] = digest(subject, options)
+    same = bool(last) and last["subject"]["digest"] == subject["digest"] and not options["force"]
+    if same or module.check_mode:
+        module.exit_json(changed=not same, measured=False, result=last)
     progress = Progress("smoke_bench")
-    bench = Bench(wanted, progress)
+    bench = Bench(options, progress)
     try:
-        asked = bench.ask(engine, f"asking {wanted['engine']}")
-        page = None
-        if wanted["page_url"]:
-            with acting_as(wanted["page_user"]):
-                token = session(Path(wanted["page_data"]) / DATABASE, wanted["page_secret_key"], wanted["timeout_s"])
-            door = Page(Api(wanted["page_url"], timeout_s=wanted["timeout_s"]).with_key(token), wanted["model"])
-            page = bench.ask(door, "asking through the chat page")
-        sweep = [bench.sweep(engine, users) for users in wanted["concurrency"] if users <= facts["slots"]]
+        asked, page = bench.ask(engine, f"asking {name}"), None
+        if options["page_url"]:
+            page_api = Api(options["page_url"], timeout_s=timeout_s)
+            with acting_as(options["page_user"]):
+                database = Path(options["page_data"]) / DATABASE
+                page_api.use_key(session(database, options["page_secret_key"], timeout_s))
+            page = bench.ask(Page(page_api, model), "asking through the chat page")
+        sweep = [bench.sweep(engine, users) for users in options["concurrency"] if users <= facts["slots"]]
     except DatabaseError as error:
         progress.finish(failed=True)
         module.fail_json(msg=f"the chat page cannot be asked, because of its database: {error}")
     except (AnswerError, ApiError) as error:
         progress.finish(failed=True)
         module.fail_json(
-            msg=f"{error}" if isinstance(error, AnswerError) else f"the server cannot be asked: {error}. {log}"
+            msg=str(error) if isinstance(error, AnswerError) else f"the server cannot be asked: {error}. {log}"
         )
-    result = {
-        "schema": SCHEMA,
-        "measured_unix_s": round(time.time()),
-        "subject": subject,
-        "question": asked,
-        "page": page,
-        "sweep": sweep,
-    }
-    if slow := too_slow(result, last, wanted["at_least"]):
+    result = {"schema": SCHEMA, "measured_unix_s": round(time.time()), "subject": subject}
+    result |= {"question": asked, "page": page, "sweep": sweep}
+    if slow := too_slow(result, last, options["at_least"]):
         progress.finish(failed=True)
-        module.fail_json(
-            msg=f"{wanted['engine']} {slow}. Remedy: see whether something else keeps the host busy", result=result
-        )
-    keep(results, result)
+        module.fail_json(msg=f"{name} {slow}. Remedy: see whether something else keeps the host busy", result=result)
+    keep(RESULTS, result)
     progress.finish()
     module.exit_json(changed=True, measured=True, result=result)
 

@@ -6,9 +6,14 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.r1.prov.plugins.module_utils.build_wheels import link_libraries
-from ansible_collections.r1.prov.plugins.module_utils.cuda import Candidate, choose, unfit
 from ansible_collections.r1.prov.plugins.module_utils.uv import pinned
-from ansible_collections.r1.prov.plugins.modules.cuda_toolkit_choice import driver_major, version_of
+from ansible_collections.r1.prov.plugins.modules.cuda_toolkit_choice import (
+    Candidate,
+    choose,
+    driver_major,
+    unfit,
+    version_of,
+)
 
 PYPI = Candidate("pypi", "/opt/r1prov/cuda/wheels", (13, 0))
 NVIDIA = Candidate("nvidia", "/usr/local/cuda-12.4", (12, 4))

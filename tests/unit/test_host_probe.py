@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
@@ -11,7 +10,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -50,11 +48,10 @@ def test_this_machine_in_under_a_second_of_a_core():
     facts = probe()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
-    assert facts["took_s"] > 0
     assert facts["arch"] == platform.machine()
     assert facts["init"] == Path("/proc/1/comm").read_text().strip()
-    assert facts["ram"]["total_bytes"] >= facts["ram"]["available_bytes"] > 0
-    assert facts["cpu"]["threads"] >= facts["cpu"]["usable_threads"] >= 1
+    assert facts["ram"]["total_bytes"] > 0
+    assert facts["cpu"]["usable_threads"] >= 1
     assert facts["os"]["id"]
 
 
@@ -93,24 +90,17 @@ def test_a_unit_below_a_users_own_systemd_is_not_taken_for_one_of_ours(
     assert host_probe._unit(7) == unit
 
 
-@pytest.mark.parametrize("user", [None, 65534])
-def test_who_holds_a_lock(user: int | None):
-    if not Path("/usr/bin/python3").exists() or (user and os.geteuid() != 0):
-        pytest.skip("needs root, to become another user, and the system's Python")
-    with tempfile.TemporaryDirectory() as folder, Path(folder, "lock").open("w") as lock:
-        Path(folder).chmod(0o755)
-        Path(lock.name).chmod(0o600)
-        fcntl.lockf(lock, fcntl.LOCK_EX)
-        done = subprocess.run(
-            ["/usr/bin/python3", "-", lock.name],  # another user may be unable to reach pytest's own Python
-            input=SOURCE.replace('if __name__ == "__main__":', "if True:").rpartition("\n    print")[0]
-            + "\n    print(_lock_holder(sys.argv[1]))\n",
-            capture_output=True,
-            text=True,
-            check=True,
-            user=user,
-        )
-    assert done.stdout == f"{os.getpid()}\n"
+def test_a_lock_that_another_process_has(tmp_path: Path):
+    (tmp_path / "lock").touch()
+    assert not host_probe._is_locked(f"{tmp_path}/lock")
+    assert not host_probe._is_locked(f"{tmp_path}/none")
+    holder = "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.lockf(file, fcntl.LOCK_EX); print('held', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", holder, f"{tmp_path}/lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout.readline() == b"held\n"
+        assert host_probe._is_locked(f"{tmp_path}/lock")
+        process.stdin.close()
 
 
 def test_four_cards_and_their_processes(tmp_path: Path):
@@ -153,10 +143,3 @@ def test_nvidia_smi_that_fails(tmp_path: Path):
     gpu = probe(smi(tmp_path, "Failed to initialize NVML: Driver/library version mismatch", code=18))["gpu"]
     assert gpu["cards"] == []
     assert gpu["error"] == "Failed to initialize NVML: Driver/library version mismatch"
-
-
-def test_nvcc(tmp_path: Path):
-    program = tmp_path / "nvcc"
-    program.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 12.4, V12.4.131'\n")
-    program.chmod(0o755)
-    assert probe(f"{tmp_path}:{os.environ['PATH']}")["nvcc"] == {"path": str(program), "version": "12.4"}

@@ -9,12 +9,12 @@ from ansible_collections.r1.prov.plugins.module_utils.llama_fit import FitError,
 from ansible_collections.r1.prov.plugins.module_utils.llama_memory import (
     GIB,
     MIB,
-    asked,
+    fit_arguments,
+    fit_devices,
     load_surprises,
     loaded,
     misfits,
     surprises,
-    told,
 )
 from ansible_collections.r1.prov.plugins.module_utils.llama_props import misplaced
 
@@ -68,17 +68,26 @@ def test_llama_fit_params_is_asked_what_it_knows() -> None:
         "--temp",
         "-1",
     ]
-    assert asked(given, HELP) == ["--no-repack", *given[:2], "-np", "1", "--tensor-split", "7,8", "--fit", "off"]
-    assert asked(["--ctx-size=8192", "--port=1"], HELP) == ["--no-repack", "--ctx-size=8192"]
+    assert fit_arguments(given, HELP) == [
+        "--no-repack",
+        *given[:2],
+        "-np",
+        "1",
+        "--tensor-split",
+        "7,8",
+        "--fit",
+        "off",
+    ]
+    assert fit_arguments(["--ctx-size=8192", "--port=1"], HELP) == ["--no-repack", "--ctx-size=8192"]
 
 
 def test_llama_fit_params_tells_a_line_per_device() -> None:
-    assert told(TOLD) == [
+    assert fit_devices(TOLD) == [
         device("CUDA0", 15521, 6552, 1403),
         device("CUDA1", 16022, 6916, 555),
         device("host", 65120, 0, 27),
     ]
-    assert told("0.00.009.198 I llama_fit_params: printing\nnothing of the kind\n") == []
+    assert fit_devices("0.00.009.198 I llama_fit_params: printing\nnothing of the kind\n") == []
 
 
 def test_room_is_the_whole_of_a_card_less_its_reserve() -> None:

@@ -166,7 +166,7 @@ def test_shards_that_together_are_not_the_model_are_not_merged(host: Host, atten
     assert host.names == before
 
 
-@pytest.mark.parametrize("step", ["write_whole", "_remember", "sync_folder"])
+@pytest.mark.parametrize("step", ["write_whole", "remember", "sync_folder"])
 def test_a_run_that_was_cut_off_anywhere_is_taken_up(
     host: Host, converted: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -174,7 +174,7 @@ def test_a_run_that_was_cut_off_anywhere_is_taken_up(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as cut:
-        cut.setattr(Merge if step == "_remember" else weights_merge, step, die)
+        cut.setattr(merged_weights if step == "remember" else weights_merge, step, die)
         with pytest.raises(KeyboardInterrupt):
             host.merge("mla").complete()
     host.merge("mla").complete()

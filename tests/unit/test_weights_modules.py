@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.r1.prov.plugins.module_utils.merged_weights import is_as_verified
-from ansible_collections.r1.prov.plugins.module_utils.weights_transfer import TransferError, is_complete, link_actions
+from ansible_collections.r1.prov.plugins.modules.weights import TransferError, is_complete, link_actions
 
 FILES = [{"name": "a.gguf", "bytes": 3, "sha256": "a" * 64}, {"name": "b.gguf", "bytes": 4, "sha256": "b" * 64}]
 RUNNING = {"LoadState": "loaded", "ActiveState": "active", "Result": "success", "InvocationID": "2"}
