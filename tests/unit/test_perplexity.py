@@ -164,7 +164,12 @@ def sparse(path: Path, vocabulary: int) -> None:
     writer.add_embedding_length(1)
     writer.add_head_count(0)
     writer.add_context_length(CONTEXT)
-    writer.add_tensor_info("token_embd.weight", (vocabulary, 1), np.dtype(np.float32), 4 * vocabulary)
+    for name, shape in (
+        ("token_embd.weight", (vocabulary, 1)),
+        ("output_norm.weight", (1,)),
+        ("blk.0.attn_norm.weight", (1,)),
+    ):
+        writer.add_tensor_info(name, shape, np.dtype(np.float32), 4 * shape[0])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
