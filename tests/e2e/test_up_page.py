@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from playwright.sync_api import expect, sync_playwright
 from r1prov.common import paths
 from r1prov.lab.hosts import LabHost
 
-from .people import QUESTION, Operator
+from .people import MODEL, QUESTION, Operator
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = [
@@ -103,3 +105,41 @@ def test_a_passage_of_a_document_is_found_and_cited(tab: Tab, operator: Operator
     tab.get_by_text("handbook.txt").last.click()
     expect(tab.get_by_text("the word marzipan")).to_be_visible()
     shot(tab, "document")
+
+
+def test_a_picture_in_an_answer_carries_nothing_away(tab: Tab, operator: Operator) -> None:
+    """The page shows where the picture is meant to be, and the browser asks nobody for it."""
+    log_in(tab, operator)
+    asked: list[str] = []
+
+    class Listener(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Listener) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        elsewhere = f"http://127.0.0.1:{server.server_port}"
+        answer = {"id": "a", "parentId": "q", "childrenIds": [], "role": "assistant", "done": True, "model": MODEL}
+        answer |= {"content": f"Look: ![a picture]({elsewhere}/secret-of-the-chat.png)"}
+        question = {
+            "id": "q",
+            "parentId": None,
+            "childrenIds": ["a"],
+            "role": "user",
+            "content": "Show me.",
+            "models": [MODEL],
+        }
+        history = {"messages": {"q": question, "a": answer}, "currentId": "a"}
+        chat = {"title": "A picture", "models": [MODEL], "history": history, "messages": [question, answer]}
+        root = "/".join(tab.url.split("/", 3)[:3])
+        headers = {"Authorization": f"Bearer {tab.evaluate('localStorage.token')}"}
+        made = tab.request.post(f"{root}/api/v1/chats/new", data={"chat": chat}, headers=headers).json()
+        tab.goto(f"{root}/c/{made['id']}", wait_until="domcontentloaded")
+        expect(tab.locator(f"img[src^='{elsewhere}']")).to_have_count(1)
+        tab.wait_for_function(f"document.querySelector(\"img[src^='{elsewhere}']\").complete")
+        assert not asked
+        # Without the policy, the browser would have asked: a request that the policy does not concern arrives.
+        tab.request.get(f"{elsewhere}/heard")
+        assert asked == ["/heard"]
+        server.shutdown()
