@@ -27,6 +27,8 @@ def main() -> None:
         {
             "source": "pypi",
             "archive": "",
+            "git_ref": "",
+            "git_commit": "",
             "sha256": module.params["sha256"],
             "backend": "cuda",
             "cuda_architectures": [module.params["architecture"]],
