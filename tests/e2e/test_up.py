@@ -163,8 +163,11 @@ def test_no_secret_is_in_logs_files_or_processes(operator: Operator, pair: list[
 
 def test_others_can_write_to_nothing_that_was_made(pair: list[LabHost]) -> None:
     made = "/opt/r1prov /etc/r1prov /usr/local/lib/r1prov-* /var/cache/r1prov /var/lib/r1prov /run/r1prov /srv"
-    loose = f"runuser -u nobody -- find {made} -perm /022 -not -type l 2> /dev/null; find /tmp /var/tmp -name 'uv*'"
-    assert on_all(pair, f"{loose} | sort") == [""] * len(pair)
+    # find ends with 1, because there are folders that it may not enter.
+    loose = (
+        f"runuser -u nobody -- find {made} -perm /022 -not -type l 2> /dev/null || true; find /tmp /var/tmp -name 'uv*'"
+    )
+    assert on_all(pair, loose) == [""] * len(pair)
     assert on_all(pair, "stat -c %a /var/lib/r1prov/open-webui /var/lib/r1prov/weights") == ["700\n700"] * len(pair)
 
 
