@@ -6,6 +6,7 @@ import functools
 import getpass
 import inspect
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from r1prov import output
+from r1prov.common.errors import Problem, UnreachableError
 from r1prov.models.latent import Attention
 
 if TYPE_CHECKING:
@@ -76,10 +78,10 @@ class LoginOptions:
         # Imported late, because this brings ssh, which `plan` and `explain` do without.
         from r1prov.hosts import Login, Passwords  # noqa: PLC0415
 
-        ssh = getpass.getpass("ssh password: ") if self.ask_pass else None
+        ssh = _password("ssh password: ") if self.ask_pass else None
         sudo = None
         if self.ask_become_pass:
-            sudo = getpass.getpass("sudo password [the same]: " if self.ask_pass else "sudo password: ") or ssh
+            sudo = _password("sudo password [the same]: " if self.ask_pass else "sudo password: ") or ssh
         return Login(
             passwords=Passwords(ssh=ssh, sudo=sudo),
             strict_host_keys=self.strict_host_keys,
@@ -87,6 +89,22 @@ class LoginOptions:
             tell=lambda host, text: output.say(f"{host}: {text}"),
             confirm=_confirm_host_key if sys.stdin.isatty() else None,
         )
+
+
+def _password(prompt: str) -> str:
+    """Ask for a password, or read a line where there is no terminal.
+
+    Raises:
+        UnreachableError: there is nothing to read, so no host can be logged in to.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore", category=getpass.GetPassWarning):
+            return getpass.getpass(prompt)
+    except EOFError:
+        remedy = "work in a terminal, or log in with a key"
+        raise UnreachableError(
+            Problem(prompt.partition(" [")[0].rstrip(": "), "nobody can be asked for it here", remedy)
+        ) from None
 
 
 def _confirm_host_key(host: str, shown: str) -> bool:

@@ -48,7 +48,8 @@ def keep_private(folder: Path) -> None:
                 problems.append(Problem(str(path), f"belongs to {_name(found.st_uid)}", remedy))
             elif stat.S_ISLNK(found.st_mode):
                 if what := looseness(path, secret=path.suffix != ".crt"):
-                    problems.append(Problem(str(path.resolve()), what, f"chmod go= {path.resolve()}"))
+                    remedy = "put a file there instead of a link"
+                    problems.append(Problem(str(path), f"leads to {path.resolve()}: {what}", remedy))
             else:
                 mode = stat.S_IMODE(found.st_mode)
                 kept = mode & (0o744 if path.suffix == ".crt" else 0o700)

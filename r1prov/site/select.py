@@ -45,13 +45,15 @@ def last_applied(path: Path | None, named: Sequence[str]) -> Selection:
     """
     if path is None and Path(SITE_FILE).is_file():
         path = Path(SITE_FILE)
-    last = SiteState.of(path.resolve() if path else None).last_site
-    if last.is_file() and (remembered := _remembered(last)):
+    path = path.resolve() if path else None
+    last = SiteState.of(path).last_site
+    # A folder that was copied or moved remembers files and secrets that lie at its old place.
+    if last.is_file() and (remembered := _remembered(last)) and remembered.path == path:
         site = remembered
         if loose := loose_files(site.path, site.file):
             raise SiteError(*loose)
     elif path:
-        site = load(path, chosen=SiteState.of(path.resolve()).choices)
+        site = load(path, chosen=SiteState.of(path).choices)
     else:
         raise SiteError(Problem("site", "no site is known here", "run `r1prov up` first, or name a site file: --site"))
     return site, among(site, named)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 from sshd import Sshd
@@ -144,3 +146,14 @@ def test_tuning_wants_a_site_and_the_engine_that_can_be_tuned(r1prov, tmp_path):
     assert code == Exit.SITE
     assert "`r1prov engine llama-server` switches" in err
     assert r1prov("tune", "gpu9")[0] == Exit.SITE
+
+
+def test_a_password_that_nobody_can_be_asked_for_is_no_defect(tmp_path):
+    (tmp_path / "r1prov.yml").write_text("profile: demo\nhosts: [gpu1]\n")
+    command = [sys.executable, "-m", "r1prov.cli", "status", "--ask-pass"]
+    done = subprocess.run(
+        command, cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, start_new_session=True
+    )
+    assert done.returncode == Exit.UNREACHABLE
+    assert "nobody can be asked for it here" in done.stderr
+    assert "Traceback" not in done.stderr

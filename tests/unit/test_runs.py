@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 
 import paramiko
@@ -79,6 +80,17 @@ def test_a_site_as_last_applied_is_refused_when_a_file_of_the_operator_is_open_t
     (tmp_path / "token").chmod(0o604)
     with pytest.raises(SiteError, match="token: other users of this machine may read this file"):
         last_applied(chosen.path, ())
+
+
+def test_a_copied_site_does_not_act_on_the_folder_that_it_was_copied_from(tmp_path):
+    first, copy = tmp_path / "first", tmp_path / "copy"
+    first.mkdir()
+    (first / "r1prov.yml").write_text("{profile: demo, hosts: [gpu1]}")
+    chosen = select(first / "r1prov.yml", ())[0]
+    SiteState.of(chosen.path).remember(chosen)
+    shutil.copytree(first, copy)
+    assert last_applied(first / "r1prov.yml", ())[0].path == first / "r1prov.yml"
+    assert last_applied(copy / "r1prov.yml", ())[0].path == copy / "r1prov.yml"
 
 
 def test_an_authority_for_another_name_is_not_replaced_and_nobody_is_met(tmp_path, monkeypatch):
