@@ -152,7 +152,13 @@ def test_a_password_that_nobody_can_be_asked_for_is_no_defect(tmp_path):
     (tmp_path / "r1prov.yml").write_text("profile: demo\nhosts: [gpu1]\n")
     command = [sys.executable, "-m", "r1prov.cli", "status", "--ask-pass"]
     done = subprocess.run(
-        command, cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, start_new_session=True
+        command,
+        check=False,
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        start_new_session=True,
     )
     assert done.returncode == Exit.UNREACHABLE
     assert "nobody can be asked for it here" in done.stderr
