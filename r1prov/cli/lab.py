@@ -20,13 +20,17 @@ def _say(line: str) -> None:
 @app.command()
 def up(
     name: str,
+    *,
     release: Annotated[str, typer.Option(help=f"Debian release: {', '.join(lab.RELEASES)}.")] = "bookworm",
     image: Annotated[str, typer.Option(help="An image that `keep` has made, instead of the bare release.")] = "",
+    bpf: Annotated[
+        bool, typer.Option(help="Let the host use BPF, as a server may and many containers may not.")
+    ] = False,
     bind: Annotated[list[str] | None, typer.Option(help="A folder to show to the host, as HERE:THERE.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print address, key and known_hosts as JSON.")] = False,
 ) -> None:
     """Boot a fresh host: a minimal Debian with sshd and python3, nothing else."""
-    host = lab.up(name, release, image=image, binds=bind or (), say=_say)  # type: ignore[arg-type] # up() checks the release
+    host = lab.up(name, release, image=image, bpf=bpf, binds=bind or (), say=_say)  # type: ignore[arg-type] # up() checks the release
     typer.echo(json.dumps(_facts(host)) if as_json else host.address)
 
 

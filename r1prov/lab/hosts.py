@@ -94,6 +94,7 @@ def up(
     release: Release = "bookworm",
     *,
     image: str = "",
+    bpf: bool = False,
     binds: Sequence[str] = (),
     say: Callable[[str], None] = lambda _: None,
 ) -> LabHost:
@@ -103,6 +104,7 @@ def up(
         name: the name, of lower-case letters, digits and hyphens.
         release: the Debian release.
         image: the name of an image of that release, which `keep` made; empty for the bare release.
+        bpf: whether the host may load programs of BPF, which `IPAddressDeny` of systemd needs, as a server may and many containers may not.
         binds: folders of this machine that the host sees too, as `here:there`.
         say: is called with short lines that say what is going on.
 
@@ -128,7 +130,7 @@ def up(
         _clear(name)
         try:
             host = _make(name, release, image)
-            _wait(host, _boot(host, lower, binds))
+            _wait(host, _boot(host, lower, binds, bpf=bpf))
         except BaseException:
             _clear(name)
             raise
@@ -318,7 +320,7 @@ def _make(name: str, release: Release, image: str) -> LabHost:
     return host
 
 
-def _boot(host: LabHost, lower: str, binds: Sequence[str]) -> subprocess.Popen[bytes]:
+def _boot(host: LabHost, lower: str, binds: Sequence[str], *, bpf: bool) -> subprocess.Popen[bytes]:
     argv = [
         "systemd-nspawn",
         f"--machine={host.machine}",
@@ -334,6 +336,7 @@ def _boot(host: LabHost, lower: str, binds: Sequence[str]) -> subprocess.Popen[b
         "--resolv-conf=off",  # _make wrote it, without resolvers that listen on this machine's loopback
         "--timezone=off",
         "--console=read-only",
+        *(("--capability=CAP_BPF", "--system-call-filter=bpf") if bpf else ()),
         *(f"--bind={pair}" for pair in (*caches.binds(), *binds)),
     ]
     supervise = Path(__file__).with_name("supervise.sh")
