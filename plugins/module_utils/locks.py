@@ -54,9 +54,8 @@ def alone(lock: Path, tell: Callable[[str], None], limit_s: float = float("inf")
                     told = now
                     tell(f"{holder(lock)} holds {lock}")
                 time.sleep(_POLL_S)
-            if has_name(
-                file, lock
-            ):  # else somebody removed the file while this process waited, and the lock is nobody's
+            # Somebody may have removed the file while this process waited. The lock is nobody's then.
+            if has_name(file, lock):
                 yield
                 return
         finally:

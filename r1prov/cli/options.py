@@ -78,10 +78,11 @@ class LoginOptions:
         # Imported late, because this brings ssh, which `plan` and `explain` do without.
         from r1prov.hosts import Login, Passwords  # noqa: PLC0415
 
-        ssh = _password("ssh password: ") if self.ask_pass else None
+        ssh = _password("--ask-pass", "ssh password: ") if self.ask_pass else None
         sudo = None
         if self.ask_become_pass:
-            sudo = _password("sudo password [the same]: " if self.ask_pass else "sudo password: ") or ssh
+            prompt = "sudo password [the same]: " if self.ask_pass else "sudo password: "
+            sudo = _password("--ask-become-pass", prompt) or ssh
         return Login(
             passwords=Passwords(ssh=ssh, sudo=sudo),
             strict_host_keys=self.strict_host_keys,
@@ -91,8 +92,8 @@ class LoginOptions:
         )
 
 
-def _password(prompt: str) -> str:
-    """Ask for a password, or read a line where there is no terminal.
+def _password(option: str, prompt: str) -> str:
+    """Ask for the password that an option wants, or read a line where there is no terminal.
 
     Raises:
         UnreachableError: there is nothing to read, so no host can be logged in to.
@@ -101,10 +102,9 @@ def _password(prompt: str) -> str:
         with warnings.catch_warnings(action="ignore", category=getpass.GetPassWarning):
             return getpass.getpass(prompt)
     except EOFError:
+        output.say()
         remedy = "work in a terminal, or log in with a key"
-        raise UnreachableError(
-            Problem(prompt.partition(" [")[0].rstrip(": "), "nobody can be asked for it here", remedy)
-        ) from None
+        raise UnreachableError(Problem(option, "nobody can be asked for the password here", remedy)) from None
 
 
 def _confirm_host_key(host: str, shown: str) -> bool:

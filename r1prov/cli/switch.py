@@ -75,11 +75,11 @@ def rotate(
     Example: `r1prov secrets rotate --only webui-admin-password`
     """
     applied, targets = last_applied(site, ())
-    state, names = SiteState.of(applied.path), only or [SecretName(secret.name) for secret in secrets_of(applied)]
-    chosen = [secret for secret in secrets_of(applied) if SecretName(secret.name) in names]
-    if missing := set(names) - {SecretName(secret.name) for secret in chosen}:
-        what = f"the site has no chat page, so it has no {' or '.join(sorted(missing))}"
-        raise SiteError(Problem("--only", what, f"rotate one of: {', '.join(s.name for s in secrets_of(applied))}"))
+    state, known = SiteState.of(applied.path), {secret.name: secret for secret in secrets_of(applied)}
+    if missing := sorted(set(only or ()) - known.keys()):
+        what = f"the site has no chat page, so it has no {' or '.join(missing)}"
+        raise SiteError(Problem("--only", what, f"rotate one of: {', '.join(known)}"))
+    chosen = [secret for name, secret in known.items() if not only or name in only]
     encrypted = [secret for secret in chosen if state.is_encrypted(secret)]
     decision = running.settle(applied)
     login = login_options.ask()

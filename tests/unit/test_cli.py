@@ -161,5 +161,5 @@ def test_a_password_that_nobody_can_be_asked_for_is_no_defect(tmp_path):
         start_new_session=True,
     )
     assert done.returncode == Exit.UNREACHABLE
-    assert "nobody can be asked for it here" in done.stderr
+    assert "--ask-pass: nobody can be asked for the password here" in done.stderr
     assert "Traceback" not in done.stderr
