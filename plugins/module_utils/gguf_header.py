@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import struct
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
     from pathlib import Path
 
 TYPES = {
@@ -61,10 +59,6 @@ _UINT32, _TEXT, _ARRAY = 4, 8, 9
 _VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
 """Where the metadata name no other."""
-
-_LIKE_LAYERS = frozenset({"deepseek2", "llama", "qwen2", "qwen3", "qwen3moe"})
-"""The architectures whose layers all have the same tensors, apart from layers with and without experts."""
-_OF_LAYER = re.compile(r"blk\.([0-9]{1,4})\.(.+\.weight)")
 
 _MOST_KEYS, _MOST_TENSORS, _LONGEST_NAME, _LONGEST_TEXT = 10_000, 100_000, 1024, 16 << 20
 _LONGEST_ARRAY, _LONGEST_LIST = 16 << 20, 10_000
@@ -183,78 +177,6 @@ def data_bytes(name: str, shape: tuple[int, ...], kind: int) -> int:
             f"`{name}` has the shape {' x '.join(map(str, shape)) or 'of nothing'}, and {type_name} has blocks of {elements}"
         )
     return math.prod(shape) // elements * n_bytes
-
-
-def check_whole(files: Sequence[tuple[str, Sequence[str]]], architecture: object, layers: int) -> None:
-    """Checks that files together hold each tensor of a model once.
-
-    Args:
-        files: the name of each file, and the names of its tensors.
-        architecture: as the metadata say it.
-        layers: how many layers the metadata speak of, without those that the engine does not load.
-
-    Raises:
-        GgufError: a tensor stands there twice, or is lacking as far as its likes in other layers tell; the message names it and the files.
-    """
-    places: dict[str, list[str]] = {}
-    for file, tensors in files:
-        for name in tensors:
-            places.setdefault(name, []).append(file)
-    lacking, strange = _unlike(places, layers) if architecture in _LIKE_LAYERS else ([], [])
-    found = [f"none of its files has {_several(lacking)}"] if lacking else []
-    found += [f"no other layer has the like of {_several(strange)}"] if strange else []
-    twice = next((name for name, its in places.items() if len(its) > 1), None)
-    if twice:
-        first, second, *_ = places[twice]
-        where = f"twice in {first}" if first == second else f"in {first} and again in {second}"
-        raise GgufError(", and ".join([f"its tensor `{twice}` stands {where}", *found]))
-    if found:
-        raise GgufError(f"it is not the whole model: {', and '.join(found)}")
-
-
-def _several(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(f"`{name}`" for name in names[:3]) + more
-
-
-def check_set(files: Sequence[Gguf]) -> None:
-    """Does the same as `check_whole` for the heads of files.
-
-    Raises:
-        GgufError: as `check_whole`.
-    """
-    first = files[0]
-    architecture = first.text("general.architecture")
-    blocks, idle = (first.number(f"{architecture}.{key}") or 0 for key in ("block_count", "nextn_predict_layers"))
-    listed = [(file.path.name, [tensor.name for tensor in file.tensors]) for file in files]
-    check_whole(listed, architecture, max(min(blocks, 1024) - idle, 0))
-
-
-def _unlike(names: Iterable[str], layers: int) -> tuple[list[str], list[str]]:
-    """Weights that a layer lacks and most layers of its kind have, and weights that a layer has and most lack.
-
-    Layers with experts are one kind, and the others are another. Scales are left out: some quants have them in some layers only.
-    """
-    kinds: list[set[str]] = [set() for _ in range(layers)]
-    for name in names:
-        match = _OF_LAYER.fullmatch(name)
-        if match and int(match[1]) < layers:
-            kinds[int(match[1])].add(match[2])
-    lacking = [name for name in ("token_embd.weight", "output_norm.weight") if name not in names]
-    lacking += [f"blk.{n}" for n, of in enumerate(kinds) if not of]
-    strange: list[str] = []
-    for of_experts in (False, True):
-        alike = {n: of for n, of in enumerate(kinds) if of and _has_experts(of) == of_experts}
-        for kind, times in Counter(kind for of in alike.values() for kind in of).items():
-            usual = 2 * times > len(alike)
-            unlike = [f"blk.{n}.{kind}" for n, of in alike.items() if (kind in of) != usual]
-            if 2 * times != len(alike):
-                (lacking if usual else strange).extend(unlike)
-    return lacking, strange
-
-
-def _has_experts(kinds: Iterable[str]) -> bool:
-    return any("_exps." in kind or "_gate_inp." in kind for kind in kinds)
 
 
 def uint32(value: int) -> bytes:

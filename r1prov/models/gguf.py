@@ -14,9 +14,9 @@ from r1prov.models.model import Model, Tensor
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ansible_collections.r1.prov.plugins.module_utils import gguf_header
+    from ansible_collections.r1.prov.plugins.module_utils import gguf_header, gguf_whole
 else:
-    gguf_header = paths.module_util("gguf_header")
+    gguf_header, gguf_whole = paths.module_util("gguf_header"), paths.module_util("gguf_whole")
 
 BigEndianError = gguf_header.BigEndianError
 CutShortError = gguf_header.CutShortError
@@ -125,12 +125,22 @@ def joined(name: str, headers: Sequence[Header]) -> Model:
     files = names(name)
     if len(files) != len(headers):
         files = [f"file {number} of {len(headers)}" for number in range(1, len(headers) + 1)]
-    listed = [[tensor.name for tensor in each.tensors] for each in headers]
-    gguf_header.check_whole(list(zip(files, listed, strict=True)), found.architecture, found.layers)
+    listed = [(file, each.tensors) for file, each in zip(files, headers, strict=True)]
+    tokens = first.get("tokenizer.ggml.tokens")
+    gguf_whole.check_whole(
+        listed,
+        found.architecture,
+        lambda key: _whole_number(first.get(f"{found.architecture}.{key}")),
+        len(tokens) if isinstance(tokens, (list, range)) else None,
+    )
     wanted = first.get("split.tensors.count", len(tensors))
     if wanted != len(tensors):
         raise ValueError(f"the set has {len(tensors)} tensors of {wanted}")
     return found
+
+
+def _whole_number(content: Any) -> int | None:
+    return content if isinstance(content, int) and not isinstance(content, bool) else None
 
 
 def _check_places(headers: Sequence[Header]) -> None:

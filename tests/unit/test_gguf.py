@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import re
+import shutil
 import struct
 import time
 from dataclasses import replace
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r1prov.common.errors import SiteError
-from r1prov.models import gguf, layout
+from r1prov.models import convert, gguf, layout
 from tests.cuda import fullsize, models
 from tests.fixtures import shards, tinymodel
 
@@ -195,6 +196,79 @@ def test_shards_that_together_are_not_the_model_are_said(
     if "stands" in said:
         assert "tiny-0000" in said
     assert "graph" not in said
+
+
+def reshaped(path: Path, name: str, shape: tuple[int, ...]) -> None:
+    """Gives a tensor another shape of as many sides in the head of a file."""
+    content = path.read_bytes()
+    start = content.index(struct.pack("<Q", len(name)) + name.encode()) + 8 + len(name)
+    assert content[start : start + 4] == struct.pack("<I", len(shape))
+    sides = struct.pack(f"<{len(shape)}Q", *shape)
+    path.write_bytes(content[: start + 4] + sides + content[start + 4 + len(sides) :])
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "stated"),
+    [
+        ("token_embd.weight", (256, 270), "256 x 271"),
+        ("output.weight", (256, 135), "256 x 271"),
+        ("output_norm.weight", (128,), "256"),
+        ("blk.0.ffn_down.weight", (256, 256), "512 x 256"),
+        ("blk.1.attn_q_a_norm.weight", (64,), "128"),
+        ("blk.2.attn_kv_a_mqa.weight", (256, 288), "256 x 576"),
+        ("blk.3.attn_k_b.weight", (128, 512, 2), "128 x 512 x 4"),
+        ("blk.4.attn_output.weight", (256, 256), "512 x 256"),
+        ("blk.5.exp_probs_b.bias", (4,), "8"),
+        ("blk.6.ffn_up_exps.weight", (256, 64, 4), "256 x 64 x 8"),
+        ("blk.7.ffn_down_shexp.weight", (32, 256), "64 x 256"),
+    ],
+)
+def test_a_tensor_of_another_model_is_said_with_its_shard(
+    tiny: Path, tmp_path: Path, name: str, shape: tuple[int, ...], stated: str
+) -> None:
+    """All names are there once, as where one shard is of a smaller model. The engine refuses such a set (check_tensor_dims)."""
+    parts = shards.split(tiny, tmp_path / "tiny", 40)
+    shard = next(part for part in parts if name.encode() in part.read_bytes())
+    reshaped(shard, name, shape)
+    turned = " x ".join(map(str, shape))
+    with pytest.raises(
+        SiteError, match=f"`{re.escape(name)}` in {shard.name} is {turned}, and by the metadata it is {stated}"
+    ):
+        gguf.read(parts[0])
+    target = tmp_path / "new.gguf"
+    with pytest.raises(SiteError, match=re.escape(name)):
+        convert.convert(parts[0], target, "Q8_0", lambda *_: None)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        (
+            "blk.1.attn_norm.weight",
+            "blk.9.attn_norm.weight",
+            "speak of 8 layers, and there is `blk.9.attn_norm.weight`",
+        ),
+        ("blk.1.attn_norm.weight", "blk.01.attn_nor.weight", "none of its files has `blk.1.attn_norm.weight`"),
+    ],
+)
+def test_a_tensor_of_no_layer_is_said(tiny: Path, tmp_path: Path, old: str, new: str, reason: str) -> None:
+    copy = shutil.copy(tiny, tmp_path / "m.gguf")
+    renamed(copy, old, new)
+    with pytest.raises(SiteError, match=reason):
+        gguf.read(copy)
+
+
+@pytest.mark.parametrize("name", sorted(models.MODELS))
+def test_other_models_have_the_shapes_that_their_metadata_tell(name: str) -> None:
+    made = models.MODELS[name]()
+    architecture = str(made.metadata["general.architecture"])
+    gguf.gguf_whole.check_whole(
+        [("m.gguf", made.tensors)],
+        architecture,
+        lambda key: made.metadata.get(f"{architecture}.{key}"),
+        made.vocabulary,
+    )
 
 
 def test_a_shard_of_another_set_is_said(tiny: Path, tmp_path: Path) -> None:
