@@ -74,7 +74,19 @@ class CutShortError(GgufError):
 
 
 class NoGgufError(GgufError):
-    """The file is no GGUF file."""
+    """The file is no GGUF file.
+
+    Attributes:
+        remedy: what to do next; empty where that depends on where the file comes from.
+    """
+
+    def __init__(self, what: str, remedy: str = "") -> None:
+        super().__init__(what)
+        self.remedy = remedy
+
+
+class VersionError(NoGgufError):
+    """The file is of a version of GGUF that the engine does not read."""
 
 
 class LfsPointerError(GgufError):
@@ -233,12 +245,14 @@ def header(stream: BinaryIO, path: Path, size: int | None = None) -> Gguf:
     if magic == b"vers":
         raise LfsPointerError("it is a pointer of Git LFS, not the file itself")
     if magic != b"GGUF":
-        raise NoGgufError("it is no GGUF file")
+        what, remedy = _other_kind(magic + stream.read(_ENOUGH))
+        raise NoGgufError(f"it is no GGUF file{what and f', but {what}'}", remedy)
     version = _number(stream, "I")
     if version not in _VERSIONS and int.from_bytes(version.to_bytes(4, "little"), "big") in _VERSIONS:
         raise BigEndianError("it is big-endian, for another kind of processor than x86-64")
     if version not in _VERSIONS:
-        raise GgufError(f"its GGUF version is {version}; {' and '.join(map(str, _VERSIONS))} are known")
+        what = f"its GGUF version is {version}; {' and '.join(map(str, _VERSIONS))} are known"
+        raise VersionError(what, f"take a file of version {_VERSIONS[-1]}, which llama.cpp has written since 2023")
     tensor_count, key_count = _number(stream, "Q", _MOST_TENSORS), _number(stream, "Q", _MOST_KEYS)
     keys = {_name(stream): _value(stream) for _ in range(key_count)}
     entries = sorted(_entry(stream) for _ in range(tensor_count))
@@ -252,6 +266,48 @@ def header(stream: BinaryIO, path: Path, size: int | None = None) -> Gguf:
             raise CutShortError(f"it is cut short: it has {end:,} bytes, and the data of `{name}` begin behind them")
         tensors.append(Tensor(name, shape, kind, start, end - start))
     return Gguf(path, keys, tuple(tensors), data)
+
+
+_ENOUGH = 508
+"""The bytes behind the magic that tell other kinds of files."""
+
+_CONVERT = "convert its model with llama.cpp's convert_hf_to_gguf.py, or take a GGUF file of it"
+_UNPACK = "unpack it, and name the GGUF file that was inside"
+_KINDS = (
+    (b"PK", "a zip archive, perhaps of PyTorch", _UNPACK),
+    (b"\x1f\x8b", "packed by gzip", _UNPACK),
+    (b"\x28\xb5\x2f\xfd", "packed by zstd", _UNPACK),
+    (b"\xfd7zXZ", "packed by xz", _UNPACK),
+    (b"BZh", "packed by bzip2", _UNPACK),
+    (b"7z\xbc\xaf", "a 7z archive", _UNPACK),
+    (b"Rar!", "a rar archive", _UNPACK),
+    (b"\x80\x02", "a file of PyTorch", _CONVERT),
+    *((magic, "a file of llama.cpp from before GGUF", _CONVERT) for magic in (b"lmgg", b"fmgg", b"tjgg", b"algg")),
+)
+_LARGEST_JSON = 1 << 30
+_PAGES = (b"<!doctype", b"<html", b"<?xml", b"<head")
+_UNPRINTED = frozenset(range(32)) - frozenset(b"\t\r\n")
+
+
+def _other_kind(start: bytes) -> tuple[str, str]:
+    """What a file is that begins with these bytes, and what to do about it; empty texts where nothing tells."""
+    text = start.strip().lower()
+    length = int.from_bytes(start[:8], "little")
+    kinds = (
+        *((start.startswith(magic), what, remedy) for magic, what, remedy in _KINDS),
+        (start[257:262] == b"ustar", "a tar archive", _UNPACK),
+        (start[8:10] == b'{"' and length < _LARGEST_JSON, "a safetensors file", _CONVERT),
+        (not start, "empty", ""),
+        (not start.strip(b"\0"), "zeros: room that was kept for a download", ""),
+        (text.startswith(_PAGES), "a page of a web server", "fetch the file itself, not a page about it"),
+        (
+            text.startswith((b"{", b"[")),
+            "JSON",
+            "name the model's own file, or fetch it anew if a server answered this",
+        ),
+        (start.isascii() and not set(start) & _UNPRINTED, "text", ""),
+    )
+    return next(((what, remedy) for found, what, remedy in kinds if found), ("", ""))
 
 
 def _entry(stream: BinaryIO) -> tuple[int, str, tuple[int, ...], int]:

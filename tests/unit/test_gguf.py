@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from r1prov.common.errors import SiteError
 from r1prov.models import convert, gguf, layout
+from r1prov.offload.engine import graphs
 from tests.cuda import fullsize, models
 from tests.fixtures import shards, tinymodel
 
@@ -345,6 +346,50 @@ def test_a_shard_that_the_hub_keeps_under_its_digest_is_named_by_its_snapshot(ti
     assert refused.value.problems[0].remedy == f"name it as its snapshot does: {link}"
 
 
+@pytest.mark.parametrize(
+    ("content", "kind", "remedy"),
+    [
+        (struct.pack("<Q", 80) + b'{"a":{"dtype":"F32"', "a safetensors file", "convert"),
+        (b"PK\x03\x04" + bytes(60), "a zip archive", "unpack"),
+        (b"\x1f\x8b\x08" + bytes(60), "packed by gzip", "unpack"),
+        (b"\x28\xb5\x2f\xfd" + bytes(60), "packed by zstd", "unpack"),
+        (b"\xfd7zXZ\0" + bytes(60), "packed by xz", "unpack"),
+        (b"r1.gguf".ljust(257, b"\0") + b"ustar" + bytes(250), "a tar archive", "unpack"),
+        (b"\n<!DOCTYPE html><html>", "a page of a web server", "fetch the file itself"),
+        (b'{"error": "not found"}', "JSON", "name the model's own file"),
+        (b"Access to this model is restricted", "text", "fetch it anew"),
+        (bytes(600), "zeros", "fetch it anew"),
+        (b"", "empty", "fetch it anew"),
+        (b"tjgg\x03\0\0\0", "a file of llama.cpp from before GGUF", "convert"),
+        (b"\x80\x02}q\0", "a file of PyTorch", "convert"),
+    ],
+)
+def test_another_kind_of_file_is_called_what_it_is(tmp_path: Path, content: bytes, kind: str, remedy: str) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(content)
+    with pytest.raises(SiteError, match=f"it is no GGUF file, but {kind}") as refused:
+        gguf.read(path)
+    assert refused.value.problems[0].remedy.startswith(remedy)
+
+
+@pytest.mark.parametrize("name", ["s-00000-of-00003.gguf", "s-00009-of-00003.gguf", "s-00001-of-00000.gguf"])
+def test_a_shard_that_its_set_cannot_have_is_not_read_as_another(tiny: Path, tmp_path: Path, name: str) -> None:
+    shards.split(tiny, tmp_path / "s", 50)
+    with pytest.raises(SiteError, match=f"{name}: it cannot be read: No such file"):
+        gguf.read(tmp_path / name)
+
+
+def test_what_stands_in_the_place_of_a_shard_is_said(tiny: Path, tmp_path: Path) -> None:
+    first, second, third = shards.split(tiny, tmp_path / "s", 50)
+    second.unlink()
+    os.mkfifo(second)
+    with pytest.raises(SiteError, match=f"{second.name}: it is no regular file"):
+        gguf.read(first)
+    third.unlink()
+    with pytest.raises(SiteError, match=f"{third.name}: it cannot be read: No such file"):
+        gguf.read(third)
+
+
 def test_a_big_endian_file_is_called_one(tmp_path: Path) -> None:
     path = tmp_path / "big.gguf"
     path.write_bytes(b"GGUF" + struct.pack(">IQQ", 3, 1, 1))
@@ -386,6 +431,27 @@ def test_a_file_that_may_not_be_read_is_said(tiny: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Path, "open", refuse)  # file modes would not stop root, who may run the tests
     with pytest.raises(SiteError, match="cannot be read: Permission denied"):
         gguf.read(tiny)
+
+
+STRANGE = (True, False, -1, 0, 1, 2, 7, 2**31, 2**63, 1.5, float("nan"), "", "x", [], [1, 2], [0.5], range(0), range(9))
+"""What a key of the metadata may hold in a damaged file."""
+
+
+@settings(max_examples=400)
+@given(st.data())
+def test_metadata_of_any_kind_are_either_harmless_or_said(tiny_header: bytes, data: st.DataObject) -> None:
+    header = gguf.header(io.BytesIO(tiny_header))
+    keys = sorted({*header.metadata, "split.no", "split.count", "split.tensors.count", "general.type"})
+    changes = data.draw(st.dictionaries(st.sampled_from(keys), st.sampled_from(STRANGE), min_size=1, max_size=2))
+    with contextlib.suppress(ValueError):
+        graphs.check(gguf.joined("m.gguf", [replace(header, metadata=header.metadata | changes)]))
+
+
+def test_a_count_of_shards_that_is_no_number_is_said(tiny_header: bytes) -> None:
+    header = gguf.header(io.BytesIO(tiny_header))
+    for count in ("x", 1.5, [2], range(2)):
+        with pytest.raises(ValueError, match=r"`split\.count` is no whole number"):
+            gguf.joined("m.gguf", [replace(header, metadata=header.metadata | {"split.count": count})])
 
 
 @settings(max_examples=300)
