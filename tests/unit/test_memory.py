@@ -1,6 +1,7 @@
 """Compares the memory model with the engine's own answers in tests/data/engine_memory.json and engine_memory_others.json."""
 
 import json
+import re
 import shlex
 from dataclasses import replace
 from functools import cache
@@ -109,11 +110,23 @@ def test_patterns_and_cache_types_are_the_engines_own() -> None:
         try:
             result = memory_of(answer)
         except RefusedError as refusal:
-            wrong += [] if "refusal" in answer else [f"{where}: {refusal}"]
+            wrong += (
+                [] if _is_reason(str(refusal), answer.get("refusal", "")) else [f"{where}: {refusal}, not {answer}"]
+            )
             continue
         uses = [[use.weights // MIB, use.kv // MIB, use.compute // MIB] for use in (*result.cards, result.host)]
         wrong += [] if uses == answer.get("mib") else [f"{where}: {uses}, not {answer}"]
     assert not wrong, "\n".join(wrong)
+
+
+def _is_reason(ours: str, theirs: str) -> bool:
+    """Whether r1prov refuses a setting for the engine's reason. The library of the engine has words of its own for patterns."""
+    of_pattern = r"regular expression|bracket expression|character class|sub-expression"
+    if re.search(of_pattern, theirs, re.IGNORECASE):
+        return "cannot use the pattern" in ours
+    if "unknown buffer type" in theirs:
+        return "knows no device" in ours
+    return bool(theirs) and ours.split(":", maxsplit=1)[0] in theirs
 
 
 def _within(pair: list[str], words: list[str]) -> bool:
