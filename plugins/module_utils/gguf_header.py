@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import struct
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
     from pathlib import Path
 
 TYPES = {
@@ -62,10 +60,6 @@ _VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
 """Where the metadata name no other."""
 
-_LIKE_LAYERS = frozenset({"deepseek2", "llama", "qwen2", "qwen3", "qwen3moe"})
-"""The architectures whose layers all have the same tensors, apart from layers with and without experts."""
-_OF_LAYER = re.compile(r"blk\.([0-9]{1,4})\.(.+\.weight)")
-
 _MOST_KEYS, _MOST_TENSORS, _LONGEST_NAME, _LONGEST_TEXT = 10_000, 100_000, 1024, 16 << 20
 _LONGEST_ARRAY, _LONGEST_LIST = 16 << 20, 10_000
 """Beyond these a header is not believed: a wrong length would read gigabytes into memory."""
@@ -80,7 +74,19 @@ class CutShortError(GgufError):
 
 
 class NoGgufError(GgufError):
-    """The file is no GGUF file."""
+    """The file is no GGUF file.
+
+    Attributes:
+        remedy: what to do next; empty where that depends on where the file comes from.
+    """
+
+    def __init__(self, what: str, remedy: str = "") -> None:
+        super().__init__(what)
+        self.remedy = remedy
+
+
+class VersionError(NoGgufError):
+    """The file is of a version of GGUF that the engine does not read."""
 
 
 class LfsPointerError(GgufError):
@@ -185,78 +191,6 @@ def data_bytes(name: str, shape: tuple[int, ...], kind: int) -> int:
     return math.prod(shape) // elements * n_bytes
 
 
-def check_whole(files: Sequence[tuple[str, Sequence[str]]], architecture: object, layers: int) -> None:
-    """Checks that files together hold each tensor of a model once.
-
-    Args:
-        files: the name of each file, and the names of its tensors.
-        architecture: as the metadata say it.
-        layers: how many layers the metadata speak of, without those that the engine does not load.
-
-    Raises:
-        GgufError: a tensor stands there twice, or is lacking as far as its likes in other layers tell; the message names it and the files.
-    """
-    places: dict[str, list[str]] = {}
-    for file, tensors in files:
-        for name in tensors:
-            places.setdefault(name, []).append(file)
-    lacking, strange = _unlike(places, layers) if architecture in _LIKE_LAYERS else ([], [])
-    found = [f"none of its files has {_several(lacking)}"] if lacking else []
-    found += [f"no other layer has the like of {_several(strange)}"] if strange else []
-    twice = next((name for name, its in places.items() if len(its) > 1), None)
-    if twice:
-        first, second, *_ = places[twice]
-        where = f"twice in {first}" if first == second else f"in {first} and again in {second}"
-        raise GgufError(", and ".join([f"its tensor `{twice}` stands {where}", *found]))
-    if found:
-        raise GgufError(f"it is not the whole model: {', and '.join(found)}")
-
-
-def _several(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(f"`{name}`" for name in names[:3]) + more
-
-
-def check_set(files: Sequence[Gguf]) -> None:
-    """Does the same as `check_whole` for the heads of files.
-
-    Raises:
-        GgufError: as `check_whole`.
-    """
-    first = files[0]
-    architecture = first.text("general.architecture")
-    blocks, idle = (first.number(f"{architecture}.{key}") or 0 for key in ("block_count", "nextn_predict_layers"))
-    listed = [(file.path.name, [tensor.name for tensor in file.tensors]) for file in files]
-    check_whole(listed, architecture, max(min(blocks, 1024) - idle, 0))
-
-
-def _unlike(names: Iterable[str], layers: int) -> tuple[list[str], list[str]]:
-    """Weights that a layer lacks and most layers of its kind have, and weights that a layer has and most lack.
-
-    Layers with experts are one kind, and the others are another. Scales are left out: some quants have them in some layers only.
-    """
-    kinds: list[set[str]] = [set() for _ in range(layers)]
-    for name in names:
-        match = _OF_LAYER.fullmatch(name)
-        if match and int(match[1]) < layers:
-            kinds[int(match[1])].add(match[2])
-    lacking = [name for name in ("token_embd.weight", "output_norm.weight") if name not in names]
-    lacking += [f"blk.{n}" for n, of in enumerate(kinds) if not of]
-    strange: list[str] = []
-    for of_experts in (False, True):
-        alike = {n: of for n, of in enumerate(kinds) if of and _has_experts(of) == of_experts}
-        for kind, times in Counter(kind for of in alike.values() for kind in of).items():
-            usual = 2 * times > len(alike)
-            unlike = [f"blk.{n}.{kind}" for n, of in alike.items() if (kind in of) != usual]
-            if 2 * times != len(alike):
-                (lacking if usual else strange).extend(unlike)
-    return lacking, strange
-
-
-def _has_experts(kinds: Iterable[str]) -> bool:
-    return any("_exps." in kind or "_gate_inp." in kind for kind in kinds)
-
-
 def uint32(value: int) -> bytes:
     """A whole number as `Gguf.keys` holds it."""
     return struct.pack("<II", _UINT32, value)
@@ -311,12 +245,14 @@ def header(stream: BinaryIO, path: Path, size: int | None = None) -> Gguf:
     if magic == b"vers":
         raise LfsPointerError("it is a pointer of Git LFS, not the file itself")
     if magic != b"GGUF":
-        raise NoGgufError("it is no GGUF file")
+        what, remedy = _other_kind(magic + stream.read(_ENOUGH))
+        raise NoGgufError(f"it is no GGUF file{what and f', but {what}'}", remedy)
     version = _number(stream, "I")
     if version not in _VERSIONS and int.from_bytes(version.to_bytes(4, "little"), "big") in _VERSIONS:
         raise BigEndianError("it is big-endian, for another kind of processor than x86-64")
     if version not in _VERSIONS:
-        raise GgufError(f"its GGUF version is {version}; {' and '.join(map(str, _VERSIONS))} are known")
+        what = f"its GGUF version is {version}; {' and '.join(map(str, _VERSIONS))} are known"
+        raise VersionError(what, f"take a file of version {_VERSIONS[-1]}, which llama.cpp has written since 2023")
     tensor_count, key_count = _number(stream, "Q", _MOST_TENSORS), _number(stream, "Q", _MOST_KEYS)
     keys = {_name(stream): _value(stream) for _ in range(key_count)}
     entries = sorted(_entry(stream) for _ in range(tensor_count))
@@ -330,6 +266,48 @@ def header(stream: BinaryIO, path: Path, size: int | None = None) -> Gguf:
             raise CutShortError(f"it is cut short: it has {end:,} bytes, and the data of `{name}` begin behind them")
         tensors.append(Tensor(name, shape, kind, start, end - start))
     return Gguf(path, keys, tuple(tensors), data)
+
+
+_ENOUGH = 508
+"""The bytes behind the magic that tell other kinds of files."""
+
+_CONVERT = "convert its model with llama.cpp's convert_hf_to_gguf.py, or take a GGUF file of it"
+_UNPACK = "unpack it, and name the GGUF file that was inside"
+_KINDS = (
+    (b"PK", "a zip archive, perhaps of PyTorch", _UNPACK),
+    (b"\x1f\x8b", "packed by gzip", _UNPACK),
+    (b"\x28\xb5\x2f\xfd", "packed by zstd", _UNPACK),
+    (b"\xfd7zXZ", "packed by xz", _UNPACK),
+    (b"BZh", "packed by bzip2", _UNPACK),
+    (b"7z\xbc\xaf", "a 7z archive", _UNPACK),
+    (b"Rar!", "a rar archive", _UNPACK),
+    (b"\x80\x02", "a file of PyTorch", _CONVERT),
+    *((magic, "a file of llama.cpp from before GGUF", _CONVERT) for magic in (b"lmgg", b"fmgg", b"tjgg", b"algg")),
+)
+_LARGEST_JSON = 1 << 30
+_PAGES = (b"<!doctype", b"<html", b"<?xml", b"<head")
+_UNPRINTED = frozenset(range(32)) - frozenset(b"\t\r\n")
+
+
+def _other_kind(start: bytes) -> tuple[str, str]:
+    """What a file is that begins with these bytes, and what to do about it; empty texts where nothing tells."""
+    text = start.strip().lower()
+    length = int.from_bytes(start[:8], "little")
+    kinds = (
+        *((start.startswith(magic), what, remedy) for magic, what, remedy in _KINDS),
+        (start[257:262] == b"ustar", "a tar archive", _UNPACK),
+        (start[8:10] == b'{"' and length < _LARGEST_JSON, "a safetensors file", _CONVERT),
+        (not start, "empty", ""),
+        (not start.strip(b"\0"), "zeros: room that was kept for a download", ""),
+        (text.startswith(_PAGES), "a page of a web server", "fetch the file itself, not a page about it"),
+        (
+            text.startswith((b"{", b"[")),
+            "JSON",
+            "name the model's own file, or fetch it anew if a server answered this",
+        ),
+        (start.isascii() and not set(start) & _UNPRINTED, "text", ""),
+    )
+    return next(((what, remedy) for found, what, remedy in kinds if found), ("", ""))
 
 
 def _entry(stream: BinaryIO) -> tuple[int, str, tuple[int, ...], int]:

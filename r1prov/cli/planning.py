@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.parse
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -139,12 +140,20 @@ def _only_one(**options: str | None) -> None:
 
 def _of_file(file: str) -> tuple[Model, int]:
     """The model in a file, here or on a web server, and the bytes of its tensors."""
-    if file.startswith(("http://", "https://")):
-        from r1prov.models import headers  # noqa: PLC0415 - brings what speaks HTTP
+    scheme, separator, rest = file.partition("://")
+    match scheme.lower() if separator else "":
+        case "":
+            model = gguf.read(Path(file))
+        case "file":
+            model = gguf.read(Path(urllib.parse.unquote(urllib.parse.urlsplit(file).path)))
+        case "http" | "https":
+            from r1prov.models import headers  # noqa: PLC0415 - brings what speaks HTTP
 
-        model = headers.at(file, output.say)
-    else:
-        model = gguf.read(Path(file))
+            model = headers.at(f"{scheme.lower()}://{rest}", output.say)
+        case _:
+            raise SiteError(
+                Problem(file, f"r1prov cannot read from `{scheme}://`", "name a file here, or its https:// address")
+            )
     return placeable(model, file), model.n_bytes
 
 

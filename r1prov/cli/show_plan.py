@@ -41,7 +41,7 @@ def plan(model: Model, found: Plan, baselines: Sequence[Baseline], alternatives:
         batch = found.setting.micro_batch
         output.write(f"A prompt waits {waits:.1f} s per {batch} tokens while experts are copied from RAM to CUDA0.\n")
     hopeless = f"No small change would make it fit: the machine is too small for {_named(model)}."
-    _verdict(found.outcome, "r1prov plan", alternatives, hopeless)
+    _verdict(found.outcome, "r1prov plan", alternatives, hopeless if _certainly_large(model, found.outcome) else "")
     if found.outcome.fits:
         environment = (f"{name}={value}" for name, value in found.environment.items())
         output.write(f"\n{shlex.join((*environment, 'llama-server', *found.arguments))}\n")
@@ -67,7 +67,14 @@ def explained(model: Model, found: Outcome, alternatives: Sequence[Alternative],
     output.write(f"{_named(model)}, {gib(model.n_bytes)}\n\n")
     _devices(found)
     _decoding(found)
-    _verdict(found, "llama-server", alternatives, sentence if hopeless else "")
+    _verdict(found, "llama-server", alternatives, sentence if hopeless and _certainly_large(model, found) else "")
+
+
+def _certainly_large(model: Model, found: Outcome) -> bool:
+    """Whether a search that finds no placement proves that there is none: upper bounds prove it only where the weights do."""
+    return found.exact or model.n_bytes > sum(
+        device.capacity - device.reserve for device in (*found.devices, found.host)
+    )
 
 
 def refusal(reason: str, alternatives: Sequence[Alternative]) -> None:

@@ -14,14 +14,15 @@ from r1prov.models.model import Model, Tensor
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ansible_collections.r1.prov.plugins.module_utils import gguf_header
+    from ansible_collections.r1.prov.plugins.module_utils import gguf_header, gguf_whole
 else:
-    gguf_header = paths.module_util("gguf_header")
+    gguf_header, gguf_whole = paths.module_util("gguf_header"), paths.module_util("gguf_whole")
 
 BigEndianError = gguf_header.BigEndianError
 CutShortError = gguf_header.CutShortError
 LfsPointerError = gguf_header.LfsPointerError
 NoGgufError = gguf_header.NoGgufError
+VersionError = gguf_header.VersionError
 
 _LARGEST, _MOST_LAYERS = 2**27, 1024
 """Of the figures of a model, and of its layers."""
@@ -82,7 +83,9 @@ def read(path: Path) -> Model:
     """
     shards = files(path)
     try:
-        missing = [shard.name for shard in shards if not shard.is_file()]
+        if not path.is_file():
+            _checked(path)  # which says what stands there instead
+        missing = [shard.name for shard in shards if not shard.exists()]
     except OSError as error:
         raise _unreadable(path, error) from None
     if missing and len(shards) > 1:
@@ -105,9 +108,9 @@ def read(path: Path) -> Model:
 def names(name: str) -> list[str]:
     """The files of the set that `name` is one of, by their names; often itself alone."""
     parts = _SHARD.fullmatch(name)
-    if not parts:
+    count = int(parts["count"]) if parts else 0
+    if not parts or not 1 <= int(parts["number"]) <= count:
         return [name]
-    count = int(parts["count"])
     return [f"{parts['stem']}-{number:05d}-of-{count:05d}.gguf" for number in range(1, count + 1)]
 
 
@@ -125,17 +128,29 @@ def joined(name: str, headers: Sequence[Header]) -> Model:
     files = names(name)
     if len(files) != len(headers):
         files = [f"file {number} of {len(headers)}" for number in range(1, len(headers) + 1)]
-    listed = [[tensor.name for tensor in each.tensors] for each in headers]
-    gguf_header.check_whole(list(zip(files, listed, strict=True)), found.architecture, found.layers)
+    listed = [(file, each.tensors) for file, each in zip(files, headers, strict=True)]
+    tokens = first.get("tokenizer.ggml.tokens")
+    gguf_whole.check_whole(
+        listed,
+        found.architecture,
+        lambda key: _whole_number(first.get(f"{found.architecture}.{key}")),
+        len(tokens) if isinstance(tokens, (list, range)) else None,
+    )
     wanted = first.get("split.tensors.count", len(tensors))
     if wanted != len(tensors):
         raise ValueError(f"the set has {len(tensors)} tensors of {wanted}")
     return found
 
 
+def _whole_number(content: Any) -> int | None:
+    return content if isinstance(content, int) and not isinstance(content, bool) else None
+
+
 def _check_places(headers: Sequence[Header]) -> None:
     """That each header is of the shard that its place in the set wants."""
     counts = [each.metadata.get("split.count", 1) for each in headers]
+    if any(_whole_number(count) is None for count in counts):
+        raise ValueError("its metadata are damaged: `split.count` is no whole number")
     if len(headers) == 1:
         if counts[0] not in {0, 1}:
             number = headers[0].metadata.get("split.no")
@@ -197,8 +212,13 @@ def model(name: str, metadata: dict[str, Any], tensors: Sequence[Tensor]) -> Mod
     kv_heads = number("attention.head_count_kv", heads)
     if bool(heads) != bool(kv_heads) or (heads and heads % kv_heads):
         raise ValueError(f"its metadata are damaged: its {heads} heads cannot share {kv_heads} of K and V")
-    key_length = number("attention.key_length", width // heads if heads else 0)
-    value_length = number("attention.value_length", width // heads if heads else 0)
+    key_length, value_length = (
+        number(f"attention.{which}_length", width // heads if heads else 0, least=int(heads > 0))
+        for which in ("key", "value")
+    )
+    experts_used = number("expert_used_count", 0)
+    if experts_used == 0 and any(tensor.is_experts for tensor in tensors):
+        raise ValueError(f"it contradicts itself: it has experts, and `{architecture}.expert_used_count` is 0")
     embedding = next((tensor for tensor in tensors if tensor.name == "token_embd.weight"), None)
     if embedding is None or len(embedding.shape) != 2:
         raise ValueError("it holds no token embedding, so it is no language model")
@@ -228,9 +248,9 @@ def model(name: str, metadata: dict[str, Any], tensors: Sequence[Tensor]) -> Mod
         head_key_length=number("attention.key_length_mla", key_length),
         rope_length=number("rope.dimension_count", key_length),
         vocabulary=embedding.shape[1],
-        experts_used=number("expert_used_count", 0),
+        experts_used=experts_used,
         expert_weights_normed=bool(metadata.get("deepseek2.expert_weights_norm", architecture != "deepseek2")),
-        expert_weights_scaled=metadata.get("deepseek2.expert_weights_scale", 0) not in {0, 1},
+        expert_weights_scaled=metadata.get("deepseek2.expert_weights_scale", 0) not in (0, 1),
         expert_groups=number("expert_group_count", 1),
         expert_groups_used=number("expert_group_used_count", 1),
         context_length=number("context_length", least=1),
@@ -271,6 +291,8 @@ def _checked(path: Path) -> Header:
         raise _wrong(path, str(error), TURN_BYTES) from None
     except LfsPointerError as error:
         raise _wrong(path, str(error), "`git lfs pull` fetches it") from None
+    except NoGgufError as error:
+        raise _wrong(path, str(error), error.remedy or "fetch it anew, or name another file") from None
     except ValueError as error:
         raise _wrong(path, str(error), "fetch it anew, or name another file") from None
     if size < found.n_bytes:

@@ -164,8 +164,8 @@ def at(url: str, say: Callable[[str], None]) -> Model:
         SiteError: the file cannot be read, or is no model.
     """
     where = url
+    parts = _parts(url)
     try:
-        parts = urllib.parse.urlsplit(url)._replace(fragment="")
         folder, _, last = parts.path.rpartition("/")
         name = urllib.parse.unquote(last)
         say(f"reading the header of {name} from {without_login(parts._replace(path=folder, query='').geturl())}")
@@ -180,10 +180,27 @@ def at(url: str, say: Callable[[str], None]) -> Model:
         raise SiteError(Problem(without_login(where), str(error), _remedy(error))) from None
 
 
+def _parts(url: str) -> urllib.parse.SplitResult:
+    """The parts of an address, without its fragment.
+
+    Raises:
+        SiteError: it is none.
+    """
+    try:
+        parts = urllib.parse.urlsplit(url)
+        possible = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        possible = False
+    if not possible:
+        shown = url.rpartition("@")[2]  # what comes before may be a password
+        raise SiteError(Problem(shown, "it is no address of a web server", "write it as https://HOST/FOLDER/NAME.gguf"))
+    return parts._replace(fragment="")
+
+
 def _remedy(error: ValueError) -> str:
     """What to do about a file on a web server that cannot be used."""
     match error:
-        case gguf.RemediedError():
+        case gguf.RemediedError() | gguf.VersionError():
             return error.remedy
         case gguf.NoGgufError():
             return "the address gives something else, perhaps a page about the file: name the file's own, on a hub one with /resolve/ in it"

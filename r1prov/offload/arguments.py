@@ -139,12 +139,20 @@ def _unknown(name: str, place: int, words: Sequence[str]) -> RefusedError:
         mode = "mlock" if {"--mlock", "--no-mmap"} <= flags else _LOAD_MODES[name]
         what = f"invalid argument {name}: the engine replaced it by `--load-mode {mode}`"
         return ReplacedError(what, places, ("--load-mode", mode))
+    plain = name.lstrip(_DASHES)
+    if name[0] in _DASHES[1:] and plain in _NAMES:
+        long = any(f"--{plain}" in known for known in (_OPTIONS, _PLACING, _FLAGS, _IRRELEVANT, _IRRELEVANT_FLAGS))
+        right = f"--{plain}" if long else f"-{plain}"
+        return UnknownArgumentError(f"`{name}` begins with a dash of typography; write `{right}`")
     if name in {"-dev", "--device"}:
         return UnknownArgumentError(f"{name} would change the numbers of the cards; leave cards out with `--gpus`")
     return UnknownArgumentError(
         f"{name} is not an argument of llama-server, or r1prov does not know its effect on memory"
     )
 
+
+_DASHES = "-\u2010\u2011\u2012\u2013\u2014\u2212"
+"""The sign that begins an option, then those that word processors and web pages put in its place."""
 
 _LOAD_MODES = {
     "--mmap": "mmap",
@@ -324,7 +332,12 @@ _IRRELEVANT = frozenset(
     --chat-template-kwargs -rea --reasoning --reasoning-format --reasoning-budget --slot-save-path --cache-reuse -sps
     -dt --defrag-thold --rope-scaling --rope-scale --rope-freq-base --rope-freq-scale --yarn-orig-ctx --yarn-ext-factor
     --yarn-attn-factor --yarn-beta-slow --yarn-beta-fast --slot-prompt-similarity --media-path --log-file
-    --log-colors -lv --verbosity --log-verbosity""".split()  # noqa: SIM905 - a list would be a hundred lines
+    --log-colors -lv --verbosity --log-verbosity --sampler-seq --sampling-seq --top-nsigma --top-n-sigma --xtc-threshold
+    --dry-base --dry-allowed-length --dry-penalty-last-n --dry-sequence-breaker --adaptive-target --adaptive-decay
+    --dynatemp-range --dynatemp-exp --mirostat --mirostat-lr --mirostat-ent -l -jf --json-schema-file --reasoning-effort
+    --reasoning-budget-message --sse-ping-interval --cors-origins --cors-methods --cors-headers --ui-config --webui-config
+    --ui-config-file --webui-config-file --tools --tools-runtime --mcp-servers-config --mcp-servers-json --log-prompts-dir
+    -ctxcp --ctx-checkpoints --swa-checkpoints -cms --checkpoint-min-step --embd-normalize""".split()  # noqa: SIM905 - a list would be a hundred lines
 )
 """Arguments with a value that need no memory on a card, and no RAM beyond the host's reserve."""
 
@@ -336,5 +349,9 @@ _IRRELEVANT_FLAGS = frozenset(
     --no-context-shift --cache-prompt --no-cache-prompt --cache-idle-slots --no-cache-idle-slots --ignore-eos -sp --special
     --prefill-assistant --no-prefill-assistant --webui --no-webui --ui --no-ui -nr --no-repack --repack --check-tensors --warmup
     --no-warmup --offline -e --escape --no-escape --perf --no-perf -v --verbose --log-verbose --log-disable --log-timestamps
-    --no-log-timestamps --log-prefix --no-log-prefix --no-host --swa-full""".split()  # noqa: SIM905 - the same
+    --no-log-timestamps --log-prefix --no-log-prefix --no-host --swa-full --log-jsonl
+    --no-log-jsonl --spm-infill --reuse-port --cors-credentials --no-cors-credentials --ui-mcp-proxy --no-ui-mcp-proxy
+    --webui-mcp-proxy --no-webui-mcp-proxy -ag --agent -no-ag --no-agent --lora-init-without-apply --skip-chat-parsing
+    --no-skip-chat-parsing --reasoning-preserve --no-reasoning-preserve --mmproj-auto --no-mmproj --no-mmproj-auto
+    --mmproj-offload --no-mmproj-offload""".split()  # noqa: SIM905 - the same
 )

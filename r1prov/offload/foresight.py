@@ -104,11 +104,18 @@ def foresee_plan(
     )
     alternatives: tuple[Alternative, ...] = ()
     if not plan.outcome.fits:
-        others = [latent.served(other, serving.attention) for other in smaller]
-        alternatives = (
-            *compare.form_that_fits(other_form),
-            *compare.plans_that_fit(model, requested, space, plan.outcome, others),
-        )
+        in_mla_form = (("attention", "mla"),)
+        others = [compare.Other(in_mla_form, other) for other in forms[1:] if other.mla]
+        others += [
+            compare.Other((("quant", other.name),), latent.served(other, serving.attention)) for other in smaller
+        ]
+        if not model.mla:
+            others += [
+                compare.Other((*in_mla_form, ("quant", other.name)), latent.in_mla_form(other))
+                for other in smaller
+                if latent.is_legacy(other)
+            ]
+        alternatives = tuple(compare.plans_that_fit(model, requested, space, plan.outcome, others))
     return ForeseenPlan(model, plan, plan.outcome, baselines, alternatives)
 
 

@@ -213,7 +213,8 @@ def ask(engine: Engine, file: Path, setting: Setting) -> dict[str, Any]:
 def _reason(log: str) -> str:
     """The line of the log that gives the reason of a refusal, without its time stamp."""
     lines = [line for line in log.splitlines() if re.search(r" [EW] |error|requires|not support|failed", line)]
-    lines = [line for line in lines if "ggml_cuda_init" not in line]  # that line says only that there is no card
+    # These lines say that there is no card, that an option stood there twice, and that an exception came.
+    lines = [line for line in lines if not re.search("ggml_cuda_init|DEPRECATED|terminate called", line)]
     return re.sub(r"^[\d.]+ [EWI] ", "", lines[0]) if lines else log[-300:]
 
 

@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import re
+import shutil
 import struct
 import time
 from dataclasses import replace
@@ -15,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r1prov.common.errors import SiteError
-from r1prov.models import gguf, layout
+from r1prov.models import convert, gguf, layout
+from r1prov.offload.engine import graphs
 from tests.cuda import fullsize, models
 from tests.fixtures import shards, tinymodel
 
@@ -197,6 +199,79 @@ def test_shards_that_together_are_not_the_model_are_said(
     assert "graph" not in said
 
 
+def reshaped(path: Path, name: str, shape: tuple[int, ...]) -> None:
+    """Gives a tensor another shape of as many sides in the head of a file."""
+    content = path.read_bytes()
+    start = content.index(struct.pack("<Q", len(name)) + name.encode()) + 8 + len(name)
+    assert content[start : start + 4] == struct.pack("<I", len(shape))
+    sides = struct.pack(f"<{len(shape)}Q", *shape)
+    path.write_bytes(content[: start + 4] + sides + content[start + 4 + len(sides) :])
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "stated"),
+    [
+        ("token_embd.weight", (256, 270), "256 x 271"),
+        ("output.weight", (256, 135), "256 x 271"),
+        ("output_norm.weight", (128,), "256"),
+        ("blk.0.ffn_down.weight", (256, 256), "512 x 256"),
+        ("blk.1.attn_q_a_norm.weight", (64,), "128"),
+        ("blk.2.attn_kv_a_mqa.weight", (256, 288), "256 x 576"),
+        ("blk.3.attn_k_b.weight", (128, 512, 2), "128 x 512 x 4"),
+        ("blk.4.attn_output.weight", (256, 256), "512 x 256"),
+        ("blk.5.exp_probs_b.bias", (4,), "8"),
+        ("blk.6.ffn_up_exps.weight", (256, 64, 4), "256 x 64 x 8"),
+        ("blk.7.ffn_down_shexp.weight", (32, 256), "64 x 256"),
+    ],
+)
+def test_a_tensor_of_another_model_is_said_with_its_shard(
+    tiny: Path, tmp_path: Path, name: str, shape: tuple[int, ...], stated: str
+) -> None:
+    """All names are there once, as where one shard is of a smaller model. The engine refuses such a set (check_tensor_dims)."""
+    parts = shards.split(tiny, tmp_path / "tiny", 40)
+    shard = next(part for part in parts if name.encode() in part.read_bytes())
+    reshaped(shard, name, shape)
+    turned = " x ".join(map(str, shape))
+    with pytest.raises(
+        SiteError, match=f"`{re.escape(name)}` in {shard.name} is {turned}, and by the metadata it is {stated}"
+    ):
+        gguf.read(parts[0])
+    target = tmp_path / "new.gguf"
+    with pytest.raises(SiteError, match=re.escape(name)):
+        convert.convert(parts[0], target, "Q8_0", lambda *_: None)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        (
+            "blk.1.attn_norm.weight",
+            "blk.9.attn_norm.weight",
+            "speak of 8 layers, and there is `blk.9.attn_norm.weight`",
+        ),
+        ("blk.1.attn_norm.weight", "blk.01.attn_nor.weight", "none of its files has `blk.1.attn_norm.weight`"),
+    ],
+)
+def test_a_tensor_of_no_layer_is_said(tiny: Path, tmp_path: Path, old: str, new: str, reason: str) -> None:
+    copy = shutil.copy(tiny, tmp_path / "m.gguf")
+    renamed(copy, old, new)
+    with pytest.raises(SiteError, match=reason):
+        gguf.read(copy)
+
+
+@pytest.mark.parametrize("name", sorted(models.MODELS))
+def test_other_models_have_the_shapes_that_their_metadata_tell(name: str) -> None:
+    made = models.MODELS[name]()
+    architecture = str(made.metadata["general.architecture"])
+    gguf.gguf_whole.check_whole(
+        [("m.gguf", made.tensors)],
+        architecture,
+        lambda key: made.metadata.get(f"{architecture}.{key}"),
+        made.vocabulary,
+    )
+
+
 def test_a_shard_of_another_set_is_said(tiny: Path, tmp_path: Path) -> None:
     first, second, *_ = shards.split(tiny, tmp_path / "tiny", 40)
     shards.split(tiny, tmp_path / "other" / "tiny", 80)[1].replace(second)
@@ -271,6 +346,50 @@ def test_a_shard_that_the_hub_keeps_under_its_digest_is_named_by_its_snapshot(ti
     assert refused.value.problems[0].remedy == f"name it as its snapshot does: {link}"
 
 
+@pytest.mark.parametrize(
+    ("content", "kind", "remedy"),
+    [
+        (struct.pack("<Q", 80) + b'{"a":{"dtype":"F32"', "a safetensors file", "convert"),
+        (b"PK\x03\x04" + bytes(60), "a zip archive", "unpack"),
+        (b"\x1f\x8b\x08" + bytes(60), "packed by gzip", "unpack"),
+        (b"\x28\xb5\x2f\xfd" + bytes(60), "packed by zstd", "unpack"),
+        (b"\xfd7zXZ\0" + bytes(60), "packed by xz", "unpack"),
+        (b"r1.gguf".ljust(257, b"\0") + b"ustar" + bytes(250), "a tar archive", "unpack"),
+        (b"\n<!DOCTYPE html><html>", "a page of a web server", "fetch the file itself"),
+        (b'{"error": "not found"}', "JSON", "name the model's own file"),
+        (b"Access to this model is restricted", "text", "fetch it anew"),
+        (bytes(600), "zeros", "fetch it anew"),
+        (b"", "empty", "fetch it anew"),
+        (b"tjgg\x03\0\0\0", "a file of llama.cpp from before GGUF", "convert"),
+        (b"\x80\x02}q\0", "a file of PyTorch", "convert"),
+    ],
+)
+def test_another_kind_of_file_is_called_what_it_is(tmp_path: Path, content: bytes, kind: str, remedy: str) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(content)
+    with pytest.raises(SiteError, match=f"it is no GGUF file, but {kind}") as refused:
+        gguf.read(path)
+    assert refused.value.problems[0].remedy.startswith(remedy)
+
+
+@pytest.mark.parametrize("name", ["s-00000-of-00003.gguf", "s-00009-of-00003.gguf", "s-00001-of-00000.gguf"])
+def test_a_shard_that_its_set_cannot_have_is_not_read_as_another(tiny: Path, tmp_path: Path, name: str) -> None:
+    shards.split(tiny, tmp_path / "s", 50)
+    with pytest.raises(SiteError, match=f"{name}: it cannot be read: No such file"):
+        gguf.read(tmp_path / name)
+
+
+def test_what_stands_in_the_place_of_a_shard_is_said(tiny: Path, tmp_path: Path) -> None:
+    first, second, third = shards.split(tiny, tmp_path / "s", 50)
+    second.unlink()
+    os.mkfifo(second)
+    with pytest.raises(SiteError, match=f"{second.name}: it is no regular file"):
+        gguf.read(first)
+    third.unlink()
+    with pytest.raises(SiteError, match=f"{third.name}: it cannot be read: No such file"):
+        gguf.read(third)
+
+
 def test_a_big_endian_file_is_called_one(tmp_path: Path) -> None:
     path = tmp_path / "big.gguf"
     path.write_bytes(b"GGUF" + struct.pack(">IQQ", 3, 1, 1))
@@ -312,6 +431,27 @@ def test_a_file_that_may_not_be_read_is_said(tiny: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Path, "open", refuse)  # file modes would not stop root, who may run the tests
     with pytest.raises(SiteError, match="cannot be read: Permission denied"):
         gguf.read(tiny)
+
+
+STRANGE = (True, False, -1, 0, 1, 2, 7, 2**31, 2**63, 1.5, float("nan"), "", "x", [], [1, 2], [0.5], range(0), range(9))
+"""What a key of the metadata may hold in a damaged file."""
+
+
+@settings(max_examples=400)
+@given(st.data())
+def test_metadata_of_any_kind_are_either_harmless_or_said(tiny_header: bytes, data: st.DataObject) -> None:
+    header = gguf.header(io.BytesIO(tiny_header))
+    keys = sorted({*header.metadata, "split.no", "split.count", "split.tensors.count", "general.type"})
+    changes = data.draw(st.dictionaries(st.sampled_from(keys), st.sampled_from(STRANGE), min_size=1, max_size=2))
+    with contextlib.suppress(ValueError):
+        graphs.check(gguf.joined("m.gguf", [replace(header, metadata=header.metadata | changes)]))
+
+
+def test_a_count_of_shards_that_is_no_number_is_said(tiny_header: bytes) -> None:
+    header = gguf.header(io.BytesIO(tiny_header))
+    for count in ("x", 1.5, [2], range(2)):
+        with pytest.raises(ValueError, match=r"`split\.count` is no whole number"):
+            gguf.joined("m.gguf", [replace(header, metadata=header.metadata | {"split.count": count})])
 
 
 @settings(max_examples=300)

@@ -252,7 +252,7 @@ def test_what_to_do_follows_the_answer(root: Path, status: int, remedy: str) -> 
         (b"<!doctype html>", "it is no GGUF file", "perhaps a page about the file"),
         (b"version https://git-lfs.github.com/spec/v1\n", "pointer of Git LFS", "/resolve/ where this has /raw/"),
         (b"GGUF\3\0\0\0", "its header is cut short", "has only a part of the file"),
-        (b"GGUF\1\0\0\0", "its GGUF version is 1", "is damaged"),
+        (b"GGUF\1\0\0\0", "its GGUF version is 1", "take a file of version 3"),
     ],
 )
 def test_what_to_do_follows_the_content(tmp_path: Path, content: bytes, what: str, remedy: str) -> None:
