@@ -32,7 +32,7 @@ VERBS = {
         "look:status",
         "Read from the hosts what is installed, running and healthy. Exit code 8 where a service does not answer.",
     ),
-    "ask": ("ask:ask", "Ask a running server. The answer goes to stdout, what R1 thinks before it to stderr."),
+    "ask": ("ask:ask", "Ask a running server. The answer goes to stdout, what the model thinks before it to stderr."),
     "open": (
         "open_:open_",
         "Open a tunnel to the chat page and the API, and say who logs in how. Ctrl-C closes it.",
