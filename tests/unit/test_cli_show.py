@@ -120,3 +120,33 @@ def test_status_rows():
     }
     row = ("gpu2", "ollama", "not installed", "down", "", "", "", "not installed", "")
     assert show.status_row("gpu2", bare) == row
+
+
+def test_what_would_go_is_listed_with_what_stays(capsys):
+    removed = {
+        "units": ["r1prov-weights.service"],
+        "users": ["r1prov-llama"],
+        "groups": ["r1prov-operators"],
+        "paths": [{"path": "/srv/r1prov/ollama", "bytes": 4096}, {"path": "/opt/r1prov", "bytes": 3 << 30}],
+    }
+    kept = [
+        {"path": "/srv/r1prov/models", "bytes": 131 << 30, "why": "weights"},
+        {"path": "/var/cache/r1prov/ccache", "bytes": None, "why": "mounted"},
+    ]
+    show.removal("gpu1", {"removed": removed, "kept": kept}, check=True, talk=False)
+    out, err = capsys.readouterr()
+    assert lines(out) == [
+        "gpu1  what would go  GiB",
+        "unit  r1prov-weights.service",
+        "user  r1prov-llama",
+        "group  r1prov-operators",
+        "path  /srv/r1prov/ollama",
+        "path  /opt/r1prov  3.0",
+        "  all of it  3.0",
+    ]
+    assert lines(err) == [
+        "gpu1: /srv/r1prov/models stays (--keep-weights, 131.0 GiB)",
+        "gpu1: /var/cache/r1prov/ccache stays (mounted)",
+    ]
+    show.removal("gpu1", {"removed": removed, "kept": []}, check=False, talk=True)
+    assert capsys.readouterr() == ("", "gpu1: 3.0 GiB freed\n")
