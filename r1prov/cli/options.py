@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import getpass
 import inspect
+import os
+import shlex
 import sys
 import warnings
 from dataclasses import dataclass
@@ -14,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from r1prov import output
-from r1prov.common.errors import Problem, UnreachableError
+from r1prov.common.errors import Problem, SiteError, UnreachableError
+from r1prov.common.paths import SITE_FILE
 from r1prov.models.latent import Attention
 
 if TYPE_CHECKING:
@@ -53,9 +56,38 @@ Form = Annotated[
 Folder = Annotated[
     Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where to; without: the site's own folder.")
 ]
+SITE_VARIABLE = "R1PROV_SITE"
+
+
+def _existing(path: Path | None) -> Path | None:
+    """The site file that an option or the variable names.
+
+    Raises:
+        SiteError: there is no such file.
+    """
+    if path and not path.is_file():
+        by = SITE_VARIABLE if os.environ.get(SITE_VARIABLE) == str(path) else "--site"
+        what = "is a folder, not a site file" if path.is_dir() else "this site file does not exist"
+        remedy = f"{by} names it: {'unset it, or ' if by == SITE_VARIABLE else ''}name a file that exists"
+        raise SiteError(Problem(str(path), what, remedy))
+    return path
+
+
+def site_words(path: Path | None) -> str:
+    """The words ` --site FILE` for the command line of a site; empty where r1prov finds that file without."""
+    named = os.environ.get(SITE_VARIABLE) or SITE_FILE
+    return "" if not path or Path(named).resolve() == path else f" --site {shlex.quote(str(path))}"
+
+
 SiteFile = Annotated[
     Path | None,
-    typer.Option("--site", metavar="FILE", help="The site file. Without: r1prov.yml in this folder, if there is one."),
+    typer.Option(
+        "--site",
+        metavar="FILE",
+        envvar=SITE_VARIABLE,
+        help="The site file. Without: what R1PROV_SITE names, or r1prov.yml in this folder, if there is one.",
+        callback=_existing,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 BreakLock = Annotated[bool, typer.Option("--break-lock", help="Take hosts from another run that has certainly ended.")]

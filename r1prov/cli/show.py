@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from r1prov import output
+from r1prov.cli.options import site_words
 from r1prov.common.units import GIB, gib
 from r1prov.machines import tuned
 from r1prov.output.pace import clock
@@ -48,7 +48,7 @@ def addresses(site: Site, hosts: Sequence[Host]) -> None:
     """Show where page and API are, and how to try them."""
     file = site.file
     address, port = file.api
-    elsewhere = f" --site {site.path}" if site.path and site.path.parent != Path.cwd() else ""
+    elsewhere = site_words(site.path)
     output.say()
     for host in hosts:
         page = f"{file.page_url} (chat page), " if file.open_webui.enabled else ""

@@ -4,7 +4,7 @@ import re
 from datetime import UTC, datetime, timedelta
 
 from r1prov import site
-from r1prov.cli import show
+from r1prov.cli import options, show
 from r1prov.runs.report import HostReport, RunReport
 from r1prov.site import authority
 
@@ -150,3 +150,15 @@ def test_what_would_go_is_listed_with_what_stays(capsys):
     ]
     show.removal("gpu1", {"removed": removed, "kept": []}, check=False, talk=True)
     assert capsys.readouterr() == ("", "gpu1: 3.0 GiB freed\n")
+
+
+def test_a_hint_names_the_site_file_only_where_it_must(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("R1PROV_SITE", raising=False)
+    here, other, strange = tmp_path / "r1prov.yml", tmp_path / "b" / "r1prov.yml", tmp_path / "my site.yml"
+    assert options.site_words(None) == options.site_words(here) == ""
+    assert options.site_words(other) == f" --site {other}"
+    assert options.site_words(strange) == f" --site '{strange}'"
+    monkeypatch.setenv("R1PROV_SITE", "b/r1prov.yml")
+    assert options.site_words(other) == ""
+    assert options.site_words(here) == f" --site {here}"
