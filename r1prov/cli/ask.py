@@ -35,7 +35,7 @@ SLOW_S = 30.0
 def ask(
     question: Annotated[str, typer.Argument(help="The question; `-` reads it from stdin.")],
     *,
-    host: Annotated[str | None, typer.Option(help="Which of the site's hosts; the first without.")] = None,
+    host: options.OneHost = None,
     max_tokens: Annotated[
         int, typer.Option("--max-tokens", min=1, help="Where the answer is cut off, with the thinking before it.")
     ] = MAX_TOKENS,

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from r1prov import output
+from r1prov.cli import complete
+from r1prov.cli.complete import SITE_VARIABLE
 from r1prov.common.errors import Problem, SiteError, UnreachableError
 from r1prov.common.paths import SITE_FILE
 from r1prov.models.latent import Attention
@@ -35,15 +37,27 @@ def not_empty(value: str | None) -> str | None:
 
 Hosts = Annotated[
     list[str] | None,
-    typer.Argument(help="`[user@]host[:port]` or names of ~/.ssh/config; with a site file: which of its hosts."),
+    typer.Argument(
+        help="`[user@]host[:port]` or names of ~/.ssh/config; with a site file: which of its hosts.",
+        autocompletion=complete.hosts,
+    ),
+]
+OneHost = Annotated[
+    str | None,
+    typer.Option("--host", help="Which of the site's hosts; the first without.", autocompletion=complete.hosts),
 ]
 Profile = Annotated[
     str | None,
     typer.Option(
-        help="The kind of server: a name of `r1prov profiles`, or a .yml file of your own.", callback=not_empty
+        help="The kind of server: a name of `r1prov profiles`, or a .yml file of your own.",
+        callback=not_empty,
+        autocompletion=complete.profiles,
     ),
 ]
-Quant = Annotated[str | None, typer.Option(help="Which files of the model, e.g. UD-IQ1_S.", callback=not_empty)]
+Quant = Annotated[
+    str | None,
+    typer.Option(help="Which files of the model, e.g. UD-IQ1_S.", callback=not_empty, autocompletion=complete.quants),
+]
 ContextSize = Annotated[int | None, typer.Option("--ctx-size", help="Tokens of context, for each slot.")]
 Slots = Annotated[int | None, typer.Option("--parallel", help="Slots: how many are answered at once.")]
 Form = Annotated[
@@ -56,7 +70,6 @@ Form = Annotated[
 Folder = Annotated[
     Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where to; without: the site's own folder.")
 ]
-SITE_VARIABLE = "R1PROV_SITE"
 
 
 def _existing(path: Path | None) -> Path | None:
