@@ -57,12 +57,13 @@ class _Step:
     number: int
     total: int
     started_s: float
+    why: str = ""
     changes: int = 0
     tasks: int = 0
 
     @property
     def label(self) -> str:
-        return f"[{self.number}/{self.total}] {self.name}"
+        return f"[{self.number}/{self.total}] {self.name}{f' ({self.why})' if self.why else ''}"
 
 
 @dataclass
@@ -158,7 +159,7 @@ class LiveRun:
     def _of_host(self, host: _Host, event: Event) -> None:
         if isinstance(event, StepStarted):
             self._leave(host, "")
-            host.step = _Step(event.step, event.number, event.total, self._now())
+            host.step = _Step(event.step, event.number, event.total, self._now(), event.why)
             host.last_said_s = self._now()
             self._say(host, host.step.label)
         elif isinstance(event, TaskStarted):

@@ -45,6 +45,7 @@ class HostReport:
         problems: what stopped the run, each with `where`, `what` and `remedy`.
         benchmark: the last result of the role smoke_bench (docs/benchmark.md). It is from before where nothing changed.
         tuning: what the role tune measured (roles/tune/files/tune.py).
+        removal: what the module removal says that it removes, or would, and what stays: its keys `removed` and `kept`.
     """
 
     result: str = "unfinished"
@@ -57,6 +58,7 @@ class HostReport:
     problems: list[dict[str, str]] = field(default_factory=list)
     benchmark: dict[str, Any] | None = None
     tuning: dict[str, Any] | None = None
+    removal: dict[str, Any] | None = None
 
 
 @dataclass
@@ -131,6 +133,8 @@ class Recorder:
                 host.benchmark = event.result["result"]
             if event.step == "tune" and event.result.get("result"):
                 host.tuning = event.result["result"]
+            if event.step == "removal" and "removed" in event.result:
+                host.removal = {key: event.result[key] for key in ("removed", "kept")}
         elif isinstance(event, HostFailed | HostUnreachable):
             error = failure(event)
             self._errors.append(error)
