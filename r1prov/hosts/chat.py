@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 
 from r1prov.common.errors import Problem, UnhealthyError
@@ -56,11 +57,11 @@ def ask(http: HTTPConnection, where: str, question: str, *, key: str) -> Iterato
         response = http.getresponse()
         if response.status != 200:
             raise _refusal(where, response.status, response.read().decode(errors="replace"))
-        for event in _events(response):
+        for event in _events(response, where):
             if "error" in event:
                 raise _refusal(where, 500, json.dumps(event["error"]))
             yield from _pieces(event)
-    except OSError as error:
+    except (OSError, HTTPException, ValueError) as error:
         raise _silence(where, error) from None
 
 
@@ -85,8 +86,10 @@ def ask_ollama(http: HTTPConnection, where: str, question: str, *, model: str) -
         response = http.getresponse()
         if response.status != 200:
             raise _refusal(where, response.status, response.read().decode(errors="replace"))
-        for line in response:
+        done = False
+        for line in _lines(response, where):
             event = json.loads(line)
+            done = event.get("done", False)
             if "error" in event:
                 raise _refusal(where, 500, event["error"])
             if text := event["message"].get("thinking"):
@@ -99,7 +102,9 @@ def ask_ollama(http: HTTPConnection, where: str, question: str, *, model: str) -
                     event["eval_count"],
                     _per_second(event["eval_count"], event["eval_duration"]),
                 )
-    except OSError as error:
+        if not done:
+            raise _gone(where)
+    except (OSError, HTTPException, ValueError) as error:
         raise _silence(where, error) from None
 
 
@@ -132,12 +137,28 @@ def _per_second(tokens: int, nanoseconds: int) -> float:
     return tokens * 1e9 / nanoseconds if nanoseconds else 0.0
 
 
-def _events(response: HTTPResponse) -> Iterator[dict[str, Any]]:
-    """The JSON documents of a stream of server-sent events."""
-    for line in response:
+def _events(response: HTTPResponse, where: str) -> Iterator[dict[str, Any]]:
+    """The JSON documents of a stream of server-sent events.
+
+    Raises:
+        UnhealthyError: the stream has no end, so who wrote it went away.
+    """
+    for line in _lines(response, where):
         data = line.removeprefix(b"data:").strip() if line.startswith(b"data:") else b""
-        if data and data != b"[DONE]":
+        if data == b"[DONE]":
+            return
+        if data:
             yield json.loads(data)
+    raise _gone(where)
+
+
+def _lines(response: HTTPResponse, where: str) -> Iterator[bytes]:
+    try:
+        yield from response
+    except TimeoutError:
+        raise
+    except OSError:
+        raise _gone(where) from None
 
 
 def _pieces(event: dict[str, Any]) -> Iterator[Piece | Rates]:
@@ -154,7 +175,14 @@ def _pieces(event: dict[str, Any]) -> Iterator[Piece | Rates]:
         )
 
 
-def _silence(where: str, error: OSError) -> UnhealthyError:
+def _gone(where: str) -> UnhealthyError:
+    remedy = f"`r1prov status {where}` shows what is wrong; ask again when it is back"
+    return UnhealthyError(Problem(where, "the service went away in the middle of the answer", remedy))
+
+
+def _silence(where: str, error: OSError | HTTPException | ValueError) -> UnhealthyError:
+    if not isinstance(error, OSError):  # a chunk or a document that was cut
+        return _gone(where)
     remedy = f"`r1prov status {where}` shows what is wrong"
     # A door listens at all times, and closes the connection while the service behind it is down.
     why = "it is down" if isinstance(error, ConnectionResetError) else error
@@ -166,6 +194,8 @@ def _refusal(where: str, status: int, text: str) -> UnhealthyError:
         return UnhealthyError(
             Problem(where, "the model is still being loaded", "wait until `r1prov status` says that it is ready")
         )
+    if status in {502, 504}:
+        return _gone(where)
     if status == 401:
         return UnhealthyError(
             Problem(where, "the API refuses this site's key", "`r1prov up` gives the host the key of this site again")
