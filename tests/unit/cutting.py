@@ -42,10 +42,10 @@ CUT = {
 
 
 @contextlib.contextmanager
-def answering(*answers: str, reset: bool = False) -> Iterator[int]:
+def answering(*answers: str, reset: bool = False, heard: list[str] | None = None) -> Iterator[int]:
     """A port on 127.0.0.1 that gives each connection the next of the answers, the last one from then on.
 
-    With `reset`, the connection does not end but is reset.
+    With `reset`, the connection does not end but is reset. `heard` gets the login of each request.
     """
     left = list(answers)
 
@@ -62,6 +62,8 @@ def answering(*answers: str, reset: bool = False) -> Iterator[int]:
                 length = next(
                     (int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")), 0
                 )
+                if heard is not None:
+                    heard.extend(line for line in head.decode().split("\r\n") if line.startswith("Authorization:"))
                 body = head.partition(b"\r\n\r\n")[2]
                 while len(body) < length:
                     body += connection.recv(65536)

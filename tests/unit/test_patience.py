@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import pwd
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +15,8 @@ from ansible_collections.r1.prov.plugins.module_utils import patience
 from ansible_collections.r1.prov.plugins.module_utils.doors import Limits, LlamaServer, Ollama, Page, Reply
 from ansible_collections.r1.prov.plugins.module_utils.http_api import Api, ApiError, AwayError
 from ansible_collections.r1.prov.plugins.module_utils.patience import GoneError, Services, patiently
+from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
+from ansible_collections.r1.prov.plugins.modules import smoke_bench
 
 LIMITS = Limits(16, 30, 0.6)
 WHOLE = cutting.UNTIL_CLOSED + "".join(cutting.events(cutting.delta("Paris."), cutting.delta("", "stop")))
@@ -160,3 +165,44 @@ def test_who_goes_away_twice_is_not_asked_for_ever(unit: Callable[[str, str], No
     services = Services(["r1prov-x"], lambda: None, limit_s=5)
     with cutting.answering(cutting.CUT["the stream is empty"]) as port, pytest.raises(GoneError, match="twice"):
         patiently(lambda: ask(port), services, WrongError, lambda _: None, lambda _: None)
+
+
+def said(document: dict) -> str:
+    text = json.dumps(document)
+    return f"HTTP/1.1 200 OK\r\nContent-Length: {len(text)}\r\n\r\n{text}"
+
+
+def test_the_whole_measurement_is_done_again_with_a_new_login(
+    unit: Callable[[str, str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page goes away in the middle of its answer. While it is away, a login that was signed for one request ends."""
+    monkeypatch.setattr(smoke_bench, "DATABASE", "webui.db")
+    monkeypatch.setattr(smoke_bench.units, "show", lambda *_: {"MainPID": "0"})
+    with sqlite3.connect(tmp_path / "webui.db") as database:
+        database.executescript(
+            "CREATE TABLE user (id TEXT, role TEXT, created_at BIGINT); CREATE TABLE auth (id TEXT, session_stamp TEXT);"
+            "INSERT INTO user VALUES ('u1', 'admin', 1); INSERT INTO auth VALUES ('u1', 's1')"
+        )
+    unit("0", "active")
+    timings = {"prompt_n": 1, "prompt_per_second": 9.0, "predicted_n": 4, "predicted_per_second": 5.0}
+    props = {"default_generation_settings": {"n_ctx": 64}, "build_info": "b", "model_path": "/m", "total_slots": 1}
+    last = {"content": "x", "stop": True, "timings": timings}
+    completion = cutting.UNTIL_CLOSED + "".join(cutting.events({"content": "x", "stop": False}, last))
+    of_engine = (said(props), WHOLE, said(props), WHOLE, said({"tokens": [1, 2]}), completion)
+    of_page = (MODELS, cutting.CUT["the connection ends in a chunk"], MODELS, MODELS, WHOLE)
+    logins: list[str] = []
+    waits: list[str] = []
+    with cutting.answering(*of_engine) as engine_port, cutting.answering(*of_page, heard=logins) as page_port:
+        options = {"engine": "llama-server", "model": "m1", "question": "?", "expect": "Paris", "max_tokens": 16}
+        options |= {"timeout_s": 5, "temperature": 0.6, "sweep_tokens": 4, "page_url": f"http://127.0.0.1:{page_port}"}
+        options |= {"page_secret_key": "k", "page_data": str(tmp_path), "page_user": pwd.getpwuid(os.getuid()).pw_name}
+        engine = LlamaServer(api(engine_port), "m1")
+        engine.facts()
+        bench = smoke_bench.Bench(options, Progress("smoke_bench", tmp_path), engine)
+        services = Services([], bench.look, limit_s=5)
+        measured = patiently(lambda: bench.measure([1]), services, WrongError, waits.append, lambda _: None)
+    assert len(waits) == 1
+    assert measured["page"]["answer"] == measured["question"]["answer"] == "Paris."
+    assert measured["sweep"][0]["decode_tokens_per_second_each"] == 5.0
+    assert measured["load"]["cores"] > 0
+    assert len({login for login in logins if login}) == 3  # for the question, for the look, and for the question again
