@@ -44,6 +44,11 @@ class Found(NamedTuple):
     administrated: bool
     login: Given | None
 
+    def completed(self, parts: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """The settings that `parts` names, each with these keys as wanted and with its other keys as they are."""
+        have = {key: self.settings.get(key) for key in parts}
+        return {key: {**(have[key] or {}), **part} for key, part in parts.items()}
+
     def differing(self, settings: dict[str, Any], public_models: list[str]) -> tuple[list[str], list[str]]:
         """The keys of settings that are not as wanted, and the models that nobody has decided about yet."""
         have = self.settings

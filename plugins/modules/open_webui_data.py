@@ -32,6 +32,7 @@ options: {
   "unit": {"type": "str", "default": "r1prov-open-webui.service", "description": "The service's unit."},
   "keep": {"type": "int", "default": 2, "description": "How many backups are kept."},
   "settings": {"type": "dict", "default": {}, "description": "Key -> value, as in the table C(config)."},
+  "parts": {"type": "dict", "default": {}, "description": "Key -> some keys of a setting that is a dictionary. Its other keys stay."},
   "secrets": {"type": "dict", "default": {}, "description": "The same for values that nobody may read."},
   "public_models": {"type": "list", "elements": "str", "default": [], "description": "Names of models."},
   "secret_key": {"type": "str", "default": "", "description": "What the page will sign and encrypt with."},
@@ -98,13 +99,15 @@ from ansible_collections.r1.prov.plugins.module_utils.users import acting_as
 def configure(module: AnsibleModule, wanted: dict[str, Any]) -> None:
     database, user, unit = Path(wanted["data"]) / DATABASE, wanted["user"], wanted["unit"]
     settings, models = {**wanted["settings"], **wanted["secrets"]}, wanted["public_models"]
+    parts = wanted["parts"]
     login, kept = Login(wanted["admin_email"], wanted["admin_password"]), Path(wanted["admin_password_file"])
     if module.check_mode and not database.exists():
-        module.exit_json(changed=True, keys=list(settings), models=models, login=True)
+        module.exit_json(changed=True, keys=[*settings, *parts], models=models, login=True)
     serves = True
     try:
         with acting_as(user):  # a database in WAL mode makes files even for a reader
             found = read(database)
+        settings |= found.completed(parts)
         keys, new_models = found.differing(settings, models)
         gives = not (found.administrated and found.login and found.login.is_of(login))
         keeps = not _is_root_only(kept) or kept.read_text(encoding="utf-8") != login.password

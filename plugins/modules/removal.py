@@ -27,20 +27,43 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-removed: {type: list, elements: str, returned: success, description: "What was removed, or would be."}
+removed:
+  type: dict
+  returned: success
+  description: What was removed, or would be.
+  contains:
+    units: {type: list, elements: str, description: Names of units.}
+    users: {type: list, elements: str, description: Names of users.}
+    groups: {type: list, elements: str, description: Names of groups that are no user's own.}
+    paths: {type: list, elements: dict, description: "Files and folders, each with I(path) and the I(bytes) that its end frees."}
+kept:
+  type: list
+  elements: dict
+  returned: success
+  description: >-
+    What stays where r1prov keeps its files, each with I(path), I(why) (C(weights) and C(chats) as I(keep) says, or C(mounted)), and
+    I(bytes), which is null for what is mounted.
 """
 
+import contextlib
 import glob
 import grp
+import itertools
+import operator
 import os
 import pwd
 import shutil
+import stat
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
 from ansible_collections.r1.prov.plugins.module_utils.units import reset_failed, systemctl
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 UNITS = "/etc/systemd/system"
 FILES = (
@@ -88,6 +111,53 @@ def doomed(patterns: list[str], kept: list[str], mounted: set[str]) -> list[str]
     return [entry for pattern in patterns for path in sorted(glob.glob(pattern)) for entry in below(path)]  # noqa: PTH207
 
 
+def freed(paths: list[str]) -> list[dict[str, Any]]:
+    """Each path with the bytes of the disk that its end frees, which are counted at the first of several links.
+
+    A file that has another link elsewhere frees nothing. So Ollama's copy of the model, which is a link, takes nothing of its own.
+    """
+    links = [(path, status) for path in paths for status in _statuses(path)]
+    missing = {(status.st_dev, status.st_ino): status.st_nlink for _, status in links}
+    for _, status in links:
+        missing[status.st_dev, status.st_ino] -= 1
+    taken = dict.fromkeys(paths, 0)
+    for path, status in links:
+        # A folder is linked from below, too, and goes with all that is in it.
+        if missing.pop((status.st_dev, status.st_ino), 1) == 0 or stat.S_ISDIR(status.st_mode):
+            taken[path] += status.st_blocks * 512
+    return [{"path": path, "bytes": n_bytes} for path, n_bytes in taken.items()]
+
+
+def on_disk(path: str) -> int:
+    """The bytes of the disk that a file or folder takes. A file with several links in it counts once."""
+    statuses = {(status.st_dev, status.st_ino): status for status in _statuses(path)}
+    return sum(status.st_blocks * 512 for status in statuses.values())
+
+
+def _statuses(path: str) -> Iterator[os.stat_result]:
+    """The status of a file or link, or of a folder and all that is in it. What vanishes meanwhile is left out."""
+    walked = [] if Path(path).is_symlink() else os.walk(path)
+    inside = (Path(folder) / name for folder, folders, files in walked for name in (*folders, *files))
+    for entry in itertools.chain([Path(path)], inside):
+        with contextlib.suppress(FileNotFoundError):
+            yield entry.lstat()
+
+
+def staying(patterns: list[str], kept: dict[str, str], mounted: set[str]) -> list[dict[str, Any]]:
+    """What stays of that which the patterns find: each path with why it stays, and the bytes of what was to be kept."""
+    found = [path for pattern in patterns for path in glob.glob(pattern)]  # noqa: PTH207
+    others = {path for path in mounted if _lies_in(path, found) and not _lies_in(path, kept)}
+    return sorted(
+        [{"path": path, "bytes": on_disk(path), "why": why} for path, why in kept.items() if Path(path).exists()]
+        + [{"path": path, "bytes": None, "why": "mounted"} for path in others],
+        key=operator.itemgetter("path"),
+    )
+
+
+def _lies_in(path: str, folders: Iterable[str]) -> bool:
+    return any(path == folder or path.startswith(f"{folder}/") for folder in folders)
+
+
 def remove(path: str) -> None:
     """Removes a file, a link, or a folder with all that is in it."""
     if Path(path).is_dir() and not Path(path).is_symlink():
@@ -107,8 +177,8 @@ def main() -> None:
     module = AnsibleModule(argument_spec=arguments(DOCUMENTATION), supports_check_mode=True)
     data_dir, keep, service = (module.params[key] for key in ("data_dir", "keep", "service"))
     data_dir, name = data_dir.rstrip("/"), f"r1prov-{service}"
-    kept = [f"{data_dir}/models"] if "weights" in keep else []
-    kept += sorted(glob.glob(f"{CHATS}*")) if "chats" in keep else []  # noqa: PTH207
+    kept = {f"{data_dir}/models": "weights"} if "weights" in keep else {}
+    kept |= dict.fromkeys(glob.glob(f"{CHATS}*"), "chats") if "chats" in keep else {}  # noqa: PTH207
     units = sorted(
         path.name for path in Path(UNITS).glob(f"{name}*") if path.suffix in (".service", ".socket", ".timer")
     )
@@ -121,9 +191,10 @@ def main() -> None:
     ours = [f"{UNITS}/{name}*", f"{UNITS}/*.wants/{name}*", f"{UNITS}/*.d/{name}*"]
     ours.append(f"/var/lib/systemd/timers/stamp-{name}*")
     ours += [path.format(service) for path in FILES_OF_ONE] if service else everything
-    files = doomed(ours, kept, mounted)
+    files = doomed(ours, list(kept), mounted)
+    removed = {"units": units, "users": users, "groups": groups, "paths": freed(files)}
+    stays = staying(ours, kept, mounted)
     settings = sorted({str(Path(path).parent) for path in files if path.startswith(f"{UNITS}/") and ".d/" in path})
-    removed = [*units, *users, *groups, *files]
     if not module.check_mode:
         if units:
             # All in one call, because systemd then stops what depends on another in the right order.
@@ -144,7 +215,7 @@ def main() -> None:
         for folder in (*settings, data_dir, "/var/cache/r1prov", "/var/lib/r1prov"):
             if Path(folder).is_dir() and folder not in mounted and not os.listdir(folder):  # noqa: PTH208
                 Path(folder).rmdir()
-    module.exit_json(changed=bool(removed), removed=removed)
+    module.exit_json(changed=any(removed.values()), removed=removed, kept=stays)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,10 @@ def down(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     login_options: options.LoginOptions,
     break_lock: options.BreakLock = False,
-    check: Annotated[bool, typer.Option("--check", help="Change nothing; say what would be removed.")] = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Change nothing; list what would go, and the GiB that this frees."),
+    ] = False,
     verbose: options.Verbose = 0,
     json: options.Json = False,
 ) -> None:
@@ -50,10 +53,16 @@ def down(
     done = running.run(decision, targets, login, running.request("down", variables, check=check, verbosity=verbose))
     if json:
         output.data(done.report.as_json())
-    show.summary(done.report, check=check)
+    for name, host in done.report.hosts.items():
+        if host.removal:
+            show.removal(name, host.removal, check=check, talk=json)
+    if not check:
+        show.summary(done.report)
     if done.error:
         raise done.error
-    if not check:
+    if check:
+        output.say("Nothing was removed: this was a check.")
+    else:
         output.say("What this site keeps here, its secrets among them, is still there for another `r1prov up`.")
 
 

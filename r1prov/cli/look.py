@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from r1prov import output
-from r1prov.cli import options, show
+from r1prov.cli import complete, options, show
 from r1prov.common.errors import Exit
 from r1prov.hosts import visit
 from r1prov.machines import profile as machine
@@ -15,7 +15,9 @@ from r1prov.site.select import last_applied
 
 
 def profiles(
-    name: Annotated[str | None, typer.Argument(help="Print this one, to start an own one from.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Print this one, to start an own one from.", autocompletion=complete.profiles)
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """List the kinds of servers, or print one of them.

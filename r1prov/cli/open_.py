@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import signal
-from typing import Annotated
-
-import typer
 
 from r1prov import output
 from r1prov.cli import options, show
@@ -16,7 +13,7 @@ from r1prov.site.select import last_applied
 @options.logs_in
 def open_(
     *,
-    host: Annotated[str | None, typer.Option(help="Which of the site's hosts; the first without.")] = None,
+    host: options.OneHost = None,
     site: options.SiteFile = None,
     login_options: options.LoginOptions,
     json: options.Json = False,

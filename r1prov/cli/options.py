@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import getpass
 import inspect
+import os
+import shlex
 import sys
 import warnings
 from dataclasses import dataclass
@@ -14,7 +16,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from r1prov import output
-from r1prov.common.errors import Problem, UnreachableError
+from r1prov.cli import complete
+from r1prov.cli.complete import SITE_VARIABLE
+from r1prov.common.errors import Problem, SiteError, UnreachableError
+from r1prov.common.paths import SITE_FILE
 from r1prov.models.latent import Attention
 
 if TYPE_CHECKING:
@@ -32,15 +37,27 @@ def not_empty(value: str | None) -> str | None:
 
 Hosts = Annotated[
     list[str] | None,
-    typer.Argument(help="`[user@]host[:port]` or names of ~/.ssh/config; with a site file: which of its hosts."),
+    typer.Argument(
+        help="`[user@]host[:port]` or names of ~/.ssh/config; with a site file: which of its hosts.",
+        autocompletion=complete.hosts,
+    ),
+]
+OneHost = Annotated[
+    str | None,
+    typer.Option("--host", help="Which of the site's hosts; the first without.", autocompletion=complete.hosts),
 ]
 Profile = Annotated[
     str | None,
     typer.Option(
-        help="The kind of server: a name of `r1prov profiles`, or a .yml file of your own.", callback=not_empty
+        help="The kind of server: a name of `r1prov profiles`, or a .yml file of your own.",
+        callback=not_empty,
+        autocompletion=complete.profiles,
     ),
 ]
-Quant = Annotated[str | None, typer.Option(help="Which files of the model, e.g. UD-IQ1_S.", callback=not_empty)]
+Quant = Annotated[
+    str | None,
+    typer.Option(help="Which files of the model, e.g. UD-IQ1_S.", callback=not_empty, autocompletion=complete.quants),
+]
 ContextSize = Annotated[int | None, typer.Option("--ctx-size", help="Tokens of context, for each slot.")]
 Slots = Annotated[int | None, typer.Option("--parallel", help="Slots: how many are answered at once.")]
 Form = Annotated[
@@ -53,9 +70,37 @@ Form = Annotated[
 Folder = Annotated[
     Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where to; without: the site's own folder.")
 ]
+
+
+def _existing(path: Path | None) -> Path | None:
+    """The site file that an option or the variable names.
+
+    Raises:
+        SiteError: there is no such file.
+    """
+    if path and not path.is_file():
+        by = SITE_VARIABLE if os.environ.get(SITE_VARIABLE) == str(path) else "--site"
+        what = "is a folder, not a site file" if path.is_dir() else "this site file does not exist"
+        remedy = f"{by} names it: {'unset it, or ' if by == SITE_VARIABLE else ''}name a file that exists"
+        raise SiteError(Problem(str(path), what, remedy))
+    return path
+
+
+def site_words(path: Path | None) -> str:
+    """The words ` --site FILE` for the command line of a site; empty where r1prov finds that file without."""
+    named = os.environ.get(SITE_VARIABLE) or SITE_FILE
+    return "" if not path or Path(named).resolve() == path else f" --site {shlex.quote(str(path))}"
+
+
 SiteFile = Annotated[
     Path | None,
-    typer.Option("--site", metavar="FILE", help="The site file. Without: r1prov.yml in this folder, if there is one."),
+    typer.Option(
+        "--site",
+        metavar="FILE",
+        envvar=SITE_VARIABLE,
+        help="The site file. Without: what R1PROV_SITE names, or r1prov.yml in this folder, if there is one.",
+        callback=_existing,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 BreakLock = Annotated[bool, typer.Option("--break-lock", help="Take hosts from another run that has certainly ended.")]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from r1prov import output
+from r1prov.cli.options import site_words
 from r1prov.common import paths
+from r1prov.common.units import GIB, gib
 from r1prov.machines import tuned
 from r1prov.output.pace import clock
 from r1prov.runs.report import benchmark_rows
@@ -50,7 +51,7 @@ def addresses(site: Site, hosts: Sequence[Host]) -> None:
     """Show where page and API are, and how to try them."""
     file = site.file
     address, port = file.api
-    elsewhere = f" --site {site.path}" if site.path and site.path.parent != Path.cwd() else ""
+    elsewhere = site_words(site.path)
     output.say()
     for host in hosts:
         page = f"{file.page_url} (chat page), " if file.open_webui.enabled else ""
@@ -97,6 +98,27 @@ def tuning(host: str, found: Tuned) -> None:
     output.say()
     output.table((f"{host}, tokens per second", "prompt>", "decode>", "outcome"), tuned.rows(found), talk=True)
     output.say(f"{host}: {found.what} kept: {found.reason}")
+
+
+def removal(host: str, found: dict[str, Any], *, check: bool, talk: bool) -> None:
+    """Show what goes from a host and what stays: all of it after a `check`, and the sum of it otherwise."""
+    removed, kept = found["removed"], found["kept"]
+    total = sum(path["bytes"] for path in removed["paths"])
+    if check:
+        rows = [(kind, name, "") for kind in ("unit", "user", "group") for name in removed[f"{kind}s"]]
+        rows += [("path", path["path"], _in_gib(path["bytes"])) for path in removed["paths"]]
+        output.table((host, "what would go", "GiB>"), [*rows, ("", "all of it", _in_gib(total))], talk=talk)
+    else:
+        output.say(f"{host}: {gib(total)} freed")
+    for path in kept:
+        why = {"weights": "--keep-weights", "chats": "--keep-chats"}.get(path["why"], path["why"])
+        size = "" if path["bytes"] is None else f", {gib(path['bytes'])}"
+        output.say(f"{host}: {path['path']} stays ({why}{size})")
+
+
+def _in_gib(n_bytes: int) -> str:
+    """A number of bytes for a column of GiB, where what rounds to nothing is left out."""
+    return f"{n_bytes / GIB:,.1f}" if n_bytes >= GIB / 20 else ""
 
 
 def status_row(name: str, status: dict[str, Any]) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ The module of a verb is imported when the verb is called, so that `plan` need no
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any, Final, NoReturn
 
 import typer
@@ -13,9 +14,13 @@ from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
 from r1prov import output
+from r1prov.cli import empty
 from r1prov.common.errors import Exit, Problem
 
 MARKUP: Final = "markdown"
+
+COMPLETING = "_R1PROV_COMPLETE"
+"""The variable with which Typer's scripts ask what the shell may offer."""
 
 VERBS = {
     "up": ("up:up", "Set up servers, or repair what has drifted. Run it again at any time."),
@@ -36,7 +41,7 @@ VERBS = {
         "look:status",
         "Read from the hosts what is installed, running and healthy. Exit code 8 where a service does not answer.",
     ),
-    "ask": ("ask:ask", "Ask a running server. The answer goes to stdout, what R1 thinks before it to stderr."),
+    "ask": ("ask:ask", "Ask a running server. The answer goes to stdout, what the model thinks before it to stderr."),
     "open": (
         "open_:open_",
         "Open a tunnel to the chat page and the API, and say who logs in how. Ctrl-C closes it.",
@@ -101,6 +106,8 @@ class _Verb(TyperCommand):
 
     def make_context(self, info_name: str | None, *rest: Any, **more: Any) -> Any:
         assert self.name  # noqa: S101 - for the type checker: it is made with one
+        if COMPLETING in os.environ:
+            empty.import_no_doing()
         return command(self.name).make_context(info_name, *rest, **more)
 
 

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from types import ModuleType
 
+SITE_FILE = "r1prov.yml"
+"""The site file that is taken where none is named, if it lies in this folder."""
+
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 

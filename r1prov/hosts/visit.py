@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from r1prov.hosts import Login
-    from r1prov.hosts.chat import Piece, Rates
+    from r1prov.hosts.chat import End, Piece
     from r1prov.site import Host, Site
 
 
@@ -59,8 +59,8 @@ def statuses(path: Path | None, named: Sequence[str], login: Login) -> dict[str,
 
 @contextlib.contextmanager
 def conversation(
-    path: Path | None, name: str | None, login: Login, question: str
-) -> Generator[Iterator[Piece | Rates], None, None]:
+    path: Path | None, name: str | None, login: Login, question: str, max_tokens: int
+) -> Generator[Iterator[Piece | End], None, None]:
     """Ask the model on one host a question, and yield the answer while it is being written.
 
     Raises:
@@ -74,9 +74,9 @@ def conversation(
         address, port = _engine_at(site)
         http = connection.open_http(port, address)
         if site.file.engine == "ollama":
-            yield chat.ask_ollama(http, host.name, question, model=decide(site).alias)
+            yield chat.ask_ollama(http, host.name, question, model=decide(site).alias, max_tokens=max_tokens)
         else:
-            yield chat.ask(http, host.name, question, key=_api_key(site, host, login))
+            yield chat.ask(http, host.name, question, key=_api_key(site, host, login), max_tokens=max_tokens)
 
 
 @dataclass(frozen=True)

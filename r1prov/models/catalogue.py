@@ -49,6 +49,8 @@ class Quant(BaseModel):
     """The commit, tag or branch of the repository."""
     folder: FolderName = ""
     """The folder inside the repository; an empty text means its root."""
+    unpublished: str = ""
+    """Why no public hub has the repository, and who has it, as a sentence; empty where the hub has it."""
     files: tuple[ShardFile, ...] = Field(min_length=1)
     """All files of the quant, in the order of the shards."""
 

@@ -247,6 +247,11 @@ def fetch(quant: Quant, sources: Sequence[WeightSource], network: Network, say: 
 
 def _fetch(quant: Quant, sources: Sequence[WeightSource], network: Network, say: Callable[[str], None]) -> Model:
     refusals = []
+    if quant.unpublished:  # A public hub would only say that it wants a login, or that there is no such repository.
+        sources = [source for source in sources if source not in PUBLIC]
+        if not sources:
+            remedy = "with a source of your own that has them: `--source` of `r1prov plan`, `sources.weights` in the site file"
+            raise SiteError(Problem(quant.name, f"no public hub has it. {quant.unpublished}", remedy))
     folders = [(source, _folder(place)) for source in sources for place in places(source, quant)]
     with network.client(TIMEOUT_S) as client:
         for source, folder in folders:

@@ -19,6 +19,7 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
+from r1prov.common.deadline import within
 from r1prov.models.model import block, is_embedding, layer_of, row_bytes
 from r1prov.offload.engine import buffers, presumed, schedule
 from r1prov.offload.engine.builder import Batch
@@ -168,11 +169,34 @@ def _placement(model: Model, setting: Setting, shares: tuple[float, ...]) -> Pla
     )
 
 
-@lru_cache(maxsize=1024)
 def matched(model: Model, pattern: str) -> tuple[str, ...]:
-    """The names in `Model.weights` of the tensors that a pattern of `--override-tensor` matches."""
+    """The names in `Model.weights` of the tensors that a pattern of `--override-tensor` matches.
+
+    Raises:
+        RefusedError: It takes too long to find out. The engine's std::regex tries one way after the other, too, and would hang.
+    """
+    found = _matched(model, pattern)
+    if found is None:
+        what = (
+            f"after {_MATCHING_S:.0f} s it was not known which tensors it matches, and the engine would hang likewise"
+        )
+        raise RefusedError(f"cannot use the pattern `{pattern}`: {what}. Let no repetition hold another one")
+    return found
+
+
+_MATCHING_S = 1.0
+"""How long the names of all tensors may be held against one pattern. It takes a millisecond, unless the pattern is made for no end."""
+
+
+@lru_cache(maxsize=1024)
+def _matched(model: Model, pattern: str) -> tuple[str, ...] | None:
+    """What `matched` returns, or None where that takes too long."""
     search = compiled(pattern).search
-    return tuple(name for name, tensor in model.weights.items() if search(tensor.name))
+    try:
+        with within(_MATCHING_S):
+            return tuple(name for name, tensor in model.weights.items() if search(tensor.name))
+    except TimeoutError:
+        return None
 
 
 def _attention(model: Model, setting: Setting, *, layer_on_card: bool) -> tuple[bool, bool]:

@@ -63,12 +63,13 @@ class _Step:
     number: int
     total: int
     started_s: float
+    why: str = ""
     changes: int = 0
     tasks: int = 0
 
     @property
     def label(self) -> str:
-        return f"[{self.number}/{self.total}] {self.name}"
+        return f"[{self.number}/{self.total}] {self.name}{f' ({self.why})' if self.why else ''}"
 
 
 @dataclass
@@ -179,7 +180,7 @@ class LiveRun:
     def _of_host(self, host: _Host, event: Event) -> None:
         if isinstance(event, StepStarted):
             self._leave(host, "")
-            host.step = _Step(event.step, event.number, event.total, self._now())
+            host.step = _Step(event.step, event.number, event.total, self._now(), event.why)
             host.entered.append(event.step)
             host.last_said_s = self._now()
         elif isinstance(event, TaskStarted):

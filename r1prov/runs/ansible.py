@@ -15,12 +15,14 @@ import signal
 import sys
 import tempfile
 import threading
+from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 from ansible_runner import Runner, RunnerConfig
@@ -137,28 +139,44 @@ def playbook_command(
     return Command(tuple(argv), env, inventory.parent)
 
 
-def steps_of(playbook: str) -> list[str]:
+class Step(NamedTuple):
+    """A step of a run.
+
+    Attributes:
+        role: the role that the playbook brings in.
+        why: what for, in the words of the playbook, where the role comes more than once; else empty.
+    """
+
+    role: str
+    why: str = ""
+
+
+def steps_of(playbook: str) -> list[Step]:
     """The steps of a run: the roles that its playbook brings in, in order. A role may come again later."""
     plays = yaml.safe_load((paths.collection() / "playbooks" / f"{playbook}.yml").read_text())
-    return [name.rpartition(".")[2] for name, _ in groupby(_roles(plays))]
+    found = [next(same) for _, same in groupby(_roles(plays), attrgetter("role"))]
+    times = Counter(step.role for step in found)
+    return [step if times[step.role] > 1 else Step(step.role) for step in found]
 
 
-def _roles(node: Any) -> Iterator[str]:
+def _roles(node: Any) -> Iterator[Step]:
     if isinstance(node, list):
         for item in node:
             yield from _roles(item)
     elif isinstance(node, dict):
         for key, value in node.items():
             if key.rpartition(".")[2] in {"import_role", "include_role"}:
-                yield value["name"]
+                why = node.get("name", "")
+                yield Step(value["name"].rpartition(".")[2], why[:1].lower() + why[1:])
             elif key == "roles":
-                yield from (role if isinstance(role, str) else role["role"] for role in value)
+                names = (role if isinstance(role, str) else role["role"] for role in value)
+                yield from (Step(name.rpartition(".")[2]) for name in names)
             elif isinstance(value, list):
                 yield from _roles(value)
 
 
 def execute(
-    command: Command, artifacts: Path, *, steps: Sequence[str], passwords: Passwords | None = None
+    command: Command, artifacts: Path, *, steps: Sequence[Step], passwords: Passwords | None = None
 ) -> Generator[Event, None, None]:
     """Execute `command`, and yield what happens. The last event is `Finished`.
 
@@ -187,7 +205,7 @@ def execute(
 class _Execution:
     """ansible-runner in a thread of its own, so that the thread of the caller is free for Ctrl-C."""
 
-    def __init__(self, command: Command, artifacts: Path, steps: Sequence[str], passwords: Passwords | None) -> None:
+    def __init__(self, command: Command, artifacts: Path, steps: Sequence[Step], passwords: Passwords | None) -> None:
         self.events: SimpleQueue[Event | BaseException] = SimpleQueue()
         self.thread = threading.Thread(target=self._run, name="ansible-runner", daemon=True)
         self._command = command
@@ -283,7 +301,7 @@ class _PasswordFiles:
 class Translator:
     """Makes events of r1prov out of those of ansible-runner. It knows which step each host is in."""
 
-    def __init__(self, steps: Sequence[str]) -> None:
+    def __init__(self, steps: Sequence[Step]) -> None:
         self._steps = list(steps)
         self._position: dict[str, int] = {}
 
@@ -318,12 +336,12 @@ class Translator:
         if not role or role == self._name(host):
             return
         try:
-            at = self._steps.index(role, at + 1)
+            at = [step.role for step in self._steps].index(role, at + 1)
         except ValueError:
             return  # The role of a step includes other roles, which are no steps.
         self._position[host] = at
-        yield StepStarted(host, role, at + 1, len(self._steps))
+        yield StepStarted(host, role, at + 1, len(self._steps), self._steps[at].why)
 
     def _name(self, host: str) -> str:
         at = self._position.get(host, -1)
-        return self._steps[at] if at >= 0 else ""
+        return self._steps[at].role if at >= 0 else ""

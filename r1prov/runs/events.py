@@ -11,12 +11,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StepStarted:
-    """A host enters a step, the `number`th of `total`, counted from 1."""
+    """A host enters a step, the `number`th of `total`, counted from 1. Where its role comes more than once, `why` tells them apart."""
 
     host: str
     step: str
     number: int
     total: int
+    why: str = ""
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ class HostReport:
         benchmark: the last result of the role smoke_bench (docs/benchmark.md). It is from before where nothing changed.
         compared: with what the rate was compared where an upgrade asks for one, in words; empty where nothing was compared.
         tuning: what the role tune measured (roles/tune/files/tune.py).
+        removal: what the module removal says that it removes, or would, and what stays: its keys `removed` and `kept`.
     """
 
     result: str = "unfinished"
@@ -59,6 +60,7 @@ class HostReport:
     benchmark: dict[str, Any] | None = None
     compared: str = ""
     tuning: dict[str, Any] | None = None
+    removal: dict[str, Any] | None = None
 
 
 @dataclass
@@ -138,6 +140,8 @@ class Recorder:
                 host.compared = event.result.get("compared", "")
             if event.step == "tune" and event.result.get("result"):
                 host.tuning = event.result["result"]
+            if event.step == "removal" and "removed" in event.result:
+                host.removal = {key: event.result[key] for key in ("removed", "kept")}
         elif isinstance(event, HostFailed | HostUnreachable):
             error = failure(event)
             self._errors.append(error)

@@ -18,10 +18,9 @@ from r1prov.site.keys import (
     Site,
     SiteFile,
 )
-from r1prov.site.load import SITE_FILE, load, validated
+from r1prov.site.load import load, validated
 
 __all__ = [
-    "SITE_FILE",
     "TESTED_LLAMA_CPP",
     "TESTED_OLLAMA",
     "TESTED_OLLAMA_SHA256",

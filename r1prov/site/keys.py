@@ -272,7 +272,7 @@ class SiteFile(Keys):
     def _ollama_knows_the_model(self) -> Self:
         if self.ollama.enabled and _numbers(self.versions.ollama) < _numbers(OLDEST_OLLAMA):
             raise ValueError(
-                f"Ollama {self.versions.ollama} does not know DeepSeek-R1: write {OLDEST_OLLAMA} or newer, or `ollama: {{enabled: false}}`"
+                f"Ollama {self.versions.ollama} is too old: write {OLDEST_OLLAMA} or newer, or `ollama: {{enabled: false}}`"
             )
         return self
 

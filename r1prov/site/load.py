@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from r1prov.common import documents, paths
 from r1prov.common.errors import Problem, SiteError
 from r1prov.common.network import without_login
+from r1prov.common.paths import SITE_FILE
 from r1prov.machines.profile import Profile, load_profile
 from r1prov.site.judges import certificate_fault, loose_files
 from r1prov.site.keys import Certificate, Site, SiteFile
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     Archive = LlamaCppSource | OllamaSource | PythonSource
 
-SITE_FILE = "r1prov.yml"
 FLAGS = {"context_per_slot": "--ctx-size", "slots": "--parallel"}
 """Key -> its flag, for flags that are named as llama-server names them."""
 

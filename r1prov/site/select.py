@@ -10,9 +10,10 @@ from pydantic import ValidationError
 
 from r1prov.common import documents
 from r1prov.common.errors import Problem, SiteError
+from r1prov.common.paths import SITE_FILE
 from r1prov.site.judges import loose_files
 from r1prov.site.keys import Host, Site, SiteFile
-from r1prov.site.load import SITE_FILE, load, validated
+from r1prov.site.load import load, validated
 from r1prov.site.state import SiteState
 
 if TYPE_CHECKING:
@@ -55,7 +56,11 @@ def last_applied(path: Path | None, named: Sequence[str]) -> Selection:
     elif path:
         site = load(path, chosen=SiteState.of(path).choices)
     else:
-        raise SiteError(Problem("site", "no site is known here", "run `r1prov up` first, or name a site file: --site"))
+        raise SiteError(
+            Problem(
+                "site", "no site is known here", "run `r1prov up` first, or name a site file: --site or R1PROV_SITE"
+            )
+        )
     return site, among(site, named)
 
 
@@ -110,7 +115,8 @@ def among(site: Site, named: Sequence[str]) -> tuple[Host, ...]:
     wanted = [_name_of(text, by_name) for text in named]
     unknown = [name for name in wanted if name not in by_name]
     if unknown:
-        raise SiteError(*(Problem(name, "the site has no such host", _similar(name, by_name)) for name in unknown))
+        where = f"the site {site.path}" if site.path else "the site"
+        raise SiteError(*(Problem(name, f"{where} has no such host", _similar(name, by_name)) for name in unknown))
     return tuple(by_name[name] for name in wanted) if named else site.hosts
 
 

@@ -27,7 +27,7 @@ from tests.cuda import ask_memory, fullsize
 from tests.fixtures.hub import Hub
 
 from .conftest import HUB_TOKEN
-from .people import Operator, told, untouched
+from .people import MODEL, Operator, told, untouched
 
 pytestmark = pytest.mark.host
 UNIT = "r1prov-llama-server"
@@ -79,6 +79,20 @@ def test_the_model_answers_a_question(operator: Operator, pair: list[LabHost]) -
         done = operator.does("ask", "--host", host.name, "What is the capital of France? Answer in one short sentence.")
         assert "Paris" in done.stdout
         assert "tokens/s" in done.stderr
+
+
+def test_an_answer_ends_at_its_limit_and_says_so(operator: Operator, pair: list[LabHost]) -> None:
+    asked = ("ask", "--host", pair[0].name, "--max-tokens", "5", "Tell me a long story.")
+    done = operator.does(*asked)
+    assert "at the limit of 5 tokens" in done.stderr
+    assert "--max-tokens 10" in done.stderr
+    told_as_json = json.loads(operator.does(*asked, "--json").stdout)
+    assert (told_as_json["finish_reason"], told_as_json["rates"]["decode_tokens"]) == ("length", 5)
+
+
+def test_the_units_name_the_model_that_is_served(pair: list[LabHost]) -> None:
+    script = "systemctl show --property=Description --value r1prov-llama-server r1prov-ollama | grep ."
+    assert on_all(pair, script) == [f"{MODEL} on llama.cpp\n{MODEL} on Ollama"] * len(pair)
 
 
 def test_the_benchmark_is_on_host_and_controller(operator: Operator, pair: list[LabHost]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from r1prov.common.errors import Exit
 from r1prov.lab.hosts import LabHost
 from tests.fixtures import ollama
 
-from .people import Operator, told
+from .people import Operator, told, untouched
 
 pytestmark = pytest.mark.host
 
@@ -35,6 +36,24 @@ KEPT = "find /srv/r1prov/models -type f -printf '%i %s %P\n' | sort"
 
 def test_down_asks_first(operator: Operator, pair: list[LabHost]) -> None:
     assert "--keep-weights" in operator.does("down", pair[1].name, code=Exit.USAGE).stderr
+
+
+def test_a_check_lists_what_would_go(operator: Operator, pair: list[LabHost]) -> None:
+    host = pair[1]
+    with untouched(host):
+        done = operator.does("down", "--check", "--keep-weights", "--json", host.name)
+    found = json.loads(done.stdout)["hosts"][host.name]["removal"]
+    listed = "systemctl list-unit-files --no-legend 'r1prov-*' | cut -d' ' -f1 | sort"
+    assert found["removed"]["units"] == told(host, listed).splitlines()
+    assert (
+        sorted(found["removed"]["users"])
+        == told(host, "getent passwd | cut -d: -f1 | grep ^r1prov | sort").splitlines()
+    )
+    freed = {path["path"]: path["bytes"] for path in found["removed"]["paths"]}
+    assert freed["/srv/r1prov/ollama"] < 10 << 20  # its blob is the model, which stays under its other name
+    assert freed["/opt/r1prov"] > 500 << 20
+    weights = next(path for path in found["kept"] if path["why"] == "weights")
+    assert weights["bytes"] >= sum(int(line.split()[1]) for line in told(host, KEPT).splitlines())
 
 
 def test_down_leaves_nothing_but_what_it_was_told_to_leave(operator: Operator, pair: list[LabHost]) -> None:

@@ -13,7 +13,7 @@ import pytest
 from r1prov.common import paths
 from r1prov.hosts import Passwords
 from r1prov.runs import ansible
-from r1prov.runs.ansible import Command, Translator, playbook_command
+from r1prov.runs.ansible import Command, Step, Translator, playbook_command
 from r1prov.runs.events import Finished, HostFailed, HostUnreachable, Output, Recap, StepStarted, Tally, TaskDone
 
 BIN = Path(sys.executable).parent
@@ -70,8 +70,19 @@ def test_the_shell_line_is_the_same_command(tmp_path):
 
 def test_steps_are_the_roles_of_a_playbook():
     steps = ansible.steps_of("up")
-    assert steps[:5] == ["preflight", "open_webui", "gateway", "build_deps", "weights"]
-    assert steps.count("weights") == 3  # the transfer starts, the run waits for it, and replaced files go
+    roles = [step.role for step in steps]
+    assert roles[:5] == ["preflight", "open_webui", "gateway", "build_deps", "weights"]
+    assert roles.count("weights") == 3  # the transfer starts, the run waits for it, and replaced files go
+
+
+def test_a_step_that_comes_again_says_what_for():
+    steps = ansible.steps_of("up")
+    again = [step for step in steps if sum(step.role == other.role for other in steps) > 1]
+    assert {step.role for step in again} == {"weights", "ollama", "open_webui", "gateway", "llama_server"}
+    assert all(step.why and len(step.why) <= 40 for step in again)
+    assert len(set(again)) == len(again)
+    assert Step("ollama", "install") in again
+    assert not any(step.why for step in steps if step not in again)
 
 
 def raw(event, **data):
@@ -79,14 +90,15 @@ def raw(event, **data):
 
 
 def test_a_step_is_a_role_of_the_playbook_and_what_it_includes():
-    translator = Translator(["weights", "llama_cpp", "weights", "llama_server"])
+    steps = [Step("weights", "start"), Step("llama_cpp"), Step("weights", "wait"), Step("llama_server")]
+    translator = Translator(steps)
     roles = ["", "weights", "weights", "r1.prov.llama_cpp", "weights", "llama_server", "service", "llama_server", ""]
     events = [e for role in roles for e in translator.translate(raw("runner_on_start", host="a", task="t", role=role))]
-    assert [(e.step, e.number, e.total) for e in events if isinstance(e, StepStarted)] == [
-        ("weights", 1, 4),
-        ("llama_cpp", 2, 4),
-        ("weights", 3, 4),
-        ("llama_server", 4, 4),
+    assert [e for e in events if isinstance(e, StepStarted)] == [
+        StepStarted("a", "weights", 1, 4, "start"),
+        StepStarted("a", "llama_cpp", 2, 4),
+        StepStarted("a", "weights", 3, 4, "wait"),
+        StepStarted("a", "llama_server", 4, 4),
     ]
     assert [e.step for e in events if not isinstance(e, StepStarted)][-3:] == ["llama_server"] * 3
 

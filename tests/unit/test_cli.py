@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -20,6 +21,7 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    monkeypatch.delenv("R1PROV_SITE", raising=False)
     (tmp_path / "ssh_config").write_text("Host *\n  IdentityFile none\n  UserKnownHostsFile none\n")
     monkeypatch.setenv("R1PROV_SSH_CONFIG", str(tmp_path / "ssh_config"))
 
@@ -126,7 +128,7 @@ def test_named_hosts_choose_among_those_of_the_site_file(r1prov, tmp_path):
     (tmp_path / "r1prov.yml").write_text("profile: demo\nhosts: [gpu1, gpu2]\n")
     code, _, err = r1prov("up", "gpu3")
     assert code == Exit.SITE
-    assert "gpu3: the site has no such host" in err
+    assert "r1prov.yml has no such host" in " ".join(err.split())
     assert "did you mean gpu1 or gpu2" in err.replace("gpu2 or gpu1", "gpu1 or gpu2")
 
 
@@ -163,3 +165,45 @@ def test_a_password_that_nobody_can_be_asked_for_is_no_defect(tmp_path):
     assert done.returncode == Exit.UNREACHABLE
     assert "--ask-pass: nobody can be asked for the password here" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def _site(folder, host):
+    folder.mkdir()
+    (folder / "r1prov.yml").write_text(f"profile: demo\nhosts: [{host}]\n")
+    return folder / "r1prov.yml"
+
+
+def _hosts_of(r1prov, *arguments):
+    """The hosts of the site that a command line is about, as an error names them."""
+    return re.search(r"it has: (.*)", r1prov("tune", *arguments, "zzz")[2])[1]
+
+
+def test_the_variable_names_the_site_file_and_the_option_wins(r1prov, tmp_path, monkeypatch):
+    here, other, third = (
+        _site(tmp_path / name, host) for name, host in (("a", "alpha"), ("b", "beta"), ("c", "gamma"))
+    )
+    monkeypatch.chdir(here.parent)
+    assert _hosts_of(r1prov) == "alpha"
+    monkeypatch.setenv("R1PROV_SITE", str(other))
+    assert _hosts_of(r1prov) == "beta"
+    assert _hosts_of(r1prov, "--site", str(third)) == "gamma"
+    assert _hosts_of(r1prov, "--site", "r1prov.yml") == "alpha"
+    monkeypatch.setenv("R1PROV_SITE", "")
+    assert _hosts_of(r1prov) == "alpha"
+
+
+def test_a_site_file_that_is_not_there_is_said_and_nothing_is_made_beside_it(r1prov, tmp_path, monkeypatch):
+    monkeypatch.setenv("R1PROV_SITE", str(tmp_path / "gone" / "r1prov.yml"))
+    code, _, err = r1prov("status")
+    assert code == Exit.SITE
+    assert "this site file does not exist" in err
+    assert "R1PROV_SITE names it: unset it" in err
+    assert not (tmp_path / "gone").exists()
+    code, _, err = r1prov("status", "--site", str(tmp_path))
+    assert code == Exit.SITE
+    assert "is a folder" in err
+    assert "--site names it" in err
+
+
+def test_the_help_names_the_variable(r1prov):
+    assert "R1PROV_SITE" in r1prov("status", "--help")[1]

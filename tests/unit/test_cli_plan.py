@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -461,3 +462,22 @@ def test_cards_are_written_as_people_write_them() -> None:
     for wrong in ("", "4", "3x", "1x0GiB", "4x24GiB,0", "x24GiB", "0x24GiB", "17x1GiB", "9x1GiB,9x1GiB", "4x24"):
         with pytest.raises(ValueError, match=r"not a set of cards|takes at most 16"):
             parse_cards(wrong)
+
+
+@pytest.mark.parametrize("pattern", ["([a-z_.0-9]+)*!", "(.*)*!", "((a|[a-z])|[.]|_|.)*!", "(?:.*){12}!"])
+def test_a_pattern_that_takes_for_ever_is_refused_in_time(capsys: pytest.CaptureFixture[str], pattern: str) -> None:
+    words = ("explain", "--gpus", "1x24GiB", "--ram", "480GiB", "--", "-np", "1", "-c", "512", "-ot", f"{pattern}=CPU")
+    began = time.process_time()
+    code, out, _ = run(capsys, *words)
+    assert code == 0
+    assert "the engine would hang likewise" in " ".join(out.split())
+    assert time.process_time() - began < 4
+
+
+def test_harmless_repetitions_are_still_read(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("explain", "--gpus", "1x24GiB", "--ram", "480GiB", "--json", "--", "-np", "1", "-c", "512")
+    found = [
+        document(capsys, *words, "-ot", f"{pattern}=CPU")["devices"]
+        for pattern in ("exps", "(blk[.])?([0-9]+[.])*.*_exps.*")
+    ]
+    assert found[0] == found[1]

@@ -4,7 +4,7 @@ import re
 from datetime import UTC, datetime, timedelta
 
 from r1prov import site
-from r1prov.cli import show
+from r1prov.cli import options, show
 from r1prov.runs.report import HostReport, RunReport
 from r1prov.site import authority
 
@@ -124,3 +124,45 @@ def test_status_rows():
     }
     row = ("gpu2", "ollama", "not installed", "down", "", "", "", "not installed", "")
     assert show.status_row("gpu2", bare) == row
+
+
+def test_what_would_go_is_listed_with_what_stays(capsys):
+    removed = {
+        "units": ["r1prov-weights.service"],
+        "users": ["r1prov-llama"],
+        "groups": ["r1prov-operators"],
+        "paths": [{"path": "/srv/r1prov/ollama", "bytes": 4096}, {"path": "/opt/r1prov", "bytes": 3 << 30}],
+    }
+    kept = [
+        {"path": "/srv/r1prov/models", "bytes": 131 << 30, "why": "weights"},
+        {"path": "/var/cache/r1prov/ccache", "bytes": None, "why": "mounted"},
+    ]
+    show.removal("gpu1", {"removed": removed, "kept": kept}, check=True, talk=False)
+    out, err = capsys.readouterr()
+    assert lines(out) == [
+        "gpu1  what would go  GiB",
+        "unit  r1prov-weights.service",
+        "user  r1prov-llama",
+        "group  r1prov-operators",
+        "path  /srv/r1prov/ollama",
+        "path  /opt/r1prov  3.0",
+        "  all of it  3.0",
+    ]
+    assert lines(err) == [
+        "gpu1: /srv/r1prov/models stays (--keep-weights, 131.0 GiB)",
+        "gpu1: /var/cache/r1prov/ccache stays (mounted)",
+    ]
+    show.removal("gpu1", {"removed": removed, "kept": []}, check=False, talk=True)
+    assert capsys.readouterr() == ("", "gpu1: 3.0 GiB freed\n")
+
+
+def test_a_hint_names_the_site_file_only_where_it_must(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("R1PROV_SITE", raising=False)
+    here, other, strange = tmp_path / "r1prov.yml", tmp_path / "b" / "r1prov.yml", tmp_path / "my site.yml"
+    assert options.site_words(None) == options.site_words(here) == ""
+    assert options.site_words(other) == f" --site {other}"
+    assert options.site_words(strange) == f" --site '{strange}'"
+    monkeypatch.setenv("R1PROV_SITE", "b/r1prov.yml")
+    assert options.site_words(other) == ""
+    assert options.site_words(here) == f" --site {here}"

@@ -14,7 +14,7 @@ import pytest
 
 from r1prov import inventory
 from r1prov.cli import main
-from r1prov.common.errors import Problem, SiteError
+from r1prov.common.errors import Exit, Problem, SiteError
 from r1prov.common.network import Network
 from r1prov.decision import decide
 from r1prov.machines import profile as machine
@@ -381,3 +381,16 @@ class WebServer:
     def __exit__(self, *_: object) -> None:
         self.server.shutdown()
         self.server.server_close()
+
+
+def test_no_public_hub_is_asked_for_the_model_of_the_demo(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(headers, "Remote", None)  # asking would be a defect
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", "--profile", "demo"])
+    told = " ".join(capsys.readouterr().err.split())
+    assert ended.value.code == Exit.SITE
+    assert "no public hub has it. It is the model of the demo" in told
+    assert "`make demo`" in told
+    assert "`--source` of `r1prov plan`" in told

@@ -140,6 +140,16 @@ def database(tmp_path: Path) -> Path:
 WANTED = {"ui.enable_signup": False, "rag.chunk_size": 1000, "openai.api_keys": ["secret"]}
 
 
+def test_a_part_of_a_setting_is_written_and_the_rest_stays_the_administrators(database: Path) -> None:
+    key = "ui.default_interface_settings"
+    assert read(database).completed({key: {"showChangelog": False}}) == {key: {"showChangelog": False}}
+    apply(database, {key: {"chatBubble": False, "showChangelog": True}}, [])
+    completed = read(database).completed({key: {"showChangelog": False}})
+    assert completed == {key: {"chatBubble": False, "showChangelog": False}}
+    apply(database, completed, [])
+    assert read(database).differing(completed, []) == ([], [])
+
+
 def test_only_what_differs_is_written_and_nothing_else_touched(database: Path) -> None:
     assert read(database).differing(WANTED, ["demo"]) == (["ui.enable_signup", "openai.api_keys"], ["demo"])
     apply(database, WANTED, ["demo"])

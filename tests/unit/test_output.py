@@ -44,6 +44,15 @@ def progress(step, done, total, *, unit="steps", label="compiling", at=0.0, stat
     return Progress(host, step, label, done, total, unit, state, at)
 
 
+def test_a_step_that_comes_again_is_told_apart(clock):
+    plain = console(terminal=False)
+    with output.LiveRun(["gpu1"], console=plain, now=clock) as live:
+        live.event(StepStarted("gpu1", "ollama", 1, 2, "install"))
+        live.event(StepStarted("gpu1", "ollama", 2, 2, "register the model and stop"))
+    assert "gpu1  [1/2] ollama (install): not needed\n" in text_of(plain)
+    assert "[2/2] ollama (register the model and stop)" in text_of(plain)
+
+
 def test_without_a_terminal_each_step_is_a_line_that_stays(clock):
     plain = console(terminal=False)
     with output.LiveRun(["gpu1", "gpu2"], console=plain, now=clock) as live:

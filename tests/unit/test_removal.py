@@ -35,3 +35,40 @@ def test_a_link_goes_and_not_what_it_points_to(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "theirs")
     removal.remove(str(tmp_path / "link"))
     assert (tmp_path / "theirs" / "file").exists()
+
+
+def grown(path: Path, n_bytes: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x" * n_bytes)
+    return path
+
+
+def test_a_file_with_two_links_frees_its_bytes_once_and_only_with_its_last_link(tmp_path: Path) -> None:
+    model = grown(tmp_path / "models/m/m.gguf", 1 << 20)
+    grown(tmp_path / "ollama/manifest", 10)
+    (tmp_path / "ollama/blob").hardlink_to(model)
+    models, ollama = f"{tmp_path}/models", f"{tmp_path}/ollama"
+    bytes_of = {entry["path"]: entry["bytes"] for entry in removal.freed([models, ollama])}
+    assert bytes_of[models] >= 1 << 20
+    assert bytes_of[ollama] < 1 << 16
+    assert removal.freed([ollama])[0]["bytes"] < 1 << 16  # the model stays under its other name
+    assert removal.on_disk(str(tmp_path)) < (1 << 20) + (1 << 16)
+
+
+def test_what_a_link_points_to_is_not_counted(tmp_path: Path) -> None:
+    grown(tmp_path / "theirs/big", 1 << 20)
+    (tmp_path / "link").symlink_to(tmp_path / "theirs")
+    assert removal.freed([f"{tmp_path}/link"])[0]["bytes"] < 1 << 16
+
+
+def test_what_stays_is_said_with_its_reason(tmp_path: Path) -> None:
+    grown(tmp_path / "models/m.gguf", 1 << 20)
+    made(tmp_path, "cache/ccache/x")
+    kept, mounted = f"{tmp_path}/models", f"{tmp_path}/cache/ccache"
+    patterns = [f"{tmp_path}/*"]
+    weights, other = sorted(
+        removal.staying(patterns, {kept: "weights"}, {mounted, "/", f"{kept}/deeper"}),
+        key=lambda entry: entry["why"] != "weights",
+    )
+    assert (weights["path"], weights["bytes"] >= 1 << 20) == (kept, True)
+    assert other == {"path": mounted, "bytes": None, "why": "mounted"}

@@ -146,3 +146,10 @@ def test_the_benchmark_beside_the_published_figures():
         ("gpu1, 4 at once", "", "11.50"),
         ("published: 35 layers", "", "5.78"),
     ]
+
+
+def test_what_a_removal_says_is_in_the_report():
+    record = recorder("a")
+    said = {"removed": {"units": ["r1prov-weights.service"]}, "kept": []}
+    record.event(TaskDone("a", "removal", "remove", changed=True, result={**said, "changed": True}), 0.0)
+    assert record.report.hosts["a"].removal == said

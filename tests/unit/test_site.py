@@ -70,7 +70,10 @@ def test_every_mistake_in_a_site_file_is_named_with_its_line_at_once(tmp_path: P
         ),
         ("profile: 4x4090\nhosts: [a]\nsources: {python: {archive: /srv/p.tgz}}\n", "write sources.python.sha256"),
         ("profile: 4x4090\nhosts: [a]\ndata_dir: data\n", "data_dir"),
-        ("profile: 4x4090\nhosts: [a]\nversions: {ollama: 0.5.4}\n", "Ollama 0.5.4 does not know DeepSeek-R1"),
+        (
+            "profile: 4x4090\nhosts: [a]\nversions: {ollama: 0.5.4}\n",
+            "Ollama 0.5.4 is too old: write 0.5.5",
+        ),
         ("profile: 4x4090\nhosts: [a, a]\n", "r1prov.yml: host a is named twice"),
         ("profile: 4x4090\nhosts: []\n", "`hosts`: name at least one"),
         ("profile: 4x4090\nhosts: [a]\nsources: {proxy: x}\n", "is not a mapping of keys and values"),
