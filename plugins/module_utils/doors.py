@@ -126,8 +126,6 @@ class Ollama:
         options = {"num_predict": limits.tokens, "temperature": limits.temperature, "seed": seed}
         reply, pieces = Reply(time.monotonic()), 0
         for event in _within(limits, reply, self._api.stream(path, body | {"options": options})):
-            if "error" in event:
-                raise ApiError(f"{path} broke off: {event['error']}")
             message = event.get("message", {"content": event.get("response", "")})
             pieces += reply.add(message["content"], message.get("thinking") or "")
             report(pieces)
@@ -142,17 +140,23 @@ class Ollama:
 class Page:
     """The chat page's API, used with a login."""
 
+    unit = "r1prov-open-webui"
+
     def __init__(self, api: Api, model: str) -> None:
         self._api, self._model = api, model
 
-    def ask(self, question: str, limits: Limits, report: Callable[[int], None]) -> Reply:
-        """See `LlamaServer.ask`. Tokens are counted as they come, because the page does not tell their number."""
+    def facts(self) -> dict[str, Any]:
+        """Returns under which `model` the page offers the engine's."""
         models = [model["id"] for model in self._api.get("/api/models")["data"]]
         matching = [name for name in models if name in (self._model, f"{self._model}:latest")]
         if not matching:
             raise ApiError(f"the chat page offers {', '.join(models) or 'no model'}, not {self._model}")
+        return {"model": matching[0]}
+
+    def ask(self, question: str, limits: Limits, report: Callable[[int], None]) -> Reply:
+        """See `LlamaServer.ask`. Tokens are counted as they come, because the page does not tell their number."""
         body = {"max_tokens": limits.tokens, "temperature": limits.temperature, "seed": SEED}
-        body |= _messages(matching[0], question)
+        body |= _messages(self.facts()["model"], question)
         reply = _chat(self._api, "/api/chat/completions", body, limits, report)
         seconds = reply.last_s - reply.first_s
         if not reply.decode_tokens_per_second and seconds:

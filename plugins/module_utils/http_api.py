@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from http.client import HTTPResponse
+
+_NOBODY_BEHIND = (502, 503, 504)
+"""With these a proxy, or a server that still loads, says that the service itself is not there."""
 
 
 class ApiError(Exception):
@@ -19,6 +23,10 @@ class ApiError(Exception):
     def __init__(self, message: str, status: int = 0) -> None:
         super().__init__(message)
         self.status = status
+
+
+class AwayError(ApiError):
+    """The service is not there, or went away in the middle of its answer."""
 
 
 class Api:
@@ -46,20 +54,23 @@ class Api:
 
     def get(self, path: str) -> Any:
         """The JSON at a path."""
-        with self._open(path, None) as answer:
-            return json.load(answer)
+        return self._json(path, None)
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """Posts JSON and returns the JSON of the answer."""
-        with self._open(path, body) as answer:
-            return json.load(answer)
+        return self._json(path, body)
 
     def delete(self, path: str, body: dict[str, Any]) -> None:
         """Deletes what the JSON names."""
         self._open(path, body, "DELETE").close()
 
     def stream(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Posts JSON and yields the events of the answer as they come: server-sent events, or a line of JSON each (Ollama)."""
+        """Posts JSON and yields the events of the answer as they come: server-sent events, or a line of JSON each (Ollama).
+
+        Raises:
+            AwayError: the answer has no end, so who wrote it went away.
+        """
+        whole = False
         with self._open(path, body | {"stream": True}) as answer:
             try:
                 for raw in answer:
@@ -67,10 +78,29 @@ class Api:
                     if line.startswith("error:"):
                         raise ApiError(f"{path} broke off: {line}")
                     data = line.removeprefix("data:").strip()
+                    whole = whole or data == "[DONE]"
                     if data.startswith("{"):
-                        yield json.loads(data)
-            except OSError as error:
+                        event = json.loads(data)
+                        if "error" in event:
+                            raise ApiError(f"{path} broke off: {event['error']}")
+                        yield event
+                        whole = whole or _is_last(event)
+            except TimeoutError as error:
                 raise ApiError(f"{path} broke off: {error}") from error
+            except (OSError, HTTPException, ValueError) as error:
+                if not whole:
+                    raise AwayError(f"{path} broke off in the middle of the answer: {error!r}") from error
+        if not whole:
+            raise AwayError(f"{path} ended in the middle of the answer")
+
+    def _json(self, path: str, body: dict[str, Any] | None) -> Any:
+        with self._open(path, body) as answer:
+            try:
+                return json.load(answer)
+            except TimeoutError as error:
+                raise ApiError(f"{path} broke off: {error}") from error
+            except (OSError, HTTPException, ValueError) as error:
+                raise AwayError(f"{path} broke off in the middle of the answer: {error!r}") from error
 
     def _open(self, path: str, body: dict[str, Any] | None, method: str | None = None) -> HTTPResponse:
         data, url = None if body is None else json.dumps(body).encode(), self._url + path
@@ -79,9 +109,18 @@ class Api:
             answer: HTTPResponse = self._opener.open(request, timeout=self._timeout_s)
         except urllib.error.HTTPError as error:
             text = error.read(500).decode("utf-8", errors="replace")
-            raise ApiError(f"{url} answers HTTP {error.code}: {text}", error.code) from error
-        except OSError as error:
+            kind = AwayError if error.code in _NOBODY_BEHIND else ApiError
+            raise kind(f"{url} answers HTTP {error.code}: {text}", error.code) from error
+        except (OSError, HTTPException) as error:
             # A door listens at all times, and closes the connection while the service behind it is down.
             down = "the service behind it is down" if isinstance(error, ConnectionResetError) else ""
-            raise ApiError(f"{url} does not answer: {down or getattr(error, 'reason', error)}") from error
+            reason = getattr(error, "reason", error)
+            kind = ApiError if isinstance(reason, TimeoutError) else AwayError
+            raise kind(f"{url} does not answer: {down or reason}") from error
         return answer
+
+
+def _is_last(event: dict[str, Any]) -> bool:
+    """Whether an event says that the answer ends with it: of Ollama, of llama-server's own API, of one like OpenAI's."""
+    ends = (choice.get("finish_reason") for choice in event.get("choices") or ())
+    return event.get("done") is True or event.get("stop") is True or any(ends)

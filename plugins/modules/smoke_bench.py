@@ -13,7 +13,9 @@ description:
     because the administrator may have changed it. The module signs the login itself, for as long as the question takes.
   - A run that changed nothing measures nothing. It returns what was measured before if the command line, the release, the model's file, the
     question and the measurement are the same.
-  - The result is C(/var/lib/r1prov/smoke_bench/last.json), and the result before it C(previous.json).
+  - A service that goes away in the middle of an answer has given no wrong answer. The module waits until it is back and asks once more.
+  - The result is C(/var/lib/r1prov/smoke_bench/last.json). The last ten results, each with what else kept the host busy, are in
+    C(history.json).
 author: The r1prov team
 options: {
   "engine": {"type": "str", "default": "llama-server", "choices": ["llama-server", "ollama"], "description": "The engine."},
@@ -36,8 +38,8 @@ options: {
   "page_secret_key": {"type": "str", "default": "", "description": "The key with which the page signs logins."},
   "page_data": {"type": "path", "default": "/var/lib/r1prov/open-webui", "description": "The folder with the page's data."},
   "page_user": {"type": "str", "default": "r1prov-webui", "description": "The page's user, as whom its database is opened."},
-  "at_least": {"type": "float", "default": 0.0, "description": "The part of the last decode rate that must be reached, where that was of
-      the same engine, model and subject. 0 for no limit."},
+  "at_least": {"type": "float", "default": 0.0, "description": "The part of the decode rate before that must be reached: of the median of
+      the last five results of the same setting, whatever the version, that were measured without foreign load. 0 for no limit."},
   "force": {"type": "bool", "default": false, "description": "Whether to measure although nothing changed."}
   }
 """
@@ -55,6 +57,7 @@ EXAMPLES = r"""
 RETURN = r"""
 result: {type: dict, returned: success, description: "What was measured, now or before; docs/benchmark.md describes it."}
 measured: {type: bool, returned: success, description: Whether it was measured now.}
+compared: {type: str, returned: success, description: "With I(at_least), what the rate was held against, in words."}
 """
 
 import hashlib
@@ -64,20 +67,31 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.r1.prov.plugins.module_utils import units
 from ansible_collections.r1.prov.plugins.module_utils.answer import fault, thinking_apart
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
 from ansible_collections.r1.prov.plugins.module_utils.doors import SEED, Limits, LlamaServer, Ollama, Page, Reply
-from ansible_collections.r1.prov.plugins.module_utils.files import read_json, write_whole
+from ansible_collections.r1.prov.plugins.module_utils.host_load import watched_load
 from ansible_collections.r1.prov.plugins.module_utils.http_api import Api, ApiError
+from ansible_collections.r1.prov.plugins.module_utils.measurements import (
+    SCHEMA,
+    compare,
+    history,
+    keep,
+    read_result,
+)
 from ansible_collections.r1.prov.plugins.module_utils.open_webui import DatabaseError, session
 from ansible_collections.r1.prov.plugins.module_utils.open_webui_backup import DATABASE
+from ansible_collections.r1.prov.plugins.module_utils.patience import GoneError, Services, patiently
 from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
 from ansible_collections.r1.prov.plugins.module_utils.users import acting_as
 
-SCHEMA = 2
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 RESULTS = Path("/var/lib/r1prov/smoke_bench")
 _EXCERPT = 600
 # About 200 tokens, so that the prompt rate is of reading, not of one small batch.
@@ -124,10 +138,43 @@ def digest(subject: dict[str, Any], options: dict[str, Any]) -> str:
 
 
 class Bench:
-    """The measurement of one server."""
+    """The measurement of one server.
 
-    def __init__(self, options: dict[str, Any], progress: Progress) -> None:
-        self._options, self._progress = options, progress
+    Args:
+        options: of the module.
+        progress: is told what is asked.
+        engine: the engine's door.
+    """
+
+    def __init__(self, options: dict[str, Any], progress: Progress, engine: LlamaServer | Ollama) -> None:
+        self._options, self._progress, self._engine = options, progress, engine
+        self._page_api = Api(options["page_url"], timeout_s=options["timeout_s"]) if options["page_url"] else None
+        self._page = Page(self._page_api, options["model"]) if self._page_api else None
+
+    @property
+    def unit_names(self) -> list[str]:
+        """The units that an answer comes from."""
+        return [door.unit for door in (self._engine, self._page) if door]
+
+    def look(self) -> None:
+        """Sees whether all doors can be asked.
+
+        Raises:
+            ApiError: one cannot.
+            DatabaseError: the chat page's database does not tell whom it knows.
+        """
+        self._engine.facts()
+        if self._page:
+            self._sign_in()
+            self._page.facts()
+
+    def _sign_in(self) -> None:
+        """Signs a login to the page that holds for one request, as long as that may take."""
+        if self._page_api:
+            with acting_as(self._options["page_user"]):
+                database = Path(self._options["page_data"]) / DATABASE
+                key = session(database, self._options["page_secret_key"], self._options["timeout_s"])
+            self._page_api.use_key(key)
 
     def _limits(self, tokens: int) -> Limits:
         return Limits(tokens, self._options["timeout_s"], self._options["temperature"])
@@ -157,6 +204,20 @@ class Bench:
             "decode_tokens_per_second": round(reply.decode_tokens_per_second, 2),
             "wall_s": round(reply.last_s - reply.started_s, 3),
         }
+
+    def measure(self, levels: Sequence[int]) -> dict[str, Any]:
+        """Asks through each door, then measures each number of users at once. The load is that of the first number."""
+        asked, through_page = self.ask(self._engine, f"asking {self._options['engine']}"), None
+        if self._page:
+            self._sign_in()
+            through_page = self.ask(self._page, "asking through the chat page")
+        # While one user waits for the engine, all else that is busy is foreign.
+        unit = self._engine.unit
+        own = (int(units.show(f"{name}.service", "MainPID")["MainPID"]) for name in (unit, f"{unit}-door"))
+        with watched_load(pid for pid in own if pid) as load:
+            sweep = [self.sweep(self._engine, users) for users in levels[:1]]
+        sweep += [self.sweep(self._engine, users) for users in levels[1:]]
+        return {"question": asked, "page": through_page, "sweep": sweep, "load": load}
 
     def sweep(self, engine: LlamaServer | Ollama, users: int) -> dict[str, Any]:
         """Measures so many users at once, each with a prompt of its own and the same number of tokens to decode."""
@@ -189,30 +250,13 @@ class Bench:
         }
 
 
-def too_slow(result: dict[str, Any], last: dict[str, Any], at_least: float) -> str:
-    """What to say where one user's decode rate has fallen below a part of the last one; empty where it has not."""
-    alike = last and all(result["subject"][key] == last["subject"][key] for key in ("engine", "model_file", "declared"))
-    if not alike:
-        return ""
-    now, before = (run["sweep"][0]["decode_tokens_per_second_each"] for run in (result, last))
-    if now >= at_least * before:
-        return ""
-    return f"decodes {now:.2f} tokens/s where it decoded {before:.2f} before; at least {at_least * 100:.0f} % of that is wanted"
-
-
-def keep(folder: Path, result: dict[str, Any]) -> None:
-    """Writes the result. The result before stays beside it, to compare with."""
-    folder.mkdir(parents=True, exist_ok=True)
-    last = folder / "last.json"
-    if last.exists():
-        write_whole(folder / "previous.json", last.read_bytes())
-    write_whole(last, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-
-
-def read_result(file: Path) -> dict[str, Any]:
-    """An earlier result; empty where there is none that this version can read."""
-    result = read_json(file)
-    return result if result.get("schema") == SCHEMA else {}
+def complaint(error: Exception, log: str) -> str:
+    """What to say where nothing could be measured. Of a wrong answer the log tells nothing."""
+    if isinstance(error, DatabaseError):
+        return f"the chat page cannot be asked, because of its database: {error}"
+    if isinstance(error, AnswerError):
+        return str(error)
+    return f"{error}. {log}" if isinstance(error, GoneError) else f"the server cannot be asked: {error}. {log}"
 
 
 def main() -> None:
@@ -242,32 +286,23 @@ def main() -> None:
     if same or module.check_mode:
         module.exit_json(changed=not same, measured=False, result=last)
     progress = Progress("smoke_bench")
-    bench = Bench(options, progress)
+    bench = Bench(options, progress, engine)
+    levels = [users for users in options["concurrency"] if users <= facts["slots"]]
     try:
-        asked, page = bench.ask(engine, f"asking {name}"), None
-        if options["page_url"]:
-            page_api = Api(options["page_url"], timeout_s=timeout_s)
-            with acting_as(options["page_user"]):
-                database = Path(options["page_data"]) / DATABASE
-                page_api.use_key(session(database, options["page_secret_key"], timeout_s))
-            page = bench.ask(Page(page_api, model), "asking through the chat page")
-        sweep = [bench.sweep(engine, users) for users in options["concurrency"] if users <= facts["slots"]]
-    except DatabaseError as error:
+        services = Services(bench.unit_names, bench.look, limit_s=timeout_s)
+        measured = patiently(lambda: bench.measure(levels), services, AnswerError, progress.wait, module.warn)
+    except (AnswerError, ApiError, DatabaseError, GoneError) as error:
         progress.finish(failed=True)
-        module.fail_json(msg=f"the chat page cannot be asked, because of its database: {error}")
-    except (AnswerError, ApiError) as error:
+        module.fail_json(msg=complaint(error, log))
+    result = {"schema": SCHEMA, "measured_unix_s": round(time.time()), "subject": subject, **measured}
+    wanted = options["at_least"]
+    good, told = compare(result, history(RESULTS), wanted) if wanted else (True, "")
+    if not good:
         progress.finish(failed=True)
-        module.fail_json(
-            msg=str(error) if isinstance(error, AnswerError) else f"the server cannot be asked: {error}. {log}"
-        )
-    result = {"schema": SCHEMA, "measured_unix_s": round(time.time()), "subject": subject}
-    result |= {"question": asked, "page": page, "sweep": sweep}
-    if slow := too_slow(result, last, options["at_least"]):
-        progress.finish(failed=True)
-        module.fail_json(msg=f"{name} {slow}. Remedy: see whether something else keeps the host busy", result=result)
+        module.fail_json(msg=f"{name} {told}. Remedy: see whether something else keeps the host busy", result=result)
     keep(RESULTS, result)
     progress.finish()
-    module.exit_json(changed=True, measured=True, result=result)
+    module.exit_json(changed=True, measured=True, result=result, compared=told)
 
 
 if __name__ == "__main__":

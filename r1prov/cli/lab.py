@@ -8,13 +8,13 @@ from typing import Annotated
 
 import typer
 
-from r1prov import lab
+from r1prov import lab, output
 
 app = typer.Typer(no_args_is_help=True, help="Throwaway hosts on this machine: real systemd, real ssh. Needs root.")
 
 
 def _say(line: str) -> None:
-    typer.echo(line, err=True)
+    output.say(line)
 
 
 @app.command()
@@ -61,8 +61,8 @@ def list_hosts(as_json: Annotated[bool, typer.Option("--json", help="Print the l
     if as_json:
         typer.echo(json.dumps(facts))
         return
-    for fact in facts:
-        typer.echo(f"{fact['name']:20} {fact['address']:14} {fact['release']:10} {fact['state']}")
+    columns = ("name", "address", "release", "state")
+    output.table(columns, [[fact[column] for column in columns] for fact in facts])
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

@@ -14,6 +14,7 @@ from r1prov.cli import show
 from r1prov.common.errors import Exit
 from r1prov.runs import report
 from r1prov.runs import run as runs
+from r1prov.runs.past import past_runs
 from r1prov.runs.run import Request
 from r1prov.site.state import SiteState
 
@@ -53,7 +54,7 @@ def settle(site: Site) -> Decision:
 
 def run(decision: Decision, targets: Sequence[Host], login: Login, request: Request) -> Done:
     """Meet the hosts, render, and run the playbook, and show all that as it happens."""
-    return watched(targets, request, lambda live: runs.run(decision, targets, login, request, live))
+    return watched(decision.site, targets, request, lambda live: runs.run(decision, targets, login, request, live))
 
 
 def finish(done: Done, targets: Sequence[Host], *, json: bool, check: bool = False) -> None:
@@ -73,9 +74,11 @@ def finish(done: Done, targets: Sequence[Host], *, json: bool, check: bool = Fal
         show.benchmark(done.report, done.decision.site, talk=True)
 
 
-def watched(targets: Sequence[Host], request: Request, work: Callable[[LiveRun], T]) -> T:
+def watched(site: Site, targets: Sequence[Host], request: Request, work: Callable[[LiveRun], T]) -> T:
     """Show `work` as it happens."""
-    live = output.LiveRun([host.name for host in targets], raw=request.verbosity > 0, diffs=request.diff)
+    names, reports = [host.name for host in targets], SiteState.of(site.path).reports
+    past = {name: past_runs(reports, request.playbook, name, check=request.check) for name in names}
+    live = output.LiveRun(names, raw=request.verbosity > 0, diffs=request.diff, past=past)
     with _stoppable(), live:
         return work(live)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from r1prov import output
 from r1prov.cli.options import site_words
+from r1prov.common import paths
 from r1prov.common.units import GIB, gib
 from r1prov.machines import tuned
 from r1prov.output.pace import clock
@@ -40,6 +41,8 @@ def summary(report: RunReport, *, check: bool = False) -> None:
                 f"{unit.removeprefix('r1prov-')} after {took:.1f} s" for unit, took in host.starts.items()
             )
             output.say(f"{name}: started, and ready: {waits}")
+        if host.compared:
+            output.say(f"{name}: {host.compared}")
     if check:
         output.say("Nothing was changed: this was a check.")
 
@@ -65,8 +68,8 @@ def addresses(site: Site, hosts: Sequence[Host]) -> None:
         output.say(f"Log in to the page as {file.open_webui.admin_email} with the password in {password}")
     if address.startswith("127.") and not hosts[0].local:
         what = "All else" if file.gateway else "All of it"
-        output.say(f"{what} listens on the server itself only; from here: r1prov open{elsewhere} --host {first}")
-    output.say(f'Ask: r1prov ask{elsewhere} --host {first} "How many r are in strawberry?"')
+        output.say(f"{what} listens on the server itself only; from here: `r1prov open{elsewhere} --host {first}`")
+    output.say(f'Ask: `r1prov ask{elsewhere} --host {first} "How many r are in strawberry?"`')
 
 
 def authority_news(site: Site) -> None:
@@ -84,6 +87,10 @@ def benchmark(report: RunReport, site: Site, *, talk: bool) -> None:
         output.say()
         rows = benchmark_rows(measured, site.profile.published)
         output.table(("tokens per second", "prompt>", "decode>"), rows, talk=talk)
+        for name, each in measured.items():
+            if each["load"]["foreign"]:
+                busy = paths.module_util("host_load").in_words(each["load"])
+                output.say(f"{name}: measured while {busy}; alone it may be faster", "yellow")
 
 
 def tuning(host: str, found: Tuned) -> None:

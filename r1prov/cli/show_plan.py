@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import defaultdict
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -28,28 +27,30 @@ LEGEND = "w weights, k KV cache, c compute buffer, r reserve, . free\nreads: GB 
 def plan(model: Model, found: Plan, baselines: Sequence[Baseline], alternatives: Sequence[Alternative]) -> None:
     """Shows a plan, its contents, the commands for it, and the baselines."""
     slots = "1 slot" if found.slots == 1 else f"{found.slots} slots"
-    output.write(f"{_named(model)}, {gib(found.model_bytes)}, {slots} of {found.context_per_slot:,} tokens\n\n")
+    output.line(f"{_named(model)}, {gib(found.model_bytes)}, {slots} of {found.context_per_slot:,} tokens")
+    output.line()
     assert found.outcome  # noqa: S101 - for the type checker: only plans of models with known layers are shown
     _devices(found.outcome)
     cards = [device.capacity for device in found.outcome.devices]
-    output.write("\n")
+    output.line()
     columns = ("device", "layers", *(("all experts of", "some experts of") if model.experts_used else ()))
     output.table(columns, list(_contents(model, found, cards)))
     _decoding(found.outcome)
     waits = speed.prompt_copies_seconds(model, found.setting, cards)
     if waits and found.outcome.fits:
         batch = found.setting.micro_batch
-        output.write(f"A prompt waits {waits:.1f} s per {batch} tokens while experts are copied from RAM to CUDA0.\n")
+        output.line(f"A prompt waits {waits:.1f} s per {batch} tokens while experts are copied from RAM to CUDA0.")
     hopeless = f"No small change would make it fit: the machine is too small for {_named(model)}."
     _verdict(found.outcome, "r1prov plan", alternatives, hopeless if _certainly_large(model, found.outcome) else "")
     if found.outcome.fits:
         environment = (f"{name}={value}" for name, value in found.environment.items())
-        output.write(f"\n{shlex.join((*environment, 'llama-server', *found.arguments))}\n")
+        output.line()
+        output.command((*environment, "llama-server", *found.arguments))
     if cards:
         whole = "" if found.ollama.gpu_layers == model.entries else ", whose cache is F16 and layers whole"
-        output.write(f"Ollama{whole}: num_gpu {found.ollama.gpu_layers}, num_batch {found.ollama.micro_batch}\n")
+        output.line(f"Ollama{whole}: num_gpu {found.ollama.gpu_layers}, num_batch {found.ollama.micro_batch}")
     if baselines:
-        output.write("\n")
+        output.line()
         rows = [("this plan", found.outcome), *((other.name, other.outcome) for other in baselines)]
         output.table(
             ("on the same machine", "GB from RAM>", "tokens/s>", "what it would do"),
@@ -64,7 +65,8 @@ def _named(model: Model) -> str:
 def explained(model: Model, found: Outcome, alternatives: Sequence[Alternative], *, hopeless: bool) -> None:
     """Shows the outcome of arguments: what each device takes, whether it fits, and how fast it would be."""
     sentence = f"It fits in no placement and with no context: the machine is too small for {_named(model)}."
-    output.write(f"{_named(model)}, {gib(model.n_bytes)}\n\n")
+    output.line(f"{_named(model)}, {gib(model.n_bytes)}")
+    output.line()
     _devices(found)
     _decoding(found)
     _verdict(found, "llama-server", alternatives, sentence if hopeless and _certainly_large(model, found) else "")
@@ -79,7 +81,7 @@ def _certainly_large(model: Model, found: Outcome) -> bool:
 
 def refusal(reason: str, alternatives: Sequence[Alternative]) -> None:
     """Shows why the engine would not start, and arguments with which it would."""
-    output.write(f"llama-server would not start: {reason}\n")
+    output.line(f"llama-server would not start: {reason}")
     _instead("it would start", "llama-server", alternatives)
 
 
@@ -87,7 +89,7 @@ def _devices(found: Outcome) -> None:
     columns = ("GiB", "weights>", "KV>", "compute>", "reserve>", "free>", "of>", "reads>", "")
     both = zip((*found.devices, found.host), (*found.reads.cards, found.reads.host), strict=True)
     output.table(columns, [_row(device, n_bytes) for device, n_bytes in both])
-    output.write(f"{LEGEND}\n")
+    output.line(LEGEND)
 
 
 def _row(device: Device, reads: int) -> tuple[str, ...]:
@@ -117,9 +119,9 @@ def _decoding(found: Outcome) -> None:
             (low // GB, high // GB) for low, high in (speed.RAM_BYTES_PER_SECOND, speed.CARD_BYTES_PER_SECOND)
         )
         from_cards = f" and {card} to {card_most} GB/s from a card, one device after the other" if found.devices else ""
-        output.write(
-            f"\nDecoding: {_rate(found)} tokens/s, not measured: these bytes at {ram} to {ram_most} GB/s\n"
-            f"from RAM{from_cards}.\n"
+        output.line()
+        output.line(
+            f"Decoding: {_rate(found)} tokens/s, not measured: these bytes at {ram} to {ram_most} GB/s from RAM{from_cards}."
         )
 
 
@@ -130,26 +132,26 @@ def _rate(found: Outcome) -> str:
 
 
 def _verdict(found: Outcome, command: str, alternatives: Sequence[Alternative], hopeless: str) -> None:
-    output.write("".join(f"{note}.\n" for note in found.notes))
+    for note in found.notes:
+        output.line(f"{note}.")
     if found.fits:
-        output.write("It fits.\n")
+        output.line("It fits.")
         return
-    output.write(
-        f"\nIt {'does' if found.sure else 'may'} not fit:\n" + "".join(f"  {reason}\n" for reason in found.reasons)
-    )
+    output.line(f"\nIt {'does' if found.sure else 'may'} not fit:")
+    for reason in found.reasons:
+        output.line(f"  {reason}")
     if hopeless and found.sure and not alternatives:
-        output.write(f"{hopeless}\n")
+        output.line(hopeless)
     _instead("it would fit", command, alternatives)
 
 
 def _instead(what: str, command: str, alternatives: Sequence[Alternative]) -> None:
     if alternatives:
-        output.write(f"Add one of these to {command}, and {what}:\n")
-        output.write("".join(f"  {shlex.join(each.arguments)}{_without(each)}\n" for each in alternatives))
-
-
-def _without(alternative: Alternative) -> str:
-    return f"   (and take out {', '.join(alternative.without)})" if alternative.without else ""
+        output.line(f"Add one of these to {command}, and {what}:")
+        for each in alternatives:
+            output.command(each.arguments, indent="  ")
+            if each.without:
+                output.line(f"    (and take out {', '.join(each.without)})")
 
 
 def _end(found: Outcome) -> str:

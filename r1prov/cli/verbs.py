@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import importlib
 import os
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+from typer.exceptions import TyperException
 
+from r1prov import output
 from r1prov.cli import empty
+from r1prov.common.errors import Exit, Problem
 
 MARKUP: Final = "markdown"
 
@@ -77,6 +80,25 @@ class Verbs(TyperGroup):
         super().__init__(**settings)
         for name, (_, what) in VERBS.items():
             self.commands[name] = _Verb(name, callback=None, help=what, rich_markup_mode=MARKUP)
+
+    def main(self, *arguments: Any, **settings: Any) -> NoReturn:
+        """Run a command line. Typer itself would show what is wrong with it in a frame, which breaks a long path.
+
+        Raises:
+            SystemExit: always.
+        """
+        try:
+            code = super().main(*arguments, **settings | {"prog_name": "r1prov", "standalone_mode": False})
+        except TyperException as error:
+            if what := error.format_message():  # It is empty where the help was asked for.
+                context: typer.Context | None = getattr(error, "ctx", None)
+                path = context.command_path if context else "r1prov"
+                output.problems([Problem(path, what, f"`{path} --help` says what it takes")])
+            raise SystemExit(error.exit_code) from error
+        except typer.Abort:
+            output.say("Stopped.", "yellow")
+            raise SystemExit(Exit.INTERRUPTED) from None
+        raise SystemExit(code or Exit.OK)
 
 
 class _Verb(TyperCommand):

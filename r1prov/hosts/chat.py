@@ -69,7 +69,7 @@ def ask(http: HTTPConnection, where: str, question: str, *, key: str, max_tokens
         if response.status != 200:
             raise _refusal(where, response.status, response.read().decode(errors="replace"))
         reason, timings = "", None
-        for event in _events(response):
+        for event in _events(response, where):
             if "error" in event:
                 raise _refusal(where, 500, json.dumps(event["error"]))
             yield from _pieces(event)
@@ -86,10 +86,10 @@ def ask(http: HTTPConnection, where: str, question: str, *, key: str, max_tokens
             timings["predicted_n"],
             timings["predicted_per_second"],
         )
-    except HTTPException:
-        raise _broken(where) from None
     except OSError as error:
         raise _silence(where, error) from None
+    except (HTTPException, ValueError):  # a chunk or a document that was cut
+        raise _broken(where) from None
 
 
 def ask_ollama(
@@ -117,7 +117,7 @@ def ask_ollama(
         response = http.getresponse()
         if response.status != 200:
             raise _refusal(where, response.status, response.read().decode(errors="replace"))
-        for line in response:
+        for line in _lines(response, where):
             event = json.loads(line)
             if "error" in event:
                 raise _refusal(where, 500, event["error"])
@@ -134,10 +134,10 @@ def ask_ollama(
                 )
                 return
         raise _broken(where)
-    except HTTPException:
-        raise _broken(where) from None
     except OSError as error:
         raise _silence(where, error) from None
+    except (HTTPException, ValueError):  # a chunk or a document that was cut
+        raise _broken(where) from None
 
 
 class ThinkTags:
@@ -169,12 +169,20 @@ def _per_second(tokens: int, nanoseconds: int) -> float:
     return tokens * 1e9 / nanoseconds if nanoseconds else 0.0
 
 
-def _events(response: HTTPResponse) -> Iterator[dict[str, Any]]:
+def _events(response: HTTPResponse, where: str) -> Iterator[dict[str, Any]]:
     """The JSON documents of a stream of server-sent events."""
-    for line in response:
+    for line in _lines(response, where):
         data = line.removeprefix(b"data:").strip() if line.startswith(b"data:") else b""
         if data and data != b"[DONE]":
             yield json.loads(data)
+
+
+def _lines(response: HTTPResponse, where: str) -> Iterator[bytes]:
+    """The lines of an answer that has begun."""
+    try:
+        yield from response
+    except ConnectionError:
+        raise _broken(where) from None
 
 
 def _pieces(event: dict[str, Any]) -> Iterator[Piece]:
@@ -205,6 +213,8 @@ def _refusal(where: str, status: int, text: str) -> UnhealthyError:
         return UnhealthyError(
             Problem(where, "the model is still being loaded", "wait until `r1prov status` says that it is ready")
         )
+    if status in {502, 504}:  # A proxy finds nobody behind it.
+        return _broken(where)
     if status == 401:
         return UnhealthyError(
             Problem(where, "the API refuses this site's key", "`r1prov up` gives the host the key of this site again")

@@ -1,7 +1,20 @@
 """The output of the command line. No other wing knows rich."""
 
-from r1prov.output.console import data, problems, say, table, traceback, whisper, write
+from r1prov.output.console import command, data, line, problems, say, table, traceback, whisper, write
 from r1prov.output.live import LiveRun, still
 from r1prov.output.meter import Meter
 
-__all__ = ["LiveRun", "Meter", "data", "problems", "say", "still", "table", "traceback", "whisper", "write"]
+__all__ = [
+    "LiveRun",
+    "Meter",
+    "command",
+    "data",
+    "line",
+    "problems",
+    "say",
+    "still",
+    "table",
+    "traceback",
+    "whisper",
+    "write",
+]

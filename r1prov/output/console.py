@@ -4,26 +4,37 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.markup import escape
+from rich.console import Console, ConsoleDimensions
 from rich.table import Table
 from rich.text import Text
+
+from r1prov.output import layout
+from r1prov.output.layout import wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from r1prov.common.errors import Problem
 
-PLAIN_WIDTH = 120
-"""The width in columns where neither a terminal nor COLUMNS gives one."""
+UNBOUNDED = 100_000
+"""The width in columns where neither a terminal nor COLUMNS gives one: a paragraph or a row of a table is one line there."""
 
 
 def _console(*, stderr: bool) -> Console:
-    console = Console(stderr=stderr)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = PLAIN_WIDTH
+    """A console. What moves is for a terminal alone, whatever the environment says of colours."""
+    stream = sys.stderr if stderr else sys.stdout
+    is_terminal = stream.isatty()
+    console = Console(stderr=stderr, force_interactive=None if is_terminal else False)
+    given = os.environ.get("COLUMNS", "")
+    columns = int(given) if given.isdigit() else 0
+    if not is_terminal:
+        console.width = columns or UNBOUNDED
+    elif given or console.is_dumb_terminal:  # rich would take a width of 0 literally, and 80 for a dumb terminal.
+        size = os.get_terminal_size(stream.fileno())
+        console.size = ConsoleDimensions(columns or size.columns or 80, size.lines or 25)
     return console
 
 
@@ -31,9 +42,26 @@ out = _console(stderr=False)
 err = _console(stderr=True)
 
 
+def lines(console: Console, text: Text) -> None:
+    """Print a text whose lines end between words."""
+    for line in wrapped(text, console.width):
+        console.print(line, soft_wrap=True)
+
+
 def say(text: str = "", style: str = "") -> None:
-    """Print one line of talk on stderr."""
-    err.print(Text(text, style=style), soft_wrap=True)
+    """Print a paragraph of talk on stderr."""
+    lines(err, Text(text, style=style))
+
+
+def line(text: str = "") -> None:
+    """Print a paragraph of the answer on stdout."""
+    lines(out, Text(text))
+
+
+def command(words: Sequence[str], *, indent: str = "") -> None:
+    """Print a command line of the answer on stdout, so that it can be copied into a shell."""
+    written = layout.command(words, out.width - len(indent))
+    out.out("\n".join(indent + each for each in written.splitlines()), highlight=False)
 
 
 def write(text: str) -> None:
@@ -52,20 +80,21 @@ def data(value: Any) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, talk: bool = False) -> None:
-    """Print a table on stdout, or on stderr if it is part of the talk. A column whose name ends in `>` is right-aligned."""
-    grid = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        grid.add_column(column.removesuffix(">"), justify="right" if column.endswith(">") else "left", overflow="fold")
-    for row in rows:
-        grid.add_row(*(escape(cell) for cell in row))
-    (err if talk else out).print(grid)
+    """Print a table on stdout, or on stderr if it is part of the talk. A column whose name ends in `>` is right-aligned.
+
+    Where its words find no room, each row is printed as a record.
+    """
+    console = err if talk else out
+    laid_out = layout.table(columns, list(rows), console.width)
+    for part in [laid_out] if isinstance(laid_out, Table) else laid_out:
+        console.print(part, soft_wrap=isinstance(part, Text))
 
 
 def problems(found: Iterable[Problem]) -> None:
     """Print each problem on stderr: where it is, what is wrong and what to do next."""
     for problem in found:
-        err.print(Text.assemble((problem.where, "bold red"), ": ", problem.what), soft_wrap=True)
-        err.print(Text.assemble(("  -> ", "bold"), problem.remedy), soft_wrap=True)
+        lines(err, Text.assemble((problem.where, "bold red"), ": ", problem.what))
+        lines(err, Text.assemble(("  -> ", "bold"), problem.remedy))
 
 
 def traceback() -> None:

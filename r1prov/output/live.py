@@ -6,7 +6,7 @@ import contextlib
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Group
 from rich.live import Live
@@ -15,22 +15,28 @@ from rich.table import Table
 from rich.text import Text
 
 from r1prov.output.amounts import amounts
-from r1prov.output.console import err
+from r1prov.output.console import err, lines
+from r1prov.output.outlook import WORTH_SAYING_S, Outlook, outlook
 from r1prov.output.pace import PLAIN_EVERY_S, Pace, clock
 from r1prov.runs.events import Event, HostFailed, HostUnreachable, Output, Recap, StepStarted, TaskDone, TaskStarted
+from r1prov.runs.past import expected
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable
+    from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 
     from rich.console import Console
 
     from r1prov.hosts import Progress
+    from r1prov.runs.past import PastRun
 
 PLAIN_EVERY_SHARE = 0.05
 """Without a terminal, a long step reports again after this share of the time it has taken, but not before `PLAIN_EVERY_S`."""
 
 BAR_WIDTH = 12
 """The width of a progress bar in columns."""
+
+WIDE = 100
+"""From so many columns on, all that is known of a step stands on one line, with a bar."""
 
 _moving: list[Live] = []
 """What moves on the terminal now."""
@@ -75,6 +81,8 @@ class _Host:
     task: str = ""
     end: str = ""
     style: str = ""
+    entered: list[str] = field(default_factory=list)
+    changed: set[str] = field(default_factory=set)
     progress: dict[str, Progress] = field(default_factory=dict)
     pace: dict[tuple[str, str], Pace] = field(default_factory=dict)
     last_said_s: float = 0.0
@@ -84,7 +92,8 @@ class _Host:
 class LiveRun:
     """The progress of a run.
 
-    A terminal shows one moving line per host. Elsewhere every line is printed and stays.
+    Each step that is over becomes a line that stays. On a terminal the steps that are under way, and how long the run still takes as
+    far as that is known, move below. Elsewhere a long step reports now and then.
 
     Events and progress may come from different threads.
 
@@ -94,6 +103,7 @@ class LiveRun:
         now: a clock in seconds.
         raw: show Ansible's own output instead.
         diffs: show how files change.
+        past: host name -> earlier runs like this one, newest first.
     """
 
     def __init__(
@@ -104,16 +114,22 @@ class LiveRun:
         now: Callable[[], float] = time.monotonic,
         raw: bool = False,
         diffs: bool = False,
+        past: Mapping[str, Sequence[PastRun]] | None = None,
     ) -> None:
         self._console = console or err
         self._now = now
         self._raw = raw
         self._diffs = diffs
+        self._past = past or {}
         self._hosts = {name: _Host(name) for name in hosts}
         self._started_s = now()
         self._lock = threading.RLock()
-        moving = self._console.is_terminal and not raw
-        self._live = Live(get_renderable=self._lines, console=self._console, refresh_per_second=4) if moving else None
+        moving = self._console.is_interactive and not raw
+        self._live = (
+            Live(get_renderable=self._lines, console=self._console, refresh_per_second=4, transient=True)
+            if moving
+            else None
+        )
 
     def __enter__(self) -> Self:
         if self._live:
@@ -125,10 +141,15 @@ class LiveRun:
         if self._live:
             _moving.remove(self._live)
             self._live.stop()
+        for host in self._hosts.values():
+            if host.step and not host.end:  # The run was stopped: where, is worth knowing.
+                took = clock(self._now() - host.step.started_s)
+                host.end = f"stopped in {host.step.label} after {took}"
+                self._say(host, host.end, "yellow")
 
     def note(self, host: str, text: str) -> None:
         """Print a remark about a host. The remark stays on the screen."""
-        self._console.print(Text(f"{host}: {text}", style="dim"))
+        lines(self._console, Text(f"{host}: {text}", style="dim"))
 
     def event(self, event: Event) -> None:
         """Show an event of the run."""
@@ -160,13 +181,15 @@ class LiveRun:
         if isinstance(event, StepStarted):
             self._leave(host, "")
             host.step = _Step(event.step, event.number, event.total, self._now(), event.why)
+            host.entered.append(event.step)
             host.last_said_s = self._now()
-            self._say(host, host.step.label)
         elif isinstance(event, TaskStarted):
             host.task = event.task
         elif isinstance(event, TaskDone) and host.step:
             host.step.tasks += 1
             host.step.changes += event.changed
+            if event.changed:
+                host.changed.add(host.step.name)
             for warning in event.result.get("warnings", ()):
                 self.note(host.name, warning)
         elif isinstance(event, HostFailed | HostUnreachable):
@@ -183,14 +206,48 @@ class LiveRun:
             outcome = (
                 f"{took}, {changes if host.step.changes else 'nothing to change'}" if host.step.tasks else "not needed"
             )
-            self._say(host, f"{host.step.label}: {outcome}")
+            self._say(host, f"{host.step.label}: {outcome}{'' if end or self._live else self._rest(host)}")
         if end and not host.end:
             host.end, host.style = f"{end} in {clock(self._now() - self._started_s)}", "green"
             self._say(host, host.end, host.style)
 
     def _say(self, host: _Host, text: str, style: str = "") -> None:
-        if not self._live and not self._raw:
-            self._console.print(Text.assemble((f"{host.name}  ", "bold"), (text, style)), soft_wrap=True)
+        """Print a line that stays. On a terminal it comes above what moves."""
+        if not self._raw:
+            lines(self._console, Text.assemble((f"{host.name}  ", "bold"), (text, style)))
+
+    def _outlook(self, host: _Host) -> Outlook:
+        """How long the host still takes, as far as earlier runs and the pace of its work tell."""
+        if not host.step:
+            return Outlook()
+        running = [progress for progress in host.progress.values() if progress.state == "running"]
+        left = {each.step: host.pace[_part(each)].left_s(each.total) for each in running}
+        return outlook(
+            expected(self._past.get(host.name, ()), host.entered, host.changed),
+            step=host.step.name,
+            elapsed_s=self._now() - host.step.started_s,
+            moving={step: seconds for step, seconds in left.items() if seconds is not None},
+        )
+
+    def _rest(self, host: _Host) -> str:
+        """How long the host still takes, for the end of a line that stays; empty where that is not known, or soon over."""
+        view = self._outlook(host)
+        return "" if view.left_s is not None and view.left_s < WORTH_SAYING_S else view.text and f"; {view.text}"
+
+    def _whole(self) -> str:
+        """How long the run has taken, and how long it still takes: as long as the slowest host, if all are known."""
+        elapsed = f"{clock(self._now() - self._started_s)} so far"
+        views = {host.name: self._outlook(host) for host in self._hosts.values() if not host.end}
+        known = [view for view in views.values() if view.left_s is not None]
+        if known and len(known) == len(views):
+            slowest = max(known, key=lambda view: view.left_s or 0.0)
+            return f"{elapsed}; {slowest.text} ({slowest.because})"
+        told = [
+            f"{name + ', ' if len(self._hosts) > 1 else ''}{view.text} ({view.because})"
+            for name, view in views.items()
+            if view.left_s is None and view.text
+        ]
+        return "; ".join([elapsed, *told[:1]])
 
     def _say_progress(self, host: _Host, progress: Progress) -> None:
         if not host.step:
@@ -206,37 +263,66 @@ class LiveRun:
     def _lines(self) -> Group:
         """Build the lines that the terminal shows now."""
         with self._lock:
-            grid = Table.grid(padding=(0, 1), expand=True)
-            for ratio in (None, None, 1):
-                grid.add_column(ratio=ratio, no_wrap=True, overflow="ellipsis")
-            grid.add_column(width=BAR_WIDTH)
-            grid.add_column(justify="right", no_wrap=True)
-            grid.add_column(justify="right", no_wrap=True)
-            for host in self._hosts.values():
-                for row in self._rows(host):
-                    grid.add_row(*row)
-            return Group(grid)
+            rows = [row for host in self._hosts.values() if not host.end for row in self._rows(host)]
+            shown = _grid(rows) if self._console.width >= WIDE else _stack(rows)
+            return Group(shown, Text(self._whole(), style="dim"))
 
-    def _rows(self, host: _Host) -> Iterable[tuple[Any, ...]]:
+    def _rows(self, host: _Host) -> Iterable[_Row]:
         name = Text(host.name, style="bold")
-        if host.end or not host.step:
-            yield name, "", Text(host.end or host.task or "first contact", style=host.style), "", "", ""
+        if not host.step:
+            yield _Row(name, Text(), Text(host.task or "first contact"))
             return
         elapsed = clock(self._now() - host.step.started_s)
         progress = host.progress.get(host.step.name)
         running = progress if progress and progress.state == "running" else None
         label = Text(host.step.label, style="cyan")
         if running:
-            yield name, label, running.label, _bar(running), self._amounts(host, running), elapsed
+            yield _Row(name, label, Text(running.label), running, self._amounts(host, running), elapsed)
         else:
-            yield name, label, host.task, "", "", elapsed
+            yield _Row(name, label, Text(host.task), took=elapsed)
         for other in host.progress.values():
             if other.state == "running" and other.step != host.step.name:
                 beside = Text(f"meanwhile {other.step}", style="dim")
-                yield "", beside, Text(other.label, style="dim"), _bar(other), self._amounts(host, other), ""
+                yield _Row(Text(), beside, Text(other.label, style="dim"), other, self._amounts(host, other))
 
     def _amounts(self, host: _Host, progress: Progress) -> str:
         return amounts(progress.done, progress.total, progress.unit, host.pace[_part(progress)])
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What moves: a host's step, or what goes on beside it."""
+
+    host: Text
+    step: Text
+    what: Text
+    progress: Progress | None = None
+    amounts: str = ""
+    took: str = ""
+
+
+def _grid(rows: Iterable[_Row]) -> Table:
+    """A line for each row."""
+    grid = Table.grid(padding=(0, 1), expand=True)
+    for ratio in (None, None, 1):
+        grid.add_column(ratio=ratio, no_wrap=True, overflow="ellipsis")
+    grid.add_column(width=BAR_WIDTH)
+    grid.add_column(justify="right", no_wrap=True)
+    grid.add_column(justify="right", no_wrap=True)
+    for row in rows:
+        bar = _bar(row.progress) if row.progress else ""
+        grid.add_row(row.host, row.step, row.what, bar, row.amounts, row.took)
+    return grid
+
+
+def _stack(rows: Iterable[_Row]) -> Text:
+    """Two short lines for each row: where a host is, and what goes on there."""
+    shown = []
+    for row in rows:
+        where = Text(" ").join(part for part in (row.host, row.step, Text(row.took)) if part)
+        what = Text(", ").join(part for part in (row.what, Text(row.amounts)) if part)
+        shown += [where, *([Text("  ") + what] if what else [])]
+    return Text("\n", no_wrap=True, overflow="ellipsis").join(shown)
 
 
 def _part(progress: Progress) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.text import Text
 
 from r1prov.output.amounts import amounts
-from r1prov.output.console import err
+from r1prov.output.console import err, lines
 from r1prov.output.pace import PLAIN_EVERY_S, Pace
 
 
@@ -31,7 +31,7 @@ class Meter:
         self._text = Text(label)
         self._live = (
             Live(get_renderable=lambda: self._text, console=err, refresh_per_second=4, transient=True)
-            if err.is_terminal
+            if err.is_interactive
             else None
         )
 
@@ -51,4 +51,4 @@ class Meter:
         self._text = Text(f"{self._label}: {done / total:.0%}, {amounts(done, total, self._unit, self._pace)}")
         if not self._live and now_s - self._said_s >= PLAIN_EVERY_S:
             self._said_s = now_s
-            err.print(self._text, soft_wrap=True)
+            lines(err, self._text)

@@ -44,6 +44,7 @@ class HostReport:
         warnings: what is worth a look although it stopped nothing.
         problems: what stopped the run, each with `where`, `what` and `remedy`.
         benchmark: the last result of the role smoke_bench (docs/benchmark.md). It is from before where nothing changed.
+        compared: with what the rate was compared where an upgrade asks for one, in words; empty where nothing was compared.
         tuning: what the role tune measured (roles/tune/files/tune.py).
         removal: what the module removal says that it removes, or would, and what stays: its keys `removed` and `kept`.
     """
@@ -57,13 +58,17 @@ class HostReport:
     warnings: list[str] = field(default_factory=list)
     problems: list[dict[str, str]] = field(default_factory=list)
     benchmark: dict[str, Any] | None = None
+    compared: str = ""
     tuning: dict[str, Any] | None = None
     removal: dict[str, Any] | None = None
 
 
 @dataclass
 class RunReport:
-    """The report of one run over a site. Times are ISO 8601 in UTC. `exit` is the exit code of r1prov, `ansible_exit` that of Ansible."""
+    """The report of one run over a site.
+
+    Times are ISO 8601 in UTC. `check` says that nothing was changed. `exit` is the exit code of r1prov, `ansible_exit` that of Ansible.
+    """
 
     command: str
     site: str
@@ -72,6 +77,7 @@ class RunReport:
     started: str
     hosts: dict[str, HostReport]
     schema: int = SCHEMA
+    check: bool = False
     ended: str = ""
     exit: int = Exit.INTERRUPTED
     ansible_exit: int | None = None
@@ -131,6 +137,7 @@ class Recorder:
                 host.starts[event.result["unit"].removesuffix(".service")] = event.result["start_s"]
             if event.step == "smoke_bench" and event.result.get("result"):
                 host.benchmark = event.result["result"]
+                host.compared = event.result.get("compared", "")
             if event.step == "tune" and event.result.get("result"):
                 host.tuning = event.result["result"]
             if event.step == "removal" and "removed" in event.result:

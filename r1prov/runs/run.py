@@ -188,6 +188,7 @@ def play(decision: Decision, hosts: Sequence[Host], login: Login, request: Reque
             quant=decision.quant.name,
             started=now(),
             hosts={host.name: HostReport() for host in hosts},
+            check=request.check,
         )
     )
     watches = [ProgressWatch(host, login.access(state), watcher.progress) for host in hosts]

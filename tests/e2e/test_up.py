@@ -216,7 +216,7 @@ def test_after_ctrl_c_the_next_run_goes_on_and_repairs_what_had_drifted(
     running = operator.start("up", stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
     assert running.stderr
     talk = ""
-    while "] llama_cpp" not in talk:
+    while "] cuda_toolkit" not in talk:  # The step before llama_cpp is over.
         line = running.stderr.readline()
         assert line, talk
         talk += line

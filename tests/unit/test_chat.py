@@ -7,6 +7,7 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
+import cutting
 import pytest
 
 from r1prov.common.errors import UnhealthyError
@@ -120,3 +121,30 @@ def test_refusals_are_plain(api, status, document, what):
 def test_nobody_there():
     with pytest.raises(UnhealthyError, match="does not answer"):
         list(chat.ask(http.client.HTTPConnection("127.0.0.1", 1), "gpu1", "?", key="", max_tokens=1))
+
+
+@pytest.mark.parametrize("what", sorted(cutting.CUT.keys() - {"no byte comes"}))
+def test_an_answer_without_its_end_is_a_service_that_went_away(what):
+    with (
+        cutting.answering(cutting.CUT[what]) as port,
+        pytest.raises(UnhealthyError, match="the answer broke off"),
+    ):
+        list(chat.ask(http.client.HTTPConnection("127.0.0.1", port), "gpu1", "?", key="", max_tokens=1))
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_an_answer_of_ollama_without_its_end(reset):
+    begun = cutting.UNTIL_CLOSED + json.dumps({"message": {"content": "Par"}, "done": False}) + "\n"
+    with (
+        cutting.answering(begun, reset=reset) as port,
+        pytest.raises(UnhealthyError, match="the answer broke off"),
+    ):
+        list(chat.ask_ollama(http.client.HTTPConnection("127.0.0.1", port), "gpu1", "?", model="m", max_tokens=1))
+
+
+def test_a_connection_that_is_reset_in_the_middle():
+    with (
+        cutting.answering(cutting.UNTIL_CLOSED + cutting.SAYS[0], reset=True) as port,
+        pytest.raises(UnhealthyError, match="the answer broke off"),
+    ):
+        list(chat.ask(http.client.HTTPConnection("127.0.0.1", port), "gpu1", "?", key="", max_tokens=1))

@@ -25,7 +25,9 @@ def report():
     gpu1.benchmark = {
         "subject": {"engine": "llama-server"},
         "sweep": [{"users": 1, "prompt_tokens_per_second_each": 61.25, "decode_tokens_per_second_each": 5.9}],
+        "load": {"cores": 8, "others_cores": 3.2, "others_gpu_percent": None, "foreign": True},
     }
+    gpu1.compared = "decodes 5.90 tokens/s where the median of 3 measurements (of 2026-11-20 to 2026-11-27) is 5.80"
     return RunReport("r1prov up", "default", "4x4090", "UD-IQ1_S", "", {"gpu1": gpu1, "gpu2": HostReport("failed")})
 
 
@@ -38,6 +40,7 @@ def test_summary(capsys):
         "gpu1  ok  3  weights 1, llama_cpp 2  2:03",
         "gpu2  failed  0  nothing  0:00",
         "gpu1: started, and ready: llama-server after 41.5 s",
+        "gpu1: decodes 5.90 tokens/s where the median of 3 measurements (of 2026-11-20 to 2026-11-27) is 5.80",
     ]
 
 
@@ -55,8 +58,8 @@ def test_addresses_tell_how_to_reach_a_service_on_loopback(capsys):
     assert said[0] == "gpu1: http://127.0.0.1:8080 (chat page), http://127.0.0.1:8000/v1 (llama-server)"
     assert said[2].startswith("Log in to the page as admin@example.com with the password in /")
     assert said[3:] == [
-        "All of it listens on the server itself only; from here: r1prov open --host gpu1",
-        'Ask: r1prov ask --host gpu1 "How many r are in strawberry?"',
+        "All of it listens on the server itself only; from here: `r1prov open --host gpu1`",
+        'Ask: `r1prov ask --host gpu1 "How many r are in strawberry?"`',
     ]
 
 
@@ -90,7 +93,8 @@ def test_the_end_of_the_authority_is_announced(capsys, tmp_path):
 
 def test_the_benchmark_stands_beside_the_published_figures(capsys):
     show.benchmark(report(), site.load(hosts=("gpu1",), profile="4x4090"), talk=False)
-    out = lines(capsys.readouterr().out)
+    out, err = map(lines, capsys.readouterr())
+    assert err == ["gpu1: measured while other processes kept 3.2 of 8 cores busy; alone it may be faster"]
     assert out[:2] == ["tokens per second  prompt  decode", "gpu1, llama-server  61.2  5.90"]
     assert "published: 35 layers on four cards, llama.cpp of early 2025  5.78" in out
 

@@ -74,16 +74,12 @@ def test_without_a_terminal_each_step_is_a_line_that_stays(clock):
         live.event(Recap({"gpu1": Tally(2, 1, 0, 0, 0), "gpu2": Tally(0, 0, 1, 0, 0)}))
     assert text_of(plain) == (
         "gpu1: is still starting; steps wait for it\n"
-        "gpu1  [1/3] preflight\n"
         "gpu1: its RAM has 2 NUMA nodes\n"
         "gpu1  [1/3] preflight: 0:02, nothing to change\n"
-        "gpu1  [2/3] llama_cpp\n"
-        "gpu2  [2/3] llama_cpp\n"
         "gpu1  [2/3] llama_cpp: compiling 33%, 120 of 359, 0:23 left\n"
         "gpu1  [2/3] llama_cpp: compiling 61%, 220 of 359, 0:13 left\n"
         "gpu2  failed at [2/3] llama_cpp\n"
         "gpu1  [2/3] llama_cpp: 0:23, 1 change\n"
-        "gpu1  [3/3] cuda_toolkit\n"
         "gpu1  [3/3] cuda_toolkit: not needed\n"
         "gpu1  done in 1:35"
     )
@@ -96,10 +92,7 @@ def test_whom_a_step_waits_for_is_said_at_once_and_once(clock):
     for second, label in ((1, "compiling"), (2, "waiting: flock holds it"), (4, "waiting: flock holds it")):
         clock.now = second
         live.progress(progress("llama_cpp", 0, 0, label=label, at=second))
-    assert text_of(plain).splitlines() == [
-        "gpu1  [2/3] llama_cpp",
-        "gpu1  [2/3] llama_cpp: waiting: flock holds it",
-    ]
+    assert text_of(plain).splitlines() == ["gpu1  [2/3] llama_cpp: waiting: flock holds it"]
 
 
 def test_on_a_terminal_each_host_is_a_line_that_moves(clock):
@@ -128,11 +121,12 @@ def test_on_a_terminal_each_host_is_a_line_that_moves(clock):
     clock.now = 133
     screen.print(live._lines())
     assert text_of(screen) == (
+        "gpu4  lost\n"
         "gpu1 [5/8] llama_cpp   compiling        ━━━╸                              110 of 359, 4:09 left 2:13\n"
         "     meanwhile weights fetching                        0.5 of 131.0 GiB, 51.2 MiB/s, 43:30 left\n"
         "gpu2 [6/8] weights     fetching         ━━━━╸        51.0 of 131.0 GiB, 102.4 MiB/s, 13:20 left 2:13\n"
         "gpu3 [1/8] preflight   See whether the…                                                         2:13\n"
-        "gpu4                   lost"
+        "2:13 so far; gpu1, weights: about 44 min more at this rate (no earlier run tells of the rest)"
     )
 
 

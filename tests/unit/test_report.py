@@ -7,6 +7,7 @@ from r1prov.machines.profile import Published
 from r1prov.runs.events import Finished, HostFailed, HostUnreachable, Output, Recap, StepStarted, Tally, TaskDone
 from r1prov.runs.report import HostReport, Recorder, RunReport, benchmark_rows, failure, last_start_s
 
+COMPARED = "decodes 5.78 tokens/s where the last measurement is 5.80"
 MEASURED = {
     "subject": {"engine": "ollama"},
     "sweep": [
@@ -34,7 +35,13 @@ def test_a_run_from_its_events(tmp_path):
             TaskDone("a", "preflight", "look", changed=False, result={"warnings": ["2 NUMA nodes"]}),
             TaskDone("a", "preflight", "run", changed=True, result={"unit": "r1prov-x.service", "start_s": 7.5}),
             StepStarted("a", "smoke_bench", 2, 2),
-            TaskDone("a", "smoke_bench", "measure", changed=True, result={"measured": True, "result": MEASURED}),
+            TaskDone(
+                "a",
+                "smoke_bench",
+                "measure",
+                changed=True,
+                result={"measured": True, "result": MEASURED, "compared": COMPARED},
+            ),
             HostUnreachable("b", "", "timed out"),
             Recap({"a": Tally(5, 1, 0, 0, 2), "b": Tally(0, 0, 0, 1, 0)}),
             Finished(4, log),
@@ -51,6 +58,7 @@ def test_a_run_from_its_events(tmp_path):
         steps=[("preflight", 3.0), ("smoke_bench", 3.0)],
         warnings=["2 NUMA nodes"],
         benchmark=MEASURED,
+        compared=COMPARED,
     )
     assert report.hosts["b"].result == "unreachable"
     assert isinstance(record.error(), UnreachableError)

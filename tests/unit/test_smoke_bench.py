@@ -97,34 +97,3 @@ def test_a_model_file_that_was_replaced_is_measured_again(tmp_path: Path) -> Non
     first = smoke_bench.describe(WANTED, FACTS | {"model": str(model)}, "", "")
     model.write_text("other")
     assert smoke_bench.describe(WANTED, FACTS | {"model": str(model)}, "", "") != first
-
-
-def test_the_result_before_is_kept(tmp_path: Path) -> None:
-    folder = tmp_path / "smoke_bench"
-    for number in range(3):
-        smoke_bench.keep(folder, {"schema": smoke_bench.SCHEMA, "measured_unix_s": number})
-    assert smoke_bench.read_result(folder / "last.json")["measured_unix_s"] == 2
-    assert smoke_bench.read_result(folder / "previous.json")["measured_unix_s"] == 1
-
-
-def test_a_result_of_another_schema_is_none(tmp_path: Path) -> None:
-    smoke_bench.keep(tmp_path, {"schema": 0})
-    assert smoke_bench.read_result(tmp_path / "last.json") == {}
-    assert smoke_bench.read_result(tmp_path / "missing.json") == {}
-
-
-@pytest.mark.parametrize(
-    ("rate", "engine", "says"),
-    [
-        (7.0, "llama-server", ""),
-        (6.9, "llama-server", "decodes 6.90 tokens/s where it decoded 10.00 before; at least 70 % of that is wanted"),
-        (1.0, "ollama", ""),  # the rates of different engines are not compared
-    ],
-)
-def test_a_rate_that_fell_is_said(rate: float, engine: str, says: str) -> None:
-    def result(of: str, decode: float) -> dict:
-        subject = {"engine": of, "model_file": {"name": "m"}, "declared": {}}
-        return {"subject": subject, "sweep": [{"decode_tokens_per_second_each": decode}]}
-
-    assert smoke_bench.too_slow(result(engine, rate), result("llama-server", 10.0), 0.7) == says
-    assert smoke_bench.too_slow(result(engine, rate), {}, 0.7) == ""
