@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 _BLOCK_BYTES = 1 << 20
 _PIECES_AHEAD = 16  # few enough to be in the processor's cache still when they are looked at again
 _AT_ONCE_BYTES = 64 << 20  # for the disk to write, and for the kernel to forget of a source
-_Put = Callable[[int, bytes, int], None]
 _NO_DIGESTS: Mapping[Path, str] = MappingProxyType({})
 
 
@@ -126,7 +125,7 @@ def write(
     with _alone(path) as file:
         try:
             _check_room(path.parent, takes(keys, parts))
-            digest = _build(file, path, keys, parts, report=report, digests=digests, put=_put)
+            digest = _build(file, path, keys, parts, report=report, digests=digests)
             os.fchmod(file, 0o644 & ~_umask())
             publish(digest)
         except BaseException:
@@ -145,15 +144,16 @@ def mend(
     *,
     digests: Mapping[Path, str] = _NO_DIGESTS,
 ) -> str:
-    """Writes what is wrong in a file that exists anew, where it lies. That takes no room on the disk, and the file is never gone.
+    """Writes a file that exists anew, where it lies. That takes no room on the disk, and the file is never gone.
 
-    Whoever has mapped the file sees right bytes in the place of wrong ones. When it fails, less is wrong than before. The caller sees to it
-    that nobody else writes to the file, and that the sources are what they should be. Arguments and errors are those of `write`.
+    Whoever has mapped the file sees right bytes in the place of wrong ones. When it fails, less is wrong than before. All is written, for
+    what the kernel has in memory may be right where the disk is wrong. The caller sees to it that nobody else writes to the file, and that
+    the sources are what they should be. Arguments and errors are those of `write`.
     """
     _check_sources(parts)
     file = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
     try:
-        digest = _build(file, path, keys, parts, report=report, digests=digests, put=_put_where_it_differs)
+        digest = _build(file, path, keys, parts, report=report, digests=digests)
         publish(digest)
     finally:
         os.close(file)
@@ -168,13 +168,12 @@ def _build(
     *,
     report: Callable[[int, int], None],
     digests: Mapping[Path, str],
-    put: _Put,
 ) -> str:
     """Brings an open file to what it shall be, safely to the disk; returns its sha256."""
     start = gguf_header.head(keys, [(part.name, part.shape, part.type) for part in parts])
     total = takes(keys, parts)
     os.truncate(file, total)
-    put(file, start, 0)
+    _put(file, start, 0)
     begins = _begins(path, keys, parts)
     opened: dict[Path, _Source] = {}
     with ThreadPoolExecutor(1) as hashing, ExitStack() as stack:
@@ -186,7 +185,7 @@ def _build(
 
         for each in digests.keys() - {part.path for part in parts}:  # a first shard may have a head and nothing else
             source(each).finish()
-        return _fill(file, parts, begins, source, report=lambda done: report(done, total), put=put)
+        return _fill(file, parts, begins, source, report=lambda done: report(done, total))
 
 
 @contextmanager
@@ -246,7 +245,6 @@ def _fill(
     source: Callable[[Path], _Source],
     *,
     report: Callable[[int], None],
-    put: _Put,
 ) -> str:
     """Writes the tensors where they begin, each piece checked behind it, safely to the disk; returns the file's sha256."""
     last = {part.path: number for number, part in enumerate(parts)}
@@ -254,11 +252,11 @@ def _fill(
         follower, disk = _Follower(file, following), _Disk(file, syncing)
         position = begins[0] if begins else os.fstat(file).st_size
         for number, (part, begin) in enumerate(zip(parts, begins, strict=True)):
-            put(file, bytes(begin - position), position)
+            _put(file, bytes(begin - position), position)
             position = begin
             follower.take(begin)
             for piece, agrees in _pieces(part, source(part.path)):
-                put(file, piece, position)
+                _put(file, piece, position)
                 position += len(piece)
                 report(position)
                 disk.keep_up(position)
@@ -266,7 +264,7 @@ def _fill(
             if number == last[part.path]:
                 source(part.path).finish()
         end = os.fstat(file).st_size
-        put(file, bytes(end - position), position)
+        _put(file, bytes(end - position), position)
         follower.take(end)
         digest = follower.sha256()
         disk.finish()
@@ -385,18 +383,6 @@ def _put(file: int, content: bytes, position: int) -> None:
     while rest:
         count = os.pwrite(file, rest, position)
         rest, position = rest[count:], position + count
-
-
-def _put_where_it_differs(file: int, content: bytes, position: int) -> None:
-    """A disk that cannot read a place may be able to write it anew."""
-    for start in range(0, len(content), _BLOCK_BYTES):
-        block = content[start : start + _BLOCK_BYTES]
-        try:
-            differs = os.pread(file, len(block), position + start) != block
-        except OSError:
-            differs = True
-        if differs:
-            _put(file, block, position + start)
 
 
 class _Follower:

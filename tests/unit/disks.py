@@ -30,6 +30,36 @@ def mounted(place: Path, size: int) -> Iterator[Path]:
         subprocess.run(["umount", str(place)], check=True)
 
 
+@contextmanager
+def imaged(place: Path, size: int) -> Iterator[Path]:
+    """A new disk of that size in the file `PLACE.img`. What changes there changes behind the back of the kernel, as when a disk rots."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a disk needs root")
+    place.mkdir()
+    image = place.with_suffix(".img")
+    image.touch()
+    os.truncate(image, size)
+    for command in (["mkfs.ext4", "-q", "-F", str(image)], ["mount", "-o", "loop", str(image), str(place)]):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"no image can be mounted here: {done.stderr.strip()}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def rot(image: Path, near: bytes) -> None:
+    """Changes a bit in what a disk holds, behind these bytes."""
+    os.sync()
+    at = image.read_bytes().index(near) + len(near)
+    with image.open("r+b") as stream:
+        stream.seek(at)
+        byte = stream.read(1)[0]
+        stream.seek(at)
+        stream.write(bytes([byte ^ 1]))
+
+
 def fill(place: Path, *, leave: int) -> Path:
     """Leaves so many bytes free. Returns the file that takes all else."""
     ballast = place / "ballast"

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import importlib.util
 import json
+import mmap
 import os
 import random
 import re
+import sys
 import time
 from hashlib import sha256
 from itertools import pairwise
@@ -490,3 +493,53 @@ def test_the_digest_of_a_file_of_any_size(tmp_path: Path, size: int) -> None:
     told: list[int] = []
     assert sha256_of(file, told.append) == digest(file)
     assert told[-1:] == ([size] if size else [])
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_what_rotted_on_the_disk_is_found_and_mended_while_an_engine_has_it_mapped(
+    tmp_path: Path, whole: Path, converted: Path, room: bool
+) -> None:
+    """The kernel still has the right bytes in memory, so whoever reads as usual sees nothing wrong."""
+    with disks.imaged(tmp_path / "disk", 60 << 20) as place:
+        host = Host(place, whole)
+        host.merge("mla").complete()
+        file, right = host.folder / "t.mla.gguf", converted.read_bytes()
+        with file.open("rb") as served, mmap.mmap(served.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+            assert mapped[:] == right
+            made = next(tensor for tensor in gguf_header.read(file).tensors if "k_b" in tensor.name)  # no shard has it
+            disks.rot(place.with_suffix(".img"), right[made.start : made.start + 64])
+            assert mapped[:] == right
+            assert file.read_bytes() == right
+            files = weights_verify.expected(host.folder, host.files, file.name)
+            rows = weights_verify.verified(host.folder, files, Progress("weights", host.run))
+            assert [row["path"] for row in rows if row["why"]] == [str(file)]
+            merged_weights.forget([file], host.state)
+            if not room:
+                disks.fill(place, leave=1 << 20)
+            host.merge("mla").complete()
+            assert sha256_of(file) == digest(converted)
+            assert mapped[:] == right
+
+
+def test_the_transfer_sees_what_rotted_on_the_disk(tmp_path: Path) -> None:
+    with disks.imaged(tmp_path / "disk", 20 << 20) as place:
+        file = place / "file"
+        content = random.Random(1).randbytes(2 << 20)
+        file.write_bytes(content)
+        with file.open("rb") as served, mmap.mmap(served.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+            assert mapped[:] == content
+            assert fetch().sha256_on_disk(file, lambda _: None) == sha256(content).hexdigest()
+            disks.rot(place.with_suffix(".img"), content[5000:5064])
+            assert file.read_bytes() == content
+            assert fetch().sha256_on_disk(file, lambda _: None) != sha256(content).hexdigest()
+
+
+def fetch() -> Any:
+    """The program of the role weights, as a module."""
+    path = Path(__file__).parents[2] / "roles/weights/files/fetch.py"
+    spec = importlib.util.spec_from_file_location("fetch", path)
+    assert spec
+    assert spec.loader
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -18,10 +18,12 @@ from __future__ import annotations
 import base64
 import contextlib
 import errno
+import fcntl
 import hashlib
 import http.client
 import json
 import logging
+import mmap
 import os
 import re
 import ssl
@@ -371,14 +373,12 @@ class Transfer:
         size = place.stat().st_size
         if size != file.bytes:
             return f"it has {size} bytes, not {file.bytes}"
-        found = Partial(place)
         try:
-            found.take_up(lambda done: self.progress.show(f"checking {file.name}", done))
+            digest = sha256_on_disk(place, lambda done: self.progress.show(f"checking {file.name}", done))
         except OSError as error:
             if error.errno != errno.EIO:
                 raise
             return "its disk cannot read it"
-        digest = found.digest.hexdigest()
         return "" if digest == file.sha256 else f"its sha256 is {digest}, not {file.sha256}"
 
     def check_room(self, missing: list[File]) -> None:
@@ -558,6 +558,36 @@ def origin(url: str) -> tuple[str, str]:
     """The scheme, and the host with its port, of an address."""
     parts = urllib.parse.urlsplit(url)
     return parts.scheme, parts.netloc
+
+
+def sha256_on_disk(path: Path, show: Callable[[int], None]) -> str:
+    """The sha256 of a file as it stands on the disk. `show` is called with the number of bytes that are read.
+
+    The kernel may still have in memory what was right, and it keeps what an engine has mapped. So it is passed by, where the file system
+    allows that.
+    """
+    digest, done, block = (
+        hashlib.sha256(),
+        0,
+        mmap.mmap(-1, BLOCK_BYTES),
+    )  # It begins with a page, as such reads want it.
+    with path.open("rb", buffering=0) as stream:
+        flags = fcntl.fcntl(stream, fcntl.F_GETFL)
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(stream, fcntl.F_SETFL, flags | os.O_DIRECT)
+        while True:
+            try:
+                count = stream.readinto(block)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                fcntl.fcntl(stream, fcntl.F_SETFL, flags)  # The file system cannot, or cannot from here on.
+                count = stream.readinto(block)
+            if not count:
+                return digest.hexdigest()
+            digest.update(memoryview(block)[:count])
+            done += count
+            show(done)
 
 
 def replace(path: Path, content: object) -> None:
