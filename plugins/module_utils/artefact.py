@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import configparser
 import errno
-import hashlib
 import html.parser
 import os
 import re
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ansible.module_utils.urls import open_url
+from ansible_collections.r1.prov.plugins.module_utils.digest import sha256_of
 from ansible_collections.r1.prov.plugins.module_utils.locks import alone
 
 if TYPE_CHECKING:
@@ -136,15 +136,6 @@ def without_credentials(text: str) -> str:
 def file_name(url: str) -> str:
     """The name of the file that a URL names."""
     return urllib.parse.unquote(urllib.parse.urlsplit(url).path).rpartition("/")[2]
-
-
-def sha256_of(file: Path) -> str:
-    """The sha256 of a file, in hex."""
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def download(url: str, destination: Path, sha256: str, progress: Progress) -> None:

@@ -99,12 +99,18 @@ def remember(file: Path, sha256: str, state: Path = STATE) -> None:
     )
 
 
+def forget(files: list[Path], state: Path = STATE) -> None:
+    """Takes from what the transfer knows that these files were verified. So it reads them again, and brings anew what is wrong."""
+    record = read_json(state)
+    known = record.get("verified", {})
+    kept = {path: looks for path, looks in known.items() if Path(path) not in files}
+    if kept != known:
+        write_whole(state, json.dumps({**record, "verified": kept}))
+
+
 def remove(files: list[Path], state: Path = STATE) -> None:
     """Removes files and what is recorded of them."""
-    record = read_json(state)
-    known = {path: looks for path, looks in record.get("verified", {}).items() if Path(path) not in files}
-    # First the record: nothing may be recorded of a file that is gone.
-    write_whole(state, json.dumps({**record, "verified": known}))
+    forget(files, state)  # First the record: nothing may be recorded of a file that is gone.
     for file in files:
         record_of(file).unlink(missing_ok=True)
         file.unlink()

@@ -11,6 +11,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+def exists(user: str) -> bool:
+    """Whether the host has this user."""
+    try:
+        pwd.getpwnam(user)
+    except KeyError:
+        return False
+    return True
+
+
 @contextmanager
 def acting_as(user: str) -> Iterator[None]:
     """Inside the block, files are opened and made as this user. Afterwards root's rights are back."""

@@ -1,19 +1,24 @@
 """Makes one file of a model's published files, in MLA form where that is wanted.
 
 It may be interrupted anywhere and run again. A run whose connection was lost goes on, and the next one waits for it.
+
+A file that is served is never removed to make room. Its successor is written beside it. Where the disk has no room for both, what is wrong
+in it is written anew in its place.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.r1.prov.plugins.module_utils import gguf_stream, merged_weights
-from ansible_collections.r1.prov.plugins.module_utils.artefact import sha256_of
+from ansible_collections.r1.prov.plugins.module_utils.digest import sha256_of
 from ansible_collections.r1.prov.plugins.module_utils.files import sync_folder, write_whole
 from ansible_collections.r1.prov.plugins.module_utils.gguf_header import Gguf, GgufError, read
 from ansible_collections.r1.prov.plugins.module_utils.gguf_whole import check_set
+from ansible_collections.r1.prov.plugins.module_utils.gguf_stream import DamagedError, SourceError
 from ansible_collections.r1.prov.plugins.module_utils.merged_weights import LEGACY, MLA, STATE, is_as_verified, recorded
 from ansible_collections.r1.prov.plugins.module_utils.progress import RUN, Progress
 
@@ -62,19 +67,52 @@ class Merge:
         record = recorded(self.file, self.shards)
         if not record or not self.file.is_file() or self.file.stat().st_size != record["bytes"]:
             return None
-        if sha256_of(self.file) != record["sha256"]:
+        if not self._has(self.file, record["sha256"]):
             return None
         merged_weights.remember(self.file, record["sha256"], self.state)
         return record
 
+    def _has(self, file: Path, sha256: str) -> bool:
+        """Whether a file has this sha256. It is read, and a file that its disk cannot read has none."""
+        progress = Progress("weights", self.run)
+        progress.begin(f"checking {file.name}", file.stat().st_size, "bytes")
+        try:
+            return sha256_of(file, progress.update) == sha256
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return False
+
     def _make(self) -> dict[str, Any]:
-        sources = [read(path) for path in self._sources()]
+        """Makes it, and forgets of a source that turns out to be damaged that it was verified."""
+        digests = self._sources()
+        try:
+            return self._made_of(digests)
+        except DamagedError as error:
+            merged_weights.forget([error.path], self.state)
+            raise
+        except (GgufError, MergeError, SourceError) as error:
+            # A damaged head or tensor may look as if the model were no good.
+            for path, sha256 in digests.items():
+                if not self._has(path, sha256):
+                    merged_weights.forget([path], self.state)
+                    raise DamagedError(path, f"it is not what was verified, and so {error}") from error
+            raise
+
+    def _made_of(self, digests: dict[Path, str]) -> dict[str, Any]:
         progress = Progress("weights", self.run)
         try:
-            keys, parts, attention = self._changed(sources)
+            keys, parts, attention = self._changed([read(path) for path in digests])
             label = "bringing the weights into MLA form" if attention == MLA else "merging the weights into one file"
+            is_room = gguf_stream.takes(keys, parts) <= gguf_stream.free_bytes(self.folder)
+            if not is_room and not self.file.exists() and (merged := self._merged_beside(digests)):
+                return self._after(merged)
+            write, path, publish = gguf_stream.write, self.growing, self._publish
+            if not is_room and self.file.is_file():
+                write, path, publish = gguf_stream.mend, self.file, self._seal
+                self._refuse_damaged(digests)
             progress.begin(label, 0, "bytes")
-            digest = gguf_stream.write(self.growing, keys, parts, progress.update, partial(self._publish, attention))
+            digest = write(path, keys, parts, progress.update, partial(publish, attention), digests=digests)
         except BaseException:
             progress.finish(failed=True)
             raise
@@ -82,22 +120,51 @@ class Merge:
         progress.finish()
         return self._record(self.file, attention, digest)
 
+    def _refuse_damaged(self, digests: dict[Path, str]) -> None:
+        """Reads the sources before anything is written over a file that is served.
+
+        Raises:
+            DamagedError: one of them is not what was verified.
+        """
+        for path, sha256 in digests.items():
+            if not self._has(path, sha256):
+                raise DamagedError(path, f"its sha256 is not {sha256}")
+
+    def _merged_beside(self, digests: dict[Path, str]) -> Path | None:
+        """A file beside its sources that they were merged into as published. It may be damaged."""
+        published = [
+            record for record in merged_weights.made(self.folder, self.shards) if record["attention"] == LEGACY
+        ]
+        files = [self.folder / record["name"] for record in published]
+        return next((file for file in files if file not in digests), None)
+
+    def _after(self, merged: Path) -> dict[str, Any]:
+        """Makes it where the disk has no room beside the shards and what they were merged into: that is mended, and replaces the shards."""
+        one = Merge(self.folder, self.shards, name=merged.name, attention=LEGACY, state=self.state, run=self.run)
+        one.complete()
+        merged_weights.remove([self.folder / shard["name"] for shard in self.shards], self.state)
+        return self._make()
+
     def _record(self, file: Path, attention: str, digest: str) -> dict[str, Any]:
         return {"name": self.file.name, "bytes": file.stat().st_size, "sha256": digest, "attention": attention}
 
     def _publish(self, attention: str, digest: str) -> None:
         """Gives the new file its record, then its name. A file without a record is made anew, and a record alone means nothing."""
-        record = self._record(self.growing, attention, digest)
-        write_whole(merged_weights.record_of(self.file), json.dumps({**record, "shards": self.shards}))
+        self._seal(attention, digest, self.growing)
         self.growing.replace(self.file)
         sync_folder(self.folder)
 
-    def _sources(self) -> list[Path]:
-        """The verified files that it is made of: the shards, or what they were merged into before."""
+    def _seal(self, attention: str, digest: str, file: Path | None = None) -> None:
+        """Writes what is recorded of the new file, wherever it lies still."""
+        record = self._record(file or self.file, attention, digest)
+        write_whole(merged_weights.record_of(self.file), json.dumps({**record, "shards": self.shards}))
+
+    def _sources(self) -> dict[Path, str]:
+        """The verified files that it is made of, with their sha256: the shards, or what they were merged into before."""
         merged = [[file] for file in merged_weights.made(self.folder, self.shards) if file["attention"] == LEGACY]
         for files in (self.shards, *merged):
             if is_as_verified(self.folder, files, self.state):
-                return [self.folder / file["name"] for file in files]
+                return {self.folder / file["name"]: file["sha256"] for file in files}
         raise MergeError(
             f"{self.file} cannot be made: what it is made of is not in {self.folder}, or was changed since it was verified. "
             "Let the role weights bring it"

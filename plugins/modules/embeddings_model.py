@@ -44,7 +44,8 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils import fetching
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
-from ansible_collections.r1.prov.plugins.module_utils.artefact import Artefact, ArtefactError, sha256_of
+from ansible_collections.r1.prov.plugins.module_utils.artefact import Artefact, ArtefactError
+from ansible_collections.r1.prov.plugins.module_utils.digest import sha256_of
 from ansible_collections.r1.prov.plugins.module_utils.files import read_json, write_whole
 from ansible_collections.r1.prov.plugins.module_utils.minilm import ModelError, gguf
 from ansible_collections.r1.prov.plugins.module_utils.progress import Progress

@@ -58,7 +58,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils import units
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
-from ansible_collections.r1.prov.plugins.module_utils.artefact import sha256_of
+from ansible_collections.r1.prov.plugins.module_utils.digest import sha256_of
 from ansible_collections.r1.prov.plugins.module_utils.files import give, read_json, write_whole
 from ansible_collections.r1.prov.plugins.module_utils.gguf_header import GgufError, read
 from ansible_collections.r1.prov.plugins.module_utils.http_api import Api, ApiError
@@ -153,7 +153,7 @@ class Model:
         try:
             # The file is linked when Ollama is running, because a start removes blobs that no model has.
             replaced = self._link(self.blob(digest))
-            self._create(digest, unload=replaced)
+            self._create(digest, unload=replaced or self.before.get("file", self.looks()) != self.looks())
             before = self.before.get("digest", digest)
             if (
                 before != digest

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: weights
-short_description: Prepares the folder of a model, waits for its files, merges them, and removes what is not served
+short_description: Prepares the folder of a model, waits for its files, merges and verifies them, and removes what is not served
 description:
   - Stock Ansible cannot do it, because it does not know when a transfer is complete, nor what is in GGUF files.
   - C(prepared) makes the folder and its missing parents. It hard-links files from other folders of the same disk to where the transfer
@@ -15,12 +15,16 @@ description:
     costs nothing. It fails when the transfer has failed for good.
   - C(merged) writes the tensors of all files into one file in one pass, compares each with its source, and computes the new file's sha256.
     Only then does the file get its name, and C(NAME.json) beside it says what it was made of. It may be interrupted anywhere and run again.
-    It acts as the user of the transfer. The disk must have room for the model a second time.
+    It acts as the user of the transfer. The disk must have room for the model a second time. Where a source has changed since it was
+    verified, nothing is made of it and nothing is removed. Then C(damaged) names it, and C(prepared) has the transfer fetch it anew.
   - C(settled) removes the published files and those that were made of them, except the file that is served. Run it when that has answered.
     It removes nothing where the served file is not there as it was verified.
+  - C(verified) reads all files of the model that are there, and fails where one is damaged or what is served is not there. It changes no
+    file. The transfer is made to forget that a damaged file was verified, so that the next C(prepared) has it check and replace that file.
 author: The r1prov team
 options: {
-  "state": {"type": "str", "required": true, "choices": ["prepared", "transferred", "merged", "settled"], "description": "The step."},
+  "state": {"type": "str", "required": true, "choices": ["prepared", "transferred", "merged", "settled",
+      "verified"], "description": "The step."},
   "path": {"type": "path", "description": "The model's folder. Needed unless I(state) is C(transferred)."},
   "files": {"type": "list", "elements": "dict", "description": "The published files, in order. Needed unless I(state) is C(transferred).",
       "suboptions": {
@@ -55,7 +59,19 @@ made:
   description: >-
     The merged file - C(path), C(sha256), C(bytes), C(attention) and the C(seconds) that it took. Digest and size are empty in check mode
     where the file is not there yet.
+damaged:
+  type: list
+  elements: str
+  returned: with merged and transferred
+  description: >-
+    With C(merged), the sources that have changed since they were verified. With C(transferred), the files that the transfer found damaged
+    and has fetched anew, or that will be made anew.
 removed: {type: list, elements: str, returned: with settled, description: "The files that were removed, or would be."}
+verified:
+  type: dict
+  returned: with verified
+  description: >-
+    What was read - C(seconds), and of each of the C(files) its C(path), C(bytes), C(sha256), C(state) (C(whole) or C(damaged)) and C(why).
 """
 
 import os
@@ -68,11 +84,12 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
 from ansible_collections.r1.prov.plugins.module_utils.files import give, read_json
 from ansible_collections.r1.prov.plugins.module_utils.gguf_header import GgufError
-from ansible_collections.r1.prov.plugins.module_utils.gguf_stream import StreamError
+from ansible_collections.r1.prov.plugins.module_utils.gguf_stream import DamagedError, StreamError
 from ansible_collections.r1.prov.plugins.module_utils.locks import alone
 from ansible_collections.r1.prov.plugins.module_utils.merged_weights import (
     STATE,
     NotThereError,
+    forget,
     is_as_verified,
     remove,
     replaced,
@@ -80,8 +97,9 @@ from ansible_collections.r1.prov.plugins.module_utils.merged_weights import (
 )
 from ansible_collections.r1.prov.plugins.module_utils.progress import RUN, Progress
 from ansible_collections.r1.prov.plugins.module_utils.units import last_words, show, systemctl
-from ansible_collections.r1.prov.plugins.module_utils.users import acting_as
+from ansible_collections.r1.prov.plugins.module_utils.users import acting_as, exists
 from ansible_collections.r1.prov.plugins.module_utils.weights_merge import Merge, MergeError
+from ansible_collections.r1.prov.plugins.module_utils.weights_verify import DAMAGED, expected, joined, keep, verified
 
 UNIT = "r1prov-weights.service"
 USER = "r1prov-weights"
@@ -173,7 +191,11 @@ def wait(module: AnsibleModule, _options: dict[str, Any]) -> None:
     except TransferError as error:
         remedy = f"Mend that and run the same again: what has arrived is kept. The whole log: journalctl -u {UNIT}"
         module.fail_json(msg=f"{str(error).rstrip('.')}. {remedy}")
-    module.exit_json(changed=False, complete=complete, progress=read_json(RUN / "weights" / "progress.json"))
+    damaged = read_json(STATE).get("damaged", []) if complete else []
+    for name in damaged:
+        module.warn(f"{name} was damaged, and is replaced")
+    progress = read_json(RUN / "weights" / "progress.json")
+    module.exit_json(changed=False, complete=complete, damaged=damaged, progress=progress)
 
 
 def merge(module: AnsibleModule, options: dict[str, Any]) -> None:
@@ -187,12 +209,48 @@ def merge(module: AnsibleModule, options: dict[str, Any]) -> None:
             with alone(work.run / ".merge.lock", Progress("weights", work.run).wait), acting_as(USER):
                 os.umask(0o022)
                 merged = work.complete()
+        except DamagedError as error:
+            module.warn(f"{error}. It is fetched anew")
+            module.exit_json(changed=False, damaged=[str(error.path)], msg=str(error))
         except (MergeError, GgufError, StreamError, OSError) as error:
             module.fail_json(msg=f"{str(error).rstrip('.')}. What was there is as it was.")
         seconds = round(time.monotonic() - started, 1)
     record = merged or {"sha256": "", "bytes": 0, "attention": work.attention}
     made = {key: record[key] for key in ("sha256", "bytes", "attention")}
-    module.exit_json(changed=changed, made={"path": str(work.file), **made, "seconds": seconds})
+    module.exit_json(changed=changed, damaged=[], made={"path": str(work.file), **made, "seconds": seconds})
+
+
+def verify(module: AnsibleModule, options: dict[str, Any]) -> None:
+    path, began, started = Path(options["path"]), time.time(), time.monotonic()
+    if module.check_mode:
+        module.exit_json(skipped=True, msg="Verifying reads everything and takes long, so a check leaves it out")
+    if not exists(USER) or not path.is_dir():
+        module.fail_json(
+            msg=f"{path} is not there: no weights were brought to this host. Remedy: `r1prov up` brings them"
+        )
+    if show(UNIT, "SubState")["SubState"] in ("running", "start", "auto-restart"):
+        label = read_json(RUN / "weights" / "progress.json").get("label", "")
+        module.fail_json(
+            msg=f"the weights are still being transferred ({label}), and the transfer verifies what it brings. "
+            "Remedy: `r1prov up` waits for it; verify then"
+        )
+    files = expected(path, options["files"], options["merged"])
+    try:
+        give(RUN / "weights", USER)
+        with alone(RUN / ".verify.lock", Progress("weights").wait):
+            rows = joined(began, RUN / ".verify.json", files)
+            if not rows:
+                with acting_as(USER):
+                    rows = verified(path, files, Progress("weights"))
+                    forget([Path(row["path"]) for row in rows if row["state"] == DAMAGED])
+                keep(RUN / ".verify.json", files, rows)
+    except OSError as error:
+        module.fail_json(msg=f"{error.filename or path} cannot be read: {error.strerror}")
+    found = {"files": rows, "seconds": round(time.monotonic() - started, 1)}
+    if damaged := [row for row in rows if row["state"] == DAMAGED]:
+        words = "; ".join(f"{row['path']} is damaged: {row['why']}" for row in damaged)
+        module.fail_json(msg=f"{words}. Remedy: `r1prov up` brings it anew, and keeps it until then", verified=found)
+    module.exit_json(changed=False, verified=found)
 
 
 def settle(module: AnsibleModule, options: dict[str, Any]) -> None:
@@ -209,7 +267,7 @@ def settle(module: AnsibleModule, options: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    states = {"prepared": prepare, "transferred": wait, "merged": merge, "settled": settle}
+    states = {"prepared": prepare, "transferred": wait, "merged": merge, "settled": settle, "verified": verify}
     module = AnsibleModule(
         argument_spec=arguments(DOCUMENTATION),
         required_if=[("state", state, ("path", "files")) for state in states if state != "transferred"],

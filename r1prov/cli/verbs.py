@@ -63,7 +63,10 @@ VERBS = {
         "down:down",
         "Remove units, users and files of r1prov. Asks before weights and chats go; packages of the distribution stay.",
     ),
-    "weights": ("weights:app", "A model's files, by hand: bring them into MLA form, compare two of them."),
+    "weights": (
+        "weights:app",
+        "A model's files: verify them on the hosts; by hand, bring them into MLA form and compare two of them.",
+    ),
     "secrets": ("switch:secrets", "The secrets of a site."),
     "lab": ("lab:app", "Throwaway hosts on this machine: real systemd, real ssh. Needs root."),
 }

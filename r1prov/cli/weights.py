@@ -1,4 +1,4 @@
-"""`r1prov weights`: a model's files by hand."""
+"""`r1prov weights`: a model's files, on the hosts and by hand."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ from typing import Annotated, Literal
 import typer
 
 from r1prov import output
-from r1prov.cli import options
+from r1prov.cli import options, verify
 from r1prov.common.errors import Exit
 from r1prov.models import convert as weights
 from r1prov.models import perplexity
 from r1prov.models.perplexity import PROGRAM, Run
 
-app = typer.Typer(no_args_is_help=True, help="A model's files, by hand: bring them into MLA form, compare two of them.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="A model's files: verify them on the hosts; by hand, bring them into MLA form and compare two of them.",
+)
+app.command()(verify.verify)
 
 Source = Annotated[Path, typer.Argument(metavar="IN", help="A GGUF file, or any shard of a set.")]
 Target = Annotated[Path, typer.Argument(metavar="OUT", help="The new file.")]

@@ -22,6 +22,7 @@ class Exit(IntEnum):
     LOCKED = 7
     UNHEALTHY = 8
     LAB = 9
+    DAMAGED = 10
     INTERRUPTED = 130
 
 
@@ -36,6 +37,7 @@ EXIT_CODES: dict[Exit, str] = {
     Exit.LOCKED: "another run holds the host",
     Exit.UNHEALTHY: "the service does not answer as it should",
     Exit.LAB: "a throwaway host could not be made here",
+    Exit.DAMAGED: "weights on a host are damaged; `r1prov up` replaces them",
     Exit.INTERRUPTED: "stopped by Ctrl-C; run the same command again to go on",
 }
 
@@ -99,6 +101,12 @@ class UnhealthyError(R1provError):
     """A service does not answer as it should."""
 
     exit = Exit.UNHEALTHY
+
+
+class DamagedError(R1provError):
+    """Files of a model on a host are not what they should be."""
+
+    exit = Exit.DAMAGED
 
 
 class LabError(R1provError):

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from r1prov.common.errors import (
+    DamagedError,
     Exit,
     LockedError,
     PreflightError,
@@ -47,6 +48,8 @@ class HostReport:
         compared: with what the rate was compared where an upgrade asks for one, in words; empty where nothing was compared.
         tuning: what the role tune measured (roles/tune/files/tune.py).
         removal: what the module removal says that it removes, or would, and what stays: its keys `removed` and `kept`.
+        verified: what `r1prov weights verify` read: `seconds`, and of each of `files` its `path`, `bytes`, `sha256`, `state`
+            (`whole` or `damaged`) and `why`.
     """
 
     result: str = "unfinished"
@@ -61,6 +64,7 @@ class HostReport:
     compared: str = ""
     tuning: dict[str, Any] | None = None
     removal: dict[str, Any] | None = None
+    verified: dict[str, Any] | None = None
 
 
 @dataclass
@@ -142,8 +146,11 @@ class Recorder:
                 host.tuning = event.result["result"]
             if event.step == "removal" and "removed" in event.result:
                 host.removal = {key: event.result[key] for key in ("removed", "kept")}
+            host.verified = event.result.get("verified") or host.verified
         elif isinstance(event, HostFailed | HostUnreachable):
             error = failure(event)
+            if isinstance(event, HostFailed):
+                self._host(event.host).verified = event.result.get("verified")
             self._errors.append(error)
             self._host(event.host).problems.extend(asdict(problem) for problem in error.problems)
         elif isinstance(event, Recap):
@@ -154,14 +161,17 @@ class Recorder:
             self.report.ansible_exit, self.report.log, self.report.ended = event.code, str(event.log), now()
 
     def error(self) -> R1provError | None:
-        """What went wrong on the hosts, as one error; None where nothing did. Errors of different kinds become a RunError."""
+        """What went wrong on the hosts, as one error; None where nothing did.
+
+        Errors of different kinds become a RunError, and a DamagedError where one of them is: damage is what was looked for.
+        """
         if not self._errors and self.report.ansible_exit:
             what = self._complaint or f"ended with {self.report.ansible_exit}"
             return RunError(Problem("ansible-playbook", what, f"all that it said: {self.report.log}"))
         if not self._errors:
             return None
         kinds = {type(error) for error in self._errors}
-        kind = kinds.pop() if len(kinds) == 1 else RunError
+        kind = kinds.pop() if len(kinds) == 1 else DamagedError if DamagedError in kinds else RunError
         return kind(*(problem for error in self._errors for problem in error.problems))
 
     def _host(self, name: str) -> HostReport:
@@ -210,6 +220,12 @@ def failure(event: HostFailed | HostUnreachable) -> R1provError:
         )
     if found := event.result.get("problems"):
         return PreflightError(*(Problem(event.host, f"{p['check']}: {p['what']}", p["remedy"]) for p in found))
+    if found := event.result.get("verified"):
+        remedy = "`r1prov up` brings it anew, and keeps it until then"
+        damaged = [file for file in found["files"] if file["why"]]
+        return DamagedError(
+            *(Problem(event.host, f"{file['path']} is damaged: {file['why']}", remedy) for file in damaged)
+        )
     what, _, remedy = _message(event.result).partition(" Remedy: ")
     if event.result.get("locked"):
         return LockedError(Problem(event.host, what.removeprefix(event.host).strip(" ."), remedy.rstrip(".")))

@@ -202,6 +202,39 @@ def test_after_a_reboot_everything_is_up_by_itself(operator: Operator, pair: lis
         assert "Paris" in operator.asks(host)
 
 
+FLIP = """
+import os, pathlib, sys
+file = max(pathlib.Path("/srv/r1prov/models").glob("*/*.gguf"), key=lambda path: path.stat().st_size)
+times = file.stat()
+content = bytearray(file.read_bytes())
+content[len(content) // 2] ^= 1
+with file.open("r+b") as stream:
+    stream.write(content)
+os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+print(file)
+"""
+"""What a disk does: it changes a bit of a file, and keeps size and times."""
+
+
+def test_a_bit_that_a_disk_has_changed_is_found_while_the_engine_serves(
+    operator: Operator, pair: list[LabHost]
+) -> None:
+    """The next test runs `up`, which mends it."""
+    first, second = pair
+    file = told(first, f"python3 -c {shlex.quote(FLIP)}").strip()
+    engine = told(first, f"systemctl show --property=MainPID {UNIT}")
+    done = operator.does("weights", "verify", "--json", code=Exit.DAMAGED)
+    found = json.loads(done.stdout)
+    assert (found["schema"], found["exit"]) == (1, Exit.DAMAGED)
+    assert {name: host["result"] for name, host in found["hosts"].items()} == {
+        first.name: "damaged",
+        second.name: "whole",
+    }
+    assert [row["path"] for row in found["hosts"][first.name]["files"] if row["state"] == "damaged"] == [file]
+    assert f"{file} is damaged: its sha256 is" in " ".join(done.stderr.split())
+    assert told(first, f"systemctl show --property=MainPID {UNIT}") == engine
+
+
 def test_after_ctrl_c_the_next_run_goes_on_and_repairs_what_had_drifted(
     operator: Operator, pair: list[LabHost]
 ) -> None:
@@ -230,6 +263,7 @@ def test_after_ctrl_c_the_next_run_goes_on_and_repairs_what_had_drifted(
     assert "drift" not in told(second, f"cat /etc/systemd/system/{UNIT}.service")
     assert told(second, "cat /etc/r1prov/llama-server/api-key") == operator.secret("api-key").strip()
     assert "Paris" in operator.asks(second)
+    operator.does("weights", "verify", first.name)
 
 
 def test_the_next_run_changes_nothing_and_measures_nothing(operator: Operator, pair: list[LabHost]) -> None:

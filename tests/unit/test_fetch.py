@@ -17,11 +17,16 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import disks
 import evaluated
+import gguf
 import pytest
 import yaml
+from ansible_collections.r1.prov.plugins.module_utils import merged_weights
+from ansible_collections.r1.prov.plugins.module_utils.weights_merge import Merge
 
 from r1prov.common import paths
+from tests.fixtures import shards, tinymodel
 from tests.fixtures.hub import Faults, Hub
 
 if TYPE_CHECKING:
@@ -97,6 +102,14 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def flip(file: Path) -> None:
+    """Changes a bit of a file, and its time, by which the change is noticed."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    with file.open("r+b") as stream:
+        stream.write(content)
+
+
 def hub_source(hub: Hub, kind: str = "hub") -> dict[str, str]:
     return {"type": kind, "endpoint": hub.url, "repo": REPO, "revision": "main", "folder": FOLDER}
 
@@ -122,6 +135,12 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 def host(tmp_path: Path, root: Path) -> Host:
     return Host(tmp_path / "host", root / REPO / FOLDER)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    with disks.mounted(tmp_path / "small", 40 << 20) as place:
+        yield place
 
 
 @pytest.fixture
@@ -156,7 +175,7 @@ def test_what_was_verified_is_not_read_again_unless_it_changed(host: Host, hub: 
     os.utime(changed, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert host.run(hub_source(hub)) == (0, "")
     changed.touch()
-    assert "is fetched again" in host.run(hub_source(hub))[1]
+    assert "is damaged: its sha256 is" in host.run(hub_source(hub))[1]
     assert host.is_complete()
 
 
@@ -220,8 +239,100 @@ def test_shards_are_fetched_anew_where_the_merged_file_is_not_theirs(host: Host,
         (host.folder / "m.gguf.json").write_text(json.dumps(record | {"shards": record["shards"][:2]}))
     assert host.run(hub_source(hub))[0] == 0
     assert all((host.folder / name).read_bytes() == path.read_bytes() for name, path in host.published.items())
-    assert file.exists() is (harm in {"not wanted", "of other shards"})  # a bad file is removed
+    assert file.exists() is (harm != "lost")  # a bad file stays until the shards are merged anew
     assert host.progress["total"] == 3 * SHARD_BYTES
+
+
+@pytest.mark.parametrize("network", ["silent", "refusing"])
+@pytest.mark.parametrize("served", ["merged", "published"])
+def test_a_damaged_file_is_served_until_its_replacement_is_whole(
+    host: Host, root: Path, tmp_path: Path, served: str, network: str
+) -> None:
+    if served == "merged":
+        host.job["merged"] = "m.gguf"
+        file = merged(host)
+    else:
+        for name, path in host.published.items():
+            shutil.copy(path, host.folder / name)
+        file = host.folder / "m-00002-of-00003.gguf"
+    flip(file)
+    before = file.read_bytes()
+    if network == "silent":
+        with Hub(root) as down:
+            pass
+        process = host.start(hub_source(down))
+        wait_for(lambda: (host.root / "run/progress.json").exists() and "waiting" in host.progress["label"])
+        assert f"damaged, and kept until then: {file.name}" in host.progress["label"]
+        process.kill()
+        process.wait()
+    else:
+        code, log = host.run({"type": "folder", "path": str(tmp_path / "unplugged")})
+        assert code == HOPELESS
+        for text in (log, host.state["message"]):
+            assert f"{file.name} is damaged, and stays until what replaces it is whole" in text
+    assert file.read_bytes() == before
+    with Hub(root) as hub:
+        assert host.run(hub_source(hub))[0] == 0
+    assert all((host.folder / name).read_bytes() == path.read_bytes() for name, path in host.published.items())
+    assert host.state["damaged"] == [file.name]
+    assert (file.read_bytes() == before) is (served == "merged")  # the merge comes after the transfer
+
+
+def test_a_damaged_published_file_goes_for_room_only_when_a_source_has_its_like(
+    small_disk: Path, hub: Hub, root: Path, tmp_path: Path
+) -> None:
+    """The disk has room for the three files and no more."""
+    host = Host(small_disk, root / REPO / FOLDER)
+    for name, path in host.published.items():
+        shutil.copy(path, host.folder / name)
+    flip(file := host.folder / "m-00002-of-00003.gguf")
+    disks.fill(small_disk, leave=1 << 20)
+    with Hub(tmp_path) as empty:
+        code, log = host.run(hub_source(empty))
+    assert code == HOPELESS
+    assert "the damaged one is not removed before a source has shown that it has it: 127.0.0.1" in log
+    assert file.exists()
+    with file.open("rb"):  # an engine that has mapped the file keeps its room
+        code, log = host.run(hub_source(hub))
+        assert code == HOPELESS
+        assert "a process that has it open keeps its room" in log
+    assert host.run(hub_source(hub))[0] == 0
+    assert host.is_complete()
+
+
+def test_a_damaged_merged_file_is_mended_on_the_least_disk_that_is_asked_for(
+    small_disk: Path, root: Path, hub: Hub
+) -> None:
+    """The disk has room for the published files and the file that is made of them, and no more."""
+    published = root / REPO / FOLDER
+    shutil.rmtree(published)
+    whole = tinymodel.write(root / "tiny.gguf", legacy=gguf.GGMLQuantizationType.Q8_0)
+    published.mkdir()
+    shards.split(whole, published / "m", 60)
+    host = Host(small_disk, published)
+    host.job |= {"merged": "m.mla.gguf", "attention": "mla"}
+    state, run = host.root / "state" / "state.json", host.root / "run"
+    work = Merge(host.folder, host.job["files"], name="m.mla.gguf", attention="mla", state=state, run=run)
+
+    def settle() -> None:
+        merged_weights.remove(merged_weights.replaced(host.folder, "m.mla.gguf", host.job["files"], state), state)
+
+    assert host.run(hub_source(hub))[0] == 0
+    made = work.complete()
+    settle()
+    disks.fill(small_disk, leave=sum(file["bytes"] for file in host.job["files"]) + (256 << 10))
+    flip(work.file)
+    inode, bad = work.file.stat().st_ino, work.file.read_bytes()
+
+    with Hub(root.parent / "host") as empty:
+        assert host.run(hub_source(empty))[0] == HOPELESS
+    assert work.file.read_bytes() == bad
+    assert host.run(hub_source(hub))[0] == 0
+    assert work.file.read_bytes() == bad
+    assert work.complete() == made
+    assert (sha256(work.file), work.file.stat().st_ino) == (made["sha256"], inode)
+    settle()
+    assert host.run() == (0, "")
 
 
 def test_a_kill_in_the_middle_costs_nothing(host: Host, hub: Hub) -> None:
@@ -478,33 +589,21 @@ def test_too_little_room_is_said_before_anything_is_fetched(host: Host, hub: Hub
     assert hub.requests == []
 
 
-def test_a_full_disk_ends_it_and_what_has_arrived_is_kept(host: Host, hub: Hub, tmp_path: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("a disk to fill is a tmpfs, and mounting one needs root")
-    small = tmp_path / "small"
-    small.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={10 << 20}", "tmpfs", str(small)]
-    done = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"no tmpfs can be mounted here: {done.stderr.strip()}")
-    try:
-        host = Host(small, hub.root / REPO / FOLDER)
-        hub.faults.silent_after = ("m-00001", 2 << 20)
-        process = host.start(hub_source(hub))
-        wait_for(lambda: host.arrived > 1 << 20)
-        ballast = small / "ballast"
-        ballast.write_bytes(bytes(5 << 20))
-        hub.faults.silent_after = None
-        _, log = process.communicate(timeout=120)
-        assert process.returncode == HOPELESS
-        assert "is full: make room" in log.splitlines()[-1]
-        ballast.unlink()
-        hub.requests.clear()
-        assert host.run(hub_source(hub))[0] == 0
-        assert hub.requests[0].range
-        assert host.is_complete()
-    finally:
-        subprocess.run(["umount", str(small)], check=True)
+def test_a_full_disk_ends_it_and_what_has_arrived_is_kept(small_disk: Path, hub: Hub) -> None:
+    host = Host(small_disk, hub.root / REPO / FOLDER)
+    hub.faults.silent_after = ("m-00001", 2 << 20)
+    process = host.start(hub_source(hub))
+    wait_for(lambda: host.arrived > 1 << 20)
+    ballast = disks.fill(small_disk, leave=1 << 19)
+    hub.faults.silent_after = None
+    _, log = process.communicate(timeout=120)
+    assert process.returncode == HOPELESS
+    assert "is full: make room" in log.splitlines()[-1]
+    ballast.unlink()
+    hub.requests.clear()
+    assert host.run(hub_source(hub))[0] == 0
+    assert hub.requests[0].range
+    assert host.is_complete()
 
 
 def test_a_folder_that_is_gone_is_not_made_on_another_disk(host: Host, hub: Hub) -> None:

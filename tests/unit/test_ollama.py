@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import hashlib
 import json
+import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -180,6 +181,15 @@ def test_what_changed_is_registered_again(host: Host) -> None:
     for path in host.server.models.glob("manifests/**/latest"):
         path.unlink()
     assert host.model().reason() == "what Ollama has of it was changed"
+
+
+def test_a_file_that_was_mended_in_place_is_loaded_anew(host: Host) -> None:
+    host.model().register()
+    os.utime(host.file, (1, 1))
+    assert host.model().reason() == "the model's file changed"
+    host.model().register()
+    assert host.blob.samefile(host.file)
+    assert host.server.asked[-1] == ("POST", "/api/generate", {"model": "demo", "keep_alive": 0, "stream": False})
 
 
 def test_a_name_that_is_not_wanted_any_more_is_removed(host: Host) -> None:

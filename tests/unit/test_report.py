@@ -2,7 +2,16 @@ from __future__ import annotations
 
 import json
 
-from r1prov.common.errors import Exit, LockedError, PreflightError, RunError, UnhealthyError, UnreachableError
+from r1prov.cli.verify import document
+from r1prov.common.errors import (
+    DamagedError,
+    Exit,
+    LockedError,
+    PreflightError,
+    RunError,
+    UnhealthyError,
+    UnreachableError,
+)
 from r1prov.machines.profile import Published
 from r1prov.runs.events import Finished, HostFailed, HostUnreachable, Output, Recap, StepStarted, Tally, TaskDone
 from r1prov.runs.report import HostReport, Recorder, RunReport, benchmark_rows, failure, last_start_s
@@ -69,6 +78,34 @@ def test_a_run_from_its_events(tmp_path):
     assert (kept["schema"], kept["ansible_exit"], kept["log"]) == (1, 4, str(log))
     assert last_start_s(tmp_path, "a", "r1prov-x") == 7.5
     assert last_start_s(tmp_path, "b", "r1prov-x") is None
+
+
+def test_damage_is_what_a_run_ends_with_whatever_else_went_wrong():
+    record = recorder("a", "b", "c")
+    whole = {"path": "/m/1", "bytes": 5, "sha256": "f" * 64, "state": "whole", "why": ""}
+    bad = whole | {"path": "/m/2", "state": "damaged", "why": "its sha256 is another"}
+    for event in (
+        TaskDone("a", "weights", "read", changed=False, result={"verified": {"files": [whole], "seconds": 1.5}}),
+        HostFailed("b", "weights", "read", {"msg": "x", "verified": {"files": [whole, bad], "seconds": 2.5}}),
+        HostUnreachable("c", "", "timed out"),
+        Recap({"a": Tally(1, 0, 0, 0, 0), "b": Tally(0, 0, 1, 0, 0), "c": Tally(0, 0, 0, 1, 0)}),
+    ):
+        record.event(event, 0.0)
+    error = record.error()
+    assert isinstance(error, DamagedError)
+    assert [(problem.where, problem.what) for problem in error.problems] == [
+        ("b", "/m/2 is damaged: its sha256 is another"),
+        ("c", "the connection is lost: timed out"),
+    ]
+    record.report.exit = error.exit
+    found = document(record.report)
+    assert (found["schema"], found["exit"]) == (1, 10)
+    assert {name: (host["result"], host["files"], host["seconds"]) for name, host in found["hosts"].items()} == {
+        "a": ("whole", [whole], 1.5),
+        "b": ("damaged", [whole, bad], 2.5),
+        "c": ("unreachable", [], None),
+    }
+    assert [len(host["problems"]) for host in found["hosts"].values()] == [0, 1, 1]
 
 
 def test_what_a_failed_task_means():

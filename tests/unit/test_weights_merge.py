@@ -1,17 +1,37 @@
 from __future__ import annotations
 
+import importlib.util
 import json
+import mmap
+import os
+import random
+import re
+import sys
+import time
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import disks
 import gguf
 import pytest
-from ansible_collections.r1.prov.plugins.module_utils import gguf_header, gguf_stream, merged_weights, weights_merge
+from ansible_collections.r1.prov.plugins.module_utils import (
+    gguf_header,
+    gguf_stream,
+    merged_weights,
+    weights_merge,
+    weights_verify,
+)
+from ansible_collections.r1.prov.plugins.module_utils.digest import sha256_of
+from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
 from ansible_collections.r1.prov.plugins.module_utils.weights_merge import Merge, MergeError
 
 from r1prov.models import convert as weights
 from tests.fixtures import shards, tinymodel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 Q8_0 = gguf.GGMLQuantizationType.Q8_0
 
@@ -288,3 +308,238 @@ def test_a_file_s_head(whole: Path, tmp_path: Path) -> None:
         bad.write_bytes(content)
         with pytest.raises(gguf_header.GgufError, match=says):
             gguf_header.read(bad)
+
+
+def rot(file: Path, at: int) -> None:
+    """Changes a bit and keeps size and time, as a disk does."""
+    times = file.stat()
+    with file.open("r+b") as stream:
+        stream.seek(at)
+        byte = stream.read(1)
+        stream.seek(at)
+        stream.write(bytes([byte[0] ^ 1]))
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def places(file: Path) -> list[int]:
+    """Places in a file's head, in its first tensor, in the padding behind a tensor, and at its end."""
+    read = gguf_header.read(file)
+    gaps = [
+        before.start + before.n_bytes
+        for before, behind in pairwise(read.tensors)
+        if before.start + before.n_bytes < behind.start
+    ]
+    first = read.tensors[0].start
+    return [60, first // 2, first + 3, *gaps[:1], file.stat().st_size - 1]
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize("attention", ["legacy", "mla"])
+def test_a_shard_that_rotted_since_it_was_verified_is_not_sealed(host: Host, attention: str, number: int) -> None:
+    shard = host.shards[number]
+    before = host.names
+    for place in places(shard):
+        rot(shard, place)
+        with pytest.raises(gguf_stream.DamagedError, match=re.escape(str(shard))):
+            host.merge(attention).complete()
+        assert host.names == before
+        assert str(shard) not in host.verified  # So the transfer reads it, and fetches it anew.
+        assert len(host.verified) == len(host.shards)
+        rot(shard, place)
+        merged_weights.remember(shard, digest(shard), host.state)
+    host.merge(attention).complete()
+
+
+def test_a_published_file_that_rotted_before_its_conversion_is_not_sealed(host: Host) -> None:
+    host.merge("legacy").complete()
+    host.settle("t.gguf")
+    for place in places(host.folder / "t.gguf"):
+        rot(host.folder / "t.gguf", place)
+        with pytest.raises(gguf_stream.DamagedError, match=r"t\.gguf is damaged"):
+            host.merge("mla").complete()
+        assert host.names == {"t.gguf", "t.gguf.json"}
+        assert str(host.folder / "t.gguf") not in host.verified
+        rot(host.folder / "t.gguf", place)
+        merged_weights.remember(host.folder / "t.gguf", digest(host.folder / "t.gguf"), host.state)
+    host.merge("mla").complete()
+
+
+def damaged(host: Host, attention: str) -> Path:
+    """The merged file, damaged in several places, as the transfer leaves it: its shards are there again."""
+    host.merge(attention).complete()
+    file = host.folder / host.name(attention)
+    for place in places(file):
+        rot(file, place)
+    merged_weights.forget([file], host.state)
+    return file
+
+
+@pytest.mark.parametrize("attention", ["legacy", "mla"])
+def test_a_damaged_file_is_there_until_its_successor_is(
+    host: Host, attention: str, whole: Path, converted: Path
+) -> None:
+    file = damaged(host, attention)
+    with file.open("rb") as served:
+        bad = file.read_bytes()
+        host.merge(attention).complete()
+        assert host.has(attention, converted if attention == "mla" else whole)
+        assert served.read() == bad  # The engine keeps what it has mapped.
+
+
+@pytest.fixture
+def small(tmp_path: Path, whole: Path) -> Iterator[Host]:
+    """A host whose disk can be filled."""
+    with disks.mounted(tmp_path / "disk", 60 << 20) as place:
+        yield Host(place, whole)
+
+
+@pytest.mark.parametrize("harm", ["bits", "truncated", "no record"])
+@pytest.mark.parametrize("attention", ["legacy", "mla"])
+def test_without_room_for_a_successor_wrong_bytes_are_written_anew_in_place(
+    small: Host, attention: str, harm: str, whole: Path, converted: Path
+) -> None:
+    file = damaged(small, attention)
+    room = 512 << 10
+    if harm == "truncated":
+        os.truncate(file, file.stat().st_size // 2)
+        room += file.stat().st_size
+    elif harm == "no record":
+        merged_weights.record_of(file).write_text("{")
+    disks.fill(small.folder.parent, leave=room)
+    inode, bad, shard = file.stat().st_ino, file.read_bytes(), small.shards[1]
+    rot(shard, shard.stat().st_size // 2)
+    with pytest.raises(gguf_stream.DamagedError, match=re.escape(str(shard))):
+        small.merge(attention).complete()
+    assert file.read_bytes() == bad  # Nothing but right bytes is written over a served file.
+    rot(shard, shard.stat().st_size // 2)
+    merged_weights.remember(shard, digest(shard), small.state)
+    with file.open("rb") as served:
+        small.merge(attention).complete()
+        assert small.has(attention, converted if attention == "mla" else whole)
+        assert served.read() == file.read_bytes()
+    assert file.stat().st_ino == inode
+    assert small.merge(attention).known
+
+
+def test_without_room_a_damaged_published_file_is_mended_and_takes_the_place_of_the_shards(
+    small: Host, converted: Path
+) -> None:
+    file = damaged(small, "legacy")
+    disks.fill(small.folder.parent, leave=1 << 20)
+    inode = file.stat().st_ino
+    small.merge("mla").complete()
+    assert small.has("mla", converted)
+    assert file.stat().st_ino == inode
+    assert small.settle("t.mla.gguf") == ["t.gguf"]
+
+
+def test_verifying_names_what_is_damaged_and_lets_the_transfer_read_it_again(host: Host) -> None:
+    host.merge("mla").complete()
+    host.settle("t.mla.gguf")
+    file = host.folder / "t.mla.gguf"
+
+    def found() -> list[str]:
+        files = weights_verify.expected(host.folder, host.files, file.name)
+        rows = weights_verify.verified(host.folder, files, Progress("weights", host.run))
+        assert all((row["state"] == "damaged") is bool(row["why"]) for row in rows)
+        return [f"{Path(row['path']).name}: {row['why']}" for row in rows if row["why"]]
+
+    assert found() == []
+    assert (host.progress["done"], host.progress["total"]) == (file.stat().st_size, file.stat().st_size)
+    for place in places(file):
+        rot(file, place)
+        assert host.merge("mla").known  # Whoever only looks at size and time sees nothing.
+        assert found() == [f"t.mla.gguf: its sha256 is {digest(file)}, not {host.verified[str(file)]['sha256']}"]
+        rot(file, place)
+    os.truncate(file, 100)
+    assert found() == [f"t.mla.gguf: it has 100 bytes, not {host.verified[str(file)]['bytes']}"]
+    merged_weights.record_of(file).write_text("{")
+    assert found() == ["t.mla.gguf: nothing says what it should be: t.mla.gguf.json is lost or damaged"]
+    file.unlink()
+    assert found() == ["t.mla.gguf: it is not there"]
+    before = host.verified
+    merged_weights.forget([file], host.state)
+    assert host.verified == {path: looks for path, looks in before.items() if path != str(file)}
+
+
+def test_verifying_reads_all_that_is_there(host: Host) -> None:
+    """Before the benchmark has passed, published files and the file made of them lie side by side."""
+    host.merge("legacy").complete()
+    host.merge("mla").complete()
+    names = [file["name"] for file in weights_verify.expected(host.folder, host.files, "t.mla.gguf")]
+    assert sorted(names) == sorted([*(shard.name for shard in host.shards), "t.gguf", "t.mla.gguf"])
+    host.shards[1].unlink()
+    missing = weights_verify.expected(host.folder, host.files, "")
+    rows = weights_verify.verified(host.folder, missing, Progress("weights", host.run))
+    assert [row["why"] for row in rows if row["path"] == str(host.shards[1])] == ["it is not there"]
+    assert len(rows) == 5
+
+
+def test_who_waited_for_another_run_takes_what_that_found(tmp_path: Path) -> None:
+    files, rows = [{"name": "a", "bytes": 1, "sha256": "b"}], [{"path": "/a", "why": ""}]
+    kept = tmp_path / "verify.json"
+    began = time.time()
+    assert weights_verify.joined(began, kept, files) == []
+    weights_verify.keep(kept, files, rows)
+    assert weights_verify.joined(began, kept, files) == rows
+    assert weights_verify.joined(time.time() + 1, kept, files) == []  # That one was over before.
+    assert weights_verify.joined(began, kept, []) == []  # That one read other files.
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095, 4096, (4 << 20) - 1, 4 << 20, (4 << 20) + 1, (9 << 20) + 513])
+def test_the_digest_of_a_file_of_any_size(tmp_path: Path, size: int) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(random.Random(size).randbytes(size))
+    told: list[int] = []
+    assert sha256_of(file, told.append) == digest(file)
+    assert told[-1:] == ([size] if size else [])
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_what_rotted_on_the_disk_is_found_and_mended_while_an_engine_has_it_mapped(
+    tmp_path: Path, whole: Path, converted: Path, room: bool
+) -> None:
+    """The kernel still has the right bytes in memory, so whoever reads as usual sees nothing wrong."""
+    with disks.imaged(tmp_path / "disk", 60 << 20) as place:
+        host = Host(place, whole)
+        host.merge("mla").complete()
+        file, right = host.folder / "t.mla.gguf", converted.read_bytes()
+        with file.open("rb") as served, mmap.mmap(served.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+            assert mapped[:] == right
+            made = next(tensor for tensor in gguf_header.read(file).tensors if "k_b" in tensor.name)  # no shard has it
+            disks.rot(place.with_suffix(".img"), right[made.start : made.start + 64])
+            assert mapped[:] == right
+            assert file.read_bytes() == right
+            files = weights_verify.expected(host.folder, host.files, file.name)
+            rows = weights_verify.verified(host.folder, files, Progress("weights", host.run))
+            assert [row["path"] for row in rows if row["why"]] == [str(file)]
+            merged_weights.forget([file], host.state)
+            if not room:
+                disks.fill(place, leave=1 << 20)
+            host.merge("mla").complete()
+            assert sha256_of(file) == digest(converted)
+            assert mapped[:] == right
+
+
+def test_the_transfer_sees_what_rotted_on_the_disk(tmp_path: Path) -> None:
+    with disks.imaged(tmp_path / "disk", 20 << 20) as place:
+        file = place / "file"
+        content = random.Random(1).randbytes(2 << 20)
+        file.write_bytes(content)
+        with file.open("rb") as served, mmap.mmap(served.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+            assert mapped[:] == content
+            assert fetch().sha256_on_disk(file, lambda _: None) == sha256(content).hexdigest()
+            disks.rot(place.with_suffix(".img"), content[5000:5064])
+            assert file.read_bytes() == content
+            assert fetch().sha256_on_disk(file, lambda _: None) != sha256(content).hexdigest()
+
+
+def fetch() -> Any:
+    """The program of the role weights, as a module."""
+    path = Path(__file__).parents[2] / "roles/weights/files/fetch.py"
+    spec = importlib.util.spec_from_file_location("fetch", path)
+    assert spec
+    assert spec.loader
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -9,7 +9,8 @@ empty), `attention` (the form of that file), `sources` in the order of preferenc
 it), `environment` (proxies), `reserve_bytes`.
 
 A file grows as `.incoming/SHA256` beside its final place and gets its name when it is whole and verified. What has been
-verified is remembered, so that a start with nothing to do takes milliseconds. The standard library of Python 3.10 only.
+verified is remembered, so that a start with nothing to do takes milliseconds. A damaged file that may be served stays until what
+replaces it is whole. The standard library of Python 3.10 only.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from __future__ import annotations
 import base64
 import contextlib
 import errno
+import fcntl
 import hashlib
 import http.client
 import json
 import logging
+import mmap
 import os
 import re
 import ssl
@@ -34,7 +37,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 BLOCK_BYTES = 1 << 20
 STALL_S = 60
@@ -234,11 +237,12 @@ class Record:
             self._verified = json.loads(path.read_text("utf-8"))["verified"]
         except (FileNotFoundError, ValueError, KeyError):  # torn by a power failure: then all is read once more
             self._verified = {}
-        self._outcome: dict[str, str] = {}
+        self._outcome: dict[str, Any] = {}
 
-    def say(self, state: str, message: str = "") -> None:
-        """Writes down how the run goes. The invocation tells this start of the unit from an earlier one."""
+    def say(self, state: str, message: str = "", damaged: Sequence[str] = ()) -> None:
+        """Writes down how the run goes, and what it found damaged. The invocation tells this start of the unit from an earlier one."""
         self._outcome = {"state": state, "message": message, "invocation": os.environ.get("INVOCATION_ID", "")}
+        self._outcome["damaged"] = list(damaged)
         self._save()
 
     def knows(self, path: Path, file: File) -> bool:
@@ -271,6 +275,7 @@ class Progress:
     def __init__(self, path: Path, total: int) -> None:
         self._path = path
         self._label, self._written_s = "", 0.0
+        self.remark = ""  # stands behind every label
         self.total = total
         self.done = 0  # of the files that are whole
 
@@ -278,7 +283,12 @@ class Progress:
         """Writes the file, unless it was written just now and only the bytes have changed since."""
         if (label, state) == (self._label, "running") and time.monotonic() - self._written_s < PROGRESS_EVERY_S:
             return
-        content = {"step": "weights", "label": label, "done": self.done + partial_bytes, "total": self.total}
+        content = {
+            "step": "weights",
+            "label": label + self.remark,
+            "done": self.done + partial_bytes,
+            "total": self.total,
+        }
         content |= {"unit": "bytes", "state": state, "updated": time.time()}
         replace(self._path, content)
         self._label, self._written_s = label, time.monotonic()
@@ -294,6 +304,7 @@ class Transfer:
         self.merged, self.attention = job["merged"], job["attention"]
         self.sources = [as_source(row, job["token"]) for row in job["sources"]]
         self.reserve_bytes = job["reserve_bytes"]
+        self.damaged: list[str] = []  # what is in its place and is not what it should be
         self.record = Record(state / "state.json")
         self.progress = Progress(run / "progress.json", sum(file.bytes for file in self.files))
 
@@ -309,22 +320,23 @@ class Transfer:
         for stranger in [path for path in self.incoming.iterdir() if path.name not in wanted]:
             stranger.unlink()
         missing = [] if self.is_made() else [file for file in self.files if not self.is_there(file)]
+        if missing and self.damaged:
+            self.progress.remark = f"; damaged, and kept until then: {', '.join(self.damaged)}"
         self.check_room(missing)
         for file in missing:
             self.bring(file)
             self.progress.done += file.bytes
-        self.record.say("done")
+        self.record.say("done", damaged=self.damaged)
         self.progress.show("all files are there and verified", state="done")
 
     def is_made(self) -> bool:
-        """Whether a file that was made of all these files is in its place. A merged file that went bad is removed, to make room."""
+        """Whether a file that was made of all these files is in its place. One that went bad stays until it is made anew."""
         total = self.progress.total
         for file in self.made():
             self.progress.total = file.bytes
             if self.is_there(file):
                 return True
             self.progress.total = total
-            (self.folder / file.name).unlink(missing_ok=True)
         return False
 
     def made(self) -> list[File]:
@@ -346,28 +358,77 @@ class Transfer:
         """Whether the file is in its place. It is read only where nothing is known of it."""
         place = self.folder / file.name
         if not self.record.knows(place, file):
-            if not place.is_file() or place.stat().st_size != file.bytes:
+            if not place.is_file():
                 return False
-            found = Partial(place)
-            found.take_up(lambda done: self.progress.show(f"checking {file.name}", done))
-            if found.digest.hexdigest() != file.sha256:
-                log.warning("%s is not what it should be, and is fetched again", place)
+            if why := self.fault(place, file):
+                log.warning("%s is damaged: %s", place, why)
+                self.damaged.append(file.name)
                 return False
             self.record.add(place, file)
         self.progress.done += file.bytes
         return True
 
+    def fault(self, place: Path, file: File) -> str:
+        """Why the file that has this name is not the one that it should be; empty where it is. Reads all of it."""
+        size = place.stat().st_size
+        if size != file.bytes:
+            return f"it has {size} bytes, not {file.bytes}"
+        try:
+            digest = sha256_on_disk(place, lambda done: self.progress.show(f"checking {file.name}", done))
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return "its disk cannot read it"
+        return "" if digest == file.sha256 else f"its sha256 is {digest}, not {file.sha256}"
+
     def check_room(self, missing: list[File]) -> None:
-        """Refuses to begin where the disk has too little room."""
+        """Refuses to begin where the disk has too little room. Published files that are damaged go for it, when a source has their like."""
         partials = [self.incoming / file.sha256 for file in missing]
         coming = sum(file.bytes for file in missing) - sum(path.stat().st_size for path in partials if path.exists())
-        disk = os.statvfs(self.folder)
-        free = disk.f_bavail * disk.f_frsize
-        if coming > 0 and coming + self.reserve_bytes > free:
+        short = coming + self.reserve_bytes - self.free_bytes()
+        if coming <= 0 or short <= 0:
+            return
+        bad = [file for file in missing if file.name in self.damaged]
+        if short > sum((self.folder / file.name).stat().st_size for file in bad):
             raise HopelessError(
-                f"the disk of {self.folder} has {free / GIB:.1f} GiB free, but {coming / GIB:.1f} GiB are still to come"
-                f" and {self.reserve_bytes / GIB:.1f} GiB stay free: make room, or choose a smaller quant"
+                f"the disk of {self.folder} has {self.free_bytes() / GIB:.1f} GiB free, but {coming / GIB:.1f} GiB are still"
+                f" to come and {self.reserve_bytes / GIB:.1f} GiB stay free: make room, or choose a smaller quant"
             )
+        self.see_sources(bad)
+        for file in bad:
+            log.warning("%s is removed, because the disk has no room for its successor beside it", file.name)
+            (self.folder / file.name).unlink()
+            self.damaged.remove(file.name)
+        if coming + self.reserve_bytes > self.free_bytes():
+            raise HopelessError(
+                f"what was damaged in {self.folder} is removed, but a process that has it open keeps its room:"
+                " stop the engine (systemctl stop r1prov-llama-server r1prov-ollama)"
+            )
+
+    def free_bytes(self) -> int:
+        """What the disk has free."""
+        disk = os.statvfs(self.folder)
+        return disk.f_bavail * disk.f_frsize
+
+    def see_sources(self, files: list[File]) -> None:
+        """Sees that a source has each of the files, before those that are in their places are given up for them.
+
+        Raises:
+            HopelessError: none has.
+        """
+        for file in files:
+            refusals = []
+            for source in self.sources:
+                try:
+                    source.open(file, 0)[0].close()
+                    break
+                except (RefusedError, UnreachableError) as error:
+                    refusals.append(f"{source} {error}")
+            else:
+                raise HopelessError(
+                    f"the disk of {self.folder} has no room for another {file.name}, and the damaged one is not removed"
+                    f" before a source has shown that it has it: {'; '.join(refusals)}"
+                )
 
     def bring(self, file: File) -> None:
         """Brings one file from the first source that has it. Bears with a bad network, but not with wrong content."""
@@ -499,6 +560,36 @@ def origin(url: str) -> tuple[str, str]:
     return parts.scheme, parts.netloc
 
 
+def sha256_on_disk(path: Path, show: Callable[[int], None]) -> str:
+    """The sha256 of a file as it stands on the disk. `show` is called with the number of bytes that are read.
+
+    The kernel may still have in memory what was right, and it keeps what an engine has mapped. So it is passed by, where the file system
+    allows that.
+    """
+    digest, done, block = (
+        hashlib.sha256(),
+        0,
+        mmap.mmap(-1, BLOCK_BYTES),
+    )  # It begins with a page, as such reads want it.
+    with path.open("rb", buffering=0) as stream:
+        flags = fcntl.fcntl(stream, fcntl.F_GETFL)
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(stream, fcntl.F_SETFL, flags | os.O_DIRECT)
+        while True:
+            try:
+                count = stream.readinto(block)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                fcntl.fcntl(stream, fcntl.F_SETFL, flags)  # The file system cannot, or cannot from here on.
+                count = stream.readinto(block)
+            if not count:
+                return digest.hexdigest()
+            digest.update(memoryview(block)[:count])
+            done += count
+            show(done)
+
+
 def replace(path: Path, content: object) -> None:
     """Writes a JSON file in one piece."""
     temporary = path.with_suffix(".tmp")
@@ -538,6 +629,9 @@ def main() -> int:
 
 def give_up(transfer: Transfer, why: str) -> int:
     """Tells what a person has to do."""
+    if transfer.damaged:
+        why = f"{why}. {' and '.join(transfer.damaged)} is damaged, and stays until what replaces it is whole"
+    transfer.progress.remark = ""
     log.error("%s", why)
     with contextlib.suppress(OSError):  # a disk may be too full even for this; the journal has it
         transfer.progress.show(why, state="failed")
