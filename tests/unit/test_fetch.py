@@ -8,6 +8,7 @@ import hashlib
 import http.server
 import json
 import os
+import pwd
 import random
 import re
 import shutil
@@ -15,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -67,7 +69,9 @@ class Host:
             "patience_s": 0,
         }
 
-    def start(self, *sources: dict[str, str], run: str = "run", **more: str) -> subprocess.Popen[str]:
+    def start(
+        self, *sources: dict[str, str], run: str = "run", python: str = sys.executable, **more: str
+    ) -> subprocess.Popen[str]:
         self.job["sources"] = list(sources)
         (self.root / "job.json").write_text(json.dumps(self.job))
         (self.root / run).mkdir(exist_ok=True)
@@ -78,7 +82,7 @@ class Host:
             "INVOCATION_ID": "42",
             **more,
         }
-        command = [sys.executable, str(PROGRAM), str(self.root / "job.json")]
+        command = [python, str(PROGRAM), str(self.root / "job.json")]
         return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
     def run(self, *sources: dict[str, str]) -> tuple[int, str]:
@@ -936,3 +940,34 @@ def test_two_fetchers_on_one_folder_make_no_wrong_file(tmp_path: Path, root: Pat
     assert all(host.is_complete() for host, *_ in pairs)
     assert any("writes to" in log for log in logs) is not locks
     assert any("has no locks" in log for log in logs) is not locks
+
+
+def test_a_run_of_root_by_hand_leaves_nothing_that_the_unit_could_not_change(root: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a folder to another user")
+    nobody = pwd.getpwnam("nobody")
+    with tempfile.TemporaryDirectory() as name, Hub(root) as hub:
+        Path(name).chmod(0o755)
+        host = Host(Path(name) / "host", root / REPO / FOLDER)
+        for path in (host.root, *host.root.rglob("*")):
+            os.chown(path, nobody.pw_uid, nobody.pw_gid)
+        hub.faults.silent_after = ("m-00002", 1 << 20)
+        process = host.start(hub_source(hub), python="/usr/bin/python3")
+        wait_for(lambda: host.arrived >= SHARD_BYTES + (1 << 20))
+        process.kill()
+        made = [*host.folder.rglob("*"), *(host.root / "state").iterdir()]
+        assert {path.stat().st_uid for path in made} == {nobody.pw_uid}
+        assert (host.folder / ".incoming" / "lock").stat().st_mode & 0o777 == 0o600
+
+
+def test_what_a_proxy_does_not_let_through_is_not_waited_for_without_end(host: Host) -> None:
+    class Proxy(http.server.BaseHTTPRequestHandler):
+        def do_CONNECT(self) -> None:
+            self.send_error(403)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        host.job["environment"] = {"https_proxy": f"http://127.0.0.1:{proxy.server_port}"}
+        assert host.run({"type": "http", "url": "https://hub.invalid"})[0] == HOPELESS
+        proxy.shutdown()
+    assert "is not let through by the proxy: Tunnel connection failed: 403 Forbidden" in host.state["message"]
