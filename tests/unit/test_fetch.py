@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import http.server
 import json
 import os
+import pwd
 import random
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -61,18 +66,23 @@ class Host:
             "token": "",
             "environment": {},
             "reserve_bytes": 0,
+            "patience_s": 0,
         }
 
-    def start(self, *sources: dict[str, str]) -> subprocess.Popen[str]:
+    def start(
+        self, *sources: dict[str, str], run: str = "run", python: str = sys.executable, **more: str
+    ) -> subprocess.Popen[str]:
         self.job["sources"] = list(sources)
         (self.root / "job.json").write_text(json.dumps(self.job))
+        (self.root / run).mkdir(exist_ok=True)
         environment = {
             "PATH": os.environ["PATH"],
             "STATE_DIRECTORY": str(self.root / "state"),
-            "RUNTIME_DIRECTORY": str(self.root / "run"),
+            "RUNTIME_DIRECTORY": str(self.root / run),
             "INVOCATION_ID": "42",
+            **more,
         }
-        command = [sys.executable, str(PROGRAM), str(self.root / "job.json")]
+        command = [python, str(PROGRAM), str(self.root / "job.json")]
         return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
     def run(self, *sources: dict[str, str]) -> tuple[int, str]:
@@ -90,7 +100,7 @@ class Host:
 
     @property
     def arrived(self) -> int:
-        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file() and path.name != "lock")
 
     def is_complete(self) -> bool:
         names = {path.name for path in self.folder.iterdir()} - {".incoming"}
@@ -619,3 +629,345 @@ def test_leftovers_of_another_quant_are_removed(host: Host, hub: Hub) -> None:
     (host.folder / ".incoming" / ("0" * 64)).write_bytes(b"x")
     assert host.run(hub_source(hub))[0] == 0
     assert host.is_complete()
+
+
+def answer(status: str, *headers: str, body: bytes = b"") -> bytes:
+    """An answer as it goes over the wire. Without a length it ends when the connection does."""
+    return "\r\n".join([f"HTTP/1.1 {status}", *headers, "Connection: close", "", ""]).encode() + body
+
+
+PAGE = b"<!DOCTYPE html><html><head><title>Sign in &amp;\n continue</title></head><body>Hello</body></html>"
+FLAWED = {
+    "403": (answer("403 Forbidden", "Content-Length: 0"), "answers 403 Forbidden"),
+    "404": (answer("404 Not Found", "Content-Length: 0"), "answers 404 Not Found"),
+    "204": (answer("204 No Content"), "answers 204 No Content instead of the file"),
+    "202": (answer("202 Accepted", "Content-Length: 0"), "answers 202 Accepted instead of the file"),
+    "a block page": (
+        answer("403 Forbidden", "Content-Type: text/html", body=PAGE),
+        'answers 403 Forbidden with a web page with the title "Sign in & continue"',
+    ),
+    "a page without a length": (
+        answer("200 OK", "Content-Type: text/html", body=PAGE),
+        "sends a web page with the title",
+    ),
+    "a page by its bytes": (answer("200 OK", body=b"\n" + PAGE), "sends a web page with the title"),
+    "a page with a length": (
+        answer("200 OK", "Content-Type: text/html", f"Content-Length: {len(PAGE)}", body=PAGE),
+        "a login, a proxy or a filter may stand in between",
+    ),
+    "a page in chunks": (
+        answer("200 OK", "Transfer-Encoding: chunked", body=b"%x\r\n%b\r\n0\r\n\r\n" % (len(PAGE), PAGE)),
+        "sends a web page",
+    ),
+    "JSON": (answer("200 OK", body=b'{"error": "later"}'), "sends text instead of the file"),
+    "gzip by its header": (
+        answer("200 OK", "Content-Encoding: gzip", f"Content-Length: {SHARD_BYTES}", body=b"\x1f\x8b\x08"),
+        "sends something packed (gzip) instead of the file",
+    ),
+    "gzip by its bytes": (answer("200 OK", body=b"\x1f\x8b\x08" + bytes(600)), "sends a gzip archive"),
+    "chunks that end early": (
+        answer("200 OK", "Transfer-Encoding: chunked", body=b"3e8\r\n" + bytes(1000) + b"\r\n0\r\n\r\n"),
+        "sends other bytes than the",
+    ),
+    "parts of a message": (
+        answer(
+            "206 Partial Content", "Content-Type: multipart/byteranges; boundary=x", "Content-Length: 9", body=b"--x--"
+        ),
+        "answers a request for the rest of a file with something else",
+    ),
+    "the rest of another file": (
+        answer("206 Partial Content", "Content-Range: bytes 1048576-1999999/2000000", "Content-Length: 951424"),
+        f"has 2000000 bytes where {SHARD_BYTES} are wanted",
+    ),
+    "a shorter file": (
+        answer("416 Range Not Satisfiable", "Content-Range: bytes */1000", "Content-Length: 0"),
+        f"has 1000 bytes where {SHARD_BYTES} are wanted",
+    ),
+    "an address that is none": (
+        answer("302 Found", "Location: http://[", "Content-Length: 0"),
+        "redirects to an address",
+    ),
+}
+
+
+def stored(host: Host, size: int = 1 << 20) -> Path:
+    """The beginning of the first file, as an earlier run left it."""
+    first = host.job["files"][0]
+    (host.folder / ".incoming").mkdir(exist_ok=True)
+    path = host.folder / ".incoming" / first["sha256"]
+    path.write_bytes(host.published[first["name"]].read_bytes()[:size])
+    return path
+
+
+@pytest.mark.parametrize("flaw", FLAWED)
+def test_what_is_wrong_is_named_passes_and_costs_nothing_that_is_stored(host: Host, hub: Hub, flaw: str) -> None:
+    raw, said = FLAWED[flaw]
+    part = stored(host)
+    hub.faults.answers = [raw]
+    code, log = host.run(hub_source(hub))
+    assert code == HOPELESS
+    assert said in host.state["message"]
+    assert part.read_bytes() == host.published["m-00001-of-00003.gguf"].read_bytes()[: 1 << 20]
+    # It is gone at the second attempt.
+    host.job["patience_s"] = 60
+    hub.faults.answers, hub.requests[:] = [raw], []
+    code, log = host.run(hub_source(hub))
+    assert code == 0, log
+    assert said in log
+    assert [request.range for request in hub.requests][:2] == [f"bytes={1 << 20}-"] * 2
+    assert host.is_complete()
+
+
+def test_a_page_behind_a_redirect_is_named_with_its_server(host: Host, hub: Hub, root: Path) -> None:
+    with Hub(root) as portal:
+        hub.faults.answers = [
+            answer("302 Found", f"Location: http://localhost:{portal.port}/login", "Content-Length: 0")
+        ]
+        portal.faults.answers = [answer("200 OK", "Content-Type: text/html; charset=utf-8", body=PAGE)]
+        assert host.run(hub_source(hub))[0] == HOPELESS
+    assert 'sends a web page with the title "Sign in & continue" from localhost instead' in host.state["message"]
+
+
+def test_a_flipped_bit_at_the_only_source_passes(host: Host, hub: Hub) -> None:
+    host.job["patience_s"] = 60
+    hub.faults.wrong_bytes = True
+    process = host.start(hub_source(hub))
+    wait_for(lambda: (host.root / "run/progress.json").exists() and "waiting" in host.progress["label"])
+    label, state = host.progress["label"], host.progress["state"]
+    hub.faults.wrong_bytes = False
+    _, log = process.communicate(timeout=120)
+    assert process.returncode == 0, log
+    assert state == "running"
+    assert "sends wrong bytes" in label
+    assert re.search(r"is given up if that is so until \d\d:\d\d:\d\d UTC", label)
+    assert host.is_complete()
+
+
+def test_a_source_that_lies_for_good_ends_it_when_patience_does(host: Host, hub: Hub) -> None:
+    host.job["patience_s"] = 5
+    hub.faults.wrong_bytes = True
+    began = time.monotonic()
+    code, log = host.run(hub_source(hub))
+    assert code == HOPELESS
+    assert 5 <= time.monotonic() - began < 60
+    assert log.count("sends wrong bytes") == 4  # three times, and in the last word
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "pause_s"),
+    [
+        ("4", 4),
+        ("²", 0),
+        ("٣", 0),
+        ("soon", 0),
+        ("-5", 0),
+        ("Sun, 99 Foo 2026 99:99:99 GMT", 0),
+        ("Thu, 01 Jan 2026 00:00:04 GMT", 4),  # by the clock of the server, which says when it is
+        ("Wed, 31 Dec 2025 00:00:00 GMT", 0),
+    ],
+)
+def test_a_server_says_when_it_wants_to_be_asked_again(host: Host, hub: Hub, retry_after: str, pause_s: int) -> None:
+    headers = ["Date: Thu, 01 Jan 2026 00:00:00 GMT", f"Retry-After: {retry_after}", "Content-Length: 0"]
+    hub.faults.answers = [
+        answer("429 Too Many Requests", *headers).decode().encode("latin-1" if retry_after == "²" else "utf-8")
+    ]
+    times: list[float] = []
+    process = host.start(hub_source(hub))
+    while process.poll() is None:
+        if len(hub.requests) > len(times):
+            times.append(time.monotonic())
+        time.sleep(0.01)
+    _, log = process.communicate()
+    assert process.returncode == 0, log
+    assert "Traceback" not in log
+    assert max(pause_s, 2) - 0.3 < times[1] - times[0] < max(pause_s, 2) + 1.6
+
+
+def test_with_two_sources_each_one_s_wish_is_kept(host: Host, hub: Hub, root: Path) -> None:
+    refusal = answer("503 Service Unavailable", "Content-Length: 0")
+    with Hub(root) as busy:
+        busy.faults.answers = [answer("429 Too Many Requests", "Retry-After: 600", "Content-Length: 0")]
+        hub.faults.answers = [refusal]
+        code, log = host.run(hub_source(busy), hub_source(hub))
+        assert code == 0, log
+        assert len(busy.requests) == 1  # for the second and the third file it is not asked either
+    assert host.is_complete()
+
+
+def test_a_mirror_without_ranges_loses_nothing_of_what_is_stored(host: Host, root: Path) -> None:
+    content = host.published["m-00001-of-00003.gguf"].read_bytes()
+    part = stored(host, 2 << 20)
+    whole = answer("200 OK", f"Content-Length: {SHARD_BYTES}", body=content[: 1 << 20])
+    with Hub(root) as mirror:
+        mirror.faults.answers = [whole]  # It breaks off before it gets to anything new.
+        process = host.start(hub_source(mirror))
+        wait_for(lambda: mirror.requests and not mirror.faults.answers)
+        least = SHARD_BYTES
+        while process.poll() is None:
+            with contextlib.suppress(FileNotFoundError):
+                least = min(least, part.stat().st_size)
+    assert process.returncode == 0
+    assert least >= 2 << 20
+    assert host.is_complete()
+
+
+def test_wrong_bytes_that_are_stored_are_replaced_by_a_mirror_without_ranges(host: Host, hub: Hub) -> None:
+    part = stored(host, 2 << 20)
+    with part.open("r+b") as stream:
+        stream.seek(1 << 20)
+        stream.write(b"rot")
+    content = host.published["m-00001-of-00003.gguf"].read_bytes()
+    hub.faults.answers = [answer("200 OK", f"Content-Length: {SHARD_BYTES}", body=content)]
+    code, log = host.run(hub_source(hub))
+    assert code == 0, log
+    assert len(hub.requests) == 3
+    assert host.is_complete()
+
+
+def test_what_changes_on_the_disk_is_noticed_though_the_right_bytes_came_in(host: Host, hub: Hub) -> None:
+    hub.faults.silent_after = ("m-00001", 2 << 20)
+    process = host.start(hub_source(hub))
+    part = host.folder / ".incoming" / host.job["files"][0]["sha256"]
+    wait_for(lambda: part.exists() and part.stat().st_size == 2 << 20)
+    with part.open("r+b") as stream:
+        stream.write(b"rot")
+    hub.faults.silent_after = None
+    host.job["patience_s"] = 60
+    process.communicate(timeout=120)
+    host.run(hub_source(hub))
+    assert host.is_complete()
+
+
+def test_strangers_among_what_comes_in_end_nothing(host: Host, hub: Hub, tmp_path: Path) -> None:
+    incoming, wanted = host.folder / ".incoming", [file["sha256"] for file in host.job["files"]]
+    (incoming / "folder" / "below").mkdir(parents=True)
+    (incoming / "folder" / "below" / "file").write_text("x")
+    (incoming / wanted[0]).mkdir()
+    (tmp_path / "elsewhere").write_text("not ours")
+    (incoming / wanted[1]).symlink_to(tmp_path / "elsewhere")
+    (incoming / "link").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(incoming / wanted[2])
+    os.mkfifo(incoming / "lock")
+    with socket.socket(socket.AF_UNIX) as stranger:
+        here = Path.cwd()
+        os.chdir(incoming)
+        try:
+            stranger.bind("socket")
+        finally:
+            os.chdir(here)
+        code, log = host.run(hub_source(hub))
+    assert code == 0, log
+    assert host.is_complete()
+    assert (tmp_path / "elsewhere").read_text() == "not ours"
+
+
+def test_a_folder_with_the_name_of_a_file_is_named_before_anything_is_fetched(host: Host, hub: Hub) -> None:
+    (host.folder / "m-00002-of-00003.gguf").mkdir()
+    code, log = host.run(hub_source(hub))
+    assert code == HOPELESS
+    assert "m-00002-of-00003.gguf is a folder" in log
+    assert hub.requests == []
+
+
+def test_a_file_of_somebody_else_s_is_not_added_to(host: Host, hub: Hub, tmp_path: Path) -> None:
+    part = stored(host)
+    (tmp_path / "theirs").hardlink_to(part)
+    assert host.run(hub_source(hub))[0] == 0
+    assert (tmp_path / "theirs").stat().st_size == 1 << 20
+    assert host.is_complete()
+
+
+def test_a_file_that_was_being_checked_at_a_kill_is_not_fetched_again(host: Host, hub: Hub) -> None:
+    part = stored(host, SHARD_BYTES)
+    part.rename(part.with_name(f"{part.name}.gpu1.example.com.123"))
+    assert host.run(hub_source(hub))[0] == 0
+    assert not [request for request in hub.requests if "m-00001" in request.path]
+    assert host.is_complete()
+
+
+def test_who_waits_for_the_folder_says_for_whom_and_then_looks_again(host: Host, hub: Hub) -> None:
+    hub.faults.silent_after = ("m-00002", 1 << 20)
+    first = host.start(hub_source(hub))
+    wait_for(lambda: host.arrived >= SHARD_BYTES + (1 << 20))
+    # By hand there is no invocation. It is the unit's outcome that others wait for.
+    second = host.start(hub_source(hub), run="by-hand", INVOCATION_ID="")
+    progress = host.root / "by-hand" / "progress.json"
+    wait_for(progress.exists)
+    label = json.loads(progress.read_text())["label"]
+    assert label == f"waiting: process {first.pid} on {os.uname().nodename} fetches into {host.folder}"
+    hub.faults.silent_after = None
+    assert first.wait(timeout=120) == 0
+    assert second.wait(timeout=120) == 0
+    assert len(hub.requests) == 3
+    assert (host.state["state"], host.state["invocation"]) == ("done", "42")
+    assert host.is_complete()
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_two_fetchers_on_one_folder_make_no_wrong_file(tmp_path: Path, root: Path, locks: bool) -> None:
+    """At a dozen distances in time. Without locks the disk says that it has none, as NFS does without its lock daemon."""
+    shim = tmp_path / "shim"
+    shim.mkdir()
+    if not locks:
+        lines = [
+            "import errno, fcntl",
+            "def lockf(*_):",
+            "    raise OSError(errno.ENOLCK, 'No locks available')",
+            "fcntl.lockf = lockf",
+        ]
+        (shim / "sitecustomize.py").write_text("\n".join(lines))
+    chance, pairs = random.Random(14), []
+    with Hub(root, faults=Faults(rate_bytes_s=6 << 20)) as hub:
+        for number in range(6):
+            host = Host(tmp_path / f"host{number}", root / REPO / FOLDER)
+            (host.root / "other").mkdir()
+            first = host.start(hub_source(hub), PYTHONPATH=str(shim))
+            time.sleep(chance.uniform(0, 0.6))
+            second = host.start(
+                hub_source(hub), run="other", PYTHONPATH=str(shim), STATE_DIRECTORY=str(host.root / "other")
+            )
+            pairs.append((host, first, second))
+        pairs[0][1].kill()  # The other goes on with what the killed one left.
+        running, logs = [process for _, *both in pairs for process in both], []
+        while any(process.poll() is None for process in running):
+            for host, *_ in pairs:
+                for path in host.folder.glob("*.gguf"):
+                    assert path.stat().st_size == SHARD_BYTES
+                    assert sha256(path) == sha256(host.published[path.name])
+            time.sleep(0.2)
+        logs = [process.communicate()[1] for process in running]
+    assert [process.returncode for process in running][1:] == [0] * 11, logs
+    assert all(host.is_complete() for host, *_ in pairs)
+    assert any("writes to" in log for log in logs) is not locks
+    assert any("has no locks" in log for log in logs) is not locks
+
+
+def test_a_run_of_root_by_hand_leaves_nothing_that_the_unit_could_not_change(root: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a folder to another user")
+    nobody = pwd.getpwnam("nobody")
+    with tempfile.TemporaryDirectory() as name, Hub(root) as hub:
+        Path(name).chmod(0o755)
+        host = Host(Path(name) / "host", root / REPO / FOLDER)
+        for path in (host.root, *host.root.rglob("*")):
+            os.chown(path, nobody.pw_uid, nobody.pw_gid)
+        hub.faults.silent_after = ("m-00002", 1 << 20)
+        process = host.start(hub_source(hub), python="/usr/bin/python3")
+        wait_for(lambda: host.arrived >= SHARD_BYTES + (1 << 20))
+        process.kill()
+        made = [*host.folder.rglob("*"), *(host.root / "state").iterdir()]
+        assert {path.stat().st_uid for path in made} == {nobody.pw_uid}
+        assert (host.folder / ".incoming" / "lock").stat().st_mode & 0o777 == 0o600
+
+
+def test_what_a_proxy_does_not_let_through_is_not_waited_for_without_end(host: Host) -> None:
+    class Proxy(http.server.BaseHTTPRequestHandler):
+        def do_CONNECT(self) -> None:
+            self.send_error(403)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        host.job["environment"] = {"https_proxy": f"http://127.0.0.1:{proxy.server_port}"}
+        assert host.run({"type": "http", "url": "https://hub.invalid"})[0] == HOPELESS
+        proxy.shutdown()
+    assert "is not let through by the proxy: Tunnel connection failed: 403 Forbidden" in host.state["message"]
