@@ -17,8 +17,8 @@ from ansible_collections.r1.prov.plugins.module_utils import gguf_stream, merged
 from ansible_collections.r1.prov.plugins.module_utils.digest import sha256_of
 from ansible_collections.r1.prov.plugins.module_utils.files import sync_folder, write_whole
 from ansible_collections.r1.prov.plugins.module_utils.gguf_header import Gguf, GgufError, read
-from ansible_collections.r1.prov.plugins.module_utils.gguf_whole import check_set
 from ansible_collections.r1.prov.plugins.module_utils.gguf_stream import DamagedError, SourceError
+from ansible_collections.r1.prov.plugins.module_utils.gguf_whole import check_set
 from ansible_collections.r1.prov.plugins.module_utils.merged_weights import LEGACY, MLA, STATE, is_as_verified, recorded
 from ansible_collections.r1.prov.plugins.module_utils.progress import RUN, Progress
 
