@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from r1prov import output
-from r1prov.cli import options
+from r1prov.cli import options  # noqa: TC001 - Typer reads the annotations when it runs
 from r1prov.common.errors import Problem, SiteError
 from r1prov.decision import decide
 from r1prov.models import catalogue
@@ -34,7 +34,9 @@ def by_hand(
     *,
     mode: Annotated[
         str | None,
-        typer.Option(help=f"{', '.join(modes.MODES)}; without: {modes.HYBRID}, or {modes.CPU} where there are no cards."),
+        typer.Option(
+            help=f"{', '.join(modes.MODES)}; without: {modes.HYBRID}, or {modes.CPU} where there are no cards."
+        ),
     ] = None,
     site: options.SiteFile = None,
     json: options.Json = False,
@@ -51,7 +53,9 @@ def by_hand(
     command = (PROGRAM, "--model", decision.model_file, *arguments, *_asking(decision))
     environment = decision.plan.environment
     line = " ".join([*(f"{name}={value}" for name, value in environment.items()), shlex.join(command)])
-    reasons = [] if not found else [found.refusal] if found.refusal else list(found.outcome.reasons if found.outcome else ())
+    reasons = (
+        [] if not found else [found.refusal] if found.refusal else list(found.outcome.reasons if found.outcome else ())
+    )
     if json:
         output.data(
             {
@@ -69,10 +73,10 @@ def by_hand(
     output.say(f"{target.name}, {chosen}: {modes.MODES[chosen]}.")
     for reason in reasons:
         output.say(f"It does not fit: {reason}", "yellow")
+    output.say(f"Run it on {target.name} as a member of the group r1prov-operators.")
     unit = f"r1prov-{applied.file.engine}"
     output.say(
-        f"Run it on {target.name} as a member of the group r1prov-operators. The service holds its own copy of the model's buffers: where both do "
-        f"not fit, stop it before with `sudo systemctl stop {unit}`, and start it afterwards."
+        f"The service goes on meanwhile. Where a second copy does not fit beside it: sudo systemctl stop {unit}, and start it afterwards."
     )
     output.write(f"{line}\n")
 

@@ -35,9 +35,7 @@ def modes_of(machine: Machine) -> tuple[str, ...]:
     return tuple(MODES) if machine.cards else (CPU,)
 
 
-def arguments(
-    mode: str, model: Model | None, plan: Plan, serving: Sequence[str], machine: Machine
-) -> tuple[str, ...]:
+def arguments(mode: str, model: Model | None, plan: Plan, serving: Sequence[str], machine: Machine) -> tuple[str, ...]:
     """The arguments with which a program that answers one user places a model, and reads it, in a mode.
 
     Args:
