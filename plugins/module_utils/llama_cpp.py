@@ -10,7 +10,9 @@ from typing import Any
 TARGETS = (
     "llama-server",
     "llama-cli",
+    "llama-completion",
     "llama-bench",
+    "llama-batched-bench",
     "llama-quantize",
     "llama-gguf-split",
     "llama-fit-params",

@@ -12,6 +12,7 @@ description:
     decides the release. Nothing is fetched or made where that folder is there already.
   - C(HOME/current) is switched, atomically, only when the new program has run. A failure leaves C(current) alone.
   - The current and the previous release are kept, and older ones are removed.
+  - With I(on_path), C(/usr/local/bin) gets links to the programs of the current release.
   - What is fetched is not used before its sha256 is right. A broken download goes on where it broke. Downloads, the build tree, its log and
     what uv and ccache keep lie in C(/var/cache/r1prov). Wheels in its folder C(sources/wheels), uv's among them, are not fetched.
 author: The r1prov team
@@ -20,6 +21,8 @@ options: {
   "step": {"type": "str", "required": true, "description": "The role that asks, for its progress file and for messages."},
   "version": {"type": "str", "required": true, "description": "The version. The new program must say it."},
   "home": {"type": "path", "required": true, "description": "Holds C(releases) and C(current)."},
+  "on_path": {"type": "str", "default": "", "description": "Pattern of the programs in the release, such as C(bin/llama-*), that every login
+      shall find on its path. Empty for none. What others have put in C(/usr/local/bin) under such a name stays, and is a warning."},
   "archive": {"type": "dict", "description": "The release is an archive, unpacked.", "suboptions": {
     "source": {"type": "str", "required": true, "description": "A URL, or a file on the host. Any compression that GNU tar knows."},
     "sha256": {"type": "str", "required": true, "description": "The archive's sha256."},
@@ -94,6 +97,7 @@ from ansible_collections.r1.prov.plugins.module_utils.build_llama_cpp import Lla
 from ansible_collections.r1.prov.plugins.module_utils.build_wheels import CudaToolkit, OpenWebui
 from ansible_collections.r1.prov.plugins.module_utils.files import file_diff
 from ansible_collections.r1.prov.plugins.module_utils.llama_cpp import contradiction
+from ansible_collections.r1.prov.plugins.module_utils.on_path import OnPath
 from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
 
 _KINDS = ["archive", "llama_cpp", "open_webui", "cuda_toolkit"]
@@ -143,8 +147,16 @@ def main() -> None:
         progress.finish()
     path = release.path(home, build.id)
     program = build_archive.program(path, archive["program"]) if archive else None
+    # In check mode a release that is not there yet has no programs that could be named.
+    named = sorted(path.glob(options["on_path"])) if options["on_path"] and path.is_dir() else []
+    links = OnPath(home, [each.relative_to(path) for each in named]) if named else None
+    if links:
+        for taken in links.taken:
+            module.warn(f"{taken} is not r1prov's and stays, so a login does not find {home}/current/bin/{taken.name}")
+        if not module.check_mode:
+            links.put_right()
     module.exit_json(
-        changed=changed,
+        changed=changed or bool(links and links.differs),
         release_id=build.id,
         previous=previous,
         path=str(path),

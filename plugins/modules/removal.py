@@ -60,6 +60,7 @@ from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
+from ansible_collections.r1.prov.plugins.module_utils.on_path import links_into
 from ansible_collections.r1.prov.plugins.module_utils.units import reset_failed, systemctl
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ FILES = (
     "/usr/local/lib/r1prov-*",
     "/usr/local/share/ca-certificates/r1prov-*",
     "/etc/apt/sources.list.d/r1prov-*",
+    "/etc/security/limits.d/r1prov-*",
 )
 FILES_OF_ONE = (
     "/etc/r1prov/{0}*",
@@ -192,6 +194,7 @@ def main() -> None:
     ours.append(f"/var/lib/systemd/timers/stamp-{name}*")
     ours += [path.format(service) for path in FILES_OF_ONE] if service else everything
     files = doomed(ours, list(kept), mounted)
+    files += [] if service else [str(link) for link in links_into(Path("/opt/r1prov"))]
     removed = {"units": units, "users": users, "groups": groups, "paths": freed(files)}
     stays = staying(ours, kept, mounted)
     settings = sorted({str(Path(path).parent) for path in files if path.startswith(f"{UNITS}/") and ".d/" in path})

@@ -51,6 +51,10 @@ VERBS = {
         "Let another engine hold the model, on every host of the site; the chat page follows.",
     ),
     "bench": ("bench:bench", "Measure prompt and decode rates of the running servers, beside the published figures."),
+    "by-hand": (
+        "by_hand:by_hand",
+        "Print the guide's command line for a host, in today's spelling. Contacts no host, and runs nothing.",
+    ),
     "tune": (
         "tune:tune",
         "Try threads, micro-batch, a tensor more or less and repacking around the plan with llama-bench, and serve with the best.",

@@ -17,7 +17,7 @@ from r1prov.machines.profile import load_profile
 from r1prov.models import convert as weights
 from tests.fixtures import shards, tinymodel
 
-from .people import QUESTION, Operator, told
+from .people import QUESTION, Operator, by_hand, told
 from .test_up_gateway import open_ports
 
 pytestmark = pytest.mark.host
@@ -73,11 +73,15 @@ def test_an_operators_own_deepseek2_model_is_served_as_published_and_then_in_mla
     own.does("up")
     assert own.changes == {alone.name: []}
 
+    # Random weights answer nonsense, so that it answers is what counts: the figures come after the last token.
+    assert "eval time" in by_hand(own, alone)
+
 
 def test_the_demos_model_comes_back(owner: Operator, alone: LabHost, sources: dict[str, Any]) -> None:
     owner.site([alone], sources=sources)
     owner.does("up")
     assert "Paris" in owner.does("ask", QUESTION).stdout
+    assert "Paris" in by_hand(owner, alone)
 
 
 def digest(path: Path) -> str:

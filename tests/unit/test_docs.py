@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 GENERATED = runpy.run_path(str(ROOT / "docs" / "generate.py"))["pages"]()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-CALCULATING = ("plan", "explain", "profiles")
+CALCULATING = ("plan", "explain", "profiles", "by-hand")
 """The verbs that need no host for their output."""
 WIDTH = 80
 CODE = re.compile(r"^(?:```.*?^```$|(?: {4}[^\n]*\n)+)", flags=re.MULTILINE | re.DOTALL)
@@ -73,7 +73,7 @@ def fault(line: str) -> str:
     words = words[: words.index("--")] if "--" in words else words
     while words and words[0] in {"--debug", "--help", "--version"}:
         del words[0]
-    if not words or not re.fullmatch(r"[a-z]+", words[0]):
+    if not words or not re.fullmatch(r"[a-z-]+", words[0]):
         return ""
     if words[0] not in VERBS:
         return f"{words[0]} is no verb"
@@ -113,9 +113,16 @@ def printed() -> Iterator[tuple[str, str, str]]:
 
 @pytest.mark.parametrize(("page", "line", "shown"), list(printed()))
 def test_an_output_in_the_pages_is_what_is_printed(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, page: str, line: str, shown: str
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    page: str,
+    line: str,
+    shown: str,
 ) -> None:
     monkeypatch.setattr(output.console.out, "width", WIDTH)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r1prov.yml").write_text("profile: 4x4090\nhosts: [{name: gpu1, address: gpu1.example.com}]\n")
     with pytest.raises(SystemExit):
         main(shlex.split(line)[1:])
     real = "".join(f"{row.rstrip()}\n" for row in capsys.readouterr().out.splitlines())

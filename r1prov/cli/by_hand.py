@@ -1,0 +1,121 @@
+"""`r1prov by-hand`: the guide's command line for a host, ready to paste."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from r1prov import output
+from r1prov.cli import options  # noqa: TC001 - Typer reads the annotations when it runs
+from r1prov.common.errors import Problem, SiteError
+from r1prov.decision import decide
+from r1prov.models import catalogue
+from r1prov.offload import modes
+from r1prov.offload.foresight import foresee_arguments
+from r1prov.offload.outcome import Space
+from r1prov.site.select import last_applied
+from r1prov.site.state import SiteState
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from r1prov.decision import Decision
+    from r1prov.offload.foresight import ForeseenArguments
+
+PROGRAM = "llama-completion"
+SEED = "3407"
+PRIORITY = "2"
+
+
+def by_hand(
+    host: Annotated[str | None, typer.Argument(help="Which of the site's hosts; the first without.")] = None,
+    *,
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            help=f"{', '.join(modes.MODES)}; without: {modes.HYBRID}, or {modes.CPU} where there are no cards."
+        ),
+    ] = None,
+    site: options.SiteFile = None,
+    json: options.Json = False,
+) -> None:
+    """Print the guide's command line for a host, in today's spelling. Contacts no host, and runs nothing.
+
+    Example: `r1prov by-hand --mode rule gpu1`
+    """
+    applied, (target, *_) = last_applied(site, [host] if host else ())
+    decision = decide(applied, output.say)
+    chosen = _mode(mode, decision)
+    arguments = _arguments(chosen, decision, target.name)
+    found = _foreseen(decision, arguments)
+    command = (PROGRAM, "--model", decision.model_file, *arguments, *_asking(decision))
+    environment = decision.plan.environment
+    line = " ".join([*(f"{name}={value}" for name, value in environment.items()), shlex.join(command)])
+    reasons = (
+        [] if not found else [found.refusal] if found.refusal else list(found.outcome.reasons if found.outcome else ())
+    )
+    if json:
+        output.data(
+            {
+                "schema": 1,
+                "host": target.name,
+                "mode": chosen,
+                "fits": found and bool(found.outcome and found.outcome.fits),
+                "reasons": reasons,
+                "environment": environment,
+                "command": list(command),
+                "line": line,
+            }
+        )
+        return
+    output.say(f"{target.name}, {chosen}: {modes.MODES[chosen]}.")
+    for reason in reasons:
+        output.say(f"It does not fit: {reason}", "yellow")
+    output.say(f"Run it on {target.name} as a member of the group r1prov-operators.")
+    unit = f"r1prov-{applied.file.engine}"
+    output.say(
+        f"The service goes on meanwhile. Where a second copy does not fit beside it: sudo systemctl stop {unit}, and start it afterwards."
+    )
+    output.write(f"{line}\n")
+
+
+def _mode(named: str | None, decision: Decision) -> str:
+    machine = decision.site.profile.machine
+    there = modes.modes_of(machine)
+    if named is None:
+        return modes.HYBRID if modes.HYBRID in there else modes.CPU
+    if named not in modes.MODES:
+        raise SiteError(Problem("--mode", f"no mode is called `{named}`", f"there are: {', '.join(modes.MODES)}"))
+    if named not in there:
+        what = f"the profile {decision.site.file.profile} has no cards"
+        raise SiteError(Problem("--mode", what, f"what it has: {', '.join(there)}"))
+    return named
+
+
+def _arguments(mode: str, decision: Decision, host: str) -> tuple[str, ...]:
+    state = SiteState.of(decision.site.path)
+    tuned = decision.with_tuned(state.all_tuned(decision.site.hosts), {})[0].tuned.get(host)
+    serving = tuned.arguments if tuned else decision.plan.arguments
+    return modes.arguments(mode, decision.model, decision.plan, serving, decision.site.profile.machine)
+
+
+def _foreseen(decision: Decision, arguments: Sequence[str]) -> ForeseenArguments | None:
+    """What the program would take. Nothing is known of a model whose layers are not known."""
+    machine = decision.site.profile.machine
+    if decision.model is None:
+        return None
+    # The program answers one user and keeps no past prompts.
+    alone = (*arguments, "--parallel", "1", "--cache-ram", "0")
+    return foresee_arguments(decision.model, alone, Space(machine.cards, machine.ram))
+
+
+def _asking(decision: Decision) -> tuple[str, ...]:
+    """The arguments that ask the question: in R1's own template as the guide does, else in the template that the model's file has."""
+    profile = decision.site.profile
+    fixed = ("--prio", PRIORITY, "--temp", f"{profile.serving.temperature:g}", "--seed", SEED)
+    if not catalogue.is_published(decision.quant):
+        return (*fixed, "--single-turn", "--prompt", profile.question.ask)
+    before, after = (part.strip() for part in catalogue.R1_TEMPLATE.split("{{ .System }} {{ .Prompt }}"))
+    return (*fixed, "-no-cnv", "--prompt", f"{before}{profile.question.ask}{after}")

@@ -1,0 +1,80 @@
+"""The guide's command lines, as `r1prov by-hand` prints them."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import TYPE_CHECKING
+
+import pytest
+
+from r1prov.cli import main
+from r1prov.common.errors import Exit
+from r1prov.machines.profile import load_profile
+from r1prov.offload import modes
+from r1prov.offload.arguments import parse
+from r1prov.offload.plan import DYNAMIC_QUANTS
+from tests.golden import assert_golden
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "r1prov.yml"
+
+
+def printed(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main(("by-hand", *words))
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+def test_each_mode_of_the_reference_machines_is_golden(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = {}
+    for profile in ("4x4090", "4xh800"):
+        site.write_text(f"profile: {profile}\nhosts: [gpu1.example.com]\n")
+        for mode in modes.MODES:
+            code, out, err = printed(capsys, "--mode", mode)
+            assert code == 0
+            reasons = [line for line in err.splitlines() if line.startswith("It does not fit")]
+            found[f"{profile}-{mode}.txt"] = "\n".join([*reasons, out])
+    assert_golden(found, "by_hand")
+
+
+def test_the_line_is_the_command_and_says_whether_it_fits(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    site.write_text("profile: 4x4090\nhosts: [gpu1.example.com, gpu2.example.com]\n")
+    told = json.loads(printed(capsys, "--mode", "gpu", "gpu2.example.com", "--json")[1])
+    assert (told["host"], told["mode"], told["fits"]) == ("gpu2.example.com", "gpu", False)
+    assert told["reasons"][0].startswith("CUDA0 runs out of memory")
+    words = shlex.split(told["line"])
+    assert words == [*(f"{name}={value}" for name, value in told["environment"].items()), *told["command"]]
+    assert json.loads(printed(capsys, "--json")[1])["fits"]
+
+
+def test_a_machine_without_cards_has_one_mode_and_says_so(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    site.write_text("profile: cpu\nhosts: [gpu1.example.com]\n")
+    assert " --n-gpu-layers 0 " in printed(capsys)[1]
+    code, out, err = printed(capsys, "--mode", "hybrid")
+    assert (code, out) == (Exit.SITE, "")
+    assert "the profile cpu has no cards" in err
+    assert "did" not in err
+    assert printed(capsys, "--mode", "rules")[0] == Exit.SITE
+
+
+@pytest.mark.parametrize("quant", DYNAMIC_QUANTS)
+@pytest.mark.parametrize("profile", ["4x4090", "4xh800"])
+def test_the_plan_by_hand_places_the_model_as_the_service_does(
+    site: Path, capsys: pytest.CaptureFixture[str], profile: str, quant: str
+) -> None:
+    """What the engine is told of layers, cards and experts is the same, and a single user has the context of one slot."""
+    site.write_text(f"profile: {profile}\nquant: {quant}\noverride: [fit]\nhosts: [gpu1.example.com]\n")
+    command = json.loads(printed(capsys, "--mode", "hybrid", "--json")[1])["command"]
+    machine = load_profile(profile)
+    end = command.index("--prio")
+    setting = parse(command[3:end], cards=len(machine.machine.cards))
+    assert setting.context == machine.serving.context_per_slot
+    assert setting.split or setting.overrides
