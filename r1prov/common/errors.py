@@ -36,7 +36,7 @@ EXIT_CODES: dict[Exit, str] = {
     Exit.LOCKED: "another run holds the host",
     Exit.UNHEALTHY: "the service does not answer as it should",
     Exit.LAB: "a throwaway host could not be made here",
-    Exit.INTERRUPTED: "stopped by Ctrl-C; run the same command again to go on",
+    Exit.INTERRUPTED: "stopped by Ctrl-C, `kill` or a closed terminal; run the same command again to go on",
 }
 
 
