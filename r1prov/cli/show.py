@@ -97,7 +97,7 @@ def restarts_wanted(name: str, status: dict[str, Any]) -> list[str]:
     return [
         f"{name}: {artefact} {' and '.join(running)} runs, and {status['releases'][artefact]} is installed. A run was cut off; "
         "`r1prov up` finishes it"
-        for artefact, running in status["running"].items()
+        for artefact, running in status.get("running", {}).items()
         if set(running) - {status["releases"][artefact]}
     ]
 

@@ -1,11 +1,11 @@
-"""A program that runs another one, and ends it with all that it has started when r1prov wants that or is gone.
+"""A program that runs another one, and ends it, its workers and their ssh when r1prov wants that or is gone.
 
 ansible-runner starts it, in a terminal of its own, in place of ansible-playbook. The kernel hangs that terminal up however r1prov ends,
 and this program hears it. ansible-playbook would not hear it, and would go on to hold the hosts. Its workers and the ssh of each lead
 sessions of their own, which no signal to a group reaches.
 
-The hangup, SIGTERM and SIGINT all ask for the end. Ansible is interrupted and may tidy up, and what is left after PATIENCE_S is killed.
-Whoever asks again ends that patience.
+The hangup, SIGTERM and SIGINT all ask for the end. Ansible is interrupted and may tidy up, and is killed after PATIENCE_S. Whoever asks
+again ends that patience.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ PATIENCE_S = 10.0
 """How long Ansible may take to end by itself, in seconds."""
 
 _ENDS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+_SSH = {"ssh", "sshpass", "scp", "sftp"}
+_POLL_S = 0.05
 _SET_PDEATHSIG, _SET_CHILD_SUBREAPER = 1, 36
 
 
@@ -36,9 +38,8 @@ class _AskedError(Exception):
 
 def main(argv: list[str]) -> int:
     """Run a command. Returns its exit status, or as shells do 128 and the signal that ended it."""
-    _prctl(
-        _SET_CHILD_SUBREAPER, 1
-    )  # Descendants whose parents end become children of this process, so they can be found.
+    # Descendants whose parents end become children of this process, so they can be found.
+    _prctl(_SET_CHILD_SUBREAPER, 1)
     program = _start(argv)
     status = None
     try:
@@ -47,15 +48,16 @@ def main(argv: list[str]) -> int:
         if _hung_up():  # before anybody listened
             _asked()
         status = os.waitpid(program, 0)[1]
+        _ignore_ends()
     except _AskedError:
         with contextlib.suppress(_AskedError):
-            status = _interrupted(program)
-    for number in _ENDS:
-        signal.signal(number, signal.SIG_IGN)
-    if status is None or os.WIFSIGNALED(status):  # A killed program leaves its workers behind.
-        _kill_descendants()
+            status = _interrupted(program) if status is None else status
+        _ignore_ends()
+        _end_descendants(argv[0])
     if status is None:
         status = os.waitpid(program, 0)[1]
+    if os.WIFSIGNALED(status):  # Somebody has killed it, and it has left its workers behind.
+        _end_descendants(argv[0])
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code
 
@@ -96,28 +98,34 @@ def _interrupted(program: int) -> int | None:
     while time.monotonic() < deadline:
         ended, status = os.waitpid(program, os.WNOHANG)
         if ended:
-            _kill_descendants()
             return status
-        time.sleep(0.05)
+        time.sleep(_POLL_S)
     return None
 
 
-def _kill_descendants() -> None:
-    """Kill them all, with those that are born meanwhile. Those of another user, such as sudo's, end with their connection."""
-    strangers: set[int] = set()
-    while left := set(_descendants()) - strangers:
-        for process in left:
-            try:
-                os.kill(process, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-            except PermissionError:
-                strangers.add(process)
-        time.sleep(0.02)
+def _ignore_ends() -> None:
+    for number in _ENDS:
+        signal.signal(number, signal.SIG_IGN)
 
 
-def _descendants() -> Iterator[int]:
-    """All living descendants of this process, where there is /proc."""
+def _end_descendants(name: str) -> None:
+    """Ask those that are left to end, and kill who does not. Workers pass it on to what they have started on this machine."""
+    for number, limit_s in ((signal.SIGINT, 2.0), (signal.SIGKILL, 2.0)):
+        deadline = time.monotonic() + limit_s
+        told: set[int] = set()
+        while (left := set(_descendants(name))) and time.monotonic() < deadline:
+            for process in left - told if number == signal.SIGINT else left:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(process, number)
+            told |= left
+            time.sleep(_POLL_S)
+
+
+def _descendants(name: str) -> Iterator[int]:
+    """The living descendants of this process that are of that program or ssh, where there is /proc.
+
+    What works on this machine because it is a host itself, such as apt, finishes by itself as on any other host.
+    """
     children: dict[int, list[int]] = {}
     for file in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -128,8 +136,12 @@ def _descendants() -> Iterator[int]:
     found = [os.getpid()]
     for process in found:
         found += children.get(process, [])
-        if process != os.getpid():
-            yield process
+    for process in found[1:]:
+        with contextlib.suppress(OSError):
+            folder = Path("/proc") / str(process)
+            is_ssh = (folder / "comm").read_text().strip() in _SSH
+            if is_ssh or name in (folder / "cmdline").read_text(errors="replace").split("\0"):
+                yield process
 
 
 if __name__ == "__main__":
