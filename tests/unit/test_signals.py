@@ -21,8 +21,8 @@ from pathlib import Path
 from r1prov.common import signals
 signals.heed()
 ended = Path(sys.argv[1])
-ended.with_name("ready").touch()
 try:
+    ended.with_name("ready").touch()
     time.sleep(60)
 except KeyboardInterrupt:
     try:
