@@ -1,7 +1,8 @@
 # `make demo` and `make test` work on a fresh Debian 12/13 or Ubuntu 22.04/24.04 with root. Nothing is made in this folder:
 # the environment, packages and images lie in ~/.cache/r1prov and may be deleted at any time. Only `make docs` writes here: dist/docs.
 
-# Programs of the lab lie in sbin, which is not on everybody's path.
+# `exec` lets a signal to make reach the program, and not a shell that waits for it. Programs of the lab lie in sbin, which is not on
+# everybody's path.
 IN := PATH="$$(./bootstrap):$$PATH:/usr/sbin:/sbin" && export PATH &&
 
 .PHONY: help setup demo test lint unit thorough molecule e2e test-cuda format docs golden lock
@@ -13,25 +14,25 @@ setup: ## the Python environment and the packages that throwaway hosts need
 	@./bootstrap
 
 demo: ## a throwaway server, `r1prov up` on it, a question, an answer
-	@$(IN) python -m tests.demo
+	@$(IN) exec python -m tests.demo
 
 test: ## everything that proves the project: lint, unit, molecule, e2e
-	@$(IN) python -m tests.run lint unit molecule e2e
+	@$(IN) exec python -m tests.run lint unit molecule e2e
 
 lint: ## ruff, mypy, yamllint, ansible-lint
-	@$(IN) python -m tests.run lint
+	@$(IN) exec python -m tests.run lint
 
 unit: ## the package and the plugins, without any host
-	@$(IN) python -m tests.run unit
+	@$(IN) exec python -m tests.run unit
 
 thorough: ## plans of 500 random machines and models, other ones each time (2 minutes); `make unit` tries the same 50
 	@$(IN) pytest -q --hypothesis-profile=thorough tests/unit/test_offload.py
 
 molecule: ## each role on a fresh host; ROLE=name for one of them
-	@$(IN) python -m tests.run molecule $(if $(ROLE),--role $(ROLE))
+	@$(IN) exec python -m tests.run molecule $(if $(ROLE),--role $(ROLE))
 
 e2e: ## the whole way, on Debian 12 and 13
-	@$(IN) python -m tests.run e2e
+	@$(IN) exec python -m tests.run e2e
 
 test-cuda: ## the whole engine with CUDA, without a GPU, asked about memory again (an hour on 2 cores)
 	@$(IN) tests/cuda/run

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from r1prov import lab
-from r1prov.common import paths
+from r1prov.common import paths, signals
 from r1prov.common.errors import Exit, Problem
 from r1prov.machines.profile import load_profile
 from r1prov.site.state import ADMIN_PASSWORD, SiteState
@@ -112,12 +112,21 @@ def _explain(missing: list[Problem], hub_root: Path) -> None:
 
 
 def _r1prov(*arguments: str) -> int:
+    """Run r1prov. Whoever wants the end of the demo wants that of r1prov first, which says itself what it leaves.
+
+    Raises:
+        KeyboardInterrupt: r1prov was stopped.
+    """
     process = subprocess.Popen([sys.executable, "-m", "r1prov.cli", *arguments])
     while True:
         try:
-            return process.wait()
+            code = process.wait()
         except KeyboardInterrupt:
-            continue  # Ctrl-C reaches the program too, which says itself how to go on
+            process.terminate()  # Only Ctrl-C has reached it by itself, and it takes both together as one wish.
+            continue
+        if code == Exit.INTERRUPTED:
+            raise KeyboardInterrupt
+        return code
 
 
 def _say(text: str) -> None:
@@ -125,8 +134,14 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
+    signals.heed()
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        _say("stopped; `make demo` goes on where it was")
+        stays = (
+            f"; the server stays, and `r1prov lab down {NAME}` removes it"
+            if any(host.name == NAME for host in lab.hosts())
+            else ""
+        )
+        _say(f"stopped. `make demo` goes on where it was{stays}")
         sys.exit(Exit.INTERRUPTED)

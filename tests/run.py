@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import signal
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
@@ -20,7 +19,7 @@ from pathlib import Path
 import yaml
 
 from r1prov import lab
-from r1prov.common import paths
+from r1prov.common import paths, signals
 from r1prov.common.errors import Exit
 from tests.fixtures import ollama
 from tests.jobs import COMPILE, Crew, Job, Outcome
@@ -174,10 +173,7 @@ def main() -> int:
     parser.add_argument("--role", default="", help="molecule: this role only")
     options = parser.parse_args()
 
-    # A closed terminal must not leave hosts behind either. A shell lets what it starts in the background ignore SIGINT, and whoever
-    # ignores a signal hands that on to its children, who could then not be asked to clean up.
-    for end in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(end, signal.default_int_handler)
+    signals.heed()  # A closed terminal must not leave hosts behind either.
     crew = Crew(LOGS)
     if options.role and not molecule(options.role):
         parser.error(f"no role named {options.role} has a scenario")

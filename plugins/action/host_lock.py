@@ -37,18 +37,20 @@ class ActionModule(ActionBase):  # type: ignore[misc] # Ansible has no types
             return answer
 
         result.update({"locked": False, **ask()})
-        if result.get("failed") or result["held"] or not result["holder"] or options["state"] == "absent":
+        if result.get("failed") or result["held"] or not result["holder"] or result["holder"]["run"] == me["run"]:
             return result
         if not self._task.check_mode and (options["break_lock"] or is_dead(result["holder"])):
             # The host takes it from this very holder only: of two runs that find it dead, one wins.
             result.update(ask(replace=result["holder"]["run"]))
             if result.get("failed") or result["held"]:
                 return result
+        if options["state"] == "absent":
+            return result
         holder = result["holder"]
         told = f"{(task_vars or {}).get('inventory_hostname', 'the host')} {sentence(holder)}"
         if not self._task.check_mode:
             result.update(failed=True, locked=True, msg=f"{told}. Remedy: {remedy(holder)}.")
-        elif holder["run"] != me["run"] and not is_dead(holder):
+        elif not is_dead(holder):
             self._display.warning(f"{told}; what this check shows may not last")
         return result
 

@@ -22,11 +22,12 @@ notes:
 - A lock comes and goes within one run and leaves nothing behind, so it never counts as a change.
 options: {
   "state": {"type": "str", "default": "present", "choices": ["present", "absent"], "description": "Take the lock or release it. Only the
-      run that holds a lock releases it."},
+      run that holds a lock releases it, or any run of the same controller where that run is dead."},
   "break_lock": {"type": "bool", "default": false, "description": "Take the lock from a holder that cannot be asked whether it still
       lives, or that shall not go on."},
   "holder": {"type": "dict", "description": "Who takes it. Set by the action plugin."},
-  "replace": {"type": "str", "default": "", "description": "The C(run) of the holder it may be taken from. Set by the action plugin."}
+  "replace": {"type": "str", "default": "", "description": "The C(run) of a dead holder, whose place this run takes. Set by
+      the action plugin."}
   }
 """
 
@@ -107,13 +108,13 @@ def take(folder: Path, holder: dict[str, Any], replace: str = "") -> tuple[bool,
         return True, before
 
 
-def release(folder: Path, run: str) -> dict[str, Any]:
-    """Remove the lock if `run` holds it; the holder as it was."""
+def release(folder: Path, *runs: str) -> dict[str, Any]:
+    """Remove the lock if one of `runs` holds it; the holder as it was."""
     if not folder.is_dir():
         return {}
     with _alone(folder):
         before = read(folder)
-        if before.get("run") == run:
+        if before.get("run") in runs:
             (folder / "lock.json").unlink()
         return before
 
@@ -134,7 +135,7 @@ def main() -> None:
         elif module.params["state"] == "present":
             held, before = take(FOLDER, holder, module.params["replace"])
         else:
-            before = release(FOLDER, holder["run"])
+            before = release(FOLDER, holder["run"], module.params["replace"])
     except LockedError as error:
         module.fail_json(msg=f"{error}. Remedy: stop that process on the host, then run again", locked=True)
     module.exit_json(changed=False, held=held, holder=before)

@@ -153,6 +153,7 @@ class Model:
         try:
             # The file is linked when Ollama is running, because a start removes blobs that no model has.
             replaced = self._link(self.blob(digest))
+            # A run that was cut off may have replaced the file, and Ollama has the one before in memory still.
             self._create(digest, unload=replaced or self.before.get("file", self.looks()) != self.looks())
             before = self.before.get("digest", digest)
             if (

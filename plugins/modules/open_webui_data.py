@@ -81,6 +81,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
 from ansible_collections.r1.prov.plugins.module_utils.files import write_whole
+from ansible_collections.r1.prov.plugins.module_utils.locks import alone
 from ansible_collections.r1.prov.plugins.module_utils.open_webui import DatabaseError, apply, has_second_factors, read
 from ansible_collections.r1.prov.plugins.module_utils.open_webui_account import AccountError, Login, Page
 from ansible_collections.r1.prov.plugins.module_utils.open_webui_backup import (
@@ -92,6 +93,7 @@ from ansible_collections.r1.prov.plugins.module_utils.open_webui_backup import (
     size_bytes,
     surplus,
 )
+from ansible_collections.r1.prov.plugins.module_utils.progress import RUN, Progress
 from ansible_collections.r1.prov.plugins.module_utils.units import UnitError, reset_failed, systemctl
 from ansible_collections.r1.prov.plugins.module_utils.users import acting_as
 
@@ -239,7 +241,21 @@ def main() -> None:
         required_if=[("state", "configured", ("admin_email", "admin_password"))],
         supports_check_mode=True,
     )
-    (configure if module.params["state"] == "configured" else follow)(module, module.params)
+    act = configure if module.params["state"] == "configured" else follow
+    if module.check_mode:
+        act(module, module.params)
+    progress, waited = Progress("open_webui"), False
+
+    def tell(who: str) -> None:
+        nonlocal waited
+        waited = True
+        progress.wait(who)
+
+    # The module of a run that was stopped may be at work on the data still.
+    with alone(RUN / "open_webui" / ".lock", tell):
+        if waited:
+            progress.finish()
+        act(module, module.params)
 
 
 if __name__ == "__main__":

@@ -195,7 +195,9 @@ def main() -> None:
     ours += [path.format(service) for path in FILES_OF_ONE] if service else everything
     files = doomed(ours, list(kept), mounted)
     files += [] if service else [str(link) for link in links_into(Path("/opt/r1prov"))]
-    removed = {"units": units, "users": users, "groups": groups, "paths": freed(files)}
+    # They are looked for in the trust store itself: a run that was cut off may have removed the files, and not what was made of them.
+    trusted = [] if service else sorted(glob.glob("/etc/ssl/certs/r1prov-*"))  # noqa: PTH207
+    removed = {"units": units, "users": users, "groups": groups, "paths": freed([*files, *trusted])}
     stays = staying(ours, kept, mounted)
     settings = sorted({str(Path(path).parent) for path in files if path.startswith(f"{UNITS}/") and ".d/" in path})
     if not module.check_mode:
@@ -213,7 +215,7 @@ def main() -> None:
         if units or settings:
             systemctl("daemon-reload")
             reset_failed(f"{name}*")
-        if any("/ca-certificates/" in path for path in files):
+        if trusted:
             subprocess.run(["update-ca-certificates", "--fresh"], check=True, capture_output=True)
         for folder in (*settings, data_dir, "/var/cache/r1prov", "/var/lib/r1prov"):
             if Path(folder).is_dir() and folder not in mounted and not os.listdir(folder):  # noqa: PTH208

@@ -10,7 +10,8 @@ description:
   - Stock Ansible cannot do it, because it restarts a service only in the run that changed a file, and does not say why a start failed.
   - Writes the unit file and credentials, reloads systemd, enables and starts, or restarts when the unit file, a credential or the
     program is not what the running process was started with. What that was is remembered in
-    C(/var/lib/r1prov/service/NAME.started), so a run that was cut off between writing and restarting is made good by the next one.
+    C(/var/lib/r1prov/service/NAME.started), so a run that was cut off anywhere between writing and restarting is made good by the
+    next one. A process of a program behind a link is also asked itself, because systemd or a person may have started it meanwhile.
   - Waits until the start has succeeded or failed. A failure tells the last lines of the service's log and what to do next.
 author: The r1prov team
 options: {
@@ -85,7 +86,16 @@ _UNITS = Path("/etc/systemd/system")
 _REMEMBERED = Path("/var/lib/r1prov/service")
 _LOG_LINES = 15
 _OPENED = "opened the socket"
-_KEYS = ("ActiveState", "SubState", "UnitFileState", "NeedDaemonReload", "ControlGroup", "Result")
+_KEYS = (
+    "ActiveState",
+    "SubState",
+    "UnitFileState",
+    "NeedDaemonReload",
+    "ControlGroup",
+    "Result",
+    "InvocationID",
+    "MainPID",
+)
 
 
 class Service:
@@ -111,6 +121,24 @@ class Service:
         both = (self.file, *self.credentials, *self.wanted["programs"]), self.wanted["configuration"]
         return [_identity(files) for files in both if files]
 
+    def _known(self) -> tuple[list[str], str]:
+        """What `_inputs` said at the last start of ours, and which invocation of the unit that start was to end."""
+        inputs, _, ended = _text(self.remembered).partition("\n")
+        return inputs.split(), ended.strip()
+
+    def _is_stale(self) -> bool:
+        """Whether the process, if there is one, was started with something else than what is there now."""
+        inputs, ended = self._known()
+        if inputs[:1] != self._inputs()[:1]:
+            return True
+        if self.now["ActiveState"] == "active" and ended and ended == self.now.get("InvocationID"):
+            return True  # The restart was remembered, and a run that was cut off did not come to it.
+        return self.now.get("MainPID", "0") != "0" and any(
+            not _runs_from(self.now["MainPID"], Path(os.path.realpath(program)).parent)
+            for program in self.wanted["programs"]
+            if os.path.realpath(program) != program
+        )
+
     def actions(self) -> dict[str, Any]:
         """What has to be done, by the name it is reported under, in order."""
         todo: dict[str, Any] = {}
@@ -120,7 +148,7 @@ class Service:
         for path, content in self.credentials.items():
             if not _is_root_only(path) or _text(path) != content:
                 todo[f"wrote {path}"] = functools.partial(_write, path, content, 0o600)
-        stale = bool(todo) or _text(self.remembered).split()[:1] != self._inputs()[:1]
+        stale = bool(todo) or self._is_stale()
         socket = self._socket_actions() if self.socket else {}
         todo |= {name: act for name, act in socket.items() if name.startswith("wrote")}
         if written or todo.keys() & socket.keys() or self.now["NeedDaemonReload"] == "yes":
@@ -148,11 +176,11 @@ class Service:
                 todo["enabled"] = lambda: units.systemctl("enable", "--quiet", self.unit)
             if self.now["ActiveState"] != "active" or reopened:
                 # One that is loading already is waited for, unless it loads the wrong thing; one that failed is not left to its timer.
-                again = written or self.now["SubState"] == "auto-restart"
+                again = stale or self.now["SubState"] == "auto-restart"
                 todo["started"] = lambda: self._start("restart" if again else "start")
             elif stale:
                 todo["restarted"] = lambda: self._start("restart")
-            elif _text(self.remembered).split() != self._inputs():
+            elif self._known()[0] != self._inputs():
                 todo["reloaded"] = self._reload
         elif self.wanted["state"] == "stopped":
             if self.now["UnitFileState"] in ("enabled", "enabled-runtime"):
@@ -172,16 +200,15 @@ class Service:
 
     def _reload(self) -> None:
         units.systemctl("reload", self.unit)
-        self._remember()
+        self._remember(self._known()[1])
 
-    def _remember(self) -> None:
-        self.remembered.parent.mkdir(parents=True, exist_ok=True)
-        self.remembered.write_text(" ".join(self._inputs()), encoding="utf-8")
+    def _remember(self, ended: str) -> None:
+        _write(self.remembered, f"{' '.join(self._inputs())}\n{ended}\n", 0o644)
 
     def _start(self, verb: str) -> None:
         """Starts, and returns when the service is ready."""
         # Before, not after: where this start fails and systemd's next one succeeds, nothing has to be restarted.
-        self._remember()
+        self._remember(self.now.get("InvocationID", ""))
         began = time.monotonic()
         units.reset_failed(self.unit)
         progress = Progress(self.wanted["load_step"]) if self.wanted["load_step"] else None
@@ -244,6 +271,16 @@ def _identity(files: Iterable[str]) -> str:
         except FileNotFoundError:
             digest.update(f"{path} none\n".encode())
     return digest.hexdigest()
+
+
+def _runs_from(pid: str, folder: Path) -> bool:
+    """Whether a process runs a program of this folder. A script shows in its interpreter's arguments. A process that is gone counts."""
+    process = Path("/proc") / pid
+    try:
+        words = [str((process / "exe").readlink()), *(process / "cmdline").read_text(errors="replace").split("\0")]
+    except OSError:
+        return True
+    return any(word.startswith(f"{folder}/") for word in words)
 
 
 def _text(path: Path) -> str:

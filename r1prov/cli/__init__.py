@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from r1prov import __version__, output
 from r1prov.cli.verbs import MARKUP, Verbs
+from r1prov.common import signals
 from r1prov.common.errors import EXIT_CODES, Exit, R1provError
 
 if TYPE_CHECKING:
@@ -48,8 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: always.
     """
-    for end in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal, too, must not leave Ansible behind
-        signal.signal(end, signal.default_int_handler)
+    signals.heed()
     try:
         app(args=arguments)
     except R1provError as error:

@@ -69,6 +69,8 @@ def status(
             [show.status_row(name, each) for name, each in found.items()],
         )
         for name, each in found.items():
+            for text in show.restarts_wanted(name, each):
+                output.say(text, "yellow")
             if each["engine"] == "llama-server":
                 output.say(f"{name}: {each['tuned']}")
     show.authority_news(last_applied(site, ())[0])

@@ -88,6 +88,9 @@ def _stoppable() -> Generator[None, None, None]:
     """Ctrl-C ends what is done meanwhile, and says how to go on."""
     try:
         yield
-    except KeyboardInterrupt:
-        output.say(f"\nStopped. {GO_ON}", "yellow")
+    except KeyboardInterrupt as stop:
+        output.say("\nStopped.", "yellow")
+        for name, place in stop.hosts.items() if isinstance(stop, runs.Stopped) else ():
+            output.say(f"{name} {place}.", "yellow")
+        output.say(GO_ON, "yellow")
         raise typer.Exit(Exit.INTERRUPTED) from None

@@ -121,16 +121,28 @@ def _in_gib(n_bytes: int) -> str:
     return f"{n_bytes / GIB:,.1f}" if n_bytes >= GIB / 20 else ""
 
 
+def restarts_wanted(name: str, status: dict[str, Any]) -> list[str]:
+    """Say which services of a host still run something else than what is installed, because a run was cut off between the two."""
+    return [
+        f"{name}: {artefact} {' and '.join(running)} runs, and {status['releases'][artefact]} is installed. A run was cut off; "
+        "`r1prov up` finishes it"
+        for artefact, running in status.get("running", {}).items()
+        if set(running) - {status["releases"][artefact]}
+    ]
+
+
 def status_row(name: str, status: dict[str, Any]) -> tuple[str, ...]:
     """The row of one host in the table of `r1prov status`."""
     props = status["props"] or {}
+    artefact = {"llama-server": "llama.cpp"}.get(status["engine"], status["engine"])
+    release = " and ".join(status["running"][artefact]) or status["releases"][artefact]
     context = props.get("default_generation_settings", {}).get("n_ctx")
     alone = (status["benchmark"] or {}).get("sweep", [{}])[0]
     decode = alone.get("decode_tokens_per_second_each")
     return (
         name,
         status["engine"],
-        status["releases"][{"llama-server": "llama.cpp"}.get(status["engine"], status["engine"])] or "not installed",
+        release or "not installed",
         status["health"],
         (status["page"] or "") + ("" if status["document_search"] in {"ok", None} else ", no document search"),
         status["gateway"] or "",

@@ -38,7 +38,7 @@ EXIT_CODES: dict[Exit, str] = {
     Exit.UNHEALTHY: "the service does not answer as it should",
     Exit.LAB: "a throwaway host could not be made here",
     Exit.DAMAGED: "weights on a host are damaged; `r1prov up` replaces them",
-    Exit.INTERRUPTED: "stopped by Ctrl-C; run the same command again to go on",
+    Exit.INTERRUPTED: "stopped by Ctrl-C, `kill` or a closed terminal; run the same command again to go on",
 }
 
 

@@ -101,6 +101,8 @@ def read_status(connection: HostConnection, service: dict[str, Any]) -> dict[str
 
         engine: the engine that `service` names.
         releases: llama.cpp, ollama, open-webui -> the name of the current release.
+        running: the same -> the names of the releases that services run. Other ones than the current release run where a run was cut
+            off before it restarted them.
         units: unit name -> some of its systemd properties.
         health, page, document_search, gateway: `ok`, `loading`, `down`, or the http status that it answers.
         props: what llama-server says of itself.

@@ -28,6 +28,7 @@ import yaml
 from ansible_runner import Runner, RunnerConfig
 
 from r1prov.common import paths
+from r1prov.runs import guard
 from r1prov.runs.events import (
     Event,
     Finished,
@@ -64,8 +65,8 @@ INHERITED = (
     "ANSIBLE_VAULT_PASSWORD_FILE",
 )
 KEPT_RUNS = 10
-STOP_S = 15.0
-"""How long Ansible may take to end by itself after Ctrl-C, in seconds."""
+STOP_S = guard.PATIENCE_S + 5
+"""How long Ansible and what it has started may take to end after Ctrl-C, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,8 @@ def execute(
 ) -> Generator[Event, None, None]:
     """Execute `command`, and yield what happens. The last event is `Finished`.
 
-    Whoever closes the generator early, or presses Ctrl-C while it waits, ends Ansible: by SIGINT, and after STOP_S by SIGKILL.
+    Whoever closes the generator early, or presses Ctrl-C while it waits, ends Ansible, its workers and their ssh. Should this process be
+    killed, its guard ends them.
 
     Args:
         command: from `playbook_command`.
@@ -216,14 +218,20 @@ class _Execution:
         self._pid: int | None = None
 
     def stop(self) -> None:
-        """End Ansible if it still runs: by SIGINT, and after STOP_S by SIGKILL."""
+        """End Ansible and all that it has started, if it still runs."""
         try:
-            if self.thread.is_alive() and self._pid:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(self._pid, signal.SIGINT)
-                self.thread.join(STOP_S)
-        finally:  # A second Ctrl-C comes here at once.
+            self._ask_guard()
+        finally:  # A second Ctrl-C comes here at once, and asks the guard to hurry.
+            self._ask_guard()
             self._kill.set()
+            self.thread.join(STOP_S)
+
+    def _ask_guard(self) -> None:
+        if self.thread.is_alive() and self._pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(
+                    os.getpgid(self._pid), signal.SIGTERM
+                )  # The guard leads the group of the process that it guards.
             self.thread.join(STOP_S)
 
     def _run(self) -> None:
@@ -250,7 +258,7 @@ class _Execution:
         own = {name: value for name, value in config.env.items() if os.environ.get(name) != value}
         inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
         config.env = inherited | own | self._command.env | password_env | {"ORIGINAL_STDOUT_CALLBACK": "default"}
-        config.command = list(self._command.argv)
+        config.command = [sys.executable, "-I", guard.__file__, *self._command.argv]
         config.cwd = str(self._command.cwd)
         config.pexpect_timeout = 1  # How often, in seconds, it looks whether it shall end.
         runner = Runner(config, event_handler=self._hear, cancel_callback=self._kill.is_set)

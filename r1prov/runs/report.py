@@ -23,7 +23,7 @@ from r1prov.common.files import write_whole
 from r1prov.runs.events import Event, Finished, HostFailed, HostUnreachable, Output, Recap, StepStarted, TaskDone
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from r1prov.machines.profile import Published
@@ -173,6 +173,25 @@ class Recorder:
         kinds = {type(error) for error in self._errors}
         kind = kinds.pop() if len(kinds) == 1 else DamagedError if DamagedError in kinds else RunError
         return kind(*(problem for error in self._errors for problem in error.problems))
+
+    def places(self, was_locked: Mapping[str, bool]) -> dict[str, str]:
+        """Say where the run of each host was when it was stopped, as a predicate.
+
+        Args:
+            was_locked: of each host that was released afterwards, whether the run still held it.
+        """
+        return {name: self._place(name, was_locked.get(name)) for name in self.report.hosts}
+
+    def _place(self, name: str, was_locked: bool | None) -> str:
+        if self.report.hosts[name].problems:
+            return "has failed"
+        place = f"was in {self._step[name][0]}" if name in self._step else "was not begun"
+        if was_locked is None:
+            return (
+                f"{place}, and may still be locked. The next run from this machine takes that lock over; one from another machine "
+                "needs --break-lock"
+            )
+        return "is done" if name in self._step and not was_locked else f"{place}, and is not locked"
 
     def _host(self, name: str) -> HostReport:
         return self.report.hosts.setdefault(name, HostReport())

@@ -13,6 +13,7 @@ from r1prov.common.errors import Exit, Problem, R1provError, SiteError
 from r1prov.decision import decide
 from r1prov.hosts import Progress, ProgressWatch, met
 from r1prov.runs import ansible, secrets
+from r1prov.runs.events import TaskDone
 from r1prov.runs.report import HostReport, Recorder, RunReport, now
 from r1prov.site import archives, authority, pins
 from r1prov.site.judges import password_weakness
@@ -60,6 +61,18 @@ class Request:
     check: bool = False
     diff: bool = False
     verbosity: int = 0
+
+
+class Stopped(KeyboardInterrupt):
+    """A run that somebody has stopped while Ansible worked. Nothing works on any host, but for what a host finishes by itself.
+
+    Attributes:
+        hosts: host name -> where its run was, and what became of its lock, as a predicate.
+    """
+
+    def __init__(self, hosts: dict[str, str]) -> None:
+        super().__init__()
+        self.hosts = hosts
 
 
 @dataclass(frozen=True)
@@ -177,7 +190,11 @@ def command(site: Site, hosts: Sequence[Host], login: Login, request: Request) -
 
 
 def play(decision: Decision, hosts: Sequence[Host], login: Login, request: Request, watcher: Watcher) -> Done:
-    """Run a playbook over prepared hosts. The report is written however the run ends."""
+    """Run a playbook over prepared hosts. The report is written however the run ends.
+
+    Raises:
+        Stopped: somebody has stopped it. The hosts are released where they can be reached.
+    """
     site = decision.site
     state = SiteState.of(site.path)
     recorder = Recorder(
@@ -206,6 +223,11 @@ def play(decision: Decision, hosts: Sequence[Host], login: Login, request: Reque
                 watcher.event(event)
         error = recorder.error()
         recorder.report.exit = error.exit if error else Exit.OK
+    except KeyboardInterrupt:
+        if request.check:  # It locks nothing.
+            raise
+        watcher.note(site.name, "stopped. The servers are being released; another Ctrl-C leaves them locked")
+        raise Stopped(recorder.places(_release(site, hosts, login))) from None
     finally:
         for watch in watches:
             watch.close()
@@ -216,3 +238,20 @@ def play(decision: Decision, hosts: Sequence[Host], login: Login, request: Reque
         if applied and not request.check:
             state.remember(site)
     return Done(decision, recorder.report, error)
+
+
+def _release(site: Site, hosts: Sequence[Host], login: Login) -> dict[str, bool]:
+    """Release hosts whose run was stopped. Says of each that was reached whether it was locked."""
+    state = SiteState.of(site.path)
+    events = ansible.execute(
+        command(site, hosts, login, Request(playbook="unlock", told_as="")),
+        state.artifacts,
+        steps=[],
+        passwords=login.passwords,
+    )
+    found = {}
+    with contextlib.suppress(KeyboardInterrupt), contextlib.closing(events):
+        for event in events:
+            if isinstance(event, TaskDone):
+                found[event.host] = bool(event.result["holder"])
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -235,7 +236,21 @@ def test_a_bit_that_a_disk_has_changed_is_found_while_the_engine_serves(
     assert told(first, f"systemctl show --property=MainPID {UNIT}") == engine
 
 
-def test_after_ctrl_c_the_next_run_goes_on_and_repairs_what_had_drifted(
+def stopped(operator: Operator, pair: list[LabHost], number: signal.Signals) -> tuple[int, str]:
+    """Starts a run, and sends it a signal while hosts compile: to r1prov alone, or as a terminal sends Ctrl-C. Its end and its words."""
+    running = operator.start("up", stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    assert running.stderr
+    talk = ""
+    while not all(re.search(rf"^{host.name} .*\] cuda_toolkit", talk, re.MULTILINE) for host in pair):
+        line = running.stderr.readline()
+        assert line, talk
+        talk += line
+    (os.killpg if number == signal.SIGINT else os.kill)(running.pid, number)
+    talk += running.communicate(timeout=300)[1]
+    return running.returncode, talk
+
+
+def test_after_ctrl_c_or_a_kill_the_next_run_goes_on_and_repairs_what_had_drifted(
     operator: Operator, pair: list[LabHost]
 ) -> None:
     """All the while a local user locks whatever there is to lock."""
@@ -246,17 +261,20 @@ def test_after_ctrl_c_the_next_run_goes_on_and_repairs_what_had_drifted(
     )
     told(first, f"systemctl disable {UNIT}")
     told(second, f"echo '# drift' >> /etc/systemd/system/{UNIT}.service; rm /etc/r1prov/llama-server/api-key")
-    running = operator.start("up", stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    assert running.stderr
-    talk = ""
-    while "] cuda_toolkit" not in talk:  # The step before llama_cpp is over.
-        line = running.stderr.readline()
-        assert line, talk
-        talk += line
-    os.killpg(running.pid, signal.SIGINT)
-    talk += running.communicate(timeout=300)[1]
-    assert running.returncode == Exit.INTERRUPTED, talk
-    assert "again" in talk
+    lock = "cat /run/r1prov/lock.json || true"
+    killed = stopped(operator, pair, signal.SIGKILL)[0]
+    assert killed == -signal.SIGKILL
+    deadline = time.monotonic() + 30
+    while subprocess.run(["pgrep", "--full", f"{operator.folder}/.r1prov/inventory"], check=False).returncode == 0:
+        assert time.monotonic() < deadline, "Ansible goes on without r1prov"
+        time.sleep(0.2)
+    assert all(on_all(pair, lock))  # the next run takes it over
+    for number in (signal.SIGTERM, signal.SIGINT):
+        code, talk = stopped(operator, pair, number)
+        assert code == Exit.INTERRUPTED, talk
+        assert "again" in talk
+        assert all(re.search(f"{host.name} was in .*, and is not locked", talk) for host in pair), talk
+        assert on_all(pair, lock) == ["", ""]
     operator.does("up")
     assert on_all(pair, "systemctl is-active stranger; systemctl stop stranger") == ["active"] * len(pair)
     assert on_all(pair, f"systemctl is-enabled {UNIT}; systemctl is-active {UNIT}") == ["enabled\nactive"] * 2

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from r1prov.common import paths
 from r1prov.hosts import Passwords
-from r1prov.runs import ansible
+from r1prov.runs import ansible, guard
 from r1prov.runs.ansible import Command, Step, Translator, playbook_command
 from r1prov.runs.events import Finished, HostFailed, HostUnreachable, Output, Recap, StepStarted, Tally, TaskDone
 
@@ -151,9 +154,9 @@ def play(tmp_path, monkeypatch):
     (tmp_path / "inventory" / "hosts.yml").write_text("all: {hosts: {here: {ansible_connection: local}}}")
     monkeypatch.setattr(paths, "collection", lambda: tmp_path)
 
-    def start(text, passwords=None, **options):
+    def start(text, passwords=None, n_hosts=1, **options):
         (tmp_path / "playbooks" / "x.yml").write_text(text)
-        command = playbook_command("x", tmp_path / "inventory", n_hosts=1, **options)
+        command = playbook_command("x", tmp_path / "inventory", n_hosts=n_hosts, **options)
         return ansible.execute(command, tmp_path / "artifacts", steps=ansible.steps_of("x"), passwords=passwords)
 
     return start
@@ -233,16 +236,83 @@ def processes_with(*words):
     return found
 
 
-def test_closing_early_stops_ansible_and_its_tasks(tmp_path, play):
+def wait_for(condition, limit_s=120):
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def long_play(tmp_path, play):
+    """The text of a play whose tasks last, here and over ssh, and a word that their processes have among their arguments.
+
+    The task of the host `busy` is deaf, as apt is while it works. It leaves the file `finished`.
+    """
     task = f"sleep 612{os.getpid()}"
-    events = play(f"- {{hosts: all, gather_facts: false, tasks: [ansible.builtin.command: {task}]}}")
+    ssh = tmp_path / "ssh"
+    ssh.write_text(
+        "#!/bin/sh\ntrap '' INT TERM HUP\nwhile sleep 0.5; do :; done\n"
+    )  # in a session of its own, and deaf
+    ssh.chmod(0o755)
+    deaf = f"sh -c \"trap '' INT; touch {tmp_path}/begun; sleep 4; touch {tmp_path}/finished\""
+    hosts = {
+        "here": {"ansible_connection": "local", "task": task},
+        "busy": {"ansible_connection": "local", "task": deaf},
+        "there": {"ansible_ssh_executable": str(ssh), "task": task},
+    }
+    (tmp_path / "inventory" / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": hosts}}))
+    return "- {hosts: all, gather_facts: false, tasks: [ansible.builtin.command: '{{ task }}']}", task
+
+
+def works(folder, task):
+    here = [arguments for arguments in processes_with(task) if arguments.startswith(task)]
+    return bool(here and processes_with(f"{folder}/ssh") and (folder / "begun").exists())
+
+
+def test_closing_early_stops_ansible_and_all_that_it_has_started(tmp_path, play, long_play):
+    text, task = long_play
+    events = play(text, n_hosts=3)
     for event in events:
         if type(event).__name__ == "TaskStarted":
             break
-    deadline = time.monotonic() + 120
-    while not any(arguments.startswith(task) for arguments in processes_with(task)):
-        assert time.monotonic() < deadline, "the task does not begin"
-        time.sleep(0.1)
+    wait_for(lambda: works(tmp_path, task))
     assert processes_with(f"{tmp_path}/playbooks")
     events.close()
-    assert processes_with(f"{tmp_path}/playbooks", task) == []
+    assert processes_with(f"{tmp_path}/playbooks", f"{tmp_path}/ssh", task) == []
+    wait_for((tmp_path / "finished").exists, limit_s=10)
+
+
+def test_whoever_kills_r1prov_alone_ends_ansible_and_all_that_it_has_started(tmp_path, play, long_play):
+    text, task = long_play
+    (victim := os.fork()) or _run_and_die(play(text, n_hosts=3))
+    try:
+        wait_for(lambda: works(tmp_path, task))
+    finally:
+        os.kill(victim, signal.SIGKILL)
+        os.waitpid(victim, 0)
+    wait_for(
+        lambda: processes_with(f"{tmp_path}/playbooks", f"{tmp_path}/ssh", task) == [], limit_s=guard.PATIENCE_S + 10
+    )
+
+
+def _run_and_die(events):
+    with contextlib.suppress(BaseException):
+        list(events)
+    os._exit(1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_an_ansible_that_is_killed_leaves_nothing_behind(tmp_path, play, long_play, number):
+    text, task = long_play
+    events = play(text, n_hosts=3)
+    next(event for event in events if type(event).__name__ == "TaskStarted")
+    wait_for(lambda: works(tmp_path, task))
+    listed = subprocess.run(["ps", "-wweo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+    ours = [line.split(None, 2) for line in listed.splitlines() if f"{tmp_path}/playbooks" in line]
+    (the_guard,) = [pid for pid, _, arguments in ours if guard.__file__ in arguments]
+    (pid,) = [int(pid) for pid, parent, _ in ours if parent == the_guard]
+    os.kill(pid, number)
+    last = list(events)[-1]
+    assert last.code == 128 + number
+    assert processes_with(f"{tmp_path}/playbooks", f"{tmp_path}/ssh", task) == []

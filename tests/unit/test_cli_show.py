@@ -103,6 +103,7 @@ def test_status_rows():
     status = {
         "engine": "llama-server",
         "releases": {"llama.cpp": "0.3.36-cuda-abc", "ollama": None},
+        "running": {"llama.cpp": ["0.3.36-cuda-abc"], "ollama": []},
         "health": "ok",
         "page": "ok",
         "document_search": "ok",
@@ -113,6 +114,11 @@ def test_status_rows():
     }
     row = ("gpu1", "llama-server", "0.3.36-cuda-abc", "ok", "ok", "down", "4 x 8,192", "done", "19.50")
     assert show.status_row("gpu1", status) == row
+    assert show.restarts_wanted("gpu1", status) == []
+    status["running"]["llama.cpp"] = ["0.3.35-cuda-def"]
+    assert show.status_row("gpu1", status)[2] == "0.3.35-cuda-def"
+    (told,) = show.restarts_wanted("gpu1", status)
+    assert "llama.cpp 0.3.35-cuda-def runs, and 0.3.36-cuda-abc is installed" in told
     bare = {"props": None, "weights": None, "benchmark": None}
     bare |= {
         "engine": "ollama",
@@ -121,6 +127,7 @@ def test_status_rows():
         "document_search": None,
         "gateway": None,
         "releases": {"ollama": None},
+        "running": {"ollama": []},
     }
     row = ("gpu2", "ollama", "not installed", "down", "", "", "", "not installed", "")
     assert show.status_row("gpu2", bare) == row

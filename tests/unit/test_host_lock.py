@@ -38,6 +38,9 @@ def test_one_run_takes_it_another_does_not_and_only_the_first_releases_it(tmp_pa
     assert module.read(folder) == holder("a")
     module.release(folder, "a")
     assert not (folder / "lock.json").exists()
+    module.take(folder, holder("dead"))
+    module.release(folder, "b", "dead")  # on behalf of the dead one
+    assert not (folder / "lock.json").exists()
 
 
 def test_it_is_readable_by_everyone(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -189,3 +190,11 @@ def test_a_word_reaches_the_program_as_it_is(value: object, word: str) -> None:
 
 def test_a_text_cannot_begin_another_setting() -> None:
     assert systemd_text("one\nExecStart=two %h") == "one ExecStart=two %%h"
+
+
+def test_no_handler_which_a_run_that_is_stopped_would_lose():
+    notifying = [
+        path for path in ROOT.glob("roles/*/tasks/*.yml") if re.search(r"^\s*notify:", path.read_text(), re.MULTILINE)
+    ]
+    assert notifying == []
+    assert list(ROOT.glob("roles/*/handlers")) == []

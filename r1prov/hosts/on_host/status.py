@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 RELEASES = Path("/opt/r1prov")
+ARTEFACTS = ("llama.cpp", "ollama", "open-webui")
 HEALTH = {"llama-server": "/health", "ollama": "/api/version"}
 REMEMBERED = Path("/var/lib/r1prov")
 UNIT_KEYS = ("ActiveState", "SubState", "UnitFileState", "NRestarts", "ActiveEnterTimestamp", "MainPID")
@@ -34,10 +35,13 @@ def main() -> None:
     props = None
     if code == 200 and asked["engine"] == "llama-server":
         props = get(asked["url"] + "/props", read(Path(asked["key_file"])))[1]
+    found = units()
+    processes = [words(unit.get("MainPID", "0")) for unit in found.values()]
     status = {
         "engine": asked["engine"],
-        "releases": {name: release(name) for name in ("llama.cpp", "ollama", "open-webui")},
-        "units": units(),
+        "releases": {name: release(name) for name in ARTEFACTS},
+        "running": {name: running(name, processes) for name in ARTEFACTS},
+        "units": found,
         "health": word(code),
         "page": word(get(asked["page"] + "/health")[0]) if asked["page"] else None,
         "document_search": word(get(asked["embeddings"] + "/health")[0]) if asked["embeddings"] else None,
@@ -53,6 +57,23 @@ def release(name: str) -> str | None:
     """The name of the release that `current` links to; None where there is no such link."""
     link = RELEASES / name / "current"
     return link.resolve().name if link.is_symlink() else None
+
+
+def running(name: str, processes: list[list[str]]) -> list[str]:
+    """The releases that processes really run, sorted. `current` may have been switched since they were started."""
+    folder = f"{RELEASES}/{name}/releases/"
+    return sorted(
+        {word[len(folder) :].split("/")[0] for words in processes for word in words if word.startswith(folder)}
+    )
+
+
+def words(pid: str) -> list[str]:
+    """The program of a process, links followed, and its arguments: of a script, the latter tell more. Empty where there is none."""
+    process = Path("/proc") / pid
+    try:
+        return [str((process / "exe").readlink()), *(process / "cmdline").read_text(errors="replace").split("\0")]
+    except OSError:
+        return []
 
 
 def word(code: int) -> str:

@@ -1,0 +1,49 @@
+"""Tests of the program that reads a host's status: what runs, asked of real processes."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def status(tmp_path: Path) -> dict[str, Any]:
+    """The program's names, with releases below tmp_path."""
+    text = (resources.files("r1prov.hosts") / "on_host" / "status.py").read_text().removesuffix("main()\n")
+    names: dict[str, Any] = {}
+    exec(compile(text, "status.py", "exec"), names)
+    names["RELEASES"] = tmp_path
+    return names
+
+
+def test_the_release_that_runs_is_that_of_the_process_and_not_of_the_link(status: dict, tmp_path: Path) -> None:
+    home = tmp_path / "llama.cpp"
+    for release in ("old", "new"):
+        (home / "releases" / release / "bin").mkdir(parents=True)
+        shutil.copy(shutil.which("sleep") or "", home / "releases" / release / "bin" / "server")
+    (home / "current").symlink_to("releases/old")
+    with subprocess.Popen([home / "current" / "bin" / "server", "60"]) as process:
+        try:
+            (home / "current").unlink()
+            (home / "current").symlink_to("releases/new")
+            assert status["release"]("llama.cpp") == "new"
+            assert status["running"]("llama.cpp", [status["words"](str(process.pid)), status["words"]("0")]) == ["old"]
+            assert status["running"]("ollama", [status["words"](str(process.pid))]) == []
+        finally:
+            process.kill()
+
+
+def test_a_script_shows_in_the_arguments_of_its_interpreter(status: dict, tmp_path: Path) -> None:
+    folder = tmp_path / "open-webui" / "releases" / "0.6" / "bin"
+    folder.mkdir(parents=True)
+    (folder / "python").symlink_to(sys.executable)
+    with subprocess.Popen([folder / "python", "-c", "input()"], stdin=subprocess.PIPE) as process:
+        assert status["running"]("open-webui", [status["words"](str(process.pid))]) == ["0.6"]
