@@ -87,7 +87,10 @@ def _tell(result: rollout.RollOut, targets: Sequence[Host], conductor: _Conducto
         if result.untouched:
             output.say(f"Not touched: {_names(result.untouched)}", "yellow")
     if result.error or result.away:
-        show.chosen_versions(conductor.now, targets)
+        state = SiteState.of(conductor.now.path)
+        for host in targets:
+            if there := state.settled(host.name):
+                show.other_versions(conductor.now, host, versions_of.of(there, host.name))
     if result.not_back:
         raise result.not_back
     if error := result.error or next(iter(result.away), None):
@@ -150,8 +153,14 @@ class _Conductor:
     def _run(
         self, decision: Decision, hosts: Sequence[Host], chosen: Mapping[str, dict[str, str]], variables: dict[str, Any]
     ) -> Done:
-        """Run with these versions on these hosts. The inventory has of the others what they have come to."""
-        decision = decision.with_versions({**self.now.chosen, **chosen})
+        """Run with these versions on these hosts.
+
+        The others are left out, but whoever converges them next by the same inventory or site must find there what they have.
+        """
+        state = SiteState.of(self.now.path)
+        settled = {host.name: state.settled(host.name) for host in self.now.hosts}
+        have = {name: versions_of.of(site, name) for name, site in settled.items() if site}
+        decision = decision.with_versions({**self.now.chosen, **have, **chosen})
         done = running.run(decision, hosts, self.login, running.request("up", variables, verbosity=self.verbosity))
         show.summary(done.report)
         return done

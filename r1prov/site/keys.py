@@ -201,7 +201,7 @@ class SiteFile(Keys):
     sources: Sources = Sources()
     """Every address from which a host may fetch something."""
     versions: Versions = Versions()
-    """The versions that are installed."""
+    """The versions that are installed. Where the file is silent, `r1prov upgrade` chooses others, for each host."""
     service: Service = Service()
     """Where the API listens."""
     engine: Engine = "llama-server"

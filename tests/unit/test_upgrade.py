@@ -229,7 +229,7 @@ def test_without_a_version_hosts_come_to_what_the_site_file_says_now(fleet: Flee
     assert fleet.versions() == [TESTED_OLLAMA, TESTED_OLLAMA]
 
 
-def test_a_host_is_put_back_to_what_ran_there_whatever_was_applied_last(fleet: Fleet) -> None:
+def test_a_host_is_put_back_to_what_ran_there_whatever_was_applied_last(fleet: Fleet, said: Callable[[], str]) -> None:
     before = fleet.context["gpu2"]
     fleet.write("versions: {ollama: 0.17.4}\ncontext_per_slot: 1024")
     done("up", "gpu1")
@@ -237,6 +237,16 @@ def test_a_host_is_put_back_to_what_ran_there_whatever_was_applied_last(fleet: F
     done("upgrade", code=Exit.RUN_FAILED)
     assert fleet.versions() == [NEW, TESTED_OLLAMA]
     assert fleet.context == {"gpu1": "1024", "gpu2": before}
+    assert f"gpu2: has Ollama {TESTED_OLLAMA}; `r1prov up` brings {NEW}" in said()
+
+
+@pytest.mark.parametrize("verb", [("secrets", "rotate"), ("engine", "ollama")], ids=["rotate", "engine"])
+def test_what_failed_on_one_host_is_not_brought_to_others_by_another_verb(fleet: Fleet, verb: tuple[str, ...]) -> None:
+    fleet.write(f"versions: {{ollama: {NEW}}}")
+    fleet.broken = {("gpu1", NEW)}
+    done("upgrade", code=Exit.RUN_FAILED)
+    done(*verb)
+    assert fleet.versions() == [TESTED_OLLAMA, TESTED_OLLAMA]
 
 
 def test_a_host_that_was_put_back_keeps_what_it_has_where_the_site_file_is_silent(fleet: Fleet) -> None:
