@@ -31,16 +31,18 @@ class Release:
 
     Attributes:
         version: as its project counts.
+        archive: where its archive is, for Ollama; empty for the others, whose places do not depend on the version.
         pin: the file among the site's pins that holds its digests; empty where r1prov or the site file knows them.
     """
 
     version: str
+    archive: str = ""
     pin: str = ""
 
 
 @dataclass(frozen=True)
 class Releases:
-    """The programs that the hosts shall have."""
+    """The programs that a host shall have."""
 
     llama_cpp: Release
     ollama: Release
@@ -59,7 +61,7 @@ class Decision:
         attention: `mla` where the published files are brought into that form on the hosts.
         merged: the name of the one file that the hosts make of the published ones; empty where those are served as they are.
         alias: the name of the model in every API.
-        releases: the programs that the hosts shall have.
+        releases: the programs that each host shall have, by its name.
         tuned: what a host serves with instead of the plan's own setting, by its name.
     """
 
@@ -70,7 +72,7 @@ class Decision:
     attention: latent.Attention
     merged: str
     alias: str
-    releases: Releases
+    releases: Mapping[str, Releases]
     tuned: Mapping[str, Tuned] = field(default_factory=dict)
 
     @property
@@ -88,25 +90,31 @@ class Decision:
         """The file that the engine is given, on a host."""
         return f"{self.weights_dir}/{self.merged or self.quant.files[0].name}"
 
-    def subject(self, hardware: Hardware) -> Subject:
-        """What a host of this hardware would be tuned for."""
+    def with_versions(self, chosen: Mapping[str, dict[str, str]]) -> Decision:
+        """The decision for hosts with other versions, by host and key of `versions`. Where the model lies does not depend on them."""
+        site = self.site.model_copy(update={"chosen": {name: dict(versions) for name, versions in chosen.items()}})
+        return replace(self, site=site, releases=_releases(site))
+
+    def subject(self, host: str, hardware: Hardware) -> Subject:
+        """What a host with this hardware would be tuned for."""
         source = self.site.file.sources.llama_cpp
         archive = source.sha256 if source.type == "archive" else ""
         return Subject(
             hardware=hardware,
-            engine=(self.releases.llama_cpp.version, self.backend, source.type, archive),
+            engine=(self.releases[host].llama_cpp.version, self.backend, source.type, archive),
             model=tuple(file.sha256 for file in self.quant.files),
             plan=self.plan.arguments,
         )
 
-    def lapsed(self, tuned: Tuned, facts: dict[str, Any] | None) -> str:
+    def lapsed(self, host: str, tuned: Tuned, facts: dict[str, Any] | None) -> str:
         """What has changed since a host was tuned, in the words of `tuned for ...`; empty where the result still holds.
 
         Args:
+            host: its name.
             tuned: what the host was tuned to.
             facts: what first contact found there; None for a host that nobody has met, whose hardware is taken to be the same.
         """
-        return tuned.lapsed(self.subject(Hardware.of(facts) if facts else tuned.subject.hardware))
+        return tuned.lapsed(self.subject(host, Hardware.of(facts) if facts else tuned.subject.hardware))
 
     def with_tuned(
         self, kept: Mapping[str, Tuned], facts: Mapping[str, dict[str, Any]]
@@ -117,7 +125,7 @@ class Decision:
             kept: what each host was tuned to, whether it still holds or not.
             facts: what first contact found, of the hosts that were met.
         """
-        lapsed = {host: self.lapsed(tuned, facts.get(host)) for host, tuned in kept.items()}
+        lapsed = {host: self.lapsed(host, tuned, facts.get(host)) for host, tuned in kept.items()}
         remarks = {
             host: f"is tuned for {why}, so the plan's own setting serves: run `r1prov tune`"
             for host, why in lapsed.items()
@@ -151,12 +159,22 @@ def decide(site: Site, say: Callable[[str], None] | None = None) -> Decision:
         attention="mla" if is_changed else "legacy",
         merged=_merged(site, quant, is_changed=is_changed),
         alias=site.file.service.alias or _folder(quant),
-        releases=Releases(
-            llama_cpp=Release(site.file.llama_cpp_version, pins.llama_cpp(site)),
-            ollama=Release(site.file.versions.ollama, pins.ollama(site)),
-            open_webui=Release(site.file.versions.open_webui, pins.open_webui(site)),
-        ),
+        releases=_releases(site),
     )
+
+
+def _releases(site: Site) -> dict[str, Releases]:
+    """The programs that each host shall have."""
+    found = {}
+    for name in (host.name for host in site.hosts):
+        on_host = site.on(name)
+        file = on_host.file
+        found[name] = Releases(
+            llama_cpp=Release(file.llama_cpp_version, pin=pins.llama_cpp(on_host)),
+            ollama=Release(file.versions.ollama, archive=file.ollama_archive, pin=pins.ollama(on_host)),
+            open_webui=Release(file.versions.open_webui, pin=pins.open_webui(on_host)),
+        )
+    return found
 
 
 def _needs_layers(site: Site) -> bool:

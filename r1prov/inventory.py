@@ -7,6 +7,7 @@ secret does: the API key and the hub's token are looked up from their files when
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -15,6 +16,7 @@ from r1prov import __version__
 from r1prov.common import paths
 from r1prov.common.files import write_whole
 from r1prov.common.units import gib
+from r1prov.decision import Releases
 from r1prov.models.catalogue import ollama_template
 from r1prov.models.sources import places
 from r1prov.offload.tuning import for_bench
@@ -57,6 +59,7 @@ def rendered(decision: Decision, site_dir: str = BESIDE) -> dict[str, str]:
         }
         for host, tuned in decision.tuned.items()
     }
+    values |= _programs(decision)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(paths.collection() / "templates" / "inventory"),
         undefined=jinja2.StrictUndefined,
@@ -82,7 +85,6 @@ def _values(decision: Decision) -> dict[str, Any]:
         "hosts": file.hosts,
         "site": file,
         "plan": decision.plan,
-        "releases": decision.releases,
         "quant": quant,
         "gpus": machine.gpus,
         "cpu_threads": machine.cpu_threads,
@@ -101,6 +103,24 @@ def _values(decision: Decision) -> dict[str, Any]:
         "proxies": _proxies(site),
         "expect": _expect(decision),
     }
+
+
+def _programs(decision: Decision) -> dict[str, Any]:
+    """The releases that all hosts share, by program, and by host those in which the hosts differ.
+
+    Of a program in which they differ nothing stands in the group, because a host could not take back to a role's default what
+    the group has set.
+    """
+    shared: dict[str, Any] = {}
+    own: dict[str, dict[str, Any]] = {name: {} for name in decision.releases}
+    for program in (field.name for field in fields(Releases)):
+        of_hosts = {name: getattr(releases, program) for name, releases in decision.releases.items()}
+        one = next(iter(of_hosts.values()))
+        shared[program] = one if all(each == one for each in of_hosts.values()) else None
+        if not shared[program]:
+            for name, release in of_hosts.items():
+                own[name][program] = release
+    return {"shared": shared, "own": own}
 
 
 def _proxies(site: Site) -> dict[str, str]:

@@ -1,4 +1,8 @@
-"""Releases side by side: `HOME/releases/ID`, and the link `HOME/current` to the one that serves.
+"""Releases side by side: `HOME/releases/ID`, and links in `HOME` to some of them.
+
+    current   the one that serves
+    proven    the last one that has served well: `current`, or what was before it where `current` is still an attempt
+    previous  the one that was `proven` before
 
 A `Build` makes what a release holds. This module decides when a release appears, when it is switched to, and when it goes.
 """
@@ -50,8 +54,17 @@ class Build(ABC):
 
 def current(home: Path) -> str:
     """The ID of the release that serves now; empty where there is none."""
-    link = home / "current"
+    return _linked(home, "current")
+
+
+def _linked(home: Path, name: str) -> str:
+    link = home / name
     return link.readlink().name if link.is_symlink() else ""
+
+
+def proven(home: Path) -> str:
+    """The ID of the last release that has served well; empty where none has."""
+    return _linked(home, "proven")
 
 
 def path(home: Path, release_id: str) -> Path:
@@ -81,15 +94,52 @@ def install(home: Path, build: Build, progress: Progress) -> None:
 
 
 def make_current(home: Path, release_id: str) -> None:
-    """Switches the link, at once. Of the other releases only the one before is kept."""
-    previous = current(home)
-    temporary = home / ".current.new"
+    """Switches the link, at once. What served until now stays, and so do the releases that have served well: this one is an attempt."""
+    before = current(home)
+    _link(home, "current", release_id)
+    _prune(home, {release_id, before, proven(home), _linked(home, "previous")})
+
+
+def prove(home: Path, *, look: bool = False) -> bool:
+    """Takes note that the current release has served well. Attempts that did not are removed, and it keeps only the one before it.
+
+    Args:
+        home: the folder with the releases. Its link may also lead elsewhere, as a toolkit of the distribution does.
+        look: nothing is changed.
+
+    Returns:
+        whether something was changed, or would be.
+    """
+    now, last, earlier = (_linked(home, name) for name in ("current", "proven", "previous"))
+    if not now or (home / "current").readlink() != Path("releases", now):
+        return False
+    keep = {now, earlier if last == now else last}
+    surplus = any(found.name not in keep for found in _releases(home))
+    if not look:
+        if last != now:
+            if last and exists(home, last):
+                _link(home, "previous", last)
+            _link(home, "proven", now)
+        if surplus:
+            _prune(home, keep)
+    return last != now or surplus
+
+
+def _link(home: Path, name: str, release_id: str) -> None:
+    temporary = home / f".{name}.new"
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(f"releases/{release_id}")
-    temporary.replace(home / "current")
-    for release in (home / "releases").iterdir():
-        if release.name not in (release_id, previous):
-            shutil.rmtree(release)
+    temporary.replace(home / name)
+
+
+def _releases(home: Path) -> list[Path]:
+    return list((home / "releases").iterdir())
+
+
+def _prune(home: Path, keep: set[str]) -> None:
+    for found in _releases(home):
+        if found.name not in keep:
+            shutil.rmtree(found)
 
 
 def tried(

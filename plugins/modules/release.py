@@ -11,7 +11,7 @@ description:
   - The folder C(HOME/releases/ID) appears whole or not at all. ID begins with the version and ends with a digest of everything that
     decides the release. Nothing is fetched or made where that folder is there already.
   - C(HOME/current) is switched, atomically, only when the new program has run. A failure leaves C(current) alone.
-  - The current and the previous release are kept, and older ones are removed.
+  - What was current before is kept, and so are the last two releases that M(r1.prov.release_proven) has taken note of. Others are removed.
   - With I(on_path), C(/usr/local/bin) gets links to the programs of the current release.
   - What is fetched is not used before its sha256 is right. A broken download goes on where it broke. Downloads, the build tree, its log and
     what uv and ccache keep lie in C(/var/cache/r1prov). Wheels in its folder C(sources/wheels), uv's among them, are not fetched.

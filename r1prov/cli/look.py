@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from r1prov import output
 from r1prov.cli import complete, options, show
-from r1prov.common.errors import Exit
+from r1prov.common.errors import Exit, SiteError
 from r1prov.hosts import visit
 from r1prov.machines import profile as machine
-from r1prov.site.select import last_applied
+from r1prov.site import versions
+from r1prov.site.select import last_applied, wanted
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def profiles(
@@ -61,19 +65,39 @@ def status(
     """
     login = login_options.ask()
     found = visit.statuses(site, hosts or (), login)
+    _compare(site, found)
     if json:
         output.data({"schema": 1, "hosts": found})
     else:
-        output.table(
-            ("host", "engine", "release", "health", "page", "gateway", "slots x context>", "weights", "decode/s>"),
-            [show.status_row(name, each) for name, each in found.items()],
-        )
+        columns: tuple[str, ...] = ("host", "engine", "release", "health", "page", "gateway", "slots x context>")
+        columns += ("weights", "decode/s>")
+        rows: list[tuple[str, ...]] = [show.status_row(name, each) for name, each in found.items()]
+        if any(each.get("differs") for each in found.values()):
+            columns += ("differs",)
+            rows = [
+                (*row, versions.in_short(each.get("differs", {})))
+                for row, each in zip(rows, found.values(), strict=True)
+            ]
+        output.table(columns, rows)
         for name, each in found.items():
             for text in show.restarts_wanted(name, each):
                 output.say(text, "yellow")
             if each["engine"] == "llama-server":
                 output.say(f"{name}: {each['tuned']}")
+            for text in versions.in_words(each.get("differs", {})):
+                output.say(f"{name}: {text}", "yellow")
     show.authority_news(last_applied(site, ())[0])
     others = ("page", "document_search", "gateway")
     if any(each["health"] != "ok" or not {each[name] for name in others} <= {"ok", None} for each in found.values()):
         raise typer.Exit(Exit.UNHEALTHY)
+
+
+def _compare(path: Path | None, found: dict[str, dict[str, Any]]) -> None:
+    """Add to the status of each host as `differs` in which versions it differs from the site as it is wanted now."""
+    try:
+        site = wanted(path, ())[0]
+    except SiteError:  # The file may be wrong just now. What runs is still worth a look.
+        site = last_applied(path, ())[0]
+    for name, each in found.items():
+        if "releases" in each:
+            each["differs"] = versions.differences(site, name, versions.installed(each["releases"]))

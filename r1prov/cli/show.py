@@ -13,12 +13,13 @@ from r1prov.common.units import GIB, gib
 from r1prov.machines import tuned
 from r1prov.output.pace import clock
 from r1prov.runs.report import benchmark_rows
+from r1prov.site import versions
 from r1prov.site.addresses import url
 from r1prov.site.authority import AUTHORITY, news
 from r1prov.site.state import ADMIN_PASSWORD, SiteState
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from r1prov.machines.tuned import Tuned
     from r1prov.runs.report import RunReport
@@ -45,6 +46,22 @@ def summary(report: RunReport, *, check: bool = False) -> None:
             output.say(f"{name}: {host.compared}")
     if check:
         output.say("Nothing was changed: this was a check.")
+
+
+def versions_to_come(site: Site, hosts: Sequence[Host]) -> None:
+    """Say which versions of hosts change, as far as is known here, and which hosts will have others than their site."""
+    state = SiteState.of(site.path)
+    for host in hosts:
+        if before := state.settled(host.name):
+            for text in versions.moves(versions.of(before, host.name), versions.of(site, host.name)):
+                output.say(f"{host.name}: {text}")
+        other_versions(site, host, versions.of(site, host.name))
+
+
+def other_versions(site: Site, host: Host, there: Mapping[str, str]) -> None:
+    """Say in which versions a host differs from its site, where it has those that are `there`."""
+    for text in versions.in_words(versions.differences(site, host.name, there)):
+        output.say(f"{host.name}: {text}", "yellow")
 
 
 def addresses(site: Site, hosts: Sequence[Host]) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from r1prov import output
-from r1prov.cli import options, running
+from r1prov.cli import options, running, show
 from r1prov.runs import run as runs
 from r1prov.site.select import select
 
@@ -49,6 +49,7 @@ def up(
         override=tuple(override or ()),
     )
     decision = running.settle(wanted)
+    show.versions_to_come(wanted, targets)
     login = login_options.ask()
     request = running.request(
         "up",

@@ -9,18 +9,19 @@ import typer
 
 from r1prov import output
 from r1prov.cli import options, running, show
-from r1prov.runs.rollout import needs_new_load, roll_out
-from r1prov.site.select import last_applied, with_choices
+from r1prov.runs import rollout
+from r1prov.site import versions as versions_of
+from r1prov.site.select import wanted, with_versions
 from r1prov.site.state import SiteState
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from r1prov.common.errors import R1provError
     from r1prov.decision import Decision
     from r1prov.hosts import Login
     from r1prov.runs.run import Done
-    from r1prov.site import Host
+    from r1prov.site import Host, Site
 
 
 @options.logs_in
@@ -44,62 +45,122 @@ def upgrade(
     """Bring hosts to other versions, one after the other. Builds beside what runs; each host pauses only to load the model again.
 
     Stops at the first host that does not answer as it should, or decodes much slower than before, and puts it back, the chat page's
-    data with it. Without a version: to what the site file says.
+    data with it. What a host has come to is remembered for that host. Without a version: to what the site file says, or else to the
+    tested versions.
 
     Example: `r1prov upgrade --llama-cpp 0.3.37 --open-webui 0.12.5`
     """
     named = {"llama_cpp": llama_cpp, "ollama": ollama, "open_webui": open_webui}
-    versions = {key: value for key, value in named.items() if value}
-    before, _ = last_applied(site, hosts or ())
-    after, targets = with_choices(site, hosts or (), {"versions": versions})
+    now, targets = wanted(site, hosts or ())
+    after = with_versions(now, targets, {key: value for key, value in named.items() if value})
+    state = SiteState.of(now.path)
+    before = rollout.put_back_sites(now, {host.name: state.settled(host.name) for host in targets})
+    # A version that does not exist is said before anything is announced.
+    wanted_decision, decisions = running.settle(after), _settled(before)
     login = login_options.ask()
-    conductor = _Conductor(
-        running.settle(before),
-        running.settle(after),  # A version that does not exist is said before anything is announced.
-        login,
-        at_least_percent / 100,
-        verbose,
-        pauses=needs_new_load(after, versions),
-    )
-    result = roll_out(targets, batch, conductor)
-    if not result.error:
-        SiteState.of(after.path).choose({"versions": versions})
+    conductor = _Conductor(now, wanted_decision, decisions, login, at_least_percent / 100, verbose)
+    result = rollout.roll_out(targets, batch, conductor)
     if json:
         output.data({"schema": 1, "runs": [report.as_json() for report in result.runs]})
+    _tell(result, targets, conductor)
+
+
+def _settled(sites: Mapping[str, Site]) -> dict[str, Decision]:
+    """The decision with which each host is put back. Hosts with the same site share one."""
+    made = {id(site): running.settle(site) for site in {id(site): site for site in sites.values()}.values()}
+    return {name: made[id(site)] for name, site in sites.items()}
+
+
+def _tell(result: rollout.RollOut, targets: Sequence[Host], conductor: _Conductor) -> None:
+    """Say what the roll-out did not reach.
+
+    Raises:
+        R1provError: hosts could not be put back.
+        typer.Exit: not all hosts are upgraded.
+    """
+    for away in result.away:
+        output.problems(away.problems)
     if result.error:
         output.say(
             f"{_names(result.failed)}: {'could not be put back' if result.not_back else 'runs as before'}.", "yellow"
         )
         if result.untouched:
             output.say(f"Not touched: {_names(result.untouched)}", "yellow")
-        if result.not_back:
-            raise result.not_back
-        raise typer.Exit(result.error.exit)
+    if result.error or result.away:
+        state = SiteState.of(conductor.now.path)
+        for host in targets:
+            if there := state.settled(host.name):
+                show.other_versions(conductor.now, host, versions_of.of(there, host.name))
+    if result.not_back:
+        raise result.not_back
+    if error := result.error or next(iter(result.away), None):
+        raise typer.Exit(error.exit)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Conductor:
-    """Runs what a roll-out needs, and shows it."""
+    """Runs what a roll-out needs, shows it, and remembers the versions of each host as soon as they are its own.
 
-    before: Decision
+    Attributes:
+        now: the site with the versions that its hosts have come to so far.
+        after: what the hosts are to come to.
+        before: what each host is put back to.
+    """
+
+    now: Site
     after: Decision
+    before: Mapping[str, Decision]
     login: Login
     at_least: float
     verbosity: int
-    pauses: bool
 
     def upgrade(self, hosts: Sequence[Host]) -> Done:
-        output.say(f"{_names(hosts)}: upgrading", "bold")
-        if self.pauses:
-            running.announce_pause(self.after.site, hosts)
-        return self._run(self.after, hosts, {"smoke_bench_at_least": self.at_least})
+        after = self.after.site
+        for host in hosts:
+            before = self.before[host.name].site
+            moves = versions_of.moves(versions_of.of(before, host.name), versions_of.of(after, host.name))
+            output.say(f"{host.name}: {', '.join(moves) or 'the versions stay'}", "bold")
+            if others := rollout.other_keys(before, after):
+                output.say(f"{host.name}: the site file also says something else than before about {', '.join(others)}")
+        running.announce_pause(
+            after, [host for host in hosts if rollout.needs_new_load(self.before[host.name].site, after, host.name)]
+        )
+        chosen = {host.name: after.chosen.get(host.name, {}) for host in hosts}
+        return self._run(self.after, hosts, chosen, {"smoke_bench_at_least": self.at_least})
 
-    def put_back(self, hosts: Sequence[Host], error: R1provError) -> Done:
+    def keep(self, hosts: Sequence[Host]) -> None:
+        for host in hosts:
+            self._choose(host, self.after.site.chosen.get(host.name, {}))
+
+    def put_back(self, hosts: Sequence[Host], error: R1provError) -> list[Done]:
         output.problems(error.problems)
         output.say(f"{_names(hosts)}: putting it back", "bold yellow")
-        return self._run(self.before, hosts, {"smoke_bench_force": True})
+        ended = []
+        for decision in {id(each): each for each in (self.before[host.name] for host in hosts)}.values():
+            some = [host for host in hosts if self.before[host.name] is decision]
+            chosen = {host.name: decision.site.chosen[host.name] for host in some}
+            done = self._run(decision, some, chosen, {"smoke_bench_force": True})
+            for host in some:
+                if done.report.hosts[host.name].result == "ok":
+                    self._choose(host, rollout.kept_versions(self.now, chosen[host.name]))
+            ended.append(done)
+        return ended
 
-    def _run(self, decision: Decision, hosts: Sequence[Host], variables: dict[str, Any]) -> Done:
+    def _choose(self, host: Host, versions: dict[str, str]) -> None:
+        SiteState.of(self.now.path).choose_versions(host.name, versions)
+        self.now = self.now.model_copy(update={"chosen": {**self.now.chosen, host.name: versions}})
+
+    def _run(
+        self, decision: Decision, hosts: Sequence[Host], chosen: Mapping[str, dict[str, str]], variables: dict[str, Any]
+    ) -> Done:
+        """Run with these versions on these hosts.
+
+        The others are left out, but whoever converges them next by the same inventory or site must find there what they have.
+        """
+        state = SiteState.of(self.now.path)
+        settled = {host.name: state.settled(host.name) for host in self.now.hosts}
+        have = {name: versions_of.of(site, name) for name, site in settled.items() if site}
+        decision = decision.with_versions({**self.now.chosen, **have, **chosen})
         done = running.run(decision, hosts, self.login, running.request("up", variables, verbosity=self.verbosity))
         show.summary(done.report)
         return done

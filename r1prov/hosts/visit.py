@@ -52,7 +52,7 @@ def statuses(path: Path | None, named: Sequence[str], login: Login) -> dict[str,
     with met(hosts, site, login) as contacts:
         for name, contact in contacts.items():
             settings = tuned.get(name)
-            lapsed = decision.lapsed(settings, contact.facts) if decision and settings else ""
+            lapsed = decision.lapsed(name, settings, contact.facts) if decision and settings else ""
             status_of[name] = {**read_status(contact.connection, service), "tuned": in_words(settings, lapsed)}
     return status_of
 

@@ -5,23 +5,29 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from r1prov.common.errors import Problem, SiteError
+from r1prov.site import SiteFile, versions
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from r1prov.common.errors import R1provError
-    from r1prov.runs.report import RunReport
+    from r1prov.runs.report import HostReport, RunReport
     from r1prov.runs.run import Done
     from r1prov.site import Host, Site
 
 
 class Conductor(Protocol):
-    """Runs the playbooks of a roll-out, and tells the operator."""
+    """Runs the playbooks of a roll-out, tells the operator, and remembers what each host has come to."""
 
     def upgrade(self, hosts: Sequence[Host]) -> Done:
         """Bring hosts to what is wanted."""
 
-    def put_back(self, hosts: Sequence[Host], error: R1provError) -> Done:
-        """Bring hosts back to what they had, because of `error`."""
+    def keep(self, hosts: Sequence[Host]) -> None:
+        """Remember that these hosts are upgraded."""
+
+    def put_back(self, hosts: Sequence[Host], error: R1provError) -> Sequence[Done]:
+        """Bring hosts back to what they had, because of `error`, and remember that."""
 
 
 @dataclass
@@ -30,13 +36,15 @@ class RollOut:
 
     Attributes:
         runs: their reports, in order.
-        failed: the hosts of the batch that went wrong.
-        error: why that batch went wrong; None where all hosts were upgraded.
-        not_back: why the hosts could not be put back; None where they run as before.
+        away: why hosts could not be reached at all. They are as they were, and the others were gone on with.
+        failed: the hosts that went wrong.
+        error: why they went wrong; None where all hosts that could be reached were upgraded.
+        not_back: why hosts could not be put back; None where they run as before.
         untouched: the hosts that no run reached.
     """
 
     runs: list[RunReport] = field(default_factory=list)
+    away: list[R1provError] = field(default_factory=list)
     failed: Sequence[Host] = ()
     error: R1provError | None = None
     not_back: R1provError | None = None
@@ -44,7 +52,9 @@ class RollOut:
 
 
 def roll_out(hosts: Sequence[Host], batch: int, conductor: Conductor) -> RollOut:
-    """Upgrade hosts, `batch` of them at once. Stops at the first batch that goes wrong, and puts its hosts back.
+    """Upgrade hosts, `batch` of them at once. Stops at the first batch in which a host goes wrong, and puts that host back.
+
+    Each host is remembered as soon as its run has ended, so whatever ends the roll-out later leaves it what it has.
 
     Raises:
         R1provError: a run could not begin.
@@ -54,15 +64,75 @@ def roll_out(hosts: Sequence[Host], batch: int, conductor: Conductor) -> RollOut
         some = hosts[start : start + batch]
         done = conductor.upgrade(some)
         result.runs.append(done.report)
-        if done.error:
-            back = conductor.put_back(some, done.error)
-            result.runs.append(back.report)
-            result.failed, result.error, result.not_back = some, done.error, back.error
-            result.untouched = hosts[start + batch :]
+        of_host = done.report.hosts
+        away = [host for host in some if _is_away(of_host[host.name])]
+        failed = [host for host in some if host not in away and of_host[host.name].result != "ok"]
+        if done.error and not away and not failed:
+            failed = list(some)
+        conductor.keep([host for host in some if host not in away and host not in failed])
+        if done.error and failed:
+            result.failed, result.error, result.untouched = failed, done.error, hosts[start + batch :]
+            for back in conductor.put_back(failed, done.error):
+                result.runs.append(back.report)
+                result.not_back = result.not_back or back.error
             break
+        if done.error:
+            result.away.append(done.error)
     return result
 
 
-def needs_new_load(site: Site, versions: dict[str, str]) -> bool:
-    """Whether an upgrade to these versions, all of them where none is named, makes the engine load the model again."""
-    return not versions or ("ollama" if site.file.engine == "ollama" else "llama_cpp") in versions
+def _is_away(report: HostReport) -> bool:
+    """Whether a host could not be reached before anything was changed on it."""
+    return report.result == "unreachable" and not report.changes
+
+
+def put_back_sites(wanted: Site, settled: Mapping[str, Site | None]) -> dict[str, Site]:
+    """The site with which each host is put back, by its name. Hosts that had the same site share one.
+
+    Args:
+        wanted: the site as it is wanted now, which knows how hosts are reached.
+        settled: by host, the site that it was brought to and was well with.
+
+    Raises:
+        SiteError: hosts were never well, so there is nothing that they could be put back to.
+    """
+    bare = [name for name, site in settled.items() if not site]
+    if bare:
+        what = "no run has set it up to the end yet, so a failed upgrade could not be put back"
+        raise SiteError(*(Problem(name, what, f"run `r1prov up {name}` first") for name in bare))
+    sites: list[tuple[Site, dict[str, dict[str, str]]]] = []
+    for name, site in settled.items():
+        assert site  # noqa: S101 - of all that are bare, an error was raised
+        file = site.file.model_copy(update={"hosts": wanted.hosts, "versions": wanted.file.versions})
+        base = site.model_copy(update={"path": wanted.path, "file": file})
+        chosen = next((chosen for other, chosen in sites if other == base), None)
+        if chosen is None:
+            chosen = {}
+            sites.append((base, chosen))
+        chosen[name] = versions.of(site, name)
+    return {name: site.model_copy(update={"chosen": chosen}) for site, chosen in sites for name in chosen}
+
+
+def other_keys(before: Site, after: Site) -> list[str]:
+    """The keys of the site file, besides hosts and versions, in which a host would come to something else."""
+    keys = [key for key in SiteFile.model_fields if key not in {"hosts", "versions"}]
+    changed = [key for key in keys if getattr(before.file, key) != getattr(after.file, key)]
+    return changed or ["profile"] * (before.profile != after.profile)
+
+
+def needs_new_load(before: Site, after: Site, host: str) -> bool:
+    """Whether the engine of a host has to load the model again, or may have to."""
+    engine = "ollama" if after.file.engine == "ollama" else "llama_cpp"
+    old, new = versions.of(before, host), versions.of(after, host)
+    return bool(other_keys(before, after)) or old.get(engine) != new[engine]
+
+
+def kept_versions(wanted: Site, ran: Mapping[str, str]) -> dict[str, str]:
+    """What has to be chosen for a host that was put back, so that the next `up` leaves it the versions that it ran.
+
+    What the site file says cannot be chosen otherwise.
+    """
+    usual = versions.of(wanted.model_copy(update={"chosen": {}}), "")
+    return {
+        key: version for key, version in ran.items() if key not in wanted.written_versions and version != usual.get(key)
+    }

@@ -237,6 +237,7 @@ def play(decision: Decision, hosts: Sequence[Host], login: Login, request: Reque
         applied = recorder.report.exit == Exit.OK or recorder.report.changed_hosts
         if applied and not request.check:
             state.remember(site)
+            settle_hosts(state, site, recorder.report, request.playbook)
     return Done(decision, recorder.report, error)
 
 
@@ -255,3 +256,12 @@ def _release(site: Site, hosts: Sequence[Host], login: Login) -> dict[str, bool]
             if isinstance(event, TaskDone):
                 found[event.host] = bool(event.result["holder"])
     return found
+
+
+def settle_hosts(state: SiteState, site: Site, report: RunReport, playbook: str) -> None:
+    """Keep what each host has been brought to, where the run over it went well to its end."""
+    for name in [name for name, host in report.hosts.items() if host.result == "ok"]:
+        if playbook == "up":
+            state.keep_settled(name, site.on(name))
+        elif playbook == "down":
+            state.forget_settled(name)

@@ -60,10 +60,10 @@ def look(
         _refuse_bare(contacts)
         for name, contact in contacts.items():
             before = kept.get(name)
-            if before and before.served and not force and not decision.lapsed(before, contact.facts):
+            if before and before.served and not force and not decision.lapsed(name, before, contact.facts):
                 tuned[name] = before
             else:
-                trials[name] = trial(decision, contact.facts)
+                trials[name] = trial(decision, name, contact.facts)
     return tuned, trials
 
 
@@ -85,9 +85,9 @@ def _refuse_bare(contacts: Mapping[str, Contact]) -> None:
         raise UnhealthyError(*(Problem(name, "llama-server is not set up there yet", remedy) for name in bare))
 
 
-def trial(decision: Decision, facts: Mapping[str, Any]) -> Trial:
+def trial(decision: Decision, host: str, facts: Mapping[str, Any]) -> Trial:
     """What is to be tried on a host where first contact found `facts`."""
-    subject = decision.subject(Hardware.of(dict(facts)))
+    subject = decision.subject(host, Hardware.of(dict(facts)))
     return tuning.trial(decision.plan, decision.model, decision.site.profile.machine, subject)
 
 

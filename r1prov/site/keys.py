@@ -201,7 +201,7 @@ class SiteFile(Keys):
     sources: Sources = Sources()
     """Every address from which a host may fetch something."""
     versions: Versions = Versions()
-    """The versions that are installed."""
+    """The versions that are installed. Where the file is silent, `r1prov upgrade` chooses others, for each host."""
     service: Service = Service()
     """Where the API listens."""
     engine: Engine = "llama-server"
@@ -309,6 +309,19 @@ class Site(Keys):
     """The site file, whose folder holds the state; None where there is no file."""
     file: SiteFile
     profile: Profile
+    chosen: dict[str, dict[str, str]] = Field(default={})
+    """The versions that `r1prov upgrade` has chosen for single hosts: by host, keys of `versions`. Other versions are the file's."""
+
+    def on(self, host: str) -> Site:
+        """The site as it is for one host."""
+        versions = self.file.versions.model_copy(update=self.chosen.get(host, {}))
+        file = self.file.model_copy(update={"versions": versions})
+        return self.model_copy(update={"file": file, "chosen": {}})
+
+    @property
+    def written_versions(self) -> frozenset[str]:
+        """The keys of `versions` that the site file has, in a site that was read from it. Nothing that was chosen outranks them."""
+        return frozenset(self.file.versions.model_fields_set) if self.path else frozenset()
 
     @property
     def hosts(self) -> tuple[Host, ...]:

@@ -55,7 +55,7 @@ def ollama(site: Site) -> str:
 
 
 def keep(site: Site, folder: Path) -> list[Path]:
-    """See that `folder` has all the pins that the site needs. What is missing is asked of the site's sources, from this machine.
+    """See that `folder` has all the pins that the site's hosts need. What is missing is asked of the site's sources, from this machine.
 
     Returns:
         the files that were made.
@@ -64,17 +64,18 @@ def keep(site: Site, folder: Path) -> list[Path]:
         SiteError: a source cannot be asked, or has no such version.
     """
     network = site.file.sources.network()
-    wanted: dict[str, Callable[[Site, Network], str]] = {
-        llama_cpp(site): _commit if site.file.sources.llama_cpp.type == "git" else _sdist_sha256,
-        ollama(site): _ollama_sha256,
-        open_webui(site): _requirements,
-    }
     made = []
-    for name, ask in wanted.items():
-        path = folder / name
-        if name and not path.is_file():
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            made.append(write_whole(path, ask(site, network)))
+    for on_host in [site.on(host.name) for host in site.hosts]:
+        wanted: dict[str, Callable[[Site, Network], str]] = {
+            llama_cpp(on_host): _commit if site.file.sources.llama_cpp.type == "git" else _sdist_sha256,
+            ollama(on_host): _ollama_sha256,
+            open_webui(on_host): _requirements,
+        }
+        for name, ask in wanted.items():
+            path = folder / name
+            if name and not path.is_file():
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                made.append(write_whole(path, ask(on_host, network)))
     return made
 
 

@@ -6,18 +6,18 @@ import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from r1prov.common import documents
 from r1prov.common.errors import Problem, SiteError
 from r1prov.common.paths import SITE_FILE
 from r1prov.site.judges import loose_files
-from r1prov.site.keys import Host, Site, SiteFile
+from r1prov.site.keys import Host, SiteFile
 from r1prov.site.load import load, validated
 from r1prov.site.state import SiteState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+
+    from r1prov.site.keys import Site
 
     Selection = tuple[Site, tuple[Host, ...]]
 
@@ -34,8 +34,30 @@ def select(path: Path | None, named: Sequence[str], **flags: Any) -> Selection:
     if path is None and Path(SITE_FILE).is_file() and not (named and flags.get("profile")):
         path = Path(SITE_FILE)
     choices = SiteState.of(path.resolve() if path else None).choices
-    site = load(path, chosen=choices, hosts=() if path else tuple(named), **flags)
+    site = _with_chosen(load(path, chosen=choices, hosts=() if path else tuple(named), **flags))
     return site, among(site, named) if path else site.hosts
+
+
+def _with_chosen(site: Site) -> Site:
+    """The site with the versions that were chosen for its hosts. What the site file says outranks them."""
+    state, written = SiteState.of(site.path), site.written_versions
+    chosen = {
+        host.name: {key: value for key, value in state.versions(host.name).items() if key not in written}
+        for host in site.hosts
+    }
+    return site.model_copy(update={"chosen": {name: versions for name, versions in chosen.items() if versions}})
+
+
+def wanted(path: Path | None, named: Sequence[str]) -> Selection:
+    """The site as it is wanted now, for verbs that name no profile: as its file says, or as last applied where it has no file.
+
+    Raises:
+        SiteError: no site is known, or it has no such host, or its file is wrong.
+    """
+    if path or Path(SITE_FILE).is_file():
+        return select(path, named)
+    site, targets = last_applied(None, named)
+    return _with_chosen(site), targets
 
 
 def last_applied(path: Path | None, named: Sequence[str]) -> Selection:
@@ -47,14 +69,13 @@ def last_applied(path: Path | None, named: Sequence[str]) -> Selection:
     if path is None and Path(SITE_FILE).is_file():
         path = Path(SITE_FILE)
     path = path.resolve() if path else None
-    last = SiteState.of(path).last_site
     # A folder that was copied or moved remembers files and secrets that lie at its old place.
-    if last.is_file() and (remembered := _remembered(last)) and remembered.path == path:
+    if (remembered := SiteState.of(path).last()) and remembered.path == path:
         site = remembered
         if loose := loose_files(site.path, site.file):
             raise SiteError(*loose)
     elif path:
-        site = load(path, chosen=SiteState.of(path).choices)
+        site = _with_chosen(load(path, chosen=SiteState.of(path).choices))
     else:
         raise SiteError(
             Problem(
@@ -62,14 +83,6 @@ def last_applied(path: Path | None, named: Sequence[str]) -> Selection:
             )
         )
     return site, among(site, named)
-
-
-def _remembered(last: Path) -> Site | None:
-    """The site as it was last applied; None where another version of r1prov wrote it in its own way."""
-    try:
-        return Site.model_validate_json(last.read_text())
-    except ValidationError:
-        return None
 
 
 def with_choices(path: Path | None, named: Sequence[str], choices: dict[str, Any]) -> Selection:
@@ -84,16 +97,41 @@ def with_choices(path: Path | None, named: Sequence[str], choices: dict[str, Any
         SiteError: no site is known, or its file contradicts a choice. What a person has written is not overruled.
     """
     site, targets = last_applied(path, named)
-    if site.path:
-        written = documents.load(site.path, SiteFile).model_dump(exclude_unset=True)
-        contradicted = sorted(_contradicted(written, choices))
-        if contradicted:
-            remedy = "change it there, or take the line out"
-            raise SiteError(
-                *(Problem(str(site.path), f"it says `{key}: {value}`", remedy) for key, value in contradicted)
-            )
+    _refuse_contradicted(site, choices)
     file = validated(documents.merged(site.file.model_dump(exclude_unset=True), choices))
     return site.model_copy(update={"file": file}), targets
+
+
+def with_versions(site: Site, hosts: Iterable[Host], versions: dict[str, str]) -> Site:
+    """A wanted site, in which hosts have other versions. Keeps nothing.
+
+    Args:
+        site: from `wanted`.
+        hosts: of the site. What its other hosts have stays.
+        versions: keys of `versions`. Where there are none, the hosts get what the site file says, or else the tested versions.
+
+    Raises:
+        SiteError: the site file contradicts a version, or there is no such version.
+    """
+    choices = {"versions": versions}
+    _refuse_contradicted(site, choices)
+    chosen = dict(site.chosen)
+    for name in (host.name for host in hosts):
+        chosen[name] = {**chosen.get(name, {}), **versions} if versions else {}
+        validated(documents.merged(site.file.model_dump(exclude_unset=True), {"versions": chosen[name]}))
+    return site.model_copy(update={"chosen": {name: chosen[name] for name in chosen if chosen[name]}})
+
+
+def _refuse_contradicted(site: Site, choices: dict[str, Any]) -> None:
+    """Refuse choices that the site file contradicts.
+
+    Raises:
+        SiteError: it says otherwise.
+    """
+    written = documents.load(site.path, SiteFile).model_dump(exclude_unset=True) if site.path else {}
+    if contradicted := sorted(_contradicted(written, choices)):
+        remedy = "change it there, or take the line out"
+        raise SiteError(*(Problem(str(site.path), f"it says `{key}: {value}`", remedy) for key, value in contradicted))
 
 
 def _contradicted(written: dict[str, Any], choices: dict[str, Any]) -> Iterator[tuple[str, Any]]:

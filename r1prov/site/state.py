@@ -16,12 +16,13 @@ from pydantic import ValidationError
 from r1prov.common import documents, paths
 from r1prov.common.files import keep_private, write_whole
 from r1prov.machines.tuned import Tuned
+from r1prov.site.keys import Site
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from r1prov.site import Host, Site
+    from r1prov.site import Host
 
 
 @dataclass(frozen=True)
@@ -142,9 +143,46 @@ class SiteState:
         """Keep the site as applied."""
         write_whole(self.last_site, site.model_dump_json(indent=1))
 
+    def last(self) -> Site | None:
+        """The site as last applied; None where none was, or where another version of r1prov wrote it in its own way."""
+        return _read(self.last_site)
+
+    def settled(self, host: str) -> Site | None:
+        """The site that a host has been brought to, and was well with; None where there is none that can be read."""
+        return _read(self._settled(host))
+
+    def keep_settled(self, host: str, site: Site) -> None:
+        """Keep the site that a host has been brought to, and is well with. An upgrade that fails brings it back to that."""
+        self._settled(host).parent.mkdir(mode=0o700, exist_ok=True)
+        write_whole(self._settled(host), site.model_dump_json(indent=1))
+
+    def forget_settled(self, host: str) -> None:
+        """Forget what a host was brought to, from which everything has been taken away."""
+        self._settled(host).unlink(missing_ok=True)
+
+    def _settled(self, host: str) -> Path:
+        return self.root / "settled" / f"{host}.json"
+
+    def versions(self, host: str) -> dict[str, str]:
+        """The versions that `r1prov upgrade` has chosen for a host, by keys of `versions`; they hold where the site file is silent."""
+        path = self._versions(host)
+        found: dict[str, str] = json.loads(path.read_text()) if path.is_file() else {}
+        return found
+
+    def choose_versions(self, host: str, versions: dict[str, str]) -> None:
+        """Keep these versions for a host, instead of those that were chosen before."""
+        if versions:
+            self._versions(host).parent.mkdir(mode=0o700, exist_ok=True)
+            write_whole(self._versions(host), json.dumps(versions, indent=1) + "\n")
+        else:
+            self._versions(host).unlink(missing_ok=True)
+
+    def _versions(self, host: str) -> Path:
+        return self.root / "versions" / f"{host}.json"
+
     @property
     def choices(self) -> dict[str, Any]:
-        """Keys of the site file that verbs have chosen (`r1prov engine`, `r1prov upgrade`); they hold where the file is silent."""
+        """Keys of the site file that verbs have chosen (`r1prov engine`); they hold where the file is silent."""
         path = self.root / "choices.json"
         found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
         return found
@@ -180,3 +218,11 @@ class SiteState:
     def keep_secret(self, secret: Secret, value: str | None = None) -> Path:
         """Store a secret: `value` as found on a host, or a new one of 256 random bits. Returns its file."""
         return write_whole(self.secret(secret), value or secrets.token_urlsafe(32))
+
+
+def _read(path: Path) -> Site | None:
+    """A site that was kept; None where it was not, or where another version of r1prov wrote it in its own way."""
+    try:
+        return Site.model_validate_json(path.read_text())
+    except (FileNotFoundError, ValidationError):
+        return None

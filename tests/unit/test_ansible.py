@@ -81,7 +81,8 @@ def test_steps_are_the_roles_of_a_playbook():
 def test_a_step_that_comes_again_says_what_for():
     steps = ansible.steps_of("up")
     again = [step for step in steps if sum(step.role == other.role for other in steps) > 1]
-    assert {step.role for step in again} == {"weights", "ollama", "open_webui", "gateway", "llama_server"}
+    twice = {"weights", "cuda_toolkit", "llama_cpp", "ollama", "open_webui", "gateway", "llama_server"}
+    assert {step.role for step in again} == twice
     assert all(step.why and len(step.why) <= 40 for step in again)
     assert len(set(again)) == len(again)
     assert Step("ollama", "install") in again

@@ -219,6 +219,14 @@ def test_other_versions_are_pinned_once(index: str, tmp_path: Path) -> None:
     assert pins.keep(wanted, tmp_path / "pins") == []
 
 
+def test_what_single_hosts_have_is_pinned_too(index: str, tmp_path: Path) -> None:
+    wanted = wanting(tmp_path, index)
+    chosen = {wanted.hosts[0].name: {"llama_cpp": "0.3.9"}}
+    (pin,) = pins.keep(wanted.model_copy(update={"chosen": chosen}), tmp_path / "pins")
+    assert (pin.name, pin.read_text()) == ("llama-cpp-python-0.3.9.sha256", SHA256)
+    assert pins.keep(wanted, tmp_path / "pins") == []
+
+
 def test_an_index_may_answer_in_json(index: str, tmp_path: Path) -> None:
     (sdist,) = pins.keep(wanting(tmp_path, f"{index}/newer", llama_cpp="0.3.9"), tmp_path / "pins")
     assert sdist.read_text() == SHA256

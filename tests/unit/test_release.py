@@ -43,14 +43,63 @@ class Made(release.Build):
         (folder / "whole").touch()
 
 
-def test_releases_lie_side_by_side_and_only_the_one_before_is_kept(tmp_path: Path, progress: Progress) -> None:
+def lying(home: Path) -> str:
+    return "".join(sorted(path.name for path in (home / "releases").iterdir()))
+
+
+def test_releases_lie_side_by_side_and_what_served_before_is_kept(tmp_path: Path, progress: Progress) -> None:
     for name in "abc":
         assert not release.exists(tmp_path, name)
         release.install(tmp_path, Made(name), progress)
         assert release.exists(tmp_path, name)
         assert release.current(tmp_path) == name
         assert (tmp_path / "current" / "whole").exists()
-    assert sorted(path.name for path in (tmp_path / "releases").iterdir()) == ["b", "c"]
+    assert lying(tmp_path) == "bc"
+
+
+STORIES = {
+    "each is well": ("A B C", "bc"),
+    "an attempt fails and is put back": ("A B c B", "ab"),
+    "an attempt fails and a better one follows": ("A B c D", "bd"),
+    "many attempts fail": ("A B c d e", "abde"),
+    "many attempts fail before the first is well": ("a b c", "bc"),
+    "many attempts fail before the first is well, and more is tried": ("a b C d", "cd"),
+    "the second is an attempt that is put back": ("A b A", "a"),
+    "back to the one before": ("A B A", "ab"),
+    "back, and forth again": ("A B A c A B", "ab"),
+    "the same again": ("A B B", "ab"),
+}
+"""The releases that become current, in capitals where they serve well, and those that lie there in the end."""
+
+
+@pytest.mark.parametrize(("story", "left"), STORIES.values(), ids=STORIES)
+def test_a_release_that_never_served_well_takes_no_place(
+    tmp_path: Path, progress: Progress, story: str, left: str
+) -> None:
+    for name in story.split():
+        release.install(tmp_path, Made(name.lower()), progress)
+        if name.isupper():
+            release.prove(tmp_path)
+            assert not release.prove(tmp_path, look=True)
+    assert lying(tmp_path) == left
+    assert release.current(tmp_path) == story[-1].lower()
+    well = [name.lower() for name in story.split() if name.isupper()]
+    assert release.proven(tmp_path) == (well[-1] if well else "")
+
+
+def test_a_check_takes_note_of_nothing(tmp_path: Path, progress: Progress) -> None:
+    release.install(tmp_path, Made("a"), progress)
+    assert release.prove(tmp_path, look=True)
+    assert not release.proven(tmp_path)
+
+
+def test_what_lies_elsewhere_is_no_release(tmp_path: Path) -> None:
+    """As a toolkit of the distribution, or no toolkit at all."""
+    assert not release.prove(tmp_path / "none")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "current").symlink_to(tmp_path / "elsewhere")
+    assert not release.prove(tmp_path)
+    assert not release.proven(tmp_path)
 
 
 def test_a_failure_leaves_what_serves_and_nothing_beside_it(tmp_path: Path, progress: Progress) -> None:

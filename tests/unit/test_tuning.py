@@ -144,7 +144,7 @@ def test_hardware_that_changed(change: dict[str, Any], why: str) -> None:
 @functools.cache
 def result() -> Tuned:
     """The result of tuning a 4x4090, which is faster with half of its threads."""
-    trial = tunings.trial(decide(site.load(None, profile="4x4090", hosts=["gpu1"])), FACTS)
+    trial = tunings.trial(decide(site.load(None, profile="4x4090", hosts=["gpu1"])), "gpu1", FACTS)
     first = own(trial)
     best = first | {"threads": "32"}
     measured = [

@@ -1,0 +1,318 @@
+"""Tests of `r1prov upgrade` and of the `up` after it. Its hosts are a table here; that real ones do the same is a test of tests/e2e."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from r1prov import inventory
+from r1prov.cli import look, main, running
+from r1prov.common.errors import Exit, Problem, RunError, UnreachableError
+from r1prov.decision import Decision
+from r1prov.runs.report import HostReport, RunReport
+from r1prov.runs.run import Done, Request, settle_hosts
+from r1prov.site import TESTED_LLAMA_CPP, TESTED_OLLAMA, TESTED_OPEN_WEBUI, Host
+from r1prov.site.state import SiteState
+
+NEW = "0.17.4"
+PINNED = ("ollama-0.17.4.sha256", "ollama-0.12.10.sha256", "llama-cpp-python-0.3.37.sha256", "open-webui-0.12.5.txt")
+TESTED = {"llama_cpp": TESTED_LLAMA_CPP["pypi"], "ollama": TESTED_OLLAMA, "open_webui": TESTED_OPEN_WEBUI}
+
+
+class Loader(yaml.SafeLoader):
+    """A YAML loader that knows Ansible's tag for texts that are not templates."""
+
+
+Loader.add_constructor("!unsafe", lambda loader, node: loader.construct_scalar(node))
+
+
+@dataclass
+class Fleet:
+    """What hosts run, which is what the last inventory said for them. Those that a run breaks on run it nevertheless.
+
+    Attributes:
+        file: the site file.
+        runs: host -> program -> version.
+        context: host -> the context that it serves with.
+        broken: what does not become healthy, as a host and a version.
+        away: hosts that cannot be reached.
+        stops_at: the host at which somebody presses Ctrl-C.
+        called: the hosts of each run.
+    """
+
+    file: Path
+    runs: dict[str, dict[str, str]] = field(default_factory=dict)
+    context: dict[str, str] = field(default_factory=dict)
+    broken: set[tuple[str, str]] = field(default_factory=set)
+    away: set[str] = field(default_factory=set)
+    stops_at: str = ""
+    called: list[list[str]] = field(default_factory=list)
+
+    def write(self, text: str, hosts: str = "gpu1, gpu2") -> None:
+        self.file.write_text(f"profile: cpu\nhosts: [{hosts}]\n{text}\n")
+
+    def run(self, decision: Decision, targets: list[Host], _login: object, request: Request) -> Done:
+        self.called.append([host.name for host in targets])
+        state = SiteState.of(self.file)
+        folder = inventory.render(decision, state.inventory)
+        report = RunReport(
+            "r1prov", "site", "cpu", "quant", "2026-01-01", {host.name: HostReport() for host in targets}
+        )
+        error: RunError | UnreachableError | None = None
+        for name, host in report.hosts.items():
+            if name in self.away:
+                host.result, error = "unreachable", UnreachableError(Problem(name, "is away", "wait"))
+                continue
+            found = effective(folder, name)
+            self.runs[name] = {program: found.get(f"{program}_version", TESTED[program]) for program in TESTED}
+            words = found["llama_server_arguments"]
+            self.context[name] = words[words.index("--ctx-size") + 1]
+            host.changes = ["llama_cpp: Build llama.cpp"]
+            if self.stops_at == name:
+                raise typer.Exit(Exit.INTERRUPTED)
+            host.result = "ok"
+            if {(name, version) for version in self.runs[name].values()} & self.broken:
+                host.result, error = "failed", RunError(Problem(name, "does not answer", "mend it"))
+        state.remember(decision.site)
+        settle_hosts(state, decision.site, report, request.playbook)
+        return Done(decision, report, error)
+
+    def versions(self, program: str = "ollama") -> list[str]:
+        return [self.runs[name][program] for name in sorted(self.runs)]
+
+
+def effective(folder: Path, host: str) -> dict[str, Any]:
+    """The variables of a host, as Ansible merges them."""
+    group = yaml.load((folder / "group_vars/all.yml").read_text(), Loader=Loader)
+    own = yaml.safe_load((folder / "hosts.yml").read_text())["all"]["hosts"][host]
+    return group | (own or {})
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fleet:
+    """Two hosts that `up` has set up."""
+    monkeypatch.chdir(tmp_path)
+    made = Fleet(tmp_path / "r1prov.yml")
+    made.write("")
+    pins = SiteState.of(made.file).pins
+    pins.mkdir()
+    for name in PINNED:
+        (pins / name).write_text("0" * 64)
+    monkeypatch.setattr(running, "run", made.run)
+    done("up")
+    return made
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
+    """What the operator was told since this was called last, on one line."""
+    return lambda: " ".join(capsys.readouterr().err.split())
+
+
+def done(*words: str, code: Exit = Exit.OK) -> None:
+    """Calls `r1prov WORDS`, which must end with `code`."""
+    ended = Exit.OK
+    try:
+        main(list(words))
+    except SystemExit as end:
+        ended = Exit(end.code or 0)
+    assert ended == code
+
+
+def test_half_a_roll_out_is_remembered(fleet: Fleet, said: Callable[[], str]) -> None:
+    fleet.broken = {("gpu2", NEW)}
+    done("upgrade", "--ollama", NEW, code=Exit.RUN_FAILED)
+    assert fleet.called == [["gpu1", "gpu2"], ["gpu1"], ["gpu2"], ["gpu2"]]
+    assert fleet.versions() == [NEW, TESTED_OLLAMA]
+    keeps = f"gpu1: keeps Ollama {NEW}, which `r1prov upgrade` has chosen; the site has {TESTED_OLLAMA}"
+    talk = said()
+    assert keeps in talk
+    assert "gpu2: keeps" not in talk
+    done("up")
+    assert fleet.versions() == [NEW, TESTED_OLLAMA]
+    assert keeps in said()
+    fleet.broken = set()
+    done("upgrade", "--ollama", NEW, "gpu2")
+    done("up")
+    assert fleet.versions() == [NEW, NEW]
+
+
+def test_the_inventory_that_half_a_roll_out_leaves_says_what_each_host_has(fleet: Fleet) -> None:
+    fleet.broken = {("gpu2", NEW)}
+    done("upgrade", "--ollama", NEW, code=Exit.RUN_FAILED)
+    folder = SiteState.of(fleet.file).inventory
+    assert [effective(folder, host)["ollama_version"] for host in ("gpu1", "gpu2")] == [NEW, TESTED_OLLAMA]
+    assert f"v{NEW}/" in effective(folder, "gpu1")["ollama_archive"]
+    pins = [effective(folder, host)["ollama_archive_sha256"] for host in ("gpu1", "gpu2")]
+    assert [f"pins/ollama-{version}.sha256" in pin for version, pin in zip((NEW, TESTED_OLLAMA), pins, strict=True)]
+
+
+def test_a_named_host_does_not_pull_the_others_along(fleet: Fleet) -> None:
+    done("upgrade", "gpu1", "--llama-cpp", "0.3.37")
+    assert fleet.versions("llama_cpp") == ["0.3.37", TESTED["llama_cpp"]]
+    done("up")
+    done("up", "gpu2")
+    assert fleet.versions("llama_cpp") == ["0.3.37", TESTED["llama_cpp"]]
+    done("upgrade", "gpu2", "--open-webui", "0.12.5")
+    done("up")
+    assert fleet.versions("llama_cpp") == ["0.3.37", TESTED["llama_cpp"]]
+    assert fleet.versions("open_webui") == [TESTED["open_webui"], "0.12.5"]
+
+
+def test_a_host_goes_back_to_the_tested_version_while_others_have_another(fleet: Fleet) -> None:
+    """What the tested version consists of is the role's default, which a variable of all hosts would hide."""
+    fleet.write("versions: {llama_cpp: 0.3.37, open_webui: 0.12.5}")
+    done("up")
+    fleet.write("")
+    done("upgrade", "gpu1")
+    folder = SiteState.of(fleet.file).inventory
+    assert "llama_cpp_archive_sha256" not in effective(folder, "gpu1")
+    assert "open_webui_requirements" not in effective(folder, "gpu1")
+
+
+def test_the_site_file_outranks_what_was_chosen(fleet: Fleet, said: Callable[[], str]) -> None:
+    done("upgrade", "gpu1", "--ollama", NEW)
+    fleet.write("versions: {ollama: 0.12.10}")
+    done("up")
+    assert fleet.versions() == ["0.12.10", "0.12.10"]
+    done("upgrade", "gpu1", "--ollama", NEW, code=Exit.SITE)
+    assert "it says `versions.ollama: 0.12.10`" in said()
+    assert fleet.versions() == ["0.12.10", "0.12.10"]
+
+
+@pytest.mark.parametrize("interrupted", [True, False], ids=["Ctrl-C", "away"])
+def test_what_a_host_has_come_to_is_remembered_whatever_ends_the_roll_out(fleet: Fleet, *, interrupted: bool) -> None:
+    if interrupted:
+        fleet.stops_at = "gpu2"
+    else:
+        fleet.away = {"gpu2"}
+    done("upgrade", "--ollama", NEW, code=Exit.INTERRUPTED if interrupted else Exit.UNREACHABLE)
+    fleet.stops_at, fleet.away = "", set()
+    done("up")
+    assert fleet.versions() == [NEW, TESTED_OLLAMA]
+
+
+def test_a_host_that_is_away_keeps_nobody_from_the_upgrade(fleet: Fleet, said: Callable[[], str]) -> None:
+    fleet.away = {"gpu1"}
+    done("upgrade", "--ollama", NEW, code=Exit.UNREACHABLE)
+    assert fleet.versions() == [TESTED_OLLAMA, NEW]
+    assert "gpu1: is away" in said()
+    assert fleet.called[1:] == [["gpu1"], ["gpu2"]]  # nobody is put back
+
+
+def test_of_hosts_that_were_upgraded_at_once_only_those_that_failed_are_put_back(fleet: Fleet) -> None:
+    fleet.broken = {("gpu1", NEW)}
+    done("upgrade", "--ollama", NEW, "--batch", "2", code=Exit.RUN_FAILED)
+    assert fleet.called[1:] == [["gpu1", "gpu2"], ["gpu1"]]
+    assert fleet.versions() == [TESTED_OLLAMA, NEW]
+
+
+def test_without_a_version_hosts_come_to_what_the_site_file_says_now(fleet: Fleet, said: Callable[[], str]) -> None:
+    done("upgrade", "gpu1", "--ollama", NEW)
+    fleet.write("versions: {open_webui: 0.12.5}\ncontext_per_slot: 1024")
+    said()
+    done("upgrade")
+    assert fleet.versions("open_webui") == ["0.12.5", "0.12.5"]
+    assert fleet.versions() == [TESTED_OLLAMA, TESTED_OLLAMA]
+    assert fleet.context == {"gpu1": "1024", "gpu2": "1024"}
+    talk = said()
+    assert f"gpu1: downgrade of Ollama from {NEW} to {TESTED_OLLAMA}" in talk
+    assert "gpu2: the site file also says something else than before about context_per_slot" in talk
+    done("up")
+    assert fleet.versions() == [TESTED_OLLAMA, TESTED_OLLAMA]
+
+
+def test_a_host_is_put_back_to_what_ran_there_whatever_was_applied_last(fleet: Fleet, said: Callable[[], str]) -> None:
+    before = fleet.context["gpu2"]
+    fleet.write("versions: {ollama: 0.17.4}\ncontext_per_slot: 1024")
+    done("up", "gpu1")
+    fleet.broken = {("gpu2", NEW)}
+    done("upgrade", code=Exit.RUN_FAILED)
+    assert fleet.versions() == [NEW, TESTED_OLLAMA]
+    assert fleet.context == {"gpu1": "1024", "gpu2": before}
+    assert f"gpu2: has Ollama {TESTED_OLLAMA}; `r1prov up` brings {NEW}" in said()
+
+
+@pytest.mark.parametrize("verb", [("secrets", "rotate"), ("engine", "ollama")], ids=["rotate", "engine"])
+def test_what_failed_on_one_host_is_not_brought_to_others_by_another_verb(fleet: Fleet, verb: tuple[str, ...]) -> None:
+    fleet.write(f"versions: {{ollama: {NEW}}}")
+    fleet.broken = {("gpu1", NEW)}
+    done("upgrade", code=Exit.RUN_FAILED)
+    done(*verb)
+    assert fleet.versions() == [TESTED_OLLAMA, TESTED_OLLAMA]
+
+
+def test_a_host_that_was_put_back_keeps_what_it_has_where_the_site_file_is_silent(fleet: Fleet) -> None:
+    fleet.write("versions: {ollama: 0.12.10}")
+    done("up")
+    fleet.write("")
+    fleet.broken = {("gpu2", TESTED_OLLAMA)}
+    done("upgrade", code=Exit.RUN_FAILED)
+    done("up")
+    assert fleet.versions() == [TESTED_OLLAMA, "0.12.10"]
+
+
+def test_a_host_that_joins_gets_what_the_site_has(fleet: Fleet, said: Callable[[], str]) -> None:
+    done("upgrade", "--ollama", NEW)
+    fleet.write("", hosts="gpu1, gpu2, gpu3")
+    done("upgrade", code=Exit.SITE)
+    assert "gpu3: no run has set it up to the end yet" in said()
+    done("up")
+    assert fleet.versions() == [NEW, NEW, TESTED_OLLAMA]
+
+
+def test_a_site_without_a_file_remembers_too(fleet: Fleet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fleet.file.unlink()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setattr(fleet, "file", None)
+    state = SiteState.of(None)
+    state.pins.mkdir()
+    (state.pins / f"ollama-{NEW}.sha256").write_text("0" * 64)
+    done("up", "--profile", "cpu", "gpu1", "gpu2")
+    fleet.broken = {("gpu2", NEW)}
+    done("upgrade", "--ollama", NEW, code=Exit.RUN_FAILED)
+    done("up", "--profile", "cpu", "gpu1", "gpu2")
+    assert fleet.versions() == [NEW, TESTED_OLLAMA]
+    done("upgrade")
+    assert fleet.versions() == [TESTED_OLLAMA, TESTED_OLLAMA]
+
+
+def test_status_shows_which_hosts_differ(
+    fleet: Fleet, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of_hosts(*_: object) -> dict[str, dict[str, Any]]:
+        healthy = dict.fromkeys(("props", "benchmark", "page", "document_search", "gateway", "weights"))
+        healthy |= {"engine": "llama-server", "health": "ok", "tuned": "not tuned"}
+        folders = {"llama_cpp": "llama.cpp", "ollama": "ollama", "open_webui": "open-webui"}
+        return {
+            name: {**healthy, "releases": {folders[key]: f"{runs[key]}-{'0' * 12}" for key in runs}}
+            for name, runs in fleet.runs.items()
+        }
+
+    monkeypatch.setattr(look.visit, "statuses", of_hosts)
+    capsys.readouterr()
+    done("status")
+    assert "differs" not in capsys.readouterr().out
+    fleet.broken = {("gpu2", NEW)}
+    done("upgrade", "--ollama", NEW, code=Exit.RUN_FAILED)
+    capsys.readouterr()
+    done("status", "--json")
+    differs = {name: host["differs"] for name, host in json.loads(capsys.readouterr().out)["hosts"].items()}
+    assert differs == {
+        "gpu1": {"ollama": {"installed": NEW, "wanted": NEW, "site": TESTED_OLLAMA}},
+        "gpu2": {},
+    }
+    fleet.write("versions: {ollama: 0.12.10}")
+    done("status")
+    shown = capsys.readouterr()
+    assert "differs" in shown.out
+    told = " ".join(shown.err.split())
+    assert f"gpu1: has Ollama {NEW}; `r1prov up` brings 0.12.10" in told
+    assert f"gpu2: has Ollama {TESTED_OLLAMA}; `r1prov up` brings 0.12.10" in told
