@@ -8,7 +8,7 @@ import typer
 
 from r1prov import output
 from r1prov.cli import complete, options, show
-from r1prov.common.errors import Exit
+from r1prov.common.errors import Exit, Problem, UnreachableError
 from r1prov.hosts import visit
 from r1prov.machines import profile as machine
 from r1prov.site.select import last_applied
@@ -55,7 +55,7 @@ def status(
     login_options: options.LoginOptions,
     json: options.Json = False,
 ) -> None:
-    """Read from the hosts what is installed, running and healthy. Exit code 8 where a service does not answer.
+    """Read from the hosts what is installed, running and healthy. Exit code 8 where a service does not answer, 4 where a host does not.
 
     Example: `r1prov status --json`
     """
@@ -69,9 +69,11 @@ def status(
             [show.status_row(name, each) for name, each in found.items()],
         )
         for name, each in found.items():
-            if each["engine"] == "llama-server":
+            if each.get("engine") == "llama-server":
                 output.say(f"{name}: {each['tuned']}")
     show.authority_news(last_applied(site, ())[0])
+    if away := [Problem(**problem) for each in found.values() for problem in each.get("problems", ())]:
+        raise UnreachableError(*away)
     others = ("page", "document_search", "gateway")
     if any(each["health"] != "ok" or not {each[name] for name in others} <= {"ok", None} for each in found.values()):
         raise typer.Exit(Exit.UNHEALTHY)

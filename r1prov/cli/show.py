@@ -123,6 +123,8 @@ def _in_gib(n_bytes: int) -> str:
 
 def status_row(name: str, status: dict[str, Any]) -> tuple[str, ...]:
     """The row of one host in the table of `r1prov status`."""
+    if status["health"] == "unreachable":
+        return (name, "", "", status["health"], *[""] * 5)
     props = status["props"] or {}
     context = props.get("default_generation_settings", {}).get("n_ctx")
     alone = (status["benchmark"] or {}).get("sweep", [{}])[0]

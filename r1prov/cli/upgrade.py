@@ -9,6 +9,7 @@ import typer
 
 from r1prov import output
 from r1prov.cli import options, running, show
+from r1prov.common.errors import UnreachableError
 from r1prov.runs.rollout import needs_new_load, roll_out
 from r1prov.site.select import last_applied, with_choices
 from r1prov.site.state import SiteState
@@ -44,7 +45,7 @@ def upgrade(
     """Bring hosts to other versions, one after the other. Builds beside what runs; each host pauses only to load the model again.
 
     Stops at the first host that does not answer as it should, or decodes much slower than before, and puts it back, the chat page's
-    data with it. Without a version: to what the site file says.
+    data with it. A host that cannot be reached is named, not upgraded, and stops nobody. Without a version: to what the site file says.
 
     Example: `r1prov upgrade --llama-cpp 0.3.37 --open-webui 0.12.5`
     """
@@ -62,7 +63,7 @@ def upgrade(
         pauses=needs_new_load(after, versions),
     )
     result = roll_out(targets, batch, conductor)
-    if not result.error:
+    if not result.error and any(report.with_result("ok") for report in result.runs):
         SiteState.of(after.path).choose({"versions": versions})
     if json:
         output.data({"schema": 1, "runs": [report.as_json() for report in result.runs]})
@@ -72,9 +73,12 @@ def upgrade(
         )
         if result.untouched:
             output.say(f"Not touched: {_names(result.untouched)}", "yellow")
+        output.problems(result.away)
         if result.not_back:
             raise result.not_back
         raise typer.Exit(result.error.exit)
+    if result.away:
+        raise UnreachableError(*result.away)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from r1prov.common import paths
+from r1prov.common.units import GIB
 from r1prov.hosts import Passwords
 from r1prov.runs import ansible
 from r1prov.runs.ansible import Command, Step, Translator, playbook_command
@@ -60,6 +61,22 @@ def test_every_option():
     assert command.env["ANSIBLE_FORKS"] == "1"
     assert command.env["R1PROV_COMMAND"] == "r1prov up"
     assert command.env["ANSIBLE_SSH_COMMON_ARGS"] == "-F '/my sites/ssh_config'"
+
+
+@pytest.mark.parametrize(
+    ("hosts", "cpus", "memory", "expected"),
+    [
+        (3, 2, 4 * GIB, 3),
+        (0, 2, 4 * GIB, 1),
+        (300, 2, 4 * GIB, 25),  # a quarter of the memory, at 40 MiB each
+        (300, 2, 64 * GIB, 50),
+        (300, 8, 64 * GIB, 200),
+        (300, 64, 512 * GIB, 300),
+        (300, 1, GIB // 64, 1),
+    ],
+)
+def test_forks_are_as_many_as_hosts_cpus_and_memory_allow(hosts, cpus, memory, expected):
+    assert ansible.forks(hosts, cpus, memory) == expected
 
 
 def test_the_shell_line_is_the_same_command(tmp_path):
