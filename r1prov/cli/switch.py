@@ -91,7 +91,7 @@ def rotate(
         output.say("These are new: " + ", ".join(str(state.secret(secret)) for secret in chosen))
         for secret in encrypted:
             output.say(f"{state.secret(secret)} was encrypted with ansible-vault; now it is not.", "yellow")
-        if behind := done.report.with_result("unreachable", "failed"):
+        if behind := done.report.with_result("unreachable", "failed", "unfinished"):
             output.say(
                 f"{', '.join(behind)} may still accept the old ones, until `r1prov up` ends well there.", "yellow"
             )

@@ -146,6 +146,33 @@ def test_bench_measures_the_others(gpu1, tmp_path, r1prov):
     assert (code, done(tmp_path), len(those_away(json.loads(out)["hosts"]))) == (Exit.UNREACHABLE, 1, 2)
 
 
+def on_host(folder, name, text):
+    """Puts a program into the PATH of the host's commands."""
+    (folder / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+    (folder / "bin" / name).chmod(0o755)
+
+
+def test_a_status_that_cannot_be_read_is_that_of_one_host(gpu1, tmp_path, r1prov):
+    """The first contact asks Python twice."""
+    asked = tmp_path / "asked"
+    on_host(
+        tmp_path, "python3", f'echo >> {asked}; [ "$(wc -l < {asked})" -gt 2 ] && exit 1; exec /usr/bin/python3 "$@"'
+    )
+    code, out, _ = r1prov("status", "--json")
+    hosts = json.loads(out)["hosts"]
+    assert (code, [host["reachable"] for host in hosts.values()]) == (Exit.UNREACHABLE, [False] * 3)
+    assert hosts["gpu1"]["problems"][0]["what"] == "its status cannot be read: no reason given"
+
+
+def test_the_others_are_tuned(gpu1, tmp_path, r1prov):
+    on_host(tmp_path, "systemctl", "exit 0")  # there is an engine to measure
+    code, out, err = r1prov("tune", "--check", "--json")
+    told = json.loads(out)
+    assert (code, list(told["to_measure"])) == (Exit.UNREACHABLE, ["gpu1"])
+    assert [problem["where"] for problem in told["problems"]] == ["off", "stranger"]
+    assert "gpu1: " in err
+
+
 def test_down_removes_from_the_others(gpu1, tmp_path, r1prov):
     code, out, _ = r1prov("down", "--yes", "--json")
     assert (code, done(tmp_path), len(those_away(json.loads(out)["hosts"]))) == (Exit.UNREACHABLE, 1, 2)
