@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -168,9 +169,9 @@ def play(tmp_path, monkeypatch):
     (tmp_path / "inventory" / "hosts.yml").write_text("all: {hosts: {here: {ansible_connection: local}}}")
     monkeypatch.setattr(paths, "collection", lambda: tmp_path)
 
-    def start(text, passwords=None, **options):
+    def start(text, passwords=None, n_hosts=1, **options):
         (tmp_path / "playbooks" / "x.yml").write_text(text)
-        command = playbook_command("x", tmp_path / "inventory", n_hosts=1, **options)
+        command = playbook_command("x", tmp_path / "inventory", n_hosts=n_hosts, **options)
         return ansible.execute(command, tmp_path / "artifacts", steps=ansible.steps_of("x"), passwords=passwords)
 
     return start
@@ -197,6 +198,20 @@ def test_a_real_run(tmp_path, play, monkeypatch):
     assert b"TASK [Make a file]" in everything
     assert b"hf_exported" not in everything
     assert b"hushhush" not in everything
+
+
+def test_a_small_controller_works_on_few_hosts_at_once(tmp_path, play, monkeypatch):
+    monkeypatch.setattr(ansible, "FORK_BYTES", os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4 // 2)
+    hosts = ", ".join(f"gpu{n}: {{ansible_connection: local}}" for n in range(6))
+    (tmp_path / "inventory" / "hosts.yml").write_text(f"all: {{hosts: {{{hosts}}}}}")
+    (tmp_path / "working").mkdir()
+    count = f"cd {tmp_path}; mkdir working/$$; ls working | wc -l >> counts; sleep 0.4; rmdir working/$$"
+    tasks = [{"ansible.builtin.raw": count}]
+    play_of_all = [{"hosts": "all", "strategy": "free", "gather_facts": False, "tasks": tasks}]
+    events = list(play(json.dumps(play_of_all), n_hosts=6))
+    assert len(next(event.hosts for event in events if isinstance(event, Recap))) == 6
+    counts = [int(line) for line in (tmp_path / "counts").read_text().split()]
+    assert (len(counts), max(counts)) == (6, 2)
 
 
 def test_check_and_diff_change_nothing_and_show_it(tmp_path, play):

@@ -14,11 +14,14 @@ from test_contact import PID1_IS_SYSTEMD, free_port
 
 from r1prov import cli
 from r1prov.common import paths
-from r1prov.common.errors import Exit
+from r1prov.common.errors import Exit, Problem, RunError, UnreachableError
 from r1prov.hosts import Login
 from r1prov.runs import run as runs
 from r1prov.runs.events import Finished
-from r1prov.runs.run import Prepared, Request
+from r1prov.runs.report import HostReport, RunReport
+from r1prov.runs.rollout import roll_out
+from r1prov.runs.run import Done, Prepared, Request
+from r1prov.site import Host
 from r1prov.site.select import select
 from r1prov.site.state import API_KEY, SiteState
 
@@ -202,6 +205,32 @@ def test_an_upgrade_goes_past_hosts_that_are_away(gpu1, tmp_path, r1prov):
     assert results == ["unreachable", "unreachable", "ok"]
     assert "putting it back" not in err
     assert state.choices == {"versions": {"open_webui": "0.12.4"}}
+
+
+def test_a_roll_out_stops_for_a_bad_version_and_not_for_a_dead_host():
+    """Host 0 is lost in the middle. Hosts 2 to 4 go together: one is away, one fails."""
+    hosts = [Host(name=f"gpu{n}", address=f"gpu{n}") for n in range(6)]
+    ends = dict(
+        zip((host.name for host in hosts), ("unreachable", "ok", "unreachable", "failed", "ok", "ok"), strict=True)
+    )
+    put_back = []
+
+    class Conductor:
+        def upgrade(self, some):
+            report = RunReport("", "", "", "", "", {host.name: HostReport(ends[host.name]) for host in some})
+            problems = [Problem(host.name, ends[host.name], "") for host in some if ends[host.name] != "ok"]
+            kind = RunError if report.with_result("failed") else UnreachableError
+            return Done(None, report, kind(*problems) if problems else None)
+
+        def put_back(self, some, error):
+            put_back.extend(host.name for host in some)
+            return Done(None, RunReport("", "", "", "", "", {}), None)
+
+    one_by_one = roll_out(hosts[:3], 1, Conductor())
+    assert (one_by_one.error, [problem.where for problem in one_by_one.away]) == (None, ["gpu0", "gpu2"])
+    assert [name for report in one_by_one.runs for name in report.with_result("ok")] == ["gpu1"]
+    together = roll_out(hosts[2:], 3, Conductor())
+    assert (put_back, [host.name for host in together.untouched]) == (["gpu3", "gpu4"], ["gpu5"])
 
 
 def test_the_printed_command_is_about_those_who_are_there(gpu1, r1prov):
