@@ -162,14 +162,8 @@ class Recorder:
             if event.step == "removal" and "removed" in event.result:
                 host.removal = {key: event.result[key] for key in ("removed", "kept")}
             host.verified = event.result.get("verified") or host.verified
-        elif isinstance(event, HostAway):
-            self._leave_out(event)
-        elif isinstance(event, HostFailed | HostUnreachable):
-            error = failure(event)
-            if isinstance(event, HostFailed):
-                self._host(event.host).verified = event.result.get("verified")
-            self._errors.append(error)
-            self._host(event.host).problems.extend(asdict(problem) for problem in error.problems)
+        elif isinstance(event, HostAway | HostFailed | HostUnreachable):
+            self._trouble(event)
         elif isinstance(event, Recap):
             self._end(event, at_s)
         elif isinstance(event, Output) and "[ERROR]: " in event.text:
@@ -195,10 +189,18 @@ class Recorder:
     def _host(self, name: str) -> HostReport:
         return self.report.hosts.setdefault(name, HostReport())
 
-    def _leave_out(self, event: HostAway) -> None:
-        self._away.append(UnreachableError(*event.problems))
+    def _trouble(self, event: HostAway | HostFailed | HostUnreachable) -> None:
         host = self._host(event.host)
-        host.result, host.problems = "unreachable", [asdict(problem) for problem in event.problems]
+        if isinstance(event, HostAway):
+            host.result = "unreachable"
+            error: R1provError = UnreachableError(*event.problems)
+            self._away.append(error)
+        else:
+            error = failure(event)
+            self._errors.append(error)
+        if isinstance(event, HostFailed):
+            host.verified = event.result.get("verified")
+        host.problems.extend(asdict(problem) for problem in error.problems)
 
     def _leave(self, name: str, at_s: float) -> None:
         if name in self._step:

@@ -90,7 +90,7 @@ VERBS_WITH_JSON = {
 def test_no_verb_with_json_is_forgotten():
     """The others read no site file. What is wrong there is told in the same way."""
     known = {name for name in VERBS if any("--json" in parameter.opts for parameter in command(name).params)}
-    assert known == VERBS_WITH_JSON.keys() - {"secrets"} | {"explain", "plan", "profiles"}
+    assert known == VERBS_WITH_JSON.keys() - {"secrets"} | {"by-hand", "explain", "plan", "profiles"}
 
 
 @pytest.mark.parametrize("verb", VERBS_WITH_JSON)
@@ -109,7 +109,7 @@ def test_what_is_wrong_with_the_site_is_a_document_where_one_was_asked_for(r1pro
     ("words", "code", "what"),
     [
         (("status", "--json"), Exit.SITE, "no site is known here"),
-        (("status", "--json", "--site", "none.yml"), Exit.SITE, "cannot be read: No such file or directory"),
+        (("status", "--json", "--site", "none.yml"), Exit.SITE, "this site file does not exist"),
         (
             ("up", "--json", "--profile", "demo", "no.such.invalid"),
             Exit.UNREACHABLE,
