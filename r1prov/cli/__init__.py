@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import sys
+from itertools import takewhile
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from r1prov import __version__, output
 from r1prov.cli.verbs import MARKUP, Verbs
 from r1prov.common import signals
-from r1prov.common.errors import EXIT_CODES, Exit, R1provError
+from r1prov.common.errors import EXIT_CODES, Exit, Problem, R1provError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,23 +45,44 @@ def _root(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line. What fails ends here: in plain words, with the exit code of its kind.
+    """Run the command line. What fails ends here: in plain words, with the exit code of its kind, and as JSON where that was asked for.
 
     Raises:
         SystemExit: always.
     """
     signals.heed()
+    words = sys.argv[1:] if arguments is None else arguments
+    # Looked for here, because a wrong command line is refused before its options are read.
+    as_json = "--json" in takewhile(lambda word: word != "--", words)
+    output.begin()
     try:
-        app(args=arguments)
+        app(args=words)
     except R1provError as error:
         output.problems(error.problems)
         _show_traceback()
-        raise SystemExit(error.exit) from None
+        _end(error.exit, error.problems, as_json=as_json)
+    except SystemExit as end:
+        _end(int(end.code or Exit.OK), _usage(end), as_json=as_json)
     except Exception as error:
-        output.say(f"r1prov has a defect: {type(error).__name__}: {error}", "bold red")
-        output.say("  -> `r1prov --debug ...` shows where; please report it")
+        defect = Problem(
+            "r1prov", f"{type(error).__name__}: {error}", "`r1prov --debug ...` shows where; please report it"
+        )
+        output.say(f"r1prov has a defect: {defect.what}", "bold red")
+        output.say(f"  -> {defect.remedy}")
         _show_traceback()
-        raise SystemExit(Exit.INTERNAL) from None
+        _end(Exit.INTERNAL, [defect], as_json=as_json)
+
+
+def _usage(end: SystemExit) -> list[Problem]:
+    """What is wrong with the command line, if that is why Typer ends. It has told so on stderr."""
+    what = getattr(end.__context__, "format_message", None)
+    return [Problem("command line", what(), "`--help` after the verb says what it takes")] if what else []
+
+
+def _end(code: int, found: Sequence[Problem], *, as_json: bool) -> NoReturn:
+    if as_json and code:
+        output.failure(code, found)
+    raise SystemExit(code) from None
 
 
 def _show_traceback() -> None:

@@ -39,9 +39,9 @@ def bench(
     login = login_options.ask()
     request = running.request("bench", {"r1prov_llama_bench": True} if llama_bench else {}, verbosity=verbose)
     done = running.run(decision, targets, login, request)
-    if done.error:
-        raise done.error
     if json:
         output.data(done.report.as_json())
     else:
         show.benchmark(done.report, done.decision.site, talk=False)
+    if done.error:
+        raise done.error

@@ -8,7 +8,7 @@ import typer
 
 from r1prov import output
 from r1prov.cli import complete, options, show
-from r1prov.common.errors import Exit, SiteError
+from r1prov.common.errors import Exit, Problem, SiteError, UnreachableError
 from r1prov.hosts import visit
 from r1prov.machines import profile as machine
 from r1prov.site import versions
@@ -59,7 +59,7 @@ def status(
     login_options: options.LoginOptions,
     json: options.Json = False,
 ) -> None:
-    """Read from the hosts what is installed, running and healthy. Exit code 8 where a service does not answer.
+    """Read from the hosts what is installed, running and healthy. Exit code 8 where a service does not answer, 4 where a host does not.
 
     Example: `r1prov status --json`
     """
@@ -82,11 +82,13 @@ def status(
         for name, each in found.items():
             for text in show.restarts_wanted(name, each):
                 output.say(text, "yellow")
-            if each["engine"] == "llama-server":
+            if each.get("engine") == "llama-server":
                 output.say(f"{name}: {each['tuned']}")
             for text in versions.in_words(each.get("differs", {})):
                 output.say(f"{name}: {text}", "yellow")
     show.authority_news(last_applied(site, ())[0])
+    if away := [Problem(**problem) for each in found.values() for problem in each.get("problems", ())]:
+        raise UnreachableError(*away)
     others = ("page", "document_search", "gateway")
     if any(each["health"] != "ok" or not {each[name] for name in others} <= {"ok", None} for each in found.values()):
         raise typer.Exit(Exit.UNHEALTHY)

@@ -153,14 +153,13 @@ def _password(option: str, prompt: str) -> str:
 
 
 def _confirm_host_key(host: str, shown: str) -> bool:
-    """Ask whether a host has the key that it shows. Whoever stops the question says no."""
+    """Ask whether a host has the key that it shows. Who says no leaves this host out, and who stops the question stops it all."""
     with output.still():
         output.say(f"{host}: not known before; its host key is {shown}")
         try:
             return typer.confirm(f"Is that the key of {host}? A password will go there", err=True)
         except typer.Abort:
-            output.say()
-            return False
+            raise KeyboardInterrupt from None
 
 
 def _login(

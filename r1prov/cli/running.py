@@ -58,7 +58,7 @@ def run(decision: Decision, targets: Sequence[Host], login: Login, request: Requ
 
 
 def finish(done: Done, targets: Sequence[Host], *, json: bool, check: bool = False) -> None:
-    """Show what a run did, and where the services are that now run.
+    """Show what a run did, and where the services are that now run, on those hosts where all went well.
 
     Raises:
         R1provError: what went wrong.
@@ -66,12 +66,13 @@ def finish(done: Done, targets: Sequence[Host], *, json: bool, check: bool = Fal
     if json:
         output.data(done.report.as_json())
     show.summary(done.report, check=check)
+    well = [host for host in targets if host.name in done.report.with_result("ok")]
+    if well and not check:
+        show.addresses(done.decision.site, well)
+        show.benchmark(done.report, done.decision.site, talk=True)
     if done.error:
         output.say()
         raise done.error
-    if not check:
-        show.addresses(done.decision.site, targets)
-        show.benchmark(done.report, done.decision.site, talk=True)
 
 
 def watched(site: Site, targets: Sequence[Host], request: Request, work: Callable[[LiveRun], T]) -> T:

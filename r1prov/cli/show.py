@@ -150,6 +150,8 @@ def restarts_wanted(name: str, status: dict[str, Any]) -> list[str]:
 
 def status_row(name: str, status: dict[str, Any]) -> tuple[str, ...]:
     """The row of one host in the table of `r1prov status`."""
+    if status["health"] == "unreachable":
+        return (name, "", "", status["health"], *[""] * 5)
     props = status["props"] or {}
     artefact = {"llama-server": "llama.cpp"}.get(status["engine"], status["engine"])
     release = " and ".join(status["running"][artefact]) or status["releases"][artefact]

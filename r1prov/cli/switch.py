@@ -69,6 +69,8 @@ def rotate(
 ) -> None:
     """Make the site's secrets anew, and give them to every host. The old ones are refused from then on.
 
+    A host that cannot be reached keeps the old ones, and accepts them, until `r1prov up` reaches it.
+
     These are the key of the API, the page's signing key, and the password of the page's administrator. Whoever is logged in to the
     page has to log in again.
 
@@ -89,6 +91,10 @@ def rotate(
         output.say("These are new: " + ", ".join(str(state.secret(secret)) for secret in chosen))
         for secret in encrypted:
             output.say(f"{state.secret(secret)} was encrypted with ansible-vault; now it is not.", "yellow")
+        if behind := done.report.with_result("unreachable", "failed", "unfinished"):
+            output.say(
+                f"{', '.join(behind)} may still accept the old ones, until `r1prov up` ends well there.", "yellow"
+            )
     else:
         output.say("No host was changed; the secrets are the ones they were.", "yellow")
     running.finish(done, targets, json=json)

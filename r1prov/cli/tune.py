@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from r1prov import output
 from r1prov.cli import options, running, show
-from r1prov.common.errors import Exit
+from r1prov.common.errors import Exit, UnreachableError
 from r1prov.common.units import parse_duration
 from r1prov.machines.tuned import in_words
 from r1prov.runs import tuning
@@ -45,7 +45,7 @@ def tune(
     """Try threads, micro-batch, a tensor more or less and repacking around the plan with llama-bench, and serve with the best.
 
     The service of a host pauses meanwhile, one host after the other, and comes back however it ends. What was found is kept until
-    hardware, engine, model or plan change.
+    hardware, engine, model or plan change. A host that cannot be reached is named, and the others are tuned.
 
     Example: `r1prov tune gpu1 --limit 30m`
     """
@@ -57,7 +57,9 @@ def tune(
     tuning.require_llama_server(applied)
     decision = running.settle(applied)
     login = login_options.ask()
-    tuned, trials = tuning.look(decision, targets, login, force=force)
+    tuned, trials, away = tuning.look(decision, targets, login, force=force)
+    for unmet in away.values():
+        output.problems(unmet.problems)
     for name, kept in tuned.items():
         output.say(f"{name}: {in_words(kept)}; --force measures again")
     for name, trial in trials.items():
@@ -69,16 +71,25 @@ def tune(
         _announce(applied, waiting, limit, yes=yes)
         conductor = _Conductor(decision, login, {"r1prov_break_lock": True} if break_lock else {}, verbose)
         for host in waiting:
-            tuned[host.name] = tuning.tune(decision, host, trials[host.name], conductor, limit_s=limit_s, force=force)
-            show.tuning(host.name, tuned[host.name])
+            try:
+                found = tuning.tune(decision, host, trials[host.name], conductor, limit_s=limit_s, force=force)
+            except UnreachableError as error:
+                away[host.name] = error
+                continue
+            tuned[host.name] = found
+            show.tuning(host.name, found)
+    problems = [problem for unmet in away.values() for problem in unmet.problems]
     if json:
         output.data(
             {
                 "schema": 1,
                 "hosts": {name: each.model_dump(mode="json") for name, each in tuned.items()},
                 "to_measure": {name: tuning.describe(trial) for name, trial in trials.items()} if check else {},
+                "problems": [asdict(problem) for problem in problems],
             }
         )
+    if problems:
+        raise UnreachableError(*problems)
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,8 @@ def up(
     if print_command:
         prompts = ["--ask-become-pass"] * login_options.ask_become_pass + ["--ask-pass"] * login_options.ask_pass
         prepared = running.watched(wanted, targets, request, lambda live: runs.prepare(decision, targets, login, live))
-        output.write(runs.command(prepared.site, targets, login, request).shell(*prompts) + "\n")
+        if prepared.hosts:
+            output.write(runs.command(prepared, login, request).shell(*prompts) + "\n")
+        prepared.refuse_away()
         return
     running.finish(running.run(decision, targets, login, request), targets, json=json, check=check)

@@ -9,6 +9,7 @@ import typer
 
 from r1prov import output
 from r1prov.cli import options, running, show
+from r1prov.common.errors import UnreachableError
 from r1prov.runs import rollout
 from r1prov.site import versions as versions_of
 from r1prov.site.select import wanted, with_versions
@@ -45,8 +46,8 @@ def upgrade(
     """Bring hosts to other versions, one after the other. Builds beside what runs; each host pauses only to load the model again.
 
     Stops at the first host that does not answer as it should, or decodes much slower than before, and puts it back, the chat page's
-    data with it. What a host has come to is remembered for that host. Without a version: to what the site file says, or else to the
-    tested versions.
+    data with it. A host that cannot be reached is named, not upgraded, and stops nobody. What a host has come to is remembered for that
+    host. Without a version: to what the site file says, or else to the tested versions.
 
     Example: `r1prov upgrade --llama-cpp 0.3.37 --open-webui 0.12.5`
     """
@@ -76,10 +77,9 @@ def _tell(result: rollout.RollOut, targets: Sequence[Host], conductor: _Conducto
 
     Raises:
         R1provError: hosts could not be put back.
-        typer.Exit: not all hosts are upgraded.
+        UnreachableError: hosts could not be reached, and all others are upgraded.
+        typer.Exit: a host went wrong.
     """
-    for away in result.away:
-        output.problems(away.problems)
     if result.error:
         output.say(
             f"{_names(result.failed)}: {'could not be put back' if result.not_back else 'runs as before'}.", "yellow"
@@ -91,10 +91,13 @@ def _tell(result: rollout.RollOut, targets: Sequence[Host], conductor: _Conducto
         for host in targets:
             if there := state.settled(host.name):
                 show.other_versions(conductor.now, host, versions_of.of(there, host.name))
-    if result.not_back:
-        raise result.not_back
-    if error := result.error or next(iter(result.away), None):
-        raise typer.Exit(error.exit)
+    if result.error:
+        output.problems(result.away)
+        if result.not_back:
+            raise result.not_back
+        raise typer.Exit(result.error.exit)
+    if result.away:
+        raise UnreachableError(*result.away)
 
 
 @dataclass

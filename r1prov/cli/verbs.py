@@ -39,7 +39,7 @@ VERBS = {
     "profiles": ("look:profiles", "List the kinds of servers, or print one of them."),
     "status": (
         "look:status",
-        "Read from the hosts what is installed, running and healthy. Exit code 8 where a service does not answer.",
+        "Read from the hosts what is installed, running and healthy. Exit code 8 where a service does not answer, 4 where a host does not.",
     ),
     "ask": ("ask:ask", "Ask a running server. The answer goes to stdout, what the model thinks before it to stderr."),
     "open": (

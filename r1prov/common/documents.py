@@ -131,17 +131,40 @@ def _line(node: yaml.Node, location: tuple[int | str, ...]) -> int:
 
 
 def _meant(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
-    """What to do about the unknown key at `location`: keys that may have been meant, or else those that there are."""
-    keys = list(dict.fromkeys(_keys(model)))
-    parent, name = "", str(location[-1])
-    for part in location[:-1]:
-        if f"{parent}{part}" in keys:  # Places in a list, and tags of a union, are no part of a path.
-            parent = f"{parent}{part}."
-    beside = [key.removeprefix(parent) for key in keys if key.startswith(parent) and "." not in key[len(parent) :]]
-    same_name = [key for key in keys if key.rpartition(".")[2] == name]
-    if near := difflib.get_close_matches(name, beside, n=2) or same_name[:3]:
-        return f"did you mean `{'` or `'.join(near)}`?"
-    return f"there are: {', '.join(beside)}" if parent else f"{_site_page()} lists the keys"
+    """What to do about the unknown key at `location`: what may have been meant there, where such a key belongs, or what there is."""
+    name = str(location[-1])
+    parent, here = _place(model, location[:-1])
+    beside = list(dict.fromkeys(key for each in here for key in each.model_fields))
+    same_name = [path for path in dict.fromkeys(_keys(model)) if path.rpartition(".")[2] == name]
+    others = [place for path in same_name if (place := path.rpartition(".")[0]) != parent]
+    said = []
+    if near := difflib.get_close_matches(name, beside, n=2):
+        said.append(f"did you mean `{'` or `'.join(near)}`?")
+    if others:
+        places = ["at the top"] * ("" in others)
+        places += [f"under {' or '.join(f'`{place}`' for place in others[:3] if place)}"] * any(others[:3])
+        said.append(f"`{name}` belongs {' or '.join(places)}")
+    if parent and not near:
+        said.append(f"here there are: {', '.join(beside)}")
+    return "; ".join(said) or f"{_site_page()} lists the keys"
+
+
+def _place(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[str, list[type[BaseModel]]]:
+    """The path of a place in a document, without numbers and tags, and the models that fit there."""
+    path, here = [], [model]
+    for part in location:
+        if fields := [each.model_fields[str(part)] for each in here if part in each.model_fields]:
+            path.append(str(part))
+            here = [inner for field in fields for inner in _models(field.annotation)]
+        elif isinstance(part, str):  # the tag of a union, which pydantic puts into a location
+            here = [each for each in here if part in _tags(each)] or here
+    return ".".join(path), here
+
+
+def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
+    """The values of the key `type` by which a model is told from others."""
+    field = model.model_fields.get("type")
+    return getattr(field.annotation, "__args__", ()) if field else ()
 
 
 def _keys(model: type[BaseModel], parent: str = "") -> Iterator[str]:

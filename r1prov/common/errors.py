@@ -31,7 +31,7 @@ EXIT_CODES: dict[Exit, str] = {
     Exit.INTERNAL: "a defect in r1prov; `--debug` shows the traceback",
     Exit.USAGE: "a wrong command, option or argument",
     Exit.SITE: "the site file, a profile or a source is wrong; nothing was contacted",
-    Exit.UNREACHABLE: "a host could not be reached, logged in to, or lacks what a first contact needs; nothing was changed",
+    Exit.UNREACHABLE: "a host could not be reached or logged in to, or lacks what a first contact needs; the other hosts were done",
     Exit.PREFLIGHT: "a host does not fit what was asked for; nothing was changed",
     Exit.RUN_FAILED: "a step failed on a host; run the same command again to go on",
     Exit.LOCKED: "another run holds the host",
@@ -74,7 +74,7 @@ class SiteError(R1provError):
 
 
 class UnreachableError(R1provError):
-    """A host cannot be reached, or lacks what the first contact needs."""
+    """Hosts cannot be reached, or lack what the first contact needs. What was asked for was done on the others."""
 
     exit = Exit.UNREACHABLE
 

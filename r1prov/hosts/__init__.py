@@ -1,7 +1,7 @@
 """Reads hosts, over ssh or on this machine itself, and opens tunnels to them. It changes nothing on a host.
 
 Login, met     how the operator logs in; open connections to all hosts at once
-contact_all    the first contact with all hosts at once, which reports every problem together
+contact_all    the first contact with all hosts at once, which says who can be used and why others cannot
 adopt          the host keys that the operator's ssh knows, for plain ansible-playbook
 connect        one open connection, with `run`, `follow` and `open_http`
 ProgressWatch  what long steps are doing, while Ansible runs
@@ -12,7 +12,7 @@ Tunnel         a port of this machine that leads to a port of a host
 
 from r1prov.hosts.adoption import adopt
 from r1prov.hosts.connection import HostConnection, Result, Sudo, connect
-from r1prov.hosts.first import Contact, contact_all
+from r1prov.hosts.first import Contact, Meeting, at_once, contact_all
 from r1prov.hosts.login import Login, Passwords, met
 from r1prov.hosts.reading import Progress, ProgressWatch, read_secret, read_status
 from r1prov.hosts.ssh import Access
@@ -23,6 +23,7 @@ __all__ = [
     "Contact",
     "HostConnection",
     "Login",
+    "Meeting",
     "Passwords",
     "Progress",
     "ProgressWatch",
@@ -30,6 +31,7 @@ __all__ = [
     "Sudo",
     "Tunnel",
     "adopt",
+    "at_once",
     "connect",
     "contact_all",
     "met",

@@ -155,6 +155,8 @@ class SshConnection(HostConnection):
                 channel.shutdown_write()
             out = channel.makefile("rb").read()
             err = channel.makefile_stderr("rb").read()
+            if not channel.status_event.wait(timeout_s):  # the host died after the last line
+                raise TimeoutError
             return Result(channel.recv_exit_status(), out.decode(errors="replace"), err.decode(errors="replace"))
 
 

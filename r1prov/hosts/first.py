@@ -1,11 +1,11 @@
-"""The first contact with all hosts at once. It takes seconds, reports every problem together, and changes nothing on a host."""
+"""The first contact with all hosts at once. It takes seconds, says of each host what is wrong, and changes nothing on a host."""
 
 from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from r1prov.common import paths
 from r1prov.common.errors import Problem, UnreachableError
@@ -13,13 +13,19 @@ from r1prov.hosts.connection import HostConnection, Sudo, connect
 from r1prov.hosts.ssh import StrangerError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from r1prov.hosts.ssh import Access
     from r1prov.site import Host
 
 OLDEST_PYTHON = (3, 10)
 """The Python that our own programs need on a host, as in Ubuntu 22.04. It is newer than what ansible-core asks of a host."""
+
+AT_ONCE = 64
+"""So many hosts are contacted at once. A host that does not answer costs a thread that waits; a login costs the controller's CPU."""
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 # These lines ask only what must be known before a Python is known to be there. They are plain POSIX shell and go in
 # through stdin, so that any login shell can start them.
@@ -53,47 +59,74 @@ class Contact:
     notes: list[str]
 
 
+@dataclass
+class Meeting:
+    """What came of the first contact with hosts.
+
+    Attributes:
+        contacts: host name -> its contact, with an open connection.
+        away: host name -> why that host cannot be used. Nobody contacts it again in the same run.
+    """
+
+    contacts: dict[str, Contact]
+    away: dict[str, UnreachableError]
+
+    def somebody(self) -> dict[str, Contact]:
+        """The contacts.
+
+        Raises:
+            UnreachableError: no host can be used. It carries the problems of all.
+        """
+        if not self.contacts:
+            raise UnreachableError(*(problem for error in self.away.values() for problem in error.problems))
+        return self.contacts
+
+    def close(self) -> None:
+        """Close all connections."""
+        for contact in self.contacts.values():
+            contact.connection.close()
+
+
 def contact_all(
     hosts: Iterable[Host], access: Access, *, probe_paths: Iterable[str] = (), probe_ports: Iterable[int] = ()
-) -> dict[str, Contact]:
+) -> Meeting:
     """Contact all hosts at once. A person is asked about the keys of hosts that are not known before a password goes to them.
+
+    A host that cannot be used keeps nobody from the others, and holds them up for no longer than its own timeouts.
 
     Args:
         hosts: the hosts to contact.
         access: how to log in.
         probe_paths: places that a run will write to; the facts then name their disks.
         probe_ports: TCP ports that services will listen on; the facts then name who holds them.
-
-    Returns:
-        host name -> its contact, with an open connection.
-
-    Raises:
-        UnreachableError: at least one host cannot be used. It carries the problems of all hosts, and no connection stays open.
     """
     arguments = json.dumps({"paths": list(probe_paths), "ports": list(probe_ports)})
     hosts = list(hosts)
-    outcomes = _meet_all(hosts, access, arguments)
-    # A person is asked when no connection waits for the answer, and only where all else is well.
-    if all(isinstance(outcome, Contact | StrangerError) for outcome in outcomes.values()):
-        strangers = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, StrangerError)}
+    meeting = _meet_all(hosts, access, arguments)
+    try:
+        # A person is asked when no connection waits for the answer.
+        strangers = {name: error for name, error in meeting.away.items() if isinstance(error, StrangerError)}
         accepted = {name for name, stranger in strangers.items() if stranger.is_accepted(access)}
-        outcomes |= _meet_all([host for host in hosts if host.name in accepted], access, arguments)
-    problems = [
-        problem
-        for outcome in outcomes.values()
-        if isinstance(outcome, UnreachableError)
-        for problem in outcome.problems
-    ]
-    contacts = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, Contact)}
-    if problems:
-        for contact in contacts.values():
-            contact.connection.close()
-        raise UnreachableError(*problems)
-    return contacts
+        again = _meet_all([host for host in hosts if host.name in accepted], access, arguments)
+    except BaseException:
+        meeting.close()
+        raise
+    contacts = meeting.contacts | again.contacts
+    away = meeting.away | again.away
+    return Meeting(
+        contacts={host.name: contacts[host.name] for host in hosts if host.name in contacts},
+        away={host.name: away[host.name] for host in hosts if host.name not in contacts},
+    )
 
 
-def _meet_all(hosts: Sequence[Host], access: Access, probe_arguments: str) -> dict[str, Contact | UnreachableError]:
-    """Contact hosts at once, and ask no person anything. Returns for each name what came of it."""
+def at_once(work: Callable[[T], R], each: Sequence[T]) -> list[R]:
+    """What `work` returns for each of these, in their order. AT_ONCE of them are worked on at once."""
+    with ThreadPoolExecutor(max_workers=max(1, min(AT_ONCE, len(each)))) as pool:
+        return list(pool.map(work, each))
+
+
+def _meet_all(hosts: Sequence[Host], access: Access, probe_arguments: str) -> Meeting:
+    """Contact hosts at once, and ask no person anything."""
     access = replace(access, confirm=None)
 
     def meet(host: Host) -> Contact | UnreachableError:
@@ -102,14 +135,21 @@ def _meet_all(hosts: Sequence[Host], access: Access, probe_arguments: str) -> di
         except UnreachableError as error:
             return error
 
-    with ThreadPoolExecutor(max_workers=max(1, min(32, len(hosts)))) as pool:
-        return dict(zip((host.name for host in hosts), pool.map(meet, hosts), strict=True))
+    outcomes = dict(zip((host.name for host in hosts), at_once(meet, hosts), strict=True))
+    return Meeting(
+        contacts={name: outcome for name, outcome in outcomes.items() if isinstance(outcome, Contact)},
+        away={name: outcome for name, outcome in outcomes.items() if isinstance(outcome, UnreachableError)},
+    )
 
 
 def _meet(host: Host, access: Access, probe_arguments: str) -> Contact:
     connection = connect(host, access)
     try:
         return _look_around(connection, probe_arguments)
+    except (KeyError, ValueError) as error:
+        connection.close()
+        what = f"what it answers at first contact cannot be read ({error})"
+        _fail(host.name, what, "log in there by hand, and see what `sh`, `python3` and sudo answer")
     except BaseException:
         connection.close()
         raise
@@ -117,8 +157,15 @@ def _meet(host: Host, access: Access, probe_arguments: str) -> Contact:
 
 def _look_around(connection: HostConnection, probe_arguments: str) -> Contact:
     where = connection.host.name
-    lines = connection.run(["sh", "-s"], _BASICS).out.splitlines()
-    basics = dict(line.split("=", 1) for line in lines if "=" in line)
+    said = connection.run(["sh", "-s"], _BASICS).out
+    # It would stand in the facts, and in a secret that is read from the host.
+    if chatter := said.partition("system=")[0].strip():
+        _fail(
+            where,
+            f"its login shell adds text of its own to what commands print: `{chatter.splitlines()[0]}`",
+            "let ~/.bashrc, or what else that shell reads, print nothing where there is no terminal",
+        )
+    basics = dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
     problems = _misfits(where, basics)
     if problems:
         raise UnreachableError(*problems)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
     from pathlib import Path
 
-    from r1prov.hosts.first import Contact
+    from r1prov.hosts.first import Meeting
     from r1prov.site import Host, Site
 
 
@@ -58,20 +58,15 @@ class Login:
 
 
 @contextlib.contextmanager
-def met(hosts: Sequence[Host], site: Site, login: Login) -> Generator[dict[str, Contact], None, None]:
-    """Contact all hosts and yield their contacts by host name. The connections are closed at the end.
-
-    Raises:
-        UnreachableError: at least one host cannot be used. It carries the problems of all hosts.
-    """
-    contacts = contact_all(
+def met(hosts: Sequence[Host], site: Site, login: Login) -> Generator[Meeting, None, None]:
+    """Contact all hosts and yield what came of it. The connections are closed at the end."""
+    meeting = contact_all(
         hosts,
         login.access(SiteState.of(site.path)),
         probe_paths=[site.file.data_dir],
         probe_ports=[site.file.service.port],
     )
     try:
-        yield contacts
+        yield meeting
     finally:
-        for contact in contacts.values():
-            contact.connection.close()
+        meeting.close()

@@ -113,13 +113,9 @@ def read_status(connection: HostConnection, service: dict[str, Any]) -> dict[str
     """
     result = connection.run(["python3", "-", json.dumps(service)], _on_host("status.py"), root=True, timeout_s=60)
     if result.code:
-        raise UnreachableError(
-            Problem(
-                connection.host.name,
-                f"its status cannot be read: {result.err.strip().splitlines()[-1:]}",
-                "run the same command again with --debug",
-            )
-        )
+        reason = result.err.strip().rpartition("\n")[2] or "no reason given"
+        remedy = "log in there by hand, and see whether `sudo python3 --version` works"
+        raise UnreachableError(Problem(connection.host.name, f"its status cannot be read: {reason}", remedy))
     status: dict[str, Any] = json.loads(result.out)
     return status
 

@@ -114,6 +114,9 @@ class Link:
             self.transport = self._reach(
                 site_rules, host.name, access, access.ssh_password, own_file=access.known_hosts
             )
+        except (paramiko.SSHException, EOFError) as error:
+            self.close()
+            _fail(host.name, f"the ssh connection breaks off ({_text(error)})", f"look at sshd's log on {target.host}")
         except BaseException:
             self.close()
             raise
@@ -242,13 +245,13 @@ def _handshake(
     _prefer(transport, {key.type for key in accepted})
     try:
         transport.start_client(timeout=TIMEOUT_S)
+        offered = transport.get_remote_server_key()  # start_client says nothing when its time is over
     except (paramiko.SSHException, OSError, EOFError) as error:
         _fail(
             where,
             f"{target.host} port {target.port} takes the connection, but does not complete an ssh handshake ({_text(error)})",
             f"check that it is an ssh server: ssh -v -p {target.port} {target.host}",
         )
-    offered = transport.get_remote_server_key()
     _refuse_revoked(offered, known, target, where)
     if accepted:
         _refuse_other_keys(offered, accepted, target, where, own_file)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from r1prov.common.errors import Problem, UnhealthyError
+from r1prov.common.errors import Problem, UnhealthyError, UnreachableError
 from r1prov.decision import decide
-from r1prov.hosts import Tunnel, chat, connect, met, read_secret, read_status
+from r1prov.hosts import Contact, Tunnel, at_once, chat, connect, met, read_secret, read_status
 from r1prov.machines.tuned import in_words
 from r1prov.site.addresses import reached_at, url
 from r1prov.site.authority import AUTHORITY
@@ -28,11 +28,11 @@ def statuses(path: Path | None, named: Sequence[str], login: Login) -> dict[str,
     """Read the status of hosts of the site as last applied.
 
     Returns:
-        host name -> the keys of `read_status`, and `tuned`, which says in words whether the host's tuned settings hold.
+        host name -> the keys of `read_status`, and `tuned`, which says in words whether the host's tuned settings hold. Of a host
+        that cannot be reached it says `problems` instead, and its `health` is `unreachable`. `reachable` tells the two apart.
 
     Raises:
         SiteError: no site is known, or it has no such host.
-        UnreachableError: a host cannot be reached, or its status cannot be read.
     """
     site, hosts = last_applied(path, named)
     has_page = site.file.open_webui.enabled
@@ -48,13 +48,25 @@ def statuses(path: Path | None, named: Sequence[str], login: Login) -> dict[str,
     }
     tuned = SiteState.of(site.path).all_tuned(hosts)
     decision = decide(site) if tuned else None
-    status_of = {}
-    with met(hosts, site, login) as contacts:
-        for name, contact in contacts.items():
-            settings = tuned.get(name)
-            lapsed = decision.lapsed(name, settings, contact.facts) if decision and settings else ""
-            status_of[name] = {**read_status(contact.connection, service), "tuned": in_words(settings, lapsed)}
-    return status_of
+
+    def read(contact: Contact) -> dict[str, Any]:
+        name = contact.connection.host.name
+        settings = tuned.get(name)
+        lapsed = decision.lapsed(name, settings, contact.facts) if decision and settings else ""
+        try:
+            found = read_status(contact.connection, service)
+        except UnreachableError as error:
+            return _unreachable(error)
+        return {"reachable": True, **found, "tuned": in_words(settings, lapsed)}
+
+    with met(hosts, site, login) as meeting:
+        found = dict(zip(meeting.contacts, at_once(read, [*meeting.contacts.values()]), strict=True))
+        found |= {name: _unreachable(error) for name, error in meeting.away.items()}
+    return {host.name: found[host.name] for host in hosts}
+
+
+def _unreachable(error: UnreachableError) -> dict[str, Any]:
+    return {"reachable": False, "health": "unreachable", "problems": [asdict(problem) for problem in error.problems]}
 
 
 @contextlib.contextmanager
@@ -151,8 +163,8 @@ def _api_key(site: Site, host: Host, login: Login) -> str:
     """
     if key := SiteState.of(site.path).in_the_clear(API_KEY):
         return key
-    with met([host], site, login) as contacts:
-        key_there = read_secret(contacts[host.name].connection, API_KEY.on_host)
+    with met([host], site, login) as meeting:
+        key_there = read_secret(meeting.somebody()[host.name].connection, API_KEY.on_host)
     if not key_there:
         raise UnhealthyError(Problem(host.name, "has no API key for the service", "`r1prov up` sets the service up"))
     return key_there

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleDimensions
@@ -40,6 +42,7 @@ def _console(*, stderr: bool) -> Console:
 
 out = _console(stderr=False)
 err = _console(stderr=True)
+_documented = threading.Event()
 
 
 def lines(console: Console, text: Text) -> None:
@@ -76,7 +79,19 @@ def whisper(text: str) -> None:
 
 def data(value: Any) -> None:
     """Print one JSON document on stdout."""
+    _documented.set()
     out.out(json.dumps(value, indent=2, ensure_ascii=False), highlight=False)
+
+
+def failure(code: int, found: Iterable[Problem]) -> None:
+    """Say with a JSON document on stdout why a command ended with this exit code, unless there is a document already."""
+    if not _documented.is_set():
+        data({"schema": 1, "exit": code, "problems": [asdict(problem) for problem in found]})
+
+
+def begin() -> None:
+    """Begin a command, which has printed no document yet."""
+    _documented.clear()
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, talk: bool = False) -> None:

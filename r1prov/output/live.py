@@ -18,7 +18,17 @@ from r1prov.output.amounts import amounts
 from r1prov.output.console import err, lines
 from r1prov.output.outlook import WORTH_SAYING_S, Outlook, outlook
 from r1prov.output.pace import PLAIN_EVERY_S, Pace, clock
-from r1prov.runs.events import Event, HostFailed, HostUnreachable, Output, Recap, StepStarted, TaskDone, TaskStarted
+from r1prov.runs.events import (
+    Event,
+    HostAway,
+    HostFailed,
+    HostUnreachable,
+    Output,
+    Recap,
+    StepStarted,
+    TaskDone,
+    TaskStarted,
+)
 from r1prov.runs.past import expected
 
 if TYPE_CHECKING:
@@ -192,6 +202,9 @@ class LiveRun:
                 host.changed.add(host.step.name)
             for warning in event.result.get("warnings", ()):
                 self.note(host.name, warning)
+        elif isinstance(event, HostAway):
+            host.end, host.style = f"left out: {'; '.join(problem.what for problem in event.problems)}", "bold red"
+            self._say(host, host.end, host.style)
         elif isinstance(event, HostFailed | HostUnreachable):
             what = "failed" if isinstance(event, HostFailed) else "lost"
             at = host.step.label if host.step else host.task

@@ -28,6 +28,7 @@ import yaml
 from ansible_runner import Runner, RunnerConfig
 
 from r1prov.common import paths
+from r1prov.common.units import MIB
 from r1prov.runs import guard
 from r1prov.runs.events import (
     Event,
@@ -65,6 +66,10 @@ INHERITED = (
     "ANSIBLE_VAULT_PASSWORD_FILE",
 )
 KEPT_RUNS = 10
+FORKS_PER_CPU = 25
+"""A host that waits for its compiler or its weights keeps a fork busy, but no CPU. So there may be many for each."""
+FORK_BYTES = 40 * MIB
+"""What a fork and its ssh take of memory. A quarter of the memory may go to them."""
 STOP_S = guard.PATIENCE_S + 5
 """How long Ansible and what it has started may take to end after Ctrl-C, in seconds."""
 
@@ -107,7 +112,7 @@ def playbook_command(
     Args:
         playbook: its name, such as `up`.
         inventory: the rendered folder.
-        n_hosts: how many hosts are worked on at once.
+        n_hosts: how many hosts it is about. So many are worked on at once as `forks` says.
         limit: only these hosts.
         variables: for this run only. They outrank the inventory.
         ssh_config: instead of ~/.ssh/config.
@@ -130,7 +135,9 @@ def playbook_command(
     env = {
         "ANSIBLE_CONFIG": str(paths.collection() / "ansible.cfg"),
         "ANSIBLE_COLLECTIONS_PATH": str(paths.collections_path()),
-        "ANSIBLE_FORKS": str(max(1, n_hosts)),
+        "ANSIBLE_FORKS": str(
+            forks(n_hosts, os.cpu_count() or 1, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        ),
         "ANSIBLE_NOCOLOR": "1",
         # The inventory says which host keys ssh accepts. ansible-runner would set this variable to False.
         "ANSIBLE_HOST_KEY_CHECKING": "True",
@@ -150,6 +157,11 @@ class Step(NamedTuple):
 
     role: str
     why: str = ""
+
+
+def forks(n_hosts: int, cpus: int, memory: int) -> int:
+    """How many hosts a controller with so many CPUs and bytes of memory works on at once. The others wait for their turn."""
+    return max(1, min(n_hosts, cpus * FORKS_PER_CPU, memory // 4 // FORK_BYTES))
 
 
 def steps_of(playbook: str) -> list[Step]:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from r1prov.common.errors import Problem
+
 
 @dataclass(frozen=True)
 class StepStarted:
@@ -48,6 +50,14 @@ class HostFailed:
     step: str
     task: str
     result: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class HostAway:
+    """The first contact could not use a host. The run goes on without it."""
+
+    host: str
+    problems: tuple[Problem, ...]
 
 
 @dataclass(frozen=True)
@@ -93,4 +103,4 @@ class Finished:
     log: Path
 
 
-Event = StepStarted | TaskStarted | TaskDone | HostFailed | HostUnreachable | Recap | Output | Finished
+Event = StepStarted | TaskStarted | TaskDone | HostFailed | HostAway | HostUnreachable | Recap | Output | Finished

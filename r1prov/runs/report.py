@@ -20,7 +20,17 @@ from r1prov.common.errors import (
     UnreachableError,
 )
 from r1prov.common.files import write_whole
-from r1prov.runs.events import Event, Finished, HostFailed, HostUnreachable, Output, Recap, StepStarted, TaskDone
+from r1prov.runs.events import (
+    Event,
+    Finished,
+    HostAway,
+    HostFailed,
+    HostUnreachable,
+    Output,
+    Recap,
+    StepStarted,
+    TaskDone,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -36,7 +46,7 @@ class HostReport:
     """What a run did on one host.
 
     Attributes:
-        result: `ok`, `failed`, `unreachable`, or `unfinished` where the run was stopped.
+        result: `ok`, `failed`, `unreachable` (from the first contact on, or later), or `unfinished` where the run was stopped.
         ok: how many tasks went well.
         changed: how many tasks changed something.
         changes: the names of these tasks, as `step: task`.
@@ -92,6 +102,10 @@ class RunReport:
         """The names of the hosts on which something was changed."""
         return [name for name, host in self.hosts.items() if host.changes]
 
+    def with_result(self, *results: str) -> list[str]:
+        """The names of the hosts that ended so."""
+        return [name for name, host in self.hosts.items() if host.result in results]
+
     def as_json(self) -> dict[str, Any]:
         """The report as a JSON document."""
         return asdict(self)
@@ -123,6 +137,7 @@ class Recorder:
 
     def __init__(self, report: RunReport) -> None:
         self.report = report
+        self._away: list[R1provError] = []
         self._errors: list[R1provError] = []
         self._complaint = ""
         self._step: dict[str, tuple[str, float]] = {}
@@ -147,12 +162,8 @@ class Recorder:
             if event.step == "removal" and "removed" in event.result:
                 host.removal = {key: event.result[key] for key in ("removed", "kept")}
             host.verified = event.result.get("verified") or host.verified
-        elif isinstance(event, HostFailed | HostUnreachable):
-            error = failure(event)
-            if isinstance(event, HostFailed):
-                self._host(event.host).verified = event.result.get("verified")
-            self._errors.append(error)
-            self._host(event.host).problems.extend(asdict(problem) for problem in error.problems)
+        elif isinstance(event, HostAway | HostFailed | HostUnreachable):
+            self._trouble(event)
         elif isinstance(event, Recap):
             self._end(event, at_s)
         elif isinstance(event, Output) and "[ERROR]: " in event.text:
@@ -165,14 +176,15 @@ class Recorder:
 
         Errors of different kinds become a RunError, and a DamagedError where one of them is: damage is what was looked for.
         """
+        errors = self._away + self._errors
         if not self._errors and self.report.ansible_exit:
             what = self._complaint or f"ended with {self.report.ansible_exit}"
-            return RunError(Problem("ansible-playbook", what, f"all that it said: {self.report.log}"))
-        if not self._errors:
+            errors.append(RunError(Problem("ansible-playbook", what, f"all that it said: {self.report.log}")))
+        if not errors:
             return None
-        kinds = {type(error) for error in self._errors}
+        kinds = {type(error) for error in errors}
         kind = kinds.pop() if len(kinds) == 1 else DamagedError if DamagedError in kinds else RunError
-        return kind(*(problem for error in self._errors for problem in error.problems))
+        return kind(*(problem for error in errors for problem in error.problems))
 
     def places(self, was_locked: Mapping[str, bool]) -> dict[str, str]:
         """Say where the run of each host was when it was stopped, as a predicate.
@@ -195,6 +207,19 @@ class Recorder:
 
     def _host(self, name: str) -> HostReport:
         return self.report.hosts.setdefault(name, HostReport())
+
+    def _trouble(self, event: HostAway | HostFailed | HostUnreachable) -> None:
+        host = self._host(event.host)
+        if isinstance(event, HostAway):
+            host.result = "unreachable"
+            error: R1provError = UnreachableError(*event.problems)
+            self._away.append(error)
+        else:
+            error = failure(event)
+            self._errors.append(error)
+        if isinstance(event, HostFailed):
+            host.verified = event.result.get("verified")
+        host.problems.extend(asdict(problem) for problem in error.problems)
 
     def _leave(self, name: str, at_s: float) -> None:
         if name in self._step:

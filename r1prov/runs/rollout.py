@@ -1,4 +1,7 @@
-"""The roll-out of an upgrade: some hosts at a time. Hosts that fail are put back, and the rest stay as they are."""
+"""The roll-out of an upgrade: some hosts at a time. Hosts that fail are put back, and the rest stay as they are.
+
+A host that is away stops nobody.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from r1prov.common.errors import R1provError
-    from r1prov.runs.report import HostReport, RunReport
+    from r1prov.runs.report import RunReport
     from r1prov.runs.run import Done
     from r1prov.site import Host, Site
 
@@ -36,25 +39,27 @@ class RollOut:
 
     Attributes:
         runs: their reports, in order.
-        away: why hosts could not be reached at all. They are as they were, and the others were gone on with.
+        away: what is wrong with hosts that could not be reached. They are not upgraded, and the others were gone on with.
         failed: the hosts that went wrong.
         error: why they went wrong; None where all hosts that could be reached were upgraded.
         not_back: why hosts could not be put back; None where they run as before.
-        untouched: the hosts that no run reached.
+        untouched: the hosts that no run was about.
     """
 
     runs: list[RunReport] = field(default_factory=list)
-    away: list[R1provError] = field(default_factory=list)
     failed: Sequence[Host] = ()
     error: R1provError | None = None
     not_back: R1provError | None = None
     untouched: Sequence[Host] = ()
+    away: list[Problem] = field(default_factory=list)
 
 
 def roll_out(hosts: Sequence[Host], batch: int, conductor: Conductor) -> RollOut:
     """Upgrade hosts, `batch` of them at once. Stops at the first batch in which a host goes wrong, and puts that host back.
 
     Each host is remembered as soon as its run has ended, so whatever ends the roll-out later leaves it what it has.
+
+    A host that cannot be reached, or is lost in the middle, says nothing about a version. So the roll-out goes on without it.
 
     Raises:
         R1provError: a run could not begin.
@@ -65,7 +70,7 @@ def roll_out(hosts: Sequence[Host], batch: int, conductor: Conductor) -> RollOut
         done = conductor.upgrade(some)
         result.runs.append(done.report)
         of_host = done.report.hosts
-        away = [host for host in some if _is_away(of_host[host.name])]
+        away = [host for host in some if of_host[host.name].result == "unreachable"]
         failed = [host for host in some if host not in away and of_host[host.name].result != "ok"]
         if done.error and not away and not failed:
             failed = list(some)
@@ -76,14 +81,8 @@ def roll_out(hosts: Sequence[Host], batch: int, conductor: Conductor) -> RollOut
                 result.runs.append(back.report)
                 result.not_back = result.not_back or back.error
             break
-        if done.error:
-            result.away.append(done.error)
+        result.away += [Problem(**problem) for host in away for problem in of_host[host.name].problems]
     return result
-
-
-def _is_away(report: HostReport) -> bool:
-    """Whether a host could not be reached before anything was changed on it."""
-    return report.result == "unreachable" and not report.changes
 
 
 def put_back_sites(wanted: Site, settled: Mapping[str, Site | None]) -> dict[str, Site]:

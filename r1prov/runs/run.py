@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from r1prov import inventory
-from r1prov.common.errors import Exit, Problem, R1provError, SiteError
+from r1prov.common.errors import Exit, Problem, R1provError, SiteError, UnreachableError
 from r1prov.decision import decide
 from r1prov.hosts import Progress, ProgressWatch, met
 from r1prov.runs import ansible, secrets
-from r1prov.runs.events import TaskDone
+from r1prov.runs.events import HostAway, TaskDone
 from r1prov.runs.report import HostReport, Recorder, RunReport, now
 from r1prov.site import archives, authority, pins
 from r1prov.site.judges import password_weakness
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from r1prov.runs.ansible import Command
     from r1prov.runs.events import Event
     from r1prov.site import Host, Site
+
+WATCHED = 32
+"""Of so many hosts the progress within long steps is followed. Each costs the controller a connection and two threads."""
 
 
 class Watcher(Protocol):
@@ -76,6 +79,37 @@ class Stopped(KeyboardInterrupt):
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """A run that can begin.
+
+    Attributes:
+        decision: for the hosts as they are. It knows which of them are tuned, and its site names the users that ~/.ssh/config
+            logs in, for Ansible leaves sudo alone only where it knows that it is root.
+        targets: all hosts that are meant.
+        away: those of them that the first contact could not use. The run leaves them out.
+    """
+
+    decision: Decision
+    targets: Sequence[Host]
+    away: Sequence[HostAway]
+
+    @property
+    def hosts(self) -> list[Host]:
+        """Those that the run is over."""
+        away = {each.host for each in self.away}
+        return [host for host in self.targets if host.name not in away]
+
+    def refuse_away(self) -> None:
+        """Say which hosts are left out.
+
+        Raises:
+            UnreachableError: some are.
+        """
+        if self.away:
+            raise UnreachableError(*(problem for each in self.away for problem in each.problems))
+
+
+@dataclass(frozen=True)
 class Done:
     """A run that has ended.
 
@@ -91,47 +125,44 @@ class Done:
 
 
 def run(decision: Decision, hosts: Sequence[Host], login: Login, request: Request, watcher: Watcher) -> Done:
-    """Meet the hosts, render the inventory, and run the playbook.
-
-    Raises:
-        UnreachableError: what is wrong with any host.
-    """
-    return play(prepare(decision, hosts, login, watcher), hosts, login, request, watcher)
+    """Meet the hosts, render the inventory, and run the playbook over those that can be used. The others are in the report."""
+    return play(prepare(decision, hosts, login, watcher), login, request, watcher)
 
 
-def prepare(decision: Decision, hosts: Sequence[Host], login: Login, watcher: Watcher) -> Decision:
-    """Meet the hosts, and render the inventory. Changes nothing on a host.
+def prepare(decision: Decision, hosts: Sequence[Host], login: Login, watcher: Watcher) -> Prepared:
+    """Meet the hosts, and render the inventory. Changes nothing on a host, and nothing here where no host can be used.
 
     Args:
         decision: from `settle`.
         hosts: whom to meet.
         login: how to reach them.
-        watcher: told what is remarkable about them.
-
-    Returns:
-        the decision for the hosts as they are. It knows which of them are tuned, and its site names the users that ~/.ssh/config
-        logs in, for Ansible leaves sudo alone only where it knows that it is root.
-
-    Raises:
-        UnreachableError: what is wrong with any host.
+        watcher: told who is away, and what is remarkable about the others.
     """
     site = decision.site
     state = SiteState.of(site.path)
-    with met(hosts, site, login) as contacts:
-        for name, contact in contacts.items():
+    with met(hosts, site, login) as meeting:
+        away = [HostAway(name, error.problems) for name, error in meeting.away.items()]
+        for event in away:
+            watcher.event(event)
+        if not meeting.contacts:
+            return Prepared(decision, hosts, away)
+        for name, contact in meeting.contacts.items():
             for text in contact.notes:
                 watcher.note(name, text)
-        for path in secrets.provide(site, [contact.connection for contact in contacts.values()]):
+        for path in secrets.provide(site, [contact.connection for contact in meeting.contacts.values()]):
             if path.name == authority.AUTHORITY:
                 watcher.note(site.name, f"{path} is new: the machines that shall trust the gateway must trust it")
-        users = {name: contact.connection.user for name, contact in contacts.items()}
-        facts = {name: contact.facts for name, contact in contacts.items()}
+            elif away and path.parent == state.secrets:
+                late = ", ".join(each.host for each in away)
+                watcher.note(site.name, f"{path} is new; once {late} can be reached, `r1prov up` brings it there, too")
+        users = {name: contact.connection.user for name, contact in meeting.contacts.items()}
+        facts = {name: contact.facts for name, contact in meeting.contacts.items()}
     decision, remarks = decision.with_tuned(state.all_tuned(site.hosts), facts)
     for name, text in remarks.items():
         watcher.note(name, text)
     decision = replace(decision, site=_with_users(site, users))
     inventory.render(decision, state.inventory)
-    return decision
+    return Prepared(decision, hosts, away)
 
 
 def settle(site: Site, say: Callable[[str], None]) -> Decision:
@@ -172,8 +203,9 @@ def _with_users(site: Site, users: Mapping[str, str | None]) -> Site:
     return site.model_copy(update={"file": site.file.model_copy(update={"hosts": hosts})})
 
 
-def command(site: Site, hosts: Sequence[Host], login: Login, request: Request) -> Command:
+def command(prepared: Prepared, login: Login, request: Request) -> Command:
     """The command that `play` executes."""
+    site, hosts = prepared.decision.site, prepared.hosts
     state = SiteState.of(site.path)
     return ansible.playbook_command(
         request.playbook,
@@ -189,64 +221,75 @@ def command(site: Site, hosts: Sequence[Host], login: Login, request: Request) -
     )
 
 
-def play(decision: Decision, hosts: Sequence[Host], login: Login, request: Request, watcher: Watcher) -> Done:
-    """Run a playbook over prepared hosts. The report is written however the run ends.
+def play(prepared: Prepared, login: Login, request: Request, watcher: Watcher) -> Done:
+    """Run a playbook over the hosts of a prepared run. The report is written however the run ends.
 
     Raises:
         Stopped: somebody has stopped it. The hosts are released where they can be reached.
     """
-    site = decision.site
+    site = prepared.decision.site
     state = SiteState.of(site.path)
     recorder = Recorder(
         RunReport(
             command=request.told_as,
             site=site.name,
             profile=site.file.profile,
-            quant=decision.quant.name,
+            quant=prepared.decision.quant.name,
             started=now(),
-            hosts={host.name: HostReport() for host in hosts},
+            hosts={host.name: HostReport() for host in prepared.targets},
             check=request.check,
         )
     )
-    watches = [ProgressWatch(host, login.access(state), watcher.progress) for host in hosts]
+    for away in prepared.away:
+        recorder.event(away, time.monotonic())
+    report, error = recorder.report, None
+    try:
+        if prepared.hosts:
+            _execute(prepared, login, request, watcher, recorder)
+        error = recorder.error()
+        report.exit = error.exit if error else Exit.OK
+    except KeyboardInterrupt:
+        if request.check:  # It locks nothing.
+            raise
+        watcher.note(site.name, "stopped. The servers are being released; another Ctrl-C leaves them locked")
+        raise Stopped(recorder.places(_release(prepared, login))) from None
+    finally:
+        report.ended = now()
+        report.write(state.reports, request.playbook)
+        # A site that was refused before anything was changed is not what runs on the hosts.
+        applied = report.with_result("ok") or report.changed_hosts
+        if applied and not request.check:
+            state.remember(site)
+            settle_hosts(state, site, report, request.playbook)
+    return Done(prepared.decision, report, error)
+
+
+def _execute(prepared: Prepared, login: Login, request: Request, watcher: Watcher, recorder: Recorder) -> None:
+    """Execute the playbook, and tell watcher and recorder what happens."""
+    state = SiteState.of(prepared.decision.site.path)
+    access = login.access(state)
+    watches = [ProgressWatch(host, access, watcher.progress) for host in prepared.hosts[:WATCHED]]
     events = ansible.execute(
-        command(site, hosts, login, request),
+        command(prepared, login, request),
         state.artifacts,
         steps=ansible.steps_of(request.playbook),
         passwords=login.passwords,
     )
-    error: R1provError | None = None
     try:
         with contextlib.closing(events):
             for event in events:
                 recorder.event(event, time.monotonic())
                 watcher.event(event)
-        error = recorder.error()
-        recorder.report.exit = error.exit if error else Exit.OK
-    except KeyboardInterrupt:
-        if request.check:  # It locks nothing.
-            raise
-        watcher.note(site.name, "stopped. The servers are being released; another Ctrl-C leaves them locked")
-        raise Stopped(recorder.places(_release(site, hosts, login))) from None
     finally:
         for watch in watches:
             watch.close()
-        recorder.report.ended = now()
-        recorder.report.write(state.reports, request.playbook)
-        # A site that was refused before anything was changed is not what runs on the hosts.
-        applied = recorder.report.exit == Exit.OK or recorder.report.changed_hosts
-        if applied and not request.check:
-            state.remember(site)
-            settle_hosts(state, site, recorder.report, request.playbook)
-    return Done(decision, recorder.report, error)
 
 
-def _release(site: Site, hosts: Sequence[Host], login: Login) -> dict[str, bool]:
+def _release(prepared: Prepared, login: Login) -> dict[str, bool]:
     """Release hosts whose run was stopped. Says of each that was reached whether it was locked."""
-    state = SiteState.of(site.path)
     events = ansible.execute(
-        command(site, hosts, login, Request(playbook="unlock", told_as="")),
-        state.artifacts,
+        command(prepared, login, Request(playbook="unlock", told_as="")),
+        SiteState.of(prepared.decision.site.path).artifacts,
         steps=[],
         passwords=login.passwords,
     )
@@ -260,7 +303,7 @@ def _release(site: Site, hosts: Sequence[Host], login: Login) -> dict[str, bool]
 
 def settle_hosts(state: SiteState, site: Site, report: RunReport, playbook: str) -> None:
     """Keep what each host has been brought to, where the run over it went well to its end."""
-    for name in [name for name, host in report.hosts.items() if host.result == "ok"]:
+    for name in report.with_result("ok"):
         if playbook == "up":
             state.keep_settled(name, site.on(name))
         elif playbook == "down":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from r1prov.common.errors import UnreachableError
 from r1prov.hosts import read_secret
 from r1prov.site import authority
 from r1prov.site.state import SiteState, secrets_of
@@ -38,6 +40,9 @@ def provide(site: Site, connections: Sequence[HostConnection] = ()) -> list[Path
 
 
 def _on_a_host(secret: Secret, connections: Iterable[HostConnection]) -> str | None:
-    """A secret that some host has; None where none has it."""
-    contents = (read_secret(connection, secret.on_host) for connection in connections)
-    return next(filter(None, map(secret.read_from, filter(None, contents))), None)
+    """A secret that some host has; None where none has it. A host that goes away meanwhile is passed over."""
+    for connection in connections:
+        with contextlib.suppress(UnreachableError):
+            if (content := read_secret(connection, secret.on_host)) and (found := secret.read_from(content)):
+                return found
+    return None

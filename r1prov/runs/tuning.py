@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from statistics import median
 from typing import TYPE_CHECKING, Any, Protocol
 
-from r1prov.common.errors import Problem, SiteError, UnhealthyError
+from r1prov.common.errors import Problem, SiteError, UnhealthyError, UnreachableError
 from r1prov.hosts import met
 from r1prov.machines.tuned import Hardware, Measurement, Tuned
 from r1prov.offload import search, tuning
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from r1prov.common.errors import R1provError
     from r1prov.decision import Decision
-    from r1prov.hosts import Contact, Login
+    from r1prov.hosts import Login
     from r1prov.offload.tuning import Trial
     from r1prov.runs.run import Done
     from r1prov.site import Host, Site
@@ -40,8 +40,8 @@ class Conductor(Protocol):
 
 def look(
     decision: Decision, hosts: Sequence[Host], login: Login, *, force: bool
-) -> tuple[dict[str, Tuned], dict[str, Trial]]:
-    """What hosts are tuned to already, and what is to be measured on the others, by their names.
+) -> tuple[dict[str, Tuned], dict[str, Trial], dict[str, UnreachableError]]:
+    """What hosts are tuned to already, what is to be measured on the others, and who cannot be reached, by their names.
 
     Args:
         decision: what they serve.
@@ -51,20 +51,28 @@ def look(
 
     Raises:
         UnhealthyError: a host has no service that could pause.
-        UnreachableError: a host cannot be reached.
     """
     site = decision.site
     kept = SiteState.of(site.path).all_tuned(hosts)
-    tuned, trials = {}, {}
-    with met(hosts, site, login) as contacts:
-        _refuse_bare(contacts)
-        for name, contact in contacts.items():
+    tuned, trials, bare = {}, {}, []
+    with met(hosts, site, login) as meeting:
+        away = meeting.away
+        for name, contact in meeting.contacts.items():
+            try:
+                if contact.connection.run(["systemctl", "cat", UNIT]).code:
+                    bare.append(Problem(name, "llama-server is not set up there yet", "run `r1prov up` first"))
+                    continue
+            except UnreachableError as error:
+                away[name] = error
+                continue
             before = kept.get(name)
             if before and before.served and not force and not decision.lapsed(name, before, contact.facts):
                 tuned[name] = before
             else:
                 trials[name] = trial(decision, name, contact.facts)
-    return tuned, trials
+    if bare:
+        raise UnhealthyError(*bare)
+    return tuned, trials, away
 
 
 def require_llama_server(site: Site) -> None:
@@ -76,13 +84,6 @@ def require_llama_server(site: Site) -> None:
     if site.file.engine != "llama-server":
         remedy = "`r1prov engine llama-server` switches"
         raise SiteError(Problem(site.name, "the engine is ollama, which sets itself", remedy))
-
-
-def _refuse_bare(contacts: Mapping[str, Contact]) -> None:
-    bare = [name for name, contact in contacts.items() if contact.connection.run(["systemctl", "cat", UNIT]).code]
-    if bare:
-        remedy = "run `r1prov up` first"
-        raise UnhealthyError(*(Problem(name, "llama-server is not set up there yet", remedy) for name in bare))
 
 
 def trial(decision: Decision, host: str, facts: Mapping[str, Any]) -> Trial:

@@ -47,6 +47,17 @@ class Operator:
         path.write_text(yaml.safe_dump({"profile": "demo", "hosts": entries, **keys}, sort_keys=False))
         return path
 
+    @contextmanager
+    def has_also(self, *hosts: str) -> Iterator[None]:
+        """Lets the site have more hosts, in front of its own, as long as this lasts."""
+        path = self.folder / "r1prov.yml"
+        before = path.read_text()
+        path.write_text(before.replace("hosts:\n", "hosts:\n" + "".join(f"- {host}\n" for host in hosts)))
+        try:
+            yield
+        finally:
+            path.write_text(before)
+
     def _pin_our_ollama(self) -> None:
         """Lets the site have seen our own build of the tested version first. The digest that r1prov comes with is the project's."""
         pins = self.folder / ".r1prov" / "pins"

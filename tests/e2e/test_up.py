@@ -253,7 +253,7 @@ def stopped(operator: Operator, pair: list[LabHost], number: signal.Signals) -> 
 def test_after_ctrl_c_or_a_kill_the_next_run_goes_on_and_repairs_what_had_drifted(
     operator: Operator, pair: list[LabHost]
 ) -> None:
-    """All the while a local user locks whatever there is to lock."""
+    """All the while a local user locks whatever there is to lock, and other hosts of the site are away."""
     first, second = pair
     on_all(pair, f"systemctl stop {UNIT}; rm -rf /opt/r1prov/llama.cpp")
     on_all(
@@ -275,7 +275,16 @@ def test_after_ctrl_c_or_a_kill_the_next_run_goes_on_and_repairs_what_had_drifte
         assert "again" in talk
         assert all(re.search(f"{host.name} was in .*, and is not locked", talk) for host in pair), talk
         assert on_all(pair, lock) == ["", ""]
-    operator.does("up")
+    away = ["10.209.0.254", "no-such-host.invalid"]
+    with operator.has_also(*away):  # nobody has that address
+        ended = operator.does("up", code=Exit.UNREACHABLE).stderr
+        assert {name: host["result"] for name, host in operator.report["hosts"].items()} == {
+            **dict.fromkeys(away, "unreachable"),
+            **dict.fromkeys((host.name for host in pair), "ok"),
+        }
+        assert all(f"{name}: " in ended for name in away)
+        seen = json.loads(operator.does("status", "--json", code=Exit.UNREACHABLE).stdout)["hosts"]
+        assert [host["health"] for host in seen.values()] == ["unreachable", "unreachable", "ok", "ok"]
     assert on_all(pair, "systemctl is-active stranger; systemctl stop stranger") == ["active"] * len(pair)
     assert on_all(pair, f"systemctl is-enabled {UNIT}; systemctl is-active {UNIT}") == ["enabled\nactive"] * 2
     assert "drift" not in told(second, f"cat /etc/systemd/system/{UNIT}.service")
@@ -314,19 +323,6 @@ def test_a_process_that_holds_a_lock_is_named(operator: Operator, pair: list[Lab
         talk = operator.does("up", pair[0].name, code=Exit.LOCKED).stderr
     pid = told(pair[0], "systemctl show --value --property=MainPID holder; systemctl stop holder").strip()
     assert f"flock (process {pid} of root) holds {lock}" in " ".join(talk.split())
-
-
-def test_an_unreachable_host_is_named_and_nothing_is_changed(
-    pair: list[LabHost], sources: dict[str, Any], tmp_path: Path
-) -> None:
-    other = Operator(tmp_path)
-    path = other.site(pair[:1], sources=sources)
-    path.write_text(path.read_text().replace("hosts:\n", "hosts:\n- root@10.209.0.254\n- no-such-host.invalid\n"))
-    with untouched(pair[0]):
-        talk = other.does("up", code=Exit.UNREACHABLE).stderr
-    assert "10.209.0.254" in talk
-    assert "no-such-host.invalid" in talk
-    assert not (tmp_path / ".r1prov" / "reports" / "last.json").exists()
 
 
 def test_all_that_the_profile_finds_wrong_is_said_at_once_and_nothing_is_changed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -13,7 +14,11 @@ import paramiko
 
 @dataclass
 class Sshd:
-    """An ssh server that listens on 127.0.0.1:`port`. Its commands get the environment `env`, such as a PATH with another sudo."""
+    """An ssh server that listens on 127.0.0.1:`port`. Its commands get the environment `env`, such as a PATH with another sudo.
+
+    It keeps the passwords that it was given, the ports that it forwarded to, the users who wanted to log in, and its connections.
+    The `greeting` stands before what each command prints, as a start-up file of a shell may do it.
+    """
 
     users_keys: list[paramiko.PKey] = field(default_factory=list)
     password: str | None = None
@@ -21,6 +26,9 @@ class Sshd:
     host_key: paramiko.PKey = field(default_factory=paramiko.ECDSAKey.generate)
     passwords: list[str] = field(default_factory=list)
     forwards: list[tuple[str, int]] = field(default_factory=list)
+    logins: list[str] = field(default_factory=list)
+    connections: list[paramiko.Transport] = field(default_factory=list)
+    greeting: str = ""
 
     def __enter__(self):
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -29,7 +37,20 @@ class Sshd:
         return self
 
     def __exit__(self, *_):
+        self.close()
+
+    def close(self):
+        """Be away from now on."""
+        # A thread that waits in accept() would still take one connection.
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+
+    def ends(self):
+        """Whether all connections end within some seconds."""
+        for connection in self.connections:
+            connection.join(10)
+        return not any(connection.is_alive() for connection in self.connections)
 
     def _accept(self):
         while True:
@@ -38,6 +59,7 @@ class Sshd:
             except OSError:
                 return
             transport = paramiko.Transport(connection)
+            self.connections.append(transport)
             transport.add_server_key(self.host_key)
             transport.start_server(threading.Event(), _Server(self))
 
@@ -47,6 +69,7 @@ class _Server(paramiko.ServerInterface):
         self.sshd = sshd
 
     def get_allowed_auths(self, username):
+        self.sshd.logins.append(username)
         return ",".join(["publickey"] * bool(self.sshd.users_keys) + ["password"] * bool(self.sshd.password))
 
     def check_auth_publickey(self, username, key):
@@ -73,6 +96,8 @@ class _Server(paramiko.ServerInterface):
             env=os.environ | self.sshd.env,
         )
         threading.Thread(target=_pump_in, args=(channel, process.stdin), daemon=True).start()
+        if self.sshd.greeting:
+            channel.sendall(f"{self.sshd.greeting}\n".encode())
         errors = threading.Thread(target=_pump_out, args=(process.stderr, channel.sendall_stderr), daemon=True)
         errors.start()
         _pump_out(process.stdout, channel.sendall)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import yaml
 
 from r1prov.common import paths
+from r1prov.common.units import GIB
 from r1prov.hosts import Passwords
 from r1prov.runs import ansible, guard
 from r1prov.runs.ansible import Command, Step, Translator, playbook_command
@@ -63,6 +65,22 @@ def test_every_option():
     assert command.env["ANSIBLE_FORKS"] == "1"
     assert command.env["R1PROV_COMMAND"] == "r1prov up"
     assert command.env["ANSIBLE_SSH_COMMON_ARGS"] == "-F '/my sites/ssh_config'"
+
+
+@pytest.mark.parametrize(
+    ("hosts", "cpus", "memory", "expected"),
+    [
+        (3, 2, 4 * GIB, 3),
+        (0, 2, 4 * GIB, 1),
+        (300, 2, 4 * GIB, 25),  # a quarter of the memory, at 40 MiB each
+        (300, 2, 64 * GIB, 50),
+        (300, 8, 64 * GIB, 200),
+        (300, 64, 512 * GIB, 300),
+        (300, 1, GIB // 64, 1),
+    ],
+)
+def test_forks_are_as_many_as_hosts_cpus_and_memory_allow(hosts, cpus, memory, expected):
+    assert ansible.forks(hosts, cpus, memory) == expected
 
 
 def test_the_shell_line_is_the_same_command(tmp_path):
@@ -184,6 +202,20 @@ def test_a_real_run(tmp_path, play, monkeypatch):
     assert b"TASK [Make a file]" in everything
     assert b"hf_exported" not in everything
     assert b"hushhush" not in everything
+
+
+def test_a_small_controller_works_on_few_hosts_at_once(tmp_path, play, monkeypatch):
+    monkeypatch.setattr(ansible, "FORK_BYTES", os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4 // 2)
+    hosts = ", ".join(f"gpu{n}: {{ansible_connection: local}}" for n in range(6))
+    (tmp_path / "inventory" / "hosts.yml").write_text(f"all: {{hosts: {{{hosts}}}}}")
+    (tmp_path / "working").mkdir()
+    count = f"cd {tmp_path}; mkdir working/$$; ls working | wc -l >> counts; sleep 0.4; rmdir working/$$"
+    tasks = [{"ansible.builtin.raw": count}]
+    play_of_all = [{"hosts": "all", "strategy": "free", "gather_facts": False, "tasks": tasks}]
+    events = list(play(json.dumps(play_of_all), n_hosts=6))
+    assert len(next(event.hosts for event in events if isinstance(event, Recap))) == 6
+    counts = [int(line) for line in (tmp_path / "counts").read_text().split()]
+    assert (len(counts), max(counts)) == (6, 2)
 
 
 def test_check_and_diff_change_nothing_and_show_it(tmp_path, play):

@@ -12,6 +12,7 @@ from sshd import Sshd
 
 from r1prov import __version__, cli
 from r1prov.cli import running, up
+from r1prov.cli.verbs import VERBS, command
 from r1prov.common.errors import EXIT_CODES, Exit
 
 
@@ -69,6 +70,75 @@ def test_an_unknown_profile_is_told_in_plain_words(r1prov):
     assert "there is no profile `4x490`" in err
     assert "-> did you mean 4x4090" in err
     assert "Traceback" not in err
+
+
+VERBS_WITH_JSON = {
+    "up": (),
+    "status": (),
+    "ask": ("Why?",),
+    "open": (),
+    "engine": ("ollama",),
+    "bench": (),
+    "tune": ("--yes",),
+    "upgrade": (),
+    "down": ("--yes",),
+    "secrets": ("rotate",),
+}
+"""The verbs that read a site file and know --json, with what else they want."""
+
+
+def test_no_verb_with_json_is_forgotten():
+    """The others read no site file. What is wrong there is told in the same way."""
+    known = {name for name in VERBS if any("--json" in parameter.opts for parameter in command(name).params)}
+    assert known == VERBS_WITH_JSON.keys() - {"secrets"} | {"by-hand", "explain", "plan", "profiles"}
+
+
+@pytest.mark.parametrize("verb", VERBS_WITH_JSON)
+def test_what_is_wrong_with_the_site_is_a_document_where_one_was_asked_for(r1prov, tmp_path, verb):
+    (tmp_path / "r1prov.yml").write_text("profile: demo\nhosts: [gpu1]\nqant: x\nslots: many\n")
+    code, out, err = r1prov(verb, *VERBS_WITH_JSON[verb], "--json")
+    told = json.loads(out)
+    assert (code, told["schema"], told["exit"]) == (Exit.SITE, 1, Exit.SITE)
+    assert [problem["what"].partition(":")[0] for problem in told["problems"]] == ["unknown key `qant`", "`slots`"]
+    assert told["problems"][0]["remedy"].startswith("did you mean `quant`")
+    assert "unknown key `qant`" in err
+    assert r1prov(verb, *VERBS_WITH_JSON[verb])[:2] == (Exit.SITE, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "what"),
+    [
+        (("status", "--json"), Exit.SITE, "no site is known here"),
+        (("status", "--json", "--site", "none.yml"), Exit.SITE, "this site file does not exist"),
+        (
+            ("up", "--json", "--profile", "demo", "no.such.invalid"),
+            Exit.UNREACHABLE,
+            "no.such.invalid is not known here",
+        ),
+        (("ask", "--json", "--no-such-option"), Exit.USAGE, "--no-such-option"),
+        (("up", "--json", "--ctx-size", "many"), Exit.USAGE, "--ctx-size"),
+        (("profiles", "none", "--json"), Exit.SITE, "there is no profile `none`"),
+        (("explain", "--json", "--gpus", "0", "--", "-c", "512"), Exit.USAGE, "--ram"),
+        (("no-such-verb", "--json"), Exit.USAGE, "no-such-verb"),
+    ],
+)
+def test_every_failure_is_one_document(r1prov, words, code, what):
+    ended, out, _ = r1prov(*words)
+    assert ended == code
+    told = json.loads(out)
+    problems = told.get("problems", []) + [p for host in told.get("hosts", {}).values() for p in host["problems"]]
+    assert (told["exit"], what in problems[0]["what"]) == (code, True), told
+
+
+def test_a_defect_is_a_document_too(r1prov, monkeypatch):
+    monkeypatch.setattr(up, "select", lambda *_, **__: 1 / 0)
+    told = json.loads(r1prov("up", "--json", "--profile", "cpu", "gpu1")[1])
+    assert (told["exit"], told["problems"][0]["what"]) == (Exit.INTERNAL, "ZeroDivisionError: division by zero")
+
+
+def test_the_option_of_another_program_is_none_of_ours(r1prov):
+    code, out, _ = r1prov("ask", "--no-such-option", "--", "--json")
+    assert (code, out) == (Exit.USAGE, "")
 
 
 def test_debug_adds_the_traceback(r1prov):

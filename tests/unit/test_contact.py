@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from sshd import Sshd
 from r1prov import hosts as contact
 from r1prov.common.errors import UnreachableError
 from r1prov.hosts import Access, Sudo
-from r1prov.hosts.first import OLDEST_PYTHON
+from r1prov.hosts.first import AT_ONCE, OLDEST_PYTHON
 from r1prov.hosts.target import _expand, split_jump
 from r1prov.site import Host
 
@@ -66,6 +67,12 @@ def yes(_host, _shown):
     return True
 
 
+def free_port():
+    """A port on which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
 def bob(server, name="gpu1"):
     return Host(name=name, address="127.0.0.1", port=server.port)
 
@@ -89,13 +96,13 @@ PID1_IS_SYSTEMD = '#!/bin/sh\n[ "$1" = /proc/1/comm ] && { echo systemd; exit; }
 
 
 def meet(host, access):
-    return contact.contact_all([host], access)[host.name]
+    return contact.contact_all([host], access).somebody()[host.name]
 
 
 def problems(*hosts, access):
-    with pytest.raises(UnreachableError) as caught:
-        contact.contact_all(hosts, access)
-    return caught.value.problems
+    meeting = contact.contact_all(hosts, access)
+    assert not meeting.contacts
+    return [problem for error in meeting.away.values() for problem in error.problems]
 
 
 def the_problem(host, access):
@@ -145,9 +152,7 @@ def test_sudo_that_does_not(tmp_path, sshd, access, mode, password, what, remedy
 def test_everything_wrong_with_every_host_is_said_at_once(tmp_path, sshd, access):
     uname = '#!/bin/sh\n[ "$1" = -m ] && echo aarch64 || echo Linux\n'
     with_bin(tmp_path, sshd, uname=uname, cat="#!/bin/sh\necho bash\n", python3="#!/bin/sh\necho 3.6.8\n")
-    closed = socket.create_server(("127.0.0.1", 0))
-    port = closed.getsockname()[1]
-    closed.close()
+    port = free_port()
     found = problems(
         bob(sshd),
         Host(name="gone", address="127.0.0.1", port=port),
@@ -353,11 +358,117 @@ def test_no_password_goes_to_a_stranger_whom_nobody_confirms(tmp_path, access, p
         assert access.known_hosts.read_text() == line(server)
 
 
-def test_nobody_is_asked_where_another_host_is_out_of_reach(tmp_path, sshd, access):
+def test_a_person_is_asked_about_one_host_while_others_are_away(tmp_path, sshd, access):
     as_root(tmp_path, sshd)
-    access = replace(access, sudo_password="x", confirm=lambda *_: pytest.fail("somebody is asked"))
     typo = Host(name="typo", address="no.such.invalid")
-    assert [problem.where for problem in problems(bob(sshd), typo, access=access)] == ["gpu1", "typo"]
+    with Sshd() as other:
+        hosts = (bob(other, "gpu2"), typo, bob(sshd))
+        access = replace(access, sudo_password="x", confirm=lambda host, _: host == "gpu1")
+        meeting = contact.contact_all(hosts, access)
+    meeting.close()
+    assert (list(meeting.contacts), list(meeting.away)) == (["gpu1"], ["gpu2", "typo"])
+    assert other.logins == []
+
+
+def test_who_stops_the_question_stops_the_contact(tmp_path, key, access):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with Sshd(users_keys=[key]) as first, Sshd(users_keys=[key]) as second:
+        as_root(tmp_path, first)
+        access.known_hosts.write_text(line(first))
+        with pytest.raises(KeyboardInterrupt):
+            contact.contact_all(
+                [bob(first), bob(second, "gpu2")], replace(access, sudo_password="x", ssh_password="y", confirm=stop)
+            )
+        assert second.logins == []
+        assert first.ends()
+
+
+def test_hosts_that_are_away_keep_nobody_from_the_others_nor_hold_them_up(tmp_path, key, access, monkeypatch):
+    """More than a screenful is away, each in its own way, and each names what to do about it."""
+    monkeypatch.setattr("r1prov.hosts.ssh.TIMEOUT_S", 2.0)
+    with contextlib.ExitStack() as stack:
+        gpu1, other_key, no_login = (
+            stack.enter_context(Sshd(users_keys=keys)) for keys in ([key], [key], [paramiko.ECDSAKey.generate()])
+        )
+        as_root(tmp_path, gpu1)
+        access.known_hosts.write_text(line(other_key, paramiko.ECDSAKey.generate()))
+        # Who has no room for another connection does not answer. Who accepts it may say nothing.
+        full, silent = (stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=n)) for n in (0, 200))
+        stack.enter_context(socket.create_connection(full.getsockname()))
+
+        def at(name, port):
+            return Host(name=name, address="127.0.0.1", port=port)
+
+        hosts = [
+            at("refused", gone := free_port()),
+            at("full", full.getsockname()[1]),
+            *(at(f"silent{n}", silent.getsockname()[1]) for n in range(40)),
+            bob(other_key, "other-key"),
+            bob(no_login, "no-login"),
+            Host(name="typo", address="no.such.invalid"),
+            bob(gpu1),
+        ]
+        began_s = time.monotonic()
+        meeting = contact.contact_all(hosts, access)
+        took_s = time.monotonic() - began_s
+        assert meeting.contacts["gpu1"].connection.run(["echo", "there"]).out == "there\n"
+        meeting.close()
+    assert [*meeting.contacts, *meeting.away] == ["gpu1", *(host.name for host in hosts[:-1])]
+    said = {name: (error.problems[0].what, error.problems[0].remedy) for name, error in meeting.away.items()}
+    assert {error.problems[0].where for error in meeting.away.values()} == set(said)
+    for name, what, remedy in (
+        ("refused", f"127.0.0.1 refuses connections on port {gone}", "check that sshd runs there"),
+        ("full", "does not answer on port", "check that the machine is on"),
+        ("silent0", "does not complete an ssh handshake", "check that it is an ssh server"),
+        ("other-key", "its host key has changed", "ssh-keygen -R"),
+        ("no-login", "none of 1 keys is accepted", "ssh-copy-id"),
+        ("typo", "the name no.such.invalid is not known here", "check the spelling"),
+    ):
+        assert (what in said[name][0], remedy in said[name][1]) == (True, True), said[name]
+    assert other_key.logins == []  # nobody tells a stranger who wants to log in
+    assert took_s < 2 * 2.0 + 10  # the waits run side by side; the rest is for a busy machine
+
+
+def test_a_shell_that_chatters_is_named_and_its_words_do_not_get_into_facts_or_secrets(tmp_path, sshd, access):
+    as_root(tmp_path, sshd)
+    sshd.greeting = "Welcome!"
+    problem = the_problem(bob(sshd), access)
+    assert problem.what == "its login shell adds text of its own to what commands print: `Welcome!`"
+    assert "~/.bashrc" in problem.remedy
+
+
+def test_what_nobody_can_read_is_the_problem_of_one_host(tmp_path, sshd, key, access):
+    as_root(tmp_path, sshd)
+    strange = tmp_path / "strange"
+    strange.mkdir()
+    with Sshd(users_keys=[key]) as other:
+        with_bin(strange, other, cat=PID1_IS_SYSTEMD, id="#!/bin/sh\necho 0\n", python3="#!/bin/sh\necho 3.11.x\n")
+        meeting = contact.contact_all([bob(other, "gpu2"), bob(sshd)], access)
+        meeting.close()
+    assert (list(meeting.contacts), list(meeting.away)) == (["gpu1"], ["gpu2"])
+    assert "cannot be read" in meeting.away["gpu2"].problems[0].what
+
+
+def test_three_hundred_hosts_are_contacted_by_a_bounded_number_of_threads(access):
+    hosts = [Host(name=f"gpu{n}", address="127.0.0.1", port=free_port()) for n in range(300)]
+    most, ended = 0, threading.Event()
+
+    def count():
+        nonlocal most
+        while not ended.wait(0.01):
+            most = max(most, sum(thread.name.startswith("ThreadPool") for thread in threading.enumerate()))
+
+    counter = threading.Thread(target=count)
+    counter.start()
+    try:
+        found = problems(*hosts, access=access)
+    finally:
+        ended.set()
+        counter.join()
+    assert [problem.where for problem in found] == [host.name for host in hosts]
+    assert 8 <= most <= AT_ONCE
 
 
 def test_plain_ansible_gets_the_keys_that_the_operators_ssh_knows(tmp_path, monkeypatch, sshd, access):

@@ -92,12 +92,12 @@ def test_wrong_passwords_are_said_plainly(host, access):
         (PASSWORD, "wrong", "the sudo password is wrong"),
     ):
         with pytest.raises(UnreachableError) as caught:
-            contact_all([bob(host)], access(ssh, sudo))
+            contact_all([bob(host)], access(ssh, sudo)).somebody()
         assert [problem.what for problem in caught.value.problems] == [what]
 
 
 def test_contact_with_passwords_reads_as_root(host, access):
-    contact = contact_all([bob(host)], access(PASSWORD, PASSWORD), probe_ports=[22])["box"]
+    contact = contact_all([bob(host)], access(PASSWORD, PASSWORD), probe_ports=[22]).somebody()["box"]
     connection = contact.connection
     assert (connection.sudo, connection.user, contact.facts["init"]) == (Sudo.PASSWORD, "bob", "systemd")
     assert "\nroot:" in read_secret(connection, "/etc/shadow")
@@ -133,7 +133,7 @@ def test_progress_is_followed_through_a_lost_connection(host, access, monkeypatc
         seen.append(progress.done)
         news.release()
 
-    contact_all([bob(host)], access(PASSWORD, PASSWORD))["box"].connection.close()
+    contact_all([bob(host)], access(PASSWORD, PASSWORD)).somebody()["box"].connection.close()
     watch = ProgressWatch(bob(host), access(PASSWORD), report)
     try:
         write(1)
@@ -157,7 +157,7 @@ def run(host, access, tmp_path, monkeypatch):
     )
     state = SiteState.of(folder / "r1prov.yml")
     login = replace(access(PASSWORD, PASSWORD), known_hosts=state.known_hosts)
-    contact_all([account], login)["box"].connection.close()
+    contact_all([account], login).somebody()["box"].connection.close()
     inventory.render(decide(site.load(folder / "r1prov.yml")), state.inventory)
     root = tmp_path / "collection"
     (root / "playbooks").mkdir(parents=True)

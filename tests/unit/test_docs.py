@@ -73,7 +73,7 @@ def fault(line: str) -> str:
     words = words[: words.index("--")] if "--" in words else words
     while words and words[0] in {"--debug", "--help", "--version"}:
         del words[0]
-    if not words or not re.fullmatch(r"[a-z-]+", words[0]):
+    if not words or not re.fullmatch(r"[a-z][a-z-]*", words[0]):
         return ""
     if words[0] not in VERBS:
         return f"{words[0]} is no verb"

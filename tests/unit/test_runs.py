@@ -16,7 +16,7 @@ from r1prov.runs import run as runs
 from r1prov.runs import secrets
 from r1prov.runs.report import HostReport, RunReport
 from r1prov.runs.rotation import rotate
-from r1prov.runs.run import Done, Request
+from r1prov.runs.run import Done, Prepared, Request
 from r1prov.site.select import last_applied, select, with_choices
 from r1prov.site.state import ADMIN_PASSWORD, API_KEY, PAGE_KEY, SECRETS, SiteState
 
@@ -107,7 +107,7 @@ def test_an_authority_for_another_name_is_not_replaced_and_nobody_is_met(tmp_pat
 
 
 def test_a_new_site_gets_a_key_and_an_inventory(server, tmp_path):
-    chosen = prepared(tmp_path).site
+    chosen = prepared(tmp_path).decision.site
     state = SiteState.of(None)
     assert len(state.secret(API_KEY).read_text()) > 40
     assert state.secret(API_KEY).stat().st_mode & 0o777 == 0o600
@@ -241,7 +241,8 @@ def test_the_command_is_limited_to_the_hosts_meant(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "r1prov.yml").write_text("profile: demo\nhosts: [gpu1, gpu2]\n")
     chosen, hosts = select(None, ["gpu2"])
-    command = runs.command(chosen, hosts, Login(), Request("up", "r1prov up gpu2", verbosity=1))
+    prepared = Prepared(runs.settle(chosen, lambda _: None), hosts, ())
+    command = runs.command(prepared, Login(), Request("up", "r1prov up gpu2", verbosity=1))
     assert command.argv[-2:] == ("--limit", "gpu2")  # the first -v is for r1prov itself
     assert command.env["R1PROV_COMMAND"] == "r1prov up gpu2"
 

@@ -89,8 +89,11 @@ def test_one_mistake_gets_one_line(tmp_path: Path, text: str, what: str) -> None
 @pytest.mark.parametrize(
     ("text", "remedy"),
     [
-        ("port: 3\n", "did you mean `hosts.port` or `service.port` or `ollama.port`?"),
-        ("service: {host: a}\n", "there are: address, port, alias"),
+        ("port: 3\n", "`port` belongs under `hosts` or `service` or `ollama`"),
+        ("service: {host: a}\n", "here there are: address, port, alias"),
+        ("service: {ports: 1}\n", "did you mean `port`?"),
+        ("gateway: {server_name: a, tls: {type: local-authority, chain: a}}\n", "here there are: type"),
+        ("versions: {engine: ollama}\n", "`engine` belongs at the top; here there are: llama_cpp, ollama, open_webui"),
         ("service: {prot: 1}\n", "did you mean `port`?"),
         ("sources: {weights: [{type: hub, token_fil: x}]}\n", "did you mean `token_file`?"),
         ("slotss: 1\n", "did you mean `slots`?"),
@@ -99,7 +102,21 @@ def test_one_mistake_gets_one_line(tmp_path: Path, text: str, what: str) -> None
 )
 def test_an_unknown_key_gets_those_that_may_have_been_meant(tmp_path: Path, text: str, remedy: str) -> None:
     (line,) = problems(tmp_path, f"profile: 4x4090\nhosts: [a]\n{text}")
-    assert line.endswith(remedy)
+    assert line.partition(" -- ")[2] == remedy or (remedy == "lists the keys" and line.endswith(remedy))
+
+
+@pytest.mark.parametrize(
+    ("key", "remedy"),
+    [
+        ("profile", "`profile` belongs at the top; here there are: name, address, user, port, identity_file"),
+        ("adress", "did you mean `address`?"),
+        ("zzz", "here there are: name, address, user, port, identity_file"),
+        ("alias", "`alias` belongs under `service`; here there are: name, address, user, port, identity_file"),
+    ],
+)
+def test_a_key_of_a_host_is_not_taken_for_one_that_stands_elsewhere(tmp_path: Path, key: str, remedy: str) -> None:
+    (line,) = problems(tmp_path, f"profile: demo\nhosts:\n- gpu1\n- {{name: gpu2, address: gpu2, {key}: x}}\n")
+    assert line == f"r1prov.yml:4: unknown key `hosts.1.{key}` -- {remedy}"
 
 
 @pytest.mark.parametrize("content", ["", "hf_one\nhf_two\n", "hf_one hf_two", "hf_\x00", "hf_ö"])

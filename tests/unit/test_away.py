@@ -1,0 +1,289 @@
+"""Tests of verbs over three hosts of which two are away: real ssh servers, a real ansible-playbook, a play that only says a word."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+from pathlib import Path
+
+import paramiko
+import pytest
+from sshd import Sshd
+from test_contact import PID1_IS_SYSTEMD, free_port
+
+from r1prov import cli
+from r1prov.common import paths
+from r1prov.common.errors import Exit, Problem, RunError, UnreachableError
+from r1prov.hosts import Login
+from r1prov.runs import run as runs
+from r1prov.runs.events import Finished
+from r1prov.runs.report import HostReport, RunReport
+from r1prov.runs.rollout import roll_out
+from r1prov.runs.run import Done, Prepared, Request
+from r1prov.site import Host
+from r1prov.site.select import select
+from r1prov.site.state import API_KEY, SiteState
+
+PLAY = """
+- hosts: all
+  gather_facts: false
+  tasks:
+    - name: Say a word
+      ansible.builtin.raw: echo done >> {made}
+"""
+
+
+@pytest.fixture
+def gpu1(tmp_path, monkeypatch):
+    """A host that is there. `stranger` has another key than the site knows, and nobody listens where `off` should be."""
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "id"], check=True)
+    keys = [paramiko.PKey.from_path(tmp_path / "id")]
+    (tmp_path / "bin").mkdir()
+    for name, text in (("cat", PID1_IS_SYSTEMD), ("id", "#!/bin/sh\necho 0\n")):
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    collection = tmp_path / "collection"
+    collection.mkdir()
+    for part in paths.collection().iterdir():
+        if part.name != "playbooks":
+            (collection / part.name).symlink_to(part.resolve())
+    (collection / "playbooks").mkdir()
+    for name in ("up", "bench", "down"):
+        (collection / "playbooks" / f"{name}.yml").write_text(PLAY.format(made=tmp_path / "made"))
+    monkeypatch.setattr(paths, "collection", lambda: collection)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    monkeypatch.setenv("R1PROV_SSH_CONFIG", str(tmp_path / "config"))
+    with Sshd(users_keys=keys, env={"PATH": f"{tmp_path}/bin:/usr/bin:/bin"}) as there, Sshd(keys) as stranger:
+        there.stranger = stranger
+        (tmp_path / "config").write_text(
+            "".join(
+                f"Host {name}\n  HostName 127.0.0.1\n  Port {port}\n"
+                for name, port in (("gpu1", there.port), ("stranger", stranger.port), ("off", free_port()))
+            )
+            + f"Host *\n  User bob\n  IdentityFile {tmp_path}/id\n  UserKnownHostsFile none\n"
+        )
+        (tmp_path / "r1prov.yml").write_text("profile: demo\nhosts: ['off', stranger, gpu1]\n")
+        state = SiteState.of(tmp_path / "r1prov.yml")
+        key = paramiko.ECDSAKey.generate()
+        state.known_hosts.write_text(f"[127.0.0.1]:{stranger.port} {key.get_name()} {key.get_base64()}\n")
+        state.keep_secret(API_KEY, "old")
+        yield there
+
+
+@pytest.fixture
+def r1prov(capsys):
+    """Runs a command line, and returns its exit code, stdout and stderr."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as end:
+            cli.main(arguments)
+        return end.value.code, *capsys.readouterr()
+
+    return run
+
+
+def those_away(hosts):
+    """What a document says of the hosts that are away."""
+    assert list(hosts) == ["off", "stranger", "gpu1"]
+    return [hosts[name]["problems"][0]["what"].partition(":")[0] for name in ("off", "stranger")]
+
+
+AWAY = ["127.0.0.1 refuses connections on port", "its host key has changed"]
+
+
+def done(tmp_path):
+    """How often the play has run, since this was asked last."""
+    made = tmp_path / "made"
+    count = len(made.read_text().split()) if made.exists() else 0
+    made.unlink(missing_ok=True)
+    return count
+
+
+def test_the_others_converge_and_the_report_names_who_is_away(gpu1, tmp_path, r1prov):
+    code, out, err = r1prov("up", "--json")
+    assert code == Exit.UNREACHABLE
+    assert done(tmp_path) == 1
+    report = json.loads(out)
+    assert [said.rpartition(" port")[0] or said for said in those_away(report["hosts"])] == [AWAY[0][:-5], AWAY[1]]
+    assert {name: host["result"] for name, host in report["hosts"].items()} == {
+        "off": "unreachable",
+        "stranger": "unreachable",
+        "gpu1": "ok",
+    }
+    assert report["exit"] == Exit.UNREACHABLE
+    assert json.loads((tmp_path / ".r1prov" / "reports" / "last.json").read_text()) == report
+    for words in (
+        "off  left out: 127.0.0.1 refuses",
+        "-> check that sshd runs there",
+        "-> if the host was installed anew",
+    ):
+        assert words in err
+    assert "r1prov ask --host gpu1" in err  # how to reach those that serve
+    # The stranger is not contacted after its key was seen, and nobody has told it who wants to log in.
+    assert (len(gpu1.stranger.connections), gpu1.stranger.logins) == (1, [])
+    assert r1prov("up", "--check", "off")[0] == Exit.UNREACHABLE
+
+
+def test_status_shows_every_host(gpu1, r1prov):
+    code, out, _ = r1prov("status", "--json")
+    hosts = json.loads(out)["hosts"]
+    assert code == Exit.UNREACHABLE
+    assert len(those_away(hosts)) == 2
+    assert {name: host["reachable"] for name, host in hosts.items()} == {"off": False, "stranger": False, "gpu1": True}
+    assert hosts["gpu1"]["releases"].keys() >= {"llama.cpp"}
+    code, out, err = r1prov("status")
+    assert code == Exit.UNREACHABLE
+    rows = {line.split()[0]: line for line in out.splitlines() if line[0] != " "}
+    assert rows["off"].split() == ["off", "unreachable"]
+    assert "llama-server" in rows["gpu1"]
+    assert "off: 127.0.0.1 refuses connections on port" in err
+    assert "-> check that sshd runs there" in err
+    code, out, _ = r1prov("status", "--json", "off", "stranger")
+    assert (code, [host["reachable"] for host in json.loads(out)["hosts"].values()]) == (Exit.UNREACHABLE, [False] * 2)
+
+
+def test_bench_measures_the_others(gpu1, tmp_path, r1prov):
+    code, out, _ = r1prov("bench", "--json")
+    assert (code, done(tmp_path), len(those_away(json.loads(out)["hosts"]))) == (Exit.UNREACHABLE, 1, 2)
+
+
+def on_host(folder, name, text):
+    """Puts a program into the PATH of the host's commands."""
+    (folder / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+    (folder / "bin" / name).chmod(0o755)
+
+
+def test_a_status_that_cannot_be_read_is_that_of_one_host(gpu1, tmp_path, r1prov):
+    """The first contact asks Python twice."""
+    asked = tmp_path / "asked"
+    on_host(
+        tmp_path, "python3", f'echo >> {asked}; [ "$(wc -l < {asked})" -gt 2 ] && exit 1; exec /usr/bin/python3 "$@"'
+    )
+    code, out, _ = r1prov("status", "--json")
+    hosts = json.loads(out)["hosts"]
+    assert (code, [host["reachable"] for host in hosts.values()]) == (Exit.UNREACHABLE, [False] * 3)
+    assert hosts["gpu1"]["problems"][0]["what"] == "its status cannot be read: no reason given"
+
+
+def test_the_others_are_tuned(gpu1, tmp_path, r1prov):
+    on_host(tmp_path, "systemctl", "exit 0")  # there is an engine to measure
+    code, out, err = r1prov("tune", "--check", "--json")
+    told = json.loads(out)
+    assert (code, list(told["to_measure"])) == (Exit.UNREACHABLE, ["gpu1"])
+    assert [problem["where"] for problem in told["problems"]] == ["off", "stranger"]
+    assert "gpu1: " in err
+
+
+def test_down_removes_from_the_others(gpu1, tmp_path, r1prov):
+    code, out, _ = r1prov("down", "--yes", "--json")
+    assert (code, done(tmp_path), len(those_away(json.loads(out)["hosts"]))) == (Exit.UNREACHABLE, 1, 2)
+
+
+def test_rotation_says_who_still_has_the_old_secrets(gpu1, tmp_path, r1prov):
+    key = tmp_path / ".r1prov" / "secrets" / "api-key"
+    code, out, err = r1prov("secrets", "rotate", "--only", "api-key", "--json")
+    assert (code, done(tmp_path), len(those_away(json.loads(out)["hosts"]))) == (Exit.UNREACHABLE, 1, 2)
+    assert "off, stranger may still accept the old ones, until `r1prov up` ends well there" in err
+    new = key.read_text()
+    assert new != "old"
+    gpu1.close()
+    assert r1prov("secrets", "rotate", "--only", "api-key")[0] == Exit.UNREACHABLE
+    assert key.read_text() == new  # nobody has taken another one
+
+
+def test_an_upgrade_goes_past_hosts_that_are_away(gpu1, tmp_path, r1prov):
+    state = SiteState.of(tmp_path / "r1prov.yml")
+    code, out, err = r1prov("upgrade", "--open-webui", "0.12.4", "off", "--json")
+    assert code == Exit.UNREACHABLE
+    assert json.loads(out)["runs"][0]["hosts"]["off"]["result"] == "unreachable"
+    assert state.choices == {}
+    code, out, err = r1prov("upgrade", "--open-webui", "0.12.4", "--json")
+    assert (code, done(tmp_path)) == (Exit.UNREACHABLE, 1)
+    results = [host["result"] for run in json.loads(out)["runs"] for host in run["hosts"].values()]
+    assert results == ["unreachable", "unreachable", "ok"]
+    assert "putting it back" not in err
+    assert state.choices == {"versions": {"open_webui": "0.12.4"}}
+
+
+def test_a_roll_out_stops_for_a_bad_version_and_not_for_a_dead_host():
+    """Host 0 is lost in the middle. Hosts 2 to 4 go together: one is away, one fails."""
+    hosts = [Host(name=f"gpu{n}", address=f"gpu{n}") for n in range(6)]
+    ends = dict(
+        zip((host.name for host in hosts), ("unreachable", "ok", "unreachable", "failed", "ok", "ok"), strict=True)
+    )
+    kept, put_back = [], []
+
+    class Conductor:
+        def upgrade(self, some):
+            problems = [Problem(host.name, ends[host.name], "") for host in some if ends[host.name] != "ok"]
+            reports = {
+                host.name: HostReport(ends[host.name], problems=[asdict(p) for p in problems if p.where == host.name])
+                for host in some
+            }
+            report = RunReport("", "", "", "", "", reports)
+            kind = RunError if report.with_result("failed") else UnreachableError
+            return Done(None, report, kind(*problems) if problems else None)
+
+        def keep(self, some):
+            kept.extend(host.name for host in some)
+
+        def put_back(self, some, error):
+            put_back.extend(host.name for host in some)
+            return [Done(None, RunReport("", "", "", "", "", {}), None)]
+
+    one_by_one = roll_out(hosts[:3], 1, Conductor())
+    assert (one_by_one.error, [problem.where for problem in one_by_one.away]) == (None, ["gpu0", "gpu2"])
+    assert (kept, put_back) == (["gpu1"], [])
+    together = roll_out(hosts[2:], 3, Conductor())
+    assert (kept, put_back) == (["gpu1", "gpu4"], ["gpu3"])
+    assert [host.name for host in together.untouched] == ["gpu5"]
+
+
+def test_the_printed_command_is_about_those_who_are_there(gpu1, r1prov):
+    code, out, err = r1prov("up", "--print-command")
+    assert code == Exit.UNREACHABLE
+    assert "--limit gpu1" in out
+    assert "stranger: its host key has changed" in err
+
+
+def test_where_nobody_is_there_nothing_is_made(gpu1, tmp_path, r1prov):
+    code, out, _ = r1prov("up", "--json", "off", "stranger")
+    hosts = json.loads(out)["hosts"]
+    assert (code, [host["result"] for host in hosts.values()]) == (Exit.UNREACHABLE, ["unreachable"] * 2)
+    assert not (tmp_path / ".r1prov" / "inventory").exists()
+    assert not (tmp_path / ".r1prov" / "site.json").exists()
+    assert [path.name for path in (tmp_path / ".r1prov" / "secrets").iterdir()] == ["api-key"]
+
+
+def test_progress_of_three_hundred_hosts_is_followed_by_a_bounded_number_of_threads(tmp_path, monkeypatch):
+    """The watches are real. Only Ansible is not."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config").write_text("Host *\n  IdentityFile none\n  UserKnownHostsFile none\n")
+    entries = "\n".join(f"- {{name: gpu{n}, address: 127.0.0.1, port: {free_port()}}}" for n in range(300))
+    (tmp_path / "r1prov.yml").write_text(f"profile: demo\nhosts:\n{entries}\n")
+    site, hosts = select(None, [])
+    watching = []
+
+    def ansible(command, *_, **__):
+        watching.extend(thread for thread in threading.enumerate() if thread.name.startswith("progress of"))
+        assert int(command.env["ANSIBLE_FORKS"]) < 300
+        yield Finished(0, Path("log"))
+
+    monkeypatch.setattr(runs.ansible, "execute", ansible)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    decision = runs.settle(site, lambda _: None)
+
+    class Silent:
+        def event(self, event): ...
+
+        def progress(self, progress): ...
+
+    runs.play(
+        Prepared(decision, hosts, ()), Login(ssh_config=tmp_path / "config"), Request("up", "r1prov up"), Silent()
+    )
+    assert len(watching) == runs.WATCHED
+    for thread in watching:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in watching)
