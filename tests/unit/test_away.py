@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import threading
+from dataclasses import asdict
 from pathlib import Path
 
 import paramiko
@@ -12,7 +13,7 @@ import pytest
 from sshd import Sshd
 from test_contact import PID1_IS_SYSTEMD, free_port
 
-from r1prov import cli
+from r1prov import cli, output
 from r1prov.common import paths
 from r1prov.common.errors import Exit, Problem, RunError, UnreachableError
 from r1prov.hosts import Login
@@ -126,7 +127,8 @@ def test_the_others_converge_and_the_report_names_who_is_away(gpu1, tmp_path, r1
     assert r1prov("up", "--check", "off")[0] == Exit.UNREACHABLE
 
 
-def test_status_shows_every_host(gpu1, r1prov):
+def test_status_shows_every_host(gpu1, r1prov, monkeypatch):
+    monkeypatch.setattr(output.console.out, "width", 240)
     code, out, _ = r1prov("status", "--json")
     hosts = json.loads(out)["hosts"]
     assert code == Exit.UNREACHABLE
@@ -135,7 +137,7 @@ def test_status_shows_every_host(gpu1, r1prov):
     assert hosts["gpu1"]["releases"].keys() >= {"llama.cpp"}
     code, out, err = r1prov("status")
     assert code == Exit.UNREACHABLE
-    rows = {line.split()[0]: line for line in out.splitlines() if line[0] != " "}
+    rows = {line.split()[0]: line for line in out.splitlines() if line[:1].strip()}
     assert rows["off"].split() == ["off", "unreachable"]
     assert "llama-server" in rows["gpu1"]
     assert "off: 127.0.0.1 refuses connections on port" in err
@@ -194,17 +196,21 @@ def test_rotation_says_who_still_has_the_old_secrets(gpu1, tmp_path, r1prov):
 
 
 def test_an_upgrade_goes_past_hosts_that_are_away(gpu1, tmp_path, r1prov):
-    state = SiteState.of(tmp_path / "r1prov.yml")
+    path = tmp_path / "r1prov.yml"
+    state = SiteState.of(path)
+    site, hosts = select(path, ())
+    for host in hosts:
+        state.keep_settled(host.name, site)
     code, out, err = r1prov("upgrade", "--open-webui", "0.12.4", "off", "--json")
     assert code == Exit.UNREACHABLE
     assert json.loads(out)["runs"][0]["hosts"]["off"]["result"] == "unreachable"
-    assert state.choices == {}
+    assert state.versions("off") == {}
     code, out, err = r1prov("upgrade", "--open-webui", "0.12.4", "--json")
     assert (code, done(tmp_path)) == (Exit.UNREACHABLE, 1)
     results = [host["result"] for run in json.loads(out)["runs"] for host in run["hosts"].values()]
     assert results == ["unreachable", "unreachable", "ok"]
     assert "putting it back" not in err
-    assert state.choices == {"versions": {"open_webui": "0.12.4"}}
+    assert [state.versions(host.name) for host in hosts] == [{}, {}, {"open_webui": "0.12.4"}]
 
 
 def test_a_roll_out_stops_for_a_bad_version_and_not_for_a_dead_host():

@@ -50,7 +50,7 @@ from pathlib import Path
 from r1prov.common import paths, signals
 from r1prov.hosts import Login
 from r1prov.runs import run as runs
-from r1prov.runs.run import Request
+from r1prov.runs.run import Prepared, Request
 from r1prov.site.select import select
 
 class Silent:
@@ -63,7 +63,8 @@ chosen, hosts = select(None, ["gpu1"], profile="demo")
 decision = runs.settle(chosen, lambda _: None)
 paths.collection = lambda: Path.cwd()
 try:
-    print(json.dumps(runs.play(decision, hosts, Login(), Request("up", "r1prov up"), Silent()).report.hosts["gpu1"].result))
+    done = runs.play(Prepared(decision, hosts, ()), Login(), Request("up", "r1prov up"), Silent())
+    print(json.dumps(done.report.hosts["gpu1"].result))
 except runs.Stopped as stop:
     print(json.dumps(stop.hosts))
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,8 @@ class Fleet:
         error: RunError | UnreachableError | None = None
         for name, host in report.hosts.items():
             if name in self.away:
-                host.result, error = "unreachable", UnreachableError(Problem(name, "is away", "wait"))
+                problem = Problem(name, "is away", "wait")
+                host.result, host.problems, error = "unreachable", [asdict(problem)], UnreachableError(problem)
                 continue
             found = effective(folder, name)
             self.runs[name] = {program: found.get(f"{program}_version", TESTED[program]) for program in TESTED}
@@ -289,7 +290,7 @@ def test_status_shows_which_hosts_differ(
 ) -> None:
     def of_hosts(*_: object) -> dict[str, dict[str, Any]]:
         healthy = dict.fromkeys(("props", "benchmark", "page", "document_search", "gateway", "weights"))
-        healthy |= {"engine": "llama-server", "health": "ok", "tuned": "not tuned"}
+        healthy |= {"engine": "llama-server", "health": "ok", "tuned": "not tuned", "running": {"llama.cpp": []}}
         folders = {"llama_cpp": "llama.cpp", "ollama": "ollama", "open_webui": "open-webui"}
         return {
             name: {**healthy, "releases": {folders[key]: f"{runs[key]}-{'0' * 12}" for key in runs}}
