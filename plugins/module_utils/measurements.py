@@ -64,7 +64,10 @@ def compare(result: dict[str, Any], earlier: list[dict[str, Any]], at_least: flo
     busy = f", while {in_words(result['load'])}" if result["load"]["foreign"] else ""
     told = f"decodes {rate(result):.2f} tokens/s{busy}"
     if not alone:
-        return True, f"{told}; there is no measurement of this setting to compare with{left_out}"
+        return (
+            True,
+            f"{told}. That is not checked, because no measurement of this setting can be compared with{left_out}",
+        )
     before = median(map(rate, alone))
     days = sorted({time.strftime("%Y-%m-%d", time.gmtime(each["measured_unix_s"])) for each in alone})
     which = f"of {days[0]}" if len(days) == 1 else f"of {days[0]} to {days[-1]}"

@@ -269,7 +269,10 @@ def main() -> None:
     options, last = module.params, read_result(RESULTS / "last.json")
     name, model, timeout_s = options["engine"], options["model"], options["timeout_s"]
     door: type[LlamaServer | Ollama] = Ollama if name == "ollama" else LlamaServer
+    unit_file = Path(f"/etc/systemd/system/{door.unit}.service")
     log = f"Look at its log: journalctl -u {door.unit}"
+    if not unit_file.exists():
+        log = f"{door.unit} is not installed there. Remedy: run `r1prov up`"
     try:
         api = Api(options["url"], options["api_key_file"], timeout_s)
         engine = Ollama(api, model, options["slots"]) if name == "ollama" else LlamaServer(api, model)
@@ -278,7 +281,6 @@ def main() -> None:
         if module.check_mode:
             module.exit_json(changed=True, measured=False, result=last, msg=f"nothing to ask yet: {error}")
         module.fail_json(msg=f"the server cannot be asked: {error}. {log}")
-    unit_file = Path(f"/etc/systemd/system/{door.unit}.service")
     command = command_line(unit_file.read_text(encoding="utf-8")) if unit_file.exists() else ""
     subject = describe(options, facts, command, Path(door.release).resolve().name)
     subject["digest"] = digest(subject, options)

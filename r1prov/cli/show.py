@@ -140,12 +140,17 @@ def _in_gib(n_bytes: int) -> str:
 
 def restarts_wanted(name: str, status: dict[str, Any]) -> list[str]:
     """Say which services of a host still run something else than what is installed, because a run was cut off between the two."""
-    return [
-        f"{name}: {artefact} {' and '.join(running)} runs, and {status['releases'][artefact]} is installed. A run was cut off; "
-        "`r1prov up` finishes it"
-        for artefact, running in status.get("running", {}).items()
-        if set(running) - {status["releases"][artefact]}
-    ]
+    told = []
+    for artefact, running in status.get("running", {}).items():
+        installed = status["releases"][artefact]
+        if set(running) - {installed}:
+            other = status.get("differs", {}).get(artefact.translate(str.maketrans(".-", "__")), {})
+            is_wanted = other.get("installed") == other.get("wanted")
+            remedy = "`r1prov up` finishes it" if is_wanted else "the same `r1prov upgrade` goes on"
+            told.append(
+                f"{name}: {artefact} {' and '.join(running)} runs, and {installed} is installed. A run was cut off; {remedy}"
+            )
+    return told
 
 
 def status_row(name: str, status: dict[str, Any]) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import typer
 
 from r1prov import output
 from r1prov.cli import options, running, show
-from r1prov.common.errors import UnreachableError
+from r1prov.common.errors import SiteError, UnreachableError
 from r1prov.runs import rollout
 from r1prov.site import versions as versions_of
 from r1prov.site.select import wanted, with_versions
@@ -18,7 +18,7 @@ from r1prov.site.state import SiteState
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from r1prov.common.errors import R1provError
+    from r1prov.common.errors import Problem, R1provError
     from r1prov.decision import Decision
     from r1prov.hosts import Login
     from r1prov.runs.run import Done
@@ -46,16 +46,19 @@ def upgrade(
     """Bring hosts to other versions, one after the other. Builds beside what runs; each host pauses only to load the model again.
 
     Stops at the first host that does not answer as it should, or decodes much slower than before, and puts it back, the chat page's
-    data with it. A host that cannot be reached is named, not upgraded, and stops nobody. What a host has come to is remembered for that
-    host. Without a version: to what the site file says, or else to the tested versions.
+    data with it. A host that cannot be reached, or that no run has set up, is named, not upgraded, and stops nobody. What a host has
+    come to is remembered for that host. Without a version: to what the site file says, or else to the tested versions.
 
     Example: `r1prov upgrade --llama-cpp 0.3.37 --open-webui 0.12.5`
     """
     named = {"llama_cpp": llama_cpp, "ollama": ollama, "open_webui": open_webui}
-    now, targets = wanted(site, hosts or ())
+    now, meant = wanted(site, hosts or ())
+    settled = {host.name: SiteState.of(now.path).settled(host.name) for host in meant}
+    bare, targets = rollout.unsettled(settled), [host for host in meant if settled[host.name]]
+    if not targets:
+        raise SiteError(*bare)
     after = with_versions(now, targets, {key: value for key, value in named.items() if value})
-    state = SiteState.of(now.path)
-    before = rollout.put_back_sites(now, {host.name: state.settled(host.name) for host in targets})
+    before = rollout.put_back_sites(now, {name: there for name, there in settled.items() if there})
     # A version that does not exist is said before anything is announced.
     wanted_decision, decisions = running.settle(after), _settled(before)
     login = login_options.ask()
@@ -63,7 +66,7 @@ def upgrade(
     result = rollout.roll_out(targets, batch, conductor)
     if json:
         output.data({"schema": 1, "runs": [report.as_json() for report in result.runs]})
-    _tell(result, targets, conductor)
+    _tell(result, targets, conductor, bare)
 
 
 def _settled(sites: Mapping[str, Site]) -> dict[str, Decision]:
@@ -72,12 +75,13 @@ def _settled(sites: Mapping[str, Site]) -> dict[str, Decision]:
     return {name: made[id(site)] for name, site in sites.items()}
 
 
-def _tell(result: rollout.RollOut, targets: Sequence[Host], conductor: _Conductor) -> None:
-    """Say what the roll-out did not reach.
+def _tell(result: rollout.RollOut, targets: Sequence[Host], conductor: _Conductor, bare: Sequence[Problem]) -> None:
+    """Say what the roll-out did not reach. `bare` says which hosts it left out, because no run has set them up.
 
     Raises:
         R1provError: hosts could not be put back.
         UnreachableError: hosts could not be reached, and all others are upgraded.
+        SiteError: hosts were left out, and all others are upgraded.
         typer.Exit: a host went wrong.
     """
     if result.error:
@@ -92,12 +96,14 @@ def _tell(result: rollout.RollOut, targets: Sequence[Host], conductor: _Conducto
             if there := state.settled(host.name):
                 show.other_versions(conductor.now, host, versions_of.of(there, host.name))
     if result.error:
-        output.problems(result.away)
+        output.problems([*result.away, *bare])
         if result.not_back:
             raise result.not_back
         raise typer.Exit(result.error.exit)
     if result.away:
-        raise UnreachableError(*result.away)
+        raise UnreachableError(*result.away, *bare)
+    if bare:
+        raise SiteError(*bare)
 
 
 @dataclass

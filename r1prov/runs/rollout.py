@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from r1prov.common.errors import Problem, SiteError
+from r1prov.common.errors import Problem
 from r1prov.site import SiteFile, versions
 
 if TYPE_CHECKING:
@@ -85,23 +85,21 @@ def roll_out(hosts: Sequence[Host], batch: int, conductor: Conductor) -> RollOut
     return result
 
 
-def put_back_sites(wanted: Site, settled: Mapping[str, Site | None]) -> dict[str, Site]:
+def unsettled(settled: Mapping[str, Site | None]) -> list[Problem]:
+    """Why hosts are not upgraded that were never well, so that there is nothing that they could be put back to."""
+    what = "no run has set it up to the end yet, so a failed upgrade could not be put back"
+    return [Problem(name, what, f"run `r1prov up {name}` first") for name, site in settled.items() if not site]
+
+
+def put_back_sites(wanted: Site, settled: Mapping[str, Site]) -> dict[str, Site]:
     """The site with which each host is put back, by its name. Hosts that had the same site share one.
 
     Args:
         wanted: the site as it is wanted now, which knows how hosts are reached.
         settled: by host, the site that it was brought to and was well with.
-
-    Raises:
-        SiteError: hosts were never well, so there is nothing that they could be put back to.
     """
-    bare = [name for name, site in settled.items() if not site]
-    if bare:
-        what = "no run has set it up to the end yet, so a failed upgrade could not be put back"
-        raise SiteError(*(Problem(name, what, f"run `r1prov up {name}` first") for name in bare))
     sites: list[tuple[Site, dict[str, dict[str, str]]]] = []
     for name, site in settled.items():
-        assert site  # noqa: S101 - of all that are bare, an error was raised
         file = site.file.model_copy(update={"hosts": wanted.hosts, "versions": wanted.file.versions})
         base = site.model_copy(update={"path": wanted.path, "file": file})
         chosen = next((chosen for other, chosen in sites if other == base), None)

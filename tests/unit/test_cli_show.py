@@ -119,6 +119,11 @@ def test_status_rows():
     assert show.status_row("gpu1", status)[2] == "0.3.35-cuda-def"
     (told,) = show.restarts_wanted("gpu1", status)
     assert "llama.cpp 0.3.35-cuda-def runs, and 0.3.36-cuda-abc is installed" in told
+    assert "`r1prov up` finishes it" in told
+    # An upgrade that was cut off is undone by `up`, which would bring what was there before.
+    status["differs"] = {"llama_cpp": {"installed": "0.3.36", "wanted": "0.3.35", "site": "0.3.35"}}
+    assert "the same `r1prov upgrade` goes on" in show.restarts_wanted("gpu1", status)[0]
+    del status["differs"]
     bare = {"props": None, "weights": None, "benchmark": None}
     bare |= {
         "engine": "ollama",

@@ -69,13 +69,16 @@ def test_one_lucky_or_unlucky_measurement_does_not_decide() -> None:
 def test_rates_of_another_setting_are_not_compared(other: dict) -> None:
     good, told = measurements.compare(measured(1.0, **other), [measured(10.0)], 0.7)
     assert good
-    assert told == "decodes 1.00 tokens/s; there is no measurement of this setting to compare with"
+    assert (
+        told
+        == "decodes 1.00 tokens/s. That is not checked, because no measurement of this setting can be compared with"
+    )
 
 
 def test_where_all_was_under_load_nothing_is_claimed() -> None:
     good, told = measurements.compare(measured(1.0, foreign=True), [measured(10.0, foreign=True)], 0.7)
     assert good
     assert told == (
-        "decodes 1.00 tokens/s, while other processes kept 3.2 of 8 cores busy;"
-        " there is no measurement of this setting to compare with; 1 under foreign load left out"
+        "decodes 1.00 tokens/s, while other processes kept 3.2 of 8 cores busy."
+        " That is not checked, because no measurement of this setting can be compared with; 1 under foreign load left out"
     )

@@ -261,10 +261,11 @@ def test_a_host_that_was_put_back_keeps_what_it_has_where_the_site_file_is_silen
 
 
 def test_a_host_that_joins_gets_what_the_site_has(fleet: Fleet, said: Callable[[], str]) -> None:
-    done("upgrade", "--ollama", NEW)
     fleet.write("", hosts="gpu1, gpu2, gpu3")
-    done("upgrade", code=Exit.SITE)
+    done("upgrade", "--ollama", NEW, code=Exit.SITE)
     assert "gpu3: no run has set it up to the end yet" in said()
+    assert fleet.versions() == [NEW, NEW]  # The others are not kept from it.
+    done("upgrade", "--ollama", NEW, "gpu3", code=Exit.SITE)
     done("up")
     assert fleet.versions() == [NEW, NEW, TESTED_OLLAMA]
 
