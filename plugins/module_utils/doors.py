@@ -131,9 +131,9 @@ class Ollama:
             report(pieces)
             if event["done"]:
                 reply.finish = event.get("done_reason", "")
-                reply.prompt_tokens, reply.decode_tokens = event.get("prompt_eval_count", 0), event["eval_count"]
+                reply.prompt_tokens, reply.decode_tokens = event.get("prompt_eval_count", 0), event.get("eval_count", 0)
                 reply.prompt_tokens_per_second = _rate(reply.prompt_tokens, event.get("prompt_eval_duration", 0))
-                reply.decode_tokens_per_second = _rate(reply.decode_tokens, event["eval_duration"])
+                reply.decode_tokens_per_second = _rate(reply.decode_tokens, event.get("eval_duration", 0))
         return reply
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from r1prov import output
-from r1prov.cli import options  # noqa: TC001 - Typer reads the annotations when it runs
+from r1prov.cli import complete, options
 from r1prov.common.errors import Problem, SiteError
 from r1prov.decision import decide
 from r1prov.models import catalogue
@@ -30,7 +30,10 @@ PRIORITY = "2"
 
 
 def by_hand(
-    host: Annotated[str | None, typer.Argument(help="Which of the site's hosts; the first without.")] = None,
+    host: Annotated[
+        str | None,
+        typer.Argument(help="Which of the site's hosts; the first without.", autocompletion=complete.hosts),
+    ] = None,
     *,
     mode: Annotated[
         str | None,

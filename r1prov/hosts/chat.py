@@ -129,8 +129,8 @@ def ask_ollama(
                     event.get("done_reason", "stop"),
                     event.get("prompt_eval_count", 0),
                     _per_second(event.get("prompt_eval_count", 0), event.get("prompt_eval_duration", 0)),
-                    event["eval_count"],
-                    _per_second(event["eval_count"], event["eval_duration"]),
+                    event.get("eval_count", 0),  # Ollama leaves out what is nothing: the time of a single token.
+                    _per_second(event.get("eval_count", 0), event.get("eval_duration", 0)),
                 )
                 return
         raise _broken(where)

@@ -124,18 +124,30 @@ def joined(name: str, headers: Sequence[Header]) -> Model:
     _check_places(headers)
     first = headers[0].metadata
     tensors = tuple(tensor for header in headers for tensor in header.tensors)
-    found = model(name, first, tensors)
     files = names(name)
     if len(files) != len(headers):
         files = [f"file {number} of {len(headers)}" for number in range(1, len(headers) + 1)]
     listed = [(file, each.tensors) for file, each in zip(files, headers, strict=True)]
     tokens = first.get("tokenizer.ggml.tokens")
-    gguf_whole.check_whole(
-        listed,
-        found.architecture,
-        lambda key: _whole_number(first.get(f"{found.architecture}.{key}")),
-        len(tokens) if isinstance(tokens, (list, range)) else None,
-    )
+
+    def check_whole(architecture: str) -> None:
+        gguf_whole.check_whole(
+            listed,
+            architecture,
+            lambda key: _whole_number(first.get(f"{architecture}.{key}")),
+            len(tokens) if isinstance(tokens, (list, range)) else None,
+        )
+
+    try:
+        found = model(name, first, tensors)
+    except UnservableError:
+        raise
+    except ValueError:
+        # Where a tensor stands twice, others are missing, and what is left may contradict the metadata. Which it is helps more.
+        if len({tensor.name for tensor in tensors}) < len(tensors):
+            check_whole(_architecture(first))
+        raise
+    check_whole(found.architecture)
     wanted = first.get("split.tensors.count", len(tensors))
     if wanted != len(tensors):
         raise ValueError(f"the set has {len(tensors)} tensors of {wanted}")

@@ -261,8 +261,11 @@ def _overrides(text: str, cards: int) -> list[tuple[str, int | None]]:
     for rule in text.split(","):
         pattern, equals, device = rule.partition("=")
         number = re.fullmatch(r"CUDA(\d+)", device)
-        if not equals or (device != "CPU" and not (number and int(number[1]) < cards)):
-            raise RefusedError(f"knows no device `{device}`")
+        if not equals:
+            raise RefusedError(f"finds no `=DEVICE` in `{rule}`, for a comma ends a rule, inside a pattern too")
+        if device != "CPU" and not (number and int(number[1]) < cards):
+            again = "; the first `=` ends a pattern, inside a group too" if ")" in device else ""
+            raise RefusedError(f"knows no device `{device}`{again}")
         try:
             compiled(pattern)
         except RefusedError as error:

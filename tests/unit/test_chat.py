@@ -97,6 +97,14 @@ def test_ollama_is_given_the_limit_and_says_why_it_ended(api, reason):
     assert api.asked[2]["options"] == {"num_predict": 77}
 
 
+def test_ollama_names_no_time_for_a_single_token(api):
+    last = {"message": {"content": "2"}, "done": True, "done_reason": "length", "eval_count": 1}
+    api.lines = [last]
+    connection = http.client.HTTPConnection("127.0.0.1", api.server_port)
+    pieces = list(chat.ask_ollama(connection, "gpu1", "1+1?", model="m", max_tokens=1))
+    assert pieces == [Piece("2", thinking=False), End("length", 0, 0.0, 1, 0.0)]
+
+
 def test_ollamas_answer_without_its_end_is_an_error(api):
     api.lines = [{"message": {"content": "2"}, "done": False}]
     connection = http.client.HTTPConnection("127.0.0.1", api.server_port)

@@ -279,6 +279,19 @@ def test_a_shard_of_another_set_is_said(tiny: Path, tmp_path: Path) -> None:
         gguf.read(first)
 
 
+def test_a_shard_that_holds_what_another_holds_is_said_before_what_that_leaves_missing(
+    tiny: Path, tmp_path: Path
+) -> None:
+    """The last shard holds the last layers."""
+    *_, third, last = shards.split(tiny, tmp_path / "tiny", 40)
+    number = b"split.no" + struct.pack("<I", 2)  # UINT16
+    content = third.read_bytes()
+    assert number + struct.pack("<H", 2) in content
+    last.write_bytes(content.replace(number + struct.pack("<H", 2), number + struct.pack("<H", 3)))
+    with pytest.raises(SiteError, match=rf"stands in {third.name} and again in {last.name}, and none of its files has"):
+        gguf.read(third)
+
+
 def test_a_pointer_in_the_place_of_a_shard_is_named(tiny: Path, tmp_path: Path) -> None:
     first, second, *_ = shards.split(tiny, tmp_path / "tiny", 40)
     second.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")

@@ -125,7 +125,7 @@ def _is_reason(ours: str, theirs: str) -> bool:
     if re.search(of_pattern, theirs, re.IGNORECASE):
         return "cannot use the pattern" in ours
     if "unknown buffer type" in theirs:
-        return "knows no device" in ours
+        return "knows no device" in ours or "finds no `=DEVICE`" in ours
     return bool(theirs) and ours.split(":", maxsplit=1)[0] in theirs
 
 
@@ -200,6 +200,8 @@ def test_what_the_engine_refuses_is_refused_for_the_same_reason(answer: dict) ->
         ("-c many", "-c cannot be `many`"),
         ("-ngl", "-ngl needs a value"),
         ("-ot exps=CUDA3", "knows no device `CUDA3`"),
+        ("-ot blk.{1,2}_exps=CPU", "-ot finds no `=DEVICE` in `blk.{1`, for a comma ends a rule"),
+        ("-ot (?<=ffn_)up_exps=CPU", "the first `=` ends a pattern"),
         ("-ot ((=CPU", "cannot use the pattern"),
         ("--make-coffee", "--make-coffee is no argument"),
         ("-ub 0", "-ub must be from 1"),
