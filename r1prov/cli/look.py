@@ -80,7 +80,7 @@ def status(
             ]
         output.table(columns, rows)
         for name, each in found.items():
-            for text in show.restarts_wanted(name, each):
+            for text in (*show.who_works(name, each), *show.restarts_wanted(name, each)):
                 output.say(text, "yellow")
             if each.get("engine") == "llama-server":
                 output.say(f"{name}: {each['tuned']}")

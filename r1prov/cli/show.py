@@ -138,6 +138,16 @@ def _in_gib(n_bytes: int) -> str:
     return f"{n_bytes / GIB:,.1f}" if n_bytes >= GIB / 20 else ""
 
 
+def who_works(name: str, status: dict[str, Any]) -> list[str]:
+    """Say which run holds a host. Services may be down meanwhile."""
+    lock = status.get("lock")
+    if not lock:
+        return []
+    since = datetime.fromisoformat(lock["since"]).astimezone() if lock["since"] else None
+    when = f" since {since:%H:%M}" if since else ""
+    return [f"{name}: {lock['user']}@{lock['controller']} has been at work on it{when} ({lock['command']})"]
+
+
 def restarts_wanted(name: str, status: dict[str, Any]) -> list[str]:
     """Say which services of a host still run something else than what is installed, because a run was cut off between the two."""
     told = []

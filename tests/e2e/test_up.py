@@ -310,6 +310,7 @@ def test_a_host_that_another_run_holds_is_left_to_it(operator: Operator, pair: l
         talk = operator.does("up", pair[0].name, code=Exit.LOCKED).stderr
     assert "eve@desk" in talk
     assert "--break-lock" in talk
+    assert f"{pair[0].name}: eve@desk has been at work on it" in operator.does("status").stderr
     assert json.loads(told(pair[0], f"cat {lock}")) == holder
     told(pair[0], f"rm {lock}")
 

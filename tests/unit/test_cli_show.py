@@ -124,6 +124,15 @@ def test_status_rows():
     status["differs"] = {"llama_cpp": {"installed": "0.3.36", "wanted": "0.3.35", "site": "0.3.35"}}
     assert "the same `r1prov upgrade` goes on" in show.restarts_wanted("gpu1", status)[0]
     del status["differs"]
+    assert show.who_works("gpu1", status) == []
+    status["lock"] = {
+        "user": "ann",
+        "controller": "laptop",
+        "command": "r1prov up",
+        "since": "2026-11-28T09:05:00+00:00",
+    }
+    (told,) = show.who_works("gpu1", status)
+    assert re.fullmatch(r"gpu1: ann@laptop has been at work on it since \d\d:\d\d \(r1prov up\)", told)
     bare = {"props": None, "weights": None, "benchmark": None}
     bare |= {
         "engine": "ollama",

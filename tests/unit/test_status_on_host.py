@@ -5,13 +5,12 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import time
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.fixture
@@ -22,6 +21,13 @@ def status(tmp_path: Path) -> dict[str, Any]:
     exec(compile(text, "status.py", "exec"), names)
     names["RELEASES"] = tmp_path
     return names
+
+
+def begun(process: subprocess.Popen[bytes]) -> str:
+    """The number of a process that shows its arguments. The kernel shows none for a moment after a program was started."""
+    while not Path(f"/proc/{process.pid}/cmdline").read_bytes():
+        time.sleep(0.01)
+    return str(process.pid)
 
 
 def test_the_release_that_runs_is_that_of_the_process_and_not_of_the_link(status: dict, tmp_path: Path) -> None:
@@ -35,7 +41,7 @@ def test_the_release_that_runs_is_that_of_the_process_and_not_of_the_link(status
             (home / "current").unlink()
             (home / "current").symlink_to("releases/new")
             assert status["release"]("llama.cpp") == "new"
-            assert status["running"]("llama.cpp", [status["words"](str(process.pid)), status["words"]("0")]) == ["old"]
+            assert status["running"]("llama.cpp", [status["words"](begun(process)), status["words"]("0")]) == ["old"]
             assert status["running"]("ollama", [status["words"](str(process.pid))]) == []
         finally:
             process.kill()
@@ -46,4 +52,4 @@ def test_a_script_shows_in_the_arguments_of_its_interpreter(status: dict, tmp_pa
     folder.mkdir(parents=True)
     (folder / "python").symlink_to(sys.executable)
     with subprocess.Popen([folder / "python", "-c", "input()"], stdin=subprocess.PIPE) as process:
-        assert status["running"]("open-webui", [status["words"](str(process.pid))]) == ["0.6"]
+        assert status["running"]("open-webui", [status["words"](begun(process))]) == ["0.6"]

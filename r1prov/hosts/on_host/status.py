@@ -25,6 +25,7 @@ RELEASES = Path("/opt/r1prov")
 ARTEFACTS = ("llama.cpp", "ollama", "open-webui")
 HEALTH = {"llama-server": "/health", "ollama": "/api/version"}
 REMEMBERED = Path("/var/lib/r1prov")
+LOCK = Path("/run/r1prov/lock.json")
 UNIT_KEYS = ("ActiveState", "SubState", "UnitFileState", "NRestarts", "ActiveEnterTimestamp", "MainPID")
 
 
@@ -47,8 +48,9 @@ def main() -> None:
         "document_search": word(get(asked["embeddings"] + "/health")[0]) if asked["embeddings"] else None,
         "gateway": word(get(asked["gateway"] + "/health")[0]) if asked["gateway"] else None,
         "props": props,
-        "weights": remembered("weights", "state.json"),
-        "benchmark": remembered("smoke_bench", "last.json"),
+        "weights": document(REMEMBERED / "weights" / "state.json"),
+        "benchmark": document(REMEMBERED / "smoke_bench" / "last.json"),
+        "lock": document(LOCK),
     }
     print(json.dumps(status))  # noqa: T201 - stdout is the interface
 
@@ -114,9 +116,9 @@ def read(path: Path) -> str:
         return ""
 
 
-def remembered(step: str, name: str) -> dict[str, Any] | None:
-    """The JSON document that a step keeps on the host; None where there is none."""
-    text = read(REMEMBERED / step / name)
+def document(path: Path) -> dict[str, Any] | None:
+    """A JSON document on the host; None where there is none."""
+    text = read(path)
     return json.loads(text) if text else None
 
 
