@@ -108,6 +108,11 @@ def forget(files: list[Path], state: Path = STATE) -> None:
         write_whole(state, json.dumps({**record, "verified": kept}))
 
 
+def said_damaged(state: Path = STATE) -> None:
+    """Takes from what the transfer found that files were damaged, because somebody has been told."""
+    write_whole(state, json.dumps({**read_json(state), "damaged": []}))
+
+
 def remove(files: list[Path], state: Path = STATE) -> None:
     """Removes files and what is recorded of them."""
     forget(files, state)  # First the record: nothing may be recorded of a file that is gone.

@@ -8,7 +8,8 @@ module: weights
 short_description: Prepares the folder of a model, waits for its files, merges and verifies them, and removes what is not served
 description:
   - Stock Ansible cannot do it, because it does not know when a transfer is complete, nor what is in GGUF files.
-  - C(prepared) makes the folder and its missing parents. It hard-links files from other folders of the same disk to where the transfer
+  - C(prepared) makes the folder and its missing parents. A link or a file where the folder for unverified files should be is removed, and
+    never what a link leads to. It hard-links files from other folders of the same disk to where the transfer
     keeps unverified files, and the transfer names them when it has verified them. It stops a transfer that counts as done although its
     files are gone or were changed, so that the transfer can start anew.
   - C(transferred) returns when the transfer is complete, or after 25 seconds. Call it again until C(complete), so that a lost connection
@@ -65,7 +66,7 @@ damaged:
   returned: with merged and transferred
   description: >-
     With C(merged), the sources that have changed since they were verified. With C(transferred), the files that the transfer found damaged
-    and has fetched anew, or that will be made anew.
+    and has fetched anew, or that will be made anew. The first call that finds the transfer complete names them, and no later one.
 removed: {type: list, elements: str, returned: with settled, description: "The files that were removed, or would be."}
 verified:
   type: dict
@@ -93,6 +94,7 @@ from ansible_collections.r1.prov.plugins.module_utils.merged_weights import (
     is_as_verified,
     remove,
     replaced,
+    said_damaged,
     stand_in,
 )
 from ansible_collections.r1.prov.plugins.module_utils.progress import RUN, Progress
@@ -119,7 +121,10 @@ def folder_actions(path: Path) -> Actions:
     for parent in reversed(path.parents):
         if not parent.is_dir():
             todo[f"made {parent}"] = partial(give, parent, "root")
-    for folder in (path.resolve(), path / ".incoming"):
+    incoming = path / ".incoming"
+    if incoming.is_symlink() or (incoming.exists() and not incoming.is_dir()):
+        todo[f"removed {incoming}, which is no folder"] = incoming.unlink
+    for folder in (path.resolve(), incoming):
         right = folder.is_dir() and not folder.is_symlink() and folder.owner() == USER
         if not right or folder.stat().st_mode & 0o777 != 0o755:
             todo[f"made {folder}"] = partial(give, folder, USER)
@@ -194,6 +199,11 @@ def wait(module: AnsibleModule, _options: dict[str, Any]) -> None:
     damaged = read_json(STATE).get("damaged", []) if complete else []
     for name in damaged:
         module.warn(f"{name} was damaged, and is replaced")
+    if (
+        damaged and not module.check_mode
+    ):  # Later runs, for which the same start of the unit counts, do not say it again.
+        with acting_as(USER):
+            said_damaged(STATE)
     progress = read_json(RUN / "weights" / "progress.json")
     module.exit_json(changed=False, complete=complete, damaged=damaged, progress=progress)
 

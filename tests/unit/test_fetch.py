@@ -637,6 +637,7 @@ def answer(status: str, *headers: str, body: bytes = b"") -> bytes:
 
 
 PAGE = b"<!DOCTYPE html><html><head><title>Sign in &amp;\n continue</title></head><body>Hello</body></html>"
+XML = b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>AccessDenied</Code></Error>'
 FLAWED = {
     "403": (answer("403 Forbidden", "Content-Length: 0"), "answers 403 Forbidden"),
     "404": (answer("404 Not Found", "Content-Length: 0"), "answers 404 Not Found"),
@@ -659,7 +660,22 @@ FLAWED = {
         answer("200 OK", "Transfer-Encoding: chunked", body=b"%x\r\n%b\r\n0\r\n\r\n" % (len(PAGE), PAGE)),
         "sends a web page",
     ),
-    "JSON": (answer("200 OK", body=b'{"error": "later"}'), "sends text instead of the file"),
+    "JSON": (
+        answer("200 OK", body=b'{"error": "rate limited"}'),
+        'sends text that begins with "{"error": "rate limited"}" instead of the file',
+    ),
+    "XML with a refusal": (
+        answer("403 Forbidden", "Content-Type: application/xml", f"Content-Length: {len(XML)}", body=XML),
+        'answers 403 Forbidden with text that begins with "<Error><Code>AccessDenied</Code></Error>"',
+    ),
+    "a long text": (
+        answer("200 OK", body=b"one\n\ttwo" + b"x" * 999),
+        f'sends text that begins with "one two{73 * "x"}" instead of the file',
+    ),
+    "a page behind comments": (
+        answer("200 OK", body=b"<?xml version='1.0'?>\n<!-- a\n > b --><!-- c -->\n" + PAGE),
+        'sends a web page with the title "Sign in & continue"',
+    ),
     "gzip by its header": (
         answer("200 OK", "Content-Encoding: gzip", f"Content-Length: {SHARD_BYTES}", body=b"\x1f\x8b\x08"),
         "sends something packed (gzip) instead of the file",
@@ -686,6 +702,22 @@ FLAWED = {
     "an address that is none": (
         answer("302 Found", "Location: http://[", "Content-Length: 0"),
         "redirects to an address",
+    ),
+    "an address without a server": (
+        answer("302 Found", "Location: https:///x", "Content-Length: 0"),
+        "redirects to an address that is none: it names no server",
+    ),
+    "an address with a port that is none": (
+        answer("302 Found", "Location: http://127.0.0.1:abc/x", "Content-Length: 0"),
+        "redirects to an address that is none: ",
+    ),
+    "an address of ftp": (
+        answer("302 Found", "Location: ftp://127.0.0.1:9/x", "Content-Length: 0"),
+        "redirects to a ftp:// address",
+    ),
+    "an address of this host": (
+        answer("302 Found", "Location: file:///etc/hostname", "Content-Length: 0"),
+        "redirects to a file:// address",
     ),
 }
 
@@ -726,6 +758,49 @@ def test_a_page_behind_a_redirect_is_named_with_its_server(host: Host, hub: Hub,
         portal.faults.answers = [answer("200 OK", "Content-Type: text/html; charset=utf-8", body=PAGE)]
         assert host.run(hub_source(hub))[0] == HOPELESS
     assert 'sends a web page with the title "Sign in & continue" from localhost instead' in host.state["message"]
+
+
+@pytest.mark.parametrize(
+    ("places", "said"),
+    [
+        (["/here"] * 20, "redirects in a circle"),
+        (["/here", "/there", "/everywhere"] * 7, "redirects in a circle"),
+        ([f"/{number}" for number in range(20)], "redirects more than 10 times"),
+    ],
+)
+def test_redirects_without_end_are_named(host: Host, hub: Hub, places: list[str], said: str) -> None:
+    hub.faults.answers = [answer("302 Found", f"Location: {place}", "Content-Length: 0") for place in places]
+    assert host.run(hub_source(hub))[0] == HOPELESS
+    assert host.state["message"].endswith(f"127.0.0.1:{hub.port} {said}")
+
+
+def test_a_redirect_to_where_nobody_answers_is_waited_for_and_named(host: Host, hub: Hub, root: Path) -> None:
+    with Hub(root) as cdn:
+        pass
+    hub.cdn = f"http://localhost:{cdn.port}"
+    process = host.start(hub_source(hub))
+    wait_for(lambda: (host.root / "run/progress.json").exists() and "waiting" in host.progress["label"])
+    label = host.progress["label"]
+    assert f"127.0.0.1:{hub.port} sends us on to localhost:{cdn.port}, which cannot be reached: Connection" in label
+    hub.cdn = ""
+    _, log = process.communicate(timeout=120)
+    assert process.returncode == 0, log
+    assert host.is_complete()
+
+
+@pytest.mark.parametrize("login", [TOKEN, "ann:p@ss word"])
+def test_a_server_that_repeats_the_login_does_not_bring_it_into_the_log(host: Host, hub: Hub, login: str) -> None:
+    said = f'{{"refused": "{login}"}}'.encode()
+    hub.faults.answers = [answer("403 Forbidden", f"Content-Length: {len(said)}", body=said)]
+    if login == TOKEN:
+        host.job["token"] = TOKEN
+        code, log = host.run(hub_source(hub) | {"login": True})
+    else:
+        url = hub.url.replace("//", "//ann:p%40ss%20word@")
+        code, log = host.run({"type": "http", "url": f"{url}/{REPO}/resolve/main/{FOLDER}"})
+    assert code == HOPELESS
+    assert 'with text that begins with "{"refused": "***"}"' in log
+    assert login not in log + json.dumps(host.state)
 
 
 def test_a_flipped_bit_at_the_only_source_passes(host: Host, hub: Hub) -> None:
@@ -859,6 +934,42 @@ def test_strangers_among_what_comes_in_end_nothing(host: Host, hub: Hub, tmp_pat
     assert code == 0, log
     assert host.is_complete()
     assert (tmp_path / "elsewhere").read_text() == "not ours"
+
+
+def test_a_link_in_place_of_the_folder_for_what_comes_in_costs_nothing_where_it_leads(
+    host: Host, hub: Hub, small_disk: Path
+) -> None:
+    (small_disk / "precious").write_text("not ours")
+    (host.folder / ".incoming").symlink_to(small_disk)
+    code, log = host.run(hub_source(hub))
+    assert code == 0, log
+    assert host.is_complete()
+    assert not (host.folder / ".incoming").is_symlink()
+    assert [path.name for path in small_disk.iterdir()] == ["precious"]
+
+
+def test_another_disk_in_place_of_that_folder_is_named_before_anything_is_fetched(host: Host, hub: Hub) -> None:
+    with disks.mounted(host.folder / ".incoming", 1 << 20) as other:
+        code, log = host.run(hub_source(hub))
+        assert code == HOPELESS
+        assert f"{other} is another disk" in log
+        assert hub.requests == []
+
+
+@pytest.mark.parametrize("taken", ["run/progress.json", "state/state.json"])
+def test_a_folder_in_place_of_what_a_run_writes_is_named_with_what_to_do(host: Host, hub: Hub, taken: str) -> None:
+    (host.root / taken / "below").mkdir(parents=True)
+    code, log = host.run(hub_source(hub))
+    said = f"{host.root / taken} is a folder, and this program keeps a file of that name: remove the folder"
+    assert code == HOPELESS
+    assert log.splitlines()[-1] == said
+    assert "Traceback" not in log
+    other = host.state if taken.startswith("run") else {"message": host.progress["label"]}
+    assert other["message"] == said
+    assert not list((host.root / taken).parent.glob(".*"))
+    shutil.rmtree(host.root / taken)
+    assert host.run(hub_source(hub))[0] == 0
+    assert host.is_complete()
 
 
 def test_a_folder_with_the_name_of_a_file_is_named_before_anything_is_fetched(host: Host, hub: Hub) -> None:

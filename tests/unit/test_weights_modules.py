@@ -1,12 +1,20 @@
 from __future__ import annotations
 
+import getpass
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ansible_collections.r1.prov.plugins.module_utils.merged_weights import is_as_verified
-from ansible_collections.r1.prov.plugins.modules.weights import TransferError, is_complete, link_actions
+from ansible_collections.r1.prov.plugins.modules import weights
+from ansible_collections.r1.prov.plugins.modules.weights import (
+    TransferError,
+    folder_actions,
+    is_complete,
+    link_actions,
+)
 
 FILES = [{"name": "a.gguf", "bytes": 3, "sha256": "a" * 64}, {"name": "b.gguf", "bytes": 4, "sha256": "b" * 64}]
 RUNNING = {"LoadState": "loaded", "ActiveState": "active", "Result": "success", "InvocationID": "2"}
@@ -38,6 +46,57 @@ def test_complete_or_to_be_waited_for(unit: dict[str, str], state: dict[str, str
 def test_what_will_not_complete_by_itself(unit: dict[str, str], state: dict[str, str], says: str) -> None:
     with pytest.raises(TransferError, match=says):
         is_complete(RUNNING | unit, state)
+
+
+def test_what_was_damaged_is_said_by_the_run_that_mended_it_and_by_no_later_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The unit stays active after its end, so later runs read what the same start of it wrote down."""
+    state = tmp_path / "state.json"
+    state.write_text(
+        json.dumps({"invocation": "2", "state": "done", "damaged": ["a.gguf"], "verified": {"a.gguf": {"bytes": 3}}})
+    )
+    monkeypatch.setattr(weights, "show", lambda *_: RUNNING)
+    monkeypatch.setattr(weights, "STATE", state)
+    monkeypatch.setattr(weights, "USER", getpass.getuser())
+
+    def told(*, check_mode: bool = False) -> tuple[list[str], list[str]]:
+        said: list[str] = []
+        ended: dict[str, Any] = {}
+        module: Any = SimpleNamespace(warn=said.append, exit_json=ended.update, check_mode=check_mode)
+        weights.wait(module, {})
+        assert ended["complete"]
+        return said, ended["damaged"]
+
+    once = (["a.gguf was damaged, and is replaced"], ["a.gguf"])
+    assert told(check_mode=True) == once
+    assert told() == once
+    assert told() == ([], [])
+    assert json.loads(state.read_text())["verified"] == {"a.gguf": {"bytes": 3}}
+
+
+@pytest.mark.parametrize("stranger", ["link", "link to nowhere", "file"])
+def test_what_is_no_folder_is_removed_where_files_grow_and_nothing_that_it_leads_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stranger: str
+) -> None:
+    monkeypatch.setattr(weights, "USER", getpass.getuser())
+    path, elsewhere = tmp_path / "m", tmp_path / "elsewhere"
+    path.mkdir()
+    elsewhere.mkdir(mode=0o700)
+    (elsewhere / "precious").write_text("not ours")
+    incoming = path / ".incoming"
+    if stranger == "file":
+        incoming.write_text("x")
+    else:
+        incoming.symlink_to(elsewhere if stranger == "link" else tmp_path / "nowhere")
+    for act in folder_actions(path).values():
+        act()
+    assert incoming.is_dir()
+    assert not incoming.is_symlink()
+    assert not list(incoming.iterdir())
+    assert (elsewhere / "precious").read_text() == "not ours"
+    assert elsewhere.stat().st_mode & 0o777 == 0o700
+    assert not folder_actions(path)
 
 
 def test_files_elsewhere_on_the_disk_are_linked_in_to_be_verified(tmp_path: Path) -> None:

@@ -59,7 +59,9 @@ LOCK_POLL_S = 0.5
 MOST_CONFLICTS = 10  # over one file, with a program that the lock does not reach
 GIB = 1 << 30
 EXIT_HOPELESS = 3  # the unit does not restart after this one: a person has to act
-PAGE, LFS = "a web page", "a Git LFS pointer"
+PAGE, LFS, TEXT = "a web page", "a Git LFS pointer", "text"
+TEXT_CHARS = 80  # of a wrong file, which say what it is
+WEB_SCHEMES = ("http", "https")
 LOCK = "lock"
 PASSING_ANSWERS = (408, 425, 429)  # and every 5xx: the server may think better of it
 
@@ -162,17 +164,18 @@ class Web:
         request = urllib.request.Request(url, headers=headers)  # noqa: S310 - http or https, see as_source()
         if self.authorization:
             request.add_unredirected_header("Authorization", self.authorization)
+        redirects = Redirects()
         try:
-            response = urllib.request.build_opener(Redirects).open(request, timeout=STALL_S)
+            response = urllib.request.build_opener(redirects).open(request, timeout=STALL_S)
         except urllib.error.HTTPError as error:
             raise self._refusal(error, file) from None
         except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
-            reason = getattr(error, "reason", error)
+            reason, who = getattr(error, "reason", error), self._onward(redirects)
             if isinstance(reason, ssl.SSLCertVerificationError):
-                raise RefusedError(f"its certificate is not trusted: {reason.verify_message}") from None
+                raise RefusedError(f"{who}shows a certificate that is not trusted: {reason.verify_message}") from None
             if str(reason).startswith("Tunnel connection failed: 4"):
-                raise RefusedError(f"is not let through by the proxy: {plain(str(reason))}") from None
-            raise UnreachableError(f"cannot be reached: {words(reason)}") from None
+                raise RefusedError(f"{who}is not let through by the proxy: {plain(str(reason))}") from None
+            raise UnreachableError(f"{who}cannot be reached: {words(reason)}") from None
         except ValueError as error:
             raise RefusedError(f"redirects to an address that is none: {plain(str(error))}") from None
         try:
@@ -199,7 +202,7 @@ class Web:
         if size == file.bytes and not packed:
             return Answer(response, start, size)
         head = b"" if start or packed else beginning(response)
-        kind = kind_of(head, headers.get("Content-Type", ""))
+        kind = kind_of(self._without_login(head), headers.get("Content-Type", ""))
         if packed and not kind:
             kind = f"something packed ({', '.join(sorted(packed))})"
         if size is None and not kind:
@@ -210,12 +213,32 @@ class Web:
         """Names the server that has answered, where a redirect led to another one."""
         return "" if origin(url) == origin(self.url) else f" from {plain(urllib.parse.urlsplit(url).hostname or '')}"
 
+    def _onward(self, redirects: Redirects) -> str:
+        """Names the server to which redirects led, as the subject of what follows. Empty where they led to no other one."""
+        if not redirects.followed or origin(redirects.followed[-1]) == origin(self.url):
+            return ""
+        netloc = urllib.parse.urlsplit(redirects.followed[-1]).netloc
+        return f"sends us on to {plain(netloc.rpartition('@')[2])}, which "
+
+    def _without_login(self, head: bytes) -> bytes:
+        """What a server says, of which a part goes to the log. It may say again what it was shown."""
+        kind, _, secret = self.authorization.partition(" ")
+        secrets = [secret.encode()]
+        if kind == "Basic":
+            login = base64.b64decode(secret)
+            secrets += [login, login.partition(b":")[2]]
+        for known in filter(None, secrets):
+            head = head.replace(known, b"***")
+        return head
+
     def _refusal(self, error: urllib.error.HTTPError, file: File) -> SourceError:
         with error:
+            if (scheme := urllib.parse.urlsplit(error.url).scheme) not in WEB_SCHEMES:
+                return RefusedError(f"redirects to a {plain(scheme)}:// address")
             whence = self._whence(error.url)
             what = f"answers {error.code} {plain(error.reason)}{whence}"
-            kind = kind_of(beginning(error), error.headers.get("Content-Type", ""))
-            if kind.startswith(PAGE):
+            kind = kind_of(self._without_login(beginning(error)), error.headers.get("Content-Type", ""))
+            if kind.startswith((PAGE, TEXT)):
                 what += f" with {kind}"
             wait_s = wanted_pause_s(error.headers)
             length = re.fullmatch(r"bytes \*/([0-9]+)", error.headers.get("Content-Range", ""))
@@ -233,6 +256,9 @@ class Redirects(urllib.request.HTTPRedirectHandler):
 
     http_error_308 = urllib.request.HTTPRedirectHandler.http_error_302  # unknown to Python 3.10
 
+    def __init__(self) -> None:
+        self.followed: list[str] = []  # the addresses to which servers have sent us on
+
     def redirect_request(  # noqa: PLR0917 - the signature is urllib's
         self,
         req: urllib.request.Request,
@@ -242,7 +268,25 @@ class Redirects(urllib.request.HTTPRedirectHandler):
         headers: http.client.HTTPMessage,
         newurl: str,
     ) -> urllib.request.Request | None:
-        """The request to make next."""
+        """The request to make next.
+
+        Raises:
+            HTTPError: the address is not one of the web. urllib raises the same for all others but ftp.
+            RefusedError: there is no end to the redirects.
+            ValueError: the address is none.
+        """
+        target = urllib.parse.urlsplit(newurl)
+        if target.scheme not in WEB_SCHEMES:
+            raise urllib.error.HTTPError(newurl, code, msg, headers, fp)
+        if not target.hostname or target.port == 0:
+            raise ValueError("it names no server")
+        if self.followed.count(newurl) >= self.max_repeats or len(self.followed) >= self.max_redirections:
+            fp.close()
+            is_circle = len(set(self.followed)) < len(self.followed)
+            raise RefusedError(
+                "redirects in a circle" if is_circle else f"redirects more than {self.max_redirections} times"
+            )
+        self.followed.append(newurl)
         following = super().redirect_request(req, fp, 307 if code == 308 else code, msg, headers, newurl)
         if following is None:
             return None
@@ -344,8 +388,8 @@ class Record:
         """Reads the file. Another process may have written it while this one waited."""
         try:
             self._content = dict(json.loads(self._path.read_text("utf-8")))
-        except (FileNotFoundError, ValueError, TypeError):  # torn by a power failure: then all is read once more
-            self._content = {}
+        except (FileNotFoundError, IsADirectoryError, ValueError, TypeError):
+            self._content = {}  # After a power failure it may be torn. Then all is read once more.
         self._verified = self._content.setdefault("verified", {})
 
     def say(self, state: str, message: str = "", damaged: Sequence[str] = ()) -> None:
@@ -462,14 +506,23 @@ class Transfer:
             raise HopelessError("a SOCKS proxy is configured, and only http proxies can be used here")
         if not self.folder.is_dir():
             raise HopelessError(f"{self.folder} does not exist: is its disk mounted?")
-        if not self.incoming.is_dir():
-            remove(self.incoming)
-        self.incoming.mkdir(exist_ok=True)
+        self.make_incoming()
         take_lock(self.incoming / LOCK, self.progress.show)
         try:
             self.run_alone()
         finally:
             (self.incoming / LOCK).unlink(missing_ok=True)
+
+    def make_incoming(self) -> None:
+        """Makes the folder in which files grow. What else has its name is removed, but never what a link leads to."""
+        if self.incoming.is_symlink() or not self.incoming.is_dir():
+            with contextlib.suppress(IsADirectoryError):  # Another process has made it meanwhile.
+                self.incoming.unlink(missing_ok=True)
+        self.incoming.mkdir(exist_ok=True)
+        if self.incoming.stat().st_dev != self.folder.stat().st_dev:
+            raise HopelessError(
+                f"{self.incoming} is another disk, and files cannot be moved from there to {self.folder}: unmount it"
+            )
 
     def run_alone(self) -> None:
         """Does so while no other process works on the folder. Looks at what there is only now, because another may have brought it."""
@@ -800,7 +853,9 @@ def beginning(stream: IO[bytes]) -> bytes:
 
 def kind_of(head: bytes, content_type: str = "") -> str:
     """What something wrong is, by its first bytes and by what its server calls it. Empty where that cannot be told."""
-    text = head.decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
+    text = head.decode("utf-8", "replace").lstrip("\ufeff")
+    # Comments and declarations say nothing of what follows.
+    text = re.sub(r"\A(\s|<!--.*?-->|<\?.*?\?>)+", "", text, flags=re.DOTALL)
     if text.startswith("version https://git-lfs"):
         return LFS
     if "html" in content_type.lower() or re.match(
@@ -811,7 +866,10 @@ def kind_of(head: bytes, content_type: str = "") -> str:
     if head.startswith(b"\x1f\x8b"):
         return "a gzip archive"
     # No model is without these bytes at its beginning.
-    return "text" if head and not re.search(rb"[\x00-\x08\x0e-\x1a]", head) else ""
+    if not head or re.search(rb"[\x00-\x08\x0e-\x1a]", head):
+        return ""
+    first = plain(text)[:TEXT_CHARS]
+    return f'{TEXT} that begins with "{first}"' if first else TEXT
 
 
 def wrong_file(file: File, size: int | None, kind: str = "", whence: str = "") -> str:
@@ -897,10 +955,20 @@ def sha256_on_disk(path: Path, show: Callable[[int], None]) -> str:
 
 
 def replace(path: Path, content: object) -> None:
-    """Writes a JSON file in one piece."""
+    """Writes a JSON file in one piece.
+
+    Raises:
+        HopelessError: a folder has its name.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")  # a run by hand may write the same file
     temporary.write_text(json.dumps(content), "utf-8")
-    temporary.replace(path)
+    try:
+        temporary.replace(path)
+    except IsADirectoryError:
+        temporary.unlink()
+        raise HopelessError(
+            f"{path} is a folder, and this program keeps a file of that name: remove the folder"
+        ) from None
 
 
 def sync_folder(folder: Path) -> None:
@@ -1025,8 +1093,10 @@ def give_up(transfer: Transfer, why: str) -> int:
         why = f"{why}. {' and '.join(transfer.damaged)} is damaged, and stays until what replaces it is whole"
     transfer.progress.remark = ""
     log.error("%s", why)
-    with contextlib.suppress(OSError):  # a disk may be too full even for this; the journal has it
+    # A disk may be too full even for this, or the place of one file taken. The journal has it.
+    with contextlib.suppress(OSError, HopelessError):
         transfer.progress.show(why, state="failed")
+    with contextlib.suppress(OSError, HopelessError):
         transfer.record.say("failed", why)
     return EXIT_HOPELESS
 
