@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,8 @@ def imaged(place: Path, size: int) -> Iterator[Path]:
     """A new disk of that size in the file `PLACE.img`. What changes there changes behind the back of the kernel, as when a disk rots."""
     if os.geteuid() != 0:
         pytest.skip("mounting a disk needs root")
+    if not shutil.which("mkfs.ext4"):
+        pytest.skip("making a disk needs mkfs.ext4 (e2fsprogs)")
     place.mkdir()
     image = place.with_suffix(".img")
     image.touch()

@@ -43,7 +43,9 @@ HEAVY = {"ansible_runner", "cryptography", "httpx", "jinja2", "paramiko"}
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
-    subprocess.run([R1PROV, "--install-completion", "bash"], env=_environment(home), check=True, capture_output=True)
+    # The shell is looked for among the processes above, and these tests may have been started by another one.
+    script = f"{R1PROV} --install-completion; exit $?"
+    subprocess.run(["bash", "-c", script], env=_environment(home), check=True, capture_output=True)
     return home
 
 
