@@ -31,10 +31,8 @@ def sha256_of(file: Path, report: Callable[[int], None] = lambda _done: None) ->
         OSError: it cannot be read.
     """
     digest, done = hashlib.sha256(), 0
-    block, other = (
-        mmap.mmap(-1, _BLOCK_BYTES),
-        mmap.mmap(-1, _BLOCK_BYTES),
-    )  # at the beginning of a page, as such reads want it
+    # Such reads want memory that begins with a page, as a mapping does.
+    block, other = mmap.mmap(-1, _BLOCK_BYTES), mmap.mmap(-1, _BLOCK_BYTES)
     descriptor = os.open(file, os.O_RDONLY)
     with ThreadPoolExecutor(1) as reader, os.fdopen(descriptor, "rb", buffering=0):
         with suppress(OSError):

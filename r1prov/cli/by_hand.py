@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from r1prov.decision import Decision
-    from r1prov.offload.foresight import ForeseenArguments
 
 PROGRAM = "llama-completion"
 SEED = "3407"
@@ -38,7 +37,8 @@ def by_hand(
     mode: Annotated[
         str | None,
         typer.Option(
-            help=f"{', '.join(modes.MODES)}; without: {modes.HYBRID}, or {modes.CPU} where there are no cards."
+            help=f"{', '.join(modes.MODES)}; without: {modes.HYBRID}, or {modes.CPU} where there are no cards.",
+            autocompletion=lambda: [*modes.MODES],
         ),
     ] = None,
     site: options.SiteFile = None,
@@ -52,20 +52,17 @@ def by_hand(
     decision = decide(applied, output.say)
     chosen = _mode(mode, decision)
     arguments = _arguments(chosen, decision, target.name)
-    found = _foreseen(decision, arguments)
+    fits, reasons = _foreseen(decision, arguments)
     command = (PROGRAM, "--model", decision.model_file, *arguments, *_asking(decision))
     environment = decision.plan.environment
     line = " ".join([*(f"{name}={value}" for name, value in environment.items()), shlex.join(command)])
-    reasons = (
-        [] if not found else [found.refusal] if found.refusal else list(found.outcome.reasons if found.outcome else ())
-    )
     if json:
         output.data(
             {
                 "schema": 1,
                 "host": target.name,
                 "mode": chosen,
-                "fits": found and bool(found.outcome and found.outcome.fits),
+                "fits": fits,
                 "reasons": reasons,
                 "environment": environment,
                 "command": list(command),
@@ -104,14 +101,17 @@ def _arguments(mode: str, decision: Decision, host: str) -> tuple[str, ...]:
     return modes.arguments(mode, decision.model, decision.plan, serving, decision.site.profile.machine)
 
 
-def _foreseen(decision: Decision, arguments: Sequence[str]) -> ForeseenArguments | None:
-    """What the program would take. Nothing is known of a model whose layers are not known."""
+def _foreseen(decision: Decision, arguments: Sequence[str]) -> tuple[bool | None, list[str]]:
+    """Whether the model fits, and why not. That is None where the layers of the model are not known."""
     machine = decision.site.profile.machine
     if decision.model is None:
-        return None
+        return None, []
     # The program answers one user and keeps no past prompts.
     alone = (*arguments, "--parallel", "1", "--cache-ram", "0")
-    return foresee_arguments(decision.model, alone, Space(machine.cards, machine.ram))
+    found = foresee_arguments(decision.model, alone, Space(machine.cards, machine.ram))
+    if not found.outcome:
+        return False, [found.refusal]
+    return found.outcome.fits, list(found.outcome.reasons)
 
 
 def _asking(decision: Decision) -> tuple[str, ...]:

@@ -69,11 +69,10 @@ def status(
     if json:
         output.data({"schema": 1, "hosts": found})
     else:
-        columns: tuple[str, ...] = ("host", "engine", "release", "health", "page", "gateway", "slots x context>")
-        columns += ("weights", "decode/s>")
+        columns = ["host", "engine", "release", "health", "page", "gateway", "slots x context>", "weights", "decode/s>"]
         rows: list[tuple[str, ...]] = [show.status_row(name, each) for name, each in found.items()]
         if any(each.get("differs") for each in found.values()):
-            columns += ("differs",)
+            columns.append("differs")
             rows = [
                 (*row, versions.in_short(each.get("differs", {})))
                 for row, each in zip(rows, found.values(), strict=True)

@@ -90,9 +90,8 @@ def baselines(model: Model, wanted: Setting, space: Space, n_bytes: int) -> tupl
         "rule of thumb, formula": thumb.layers_on_gpu(sum(space.cards), n_bytes, model.layers),
         "rule of thumb, published": thumb.published(model.name, space.cards),
     }
-    # The rule counts layers and the engine counts entries. All layers of the rule include the output, which is one more entry.
     settings = {
-        f"{name}: {layers} layers": replace(wanted, gpu_layers=model.entries if layers == model.layers else layers)
+        f"{name}: {layers} layers": replace(wanted, gpu_layers=thumb.entries(layers, model))
         for name, layers in ways.items()
         if layers is not None
     }

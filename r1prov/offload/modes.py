@@ -63,9 +63,7 @@ def _layers(mode: str, model: Model | None, plan: Plan, machine: Machine) -> int
         return 0
     if mode == GPU:
         return model.entries
-    layers = thumb.layers_on_gpu(sum(machine.cards), plan.model_bytes, model.layers)
-    # The rule counts layers and the engine counts entries. All layers of the rule include the output, which is one more entry.
-    return model.entries if layers == model.layers else layers
+    return thumb.entries(thumb.layers_on_gpu(sum(machine.cards), plan.model_bytes, model.layers), model)
 
 
 def _without_server(words: Sequence[str]) -> Iterator[str]:

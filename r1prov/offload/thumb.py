@@ -11,6 +11,8 @@ from r1prov.models.layout import LAYERS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from r1prov.models.model import Model
+
 MARGIN_LAYERS = 4
 
 PUBLISHED = {
@@ -28,6 +30,11 @@ def layers_on_gpu(vram_bytes: int, model_bytes: int, layers: int = LAYERS) -> in
     The formula ignores the KV cache and the compute buffers, so the engine can run out of memory.
     """
     return min(max(math.floor(vram_bytes / model_bytes * layers) - MARGIN_LAYERS, 0), layers)
+
+
+def entries(layers: int, model: Model) -> int:
+    """The value of `--n-gpu-layers` for so many layers of the rule. All layers of the rule include the output, which is one more entry."""
+    return model.entries if layers == model.layers else layers
 
 
 def published(quant: str, cards: Sequence[int]) -> int | None:
