@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ansible_collections.r1.prov.plugins.module_utils import manifest
 from ansible_collections.r1.prov.plugins.module_utils.files import whole_folder
 from ansible_collections.r1.prov.plugins.module_utils.locks import alone
 
@@ -36,7 +37,8 @@ class Build(ABC):
 
     Attributes:
         id: the name of the release's folder: its version, and a digest of everything that decides it.
-        record: what decides the release, as JSON values. It is kept in the release's `release.json`.
+        record: what decides the release, as JSON values. It is kept in the release's `release.json`, beside the
+            manifest of what lies in the release.
     """
 
     id: str
@@ -72,25 +74,32 @@ def path(home: Path, release_id: str) -> Path:
     return home / "releases" / release_id
 
 
-def exists(home: Path, release_id: str) -> bool:
-    """Whether the release is there. Its record is written before the folder gets its name, so a release with one is whole."""
-    return (path(home, release_id) / "release.json").exists()
-
-
 def install(home: Path, build: Build, progress: Progress) -> None:
-    """Makes a release beside its final place unless it is there, gives it its name, and switches to it.
+    """Makes a release beside its final place unless it lies there whole, gives it its name, and switches to it.
+
+    A release that was damaged is made anew. Until then it stays where it is, because what runs may still read it.
 
     Raises:
         ReleaseError, ArtefactError, OSError: it could not be made. The release that serves goes on serving.
     """
     with alone(home / ".lock", progress.wait):
-        if not exists(home, build.id):
-            with whole_folder(path(home, build.id)) as folder:
+        place = path(home, build.id)
+        if not place.is_dir() or manifest.put_right(place).wrong:
+            with whole_folder(place) as folder:
                 build.fill(folder, progress)
                 record = json.dumps({"id": build.id, **build.record}, indent=2)
-                (folder / "release.json").write_text(f"{record}\n", encoding="utf-8")
-                shutil.rmtree(path(home, build.id), ignore_errors=True)  # a folder without a record gives way
+                (folder / manifest.RECORD).write_text(f"{record}\n", encoding="utf-8")
+                manifest.write(folder)
+                _set_aside(place)
         make_current(home, build.id)
+
+
+def _set_aside(place: Path) -> None:
+    """Gives a release another name, so that its successor takes its own at once. Its removal takes longer, and comes with the pruning."""
+    if place.exists():
+        aside = place.with_name(f"{place.name}.damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        place.rename(aside)
 
 
 def make_current(home: Path, release_id: str) -> None:
@@ -117,7 +126,7 @@ def prove(home: Path, *, look: bool = False) -> bool:
     surplus = any(found.name not in keep for found in _releases(home))
     if not look:
         if last != now:
-            if last and exists(home, last):
+            if last and path(home, last).is_dir():
                 _link(home, "previous", last)
             _link(home, "proven", now)
         if surplus:

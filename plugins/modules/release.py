@@ -81,6 +81,7 @@ release_id:
   description: The release that is current now, or would be.
 previous: {type: str, returned: success, description: The release that was current before; empty where there was none.}
 path: {type: str, returned: success, description: "The release's folder."}
+made: {type: bool, returned: success, description: "Whether the release was made, or would be, because it was not there as it should be."}
 program: {type: str, returned: success, description: "For C(archive), the program that was tried; empty where it is not there yet."}
 """
 
@@ -88,9 +89,10 @@ import errno
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.r1.prov.plugins.module_utils import build_archive, fetching, release
+from ansible_collections.r1.prov.plugins.module_utils import build_archive, fetching, manifest, release
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
 from ansible_collections.r1.prov.plugins.module_utils.artefact import ArtefactError, without_credentials
 from ansible_collections.r1.prov.plugins.module_utils.build_llama_cpp import LlamaCpp
@@ -104,6 +106,17 @@ _KINDS = ["archive", "llama_cpp", "open_webui", "cuda_toolkit"]
 _CACHE = Path("/var/cache/r1prov")
 
 
+def _build(options: dict[str, Any]) -> release.Build:
+    version = options["version"]
+    if options["llama_cpp"]:
+        return LlamaCpp(options["llama_cpp"], version, _CACHE)
+    if options["open_webui"]:
+        return OpenWebui(options["open_webui"], version, _CACHE)
+    if options["cuda_toolkit"]:
+        return CudaToolkit(options["cuda_toolkit"], version, _CACHE)
+    return build_archive.Archive(options["archive"], version, _CACHE / options["step"])
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec=arguments(DOCUMENTATION) | {"environment": fetching.OPTION},
@@ -114,18 +127,10 @@ def main() -> None:
     fetching.set_environment(module)
     os.umask(0o022)  # the service's user must be able to read what lies here, whatever umask root has
     options, version, step = module.params, module.params["version"], module.params["step"]
-    home, archive, llama_cpp = Path(options["home"]), options["archive"], options["llama_cpp"]
-    build: release.Build
-    if llama_cpp:
-        if wrong := contradiction({**llama_cpp, "version": version}):
-            module.fail_json(msg=wrong)
-        build = LlamaCpp(llama_cpp, version, _CACHE)
-    elif options["open_webui"]:
-        build = OpenWebui(options["open_webui"], version, _CACHE)
-    elif options["cuda_toolkit"]:
-        build = CudaToolkit(options["cuda_toolkit"], version, _CACHE)
-    else:
-        build = build_archive.Archive(archive, version, _CACHE / step)
+    home, archive = Path(options["home"]), options["archive"]
+    if options["llama_cpp"] and (wrong := contradiction({**options["llama_cpp"], "version": version})):
+        module.fail_json(msg=wrong)
+    build = _build(options)
     previous = release.current(home)
     serving = f"{previous} stays current." if previous else "Nothing was installed."
     if archive and not re.fullmatch(r"[0-9a-f]{64}", archive["sha256"]):
@@ -134,7 +139,14 @@ def main() -> None:
             msg=f"{step} {version} cannot be installed: nothing says which sha256 {source} must have. Set {variable}_sha256 "
             f"(64 hex digits), as whoever published it says it.\n{serving}"
         )
-    changed = previous != build.id or not release.exists(home, build.id)
+    path = release.path(home, build.id)
+    found = manifest.look(path) if path.is_dir() else manifest.Look({})
+    if found.wrong:
+        module.warn(f"{path} is not as it was installed: {found}. It is put right, and what runs goes on meanwhile")
+    made = not path.is_dir() or bool(found.wrong)
+    changed = made or previous != build.id
+    if found.stale and not changed and not module.check_mode:
+        manifest.put_right(path)
     if changed and not module.check_mode:
         progress = Progress(step)
         try:
@@ -145,7 +157,6 @@ def main() -> None:
             reason = without_credentials(str(error))
             module.fail_json(msg=f"{step} {build.id} cannot be installed: {reason}{advice}\n{serving}")
         progress.finish()
-    path = release.path(home, build.id)
     program = build_archive.program(path, archive["program"]) if archive else None
     # In check mode a release that is not there yet has no programs that could be named.
     named = sorted(path.glob(options["on_path"])) if options["on_path"] and path.is_dir() else []
@@ -160,6 +171,7 @@ def main() -> None:
         release_id=build.id,
         previous=previous,
         path=str(path),
+        made=made,
         program=str(program or ""),
         diff=file_diff(home / "current", f"{previous}\n" if previous else "", f"{build.id}\n"),
     )

@@ -10,11 +10,12 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.r1.prov.plugins.module_utils import release, uv
+from ansible_collections.r1.prov.plugins.module_utils import manifest, release, uv
 from ansible_collections.r1.prov.plugins.module_utils.artefact import ArtefactError
 from ansible_collections.r1.prov.plugins.module_utils.build_archive import Archive
 from ansible_collections.r1.prov.plugins.module_utils.build_llama_cpp import LlamaCpp
@@ -49,9 +50,9 @@ def lying(home: Path) -> str:
 
 def test_releases_lie_side_by_side_and_what_served_before_is_kept(tmp_path: Path, progress: Progress) -> None:
     for name in "abc":
-        assert not release.exists(tmp_path, name)
+        assert not release.path(tmp_path, name).exists()
         release.install(tmp_path, Made(name), progress)
-        assert release.exists(tmp_path, name)
+        assert not manifest.look(release.path(tmp_path, name)).wrong
         assert release.current(tmp_path) == name
         assert (tmp_path / "current" / "whole").exists()
     assert lying(tmp_path) == "bc"
@@ -119,7 +120,119 @@ def test_what_is_there_is_not_made_again_and_a_folder_without_a_record_is(tmp_pa
     release.install(tmp_path, Made("b"), progress)
     release.install(tmp_path, Made("a", fails=True), progress)
     assert release.current(tmp_path) == "a"
-    assert sorted(path.name for path in (tmp_path / "current/").iterdir()) == ["half", "release.json", "whole"]
+    assert sorted(path.name for path in (tmp_path / "current/").iterdir()) == [
+        "half",
+        "manifest.json",
+        "release.json",
+        "whole",
+    ]
+
+
+# --- Damage
+
+
+class Full(release.Build):
+    """The build of a release that has some of everything."""
+
+    id, record = "1", {"made": True}
+
+    def fill(self, folder: Path, progress: Progress) -> None:
+        for name in ("bin/serve", "lib/deep/code.py", "lib/deep/data"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(name)
+        (folder / "bin" / "serve").chmod(0o755)
+        (folder / "lib64").symlink_to("lib")
+
+
+def in_secret(file: Path) -> None:
+    """Changes a file, and sets back all that can be set back."""
+    before = file.stat()
+    file.write_text(file.read_text().swapcase())
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def swapped(file: Path, link: str) -> None:
+    file.unlink()
+    file.symlink_to(link)
+
+
+DAMAGES = {
+    "a program is gone": (lambda at: (at / "bin/serve").unlink(), "bin/serve is gone"),
+    "a program is cut": (lambda at: os.truncate(at / "bin/serve", 3), "bin/serve has 3 bytes, and had 9"),
+    "a program is empty": (lambda at: os.truncate(at / "bin/serve", 0), "bin/serve has 0 bytes"),
+    "a program has other bytes": (lambda at: in_secret(at / "bin/serve"), "bin/serve has other bytes"),
+    "a file has other bytes": (lambda at: in_secret(at / "lib/deep/code.py"), "lib/deep/code.py has other bytes"),
+    "a folder is gone": (lambda at: shutil.rmtree(at / "lib/deep"), "lib/deep is gone, lib/deep/code.py is gone"),
+    "a folder is a file": (
+        lambda at: (shutil.rmtree(at / "lib/deep"), (at / "lib/deep").touch()),
+        "lib/deep is a file and was a folder",
+    ),
+    "a file is a link": (lambda at: swapped(at / "lib/deep/data", "code.py"), "lib/deep/data is a link and was a file"),
+    "a link leads elsewhere": (lambda at: swapped(at / "lib64", "/etc"), "lib64 leads to /etc, and led to lib"),
+    "a link is gone": (lambda at: (at / "lib64").unlink(), "lib64 is gone"),
+    "a file is new": (lambda at: (at / "lib/sitecustomize.py").touch(), "lib/sitecustomize.py does not belong there"),
+    "a pipe is new": (lambda at: os.mkfifo(at / "bin/pipe"), "bin/pipe does not belong there"),
+    "the record is gone": (lambda at: (at / "release.json").unlink(), "release.json is gone"),
+    "the record is empty": (lambda at: os.truncate(at / "release.json", 0), "release.json is gone, or is no JSON"),
+    "the manifest is gone": (lambda at: (at / "manifest.json").unlink(), "manifest.json is gone"),
+    "the manifest is cut": (lambda at: os.truncate(at / "manifest.json", 99), "manifest.json is gone, or is no JSON"),
+    "all is gone": (lambda at: [shutil.rmtree(at), at.mkdir()], "release.json is gone"),
+}
+
+
+@pytest.mark.parametrize(("damage", "says"), DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_release_is_found_and_made_anew(
+    tmp_path: Path, progress: Progress, damage: Callable[[Path], object], says: str
+) -> None:
+    release.install(tmp_path, Full(), progress)
+    place = release.path(tmp_path, "1")
+    damage(place)
+    assert says in str(manifest.look(place))
+    release.install(tmp_path, Full(), progress)
+    assert not manifest.look(place).wrong
+    assert (place / "bin" / "serve").read_text() == "bin/serve"
+    assert lying(tmp_path) == "1"
+
+
+class Broken(Full):
+    def fill(self, folder: Path, progress: Progress) -> None:
+        super().fill(folder, progress)
+        raise ReleaseError("the source is gone")
+
+
+def test_what_is_damaged_serves_until_its_successor_is_whole(tmp_path: Path, progress: Progress) -> None:
+    release.install(tmp_path, Full(), progress)
+    (release.path(tmp_path, "1") / "lib" / "deep" / "data").unlink()
+    with (tmp_path / "current" / "bin" / "serve").open() as running:
+        with pytest.raises(ReleaseError, match="the source is gone"):
+            release.install(tmp_path, Broken(), progress)
+        assert (tmp_path / "current" / "bin" / "serve").read_text() == "bin/serve"
+        release.install(tmp_path, Full(), progress)
+        assert running.read() == "bin/serve"
+
+
+@pytest.mark.parametrize("name", [".", "bin", "bin/serve", "lib/deep/data", "release.json", "manifest.json"])
+def test_a_mode_alone_is_put_right_in_place(tmp_path: Path, progress: Progress, name: str) -> None:
+    release.install(tmp_path, Full(), progress)
+    place = release.path(tmp_path, "1")
+    mode, inode = (place / name).stat().st_mode, (place / name).stat().st_ino
+    (place / name).chmod(0o777)
+    assert f"{name} has owner and mode" in str(manifest.look(place))
+    release.install(tmp_path, Broken(), progress)  # which would fail if it were made anew
+    assert not manifest.look(place).wrong
+    assert ((place / name).stat().st_mode, (place / name).stat().st_ino) == (mode, inode)
+
+
+def test_other_time_stamps_alone_are_no_damage_and_are_read_once(tmp_path: Path, progress: Progress) -> None:
+    """Files that are links into a cache get others when the cache goes. What root runs by hand leaves compiled files."""
+    release.install(tmp_path, Full(), progress)
+    place = release.path(tmp_path, "1")
+    (tmp_path / "cache").hardlink_to(place / "lib" / "deep" / "data")
+    (place / "lib" / "__pycache__").mkdir()
+    (place / "lib" / "__pycache__" / "code.cpython-311.pyc").touch()
+    assert manifest.look(place) == manifest.Look({}, stale=True)
+    manifest.put_right(place)
+    assert manifest.look(place) == manifest.Look({})
 
 
 # --- Archives
@@ -369,7 +482,14 @@ def test_wheels_become_a_toolkit_whose_compiler_runs(
         return
     release.install(home, CudaToolkit(wanted, "13.0", wheels.cache), progress)
     toolkit = home / "releases" / "13.0-0123456789ab"
-    assert sorted(path.name for path in toolkit.iterdir()) == ["bin", "include", "lib", "lib64", "release.json"]
+    assert sorted(path.name for path in toolkit.iterdir()) == [
+        "bin",
+        "include",
+        "lib",
+        "lib64",
+        "manifest.json",
+        "release.json",
+    ]
     assert (toolkit / "lib64" / "libcublas.so").readlink().name == "libcublas.so.13"
     assert os.access(toolkit / "bin" / "nvcc", os.X_OK)
 

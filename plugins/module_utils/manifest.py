@@ -1,0 +1,189 @@
+"""The manifest of a release: what lies in its folder, so that a change is found later.
+
+`release.json` says what decided the release. The file `manifest.json` beside it has one line for each other entry of the folder. A look
+compares what the file system says of each entry. It reads the content of programs, and of files whose time stamps have changed. `ctime`
+is among these stamps because no program can set it back. So a change that leaves every stamp alone, as a failing disk does, is found in
+programs only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ansible_collections.r1.prov.plugins.module_utils.files import read_json, write_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+RECORD, MANIFEST = "release.json", "manifest.json"
+_OWN = (RECORD, MANIFEST)
+_PROGRAMS = "bin/"
+_COMPILED = "/__pycache__/"  # Python leaves files in such a folder whenever root runs the release by hand
+_BLOCK_BYTES = 1 << 20
+_FOLDER_MODE, _FILE_MODE = 0o755, 0o644
+_TOLD = 3
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a look at a folder has found.
+
+    Attributes:
+        wrong: path below the folder -> how it differs from what was written down, in words. Empty where all is as it was.
+        stale: whether files that have their bytes have other time stamps than were written down.
+    """
+
+    wrong: dict[str, str]
+    stale: bool = False
+
+    def __str__(self) -> str:
+        first = [f"{name} {words}" for name, words in list(self.wrong.items())[:_TOLD]]
+        more = len(self.wrong) - len(first)
+        return ", ".join([*first, f"and {more:,} more differ"] if more else first)
+
+
+def write(folder: Path) -> None:
+    """Writes down what lies in a folder, with the sha256 of each file.
+
+    Raises:
+        OSError: something in it cannot be read.
+    """
+    found = dict(_entries(folder))
+    uid, gid, _ = found["."]["owner"]
+    found["."]["owner"] = [uid, gid, _FOLDER_MODE]  # nobody else may look into it before it has its name
+    found |= {name: _unread([uid, gid, _FILE_MODE]) for name in _OWN}
+    digests = _sha256s(folder, [name for name, entry in found.items() if entry["stamps"]])
+    for name, sha256 in digests.items():
+        found[name]["sha256"] = sha256
+    _save(folder, found)
+
+
+def look(folder: Path) -> Look:
+    """Compares what lies in a folder with what was written down.
+
+    Raises:
+        OSError: something in it cannot be read.
+    """
+    known = read_json(folder / MANIFEST)
+    try:
+        found = dict(_entries(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return Look({".": "is gone"})
+    if gone := [name for name in _OWN if not read_json(folder / name)]:
+        return Look(dict.fromkeys(gone, "is gone, or is no JSON"))
+    wrong = {name: "is gone" for name in known if name not in found}
+    wrong |= {name: "does not belong there" for name in found if name not in known and _COMPILED not in f"/{name}/"}
+    same = []
+    for name in known.keys() & found.keys():
+        if words := _differs(known[name], found[name]):
+            wrong[name] = words
+        elif found[name]["stamps"]:
+            same.append(name)
+    moved = [name for name in same if known[name]["stamps"] != found[name]["stamps"]]
+    digests = _sha256s(folder, {*moved, *(name for name in same if name.startswith(_PROGRAMS))})
+    wrong |= {name: "has other bytes" for name, sha256 in digests.items() if sha256 != known[name]["sha256"]}
+    return Look(dict(sorted(wrong.items())), stale=bool(moved))
+
+
+def put_right(folder: Path) -> Look:
+    """Gives entries the owner and the mode that were written down, and takes note of new time stamps of files that have their bytes.
+
+    Files that uv has linked out of its cache get other stamps when the cache is removed.
+
+    Returns:
+        what is wrong still.
+
+    Raises:
+        OSError: something in it cannot be read or changed.
+    """
+    known, found = read_json(folder / MANIFEST), dict(_entries(folder))
+    for name in known.keys() & found.keys():
+        was, now = known[name], found[name]
+        if was["kind"] == now["kind"] and was["owner"] != now["owner"]:
+            uid, gid, mode = was["owner"]
+            os.chown(folder / name, uid, gid, follow_symlinks=False)
+            if was["kind"] != "link":
+                (folder / name).chmod(mode)
+    after = look(folder)
+    if after.stale and not after.wrong:
+        found = dict(_entries(folder))
+        _save(folder, {name: {**entry, "stamps": found[name]["stamps"]} for name, entry in known.items()})
+    return after
+
+
+def _differs(was: dict[str, Any], now: dict[str, Any]) -> str:
+    if was["kind"] != now["kind"]:
+        return f"is a {now['kind']} and was a {was['kind']}"
+    if was["owner"] != now["owner"]:
+        return f"has owner and mode {_owner(now)}, and had {_owner(was)}"
+    if was["size"] != now["size"]:
+        return f"has {now['size']:,} bytes, and had {was['size']:,}"
+    return f"leads to {now['target']}, and led to {was['target']}" if was["target"] != now["target"] else ""
+
+
+def _owner(entry: dict[str, Any]) -> str:
+    uid, gid, mode = entry["owner"]
+    return f"{uid}:{gid} {mode:04o}"
+
+
+def _entries(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The folder and every entry below it: its path there, and what the file system says of it."""
+    yield ".", _entry(folder.stat(follow_symlinks=False), "")
+    yield from _below(folder, "")
+
+
+def _below(folder: Path, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    with os.scandir(folder / place) as entries:
+        for each in entries:
+            name = f"{place}{each.name}"
+            found = _entry(each.stat(follow_symlinks=False), os.readlink(each.path) if each.is_symlink() else "")  # noqa: PTH115 - 36,000 times
+            yield name, _unread(found["owner"]) if name in _OWN else found
+            if each.is_dir(follow_symlinks=False):
+                yield from _below(folder, f"{name}/")
+
+
+def _unread(owner: list[int]) -> dict[str, Any]:
+    """An entry for one of the two files of the folder's own, whose content the manifest cannot know."""
+    return {"kind": "file", "owner": owner, "size": 0, "target": "", "stamps": []}
+
+
+def _entry(status: os.stat_result, target: str) -> dict[str, Any]:
+    kind = _KINDS.get(stat.S_IFMT(status.st_mode), "special file")
+    is_file = kind == "file"
+    return {
+        "kind": kind,
+        "owner": [status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)],
+        "size": status.st_size if is_file else 0,
+        "target": target,
+        "stamps": [status.st_mtime_ns, status.st_ctime_ns] if is_file else [],
+    }
+
+
+_KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFLNK: "link"}
+
+
+def _sha256s(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """The sha256 of files below a folder, worked out on all processors."""
+    names = list(names)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(names, pool.map(lambda name: _sha256(folder / name), names), strict=True))
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb", buffering=0) as content:
+        while block := content.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _save(folder: Path, entries: dict[str, Any]) -> None:
+    lines = (f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in sorted(entries.items()))
+    write_whole(folder / MANIFEST, "{\n" + ",\n".join(lines) + "\n}\n")
