@@ -93,6 +93,7 @@ class _Host:
     style: str = ""
     entered: list[str] = field(default_factory=list)
     changed: set[str] = field(default_factory=set)
+    warnings: set[str] = field(default_factory=set)
     progress: dict[str, Progress] = field(default_factory=dict)
     pace: dict[tuple[str, str], Pace] = field(default_factory=dict)
     last_said_s: float = 0.0
@@ -201,7 +202,9 @@ class LiveRun:
             if event.changed:
                 host.changed.add(host.step.name)
             for warning in event.result.get("warnings", ()):
-                self.note(host.name, warning)
+                if warning not in host.warnings:  # a step that looks before it acts warns twice
+                    host.warnings.add(warning)
+                    self.note(host.name, warning)
         elif isinstance(event, HostAway):
             host.end, host.style = f"left out: {'; '.join(problem.what for problem in event.problems)}", "bold red"
             self._say(host, host.end, host.style)

@@ -151,7 +151,8 @@ class Recorder:
             host = self._host(event.host)
             if event.changed:
                 host.changes.append(f"{event.step}: {event.task}" if event.step else event.task)
-            host.warnings.extend(event.result.get("warnings", ()))
+            # A step that looks before it acts warns twice.
+            host.warnings.extend(each for each in event.result.get("warnings", ()) if each not in host.warnings)
             if event.result.get("start_s"):
                 host.starts[event.result["unit"].removesuffix(".service")] = event.result["start_s"]
             if event.step == "smoke_bench" and event.result.get("result"):

@@ -58,9 +58,10 @@ def test_without_a_terminal_each_step_is_a_line_that_stays(clock):
     with output.LiveRun(["gpu1", "gpu2"], console=plain, now=clock) as live:
         live.note("gpu1", "is still starting; steps wait for it")
         live.event(StepStarted("gpu1", "preflight", 1, 3))
-        live.event(
-            TaskDone("gpu1", "preflight", "look", changed=False, result={"warnings": ["its RAM has 2 NUMA nodes"]})
-        )
+        for task in ("look", "look again"):
+            live.event(
+                TaskDone("gpu1", "preflight", task, changed=False, result={"warnings": ["its RAM has 2 NUMA nodes"]})
+            )
         clock.now = 2
         live.event(StepStarted("gpu1", "llama_cpp", 2, 3))
         live.event(StepStarted("gpu2", "llama_cpp", 2, 3))

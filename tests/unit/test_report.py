@@ -42,6 +42,7 @@ def test_a_run_from_its_events(tmp_path):
         [
             StepStarted("a", "preflight", 1, 2),
             TaskDone("a", "preflight", "look", changed=False, result={"warnings": ["2 NUMA nodes"]}),
+            TaskDone("a", "preflight", "look again", changed=False, result={"warnings": ["2 NUMA nodes"]}),
             TaskDone("a", "preflight", "run", changed=True, result={"unit": "r1prov-x.service", "start_s": 7.5}),
             StepStarted("a", "smoke_bench", 2, 2),
             TaskDone(
