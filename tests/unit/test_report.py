@@ -65,7 +65,7 @@ def test_a_run_from_its_events(tmp_path):
         changed=1,
         changes=["preflight: run", "smoke_bench: measure"],
         starts={"r1prov-x": 7.5},
-        steps=[("preflight", 3.0), ("smoke_bench", 3.0)],
+        steps=[("preflight", 4.0), ("smoke_bench", 3.0)],
         warnings=["2 NUMA nodes"],
         benchmark=MEASURED,
         compared=COMPARED,
