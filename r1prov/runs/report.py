@@ -57,6 +57,7 @@ class HostReport:
         benchmark: the last result of the role smoke_bench (docs/benchmark.md). It is from before where nothing changed.
         compared: with what the rate was compared where an upgrade asks for one, in words; empty where nothing was compared.
         tuning: what the role tune measured (roles/tune/files/tune.py).
+        modes: what the role measure says of modes (docs/benchmark.md).
         removal: what the module removal says that it removes, or would, and what stays: its keys `removed` and `kept`.
         verified: what `r1prov weights verify` read: `seconds`, and of each of `files` its `path`, `bytes`, `sha256`, `state`
             (`whole` or `damaged`) and `why`.
@@ -73,6 +74,7 @@ class HostReport:
     benchmark: dict[str, Any] | None = None
     compared: str = ""
     tuning: dict[str, Any] | None = None
+    modes: dict[str, Any] | None = None
     removal: dict[str, Any] | None = None
     verified: dict[str, Any] | None = None
 
@@ -160,6 +162,8 @@ class Recorder:
                 host.compared = event.result.get("compared", "")
             if event.step == "tune" and event.result.get("result"):
                 host.tuning = event.result["result"]
+            if event.step == "measure" and "modes" in (event.result.get("result") or {}):
+                host.modes = event.result["result"]
             if event.step == "removal" and "removed" in event.result:
                 host.removal = {key: event.result[key] for key in ("removed", "kept")}
             host.verified = event.result.get("verified") or host.verified
