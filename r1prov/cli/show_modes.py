@@ -18,17 +18,26 @@ def compared(document: Document) -> None:
     """Shows the document about the modes of a host, see `r1prov.runs.modes`."""
     slots = "1 slot" if document["slots"] == 1 else f"{document['slots']} slots"
     form = " in MLA form" if document["mla"] else ""
-    output.line(
-        f"{document['host']}: {document['quant']}{form}, {slots} of {document['context_per_slot']:,} tokens, each mode alone"
-    )
+    output.line(f"{document['host']}: {document['quant']}{form}, {slots} of {document['context_per_slot']:,} tokens")
     output.line()
     _rates(document)
     output.line()
     _memory(document["modes"])
-    for mode in document["modes"]:
-        if why := mode["failed"] or mode["left_out"] or "; ".join(mode["reasons"]):
-            what = "has failed" if mode["failed"] else "is not measured" if mode["left_out"] else "does not fit"
-            output.line(f"{mode['mode']} {what}: {why}")
+    for (what, why), named in _remarks(document["modes"]).items():
+        output.line(f"{', '.join(named)}: {what}: {why}")
+    for note in document["notes"]:
+        output.line(f"{note}.")
+
+
+def _remarks(modes: Sequence[Document]) -> dict[tuple[str, str], list[str]]:
+    """What went wrong or was left out, and why, with the modes that it is about."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for mode in modes:
+        why = mode["failed"] or mode["left_out"] or "; ".join(mode["reasons"])
+        what = "failed" if mode["failed"] else "not measured" if mode["left_out"] else "does not fit"
+        if why:
+            found.setdefault((what, why), []).append(mode["mode"])
+    return found
 
 
 def _rates(document: Document) -> None:

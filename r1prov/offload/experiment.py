@@ -66,21 +66,27 @@ class Server:
         arguments: The arguments of llama-server without model, address and key; none for Ollama, which is told by its Modelfile.
         outcome: What it would take; None where that is not known, or the mode does not exist there.
         left_out: Why it is not measured; empty where it is.
+        comes_to: The arguments that do the same. They are others where `--fit` chooses the placement.
     """
 
     mode: str
     arguments: tuple[str, ...] = ()
     outcome: Outcome | None = None
     left_out: str = ""
+    comes_to: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> tuple[tuple[str, ...], bool]:
+        """What two servers that are the same have in common: what the arguments come to, and whether the files are the published ones."""
+        return self.comes_to or self.arguments, self.mode == modes.LEGACY
 
 
 def servers(asked: Sequence[str], subject: Subject) -> tuple[Server, ...]:
     """The servers of these modes, in this order. One that would be the same as an earlier one, or does not fit, is not measured."""
     found: list[Server] = []
     for server in (_server(mode, subject) for mode in asked):
-        same = next((each.mode for each in found if server.arguments and each.arguments == server.arguments), None)
-        own_files = server.mode == modes.LEGACY
-        found.append(replace(server, left_out=f"the same as {same}") if same and not own_files else _judged(server))
+        same = next((each.mode for each in found if server.arguments and each.kind == server.kind), None)
+        found.append(replace(server, left_out=f"the same as {same}") if same else _judged(server))
     return tuple(found)
 
 
@@ -107,9 +113,18 @@ def _server(mode: str, subject: Subject) -> Server:
 
 def _serving(mode: str, subject: Subject) -> Server:
     """What serves."""
-    if not subject.model or subject.arguments == subject.plan.arguments:
-        return Server(mode, subject.arguments, subject.plan.outcome)
-    return Server(mode, subject.arguments, foresee_arguments(subject.model, subject.arguments, subject.space).outcome)
+    if subject.arguments == subject.plan.arguments:
+        return _planned(mode, subject)
+    found = foresee_arguments(subject.model, subject.arguments, subject.space).outcome if subject.model else None
+    return Server(mode, subject.arguments, found)
+
+
+def _planned(mode: str, subject: Subject) -> Server:
+    """The plan. It is made without the layers where there are no cards, and then they may be known nevertheless."""
+    found = subject.plan.outcome
+    if not found and subject.model:
+        found = outcome(subject.model, replace(subject.plan.setting, prompts=0), subject.space)
+    return Server(mode, subject.plan.arguments, found)
 
 
 def _placed(mode: str, subject: Subject) -> Server:
@@ -117,19 +132,23 @@ def _placed(mode: str, subject: Subject) -> Server:
     model, machine, space = subject.model, subject.machine, subject.space
     if mode == modes.GPU and subject.plan.whole:
         return _serving(mode, subject)
-    if not model:  # Only a machine without cards allows that, and it has no other placement.
-        return Server(mode, subject.plan.arguments)
+    if not model or not machine.cards:
+        return _planned(mode, subject)
     alike = replace(subject.plan.setting, gpu_layers=0, split=(), overrides=(), offload=True)
     if mode == modes.EXPERTS_IN_RAM:
         setting = compare.experts_in_ram(model, alike)
     elif mode == modes.FIT:
         setting = fitted(model, alike, machine.cards)
+        setting = replace(setting, gpu_layers=model.entries if setting.gpu_layers is None else setting.gpu_layers)
     else:
         n_layers = modes.whole_layers(mode, model, subject.plan.model_bytes, machine)
         setting = replace(alike, gpu_layers=n_layers)
     setting, found, options = completed(model, setting, machine, space)
-    told = replace(setting, fit=True, gpu_layers=None, split=(), overrides=()) if mode == modes.FIT else setting
-    return Server(mode, (*arguments(told), *options), found)
+    words = (*arguments(setting), *options)
+    if mode != modes.FIT:
+        return Server(mode, words, found)
+    told = replace(setting, fit=True, gpu_layers=None, split=(), overrides=())
+    return Server(mode, (*arguments(told), *options), found, comes_to=words)
 
 
 def _legacy(mode: str, subject: Subject) -> Server:
@@ -145,7 +164,8 @@ def _legacy(mode: str, subject: Subject) -> Server:
 
 
 def _in_ollama(mode: str, subject: Subject) -> Server:
-    found = outcome(subject.model, subject.plan.ollama, subject.space) if subject.model else None
+    setting = replace(subject.plan.ollama, prompts=0)  # Ollama keeps no past prompts.
+    found = outcome(subject.model, setting, subject.space) if subject.model else None
     return Server(mode, outcome=found, left_out=subject.without_ollama)
 
 

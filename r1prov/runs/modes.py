@@ -101,6 +101,7 @@ def report(
         "state": result["state"] if result else "planned",
         "written": now(),
         "modes": [_mode(server, measured.get(server.mode), server.mode in untried) for server in found],
+        "notes": list(dict.fromkeys(note for server in found if server.outcome for note in server.outcome.notes)),
         "published": [figure.model_dump(mode="json") for figure in decision.site.profile.published],
     }
 
