@@ -44,21 +44,25 @@ def _rates(document: Document) -> None:
     """A row for each mode, then the published figures. The bars are to one scale."""
     modes, published = document["modes"], document["published"]
     figures = [figure["decode_tokens_per_second"] for figure in published]
-    most = max((*map(_decode, modes), *(_planned(mode)[1] for mode in modes), *figures, 0.0))
-    if document["state"] == "planned":
-        rows = [(mode["mode"], mode["what"], _fits(mode), _estimate(mode), _bar(mode, most)) for mode in modes]
+    planned = document["state"] == "planned"
+    most = max((*((_planned(mode)[1] if planned else _decode(mode)) for mode in modes), *figures, 0.0))
+    if planned:
+        rows = [(mode["mode"], mode["what"], _fits(mode), _estimate(mode), _span(mode, most)) for mode in modes]
         output.table(("mode", "what it is", "outcome", "tokens/s>", ""), rows)
+        output.line("The rates are estimates: `r1prov plan` says how they come about. Nothing is measured.")
     else:
         slots = document["slots"]
         users = dict.fromkeys((1, slots, 2 * slots))
         columns = [f"{number} user{'s' * (number > 1)}>" for number in users]
         columns.insert(1, "full>")
-        rows = [(mode["mode"], *_measured(mode, list(users)), _estimate(mode), _bar(mode, most)) for mode in modes]
+        rows = [
+            (mode["mode"], *_measured(mode, list(users)), _estimate(mode), "#" * _cells(_decode(mode), most))
+            for mode in modes
+        ]
         output.table(("tokens/s", "prompt>", *columns, "plan>", ""), rows)
         depths = [f"{mode['mode']} {rate['depth_tokens']:,}" for mode in modes if (rate := _rate(mode, 1, full=True))]
         if depths:
             output.line(f"full: one user, with so many tokens in the slot before: {', '.join(depths)}")
-    output.line("bars: # measured, - what the plan estimates and nobody has measured")
     if published:
         output.line()
         others = [
@@ -71,18 +75,19 @@ def _rates(document: Document) -> None:
 def _memory(modes: Sequence[Document]) -> None:
     """For each mode what each device holds, as planned and as sampled. A figure that is not known is left out."""
     devices = next((_devices(mode) for mode in modes if mode["planned"]), [])
-    if not devices:
-        return
-    rows = [("of", *(_gib(device["capacity_bytes"]) for device in devices))]
+    sampled = next((mode["measured"]["memory"]["devices_bytes"] for mode in modes if mode["measured"]), [])
+    names = [device["name"] for device in devices] or [*(f"CUDA{card}" for card in range(len(sampled))), "host"]
+    rows = [("of", *(_gib(device["capacity_bytes"]) for device in devices))] if devices else []
     for mode in modes:
         if mode["planned"]:
             taken = (sum(device[f"{part}_bytes"] for part in ("weights", "kv", "compute")) for device in _devices(mode))
             rows.append((mode["mode"], *map(_gib, taken)))
         if mode["measured"]:
             memory = mode["measured"]["memory"]
-            cards = memory["devices_bytes"] or [0] * (len(devices) - 1)
-            rows.append(("  sampled", *map(_gib, (*cards, memory["ram_bytes"]))))
-    output.table(("GiB", *(f"{device['name']}>" for device in devices)), rows)
+            cards = memory["devices_bytes"] or [0] * (len(names) - 1)
+            rows.append(("sampled" if mode["planned"] else mode["mode"], *map(_gib, (*cards, memory["ram_bytes"]))))
+    if rows:
+        output.table(("GiB", *(f"{name}>" for name in names)), rows)
 
 
 def _devices(mode: Document) -> list[Document]:
@@ -131,10 +136,8 @@ def _fits(mode: Document) -> str:
     return "fits" if mode["fits"] else "does not fit"
 
 
-def _bar(mode: Document, most: float) -> str:
-    """A bar of the measured rate; of the span of the estimate where nothing was measured."""
-    if rate := _decode(mode):
-        return "#" * _cells(rate, most)
+def _span(mode: Document, most: float) -> str:
+    """A bar from the low to the high estimate."""
     low, high = (_cells(each, most) for each in _planned(mode))
     return " " * (low - 1) + "-" * (high - low + 1) if high else ""
 

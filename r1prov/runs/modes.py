@@ -52,6 +52,7 @@ def variables(decision: Decision, found: Sequence[Server], limit_s: int, *, at_o
         "measure_modes": [_told(decision, server) for server in found if not server.left_out],
         "measure_limit_s": limit_s,
         "measure_now": at_once,
+        "measure_report": "",  # `keep` writes the document, which has what is planned, too.
     }
 
 

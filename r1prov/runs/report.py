@@ -162,8 +162,7 @@ class Recorder:
                 host.compared = event.result.get("compared", "")
             if event.step == "tune" and event.result.get("result"):
                 host.tuning = event.result["result"]
-            if event.step == "measure" and "modes" in (event.result.get("result") or {}):
-                host.modes = event.result["result"]
+            self._measured(event)
             if event.step == "removal" and "removed" in event.result:
                 host.removal = {key: event.result[key] for key in ("removed", "kept")}
             host.verified = event.result.get("verified") or host.verified
@@ -224,7 +223,13 @@ class Recorder:
             self._errors.append(error)
         if isinstance(event, HostFailed):
             host.verified = event.result.get("verified")
+            self._measured(event)
         host.problems.extend(asdict(problem) for problem in error.problems)
+
+    def _measured(self, event: TaskDone | HostFailed) -> None:
+        """Take note of the modes that were measured, also before something went wrong."""
+        if event.step == "measure" and "modes" in (event.result.get("result") or {}):
+            self._host(event.host).modes = event.result["result"]
 
     def _leave(self, name: str, at_s: float) -> None:
         if name in self._step:
