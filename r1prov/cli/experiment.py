@@ -129,12 +129,22 @@ def _measure(
         return None, done.error
     document = modes.report(done.decision, host.name, found, order.limit_s, result)
     modes.keep(SiteState.of(decision.site.path).reports, document)
-    return document, done.error
+    return document, done.error or _nothing(host, document)
+
+
+def _nothing(host: Host, document: dict[str, Any]) -> R1provError | None:
+    """The error that not one mode was measured; None where one was."""
+    whys = [f"{mode['mode']}: {mode['failed'] or mode['left_out']}" for mode in document["modes"]]
+    if any(mode["measured"] for mode in document["modes"]):
+        return None
+    return RunError(Problem(host.name, f"no mode was measured: {'; '.join(whys)}", "mend that, or name other modes"))
 
 
 def _show(found: dict[str, dict[str, Any]], problems: Sequence[Problem], *, json: bool) -> None:
     if json:
         output.data({"schema": modes.SCHEMA, "hosts": found, "problems": [asdict(problem) for problem in problems]})
         return
-    for document in found.values():
+    for number, document in enumerate(found.values()):
+        if number:
+            output.line()
         show_modes.compared(document)

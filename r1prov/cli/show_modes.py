@@ -75,7 +75,9 @@ def _rates(document: Document) -> None:
 def _memory(modes: Sequence[Document]) -> None:
     """For each mode what each device holds, as planned and as sampled. A figure that is not known is left out."""
     devices = next((_devices(mode) for mode in modes if mode["planned"]), [])
-    sampled: Sequence[int] = next((mode["measured"]["memory"]["devices_bytes"] for mode in modes if mode["measured"]), [])
+    sampled: Sequence[int] = next(
+        (mode["measured"]["memory"]["devices_bytes"] for mode in modes if mode["measured"]), []
+    )
     names = [device["name"] for device in devices] or [*(f"CUDA{card}" for card in range(len(sampled))), "host"]
     rows = [("of", *(_gib(device["capacity_bytes"]) for device in devices))] if devices else []
     for mode in modes:

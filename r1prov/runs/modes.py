@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 NO_TIME = "no time was left for it"
+BROKEN_OFF = "the measurement was broken off before"
 
 ABSENT = {
     modes.LEGACY: "the published files do not lie there any more, and are not fetched for this",
@@ -89,7 +90,8 @@ def report(
         result: what role `measure` returns; None where nothing was measured.
     """
     measured = {each["mode"]: each for each in result["modes"]} if result else {}
-    untried = result["untried"] if result else []
+    not_reached = {server.mode: BROKEN_OFF for server in found if server.mode not in measured} if result else {}
+    not_reached |= dict.fromkeys(result["untried"], NO_TIME) if result else {}
     return {
         "schema": SCHEMA,
         "host": host,
@@ -101,16 +103,16 @@ def report(
         "limit_s": limit_s,
         "state": result["state"] if result else "planned",
         "written": now(),
-        "modes": [_mode(server, measured.get(server.mode), server.mode in untried) for server in found],
+        "modes": [_mode(server, measured.get(server.mode, {}), not_reached.get(server.mode, "")) for server in found],
         "notes": list(dict.fromkeys(note for server in found if server.outcome for note in server.outcome.notes)),
         "published": [figure.model_dump(mode="json") for figure in decision.site.profile.published],
     }
 
 
-def _mode(server: Server, measured: Mapping[str, Any] | None, is_untried: bool) -> dict[str, Any]:
-    found, measured = server.outcome, measured or {}
+def _mode(server: Server, measured: Mapping[str, Any], not_reached: str) -> dict[str, Any]:
+    found = server.outcome
     low, high = found.tokens_per_second if found else (0.0, 0.0)
-    left_out = server.left_out or measured.get("skipped", "") or (NO_TIME if is_untried else "")
+    left_out = server.left_out or measured.get("skipped", "") or not_reached
     return {
         "mode": server.mode,
         "what": modes.MODES[server.mode],

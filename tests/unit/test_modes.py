@@ -141,6 +141,16 @@ def test_what_was_measured_stands_beside_what_was_planned(
     assert (kept.name, json.loads(kept.read_text())) == ("gpu1.modes.json", document)
 
 
+def test_a_measurement_that_was_broken_off_says_so_of_each_mode(site: Path) -> None:
+    decision = decided(site, "profile: 4x4090\nhosts: [gpu1]\n")
+    found = measured_modes.servers(decision, "gpu1", ("cpu", "hybrid", "gpu", "fit"))
+    told = result(measured("cpu", 3, 1), untried=["fit"], state="running")
+    document = measured_modes.report(decision, "gpu1", found, LIMIT_S, told)
+    left_out = [mode["left_out"] for mode in document["modes"]]
+    assert (left_out[0], left_out[1], left_out[3]) == ("", measured_modes.BROKEN_OFF, measured_modes.NO_TIME)
+    assert left_out[2].startswith("CUDA0 runs out of memory")
+
+
 def test_several_slots_have_a_column_of_their_own(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
     decision = decided(site, "profile: demo\nhosts: [gpu1]\n")
     found = measured_modes.servers(decision, "gpu1", ("cpu", "ollama"))
