@@ -74,7 +74,7 @@ def wait_for(host: LabHost, condition: str, limit_s: float = 300) -> None:
 def pretend_two_threads_are_best(host: LabHost, kept: Path) -> None:
     """The controller has lost what was measured, and the host remembers it otherwise."""
     script = (
-        "import json; p = '/var/lib/r1prov/tune/result.json'; r = json.load(open(p));"
+        "import json; p = '/var/lib/r1prov/measure/settings.json'; r = json.load(open(p));"
         " r['chosen'] = {**r['measured'][0]['chosen'], 'threads': '2'}; json.dump(r, open(p, 'w'))"
     )
     told(host, f'python3 -c "{script}"')
@@ -94,7 +94,7 @@ def test_it_says_what_it_would_do_and_asks(tuner: Operator, host: LabHost, kept:
 
 def test_ctrl_c_ends_the_pause(tuner: Operator, host: LabHost, kept: Path) -> None:
     running = tuner.start("tune", "--yes", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    wait_for(host, "systemctl is-active r1prov-tune | grep -q activating")
+    wait_for(host, "systemctl is-active r1prov-measure | grep -q activating")
     wait_for(host, "systemctl is-active r1prov-llama-server | grep -q inactive")
     assert not answers(host)
     os.killpg(running.pid, signal.SIGINT)

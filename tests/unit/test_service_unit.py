@@ -109,10 +109,10 @@ DECLARED = {
         "service_umask": "0022",
     },
     "measurement": {
-        "service_name": "r1prov-tune",
+        "service_name": "r1prov-measure",
         "service_description": "Measures while another pauses",
         "service_user": "r1prov-llama",
-        "service_argv": ["/usr/local/lib/r1prov-tune", "${CREDENTIALS_DIRECTORY}/job.json"],
+        "service_argv": ["/usr/local/lib/r1prov-measure", "${CREDENTIALS_DIRECTORY}/job.json"],
         "service_credentials": {"job.json": "{}"},
         "service_type": "oneshot",
         "service_restart": "no",

@@ -1,31 +1,34 @@
 #!/usr/bin/python
-"""Ansible module r1.prov.llama_bench: waits for the unit that measures settings, while the engine pauses."""
+"""Ansible module r1.prov.measurement: waits for the unit that measures, while the engine pauses."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: llama_bench
-short_description: Measures settings with llama-bench in a unit of its own, and returns the best
+short_description: Measures in a unit of its own while the engine pauses, and returns the result
 description:
   - Stock Ansible cannot do it, because its module for services does not wait for a unit to end, nor stop one for which nobody waits.
-  - It starts the unit C(r1prov-tune) and waits until that has ended. The start of the unit stops the engine, and its end starts it again.
+  - It starts the unit C(r1prov-measure) and waits until that has ended. The start of the unit stops the engine, and its end starts it
+    again.
   - If the caller goes away, the unit is stopped, and the engine starts again. The next start goes on where this one was.
   - A job that was measured to its end is not measured again.
 author: The r1prov team
 options: {
-  "result": {"type": "path", "default": "/var/lib/r1prov/tune/result.json", "description": "The file to which the unit writes its result."},
+  "engine": {"type": "str", "default": "r1prov-llama-server", "description": "The unit of the engine that pauses."},
+  "result": {"type": "path", "required": true, "description": "The file to which the unit writes its result."},
   "force": {"type": "bool", "default": false, "description": "Whether to measure again what was measured."}
   }
 """
 
 EXAMPLES = r"""
 - name: Measure the settings
-  r1.prov.llama_bench:
+  r1.prov.measurement:
+    result: /var/lib/r1prov/measure/settings.json
     force: true
 """
 
 RETURN = r"""
-result: {type: dict, returned: success, description: "What was measured, and what is best; see roles/tune/files/tune.py."}
+result: {type: dict, returned: success, description: "What was measured; see roles/measure/files."}
 """
 
 import select
@@ -39,9 +42,8 @@ from ansible_collections.r1.prov.plugins.module_utils import units
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
 from ansible_collections.r1.prov.plugins.module_utils.files import read_json
 
-JOB = Path("/etc/r1prov/tune/job.json")
-UNIT = "r1prov-tune.service"
-ENGINE = "r1prov-llama-server"
+JOB = Path("/etc/r1prov/measure/job.json")
+UNIT = "r1prov-measure.service"
 POLL_S = 0.5
 STDOUT = 1
 _KEYS = ("ActiveState", "Job", "Result", "InvocationID")
@@ -62,8 +64,9 @@ def heard(descriptor: int) -> bool:
 def main() -> None:
     module = AnsibleModule(argument_spec=arguments(DOCUMENTATION), supports_check_mode=True)
     job, file, force = read_json(JOB), Path(module.params["result"]), module.params["force"]
-    if units.show(ENGINE, "LoadState")["LoadState"] != "loaded":
-        module.fail_json(msg=f"{ENGINE} is not there to pause. Remedy: run `r1prov up` first")
+    engine = module.params["engine"]
+    if units.show(engine, "LoadState")["LoadState"] != "loaded":
+        module.fail_json(msg=f"{engine} is not there to pause. Remedy: run `r1prov up` first")
     result = read_json(file)
     done = is_done(result, job) and not force
     if done or module.check_mode:
