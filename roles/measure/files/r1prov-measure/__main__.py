@@ -2,7 +2,8 @@
 
     python3 /usr/local/lib/r1prov-measure JOB
 
-Runs as r1prov-measure.service. JOB is a JSON file; `measuring/settings.py` describes it. The standard library of Python 3.10 only.
+Runs as r1prov-measure.service. JOB is a JSON file; `measuring/settings.py` and `measuring/modes.py` describe it.
+The standard library of Python 3.10 only.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ import json
 import sys
 from pathlib import Path
 
-from measuring import settings
+from measuring import modes, settings
+
+RUNS = {"settings": settings.run, "modes": modes.run}
 
 if __name__ == "__main__":
-    sys.exit(settings.run(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))
+    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    sys.exit(RUNS[job["kind"]](job))
