@@ -31,6 +31,13 @@ if TYPE_CHECKING:
 PROMPT_TOKENS, DECODE_TOKENS = 64, 64
 FEWEST = 4
 """So many tokens are decoded at least: fewer make no rate."""
+DEFAULTS: dict[str, Any] = {
+    "arguments": [],
+    "environment": {},
+    "ollama_model": "",
+    "decode_estimate": 0.0,
+    "absent": "the model is not there",
+}
 FIRST_SHARE, DEEP_SHARE = 0.1, 0.5
 """The parts of a mode's time for the first measurement, and of the rest for the filled slot."""
 
@@ -43,7 +50,7 @@ class Modes:
     """
 
     def __init__(self, job: dict[str, Any]) -> None:
-        self.modes: list[dict[str, Any]] = job["modes"]
+        self.modes: list[dict[str, Any]] = [{**DEFAULTS, **mode} for mode in job["modes"]]
         self.work = Work(job, sum(1 + len(steps(mode)) for mode in self.modes))
         self.known = {found["mode"]: found for found in self.work.known("modes") if not found["failed"]}
         self.measured: list[dict[str, Any]] = []
