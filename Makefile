@@ -44,7 +44,7 @@ docs: ## the reference pages of docs/ as the code is now, then the site from all
 	@$(IN) python docs/generate.py && NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
 golden: ## the golden files of inventories, needs, units, `plan` and other output, as the code is now
-	@$(IN) R1PROV_GOLDEN=write pytest -q tests/unit/test_inventory.py tests/unit/test_needs.py tests/unit/test_service_unit.py tests/unit/test_cli_plan.py tests/unit/test_layout.py
+	@$(IN) R1PROV_GOLDEN=write pytest -q tests/unit/test_inventory.py tests/unit/test_needs.py tests/unit/test_service_unit.py tests/unit/test_cli_plan.py tests/unit/test_modes.py tests/unit/test_layout.py
 
 lock: ## resolve the dependencies of pyproject.toml anew
 	@$(IN) uv pip compile --quiet --universal --generate-hashes --group dev pyproject.toml -o requirements.lock \

@@ -90,6 +90,10 @@ class Decision:
         """The file that the engine is given, on a host."""
         return f"{self.weights_dir}/{self.merged or self.quant.files[0].name}"
 
+    def arguments(self, host: str) -> tuple[str, ...]:
+        """The arguments with which llama-server serves on a host: what it was tuned to, or the plan's own."""
+        return self.tuned[host].arguments if host in self.tuned else self.plan.arguments
+
     def with_versions(self, chosen: Mapping[str, dict[str, str]]) -> Decision:
         """The decision for hosts with other versions, by host and key of `versions`. Where the model lies does not depend on them."""
         site = self.site.model_copy(update={"chosen": {name: dict(versions) for name, versions in chosen.items()}})

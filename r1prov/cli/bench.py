@@ -1,15 +1,30 @@
-"""`r1prov bench`: measure what runs."""
+"""`r1prov bench`: measure what runs, or compare the modes of the guide's experiment."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from r1prov import output
 from r1prov.cli import options, running, show
-from r1prov.runs.tuning import require_llama_server
+from r1prov.common.units import parse_duration
+from r1prov.offload.modes import MODES
 from r1prov.site.select import last_applied
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+LIMIT = "20m"
+ALL = ", ".join(MODES)
+
+
+def _completed(incomplete: str) -> list[str]:
+    """The lists that what is typed may become: each mode that it does not have yet, after what is complete."""
+    done, comma, begun = incomplete.rpartition(",")
+    given: Sequence[str] = done.split(",")
+    return [f"{done}{comma}{mode}" for mode in MODES if mode.startswith(begun) and mode not in given]
 
 
 @options.logs_in
@@ -17,11 +32,40 @@ def bench(
     hosts: options.Hosts = None,
     *,
     site: options.SiteFile = None,
-    llama_bench: Annotated[
+    modes: Annotated[
+        str | None,
+        typer.Option(
+            "--modes",
+            metavar="MODE,...",
+            help=f"Compare servers that place the model otherwise, instead: {ALL}. The service pauses meanwhile.",
+            autocompletion=_completed,
+        ),
+    ] = None,
+    also: Annotated[
+        str | None,
+        typer.Option(
+            "--also",
+            metavar="MODE,...",
+            help="More modes, after those of --modes.",
+            autocompletion=_completed,
+        ),
+    ] = None,
+    limit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help=f"With --modes: how long each host may measure, {LIMIT} without. The modes share it. 90s, 20m, 1h.",
+        ),
+    ] = None,
+    now: Annotated[
+        bool, typer.Option("--now", help="With --modes: do not wait for answers that the service is giving.")
+    ] = False,
+    check: Annotated[
         bool,
         typer.Option(
-            "--llama-bench",
-            help="Run llama-bench too. It loads a second copy of the model: the service stops meanwhile.",
+            "--check",
+            "--dry-run",
+            help="With --modes: contact nobody; say of each mode whether it fits and what it would take.",
         ),
     ] = False,
     login_options: options.LoginOptions,
@@ -30,18 +74,66 @@ def bench(
 ) -> None:
     """Measure prompt and decode rates of the running servers, beside the published figures.
 
-    Example: `r1prov bench gpu1`
+    With --modes the same model is served in other ways, one after the other, and compared in rates and memory: on the CPU alone, as
+    planned, on the GPUs alone, by the rule of thumb, by Ollama. Each host pauses for that, one after the other, and serves as before
+    afterwards, however it ends.
+
+    Example: `r1prov bench --modes cpu,hybrid,gpu gpu1`
     """
+    asked = _asked(modes, also)
+    needing = {"--also": also is not None, "--limit": limit is not None, "--now": now, "--check": check}
+    if modes is None and (lonely := [option for option, given in needing.items() if given]):
+        raise typer.BadParameter(f"{', '.join(lonely)} goes with --modes; there are: {ALL}")
+    limit_s = _limit_s(limit or LIMIT)
     applied, targets = last_applied(site, hosts or ())
-    if llama_bench:
-        require_llama_server(applied)
+    if asked:
+        # Imported late: the plain benchmark does without.
+        from r1prov.cli import experiment  # noqa: PLC0415
+
+        experiment.compare(
+            applied,
+            targets,
+            experiment.Order(asked, limit or LIMIT, limit_s, now=now, verbosity=verbose),
+            login_options,
+            check=check,
+            json=json,
+        )
+        return
     decision = running.settle(applied)
     login = login_options.ask()
-    request = running.request("bench", {"r1prov_llama_bench": True} if llama_bench else {}, verbosity=verbose)
-    done = running.run(decision, targets, login, request)
+    done = running.run(decision, targets, login, running.request("bench", verbosity=verbose))
     if json:
         output.data(done.report.as_json())
     else:
         show.benchmark(done.report, done.decision.site, talk=False)
     if done.error:
         raise done.error
+
+
+def _asked(modes: str | None, also: str | None) -> tuple[str, ...]:
+    """The modes that are asked for, in their order; none where `--modes` is not given.
+
+    Raises:
+        BadParameter: a list is empty, names a mode that there is not, or both together name one twice.
+    """
+    asked: list[str] = []
+    for option, text in (("--modes", modes), ("--also", also)):
+        if text is None:
+            continue
+        names = [name.strip() for name in text.split(",")]
+        if not any(names):
+            raise typer.BadParameter(f"{option} names no mode; there are: {ALL}")
+        if unknown := [name for name in names if name not in MODES]:
+            what = ", ".join(f"`{name}`" for name in unknown)
+            raise typer.BadParameter(f"{option}: there is no mode {what}; there are: {ALL}")
+        asked += names
+    if twice := [name for name, count in Counter(asked).items() if count > 1]:
+        raise typer.BadParameter(f"--modes and --also name {', '.join(twice)} twice; once is enough")
+    return tuple(asked)
+
+
+def _limit_s(text: str) -> int:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"--limit: {error}") from None

@@ -37,8 +37,8 @@ def by_hand(
     mode: Annotated[
         str | None,
         typer.Option(
-            help=f"{', '.join(modes.MODES)}; without: {modes.HYBRID}, or {modes.CPU} where there are no cards.",
-            autocompletion=lambda: [*modes.MODES],
+            help=f"{', '.join(modes.BY_HAND)}; without: {modes.HYBRID}, or {modes.CPU} where there are no cards.",
+            autocompletion=lambda: [*modes.BY_HAND],
         ),
     ] = None,
     site: options.SiteFile = None,
@@ -70,7 +70,7 @@ def by_hand(
             }
         )
         return
-    output.say(f"{target.name}, {chosen}: {modes.MODES[chosen]}.")
+    output.say(f"{target.name}, {chosen}: {modes.BY_HAND[chosen]}.")
     for reason in reasons:
         output.say(f"It does not fit: {reason}", "yellow")
     output.say(f"Run it on {target.name} as a member of the group r1prov-operators.")
@@ -86,8 +86,8 @@ def _mode(named: str | None, decision: Decision) -> str:
     there = modes.modes_of(machine)
     if named is None:
         return modes.HYBRID if modes.HYBRID in there else modes.CPU
-    if named not in modes.MODES:
-        raise SiteError(Problem("--mode", f"no mode is called `{named}`", f"there are: {', '.join(modes.MODES)}"))
+    if named not in modes.BY_HAND:
+        raise SiteError(Problem("--mode", f"no mode is called `{named}`", f"there are: {', '.join(modes.BY_HAND)}"))
     if named not in there:
         what = f"the profile {decision.site.file.profile} has no cards"
         raise SiteError(Problem("--mode", what, f"what it has: {', '.join(there)}"))
@@ -96,8 +96,7 @@ def _mode(named: str | None, decision: Decision) -> str:
 
 def _arguments(mode: str, decision: Decision, host: str) -> tuple[str, ...]:
     state = SiteState.of(decision.site.path)
-    tuned = decision.with_tuned(state.all_tuned(decision.site.hosts), {})[0].tuned.get(host)
-    serving = tuned.arguments if tuned else decision.plan.arguments
+    serving = decision.with_tuned(state.all_tuned(decision.site.hosts), {})[0].arguments(host)
     return modes.arguments(mode, decision.model, decision.plan, serving, decision.site.profile.machine)
 
 

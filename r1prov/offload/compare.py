@@ -96,8 +96,13 @@ def baselines(model: Model, wanted: Setting, space: Space, n_bytes: int) -> tupl
         if layers is not None
     }
     if model.experts_used:
-        settings["all experts in RAM"] = replace(wanted, gpu_layers=model.entries, overrides=((EXPERTS, None),))
+        settings["all experts in RAM"] = experts_in_ram(model, wanted)
     return tuple(Baseline(name, setting, outcome(model, setting, space)) for name, setting in settings.items())
+
+
+def experts_in_ram(model: Model, wanted: Setting) -> Setting:
+    """The setting with all experts in RAM, and all else on the cards."""
+    return replace(wanted, gpu_layers=model.entries, overrides=((EXPERTS, None),))
 
 
 def plans_that_fit(

@@ -31,8 +31,8 @@ def of_outcome(
     return {
         "model": model.name,
         "mla": model.mla,
-        "devices": [_device(device) for device in found.devices],
-        "host": _device(found.host),
+        "devices": [of_device(device) for device in found.devices],
+        "host": of_device(found.host),
         "arguments": list(arguments),
         "environment": environment,
         "bytes_per_token": {"host": found.reads.host, "devices": list(found.reads.cards)},
@@ -105,7 +105,8 @@ def _alternative(alternative: Alternative) -> dict[str, Any]:
     return {"change": alternative.change, "arguments": list(alternative.arguments), **without}
 
 
-def _device(device: Device) -> dict[str, Any]:
+def of_device(device: Device) -> dict[str, Any]:
+    """What a setting takes of a device."""
     return {
         "name": device.name,
         "capacity_bytes": device.capacity,

@@ -15,11 +15,20 @@ if TYPE_CHECKING:
     from r1prov.offload.plan import Plan
 
 CPU, HYBRID, GPU, RULE = "cpu", "hybrid", "gpu", "rule"
-MODES = {
+EXPERTS_IN_RAM, FIT, LEGACY, OLLAMA = "experts-in-ram", "fit", "legacy", "ollama"
+BY_HAND = {
     CPU: "no layer on the cards",
     HYBRID: "the plan",
     GPU: "all layers on the cards",
     RULE: "as many layers as the rule of thumb says",
+}
+"""The modes that the guide has."""
+
+MODES = BY_HAND | {
+    EXPERTS_IN_RAM: "all experts in RAM, and all else on the cards",
+    FIT: "what the engine's own --fit chooses at its start",
+    LEGACY: "the files as they were published, with legacy attention",
+    OLLAMA: "Ollama, which places whole layers",
 }
 
 CONTEXT = 512
@@ -31,15 +40,15 @@ _OF_THE_SERVER = {"--parallel": 2, "--cache-ram": 2, "--no-kv-unified": 1, "--kv
 
 
 def modes_of(machine: Machine) -> tuple[str, ...]:
-    """The modes that a machine has. Without cards there is one."""
-    return tuple(MODES) if machine.cards else (CPU,)
+    """The guide's modes that a machine has. Without cards there is one."""
+    return tuple(BY_HAND) if machine.cards else (CPU,)
 
 
 def arguments(mode: str, model: Model | None, plan: Plan, serving: Sequence[str], machine: Machine) -> tuple[str, ...]:
     """The arguments with which a program that answers one user places a model, and reads it, in a mode.
 
     Args:
-        mode: One of MODES.
+        mode: One of BY_HAND.
         model: The model in the form that is served; None where its layers are not known, which only a machine without cards allows.
         plan: Its plan.
         serving: The arguments with which llama-server serves it there, which are those of the plan, or what the host was tuned to.
@@ -54,16 +63,17 @@ def arguments(mode: str, model: Model | None, plan: Plan, serving: Sequence[str]
         *(("--cache-type-v", type_v.lower(), "--flash-attn", "on") if type_v != "F16" else ()),
         *(("--threads", str(machine.cpu_threads)) if machine.cpu_threads else ()),
         *("--ctx-size", str(CONTEXT)),
-        *("--n-gpu-layers", str(_layers(mode, model, plan, machine))),
+        *("--n-gpu-layers", str(whole_layers(mode, model, plan.model_bytes, machine))),
     )
 
 
-def _layers(mode: str, model: Model | None, plan: Plan, machine: Machine) -> int:
+def whole_layers(mode: str, model: Model | None, n_bytes: int, machine: Machine) -> int:
+    """The value of `--n-gpu-layers` in one of the modes that place whole layers: CPU, GPU and RULE."""
     if mode == CPU or not model:
         return 0
     if mode == GPU:
         return model.entries
-    return thumb.entries(thumb.layers_on_gpu(sum(machine.cards), plan.model_bytes, model.layers), model)
+    return thumb.entries(thumb.layers_on_gpu(machine.vram, n_bytes, model.layers), model)
 
 
 def _without_server(words: Sequence[str]) -> Iterator[str]:

@@ -131,18 +131,31 @@ def plan_model(
     setting = replace(wanted(serving, model), flash=flash)
     if space.cards:
         setting = search.best(model, setting, space) or setting
-    setting = replace(setting, prompts=_room_for_prompts(outcome(model, setting, space).host))
-    result = outcome(model, setting, space)
-    whole = setting.gpu_layers == model.entries and None not in dict(setting.overrides).values()
-    options = (*running.threads(machine, idle=whole), *running.reading_of(model, setting, machine, result))
+    setting, result, options = completed(model, setting, machine, space)
     return replace(
         _plan(model.name, n_bytes, machine, serving, setting, options=options),
         floor=floor,
-        whole=whole,
+        whole=is_whole(model, setting),
         ollama=ollama.best(model, setting, space),
         outcome=result,
         thumb_layers=thumb.layers_on_gpu(machine.vram, n_bytes, model.layers) if space.cards else None,
     )
+
+
+def completed(
+    model: Model, setting: Setting, machine: Machine, space: Space
+) -> tuple[Setting, Outcome, tuple[str, ...]]:
+    """A setting with as many past prompts as then find room, its outcome, and the arguments that do not change its memory."""
+    setting = replace(setting, prompts=0)
+    setting = replace(setting, prompts=_room_for_prompts(outcome(model, setting, space).host))
+    result = outcome(model, setting, space)
+    idle = is_whole(model, setting)
+    return setting, result, (*running.threads(machine, idle=idle), *running.reading_of(model, setting, machine, result))
+
+
+def is_whole(model: Model, setting: Setting) -> bool:
+    """Whether everything but the token embedding lies on the cards."""
+    return setting.gpu_layers == model.entries and None not in dict(setting.overrides).values()
 
 
 def _plan(
@@ -161,7 +174,7 @@ def _plan(
         slots=serving.slots,
         outcome=None,
         floor=0,
-        arguments=(*_arguments(setting), *options),
+        arguments=(*arguments(setting), *options),
         environment=running.environment(machine.cards),
         bench_arguments=(
             *(() if setting.offload else ("--no-op-offload", "1")),
@@ -244,14 +257,14 @@ def _floor(quant: Quant) -> int:
     return FLOOR_LARGE_BYTES if quant.name == "Q4_K_M" else quant.bytes * 11 // 10
 
 
-def _arguments(setting: Setting) -> tuple[str, ...]:
+def arguments(setting: Setting) -> tuple[str, ...]:
     """The arguments of llama-server that express a setting. `--ctx-size` is the context of all slots together."""
     cache = ("--ctx-size", str(setting.context), "--parallel", str(setting.slots))
     return (
         *cache,
         "--no-kv-unified",
         "--fit",
-        "off",
+        "on" if setting.fit else "off",
         *(() if setting.prompts == Setting.prompts else ("--cache-ram", str(setting.prompts // MIB))),
         *(() if setting.offload else ("--no-op-offload",)),
         *_placement(setting, between=",", rules_between=","),
@@ -267,7 +280,7 @@ def _placement(setting: Setting, *, between: str, rules_between: str) -> tuple[s
         *("--cache-type-k", setting.type_k.lower()),
         *(("--cache-type-v", setting.type_v.lower()) if setting.type_v != "F16" else ()),
         *("--ubatch-size", str(setting.micro_batch)),
-        *("--n-gpu-layers", str(setting.gpu_layers)),
+        *(("--n-gpu-layers", str(setting.gpu_layers)) if setting.gpu_layers is not None else ()),
         *(("--tensor-split", between.join(f"{share:g}" for share in setting.split)) if len(setting.split) > 1 else ()),
         *(("--override-tensor", rules(setting, rules_between)) if setting.overrides else ()),
         *(("--flash-attn", "on" if setting.flash else "off") if setting.flash is not None else ()),

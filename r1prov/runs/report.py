@@ -57,6 +57,7 @@ class HostReport:
         benchmark: the last result of the role smoke_bench (docs/benchmark.md). It is from before where nothing changed.
         compared: with what the rate was compared where an upgrade asks for one, in words; empty where nothing was compared.
         tuning: what the role measure found of settings (roles/measure/files/r1prov-measure/measuring/settings.py).
+        modes: what the role measure says of modes (docs/benchmark.md).
         removal: what the module removal says that it removes, or would, and what stays: its keys `removed` and `kept`.
         verified: what `r1prov weights verify` read: `seconds`, and of each of `files` its `path`, `bytes`, `sha256`, `state`
             (`whole` or `damaged`) and `why`.
@@ -73,6 +74,7 @@ class HostReport:
     benchmark: dict[str, Any] | None = None
     compared: str = ""
     tuning: dict[str, Any] | None = None
+    modes: dict[str, Any] | None = None
     removal: dict[str, Any] | None = None
     verified: dict[str, Any] | None = None
 
@@ -160,6 +162,7 @@ class Recorder:
                 host.compared = event.result.get("compared", "")
             if event.step == "measure" and "chosen" in (event.result.get("result") or {}):
                 host.tuning = event.result["result"]
+            self._measured(event)
             if event.step == "removal" and "removed" in event.result:
                 host.removal = {key: event.result[key] for key in ("removed", "kept")}
             host.verified = event.result.get("verified") or host.verified
@@ -220,7 +223,13 @@ class Recorder:
             self._errors.append(error)
         if isinstance(event, HostFailed):
             host.verified = event.result.get("verified")
+            self._measured(event)
         host.problems.extend(asdict(problem) for problem in error.problems)
+
+    def _measured(self, event: TaskDone | HostFailed) -> None:
+        """Take note of the modes that were measured, also before something went wrong."""
+        if event.step == "measure" and "modes" in (event.result.get("result") or {}):
+            self._host(event.host).modes = event.result["result"]
 
     def _leave(self, name: str, at_s: float) -> None:
         if name in self._step:

@@ -3,6 +3,7 @@
     python -m tests.cuda.ask_memory PROGRAM r1 [SEED] > tests/data/engine_memory.json
     python -m tests.cuda.ask_memory PROGRAM others [SEED] > tests/data/engine_memory_others.json
     python -m tests.cuda.ask_memory PROGRAM mixed [SEED] > tests/data/engine_memory_mixed.json
+    python -m tests.cuda.ask_memory PROGRAM modes > tests/data/engine_memory_modes.json
 
 PROGRAM runs llama-fit-params of the pinned llama.cpp, with its CUDA backend, on cards that need not exist. `tests/cuda/engine` is
 such a program; it runs on a machine without a driver where r1prov has built the engine:
@@ -27,7 +28,9 @@ from random import Random
 from typing import Any
 
 from r1prov.models.layout import LAYERS, TYPES
-from tests.cuda import fullsize, models, patterns
+from r1prov.offload.experiment import servers
+from r1prov.offload.modes import MODES
+from tests.cuda import experiments, fullsize, models, patterns
 
 SMALL, LARGE = 24_564, 81_559  # MiB that nvidia-smi shows for an RTX 4090 and an H800
 CARDS = (
@@ -180,6 +183,15 @@ def mixed_settings(seed: int, count: int = 320) -> Iterator[Setting]:
         yield Setting(quant, mla, cards, tuple(words))
 
 
+def settings_of_modes(_seed: int) -> Iterator[Setting]:
+    """What the modes of `r1prov bench --modes` tell llama-server on the reference machines, as far as llama-fit-params takes it."""
+    for profile in ("4x4090", "4xh800"):
+        subject = experiments.subject(profile)
+        for server in servers(tuple(MODES), subject):
+            mla, words = experiments.asked(server, subject)
+            yield Setting(subject.plan.quant, mla, (SMALL if profile == "4x4090" else LARGE,) * 4, words)
+
+
 def _filled(words: tuple[str, ...], values: dict[str, Any]) -> Iterator[str]:
     """The words with each `{name}` replaced by its value."""
     for word in words:
@@ -222,6 +234,7 @@ _QUESTIONS: dict[str, Callable[[int], Iterator[Setting]]] = {
     "r1": settings,
     "others": settings_of_others,
     "mixed": mixed_settings,
+    "modes": settings_of_modes,
 }
 
 

@@ -11,6 +11,7 @@ from r1prov.models import layout
 from r1prov.models.model import Model
 from r1prov.offload import search
 from r1prov.offload.arguments import parse
+from r1prov.offload.fit import fitted
 from r1prov.offload.memory import memory
 from r1prov.offload.outcome import SYSTEM_BYTES, Space, outcome
 from r1prov.offload.setting import Setting
@@ -70,3 +71,10 @@ def test_a_plan_fits_in_the_ram_that_the_engines_own_does(answer: dict) -> None:
         wanted = replace(theirs, gpu_layers=0, split=(), overrides=())
         ours = outcome(model, search.best(model, wanted, space) or wanted, space)
         assert ours.fits, ours.reasons
+
+
+@pytest.mark.parametrize("answer", FITTED[::4], ids=_name)  # All of them take 12 s.
+def test_what_the_engine_chooses_by_itself_is_foreseen(answer: dict) -> None:
+    model, cards, theirs = _theirs(answer)
+    ours = fitted(model, replace(theirs, gpu_layers=None, split=(), overrides=()), cards)
+    assert (ours.gpu_layers, ours.split, ours.overrides) == (theirs.gpu_layers, theirs.split, theirs.overrides)

@@ -18,16 +18,20 @@ from r1prov.models.model import Model, Tensor
 from r1prov.offload.arguments import MOST_LAYERS, mended, parse
 from r1prov.offload.engine.buffers import Pool
 from r1prov.offload.engine.graphs import check, known
+from r1prov.offload.experiment import servers
 from r1prov.offload.memory import Memory, memory, placement
+from r1prov.offload.modes import MODES
 from r1prov.offload.setting import CACHE_TYPES, RefusedError, Setting, UnknownArgumentError
-from tests.cuda import models
+from tests.cuda import experiments, models
 
 
 def _answers(file: str) -> list[dict]:
     return json.loads((Path(__file__).parents[1] / "data" / file).read_text())["answers"]
 
 
-R1, ALL_OTHERS, MIXED = (_answers(f"engine_memory{which}.json") for which in ("", "_others", "_mixed"))
+R1, ALL_OTHERS, MIXED, OF_MODES = (
+    _answers(f"engine_memory{which}.json") for which in ("", "_others", "_mixed", "_modes")
+)
 PRESUMED = [answer for answer in ALL_OTHERS if answer["model"] in models.PRESUMED]
 OTHERS = [answer for answer in ALL_OTHERS if answer["model"] not in models.PRESUMED]
 REFUSED = [answer for answer in (*R1, *ALL_OTHERS) if "refusal" in answer]
@@ -117,6 +121,23 @@ def test_patterns_and_cache_types_are_the_engines_own() -> None:
         uses = [[use.weights // MIB, use.kv // MIB, use.compute // MIB] for use in (*result.cards, result.host)]
         wrong += [] if uses == answer.get("mib") else [f"{where}: {uses}, not {answer}"]
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("profile", ["4x4090", "4xh800"])
+def test_what_each_mode_takes_is_what_the_engine_takes(profile: str) -> None:
+    """The answers are those to today's arguments of each mode."""
+    subject = experiments.subject(profile)
+    cards = [card // MIB for card in subject.machine.cards]
+    told = {
+        (answer["mla"], tuple(answer["arguments"])): answer["mib"] for answer in OF_MODES if answer["cards"] == cards
+    }
+    for server in servers(tuple(MODES), subject):
+        assert server.outcome
+        uses = [
+            [device.weights // MIB, device.kv // MIB, device.compute // MIB]
+            for device in (*server.outcome.devices, server.outcome.host)
+        ]
+        assert uses == told[experiments.asked(server, subject)], server.mode
 
 
 def _is_reason(ours: str, theirs: str) -> bool:

@@ -1,0 +1,150 @@
+"""`r1prov bench --modes`: the modes of the guide's experiment on each host, one host after the other."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from r1prov import output
+from r1prov.cli import running, show_modes
+from r1prov.common.errors import Problem, R1provError, RunError, SiteError
+from r1prov.runs import modes
+from r1prov.runs import run as runs
+from r1prov.site.state import SiteState
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from r1prov.cli.options import LoginOptions
+    from r1prov.decision import Decision
+    from r1prov.hosts import Login
+    from r1prov.offload.experiment import Server
+    from r1prov.output import LiveRun
+    from r1prov.runs.run import Done
+    from r1prov.site import Host, Site
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be compared.
+
+    Attributes:
+        asked: The modes.
+        limit: How long each host may measure, as it was written.
+        limit_s: The same in seconds.
+        now: Answers that the service is giving are not waited for.
+        verbosity: How much of Ansible's own output is shown.
+    """
+
+    asked: tuple[str, ...]
+    limit: str
+    limit_s: int
+    now: bool
+    verbosity: int
+
+
+def compare(
+    site: Site, targets: Sequence[Host], order: Order, login_options: LoginOptions, *, check: bool, json: bool
+) -> None:
+    """Compare the modes on each host, keep what was measured, and show it.
+
+    Args:
+        site: what the operator wants.
+        targets: the hosts.
+        order: what is to be compared.
+        login_options: how to reach the hosts.
+        check: nobody is contacted, and what is planned is shown.
+        json: it is shown as one document.
+
+    Raises:
+        SiteError: no mode can be measured.
+        R1provError: what went wrong on a host. The others were measured.
+    """
+    decision = running.settle(site)
+    kept = SiteState.of(site.path).all_tuned(site.hosts)
+    foreseen, _ = decision.with_tuned(kept, {})
+    planned = {host.name: modes.servers(foreseen, host.name, order.asked) for host in targets}
+    if check:
+        found = {name: modes.report(foreseen, name, each, order.limit_s, None) for name, each in planned.items()}
+        _show(found, [], json=json)
+        return
+    _refuse_nothing(planned)
+    login = login_options.ask()
+    found, errors = {}, list[R1provError]()
+    for host in targets:
+        _announce(site, host, planned[host.name], order)
+        document, error = _measure(decision, host, login, order)
+        found |= {host.name: document} if document else {}
+        errors += [error] if error else []
+    problems = [problem for error in errors for problem in error.problems]
+    _show(found, problems, json=json)
+    if errors:
+        kind = type(errors[0]) if len({type(error) for error in errors}) == 1 else RunError
+        raise kind(*problems)
+
+
+def _refuse_nothing(planned: dict[str, tuple[Server, ...]]) -> None:
+    """Refuse where on some host nothing would be measured.
+
+    Raises:
+        SiteError: there is such a host.
+    """
+    remedy = "name other modes; `r1prov bench --modes ... --check` says of each what it would take"
+    problems = [
+        Problem(name, f"{server.mode}: {server.left_out}", remedy)
+        for name, found in planned.items()
+        if all(server.left_out for server in found)
+        for server in found
+    ]
+    if problems:
+        raise SiteError(*problems)
+
+
+def _announce(site: Site, host: Host, found: Sequence[Server], order: Order) -> None:
+    """Say what will be measured, and for how long the service will be away."""
+    measured = [server.mode for server in found if not server.left_out]
+    output.say(f"{host.name}: {', '.join(measured)}, within {order.limit}", "bold")
+    for server in found:
+        if server.left_out:
+            output.say(f"  {server.mode} is not measured: {server.left_out}")
+    output.say(f"{host.name} will not answer while that is measured, for up to {order.limit}.")
+    running.announce_pause(site, [host])
+
+
+def _measure(
+    decision: Decision, host: Host, login: Login, order: Order
+) -> tuple[dict[str, Any] | None, R1provError | None]:
+    """Measure a host. What was measured before something went wrong is kept, too."""
+    request = running.request("bench", verbosity=order.verbosity)
+
+    def work(live: LiveRun) -> tuple[Done, tuple[Server, ...]]:
+        prepared = runs.prepare(decision, [host], login, live)
+        found = modes.servers(prepared.decision, host.name, order.asked)
+        told = modes.variables(prepared.decision, found, order.limit_s, at_once=order.now)
+        return runs.play(prepared, login, replace(request, variables=told), live), found
+
+    done, found = running.watched(decision.site, [host], request, work)
+    result = done.report.hosts[host.name].modes
+    if not result:
+        return None, done.error
+    document = modes.report(done.decision, host.name, found, order.limit_s, result)
+    modes.keep(SiteState.of(decision.site.path).reports, document)
+    return document, done.error or _nothing(host, document)
+
+
+def _nothing(host: Host, document: dict[str, Any]) -> R1provError | None:
+    """The error that not one mode was measured; None where one was."""
+    whys = [f"{mode['mode']}: {mode['failed'] or mode['left_out']}" for mode in document["modes"]]
+    if any(mode["measured"] for mode in document["modes"]):
+        return None
+    return RunError(Problem(host.name, f"no mode was measured: {'; '.join(whys)}", "mend that, or name other modes"))
+
+
+def _show(found: dict[str, dict[str, Any]], problems: Sequence[Problem], *, json: bool) -> None:
+    if json:
+        output.data({"schema": modes.SCHEMA, "hosts": found, "problems": [asdict(problem) for problem in problems]})
+        return
+    for number, document in enumerate(found.values()):
+        if number:
+            output.line()
+        show_modes.compared(document)
