@@ -121,12 +121,10 @@ def await_answers(module: AnsibleModule) -> None:
 def await_engine(engine: str) -> str:
     """Waits until the engine is ready; why it is not, or nothing."""
     progress, gone_s = Progress("measurement"), time.monotonic()
-    keys = ("ActiveState", "NRestarts")
-    restarts = int(units.show(engine, *keys)["NRestarts"])
     progress.wait("the engine loads its model again")
-    while (now := units.show(engine, *keys))["ActiveState"] != "active":
+    while (now := units.show(engine, "ActiveState", "SubState"))["ActiveState"] != "active":
         gone_s = time.monotonic() if now["ActiveState"] not in ("inactive", "failed") else gone_s
-        if time.monotonic() - gone_s > GONE_S or int(now["NRestarts"]) > restarts + 1 or not heard(STDOUT):
+        if time.monotonic() - gone_s > GONE_S or now["SubState"] == "auto-restart" or not heard(STDOUT):
             progress.finish(failed=True)
             last = " / ".join(line.strip() for line in units.last_lines(f"{engine}.service", 3))
             return f"{engine} does not come back after the measurement: {last}. Remedy: `r1prov up` says more and repairs what it can"
