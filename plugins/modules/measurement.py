@@ -167,7 +167,7 @@ def main() -> None:
     if options["await_engine"]:
         wrong += filter(None, [await_engine(engine)])
     if wrong:
-        module.fail_json(msg="; ".join(wrong), result=result)
+        module.fail_json(msg="; ".join(wrong), result=result if result.get("job") == job else {})
     module.exit_json(changed=True, result=result)
 
 
