@@ -68,7 +68,7 @@ SECONDS = {
     "molecule ollama": 250,
     "e2e controller": 250,
     "molecule open_webui trixie": 200,
-    "molecule tune": 130,
+    "molecule measure": 130,
 }
 
 

@@ -52,6 +52,11 @@ def _ticks(roots: Iterable[int], proc: Path) -> tuple[int, int, int]:
     return sum(figures) - idle, idle, own
 
 
+def used_ticks(roots: Iterable[int], proc: Path = PROC) -> int:
+    """The ticks that these processes and their descendants have used of the processors."""
+    return sum(sum(map(int, _fields(proc, pid)[11:13])) for pid in family(roots, proc))
+
+
 def in_words(load: dict[str, Any]) -> str:
     """Who else was busy, e.g. `other processes kept 3.2 of 8 cores busy`."""
     gpu = load["others_gpu_percent"]

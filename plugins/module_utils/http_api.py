@@ -56,6 +56,11 @@ class Api:
         """The JSON at a path."""
         return self._json(path, None)
 
+    def text(self, path: str) -> str:
+        """The text at a path."""
+        with self._open(path, None) as answer:
+            return answer.read().decode("utf-8", errors="replace")
+
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """Posts JSON and returns the JSON of the answer."""
         return self._json(path, body)

@@ -33,6 +33,7 @@ def tune(
     site: options.SiteFile = None,
     limit: Annotated[str, typer.Option(metavar="TIME", help="How long each host may measure: 90s, 20m, 1h.")] = "20m",
     force: Annotated[bool, typer.Option("--force", help="Measure again what was measured.")] = False,
+    now: Annotated[bool, typer.Option("--now", help="Do not wait for answers that the service is giving.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     check: Annotated[
         bool, typer.Option("--check", "--dry-run", help="Change nothing; say what would be measured.")
@@ -69,7 +70,8 @@ def tune(
     waiting = [host for host in targets if host.name in trials]
     if waiting and not check:
         _announce(applied, waiting, limit, yes=yes)
-        conductor = _Conductor(decision, login, {"r1prov_break_lock": True} if break_lock else {}, verbose)
+        told = {"measure_now": now, **({"r1prov_break_lock": True} if break_lock else {})}
+        conductor = _Conductor(decision, login, told, verbose)
         for host in waiting:
             try:
                 found = tuning.tune(decision, host, trials[host.name], conductor, limit_s=limit_s, force=force)
@@ -98,11 +100,11 @@ class _Conductor:
 
     decision: Decision
     login: Login
-    lock: Mapping[str, Any]
+    told: Mapping[str, Any]
     verbosity: int
 
     def measure(self, host: Host, variables: Mapping[str, Any]) -> Done:
-        return self._run("tune", host, {**variables, **self.lock})
+        return self._run("tune", host, {**variables, **self.told})
 
     def serve(self, host: Host) -> Done:
         return self._run("up", host, {})

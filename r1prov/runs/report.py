@@ -56,7 +56,7 @@ class HostReport:
         problems: what stopped the run, each with `where`, `what` and `remedy`.
         benchmark: the last result of the role smoke_bench (docs/benchmark.md). It is from before where nothing changed.
         compared: with what the rate was compared where an upgrade asks for one, in words; empty where nothing was compared.
-        tuning: what the role tune measured (roles/tune/files/tune.py).
+        tuning: what the role measure found of settings (roles/measure/files/r1prov-measure/measuring/settings.py).
         modes: what the role measure says of modes (docs/benchmark.md).
         removal: what the module removal says that it removes, or would, and what stays: its keys `removed` and `kept`.
         verified: what `r1prov weights verify` read: `seconds`, and of each of `files` its `path`, `bytes`, `sha256`, `state`
@@ -160,7 +160,7 @@ class Recorder:
             if event.step == "smoke_bench" and event.result.get("result"):
                 host.benchmark = event.result["result"]
                 host.compared = event.result.get("compared", "")
-            if event.step == "tune" and event.result.get("result"):
+            if event.step == "measure" and "chosen" in (event.result.get("result") or {}):
                 host.tuning = event.result["result"]
             self._measured(event)
             if event.step == "removal" and "removed" in event.result:

@@ -1,4 +1,4 @@
-"""Tuning hosts: which of them have something to measure, what role `tune` is told, and which setting serves afterwards."""
+"""Tuning hosts: which of them have something to measure, what role `measure` is told, and which setting serves afterwards."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Conductor(Protocol):
     """Runs the playbooks that tune a host, and tells the operator."""
 
     def measure(self, host: Host, variables: Mapping[str, Any]) -> Done:
-        """Measure a host; role `tune` is told these variables."""
+        """Measure a host; role `measure` is told these variables."""
 
     def serve(self, host: Host) -> Done:
         """Bring a host to serve with what is kept for it."""
@@ -125,10 +125,10 @@ def tune(decision: Decision, host: Host, trial: Trial, conductor: Conductor, *, 
 
 
 def variables(trial: Trial, limit_s: int, *, force: bool) -> dict[str, Any]:
-    """The variables that tell role `tune` of a trial."""
+    """The variables that tell role `measure` of a trial."""
     return {
-        "tune_arguments": list(trial.bench_fixed),
-        "tune_dimensions": [
+        "measure_arguments": list(trial.bench_fixed),
+        "measure_dimensions": [
             {
                 "name": dimension.name,
                 "choices": [
@@ -138,17 +138,17 @@ def variables(trial: Trial, limit_s: int, *, force: bool) -> dict[str, Any]:
             }
             for dimension in trial.dimensions
         ],
-        "tune_prompt_tokens": trial.prompt_tokens,
-        "tune_decode_tokens": tuning.DECODE_TOKENS,
-        "tune_prompt_share": search.PROMPT_SHARE,
-        "tune_limit_s": limit_s,
-        "tune_subject": trial.subject.model_dump(mode="json"),
-        "tune_force": force,
+        "measure_prompt_tokens": trial.prompt_tokens,
+        "measure_decode_tokens": tuning.DECODE_TOKENS,
+        "measure_prompt_share": search.PROMPT_SHARE,
+        "measure_limit_s": limit_s,
+        "measure_subject": trial.subject.model_dump(mode="json"),
+        "measure_force": force,
     }
 
 
 def outcome(trial: Trial, result: Mapping[str, Any]) -> Tuned:
-    """What came of a trial, from the result that role `tune` returns."""
+    """What came of a trial, from the result that role `measure` returns."""
     chosen, own = result["chosen"], result["measured"][0]["chosen"]
     return Tuned(
         subject=trial.subject,

@@ -1,4 +1,7 @@
-"""`r1prov tune` on a real host. What is best on a busy lab host means little: that the service comes back and keeps it is what counts."""
+"""`r1prov tune` and `r1prov bench --modes` on a real host.
+
+What is best on a busy lab host means little: that the service comes back, and keeps what was found, is what counts.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +46,8 @@ def tuner(tmp_path_factory: pytest.TempPathFactory) -> Operator:
 
 @pytest.fixture(scope="module")
 def keys(sources: dict[str, Any]) -> dict[str, Any]:
-    """A context so short that the measured prompt is."""
-    small = {"open_webui": {"enabled": False}, "ollama": {"enabled": False}, "context_per_slot": 512}
+    """A context so short that the measured prompt is. Ollama is there to be compared with."""
+    small = {"open_webui": {"enabled": False}, "context_per_slot": 512}
     return {"sources": sources, **small}
 
 
@@ -71,10 +76,25 @@ def wait_for(host: LabHost, condition: str, limit_s: float = 300) -> None:
         time.sleep(0.5)
 
 
+def break_engine(host: LabHost, script: str) -> None:
+    """Lets a script decide whether the engine starts. Its release stays whole, for a run would make a damaged one anew."""
+    folder = f"{UNIT}.d"
+    told(
+        host,
+        f"mkdir -p {folder}; printf '#!/bin/sh\\n%s\\n' \"{script}\" > /opt/picky; chmod 755 /opt/picky;"
+        f" printf '[Service]\\nExecStartPre=/opt/picky\\n' > {folder}/picky.conf; systemctl daemon-reload",
+    )
+
+
+def mend_engine(host: LabHost) -> None:
+    """Undoes that."""
+    told(host, f"rm -r {UNIT}.d /opt/picky; systemctl daemon-reload")
+
+
 def pretend_two_threads_are_best(host: LabHost, kept: Path) -> None:
     """The controller has lost what was measured, and the host remembers it otherwise."""
     script = (
-        "import json; p = '/var/lib/r1prov/tune/result.json'; r = json.load(open(p));"
+        "import json; p = '/var/lib/r1prov/measure/settings.json'; r = json.load(open(p));"
         " r['chosen'] = {**r['measured'][0]['chosen'], 'threads': '2'}; json.dump(r, open(p, 'w'))"
     )
     told(host, f'python3 -c "{script}"')
@@ -94,7 +114,7 @@ def test_it_says_what_it_would_do_and_asks(tuner: Operator, host: LabHost, kept:
 
 def test_ctrl_c_ends_the_pause(tuner: Operator, host: LabHost, kept: Path) -> None:
     running = tuner.start("tune", "--yes", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    wait_for(host, "systemctl is-active r1prov-tune | grep -q activating")
+    wait_for(host, "systemctl is-active r1prov-measure | grep -q activating")
     wait_for(host, "systemctl is-active r1prov-llama-server | grep -q inactive")
     assert not answers(host)
     os.killpg(running.pid, signal.SIGINT)
@@ -150,15 +170,128 @@ def test_another_plan_is_served_as_planned_until_the_old_one_is_back(
 
 
 def test_what_does_not_serve_gives_way_to_the_plan(tuner: Operator, host: LabHost, kept: Path) -> None:
-    program = "/opt/r1prov/llama.cpp/current/bin/llama-server"
-    picky = f'#!/bin/sh\ncase "$*" in *"--threads 2"*) echo out of memory; exit 1;; esac\nexec {program}.real "$@"\n'
-    told(host, f"mv {program} {program}.real; printf '%s' '{picky}' > {program}; chmod 755 {program}")
+    break_engine(host, f"! grep -q -e '--threads 2' {UNIT} || {{ echo out of memory; exit 1; }}")
     pretend_two_threads_are_best(host, kept)
     talk = tuner.does("tune", "--yes", code=Exit.RUN_FAILED).stderr
     assert f"{host.name}: back to the plan's own setting" in talk
     assert not kept.exists()
     assert "--threads 1" in told(host, f"cat {UNIT}")
     assert answers(host)
+    mend_engine(host)
+
+
+COMPARE = ("bench", "--modes", "cpu,ollama", "--limit", "80s")
+MEASURES = "systemctl is-active r1prov-measure | grep -q activating && systemctl is-active r1prov-llama-server | grep -q inactive"
+SERVES = f'systemctl is-active --quiet r1prov-llama-server && python3 -c "{HEALTH}"'
+ALONE = (
+    "! systemctl is-active r1prov-measure | grep -q activating; test $(pgrep -c -x llama-server) = 1; ! pgrep -x ollama"
+)
+QUESTIONS = """
+import concurrent.futures as c, json, sys, urllib.request as u
+key = open("/etc/r1prov/llama-server/api-key").read().strip()
+body = json.dumps({"prompt": "Once", "n_predict": 480, "ignore_eos": True, "cache_prompt": False}).encode()
+asked = u.Request("http://127.0.0.1:8000/completion", body, {"Authorization": "Bearer " + key})
+with c.ThreadPoolExecutor(8) as pool:
+    told = list(pool.map(lambda _: json.load(u.urlopen(asked))["tokens_predicted"], range(8)))
+print(min(told))
+"""
+"""Asks for eight long answers at once, and prints how long the shortest was."""
+
+
+def begin(tuner: Operator, host: LabHost) -> subprocess.Popen[str]:
+    """A comparison that has stopped the service."""
+    running = tuner.start(*COMPARE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    wait_for(host, MEASURES)
+    assert not answers(host)
+    return running
+
+
+@contextmanager
+def questions(host: LabHost) -> Iterator[Future[str]]:
+    """Has the service answer for a while."""
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(told, host, f"python3 -c '{QUESTIONS}'")
+        wait_for(host, "journalctl -u r1prov-llama-server --since=-3s | grep -q 'processing task'", 30)
+        yield asked
+
+
+def test_modes_are_compared_and_the_service_is_ready_when_that_ends(tuner: Operator, host: LabHost) -> None:
+    done = tuner.does(*COMPARE, "--json")
+    assert answers(host)
+    told(host, ALONE)
+    found = json.loads(done.stdout)["hosts"][host.name]["modes"]
+    assert [mode["mode"] for mode in found] == ["cpu", "ollama"]
+    for mode in found:
+        assert mode["failed"] == "", mode
+        rates = mode["measured"]["rates"]
+        assert [rate["depth_tokens"] > 0 for rate in rates][:2] == [False, True]
+        assert rates[-1]["users"] == 2 * rates[-2]["users"] or rates[-1]["users"] == 2
+        assert min(rate["decode_tokens_per_second"] for rate in rates) > 0, mode
+        assert mode["measured"]["memory"]["ram_bytes"] > 90 * 10**6, mode
+    assert json.loads((tuner.folder / ".r1prov" / "reports" / f"{host.name}.modes.json").read_text())["modes"] == found
+
+
+def test_a_second_comparison_is_told_of_the_first_and_ctrl_c_ends_that(tuner: Operator, host: LabHost) -> None:
+    running = begin(tuner, host)
+    assert "is being changed by" in tuner.does(*COMPARE, code=Exit.LOCKED).stderr
+    told(host, "systemctl is-active r1prov-measure | grep -q activating")
+    os.killpg(running.pid, signal.SIGINT)
+    _, talk = running.communicate(timeout=300)
+    assert running.returncode == Exit.INTERRUPTED, talk
+    wait_for(host, SERVES, 60)
+    told(host, ALONE)
+
+
+def test_the_service_is_back_after_the_controller_was_killed(tuner: Operator, host: LabHost) -> None:
+    running = begin(tuner, host)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.communicate(timeout=60)
+    wait_for(host, SERVES, 60)
+    told(host, ALONE)
+
+
+def test_the_service_is_back_though_what_is_measured_ignores_its_end(tuner: Operator, host: LabHost) -> None:
+    running = begin(tuner, host)
+    told(host, "systemctl kill --kill-whom=all --signal=STOP r1prov-measure.service")
+    os.killpg(running.pid, signal.SIGINT)
+    running.communicate(timeout=300)
+    wait_for(host, SERVES, 60)
+    told(host, ALONE)
+
+
+def test_running_answers_are_waited_for(tuner: Operator, host: LabHost) -> None:
+    with questions(host) as asked:
+        talk = tuner.does("bench", "--modes", "cpu", "--limit", "20s").stderr
+        assert int(asked.result()) == 480
+    assert "llama-server gives" in talk
+
+
+def test_now_does_not_wait(tuner: Operator, host: LabHost) -> None:
+    with questions(host) as asked:
+        tuner.does("bench", "--modes", "cpu", "--limit", "20s", "--now")
+        assert asked.exception()
+    assert answers(host)
+
+
+def test_an_engine_that_does_not_come_back_is_told(tuner: Operator, host: LabHost) -> None:
+    break_engine(host, "echo out of luck; exit 1")
+    talk = tuner.does("bench", "--modes", "cpu", "--limit", "20s", code=Exit.RUN_FAILED).stderr
+    assert "r1prov-llama-server does not come back after the measurement" in talk
+    assert "out of luck" in talk
+    mend_engine(host)
+    told(host, "systemctl restart r1prov-llama-server")
+
+
+def test_the_service_is_back_after_a_reboot_in_the_middle(tuner: Operator, host: LabHost) -> None:
+    booted = "systemctl show --property=UserspaceTimestamp"
+    before = told(host, booted)
+    running = begin(tuner, host)
+    lab.ssh(host, ["systemctl", "reboot"])  # the connection may end before the answer
+    wait_for(host, f'test "$({booted})" != "{before}"')
+    wait_for(host, SERVES)
+    _, talk = running.communicate(timeout=300)
+    assert running.returncode == Exit.UNREACHABLE, talk
+    told(host, ALONE)
 
 
 def test_down_takes_it_away(tuner: Operator, host: LabHost) -> None:

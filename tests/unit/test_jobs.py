@@ -140,7 +140,7 @@ def test_every_scenario_waits_for_compilers_that_there_are(tmp_path: Path) -> No
     jobs = {job.name: job for job in molecule()}
     assert len(jobs) >= 16
     assert {name for job in jobs.values() for name in job.after} <= known
-    assert jobs["molecule tune"].after == ("engine on bookworm",)
+    assert jobs["molecule measure"].after == ("engine on bookworm",)
     assert jobs["molecule gateway acme"].after == ("Pebble",)
     assert len(jobs["molecule ollama"].after) == 2
     assert not jobs["molecule preflight"].after

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 import os
 import sys
 import time
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.r1.prov.plugins.modules import llama_bench
+from ansible_collections.r1.prov.plugins.modules import measurement
+from measuring import settings, work
 
 from r1prov import inventory, site
 from r1prov.common.units import GIB
@@ -35,7 +35,6 @@ FACTS = {
     "ram": {"total_bytes": 480 * 10**9},
     "gpu": {"cards": [{"name": "RTX 4090", "memory_bytes": 24564 * 2**20}] * 4},
 }
-PROGRAM = Path(__file__).parents[2] / "roles" / "tune" / "files" / "tune.py"
 
 
 LEGACY = {"attention": "legacy", "context_per_slot": 8192, "kv_type_k": "q4_0"}
@@ -176,7 +175,7 @@ def test_a_tuned_host_serves_with_what_was_found(gpu1: site.Site) -> None:
     arguments = hosts["gpu1"]["llama_server_arguments"]
     assert arguments[arguments.index("--threads") + 1] == "32"
     assert sorted(arguments) == sorted("32" if word == "64" else word for word in decision.plan.arguments)
-    assert "32" in hosts["gpu1"]["tune_arguments"]
+    assert "32" in hosts["gpu1"]["measure_arguments"]
     assert "llama_server_arguments" not in hosts["gpu2"]
     assert tuned.in_words(kept()["gpu1"]) == "tuned: threads 32 (it is faster)"
     assert tuned.in_words(kept().get("gpu2")) == "not tuned: run `r1prov tune`"
@@ -257,25 +256,20 @@ PLACEMENT = dimension("placement", plan="", more="--out-of-memory")
 
 
 @pytest.fixture
-def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tune", PROGRAM)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "RESULT", tmp_path / "result.json", raising=False)
-    monkeypatch.setattr(module, "PROGRESS", tmp_path / "progress.json")
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a llama-bench, and with what a run of the program leaves: progress.json, and result.json."""
+    monkeypatch.setattr(work, "PROGRESS", tmp_path / "progress.json")
     (tmp_path / "calls").touch()
     bench = tmp_path / "llama-bench"
     bench.write_text(BENCH.format(python=sys.executable, calls=str(tmp_path / "calls")))
     bench.chmod(0o755)
-    return module
+    return tmp_path
 
 
-def run(program: ModuleType, *dimensions: dict[str, Any], fixed: str = "", limit_s: float = 60) -> dict[str, Any]:
+def run(folder: Path, *dimensions: dict[str, Any], fixed: str = "", limit_s: float = 60) -> dict[str, Any]:
     """Runs a job as systemd would, and returns its result."""
-    folder = program.RESULT.parent
     job = {
+        "kind": "settings",
         "program": str(folder / "llama-bench"),
         "fixed": fixed.split(),
         "dimensions": [*dimensions],
@@ -284,82 +278,82 @@ def run(program: ModuleType, *dimensions: dict[str, Any], fixed: str = "", limit
         "repetitions": 3,
         "prompt_share": 16,
         "limit_s": limit_s,
-        "result": str(program.RESULT),
+        "result": str(folder / "result.json"),
     }
-    (folder / "job.json").write_text(json.dumps(job))
-    sys.argv = ["tune.py", str(folder / "job.json")]
-    code = program.main()
-    return {**json.loads(program.RESULT.read_text()), "code": code} if program.RESULT.is_file() else {"code": code}
+    code = settings.run(job)
+    result = folder / "result.json"
+    return {**json.loads(result.read_text()), "code": code} if result.is_file() else {"code": code}
 
 
-def test_one_dimension_after_the_other_keeps_its_best(program: ModuleType) -> None:
-    found = run(program, THREADS, REPACK)
+def test_one_dimension_after_the_other_keeps_its_best(folder: Path) -> None:
+    found = run(folder, THREADS, REPACK)
     assert (found["code"], found["state"], found["untried"]) == (0, "done", [])
     assert found["chosen"] == {"threads": "4", "repack": "off"}
     assert [each["chosen"]["threads"] for each in found["measured"]] == ["8", "7", "4", "4"]
     assert "% sooner" in found["reason"]
-    progress = json.loads(program.PROGRESS.read_text())
+    progress = json.loads((folder / "progress.json").read_text())
     assert (progress["done"], progress["total"], progress["state"]) == (4, 4, "done")
 
 
-def test_a_difference_within_the_noise_keeps_the_plans_own(program: ModuleType) -> None:
-    found = run(program, dimension("threads", _8="--threads 8", _7="--threads 7"))
+def test_a_difference_within_the_noise_keeps_the_plans_own(folder: Path) -> None:
+    found = run(folder, dimension("threads", _8="--threads 8", _7="--threads 7"))
     assert found["chosen"] == {"threads": "8"}
     assert found["reason"] == "none of 1 others was faster by more than the noise"
 
 
-def test_what_runs_out_of_memory_is_told_and_the_rest_goes_on(program: ModuleType) -> None:
-    found = run(program, PLACEMENT, THREADS)
+def test_what_runs_out_of_memory_is_told_and_the_rest_goes_on(folder: Path) -> None:
+    found = run(folder, PLACEMENT, THREADS)
     assert "out of memory" in found["measured"][1]["failed"]
     assert found["chosen"] == {"placement": "plan", "threads": "4"}
 
 
-def test_where_the_plans_own_setting_fails_nothing_is_measured(program: ModuleType, capsys: Any) -> None:
-    assert run(program, THREADS, fixed="--out-of-memory") == {"code": 1}
+def test_where_the_plans_own_setting_fails_nothing_is_measured(folder: Path, capsys: Any) -> None:
+    assert run(folder, THREADS, fixed="--out-of-memory") == {"code": 1}
     assert "the setting of the plan cannot be measured" in capsys.readouterr().err
-    assert json.loads(program.PROGRESS.read_text())["state"] == "failed"
+    assert json.loads((folder / "progress.json").read_text())["state"] == "failed"
 
 
-def test_no_time_is_begun_that_is_not_there(program: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_time_is_begun_that_is_not_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the clock of this test, each measurement takes ten seconds."""
-    now, bench = [0.0], program.Tuning.bench
+    now, bench = [0.0], settings.Tuning.bench
 
     def ten_seconds_later(self: Any, chosen: dict[str, str]) -> Any:
         found = bench(self, chosen)
         now[0] += 10
         return found
 
-    monkeypatch.setattr(program, "time", SimpleNamespace(monotonic=lambda: now[0], time=time.time))
-    monkeypatch.setattr(program.Tuning, "bench", ten_seconds_later)
-    found = run(program, THREADS, REPACK, limit_s=39)
+    for module in (settings, work):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0], time=time.time))
+    monkeypatch.setattr(settings.Tuning, "bench", ten_seconds_later)
+    found = run(folder, THREADS, REPACK, limit_s=39)
     assert (found["state"], len(found["measured"]), found["untried"]) == ("done", 3, ["repack off"])
-    assert len(run(program, THREADS, REPACK, limit_s=40)["measured"]) == 4
+    assert len(run(folder, THREADS, REPACK, limit_s=40)["measured"]) == 4
 
 
-def test_one_that_hangs_ends_with_the_limit(program: ModuleType) -> None:
-    found = run(program, THREADS, fixed="--sleep 30", limit_s=1)
+def test_one_that_hangs_ends_with_the_limit(folder: Path) -> None:
+    found = run(folder, THREADS, fixed="--sleep 30", limit_s=1)
     assert found["code"] == 1
-    assert json.loads(program.PROGRESS.read_text())["label"] == "was not over within the time limit"
+    assert json.loads((folder / "progress.json").read_text())["label"] == "was not over within the time limit"
 
 
-def test_one_that_was_stopped_goes_on_where_it_was(program: ModuleType) -> None:
-    whole = run(program, THREADS, REPACK)
-    calls = program.RESULT.parent / "calls"
+def test_one_that_was_stopped_goes_on_where_it_was(folder: Path) -> None:
+    whole = run(folder, THREADS, REPACK)
+    calls = folder / "calls"
     whole.pop("code")
     whole["job"]["limit_s"] = 30  # the run before may have had less time
-    program.RESULT.write_text(json.dumps(whole | {"state": "running", "measured": whole["measured"][:2]}))
+    (folder / "result.json").write_text(json.dumps(whole | {"state": "running", "measured": whole["measured"][:2]}))
     calls.write_text("")
-    again = run(program, THREADS, REPACK)
+    again = run(folder, THREADS, REPACK)
     assert len(calls.read_text().splitlines()) == 2
     assert again["chosen"] == whole["chosen"]
-    assert len(run(program, THREADS)["measured"]) == 3  # another job starts from the beginning
+    assert len(run(folder, THREADS)["measured"]) == 3  # another job starts from the beginning
     assert len(calls.read_text().splitlines()) == 5
 
 
 @pytest.mark.parametrize("said", ["", "[]", "{}", '[{"n_gen": 1, "samples_ts": [1]}]', '[{"n_gen": 0}]'])
-def test_what_holds_no_rates(program: ModuleType, said: str) -> None:
-    with pytest.raises(program.BenchError, match="no rates"):
-        program.rates(said)
+def test_what_holds_no_rates(said: str) -> None:
+    with pytest.raises(work.FailedError, match="no rates"):
+        settings.rates(said)
 
 
 # --- the module ---
@@ -367,9 +361,9 @@ def test_what_holds_no_rates(program: ModuleType, said: str) -> None:
 
 def test_somebody_listens_until_the_pipe_is_closed() -> None:
     reads, writes = os.pipe()
-    assert llama_bench.heard(writes)
+    assert measurement.heard(writes)
     os.close(reads)
-    assert not llama_bench.heard(writes)
+    assert not measurement.heard(writes)
     os.close(writes)
 
 
@@ -383,4 +377,4 @@ def test_somebody_listens_until_the_pipe_is_closed() -> None:
     ],
 )
 def test_a_job_is_done_when_all_of_it_was_measured(found: dict[str, Any], job: dict[str, Any], done: bool) -> None:
-    assert llama_bench.is_done(found, job) is done
+    assert measurement.is_done(found, job) is done

@@ -1,0 +1,193 @@
+"""Measures a model in several modes, each a server of its own.
+
+The job:
+
+    kind          `modes`
+    modes         [{mode, engine, arguments, model, ollama_model, environment, slots, context_per_slot, decode_estimate, absent}]
+                  (roles/measure/meta/argument_specs.yml)
+    llama_server, ollama    the programs
+    ollama_models_dir       where Ollama has its models
+    limit_s       for all of it
+    result        the file that gets the result
+
+Each mode gets an equal share of the time that is left. Its measurements are as long as its share allows; one that is slow gets short
+ones. The result is written after each mode, so one that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from statistics import mean
+from typing import TYPE_CHECKING, Any
+
+from measuring.memory import Sampler
+from measuring.servers import ENGINES, SkippedError
+from measuring.work import FailedError, Work
+
+if TYPE_CHECKING:
+    from measuring.servers import Server, Timing
+
+PROMPT_TOKENS, DECODE_TOKENS = 64, 64
+FEWEST = 4
+"""So many tokens are decoded at least: fewer make no rate."""
+DEFAULTS: dict[str, Any] = {
+    "arguments": [],
+    "environment": {},
+    "ollama_model": "",
+    "decode_estimate": 0.0,
+    "absent": "the model is not there",
+}
+FIRST_SHARE, DEEP_SHARE = 0.1, 0.5
+"""The parts of a mode's time for the first measurement, and of the rest for the filled slot."""
+
+
+class Modes:
+    """The work on one job.
+
+    Args:
+        job: see above.
+    """
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        self.modes: list[dict[str, Any]] = [{**DEFAULTS, **mode} for mode in job["modes"]]
+        self.work = Work(job, sum(1 + len(steps(mode)) for mode in self.modes))
+        self.known = {found["mode"]: found for found in self.work.known("modes") if not found["failed"]}
+        self.measured: list[dict[str, Any]] = []
+        self.untried: list[str] = []
+
+    def run(self) -> None:
+        """All of it."""
+        self.write("running")
+        done = 0
+        for number, mode in enumerate(self.modes):
+            if self.work.left_s <= 0:
+                self.untried.append(mode["mode"])
+                continue
+            found = self.known.get(mode["mode"])
+            if not found:
+                share_s = self.work.left_s / (len(self.modes) - number)
+                found = self.measure(mode, f"{mode['mode']} ({number + 1} of {len(self.modes)})", share_s)
+            self.measured.append(found)
+            done += 1 + len(steps(mode))
+            self.work.done = done
+            self.write("running")
+        self.write("done")
+
+    def write(self, state: str) -> None:
+        """The result so far."""
+        self.work.write(state, modes=self.measured, untried=self.untried)
+
+    def measure(self, mode: dict[str, Any], title: str, share_s: float) -> dict[str, Any]:
+        """One mode: its rates and its memory, or why there are none."""
+        began_s = time.monotonic()
+        found: dict[str, Any] = {"mode": mode["mode"], "skipped": "", "failed": "", "load_s": 0.0, "rates": []}
+        found["memory"] = {"devices_bytes": [], "ram_bytes": 0, "ram_anonymous_bytes": 0}
+        server = ENGINES[mode["engine"]](mode, self.work.job)
+        try:
+            self.show(title, "loading the model")
+            server.start(began_s + share_s)
+            found["load_s"] = round(time.monotonic() - began_s, 1)
+            self.work.done += 1
+            sampler = Sampler(server.pid)
+            try:
+                self.ask(server, mode, title, began_s + share_s, found["rates"])
+            finally:
+                found["memory"] = sampler.stop()
+        except SkippedError as reason:
+            found["skipped"] = str(reason)
+        except FailedError as reason:
+            found["failed"] = str(reason)
+        finally:
+            server.stop()
+        found["seconds"] = round(time.monotonic() - began_s, 1)
+        return found
+
+    def ask(
+        self, server: Server, mode: dict[str, Any], title: str, share_ends_s: float, rates: list[dict[str, Any]]
+    ) -> None:
+        """Measures all rates of a server that is loaded, and adds each to `rates`."""
+        context, slots, estimate = mode["context_per_slot"], mode["slots"], mode["decode_estimate"]
+        prompt = max(1, min(PROMPT_TOKENS, context // 4))
+        most = max(FEWEST, min(DECODE_TOKENS, context // 4))
+        first_s = (share_ends_s - time.monotonic()) * FIRST_SHARE
+
+        self.show(title, "one user, an empty slot")
+        first = self.measured_rate(server, 1, prompt, between(FEWEST, first_s * estimate, most))
+        rates.append(first)
+        prompt_rate, decode_rate = first["prompt_tokens_per_second"], first["decode_tokens_per_second"]
+        self.work.done += 1
+
+        deep_s = (share_ends_s - time.monotonic()) * DEEP_SHARE
+        decode = between(FEWEST, deep_s * 0.3 * decode_rate, most)
+        # A deep slot is filled more slowly than an empty one, so half of the time is planned for it.
+        depth = between(1, deep_s * 0.5 * prompt_rate, context - prompt - decode - 1)
+        self.show(title, f"one user, a slot of {depth} tokens")
+        rates.append(self.deep_rate(server, depth, prompt, decode))
+        self.work.done += 1
+
+        crowds = steps(mode)[2:]
+        for left, users in zip(range(len(crowds), 0, -1), crowds, strict=True):
+            crowd_s = (share_ends_s - time.monotonic()) / left
+            each = between(8, crowd_s * 0.3 * prompt_rate / users, prompt)
+            decode = between(FEWEST, crowd_s * 0.6 * decode_rate / users, most)
+            self.show(title, f"{users} users on {slots} slots")
+            rates.append(self.measured_rate(server, users, min(each, prompt), decode))
+            self.work.done += 1
+
+    def measured_rate(self, server: Server, users: int, prompt: int, decode: int) -> dict[str, Any]:
+        """So many users at once, each with a prompt and an empty slot."""
+        began_s = time.monotonic()
+        with ThreadPoolExecutor(users) as pool:
+            asked = [
+                pool.submit(server.ask, server.prompt(prompt, users * 100 + each), decode, self.work.ends_s)
+                for each in range(users)
+            ]
+            told = [each.result() for each in asked]
+        return rate(told, 0, time.monotonic() - began_s)
+
+    def deep_rate(self, server: Server, depth: int, prompt: int, decode: int) -> dict[str, Any]:
+        """One user, whose slot holds so many tokens before."""
+        whole = server.prompt(depth + prompt, 1)
+        begin = whole[:depth] if isinstance(whole, list) else server.prompt(depth, 1)
+        filled = server.ask(begin, 1, self.work.ends_s, keep=True)
+        began_s = time.monotonic()
+        told = server.ask(whole, decode, self.work.ends_s, keep=True)
+        return rate([told], filled.prompt_tokens, time.monotonic() - began_s)
+
+    def show(self, title: str, what: str) -> None:
+        """Says what is measured now, and how long it may still take."""
+        self.work.show(f"measuring: {title}, {what}; at most {max(0, self.work.left_s) / 60:.0f} min more")
+
+
+def steps(mode: dict[str, Any]) -> list[int]:
+    """How many users each measurement of a mode has: one, one with a filled slot, as many as slots, and twice as many."""
+    slots: int = mode["slots"]
+    return [1, 1, *([slots] if slots > 1 else []), 2 * slots]
+
+
+def between(least: int, wanted: float, most: int) -> int:
+    """The number of tokens that is wanted, within limits. The upper one wins."""
+    return max(1, min(max(least, int(wanted)), most))
+
+
+def rate(told: list[Timing], depth: int, wall_s: float) -> dict[str, Any]:
+    """The rates of users who asked at once."""
+    return {
+        "users": len(told),
+        "depth_tokens": depth,
+        "prompt_tokens": round(mean(each.prompt_tokens for each in told)),
+        "decode_tokens": round(mean(each.decode_tokens for each in told)),
+        "prompt_tokens_per_second": round(mean(each.prompt_rate for each in told), 3),
+        "decode_tokens_per_second": round(mean(each.decode_rate for each in told), 3),
+        "decode_tokens_per_second_total": round(sum(each.decode_tokens for each in told) / wall_s, 3),
+        "wall_s": round(wall_s, 2),
+    }
+
+
+def run(job: dict[str, Any]) -> int:
+    """Do the job; the exit code."""
+    modes = Modes(job)
+    modes.run()
+    modes.work.show("measured", state="done")
+    return 0
