@@ -126,8 +126,8 @@ def await_engine(engine: str) -> str:
         gone_s = time.monotonic() if now["ActiveState"] not in ("inactive", "failed") else gone_s
         if time.monotonic() - gone_s > GONE_S or now["SubState"] == "auto-restart" or not heard(STDOUT):
             progress.finish(failed=True)
-            last = " / ".join(line.strip() for line in units.last_lines(f"{engine}.service", 3))
-            return f"{engine} does not come back after the measurement: {last}. Remedy: `r1prov up` says more and repairs what it can"
+            words = units.last_words(units.show(engine, "InvocationID").get("InvocationID", "")) or now["SubState"]
+            return f"{engine} does not come back after the measurement: {words}. Remedy: `r1prov up` says more and repairs what it can"
         time.sleep(POLL_S)
     progress.finish()
     return ""
