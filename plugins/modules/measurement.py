@@ -98,7 +98,7 @@ def answers(module: AnsibleModule) -> str:
 
 def await_answers(module: AnsibleModule) -> None:
     """Waits until the engine gives no answers, or fails."""
-    progress, began_s = Progress("measurement"), time.monotonic()
+    progress, began_s = Progress("measure"), time.monotonic()
     mode = "the option --now (measure_now in plain Ansible) does not wait"
     try:
         while said := answers(module):
@@ -120,14 +120,14 @@ def await_answers(module: AnsibleModule) -> None:
 
 def await_engine(engine: str) -> str:
     """Waits until the engine is ready; why it is not, or nothing."""
-    progress, gone_s = Progress("measurement"), time.monotonic()
+    progress, gone_s = Progress("measure"), time.monotonic()
     progress.wait("the engine loads its model again")
     while (now := units.show(engine, "ActiveState", "SubState"))["ActiveState"] != "active":
         gone_s = time.monotonic() if now["ActiveState"] not in ("inactive", "failed") else gone_s
         if time.monotonic() - gone_s > GONE_S or now["SubState"] == "auto-restart" or not heard(STDOUT):
             progress.finish(failed=True)
-            last = " / ".join(line.strip() for line in units.last_lines(f"{engine}.service", 3))
-            return f"{engine} does not come back after the measurement: {last}. Remedy: `r1prov up` says more and repairs what it can"
+            words = units.last_words(units.show(engine, "InvocationID").get("InvocationID", "")) or now["SubState"]
+            return f"{engine} does not come back after the measurement: {words}. Remedy: `r1prov up` says more and repairs what it can"
         time.sleep(POLL_S)
     progress.finish()
     return ""
@@ -152,6 +152,9 @@ def main() -> None:
     # A unit that still works for a controller that is gone is started again, and goes on where it was.
     units.systemctl("restart", "--no-block", UNIT)
     time.sleep(POLL_S)
+    if options["now"] and units.show(engine, "ActiveState")["ActiveState"] == "deactivating":
+        # It would end its answers first, until systemd kills it a minute later. It has nothing to save.
+        units.systemctl("kill", "--signal=KILL", engine)
     # Its start waits until the engine has stopped: a job without a process.
     while (state := units.show(UNIT, *_KEYS)).get("Job") or state["ActiveState"] not in ("inactive", "failed"):
         if not heard(STDOUT):

@@ -76,7 +76,8 @@ def wait_for(host: LabHost, condition: str, limit_s: float = 300) -> None:
         time.sleep(0.5)
 
 
-def break_engine(host: LabHost, script: str) -> None:
+@contextmanager
+def picky_engine(host: LabHost, script: str) -> Iterator[None]:
     """Lets a script decide whether the engine starts. Its release stays whole, for a run would make a damaged one anew."""
     folder = f"{UNIT}.d"
     told(
@@ -84,11 +85,10 @@ def break_engine(host: LabHost, script: str) -> None:
         f"mkdir -p {folder}; printf '#!/bin/sh\\n%s\\n' \"{script}\" > /opt/picky; chmod 755 /opt/picky;"
         f" printf '[Service]\\nExecStartPre=/opt/picky\\n' > {folder}/picky.conf; systemctl daemon-reload",
     )
-
-
-def mend_engine(host: LabHost) -> None:
-    """Undoes that."""
-    told(host, f"rm -r {UNIT}.d /opt/picky; systemctl daemon-reload")
+    try:
+        yield
+    finally:
+        told(host, f"rm -r {folder} /opt/picky; systemctl daemon-reload; systemctl restart r1prov-llama-server")
 
 
 def pretend_two_threads_are_best(host: LabHost, kept: Path) -> None:
@@ -170,14 +170,13 @@ def test_another_plan_is_served_as_planned_until_the_old_one_is_back(
 
 
 def test_what_does_not_serve_gives_way_to_the_plan(tuner: Operator, host: LabHost, kept: Path) -> None:
-    break_engine(host, f"! grep -q -e '--threads 2' {UNIT} || {{ echo out of memory; exit 1; }}")
-    pretend_two_threads_are_best(host, kept)
-    talk = tuner.does("tune", "--yes", code=Exit.RUN_FAILED).stderr
-    assert f"{host.name}: back to the plan's own setting" in talk
-    assert not kept.exists()
-    assert "--threads 1" in told(host, f"cat {UNIT}")
-    assert answers(host)
-    mend_engine(host)
+    with picky_engine(host, f"! grep -q -e '--threads 2' {UNIT} || {{ echo out of memory; exit 1; }}"):
+        pretend_two_threads_are_best(host, kept)
+        talk = tuner.does("tune", "--yes", code=Exit.RUN_FAILED).stderr
+        assert f"{host.name}: back to the plan's own setting" in talk
+        assert not kept.exists()
+        assert "--threads 1" in told(host, f"cat {UNIT}")
+        assert answers(host)
 
 
 COMPARE = ("bench", "--modes", "cpu,ollama", "--limit", "80s")
@@ -274,12 +273,10 @@ def test_now_does_not_wait(tuner: Operator, host: LabHost) -> None:
 
 
 def test_an_engine_that_does_not_come_back_is_told(tuner: Operator, host: LabHost) -> None:
-    break_engine(host, "echo out of luck; exit 1")
-    talk = tuner.does("bench", "--modes", "cpu", "--limit", "20s", code=Exit.RUN_FAILED).stderr
-    assert "r1prov-llama-server does not come back after the measurement" in talk
-    assert "out of luck" in talk
-    mend_engine(host)
-    told(host, "systemctl restart r1prov-llama-server")
+    with picky_engine(host, "echo out of luck; exit 1"):
+        talk = tuner.does("bench", "--modes", "cpu", "--limit", "20s", code=Exit.RUN_FAILED).stderr
+    assert "r1prov-llama-server does not come back after the measurement: out of luck" in " ".join(talk.split())
+    assert answers(host)
 
 
 def test_the_service_is_back_after_a_reboot_in_the_middle(tuner: Operator, host: LabHost) -> None:
