@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-module: llama_bench
+module: measurement
 short_description: Measures in a unit of its own while the engine pauses, and returns the result
 description:
   - Stock Ansible cannot do it, because its module for services does not wait for a unit to end, nor stop one for which nobody waits.

@@ -16,7 +16,7 @@ from r1prov.hosts.first import OLDEST_PYTHON
 
 ROOT = Path(__file__).parents[2]
 DECLARED = tomllib.loads((ROOT / "pyproject.toml").read_text())
-OURS = {"r1prov", "tests", "benchmarks", "ansible_collections"}
+OURS = {"r1prov", "tests", "benchmarks", "ansible_collections", "measuring"}
 DISTRIBUTIONS = packages_distributions()
 
 ON_THE_CONTROLLER = ("r1prov", "plugins/action", "plugins/filter")
