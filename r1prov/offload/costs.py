@@ -3,12 +3,15 @@
 A device that works on a batch either waits for its memory or computes, whichever takes longer (the roofline model: Williams, Waterman,
 Patterson, 2009). The devices work one after the other. So a step of the engine takes the sum of that over the devices.
 
+- At the low speeds a card reads first and computes then, in batches of more than `MATRIX_VECTOR_TOKENS`.
 - A batch reads an expert once, however many of its tokens choose it (`distinct`).
 - Weights in RAM are copied to the first card for a batch of `OFFLOAD_TOKENS` or more (ggml_backend_cuda_device_offload_op), and of the
   experts those that a token has chosen (ggml-backend.cpp, llama.cpp #15346). The card computes after the copy. The CPU computes smaller
   batches, and all with `--no-op-offload`.
 - A prompt is cut into logical batches, and each of these into micro-batches. The rest of each cut is a batch of its own.
 - Attention multiplies each new token with all tokens before it.
+- Where everything lies on several cards and no override says otherwise, the cards work on the micro-batches of a logical batch as a
+  pipeline (llama_context, `pipeline_parallel`).
 
 All speeds are ranges of `speed`. `which` is 0 for the low speeds and 1 for the high ones.
 """
@@ -22,7 +25,8 @@ from typing import TYPE_CHECKING
 
 from r1prov.models.model import is_embedding
 from r1prov.offload import speed
-from r1prov.offload.memory import cache_bytes_per_token, context_of, placement
+from r1prov.offload.engine.schedule import PIPELINE_COPIES
+from r1prov.offload.memory import cache_bytes_per_token, context_of, pipelined, placement
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,6 +36,14 @@ if TYPE_CHECKING:
 
 OFFLOAD_TOKENS = 32
 """The tokens of the smallest batch for which weights in RAM are copied to a card (GGML_OP_OFFLOAD_MIN_BATCH, llama.cpp #18535)."""
+
+
+MATRIX_VECTOR_TOKENS = 8
+"""The tokens of the largest batch that a card multiplies vector by vector, which waits for memory alone (MMVQ_MAX_BATCH_SIZE)."""
+
+
+def _sum(reading: float, computing: float) -> float:
+    return reading + computing
 
 
 def distinct(tokens: int, used: int, total: int) -> float:
@@ -72,6 +84,7 @@ class Costs:
         used, total: How many experts a token chooses, and of how many. A dense model has 1 of 1.
         batch, micro_batch: The tokens of a logical batch and of a micro-batch.
         copies: Whether large batches have weights copied to the first card.
+        stages: The cards of a pipeline that work at once; 1 where there is none.
     """
 
     cards: tuple[Load, ...]
@@ -81,6 +94,7 @@ class Costs:
     batch: int
     micro_batch: int
     copies: bool
+    stages: int = 1
 
     @property
     def whole(self) -> bool:
@@ -89,9 +103,9 @@ class Costs:
 
     def prompt_seconds(self, tokens: int, cached: int, users: int, which: int) -> float:
         """The seconds for the prompts of `users`, each of `tokens` behind `cached` ones. The prompts share batches."""
-        weights = sum(count * self._weights_seconds(size, which) for size, count in self.batches(tokens * users))
         pairs = tokens * users * (cached + tokens / 2)
-        return weights + self._attention_seconds(pairs, 0, which)
+        attention = self._attention_seconds(pairs, 0, which) / (tokens * users)  # of one token
+        return sum(count * self._batch_seconds(size, attention, which) for size, count in self._cut(tokens * users))
 
     def copying_seconds(self, tokens: int, users: int, which: int) -> float:
         """The part of `prompt_seconds` in which weights are copied to the first card."""
@@ -103,13 +117,28 @@ class Costs:
 
     def batches(self, tokens: int) -> Iterator[tuple[int, int]]:
         """The sizes of the micro-batches of so many tokens of prompt, and how many there are of each."""
-        whole, rest = divmod(tokens, self.batch)
-        for cut, count in ((self.batch, whole), (rest, 1)):
-            full, left = divmod(cut, self.micro_batch)
-            if count and full:
+        for batch, count in self._cut(tokens):
+            full, left = divmod(batch, self.micro_batch)
+            if full:
                 yield self.micro_batch, count * full
-            if count and left:
+            if left:
                 yield left, count
+
+    def _cut(self, tokens: int) -> Iterator[tuple[int, int]]:
+        """The sizes of the logical batches of so many tokens of prompt, and how many there are of each."""
+        whole, rest = divmod(tokens, self.batch)
+        if whole:
+            yield self.batch, whole
+        if rest:
+            yield rest, 1
+
+    def _batch_seconds(self, tokens: int, attention: float, which: int) -> float:
+        """The seconds of a logical batch. In a pipeline the last card waits until the first micro-batch has gone through the others."""
+        seconds = [
+            (self._weights_seconds(size, which) + size * attention, count) for size, count in self.batches(tokens)
+        ]
+        filling = max(each for each, _ in seconds) * (self.stages - 1)
+        return (sum(each * count for each, count in seconds) + filling) / self.stages
 
     def _offloaded(self, tokens: int) -> bool:
         return self.copies and tokens >= OFFLOAD_TOKENS
@@ -123,7 +152,11 @@ class Costs:
     def _weights_seconds(self, tokens: int, which: int) -> float:
         """The seconds in which all weights are read, and multiplied with a batch of so many tokens."""
         memory, computing = speed.CARD_BYTES_PER_SECOND[which], speed.CARD_OPERATIONS_PER_SECOND[which]
-        seconds = sum(max(self._read(load, tokens) / memory, load.products * tokens / computing) for load in self.cards)
+        # At the low speeds a card does not read and compute at once.
+        both = max if which or tokens <= MATRIX_VECTOR_TOKENS else _sum
+        seconds = sum(
+            both(self._read(load, tokens) / memory, load.products * tokens / computing) for load in self.cards
+        )
         if self._offloaded(tokens):
             return seconds + self._copy_seconds(tokens, which) + self.host.products * tokens / computing
         ram, cpu = speed.RAM_BYTES_PER_SECOND[which], speed.CPU_OPERATIONS_PER_SECOND[which]
@@ -171,4 +204,5 @@ def costs(model: Model, setting: Setting, cards: tuple[int, ...]) -> Costs:
         batch=batch,
         micro_batch=min(setting.micro_batch, batch),
         copies=setting.offload and host > 0,
+        stages=min(host, PIPELINE_COPIES) if pipelined(setting, where, host) else 1,
     )

@@ -13,7 +13,7 @@ from r1prov.offload.arguments import mended, model_named, parse
 from r1prov.offload.outcome import Space, outcome, remarks
 from r1prov.offload.plan import plan_model
 from r1prov.offload.plan import wanted as wanted_setting
-from r1prov.offload.setting import RefusedError, UnknownArgumentError
+from r1prov.offload.setting import RefusedError, Setting, UnknownArgumentError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -103,10 +103,12 @@ def foresee_plan(
         raise SiteError(Problem(model.name, str(refusal), "choose another cache type")) from None
     assert plan.outcome  # noqa: S101 - for the type checker: a model whose tensors are known has one
     space, requested = Space(machine.cards, machine.ram, reserve), wanted_setting(serving, model)
-    other_form = [compare.other_form(other, planned(other)) for other in forms[1:]]
+    day = waits.day(model, plan.setting, space.cards, serving.workload)
+    as_the_engine = replace(requested, micro_batch=Setting.micro_batch)
+    other_form = [compare.other_form(other, requested, space, day.workload) for other in forms[1:]]
     baselines = (
         *other_form,
-        *compare.baselines(model, requested, space, plan.model_bytes),
+        *compare.baselines(model, as_the_engine, space, plan.model_bytes),
         *([compare.in_ollama(model, plan, space)] if space.cards else ()),
     )
     alternatives: tuple[Alternative, ...] = ()
@@ -123,7 +125,6 @@ def foresee_plan(
                 if latent.is_legacy(other)
             ]
         alternatives = tuple(compare.plans_that_fit(model, requested, space, plan.outcome, others))
-    day = waits.day(model, plan.setting, space.cards, serving.workload)
     return ForeseenPlan(model, plan, plan.outcome, day, baselines, alternatives)
 
 

@@ -18,12 +18,14 @@ from r1prov.offload import ollama, running, search, thumb
 from r1prov.offload.engine import graphs
 from r1prov.offload.memory import flash_on_cards, v_type
 from r1prov.offload.outcome import RESERVE_BYTES, Device, Outcome, Space, outcome
-from r1prov.offload.setting import Setting, rules
+from r1prov.offload.setting import Setting, batches, rules
+from r1prov.offload.waits import workload_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from r1prov.machines.profile import Machine, Serving
+    from r1prov.machines.workload import Workload
     from r1prov.models.catalogue import Quant
     from r1prov.models.model import Model
 
@@ -130,7 +132,7 @@ def plan_model(
     flash = flash_on_cards(model) or not machine.cards
     setting = replace(wanted(serving, model), flash=flash)
     if space.cards:
-        setting = search.best(model, setting, space) or setting
+        setting = search.best(model, setting, space, _workload(model, setting, space, serving)) or setting
     setting = replace(setting, prompts=_room_for_prompts(outcome(model, setting, space).host))
     result = outcome(model, setting, space)
     whole = setting.gpu_layers == model.entries and None not in dict(setting.overrides).values()
@@ -214,6 +216,16 @@ def wanted(serving: Serving, model: Model | None = None) -> Setting:
     )
 
 
+def _workload(model: Model, setting: Setting, space: Space, serving: Serving) -> Workload:
+    """The workload for which the placement is chosen, which is the one that `plan` shows.
+
+    Raises:
+        SiteError: An exchange that the operator asks for is longer than a slot.
+    """
+    whole = None if serving.workload else search.whole(model, setting, space)
+    return workload_for(serving.workload, model, whole or setting, space.cards)
+
+
 def _room_for_prompts(host: Device) -> int:
     """The bytes of RAM for past prompts, in whole MiB: what is left above the reserve, up to the engine's default."""
     return min(max(host.free - host.reserve, 0) // MIB * MIB, Setting.prompts)
@@ -266,7 +278,7 @@ def _placement(setting: Setting, *, between: str, rules_between: str) -> tuple[s
     return (
         *("--cache-type-k", setting.type_k.lower()),
         *(("--cache-type-v", setting.type_v.lower()) if setting.type_v != "F16" else ()),
-        *("--ubatch-size", str(setting.micro_batch)),
+        *batches(setting),
         *("--n-gpu-layers", str(setting.gpu_layers)),
         *(("--tensor-split", between.join(f"{share:g}" for share in setting.split)) if len(setting.split) > 1 else ()),
         *(("--override-tensor", rules(setting, rules_between)) if setting.overrides else ()),

@@ -95,5 +95,11 @@ def rules(setting: Setting, between: str) -> str:
     return between.join(f"{pattern}={'CPU' if card is None else f'CUDA{card}'}" for pattern, card in setting.overrides)
 
 
+def batches(setting: Setting) -> tuple[str, ...]:
+    """The arguments for the logical batch, where it is not the engine's default, and for the micro-batch."""
+    logical = () if setting.batch == Setting.batch else ("--batch-size", str(setting.batch))
+    return *logical, "--ubatch-size", str(setting.micro_batch)
+
+
 CACHE_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "IQ4_NL", "Q5_0", "Q5_1")
 """The types that the engine offers for the KV cache."""

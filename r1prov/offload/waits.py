@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from r1prov.machines.workload import CHAT, TEAM, check_length, shortened
+from r1prov.machines.workload import CHAT, TEAM, Exchange, Workload, check_length, shortened
 from r1prov.offload.costs import costs
 from r1prov.offload.memory import context_per_slot
 
 if TYPE_CHECKING:
-    from r1prov.machines.workload import Exchange, Workload
     from r1prov.models.model import Model
     from r1prov.offload.costs import Costs
     from r1prov.offload.setting import Setting
+
+PROMPT_SHARE = 16
+"""An exchange that fills a slot has a prompt of one part in this many."""
 
 Range = tuple[float, float]
 """What comes out at the low and at the high speeds of the devices."""
@@ -87,6 +89,12 @@ def day(model: Model, setting: Setting, cards: tuple[int, ...], asked: Workload 
     waits = tuple(_wait(found, exchange, slots) for exchange in workload.exchanges)
     slow, fast = (sum(workload.weight(wait.exchange) * wait.mean[which] for wait in waits) for which in (0, 1))
     return Day(workload, waits, (slow, fast))
+
+
+def filling(context: int) -> Workload:
+    """One exchange that fills a slot, for those who look for a placement without a workload. R1 thinks for long, so most is answer."""
+    prompt = max(context // PROMPT_SHARE, 1)
+    return Workload(exchanges=(Exchange(prompt=prompt, answer=max(context - prompt, 1)),))
 
 
 def mean_seconds(model: Model, setting: Setting, cards: tuple[int, ...], workload: Workload) -> float:

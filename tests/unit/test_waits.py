@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from statistics import median
 
 import pytest
 
@@ -12,9 +13,15 @@ from r1prov.common.errors import Exit
 from r1prov.common.units import GB, MIB
 from r1prov.machines.workload import CHAT, DOCUMENTS, TEAM, WORKLOADS, Exchange, Workload, shortened
 from r1prov.models import layout
-from r1prov.offload import waits
+from r1prov.offload import search, speed, waits
+from r1prov.offload.arguments import parse
 from r1prov.offload.costs import Costs, Load, costs, distinct
+from r1prov.offload.memory import context_per_slot
+from r1prov.offload.outcome import Space, outcome
 from r1prov.offload.setting import Setting
+from tests.cuda.ask_memory import planned_settings
+
+DATA = Path(__file__).parents[1] / "data"
 
 R1 = layout.model("UD-IQ1_S", mla=True)
 CARDS = (24564 * MIB,) * 4
@@ -190,3 +197,62 @@ def test_an_unknown_or_too_long_workload_is_refused(capsys: pytest.CaptureFixtur
     text = (Path(__file__).parents[2] / "inventory" / "profiles" / "4x4090.yml").read_text()
     profile.write_text(text.replace("serving:\n", "serving:\n  workload: office\n"))
     assert "there is no workload `office`" in refused(capsys, "plan", "--profile", str(profile))
+
+
+FITTED = [
+    answer
+    for answer in json.loads((DATA / "engine_fit.json").read_text())
+    if answer["context"] >= 8192 and answer["slots"] == 1 and answer["arguments"]
+]
+"""The machines for which the engine's own `--fit` was asked, with contexts in which a workload is worth its name."""
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_no_workload_waits_longer_than_with_fit_or_with_all_experts_in_ram(name: str) -> None:
+    """The arithmetic is the same for all. `--fit` has its default micro-batch, and experts in RAM have one of 4,096."""
+    gains = []
+    for answer in FITTED[:9]:
+        cards = tuple(mib * MIB for mib in answer["cards"])
+        model, space = layout.model(answer["quant"], mla=answer["mla"]), Space(cards, 480 * GB)
+        caches = ("-np", "1", "-ctk", answer["type_k"], "-ctv", answer["type_v"])
+        theirs = parse([*answer["arguments"], *caches], cards=len(cards))
+        unplaced = replace(theirs, gpu_layers=None, split=(), overrides=(), micro_batch=4096)
+        in_ram = replace(unplaced, overrides=(("exps", None),), batch=4096)
+        workload = shortened(WORKLOADS[name], context_per_slot(model, theirs))
+        ours = search.best(model, replace(unplaced, gpu_layers=0), space, workload)
+        assert ours
+        assert outcome(model, ours, space).fits
+        others = [setting for setting in (theirs, in_ram) if outcome(model, setting, space).fits]
+        mean, *means = (waits.mean_seconds(model, setting, cards, workload) for setting in (ours, *others))
+        assert mean <= min(means, default=mean) * 1.0001, answer
+        gains += [each / mean for each in means]
+    assert median(gains) > 1.01
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_a_4x4090_no_longer_waits_for_experts_at_every_256_tokens(name: str) -> None:
+    """Before workloads counted, the plan had a micro-batch of 256, and a token read 1.437 GB from RAM."""
+    wanted = replace(EXPERTS_IN_RAM, gpu_layers=0, overrides=())
+    space, workload = Space(CARDS, 480 * GB), WORKLOADS[name]
+    before = search.best(R1, wanted, space)
+    ours = search.best(R1, replace(wanted, micro_batch=4096), space, workload)
+    assert before
+    assert ours
+    assert before.micro_batch == 256
+    old, new = (waits.day(R1, setting, CARDS, workload) for setting in (before, ours))
+    assert new.mean[0] <= old.mean[0]
+    if name == "documents":
+        assert old.waits[0].copying[0] > 70
+        assert new.waits[0].copying[0] < 15
+        assert speed.reads(R1, ours, CARDS).host < 1.08 * 1.44 * GB
+
+
+def test_what_is_planned_for_workloads_is_what_the_engine_was_asked_about() -> None:
+    """tests/data/engine_memory_workloads.json has the engine's figures, with which each card keeps its reserve."""
+    answers = json.loads((DATA / "engine_memory_workloads.json").read_text())["answers"]
+    asked = [(each["quant"], tuple(each["cards"]), tuple(each["arguments"])) for each in answers]
+    planned = [(each.model, each.cards, each.arguments) for each in planned_settings(0)]
+    assert planned == asked, "ask anew: python -m tests.cuda.ask_memory PROGRAM workloads"
+    for answer in answers:
+        for card, parts in zip(answer["cards"], answer["mib"], strict=False):
+            assert card - sum(parts) >= 1024 - 8  # the engine rounds each part
