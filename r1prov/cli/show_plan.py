@@ -44,6 +44,8 @@ def plan(
         batch = found.setting.micro_batch
         output.line(f"A prompt waits {waits:.1f} s per {batch} tokens while experts are copied from RAM to CUDA0.")
     _day(day, found.outcome)
+    if found.slots_reason:
+        output.line(f"{slots.capitalize()}, because {found.slots_reason}.")
     hopeless = f"No small change would make it fit: the machine is too small for {_named(model)}."
     _verdict(found.outcome, "r1prov plan", alternatives, hopeless if _certainly_large(model, found.outcome) else "")
     if found.outcome.fits:

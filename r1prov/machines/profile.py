@@ -90,8 +90,8 @@ class Serving(Keys):
     """A quant of the catalogue, `best-on-gpus`, or the name of the profile's own `model`."""
     context_per_slot: Context
     """The number of tokens that each slot remembers."""
-    slots: int = Field(ge=1, le=64)
-    """The number of answers that the server computes at once."""
+    slots: int | None = Field(default=None, ge=1, le=64)
+    """The number of answers that the server computes at once. Without it the plan chooses the number for the workload."""
     attention: Attention = "mla"
     """With `mla`, the server converts files with legacy attention to MLA form once. With `legacy`, it serves them as published."""
     kv_type_k: KvType = "f16"

@@ -85,6 +85,7 @@ def of_plan(found: ForeseenPlan) -> dict[str, Any]:
     told = of_outcome(found.model, found.outcome, plan.arguments, plan.environment, found.alternatives)
     return told | {
         "workload": _day(found.day),
+        "slots": {"number": plan.slots, "reason": plan.slots_reason},
         "ollama": {
             "num_gpu": plan.ollama.gpu_layers,
             "num_ctx": plan.context_per_slot,

@@ -13,7 +13,7 @@ from r1prov.offload.arguments import mended, model_named, parse
 from r1prov.offload.outcome import Space, outcome, remarks
 from r1prov.offload.plan import plan_model
 from r1prov.offload.plan import wanted as wanted_setting
-from r1prov.offload.setting import RefusedError, Setting, UnknownArgumentError
+from r1prov.offload.setting import RefusedError, Setting, UnknownArgumentError, with_slots
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -102,7 +102,8 @@ def foresee_plan(
     except RefusedError as refusal:
         raise SiteError(Problem(model.name, str(refusal), "choose another cache type")) from None
     assert plan.outcome  # noqa: S101 - for the type checker: a model whose tensors are known has one
-    space, requested = Space(machine.cards, machine.ram, reserve), wanted_setting(serving, model)
+    space = Space(machine.cards, machine.ram, reserve)
+    requested = with_slots(wanted_setting(serving, model), plan.slots)
     day = waits.day(model, plan.setting, space.cards, serving.workload)
     as_the_engine = replace(requested, micro_batch=Setting.micro_batch)
     other_form = [compare.other_form(other, requested, space, day.workload) for other in forms[1:]]

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 from r1prov.models.model import is_embedding, layer_of
 from r1prov.offload.memory import cache_bytes, context_per_slot, matched, memory, placement, weight_bytes
-from r1prov.offload.setting import Setting
-from r1prov.offload.waits import filling, mean_seconds
+from r1prov.offload.setting import Setting, with_slots
+from r1prov.offload.waits import filling, mean_seconds, mean_waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,6 +32,12 @@ SMALLEST_MICRO_BATCH = 64
 
 _SIZE_STEP = 64
 """Micro-batches are multiples of this many tokens."""
+
+_HARDLY_LONGER = 1.1
+"""More slots are preferred where people wait longer by no more than this: the arithmetic is no more exact, and errs against many slots."""
+
+MOST_SLOTS = 64
+"""The most slots that are chosen."""
 
 _MOST_CUTS = 4
 """The most ways to cut a prompt of the workload into equal parts that are tried."""
@@ -119,8 +125,47 @@ def _batch(micro_batch: int) -> int:
     return micro_batch if Setting.batch % micro_batch else Setting.batch
 
 
+def slots_for(model: Model, wanted: Setting, space: Space, workload: Workload) -> tuple[int, str]:
+    """The number of slots for a workload, and the reason in words that go on `because`.
+
+    With as many slots as people ask at once, every answer begins at once. But each slot takes memory, and people who are served together
+    wait longer for the end. So these are the most slots with which they wait at most `_HARDLY_LONGER` times the least for the first token
+    and for the end, both together. What lies wholly on the cards stays there.
+
+    Args:
+        model: The model that is served.
+        wanted: The setting with one slot, before the placement.
+        space: The cards and the RAM.
+        workload: What people ask for.
+    """
+    at_once = min(max(exchange.at_once for exchange in workload.exchanges), MOST_SLOTS)
+    if at_once == 1:
+        return 1, "one person asks at a time"
+    waits: dict[int, float] = {}
+    is_whole = whole(model, wanted, space) is not None
+    for slots in sorted({at_once, *(2**power for power in range(at_once.bit_length()))}):
+        more = with_slots(replace(wanted, micro_batch=min(wanted.micro_batch, Setting.micro_batch)), slots)
+        setting = best(model, more, space)
+        if setting is None or memory(model, setting, space.cards).host.total > space.room_in_ram:
+            break
+        if is_whole and whole(model, more, space) is None:
+            break
+        waits[slots] = mean_waiting(model, setting, space.cards, workload)
+    least = min(waits.values(), default=0)
+    chosen = max((slots for slots, waited in waits.items() if waited <= _HARDLY_LONGER * least), default=1)
+    if chosen == at_once:
+        return chosen, "so many people ask at once"
+    larger = min((slots for slots in waits if slots > chosen), default=0)
+    if not larger:
+        return chosen, "more do not fit" + (" on the cards" if is_whole else "")
+    longer = waits[larger] / least - 1
+    return chosen, f"with {larger} people would wait {longer:.0%} longer in all"
+
+
 def whole(model: Model, wanted: Setting, space: Space) -> Setting | None:
     """A placement of everything on the cards, with the smallest micro-batch; None where there is none."""
+    if not space.cards:
+        return None
     *_, smallest = micro_batches(wanted)
     return _whole(model, replace(wanted, micro_batch=smallest), _entries(model, wanted), space.rooms)
 

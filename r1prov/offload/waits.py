@@ -105,23 +105,33 @@ def mean_seconds(model: Model, setting: Setting, cards: tuple[int, ...], workloa
     )
 
 
+def mean_waiting(model: Model, setting: Setting, cards: tuple[int, ...], workload: Workload) -> float:
+    """The mean seconds that people wait for the first token, and for the end, both together; at the low speeds of the devices.
+
+    The end alone would speak for few slots: people who are served together get their answers later than those who come first in a queue.
+    """
+    found = costs(model, setting, cards)
+    waited = ((exchange, _seconds(found, exchange, setting.slots, 0)) for exchange in workload.exchanges)
+    return sum(workload.weight(exchange) * (seconds[3] + seconds[5]) for exchange, seconds in waited)
+
+
 def _wait(found: Costs, exchange: Exchange, slots: int) -> Wait:
     slow, fast = (_seconds(found, exchange, slots, which) for which in (0, 1))
-    first, copying, end, mean, token = zip(slow, fast, strict=True)
+    first, copying, end, mean, token, _ = zip(slow, fast, strict=True)
     users = min(exchange.at_once, slots)
     each = 1 / token[0], 1 / token[1]
     return Wait(exchange, first, copying, end, mean, each, (users * each[0], users * each[1]))
 
 
-def _seconds(found: Costs, exchange: Exchange, slots: int, which: int) -> tuple[float, float, float, float, float]:
-    """The seconds to the first token, of copies before it, to the end, to the end in the mean, and for one token of each.
+def _seconds(found: Costs, exchange: Exchange, slots: int, which: int) -> tuple[float, ...]:
+    """The seconds to the first token, of copies, to the end, to the end in the mean, for a token of each, and to the first in the mean.
 
     As many as there are slots are served at once. Whoever asks beyond that waits until those before have their answers.
     """
     depth = exchange.cached + exchange.prompt + exchange.answer / 2
     users = min(exchange.at_once, slots)
     token = found.token_seconds(users, depth, which)
-    done = waited = first = copying = 0.0
+    done = waited = waited_first = first = copying = 0.0
     left = exchange.at_once
     while left:
         now = min(left, users)
@@ -129,5 +139,6 @@ def _seconds(found: Costs, exchange: Exchange, slots: int, which: int) -> tuple[
         copying = found.copying_seconds(exchange.prompt, now, which)
         done = first + exchange.answer * found.token_seconds(now, depth, which)
         waited += now * done
+        waited_first += now * first
         left -= now
-    return first, copying, done, waited / exchange.at_once, token
+    return first, copying, done, waited / exchange.at_once, token, waited_first / exchange.at_once

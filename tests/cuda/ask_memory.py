@@ -100,6 +100,7 @@ CHOSEN = (
 PLANNED = (
     # The machines for which plans are asked about: a profile with a quant, and machines for which `--fit` was asked (ask_fit.py).
     ("UD-IQ1_S", True, (SMALL,) * 4, 32_768, 1),
+    ("UD-IQ1_S", True, (SMALL,) * 4, 32_768, 8),
     ("UD-Q2_K_XL", True, (LARGE,) * 4, 32_768, 4),
     ("UD-Q2_K_XL", True, (LARGE,) * 4, 32_768, 16),
     ("Q4_K_M", True, (LARGE,) * 4, 32_768, 1),

@@ -256,3 +256,26 @@ def test_what_is_planned_for_workloads_is_what_the_engine_was_asked_about() -> N
     for answer in answers:
         for card, parts in zip(answer["cards"], answer["mib"], strict=False):
             assert card - sum(parts) >= 1024 - 8  # the engine rounds each part
+
+
+def test_4xh800_answers_sixteen_at_once_and_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    """The engine's own figures for these slots are in engine_memory_workloads.json."""
+    told = document(capsys, "plan", "--profile", "4xh800", "--json")
+    assert told["slots"] == {"number": 16, "reason": "so many people ask at once"}
+    assert told["fits"]
+    few = document(capsys, "plan", "--profile", "4xh800", "--parallel", "4", "--json")
+    assert few["slots"] == {"number": 4, "reason": ""}
+    many, four = (each["workload"]["exchanges"][0] for each in (told, few))
+    assert many["tokens_per_second_in_all"]["low"] > 2 * told["decode_tokens_per_second"]["low"]
+    assert many["first_token_seconds"]["high"] < four["first_token_seconds"]["high"] / 4
+
+
+def test_slots_are_as_many_as_help(capsys: pytest.CaptureFixture[str]) -> None:
+    numbers = {
+        name: document(capsys, "plan", "--workload", name, "--json")["slots"]["number"] for name in ("chat", "team")
+    }
+    assert numbers["chat"] == 1 < numbers["team"] < 16  # experts in RAM are read for each answer nearly anew
+    told = document(capsys, "plan", "--profile", "4xh800", "--ctx-size", "163840", "--json")
+    assert told["slots"]["number"] < 16  # more caches would push the model off the cards
+    assert "on the cards" in told["slots"]["reason"]
+    assert told["bytes_per_token"]["host"] < MIB
