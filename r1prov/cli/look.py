@@ -43,7 +43,7 @@ def profiles(
         (
             each,
             profile.serving.quant,
-            f"{profile.serving.slots} x {profile.serving.context_per_slot:,}",
+            f"{profile.serving.slots or 'auto'} x {profile.serving.context_per_slot:,}",
             profile.description,
         )
         for each, profile in known.items()

@@ -15,6 +15,7 @@ from r1prov.common import documents
 from r1prov.common.errors import Problem, SiteError
 from r1prov.common.units import parse_cards, parse_size
 from r1prov.machines import profile as machine
+from r1prov.machines.workload import load_workload
 from r1prov.models import catalogue, gguf, latent, layout
 from r1prov.offload import DYNAMIC_QUANTS, best_on_gpus, document, placeable
 from r1prov.offload.foresight import foresee_arguments, foresee_plan
@@ -43,6 +44,14 @@ Source = Annotated[
     ),
 ]
 Reserve = Annotated[str, typer.Option(help="What stays free on each card, with its unit.")]
+Workload = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|FILE",
+        help="What people ask for: chat, documents, thinking, team, or a .yml file of your own.",
+        callback=options.not_empty,
+    ),
+]
 CacheType = Annotated[str | None, typer.Option("--cache-type-k", help="The type of K in the cache, e.g. q4_0.")]
 DEFAULT_RESERVE = "1024MiB"
 DEFAULT_QUANT = "UD-IQ1_S"
@@ -58,10 +67,11 @@ def plan(
     parallel: options.Slots = None,
     cache_type_k: CacheType = None,
     attention: options.Form = None,
+    workload: Workload = None,
     reserve: Reserve = DEFAULT_RESERVE,
     json: options.Json = False,
 ) -> None:
-    """Say where the model would lie on a kind of server, what a token would read, and what the rule of thumb would do there.
+    """Say where the model would lie on a kind of server, how long people would wait, and what the rule of thumb would do there.
 
     Example: `r1prov plan --profile 4x4090 --quant UD-IQ1_M --ctx-size 4096`
     """
@@ -69,6 +79,8 @@ def plan(
     kv_type = cache_type_k and cache_type_k.lower()
     flags = {"--ctx-size": ctx_size, "--parallel": parallel, "--cache-type-k": kv_type, "--attention": attention}
     serving = _serving(chosen.serving, flags)
+    if workload:
+        serving = serving.model_copy(update={"workload": load_workload(workload)})
     free = _size("--reserve", reserve)
     _only_one(quant=quant, gguf=file)
     _only_one(source=source, gguf=file)
@@ -80,9 +92,9 @@ def plan(
     smaller = _smaller(published)
     found = foresee_plan(published, n_bytes, chosen.machine, serving, reserve=free, smaller=smaller)
     if json:
-        output.data(document.of_plan(found.model, found.plan, found.outcome, found.baselines, found.alternatives))
+        output.data(document.of_plan(found))
     else:
-        show_plan.plan(found.model, found.plan, found.baselines, found.alternatives)
+        show_plan.plan(found.model, found.plan, found.day, found.baselines, found.alternatives)
 
 
 def explain(
@@ -93,6 +105,7 @@ def explain(
     quant: options.Quant = None,
     file: File = None,
     attention: options.Form = "legacy",
+    workload: Workload = None,
     reserve: Reserve = DEFAULT_RESERVE,
     json: options.Json = False,
 ) -> None:
@@ -109,13 +122,16 @@ def explain(
     published, _ = _of_file(file) if file else _of_catalogue(quant or DEFAULT_QUANT)
     words = arguments or []
     try:
-        found = foresee_arguments(latent.served(published, attention or "legacy"), words, space)
+        asked = load_workload(workload) if workload else None
+        found = foresee_arguments(latent.served(published, attention or "legacy"), words, space, asked)
     except UnknownArgumentError as error:
         raise typer.BadParameter(str(error)) from None
     if json:
         output.data(document.of_arguments(found, words))
-    elif found.outcome:
-        show_plan.explained(found.model, found.outcome, found.alternatives, hopeless=not found.fits_in_mla_form)
+    elif found.outcome and found.day:
+        show_plan.explained(
+            found.model, found.outcome, found.day, found.alternatives, hopeless=not found.fits_in_mla_form
+        )
     else:
         show_plan.refusal(found.refusal, found.alternatives)
 

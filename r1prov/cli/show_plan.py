@@ -18,13 +18,16 @@ if TYPE_CHECKING:
     from r1prov.offload.compare import Alternative, Baseline
     from r1prov.offload.outcome import Device, Outcome
     from r1prov.offload.plan import Plan
+    from r1prov.offload.waits import Day, Wait
 
 BAR = 16
 BESIDE_LAYERS = {"token embedding": "token_embd", "output": "output"}
 LEGEND = "w weights, k KV cache, c compute buffer, r reserve, . free\nreads: GB that a token of a full slot reads"
 
 
-def plan(model: Model, found: Plan, baselines: Sequence[Baseline], alternatives: Sequence[Alternative]) -> None:
+def plan(
+    model: Model, found: Plan, day: Day, baselines: Sequence[Baseline], alternatives: Sequence[Alternative]
+) -> None:
     """Shows a plan, its contents, the commands for it, and the baselines."""
     slots = "1 slot" if found.slots == 1 else f"{found.slots} slots"
     output.line(f"{_named(model)}, {gib(found.model_bytes)}, {slots} of {found.context_per_slot:,} tokens")
@@ -40,6 +43,9 @@ def plan(model: Model, found: Plan, baselines: Sequence[Baseline], alternatives:
     if waits and found.outcome.fits:
         batch = found.setting.micro_batch
         output.line(f"A prompt waits {waits:.1f} s per {batch} tokens while experts are copied from RAM to CUDA0.")
+    _day(day, found.outcome)
+    if found.slots_reason:
+        output.line(f"{slots.capitalize()}, because {found.slots_reason}.")
     hopeless = f"No small change would make it fit: the machine is too small for {_named(model)}."
     _verdict(found.outcome, "r1prov plan", alternatives, hopeless if _certainly_large(model, found.outcome) else "")
     if found.outcome.fits:
@@ -62,13 +68,14 @@ def _named(model: Model) -> str:
     return f"{model.name} in MLA form" if model.mla else model.name
 
 
-def explained(model: Model, found: Outcome, alternatives: Sequence[Alternative], *, hopeless: bool) -> None:
+def explained(model: Model, found: Outcome, day: Day, alternatives: Sequence[Alternative], *, hopeless: bool) -> None:
     """Shows the outcome of arguments: what each device takes, whether it fits, and how fast it would be."""
     sentence = f"It fits in no placement and with no context: the machine is too small for {_named(model)}."
     output.line(f"{_named(model)}, {gib(model.n_bytes)}")
     output.line()
     _devices(found)
     _decoding(found)
+    _day(day, found)
     _verdict(found, "llama-server", alternatives, sentence if hopeless and _certainly_large(model, found) else "")
 
 
@@ -123,6 +130,34 @@ def _decoding(found: Outcome) -> None:
         output.line(
             f"Decoding: {_rate(found)} tokens/s, not measured: these bytes at {ram} to {ram_most} GB/s from RAM{from_cards}."
         )
+
+
+def _day(day: Day, found: Outcome) -> None:
+    """Shows what each exchange of the workload waits for."""
+    if not found.fits:
+        return
+    output.line()
+    output.line(f"Workload {day.workload.description} (not measured):")
+    columns = ("share>", "cached>", "new>", "answer>", "people>", "first token s>", "end s>", "tokens/s>", "all>")
+    output.table(columns, [_wait(wait, day.workload.weight(wait.exchange)) for wait in day.waits])
+    output.line(f"In the mean an exchange takes {_figures(*reversed(day.mean))} s.")
+    output.line()
+
+
+def _wait(wait: Wait, weight: float) -> tuple[str, ...]:
+    lengths = (wait.exchange.cached, wait.exchange.prompt, wait.exchange.answer, wait.exchange.at_once)
+    times = (_figures(*reversed(wait.first_token)), _figures(*reversed(wait.end)))
+    in_all = _figures(*wait.together) if wait.exchange.at_once > 1 else ""
+    return (f"{weight:.0%}", *(f"{length:,}" for length in lengths), *times, _figures(*wait.each), in_all)
+
+
+def _figures(low: float, high: float) -> str:
+    """A range with two digits, for it is no more exact than that."""
+    return f"{_rounded(low)}-{_rounded(high)}"
+
+
+def _rounded(figure: float) -> str:
+    return f"{figure:.1f}" if figure < 9.95 else f"{float(f'{figure:.2g}'):,.0f}"
 
 
 def _rate(found: Outcome) -> str:

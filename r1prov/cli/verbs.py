@@ -26,7 +26,7 @@ VERBS = {
     "up": ("up:up", "Set up servers, or repair what has drifted. Run it again at any time."),
     "plan": (
         "planning:plan",
-        "Say where the model would lie on a kind of server, what a token would read, and what the rule of thumb would do there.",
+        "Say where the model would lie on a kind of server, how long people would wait, and what the rule of thumb would do there.",
     ),
     "explain": (
         "planning:explain",

@@ -13,6 +13,7 @@ from r1prov.common import documents, paths
 from r1prov.common.documents import Keys
 from r1prov.common.errors import Problem, SiteError
 from r1prov.common.units import parse_size
+from r1prov.machines.workload import NamedWorkload
 from r1prov.models.catalogue import Quant
 from r1prov.models.latent import Attention
 
@@ -89,14 +90,16 @@ class Serving(Keys):
     """A quant of the catalogue, `best-on-gpus`, or the name of the profile's own `model`."""
     context_per_slot: Context
     """The number of tokens that each slot remembers."""
-    slots: int = Field(ge=1, le=64)
-    """The number of answers that the server computes at once."""
+    slots: int | None = Field(default=None, ge=1, le=64)
+    """The number of answers that the server computes at once. Without it the plan chooses the number for the workload."""
     attention: Attention = "mla"
     """With `mla`, the server converts files with legacy attention to MLA form once. With `legacy`, it serves them as published."""
     kv_type_k: KvType = "f16"
     """The type of K in the cache. V is F16; in MLA form V is a part of K and has its type."""
     temperature: float = Field(default=0.6, ge=0, le=2)
     """The sampling temperature for a request that names none. DeepSeek recommends 0.6 for R1."""
+    workload: NamedWorkload | None = None
+    """`chat`, `documents`, `thinking`, `team`, or exchanges of your own. Default: `team` where all lies on the cards, or else `chat`."""
     micro_batch: int = Field(ge=32, le=4096)
     """The number of prompt tokens computed at once. A higher number is faster and takes more memory of each card."""
 

@@ -15,6 +15,7 @@ from r1prov.offload.setting import CACHE_TYPES, EXPERTS, RefusedError, Setting, 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from r1prov.machines.workload import Workload
     from r1prov.models.model import Model
     from r1prov.offload.plan import Plan
 
@@ -71,10 +72,12 @@ class Other:
     model: Model
 
 
-def other_form(model: Model, planned: Plan) -> Baseline:
-    """The plan of the model in its other form (MLA or legacy), which is not the one to be served, as a baseline."""
-    assert planned.outcome  # noqa: S101 - for the type checker: a model whose tensors are known has one
-    return Baseline(IN_MLA_FORM if model.mla else "as published, legacy attention", planned.setting, planned.outcome)
+def other_form(model: Model, wanted: Setting, space: Space, workload: Workload) -> Baseline:
+    """The placement of the model in its other form (MLA or legacy), which is not the one to be served, as a baseline."""
+    setting = _for(model, wanted, space)
+    placed = (search.best(model, setting, space, workload) if space.cards else None) or setting
+    name = IN_MLA_FORM if model.mla else "as published, legacy attention"
+    return Baseline(name, placed, outcome(model, placed, space))
 
 
 def in_ollama(model: Model, planned: Plan, space: Space) -> Baseline:

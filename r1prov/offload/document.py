@@ -8,10 +8,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from r1prov.models.model import Model
-    from r1prov.offload.compare import Alternative, Baseline
-    from r1prov.offload.foresight import ForeseenArguments
+    from r1prov.offload.compare import Alternative
+    from r1prov.offload.foresight import ForeseenArguments, ForeseenPlan
     from r1prov.offload.outcome import Device, Outcome
-    from r1prov.offload.plan import Plan
+    from r1prov.offload.waits import Day, Range, Wait
 
 BASIS = (
     "the bytes of weights and of a full slot's cache that a token reads, divided by the speed of RAM (35 to 60 GB/s, as others measured on"
@@ -62,6 +62,7 @@ def of_refusal(
         "environment": environment,
         "bytes_per_token": None,
         "decode_tokens_per_second": None,
+        "workload": None,
         "fits": False,
         "sure": True,
         "reasons": [reason],
@@ -72,16 +73,19 @@ def of_refusal(
 
 def of_arguments(found: ForeseenArguments, arguments: Sequence[str]) -> dict[str, Any]:
     """The document of `r1prov explain`: the outcome of `arguments`, or the reason why the engine refuses them."""
-    if found.outcome:
-        return of_outcome(found.model, found.outcome, arguments, found.environment, found.alternatives)
+    if found.outcome and found.day:
+        told = of_outcome(found.model, found.outcome, arguments, found.environment, found.alternatives)
+        return told | {"workload": _day(found.day)}
     return of_refusal(found.model, found.refusal, arguments, found.environment, found.alternatives)
 
 
-def of_plan(
-    model: Model, plan: Plan, found: Outcome, baselines: Iterable[Baseline], alternatives: Iterable[Alternative]
-) -> dict[str, Any]:
-    """The document of `r1prov plan`: the plan, the baselines, and the alternatives if the plan does not fit."""
-    return of_outcome(model, found, plan.arguments, plan.environment, alternatives) | {
+def of_plan(found: ForeseenPlan) -> dict[str, Any]:
+    """The document of `r1prov plan`: the plan, what people wait for, the baselines, and the alternatives if the plan does not fit."""
+    plan = found.plan
+    told = of_outcome(found.model, found.outcome, plan.arguments, plan.environment, found.alternatives)
+    return told | {
+        "workload": _day(found.day),
+        "slots": {"number": plan.slots, "reason": plan.slots_reason},
         "ollama": {
             "num_gpu": plan.ollama.gpu_layers,
             "num_ctx": plan.context_per_slot,
@@ -95,9 +99,35 @@ def of_plan(
                 "reasons": list(baseline.outcome.reasons),
                 "bytes_per_token": {"host": baseline.outcome.reads.host, "devices": list(baseline.outcome.reads.cards)},
             }
-            for baseline in baselines
+            for baseline in found.baselines
         ],
     }
+
+
+def _day(day: Day) -> dict[str, Any]:
+    return {
+        "description": day.workload.description,
+        "mean_seconds": _seconds(day.mean),
+        "exchanges": [_wait(wait) for wait in day.waits],
+    }
+
+
+def _wait(wait: Wait) -> dict[str, Any]:
+    slow, fast = wait.each
+    in_all = [round(rate, 2) for rate in wait.together]
+    return wait.exchange.model_dump() | {
+        "first_token_seconds": _seconds(wait.first_token),
+        "copying_seconds": _seconds(wait.copying),
+        "end_seconds": _seconds(wait.end),
+        "tokens_per_second": {"low": round(slow, 2), "high": round(fast, 2)},
+        "tokens_per_second_in_all": dict(zip(("low", "high"), in_all, strict=True)),
+    }
+
+
+def _seconds(found: Range) -> dict[str, float]:
+    """A range of seconds, of which the low one comes of the high speeds."""
+    slow, fast = found
+    return {"low": round(fast, 2), "high": round(slow, 2)}
 
 
 def _alternative(alternative: Alternative) -> dict[str, Any]:

@@ -159,7 +159,8 @@ def _legacy(mode: str, subject: Subject) -> Server:
         return Server(mode, left_out="the model has no other form than the published one")
     if subject.model == published:
         return Server(mode, left_out=f"the same as {modes.HYBRID}: the files are served as they were published")
-    found = plan_model(published, subject.machine, subject.serving, floor=0, n_bytes=subject.published_bytes)
+    serving = subject.serving.model_copy(update={"slots": subject.plan.slots})  # else it would have a number of its own
+    found = plan_model(published, subject.machine, serving, floor=0, n_bytes=subject.published_bytes)
     return Server(mode, found.arguments, found.outcome)
 
 

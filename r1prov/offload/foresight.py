@@ -8,21 +8,23 @@ from typing import TYPE_CHECKING
 
 from r1prov.common.errors import Problem, SiteError
 from r1prov.models import latent
-from r1prov.offload import compare, running
+from r1prov.offload import compare, running, waits
 from r1prov.offload.arguments import mended, model_named, parse
 from r1prov.offload.outcome import Space, outcome, remarks
 from r1prov.offload.plan import plan_model
 from r1prov.offload.plan import wanted as wanted_setting
-from r1prov.offload.setting import RefusedError, UnknownArgumentError
+from r1prov.offload.setting import RefusedError, Setting, UnknownArgumentError, with_slots
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from r1prov.machines.profile import Machine, Serving
+    from r1prov.machines.workload import Workload
     from r1prov.models.model import Model
     from r1prov.offload.compare import Alternative, Baseline
     from r1prov.offload.outcome import Outcome
     from r1prov.offload.plan import Plan
+    from r1prov.offload.waits import Day
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class ForeseenPlan:
         model: The model in the form (MLA or legacy) in which it would be served.
         plan: The plan of that model.
         outcome: What the plan takes of each device, and whether it fits.
+        day: What the exchanges of the workload wait for.
         baselines: The outcomes of other ways to place the model on the same machine.
         alternatives: Changes with which the model would fit. There are none where the plan fits.
     """
@@ -40,6 +43,7 @@ class ForeseenPlan:
     model: Model
     plan: Plan
     outcome: Outcome
+    day: Day
     baselines: tuple[Baseline, ...]
     alternatives: tuple[Alternative, ...]
 
@@ -52,6 +56,7 @@ class ForeseenArguments:
         model: The model that llama-server would serve.
         environment: The variables of its process.
         outcome: What the arguments take of each device. It is None where the engine would not start.
+        day: What the exchanges of the workload wait for. It is None where the engine would not start.
         refusal: Why the engine would not start. It is empty where the engine would start.
         alternatives: Changes with which the engine would start, or with which the model would fit.
         fits_in_mla_form: Whether a model with legacy attention, for which there is no alternative, has one in MLA form.
@@ -60,6 +65,7 @@ class ForeseenArguments:
     model: Model
     environment: dict[str, str]
     outcome: Outcome | None
+    day: Day | None
     refusal: str
     alternatives: tuple[Alternative, ...]
     fits_in_mla_form: bool = False
@@ -79,7 +85,8 @@ def foresee_plan(
         smaller: Other quants of the model, in their published form, largest first.
 
     Raises:
-        SiteError: The engine would not start with these cache types, or a slot would hold more tokens than the model was trained for.
+        SiteError: The engine would not start with these cache types, a slot would hold more tokens than the model was trained for, or
+            the workload that is asked for has longer exchanges.
     """
     forms = [published, latent.in_mla_form(published)] if latent.is_legacy(published) else [published]
     if serving.attention == "mla":
@@ -95,11 +102,14 @@ def foresee_plan(
     except RefusedError as refusal:
         raise SiteError(Problem(model.name, str(refusal), "choose another cache type")) from None
     assert plan.outcome  # noqa: S101 - for the type checker: a model whose tensors are known has one
-    space, requested = Space(machine.cards, machine.ram, reserve), wanted_setting(serving, model)
-    other_form = [compare.other_form(other, planned(other)) for other in forms[1:]]
+    space = Space(machine.cards, machine.ram, reserve)
+    requested = with_slots(wanted_setting(serving, model), plan.slots)
+    day = waits.day(model, plan.setting, space.cards, serving.workload)
+    as_the_engine = replace(requested, micro_batch=Setting.micro_batch)
+    other_form = [compare.other_form(other, requested, space, day.workload) for other in forms[1:]]
     baselines = (
         *other_form,
-        *compare.baselines(model, requested, space, plan.model_bytes),
+        *compare.baselines(model, as_the_engine, space, plan.model_bytes),
         *([compare.in_ollama(model, plan, space)] if space.cards else ()),
     )
     alternatives: tuple[Alternative, ...] = ()
@@ -116,14 +126,23 @@ def foresee_plan(
                 if latent.is_legacy(other)
             ]
         alternatives = tuple(compare.plans_that_fit(model, requested, space, plan.outcome, others))
-    return ForeseenPlan(model, plan, plan.outcome, baselines, alternatives)
+    return ForeseenPlan(model, plan, plan.outcome, day, baselines, alternatives)
 
 
-def foresee_arguments(model: Model, words: Sequence[str], space: Space) -> ForeseenArguments:
+def foresee_arguments(
+    model: Model, words: Sequence[str], space: Space, asked: Workload | None = None
+) -> ForeseenArguments:
     """Predicts what llama-server would do with a model and these arguments.
+
+    Args:
+        model: The model.
+        words: The arguments.
+        space: The cards and the RAM.
+        asked: The workload that the operator asks for, if any.
 
     Raises:
         UnknownArgumentError: r1prov does not know an argument, or not its effect on memory.
+        SiteError: The workload that is asked for has longer exchanges than a slot.
     """
     environment = running.environment(space.cards)
     setting = None
@@ -136,7 +155,7 @@ def foresee_arguments(model: Model, words: Sequence[str], space: Space) -> Fores
         starts = (
             tuple(compare.settings_that_start(model, setting, space.cards)) if setting else _rewritten(words, space)
         )
-        return ForeseenArguments(model, environment, None, str(refusal), starts)
+        return ForeseenArguments(model, environment, None, None, str(refusal), starts)
     result = replace(result, notes=(*result.notes, *_ignored_model(model, words), *remarks(model, setting, result)))
     fits = () if result.fits else tuple(compare.settings_that_fit(model, setting, space, result))
     in_mla_form = False
@@ -144,7 +163,8 @@ def foresee_arguments(model: Model, words: Sequence[str], space: Space) -> Fores
         in_mla_form = any(compare.as_planned(latent.in_mla_form(model), replace(setting, type_v=setting.type_k), space))
         note = "With legacy attention it fits in no placement, and in MLA form it would fit: ask with --attention mla"
         result = replace(result, notes=(*result.notes, *([note] if in_mla_form else ())))
-    return ForeseenArguments(model, environment, result, "", fits, in_mla_form)
+    day = waits.day(model, setting, space.cards, asked)
+    return ForeseenArguments(model, environment, result, day, "", fits, in_mla_form)
 
 
 def _rewritten(words: Sequence[str], space: Space) -> tuple[Alternative, ...]:

@@ -309,6 +309,11 @@ def cache_bytes_per_token(model: Model, setting: Setting) -> int:
     return k if model.mla else k + row_bytes(setting.type_v, model.kv_heads * model.value_length)
 
 
+def pipelined(setting: Setting, where: Placement, cards: int) -> bool:
+    """Whether the cards work on several micro-batches at once, one after the other (llama_context)."""
+    return cards > 1 and where.on_cards and setting.cache_on_cards and not setting.overrides
+
+
 def _compute(
     model: Model, setting: Setting, where: Placement, cards: int, *, flash: bool, transposed_v: bool
 ) -> list[int]:
@@ -329,8 +334,7 @@ def _compute(
     shared = tuple((name, where.tensors[name]) for name in model.shared)
     graph = _graph(model, batch, shared)
     homes = where.tensors | dict(enumerate(where.caches))
-    pipeline = cards > 1 and where.on_cards and setting.cache_on_cards and not setting.overrides
-    copies = schedule.PIPELINE_COPIES if pipeline else 1
+    copies = schedule.PIPELINE_COPIES if pipelined(setting, where, cards) else 1
     plan = schedule.schedule(graph, homes, cards, copies=copies, offload=setting.offload)
     sizes = buffers.sizes(graph, plan, cards)
     if known(model):

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from r1prov.common.units import MIB
 from r1prov.models.model import layer_of
-from r1prov.offload.memory import context_of, memory
-from r1prov.offload.search import exchange_seconds, fits
+from r1prov.offload.memory import context_of, context_per_slot, memory
+from r1prov.offload.search import fits
+from r1prov.offload.waits import filling, mean_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,7 +50,8 @@ def best(model: Model, served: Setting, space: Space) -> Setting:
         placed = _most_layers(model, replace(in_ram, micro_batch=batch, batch=batch), space, count)
         count = placed.gpu_layers or 0
         candidates.append(placed)
-    return min(reversed(candidates), key=lambda setting: exchange_seconds(model, setting, space.cards))
+    exchange = filling(context_per_slot(model, served))
+    return min(reversed(candidates), key=lambda setting: mean_seconds(model, setting, space.cards, exchange))
 
 
 def _most_layers(model: Model, in_ram: Setting, space: Space, most: int) -> Setting:

@@ -18,12 +18,14 @@ from r1prov.offload import ollama, running, search, thumb
 from r1prov.offload.engine import graphs
 from r1prov.offload.memory import flash_on_cards, v_type
 from r1prov.offload.outcome import RESERVE_BYTES, Device, Outcome, Space, outcome
-from r1prov.offload.setting import Setting, rules
+from r1prov.offload.setting import Setting, batches, rules, with_slots
+from r1prov.offload.waits import workload_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from r1prov.machines.profile import Machine, Serving
+    from r1prov.machines.workload import Workload
     from r1prov.models.catalogue import Quant
     from r1prov.models.model import Model
 
@@ -48,6 +50,7 @@ class Plan:
         thumb_layers: The layers on the GPUs by the rule of thumb; None without GPUs.
         context_per_slot: The tokens of each slot.
         slots: The number of answers at once.
+        slots_reason: Why there are so many; empty where the operator has said the number.
         outcome: What the setting takes of each device; None for a model whose layers are not known.
         floor: The RAM + VRAM that the machine must have.
         arguments: The arguments of llama-server.
@@ -64,6 +67,7 @@ class Plan:
     thumb_layers: int | None
     context_per_slot: int
     slots: int
+    slots_reason: str
     outcome: Outcome | None
     floor: int
     arguments: tuple[str, ...]
@@ -129,14 +133,19 @@ def plan_model(
     # The plan sets this itself. The engine would keep V in the form for flash attention, and transpose it for every batch.
     flash = flash_on_cards(model) or not machine.cards
     setting = replace(wanted(serving, model), flash=flash)
+    workload, slots_reason = _workload(model, setting, space, serving), ""
     if space.cards:
-        setting = search.best(model, setting, space) or setting
+        if serving.slots is None:
+            slots, slots_reason = search.slots_for(model, setting, space, workload)
+            setting = with_slots(setting, slots)
+        setting = search.best(model, setting, space, workload) or setting
     setting, result, options = completed(model, setting, machine, space)
     return replace(
         _plan(model.name, n_bytes, machine, serving, setting, options=options),
         floor=floor,
         whole=is_whole(model, setting),
         ollama=ollama.best(model, setting, space),
+        slots_reason=slots_reason,
         outcome=result,
         thumb_layers=thumb.layers_on_gpu(machine.vram, n_bytes, model.layers) if space.cards else None,
     )
@@ -171,7 +180,8 @@ def _plan(
         ollama=setting,
         thumb_layers=thumb.layers_on_gpu(machine.vram, n_bytes) if machine.gpus else None,
         context_per_slot=serving.context_per_slot,
-        slots=serving.slots,
+        slots=setting.slots,
+        slots_reason="",
         outcome=None,
         floor=0,
         arguments=(*arguments(setting), *options),
@@ -196,13 +206,13 @@ def best_on_gpus(candidates: Sequence[Quant], machine: Machine, serving: Serving
         on_gpus = plan(quant, machine, serving)
         if on_gpus.whole:
             return on_gpus
-    smallest = candidates[-1]
+    smallest, slots = candidates[-1], serving.slots or 1
     raise SiteError(
         Problem(
             BEST_ON_GPUS,
             f"no dynamic quant fits on the cards: the smallest, {smallest.name}, has {gib(smallest.bytes)},"
             f" the cards have {gib(machine.vram)},"
-            f" and {serving.slots} slot{'s' * (serving.slots > 1)} of {serving.context_per_slot:,} tokens need room too",
+            f" and {slots} slot{'s' * (slots > 1)} of {serving.context_per_slot:,} tokens need room too",
             "name a quant (the rest goes to RAM), or lower slots or context_per_slot",
         )
     )
@@ -211,12 +221,14 @@ def best_on_gpus(candidates: Sequence[Quant], machine: Machine, serving: Serving
 def wanted(serving: Serving, model: Model | None = None) -> Setting:
     """The setting that the operator asks for, before the placement: everything lies in RAM, and no past prompt is kept.
 
+    Without a number of slots there is one.
+
     Each slot has a cache of its own, so that the buffer of attention scores covers the context of one slot only.
     """
-    type_k = serving.kv_type_k.upper()
+    type_k, slots = serving.kv_type_k.upper(), serving.slots or 1
     return Setting(
-        context=serving.context_per_slot * serving.slots,
-        slots=serving.slots,
+        context=serving.context_per_slot * slots,
+        slots=slots,
         unified=False,
         type_k=type_k,
         type_v=v_type(model, type_k) if model else "F16",
@@ -225,6 +237,16 @@ def wanted(serving: Serving, model: Model | None = None) -> Setting:
         prompts=0,
         fit=False,
     )
+
+
+def _workload(model: Model, setting: Setting, space: Space, serving: Serving) -> Workload:
+    """The workload for which the placement is chosen, which is the one that `plan` shows.
+
+    Raises:
+        SiteError: An exchange that the operator asks for is longer than a slot.
+    """
+    whole = None if serving.workload else search.whole(model, setting, space)
+    return workload_for(serving.workload, model, whole or setting, space.cards)
 
 
 def _room_for_prompts(host: Device) -> int:
@@ -279,7 +301,7 @@ def _placement(setting: Setting, *, between: str, rules_between: str) -> tuple[s
     return (
         *("--cache-type-k", setting.type_k.lower()),
         *(("--cache-type-v", setting.type_v.lower()) if setting.type_v != "F16" else ()),
-        *("--ubatch-size", str(setting.micro_batch)),
+        *batches(setting),
         *(("--n-gpu-layers", str(setting.gpu_layers)) if setting.gpu_layers is not None else ()),
         *(("--tensor-split", between.join(f"{share:g}" for share in setting.split)) if len(setting.split) > 1 else ()),
         *(("--override-tensor", rules(setting, rules_between)) if setting.overrides else ()),

@@ -16,29 +16,39 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from r1prov.models.model import is_embedding, layer_of
-from r1prov.offload import speed
 from r1prov.offload.memory import cache_bytes, context_per_slot, matched, memory, placement, weight_bytes
+from r1prov.offload.setting import Setting, with_slots
+from r1prov.offload.waits import filling, mean_seconds, mean_waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from r1prov.machines.workload import Workload
     from r1prov.models.model import Model
     from r1prov.offload.memory import Memory
     from r1prov.offload.outcome import Space
-    from r1prov.offload.setting import Setting
-
-PROMPT_SHARE = 16
-"""The micro-batch is chosen for an exchange that fills a slot, whose prompt is one part in this many of the slot. The rest is the
-answer, because R1 thinks for long, and earlier messages already lie in the cache."""
 
 SMALLEST_MICRO_BATCH = 64
+
+_SIZE_STEP = 64
+"""Micro-batches are multiples of this many tokens."""
+
+_HARDLY_LONGER = 1.1
+"""More slots are preferred where people wait longer by no more than this: the arithmetic is no more exact, and errs against many slots."""
+
+MOST_SLOTS = 64
+"""The most slots that are chosen."""
+
+_MOST_CUTS = 4
+"""The most ways to cut a prompt of the workload into equal parts that are tried."""
+
 _ROUNDS = 6
 """The most rounds of placing. Compute buffers depend on the placement, so it is repeated until both agree, mostly three times."""
 
 
 @lru_cache(maxsize=64)
-def best(model: Model, wanted: Setting, space: Space) -> Setting | None:
-    """Finds the fastest placement whose part in RAM fits there.
+def best(model: Model, wanted: Setting, space: Space, workload: Workload | None = None) -> Setting | None:
+    """Finds the placement with which the exchanges of the workload are over first in the mean, and whose part in RAM fits there.
 
     If none fits, this is the placement with the fewest bytes in RAM. If nothing of the model fits on the cards, it is None.
 
@@ -46,9 +56,10 @@ def best(model: Model, wanted: Setting, space: Space) -> Setting | None:
         model: The model that is served.
         wanted: The context, the slots and the cache types; `micro_batch` is the largest to try.
         space: The cards and the RAM, with the reserves that stay free.
+        workload: What people ask for. Without it, one exchange that fills a slot counts, and the logical batch is not changed.
     """
     entries, least, chosen = _entries(model, wanted), math.inf, None
-    for setting in _fastest_first(model, wanted, entries, space.rooms):
+    for setting in _fastest_first(model, wanted, entries, space.rooms, workload):
         in_ram = memory(model, setting, space.cards).host.total
         if in_ram < least:
             least, chosen = in_ram, setting
@@ -59,21 +70,32 @@ def best(model: Model, wanted: Setting, space: Space) -> Setting | None:
 
 
 def _fastest_first(
-    model: Model, wanted: Setting, entries: Sequence[_Entry], rooms: tuple[int, ...]
+    model: Model, wanted: Setting, entries: Sequence[_Entry], rooms: tuple[int, ...], workload: Workload | None
 ) -> Iterator[Setting]:
     """Placements that fit on the cards, the fastest first.
 
     The slower ones need smaller compute buffers, so that more of the model lies on the cards and less in RAM.
     """
-    for micro_batch in micro_batches(wanted):
-        whole = _whole(model, replace(wanted, micro_batch=micro_batch), entries, rooms)
-        if whole:
-            yield whole
+    asked = workload or filling(context_per_slot(model, wanted))
+
+    def seconds(setting: Setting) -> float:
+        return mean_seconds(model, setting, rooms, asked)
+
+    def sized(size: int) -> Setting:
+        return replace(wanted, micro_batch=size, batch=_batch(size) if workload else wanted.batch)
+
+    halves = [sized(size) for size in micro_batches(wanted)]
+    # Cards that hold everything copy nothing, so these few sizes show which is best.
+    yield from sorted(filter(None, (_whole(model, half, entries, rooms) for half in halves)), key=seconds)
     # Large batches copy weights to the first card. If it is too small for them, the CPU computes these batches (offload=False).
     for offload in (True, False)[not wanted.offload :]:
         # The drafts are ranked first, because working out one of them takes as long as drafting all.
-        for draft in _drafts(model, replace(wanted, offload=offload), entries, rooms):
-            setting = _worked_out(model, draft, entries, rooms)
+        drafts = _drafts(model, halves, entries, rooms, offload=offload)
+        if workload and drafts:
+            near = _equal_parts(workload, min(drafts, key=seconds), wanted.micro_batch)
+            drafts += _drafts(model, [sized(size) for size in near], entries, rooms, offload=offload)
+        for draft in sorted(drafts, key=seconds):
+            setting = _worked_out(model, draft, entries, rooms, seconds)
             if setting:
                 yield setting
 
@@ -86,13 +108,66 @@ def micro_batches(wanted: Setting) -> Iterator[int]:
         yield micro_batch
 
 
-def exchange_seconds(model: Model, setting: Setting, cards: Sequence[int]) -> float:
-    """The seconds for a prompt and its answer that together fill a slot, at the low speeds of the devices."""
-    context = context_per_slot(model, setting)
-    prompt = context // PROMPT_SHARE
-    batches = math.ceil(prompt / setting.micro_batch)
-    reads = speed.reads(model, setting, cards)
-    return (context - prompt) * reads.seconds(0) + batches * speed.prompt_copies_seconds(model, setting, cards)
+def _equal_parts(workload: Workload, setting: Setting, largest: int) -> list[int]:
+    """The micro-batches near that of `setting` which cut a prompt of the workload into equal parts, up to `largest`, largest first."""
+    near = range(setting.micro_batch // 2 + 1, min(setting.micro_batch * 2, largest + 1))
+    sizes = set()
+    for exchange in workload.exchanges:
+        tokens = exchange.prompt * min(exchange.at_once, setting.slots)
+        cuts = range(-(-tokens // near[-1]), tokens // near[0] + 1)
+        parts = (math.ceil(tokens / count / _SIZE_STEP) * _SIZE_STEP for count in cuts[:_MOST_CUTS] if count)
+        sizes |= {size for size in parts if size in near and size != setting.micro_batch}
+    return sorted(sizes, reverse=True)
+
+
+def _batch(micro_batch: int) -> int:
+    """The logical batch: the engine's default, or the micro-batch itself where the default would leave a rest in each batch."""
+    return micro_batch if Setting.batch % micro_batch else Setting.batch
+
+
+def slots_for(model: Model, wanted: Setting, space: Space, workload: Workload) -> tuple[int, str]:
+    """The number of slots for a workload, and the reason in words that go on `because`.
+
+    With as many slots as people ask at once, every answer begins at once. But each slot takes memory, and people who are served together
+    wait longer for the end. So these are the most slots with which they wait at most `_HARDLY_LONGER` times the least for the first token
+    and for the end, both together. What lies wholly on the cards stays there.
+
+    Args:
+        model: The model that is served.
+        wanted: The setting with one slot, before the placement.
+        space: The cards and the RAM.
+        workload: What people ask for.
+    """
+    at_once = min(max(exchange.at_once for exchange in workload.exchanges), MOST_SLOTS)
+    if at_once == 1:
+        return 1, "one person asks at a time"
+    waits: dict[int, float] = {}
+    is_whole = whole(model, wanted, space) is not None
+    for slots in sorted({at_once, *(2**power for power in range(at_once.bit_length()))}):
+        more = with_slots(replace(wanted, micro_batch=min(wanted.micro_batch, Setting.micro_batch)), slots)
+        setting = best(model, more, space)
+        if setting is None or memory(model, setting, space.cards).host.total > space.room_in_ram:
+            break
+        if is_whole and whole(model, more, space) is None:
+            break
+        waits[slots] = mean_waiting(model, setting, space.cards, workload)
+    least = min(waits.values(), default=0)
+    chosen = max((slots for slots, waited in waits.items() if waited <= _HARDLY_LONGER * least), default=1)
+    if chosen == at_once:
+        return chosen, "so many people ask at once"
+    larger = min((slots for slots in waits if slots > chosen), default=0)
+    if not larger:
+        return chosen, "more do not fit" + (" on the cards" if is_whole else "")
+    longer = waits[larger] / least - 1
+    return chosen, f"with {larger} people would wait {longer:.0%} longer in all"
+
+
+def whole(model: Model, wanted: Setting, space: Space) -> Setting | None:
+    """A placement of everything on the cards, with the smallest micro-batch; None where there is none."""
+    if not space.cards:
+        return None
+    *_, smallest = micro_batches(wanted)
+    return _whole(model, replace(wanted, micro_batch=smallest), _entries(model, wanted), space.rooms)
 
 
 def fits(taken: Memory, rooms: Sequence[int]) -> bool:
@@ -184,26 +259,34 @@ def splits(model: Model, setting: Setting, space: Space, compute: Sequence[int])
         worst = [max(before, use.compute) for before, use in zip(worst, uses, strict=True)]
 
 
-def _drafts(model: Model, wanted: Setting, entries: Sequence[_Entry], rooms: Sequence[int]) -> list[Setting]:
-    """A draft of a placement for each micro-batch, the fastest first.
+def _drafts(
+    model: Model, sizes: Sequence[Setting], entries: Sequence[_Entry], rooms: Sequence[int], *, offload: bool
+) -> list[Setting]:
+    """A draft of a placement for each of the settings that are asked for, which differ in their micro-batch.
 
     A draft uses the compute buffers of the placement before it, which may differ a little from its own.
     """
-    drafts = []
-    before = _arranged(wanted, entries, rooms)
+    drafts: list[Setting] = []
+    before = _arranged(replace(sizes[0], offload=offload), entries, rooms) if sizes else None
     if before is None:
-        return []
-    for micro_batch in micro_batches(wanted):
-        taken = memory(model, replace(before, micro_batch=micro_batch), rooms)
+        return drafts
+    for size in sizes:
+        taken = memory(model, replace(before, micro_batch=size.micro_batch, batch=size.batch), rooms)
         free = _less(rooms, [use.compute for use in taken.cards])
-        draft = _arranged(replace(wanted, micro_batch=micro_batch), entries, free)
+        draft = _arranged(replace(size, offload=offload), entries, free)
         if draft:
             drafts.append(draft)
             before = draft
-    return sorted(drafts, key=lambda draft: exchange_seconds(model, draft, rooms))
+    return drafts
 
 
-def _worked_out(model: Model, draft: Setting, entries: Sequence[_Entry], rooms: Sequence[int]) -> Setting | None:
+def _worked_out(
+    model: Model,
+    draft: Setting,
+    entries: Sequence[_Entry],
+    rooms: Sequence[int],
+    seconds_of: Callable[[Setting], float],
+) -> Setting | None:
     """Repeats the placement of a draft with its real compute buffers until it fits and gets no faster; None if it never fits."""
     fastest, least = None, math.inf
     setting, worst = draft, [0] * len(rooms)
@@ -212,7 +295,7 @@ def _worked_out(model: Model, draft: Setting, entries: Sequence[_Entry], rooms: 
         compute = [use.compute for use in taken.cards]
         worst = [max(both) for both in zip(worst, compute, strict=True)]
         if fits(taken, rooms):
-            seconds = exchange_seconds(model, setting, rooms)
+            seconds = seconds_of(setting)
             if seconds >= least:
                 break
             fastest, least = setting, seconds

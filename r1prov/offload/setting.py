@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from r1prov.common.units import GIB
@@ -93,6 +93,17 @@ def first_experts(layers: int) -> tuple[tuple[str, int | None], ...]:
 def rules(setting: Setting, between: str) -> str:
     """The overrides as the value of `--override-tensor`. `between` is `,` for llama-server and `;` for llama-bench."""
     return between.join(f"{pattern}={'CPU' if card is None else f'CUDA{card}'}" for pattern, card in setting.overrides)
+
+
+def with_slots(setting: Setting, slots: int) -> Setting:
+    """The setting with another number of slots, each with the context that one has now."""
+    return replace(setting, slots=slots, context=(setting.context or 0) // setting.slots * slots)
+
+
+def batches(setting: Setting) -> tuple[str, ...]:
+    """The arguments for the logical batch, where it is not the engine's default, and for the micro-batch."""
+    logical = () if setting.batch == Setting.batch else ("--batch-size", str(setting.batch))
+    return *logical, "--ubatch-size", str(setting.micro_batch)
 
 
 CACHE_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "IQ4_NL", "Q5_0", "Q5_1")

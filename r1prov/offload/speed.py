@@ -1,4 +1,4 @@
-"""The bytes that a decoded token reads from each device, and how long reading them takes.
+"""The bytes that a decoded token reads from each device, and how long reading them takes. Here stand all speeds that plans count with.
 
 Decoding is limited by the speed of memory: each token uses every weight that it reads only once.
 """
@@ -29,8 +29,20 @@ CARD_BYTES_PER_SECOND = (400 * GB, 800 * GB)
 """The low and the high speed at which decoding reads a card. Each layer waits for the one before it, so both are below the card's data
 sheet."""
 
-LINK_BYTES_PER_SECOND = 20 * GB
-"""The speed at which weights go from RAM to the first card, which computes large batches with them: PCIe 4.0 x16, pinned memory."""
+LINK_BYTES_PER_SECOND = (20 * GB, 25 * GB)
+"""The low and the high speed at which weights go from RAM to the first card, which computes large batches with them: PCIe 4.0 x16, pinned
+memory."""
+
+CARD_OPERATIONS_PER_SECOND = (19e12, 65e12)
+"""The low and the high speed at which a card computes matrix products of quantised weights with a batch, experts included.
+
+Others measured 277 tokens/s of prompt for UD-IQ1_S on two H100 in January 2025 (unslothai/unsloth #1591): 71 GFLOP for each token. They
+measured 10,026 tokens/s for a mixture with 3 G active weights on an RTX 4090 in 2026, in micro-batches of 2,048 (llama.cpp #22298).
+"""
+
+CPU_OPERATIONS_PER_SECOND = (0.7e12, 4.6e12)
+"""The same for the CPU. Others measured 10 tokens/s of prompt for R1 on 48 older cores (ik_llama.cpp #282), and 65 on 64 cores of an
+Ice Lake Xeon (ktransformers #527)."""
 
 
 @dataclass(frozen=True)
@@ -81,4 +93,4 @@ def prompt_copies_seconds(model: Model, setting: Setting, cards: Sequence[int]) 
         for name, tensor in model.weights.items()
         if tensors[name] == len(cards) and not is_embedding(name)
     )
-    return in_ram / LINK_BYTES_PER_SECOND
+    return in_ram / LINK_BYTES_PER_SECOND[0]

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from r1prov.offload import running
 from r1prov.offload.memory import placement
 from r1prov.offload.outcome import RESERVE_BYTES, Space, outcome
-from r1prov.offload.search import PROMPT_SHARE, SMALLEST_MICRO_BATCH
-from r1prov.offload.setting import rules
+from r1prov.offload.search import SMALLEST_MICRO_BATCH
+from r1prov.offload.setting import batches, rules
+from r1prov.offload.waits import PROMPT_SHARE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -37,7 +38,7 @@ SHORTEST_PROMPT, LONGEST_PROMPT = 64, 1024
 
 _OPTIONS = {
     "threads": ("--threads",),
-    "placement": ("--ubatch-size", "--override-tensor"),
+    "placement": ("--batch-size", "--ubatch-size", "--override-tensor"),
     "repack": ("--no-repack",),
 }
 """The options of llama-server that each dimension sets."""
@@ -173,7 +174,10 @@ def _placements(plan: Plan, model: Model | None, machine: Machine, prompt: int) 
     """
     setting = plan.setting
     own = Choice(f"micro-batch {setting.micro_batch}", _of(plan.arguments, _OPTIONS["placement"]))
-    half, double = (replace(setting, micro_batch=size) for size in (setting.micro_batch // 2, setting.micro_batch * 2))
+    half, double = (
+        replace(setting, micro_batch=size, batch=max(setting.batch, size))
+        for size in (setting.micro_batch // 2, setting.micro_batch * 2)
+    )
     candidates: list[tuple[str, Setting | None]] = []
     if half.micro_batch >= SMALLEST_MICRO_BATCH:
         candidates.append((f"micro-batch {half.micro_batch}", half))
@@ -202,7 +206,7 @@ def _fitting(model: Model, setting: Setting, machine: Machine, *, moves: bool = 
 
 def _placed(setting: Setting) -> tuple[str, ...]:
     placed = ("--override-tensor", rules(setting, ",")) if setting.overrides else ()
-    return "--ubatch-size", str(setting.micro_batch), *placed
+    return *batches(setting), *placed
 
 
 def _fewer(model: Model, setting: Setting, machine: Machine) -> Setting:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from r1prov.common.errors import Problem, SiteError, UnhealthyError, UnreachableError
 from r1prov.hosts import met
 from r1prov.machines.tuned import Hardware, Measurement, Tuned
-from r1prov.offload import search, tuning
+from r1prov.offload import tuning, waits
 from r1prov.site.state import SiteState
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def variables(trial: Trial, limit_s: int, *, force: bool) -> dict[str, Any]:
         ],
         "measure_prompt_tokens": trial.prompt_tokens,
         "measure_decode_tokens": tuning.DECODE_TOKENS,
-        "measure_prompt_share": search.PROMPT_SHARE,
+        "measure_prompt_share": waits.PROMPT_SHARE,
         "measure_limit_s": limit_s,
         "measure_subject": trial.subject.model_dump(mode="json"),
         "measure_force": force,

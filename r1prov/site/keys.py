@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from r1prov.common.documents import Keys
 from r1prov.machines.profile import Context, KvType, Profile
+from r1prov.machines.workload import NamedWorkload
 from r1prov.models.latent import Attention
 from r1prov.site.addresses import is_an_address, reached_at, url
 from r1prov.site.sources import Sources
@@ -192,6 +193,8 @@ class SiteFile(Keys):
     """`mla` brings files with legacy attention into MLA form; `legacy` serves them as published. Default: the profile's."""
     kv_type_k: KvType | None = None
     """The type of K in the KV cache. Default: the profile's."""
+    workload: NamedWorkload | None = None
+    """`chat`, `documents`, `thinking`, `team`, or exchanges of your own, for which the model is placed. Default: the profile's."""
     data_dir: str = Field(default="/srv/r1prov", pattern=r"^/.")
     """The folder for the weights on the host. Where the host has a data disk, name a folder there."""
     rpc: bool = False

@@ -240,6 +240,7 @@ def _with_wishes(profile: Profile, file: SiteFile) -> Profile:
             ("slots", file.slots),
             ("attention", file.attention),
             ("kv_type_k", file.kv_type_k),
+            ("workload", file.workload),
         )
         if value is not None
     }

@@ -4,6 +4,7 @@
     python -m tests.cuda.ask_memory PROGRAM others [SEED] > tests/data/engine_memory_others.json
     python -m tests.cuda.ask_memory PROGRAM mixed [SEED] > tests/data/engine_memory_mixed.json
     python -m tests.cuda.ask_memory PROGRAM modes > tests/data/engine_memory_modes.json
+    python -m tests.cuda.ask_memory PROGRAM workloads > tests/data/engine_memory_workloads.json
 
 PROGRAM runs llama-fit-params of the pinned llama.cpp, with its CUDA backend, on cards that need not exist. `tests/cuda/engine` is
 such a program; it runs on a machine without a driver where r1prov has built the engine:
@@ -27,9 +28,15 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from r1prov.common.units import GB, MIB
+from r1prov.machines.workload import WORKLOADS, shortened
+from r1prov.models import layout
 from r1prov.models.layout import LAYERS, TYPES
+from r1prov.offload import search
+from r1prov.offload import setting as placing
 from r1prov.offload.experiment import servers
 from r1prov.offload.modes import MODES
+from r1prov.offload.outcome import Space
 from tests.cuda import experiments, fullsize, models, patterns
 
 SMALL, LARGE = 24_564, 81_559  # MiB that nvidia-smi shows for an RTX 4090 and an H800
@@ -91,6 +98,20 @@ CHOSEN = (
     ("UD-IQ1_S", False, (SMALL,) * 4, "-c 8192 -np 1 -ctk q4_0 -ctv q4_0"),
     ("UD-IQ1_S", False, (SMALL,) * 4, "-c 8192 -np 1 -ngl 62 -fa on"),
     ("UD-IQ1_S", True, (SMALL,) * 4, "-c 8192 -np 1 -ngl 62 -fa off -ctk q8_0 -ctv q8_0"),
+)
+
+PLANNED = (
+    # The machines for which plans are asked about: a profile with a quant, and machines for which `--fit` was asked (ask_fit.py).
+    ("UD-IQ1_S", True, (SMALL,) * 4, 32_768, 1),
+    ("UD-IQ1_S", True, (SMALL,) * 4, 32_768, 8),
+    ("UD-Q2_K_XL", True, (LARGE,) * 4, 32_768, 4),
+    ("UD-Q2_K_XL", True, (LARGE,) * 4, 32_768, 16),
+    ("Q4_K_M", True, (LARGE,) * 4, 32_768, 1),
+    ("UD-IQ1_S", True, (SMALL,) * 2, 32_768, 1),
+    ("UD-IQ1_S", True, (SMALL, LARGE), 32_768, 1),
+    ("UD-IQ1_M", True, (SMALL, 16_376, 49_140), 16_384, 2),
+    ("UD-IQ1_M", False, (SMALL,) * 8, 16_384, 1),
+    ("UD-IQ1_S", True, (SMALL,) * 8, 32_768, 2),
 )
 
 Engine = Callable[[Sequence[str]], subprocess.CompletedProcess[str]]
@@ -203,6 +224,29 @@ def here(program: str) -> Engine:
     return lambda words: subprocess.run([program, *words], capture_output=True, text=True, check=False)
 
 
+def planned_settings(_: int) -> Iterator[Setting]:
+    """What a plan chooses for each workload on each machine of `PLANNED`."""
+    for quant, mla, cards, context, slots in PLANNED:
+        model, space = layout.model(quant, mla=mla), Space(tuple(mib * MIB for mib in cards), 480 * GB)
+        wanted = placing.Setting(
+            context=context * slots, slots=slots, unified=False, gpu_layers=0, micro_batch=4096, flash=mla
+        )
+        for workload in WORKLOADS.values():
+            found = search.best(model, wanted, space, shortened(workload, context))
+            assert found
+            yield Setting(quant, mla, cards, words_of(found))
+
+
+def words_of(found: placing.Setting) -> tuple[str, ...]:
+    """A setting as arguments of llama-fit-params, which has no unified cache for several slots."""
+    return (
+        *("-c", str(found.context), "-np", str(found.slots), *placing.batches(found)),
+        *("-ngl", str(found.gpu_layers), "-ts", ",".join(f"{share:g}" for share in found.split) or "1"),
+        *(("-ot", placing.rules(found, ",")) if found.overrides else ()),
+        *("-fa", "on" if found.flash else "off", *(() if found.offload else ("--no-op-offload",))),
+    )
+
+
 def ask(engine: Engine, file: Path, setting: Setting) -> dict[str, Any]:
     """The engine's answer to one question.
 
@@ -235,6 +279,7 @@ _QUESTIONS: dict[str, Callable[[int], Iterator[Setting]]] = {
     "others": settings_of_others,
     "mixed": mixed_settings,
     "modes": settings_of_modes,
+    "workloads": planned_settings,
 }
 
 

@@ -385,7 +385,8 @@ def test_a_small_model_of_the_same_make_plans_too(capsys: pytest.CaptureFixture[
 
 def test_a_dense_model_is_placed_by_layers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = fullsize.write_other(tmp_path / "llama.gguf", models.MODELS["llama-8b"]())
-    _, out, _ = run(capsys, "plan", "--profile", "4x4090", "--cache-type-k", "q4_0", "--gguf", str(file))
+    words = ("--profile", "4x4090", "--parallel", "1", "--cache-type-k", "q4_0", "--gguf", str(file))
+    _, out, _ = run(capsys, "plan", *words)
     assert "It fits." in out
     assert "--cache-type-k q4_0 --cache-type-v q4_0" in out
     assert "Ollama: num_gpu 33, num_batch 512\n" in out

@@ -29,8 +29,8 @@ def _answers(file: str) -> list[dict]:
     return json.loads((Path(__file__).parents[1] / "data" / file).read_text())["answers"]
 
 
-R1, ALL_OTHERS, MIXED, OF_MODES = (
-    _answers(f"engine_memory{which}.json") for which in ("", "_others", "_mixed", "_modes")
+R1, ALL_OTHERS, MIXED, OF_MODES, PLANNED = (
+    _answers(f"engine_memory{which}.json") for which in ("", "_others", "_mixed", "_modes", "_workloads")
 )
 PRESUMED = [answer for answer in ALL_OTHERS if answer["model"] in models.PRESUMED]
 OTHERS = [answer for answer in ALL_OTHERS if answer["model"] not in models.PRESUMED]
@@ -75,7 +75,7 @@ def test_the_reference_covers_every_model() -> None:
     assert {answer["model"] for answer in ALL_OTHERS} == set(models.MODELS)
 
 
-@pytest.mark.parametrize("answers", [R1, OTHERS], ids=["r1", "others"])
+@pytest.mark.parametrize("answers", [R1, OTHERS, PLANNED], ids=["r1", "others", "planned"])
 def test_every_device_of_every_answer_is_within_the_limits(answers: list[dict]) -> None:
     """The limits are 0.5 % for weights and KV, and for compute 5 % or 64 MiB, but at most 64 MiB too low.
 

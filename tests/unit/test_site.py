@@ -8,6 +8,7 @@ from ansible_collections.r1.prov.plugins.module_utils import host_judge
 
 from r1prov import site
 from r1prov.common.errors import SiteError
+from r1prov.decision import decide
 from r1prov.machines import profile as machine
 from r1prov.machines.profile import Profile, load_profile
 from r1prov.site import Check, Host, authority
@@ -273,3 +274,19 @@ def test_files_of_the_operator_that_are_open_to_others_are_refused(
     else:
         site.load(tmp_path / "r1prov.yml")
     assert (tmp_path / name).stat().st_mode & 0o777 == mode
+
+
+def test_the_workload_of_the_site_decides_where_the_model_lies(tmp_path: Path) -> None:
+    file = tmp_path / "r1prov.yml"
+    chosen = {}
+    for written in ("", "workload: documents", "workload: {exchanges: [{prompt: 100, answer: 30000}]}"):
+        file.write_text(f"profile: 4x4090\nhosts: [gpu1]\n{written}\n")
+        setting = decide(site.load(file)).plan.setting
+        chosen[written] = setting.micro_batch, setting.batch
+    assert list(chosen.values()) == [(1024, 2048), (1600, 1600), (128, 2048)]
+    file.write_text("profile: 4x4090\nhosts: [gpu1]\ncontext_per_slot: 8192\nworkload: documents\n")
+    with pytest.raises(SiteError, match="does not fit in a slot of 8,192"):
+        decide(site.load(file))
+    file.write_text("profile: 4x4090\nhosts: [gpu1]\nworkload: office\n")
+    with pytest.raises(SiteError, match="there is no workload `office`"):
+        site.load(file)

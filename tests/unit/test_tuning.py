@@ -62,10 +62,10 @@ def test_what_is_tried_on_a_4x4090() -> None:
     _, trial = planned("4x4090")
     assert labels(trial) == {
         "threads": ["64", "32", "24", "16"],
-        "placement": ["micro-batch 128", "micro-batch 64", "micro-batch 256", "a tensor less per card"],
+        "placement": ["micro-batch 512", "micro-batch 256", "a tensor less per card"],
         "repack": ["on", "off"],
     }
-    assert trial.settings == 8
+    assert trial.settings == 7
     assert trial.prompt_tokens == 512
 
 
@@ -89,7 +89,7 @@ def test_every_placement_fits_and_one_with_a_tensor_less_reads_more_from_ram() -
         assert done.fits, choice.label
         reads[choice.label] = done.reads.host
     assert found.outcome
-    assert reads["micro-batch 128"] == reads["micro-batch 64"] == found.outcome.reads.host
+    assert reads["micro-batch 512"] == reads["micro-batch 256"] == found.outcome.reads.host
     assert reads["a tensor less per card"] > found.outcome.reads.host
 
 

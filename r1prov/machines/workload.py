@@ -1,0 +1,149 @@
+"""Workloads: what people ask of a server in a day, as shares of exchanges. The plan says what each of them waits for."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from r1prov.common import documents
+from r1prov.common.documents import Keys
+from r1prov.common.errors import Problem, SiteError
+
+
+class Exchange(Keys):
+    """A question and its answer, in tokens."""
+
+    share: float = Field(default=1, gt=0)
+    """How often it happens, compared with the other exchanges. The shares need not come to 1."""
+    prompt: int = Field(ge=1)
+    """The tokens of the question that are new."""
+    cached: int = Field(default=0, ge=0)
+    """The tokens before them that lie in the cache of the slot already."""
+    answer: int = Field(ge=1)
+    """The tokens of the answer, thinking included."""
+    at_once: int = Field(default=1, ge=1, le=1024)
+    """The number of people who ask this at the same moment."""
+
+    @property
+    def tokens(self) -> int:
+        """The tokens of a slot that it fills."""
+        return self.prompt + self.cached + self.answer
+
+
+class Workload(Keys):
+    """The exchanges of a day."""
+
+    description: str = "own figures"
+    """The words for it that `r1prov plan` shows."""
+    exchanges: tuple[Exchange, ...] = Field(min_length=1)
+    """The exchanges."""
+
+    def weight(self, exchange: Exchange) -> float:
+        """The share of an exchange, where all shares come to 1."""
+        return exchange.share / sum(other.share for other in self.exchanges)
+
+
+# docs/workloads.md says where these figures come from.
+CHAT = Workload(
+    description="chat: one person talks, and reads each answer first",
+    exchanges=(
+        Exchange(share=6, prompt=100, cached=2000, answer=1000),
+        Exchange(share=3, prompt=1000, answer=1000),
+        Exchange(share=1, prompt=4000, answer=1000),
+    ),
+)
+DOCUMENTS = Workload(
+    description="documents: a person asks about a page of documents, then once more",
+    exchanges=(
+        Exchange(share=2, prompt=8000, answer=1500),
+        Exchange(share=1, prompt=200, cached=9500, answer=1500),
+    ),
+)
+THINKING = Workload(
+    description="thinking: short questions that need long thought",
+    exchanges=(
+        Exchange(share=2, prompt=300, answer=5000),
+        Exchange(share=1, prompt=300, answer=12_000),
+    ),
+)
+TEAM = Workload(
+    description="team: sixteen people at once, some with documents",
+    exchanges=(
+        Exchange(share=7, prompt=300, cached=2000, answer=1000, at_once=16),
+        Exchange(share=2, prompt=1000, answer=1000, at_once=16),
+        Exchange(share=1, prompt=8000, answer=1500, at_once=4),
+    ),
+)
+WORKLOADS = {"chat": CHAT, "documents": DOCUMENTS, "thinking": THINKING, "team": TEAM}
+
+
+def named(name: str) -> Workload:
+    """A workload that comes with r1prov.
+
+    Raises:
+        SiteError: There is none of this name. The remedy shows similar names.
+    """
+    if name not in WORKLOADS:
+        near = difflib.get_close_matches(name, WORKLOADS, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(WORKLOADS)}."
+        raise SiteError(Problem("workload", f"there is no workload `{name}`", f"{hint} Or give figures of your own."))
+    return WORKLOADS[name]
+
+
+def load_workload(name_or_path: str) -> Workload:
+    """A workload by name, or the operator's own from a `.yml` file.
+
+    Raises:
+        SiteError: The name is unknown, the file is unreadable, or its content is wrong.
+    """
+    if name_or_path.endswith((".yml", ".yaml")):
+        return documents.load(Path(name_or_path), Workload)
+    return named(name_or_path)
+
+
+def _by_name(value: Any) -> Any:
+    if isinstance(value, str) and value not in WORKLOADS:
+        raise ValueError(f"there is no workload `{value}`: write {', '.join(WORKLOADS)}, or exchanges of your own")
+    return WORKLOADS[value] if isinstance(value, str) else value
+
+
+NamedWorkload = Annotated[Workload, BeforeValidator(_by_name, json_schema_input_type=str | Workload)]
+"""A workload in a file: the name of one that comes with r1prov, or its exchanges."""
+
+
+def check_length(workload: Workload, context: int) -> None:
+    """Check that no exchange is longer than the context of a slot.
+
+    Raises:
+        SiteError: An exchange is. It carries one problem for each.
+    """
+    problems = [
+        Problem(
+            "workload",
+            f"an exchange of {exchange.cached:,} + {exchange.prompt:,} + {exchange.answer:,} tokens"
+            f" does not fit in a slot of {context:,}",
+            f"raise --ctx-size (context_per_slot) to {exchange.tokens:,}, or name a workload with shorter exchanges",
+        )
+        for exchange in workload.exchanges
+        if exchange.tokens > context
+    ]
+    if problems:
+        raise SiteError(*problems)
+
+
+def shortened(workload: Workload, context: int) -> Workload:
+    """The workload, in which each exchange that is longer than the context of a slot is scaled down to it."""
+    exchanges = tuple(
+        exchange if exchange.tokens <= context else _scaled(exchange, context / exchange.tokens)
+        for exchange in workload.exchanges
+    )
+    return workload.model_copy(update={"exchanges": exchanges})
+
+
+def _scaled(exchange: Exchange, factor: float) -> Exchange:
+    lengths = {"prompt": exchange.prompt, "cached": exchange.cached, "answer": exchange.answer}
+    scaled = {key: int(length * factor) for key, length in lengths.items()}
+    return exchange.model_copy(update=scaled | {"prompt": max(scaled["prompt"], 1), "answer": max(scaled["answer"], 1)})

@@ -1,0 +1,208 @@
+"""What a prompt and several answers at once cost, in seconds. It is pure arithmetic.
+
+A device that works on a batch either waits for its memory or computes, whichever takes longer (the roofline model: Williams, Waterman,
+Patterson, 2009). The devices work one after the other. So a step of the engine takes the sum of that over the devices.
+
+- At the low speeds a card reads first and computes then, in batches of more than `MATRIX_VECTOR_TOKENS`.
+- A batch reads an expert once, however many of its tokens choose it (`distinct`).
+- Weights in RAM are copied to the first card for a batch of `OFFLOAD_TOKENS` or more (ggml_backend_cuda_device_offload_op), and of the
+  experts those that a token has chosen (ggml-backend.cpp, llama.cpp #15346). The card computes after the copy. The CPU computes smaller
+  batches, and all with `--no-op-offload`.
+- A prompt is cut into logical batches, and each of these into micro-batches. The rest of each cut is a batch of its own.
+- Attention multiplies each new token with all tokens before it.
+- Where everything lies on several cards and no override says otherwise, the cards work on the micro-batches of a logical batch as a
+  pipeline (llama_context, `pipeline_parallel`).
+
+All speeds are ranges of `speed`. `which` is 0 for the low speeds and 1 for the high ones.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from r1prov.models.model import is_embedding
+from r1prov.offload import speed
+from r1prov.offload.engine.schedule import PIPELINE_COPIES
+from r1prov.offload.memory import cache_bytes_per_token, context_of, pipelined, placement
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from r1prov.models.model import Model
+    from r1prov.offload.setting import Setting
+
+OFFLOAD_TOKENS = 32
+"""The tokens of the smallest batch for which weights in RAM are copied to a card (GGML_OP_OFFLOAD_MIN_BATCH, llama.cpp #18535)."""
+
+
+MATRIX_VECTOR_TOKENS = 8
+"""The tokens of the largest batch that a card multiplies vector by vector, which waits for memory alone (MMVQ_MAX_BATCH_SIZE)."""
+
+
+def _sum(reading: float, computing: float) -> float:
+    return reading + computing
+
+
+def distinct(tokens: int, used: int, total: int) -> float:
+    """The share of `total` experts that at least one of `tokens` chooses, where each chooses `used` of them.
+
+    The expected share is 1 - (1 - used / total) ^ tokens, if tokens choose independently and all experts are chosen alike. Tokens that
+    are related choose fewer, so this is an upper bound.
+    """
+    return 1 - (1 - used / total) ** tokens
+
+
+@dataclass(frozen=True)
+class Load:
+    """What lies on one device.
+
+    Attributes:
+        always: The bytes that each batch reads.
+        experts: The bytes of the routed experts.
+        cache: The bytes of cache for each token of a slot.
+        products: The operations of the matrix products for one token.
+        scores: The operations of attention for one token and one token before it.
+    """
+
+    always: int = 0
+    experts: int = 0
+    cache: int = 0
+    products: float = 0
+    scores: int = 0
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The costs of a model with one setting.
+
+    Attributes:
+        cards: What lies on each card.
+        host: What lies in RAM. The token embedding is not counted: a token reads one row of it.
+        used, total: How many experts a token chooses, and of how many. A dense model has 1 of 1.
+        batch, micro_batch: The tokens of a logical batch and of a micro-batch.
+        copies: Whether large batches have weights copied to the first card.
+        stages: The cards of a pipeline that work at once; 1 where there is none.
+    """
+
+    cards: tuple[Load, ...]
+    host: Load
+    used: int
+    total: int
+    batch: int
+    micro_batch: int
+    copies: bool
+    stages: int = 1
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of the model lies on cards, but for the token embedding."""
+        return not self.host.always and not self.host.experts
+
+    def prompt_seconds(self, tokens: int, cached: int, users: int, which: int) -> float:
+        """The seconds for the prompts of `users`, each of `tokens` behind `cached` ones. The prompts share batches."""
+        pairs = tokens * users * (cached + tokens / 2)
+        attention = self._attention_seconds(pairs, 0, which) / (tokens * users)  # of one token
+        return sum(count * self._batch_seconds(size, attention, which) for size, count in self._cut(tokens * users))
+
+    def copying_seconds(self, tokens: int, users: int, which: int) -> float:
+        """The part of `prompt_seconds` in which weights are copied to the first card."""
+        return sum(count * self._copy_seconds(size, which) for size, count in self.batches(tokens * users))
+
+    def token_seconds(self, users: int, depth: float, which: int) -> float:
+        """The seconds for one more token of each of `users`, whose slots hold `depth` tokens."""
+        return self._weights_seconds(users, which) + self._attention_seconds(users * depth, users * depth, which)
+
+    def batches(self, tokens: int) -> Iterator[tuple[int, int]]:
+        """The sizes of the micro-batches of so many tokens of prompt, and how many there are of each."""
+        for batch, count in self._cut(tokens):
+            full, left = divmod(batch, self.micro_batch)
+            if full:
+                yield self.micro_batch, count * full
+            if left:
+                yield left, count
+
+    def _cut(self, tokens: int) -> Iterator[tuple[int, int]]:
+        """The sizes of the logical batches of so many tokens of prompt, and how many there are of each."""
+        whole, rest = divmod(tokens, self.batch)
+        if whole:
+            yield self.batch, whole
+        if rest:
+            yield rest, 1
+
+    def _batch_seconds(self, tokens: int, attention: float, which: int) -> float:
+        """The seconds of a logical batch. In a pipeline the last card waits until the first micro-batch has gone through the others."""
+        seconds = [
+            (self._weights_seconds(size, which) + size * attention, count) for size, count in self.batches(tokens)
+        ]
+        filling = max(each for each, _ in seconds) * (self.stages - 1)
+        return (sum(each * count for each, count in seconds) + filling) / self.stages
+
+    def _offloaded(self, tokens: int) -> bool:
+        return self.copies and tokens >= OFFLOAD_TOKENS
+
+    def _read(self, load: Load, tokens: int) -> float:
+        return load.always + load.experts * distinct(tokens, self.used, self.total)
+
+    def _copy_seconds(self, tokens: int, which: int) -> float:
+        return self._read(self.host, tokens) / speed.LINK_BYTES_PER_SECOND[which] if self._offloaded(tokens) else 0.0
+
+    def _weights_seconds(self, tokens: int, which: int) -> float:
+        """The seconds in which all weights are read, and multiplied with a batch of so many tokens."""
+        memory, computing = speed.CARD_BYTES_PER_SECOND[which], speed.CARD_OPERATIONS_PER_SECOND[which]
+        # At the low speeds a card does not read and compute at once.
+        both = max if which or tokens <= MATRIX_VECTOR_TOKENS else _sum
+        seconds = sum(
+            both(self._read(load, tokens) / memory, load.products * tokens / computing) for load in self.cards
+        )
+        if self._offloaded(tokens):
+            return seconds + self._copy_seconds(tokens, which) + self.host.products * tokens / computing
+        ram, cpu = speed.RAM_BYTES_PER_SECOND[which], speed.CPU_OPERATIONS_PER_SECOND[which]
+        return seconds + max(self._read(self.host, tokens) / ram, self.host.products * tokens / cpu)
+
+    def _attention_seconds(self, pairs: float, read: float, which: int) -> float:
+        """The seconds of attention over so many pairs of tokens, for which the cache of `read` tokens is read."""
+        memory, computing = speed.CARD_BYTES_PER_SECOND[which], speed.CARD_OPERATIONS_PER_SECOND[which]
+        ram, cpu = speed.RAM_BYTES_PER_SECOND[which], speed.CPU_OPERATIONS_PER_SECOND[which]
+        on_cards = sum(max(load.cache * read / memory, load.scores * pairs / computing) for load in self.cards)
+        return on_cards + max(self.host.cache * read / ram, self.host.scores * pairs / cpu)
+
+
+@lru_cache(maxsize=64)
+def costs(model: Model, setting: Setting, cards: tuple[int, ...]) -> Costs:
+    """The costs of `setting` on a machine with `cards` (bytes of each card)."""
+    where = placement(model, setting, cards)
+    host = len(cards)
+    sums = [[0, 0, 0, 0.0, 0] for _ in range(host + 1)]
+    total = 1
+    for name, tensor in model.weights.items():
+        if is_embedding(name):
+            continue
+        device = sums[where.tensors[name]]
+        if tensor.is_experts:
+            total = tensor.shape[-1]
+            device[1] += tensor.n_bytes
+            device[3] += 2 * math.prod(tensor.shape) * model.experts_used / total
+        else:
+            device[0] += tensor.n_bytes
+            # The engine computes the output for the last token of a prompt only.
+            device[3] += 0 if name == "output.weight" else 2 * math.prod(tensor.shape)
+    # The scores of a query with a key, and the sum of the values: two operations for each element, in each head.
+    scores = 2 * model.heads * (model.key_length + model.value_length)
+    for device_of_cache in where.caches:
+        sums[device_of_cache][2] += cache_bytes_per_token(model, setting)
+        sums[device_of_cache][4] += scores
+    loads = [Load(int(a), int(e), int(c), p, int(s)) for a, e, c, p, s in sums]
+    batch = min(setting.batch, context_of(model, setting))
+    return Costs(
+        cards=tuple(loads[:host]),
+        host=loads[host],
+        used=model.experts_used or 1,
+        total=total,
+        batch=batch,
+        micro_batch=min(setting.micro_batch, batch),
+        copies=setting.offload and host > 0,
+        stages=min(host, PIPELINE_COPIES) if pipelined(setting, where, host) else 1,
+    )

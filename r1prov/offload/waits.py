@@ -1,0 +1,144 @@
+"""What people wait for: the first token and the end of each exchange of a workload, with one setting. It is pure arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from r1prov.machines.workload import CHAT, TEAM, Exchange, Workload, check_length, shortened
+from r1prov.offload.costs import costs
+from r1prov.offload.memory import context_per_slot
+
+if TYPE_CHECKING:
+    from r1prov.models.model import Model
+    from r1prov.offload.costs import Costs
+    from r1prov.offload.setting import Setting
+
+PROMPT_SHARE = 16
+"""An exchange that fills a slot has a prompt of one part in this many."""
+
+Range = tuple[float, float]
+"""What comes out at the low and at the high speeds of the devices."""
+
+
+@dataclass(frozen=True)
+class Wait:
+    """What an exchange comes to.
+
+    Attributes:
+        exchange: The exchange.
+        first_token: The seconds until the last of those who ask at once sees a first token.
+        copying: The seconds of these in which the engine copies weights from RAM to the first card.
+        end: The seconds until the last of them has the whole answer.
+        mean: The seconds until an answer is whole, as the mean of all who ask.
+        each: The tokens per second that one person gets while the others get theirs.
+        together: The tokens per second of all answers at once.
+    """
+
+    exchange: Exchange
+    first_token: Range
+    copying: Range
+    end: Range
+    mean: Range
+    each: Range
+    together: Range
+
+
+@dataclass(frozen=True)
+class Day:
+    """What a workload comes to. `mean` is the mean of `Wait.mean`, weighted by the shares."""
+
+    workload: Workload
+    waits: tuple[Wait, ...]
+    mean: Range
+
+
+def workload_for(asked: Workload | None, model: Model, setting: Setting, cards: tuple[int, ...]) -> Workload:
+    """The workload that is asked for, or the one that suits the machine, with exchanges as long as a slot at most.
+
+    Args:
+        asked: What the operator asks for, if anything.
+        model: The model. Where all of it lies on the cards, one person gains little from that, and many gain much.
+        setting: The arguments.
+        cards: The bytes of each card.
+
+    Raises:
+        SiteError: An exchange that the operator asks for is longer than a slot.
+    """
+    context = context_per_slot(model, setting)
+    if asked is None:
+        return shortened(TEAM if costs(model, setting, cards).whole else CHAT, context)
+    check_length(asked, context)
+    return asked
+
+
+def day(model: Model, setting: Setting, cards: tuple[int, ...], asked: Workload | None) -> Day:
+    """What the exchanges of the workload wait for with `setting`.
+
+    Args:
+        model: The model.
+        setting: The arguments.
+        cards: The bytes of each card.
+        asked: The workload that the operator asks for; None for the one that suits the machine.
+
+    Raises:
+        SiteError: An exchange that the operator asks for is longer than a slot.
+    """
+    workload = workload_for(asked, model, setting, cards)
+    found, slots = costs(model, setting, cards), setting.slots
+    waits = tuple(_wait(found, exchange, slots) for exchange in workload.exchanges)
+    slow, fast = (sum(workload.weight(wait.exchange) * wait.mean[which] for wait in waits) for which in (0, 1))
+    return Day(workload, waits, (slow, fast))
+
+
+def filling(context: int) -> Workload:
+    """One exchange that fills a slot, for those who look for a placement without a workload. R1 thinks for long, so most is answer."""
+    prompt = max(context // PROMPT_SHARE, 1)
+    return Workload(exchanges=(Exchange(prompt=prompt, answer=max(context - prompt, 1)),))
+
+
+def mean_seconds(model: Model, setting: Setting, cards: tuple[int, ...], workload: Workload) -> float:
+    """The mean seconds of an exchange, at the low speeds of the devices."""
+    found = costs(model, setting, cards)
+    return sum(
+        workload.weight(exchange) * _seconds(found, exchange, setting.slots, 0)[3] for exchange in workload.exchanges
+    )
+
+
+def mean_waiting(model: Model, setting: Setting, cards: tuple[int, ...], workload: Workload) -> float:
+    """The mean seconds that people wait for the first token, and for the end, both together; at the low speeds of the devices.
+
+    The end alone would speak for few slots: people who are served together get their answers later than those who come first in a queue.
+    """
+    found = costs(model, setting, cards)
+    waited = ((exchange, _seconds(found, exchange, setting.slots, 0)) for exchange in workload.exchanges)
+    return sum(workload.weight(exchange) * (seconds[3] + seconds[5]) for exchange, seconds in waited)
+
+
+def _wait(found: Costs, exchange: Exchange, slots: int) -> Wait:
+    slow, fast = (_seconds(found, exchange, slots, which) for which in (0, 1))
+    first, copying, end, mean, token, _ = zip(slow, fast, strict=True)
+    users = min(exchange.at_once, slots)
+    each = 1 / token[0], 1 / token[1]
+    return Wait(exchange, first, copying, end, mean, each, (users * each[0], users * each[1]))
+
+
+def _seconds(found: Costs, exchange: Exchange, slots: int, which: int) -> tuple[float, ...]:
+    """The seconds to the first token, of copies, to the end, to the end in the mean, for a token of each, and to the first in the mean.
+
+    As many as there are slots are served at once. Whoever asks beyond that waits until those before have their answers.
+    """
+    depth = exchange.cached + exchange.prompt + exchange.answer / 2
+    users = min(exchange.at_once, slots)
+    token = found.token_seconds(users, depth, which)
+    done = waited = waited_first = first = copying = 0.0
+    left = exchange.at_once
+    while left:
+        now = min(left, users)
+        first = done + found.prompt_seconds(exchange.prompt, exchange.cached, now, which)
+        copying = found.copying_seconds(exchange.prompt, now, which)
+        done = first + exchange.answer * found.token_seconds(now, depth, which)
+        waited += now * done
+        waited_first += now * first
+        left -= now
+    return first, copying, done, waited / exchange.at_once, token, waited_first / exchange.at_once
