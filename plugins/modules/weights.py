@@ -10,9 +10,9 @@ description:
   - Stock Ansible cannot do it, because it does not know when a transfer is complete, nor what is in GGUF files.
   - C(prepared) makes the folder and its missing parents. Only its owner and the group C(r1prov-operators), which must exist, may enter it.
     A folder that everybody may enter stays so until C(settled), because a process that serves from it may lack the group. A link or a file
-    where the folder for unverified files should be is removed, and never what a link leads to. It hard-links
-    files from other folders of the same disk to where the transfer keeps unverified files, and the transfer names them when it has verified them. It stops a transfer that counts as done although its
-    files are gone or were changed, so that the transfer can start anew.
+    where the folder for unverified files should be is removed, and never what a link leads to. It hard-links files from other folders of
+    the same disk to where the transfer keeps unverified files, and the transfer names them when it has verified them. It stops a transfer
+    that counts as done although its files are gone or were changed, so that the transfer can start anew.
   - C(transferred) returns when the transfer is complete, or after 25 seconds. Call it again until C(complete), so that a lost connection
     costs nothing. It fails when the transfer has failed for good.
   - C(merged) writes the tensors of all files into one file in one pass, compares each with its source, and computes the new file's sha256.
