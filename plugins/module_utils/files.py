@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import grp
 import json
 import os
 import pwd
@@ -74,19 +75,27 @@ def whole_folder(path: Path) -> Iterator[Path]:
         raise
 
 
-def give(folder: Path, owner: str, mode: int = 0o755) -> None:
-    """Makes a folder, or gives it the owner and the mode that it should have. A link that lies in its place is refused.
+def give(folder: Path, owner: str, mode: int = 0o755, group: str = "") -> None:
+    """Makes a folder, or gives it the owner, the mode and the group that it should have. A link that lies in its place is refused.
 
     The folder above may belong to a service, and what it puts there must not lead root elsewhere.
+
+    Args:
+        folder: where.
+        owner: a user.
+        mode: the permissions.
+        group: a group; the owner's own if it is empty.
 
     Raises:
         OSError: something else has the name.
     """
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
-    entry, descriptor = pwd.getpwnam(owner), os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    entry = pwd.getpwnam(owner)
+    gid = grp.getgrnam(group).gr_gid if group else entry.pw_gid
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        os.fchown(descriptor, entry.pw_uid, entry.pw_gid)
+        os.fchown(descriptor, entry.pw_uid, gid)
         os.fchmod(descriptor, mode)
     finally:
         os.close(descriptor)

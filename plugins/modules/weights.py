@@ -8,10 +8,11 @@ module: weights
 short_description: Prepares the folder of a model, waits for its files, merges and verifies them, and removes what is not served
 description:
   - Stock Ansible cannot do it, because it does not know when a transfer is complete, nor what is in GGUF files.
-  - C(prepared) makes the folder and its missing parents. A link or a file where the folder for unverified files should be is removed, and
-    never what a link leads to. It hard-links files from other folders of the same disk to where the transfer
-    keeps unverified files, and the transfer names them when it has verified them. It stops a transfer that counts as done although its
-    files are gone or were changed, so that the transfer can start anew.
+  - C(prepared) makes the folder and its missing parents. Only its owner and the group C(r1prov-operators), which must exist, may enter it.
+    A folder that everybody may enter stays so until C(settled), because a process that serves from it may lack the group. A link or a file
+    where the folder for unverified files should be is removed, and never what a link leads to. It hard-links files from other folders of
+    the same disk to where the transfer keeps unverified files, and the transfer names them when it has verified them. It stops a transfer
+    that counts as done although its files are gone or were changed, so that the transfer can start anew.
   - C(transferred) returns when the transfer is complete, or after 25 seconds. Call it again until C(complete), so that a lost connection
     costs nothing. It fails when the transfer has failed for good.
   - C(merged) writes the tensors of all files into one file in one pass, compares each with its source, and computes the new file's sha256.
@@ -19,7 +20,8 @@ description:
     It acts as the user of the transfer. The disk must have room for the model a second time. Where a source has changed since it was
     verified, nothing is made of it and nothing is removed. Then C(damaged) names it, and C(prepared) has the transfer fetch it anew.
   - C(settled) removes the published files and those that were made of them, except the file that is served. Run it when that has answered.
-    It removes nothing where the served file is not there as it was verified.
+    It removes nothing where the served file is not there as it was verified. Then it closes this folder, and those of other models beside
+    it, to all who are not in the group.
   - C(verified) reads all files of the model that are there, and fails where one is damaged or what is served is not there. It changes no
     file. The transfer is made to forget that a damaged file was verified, so that the next C(prepared) has it check and replace that file.
 author: The r1prov team
@@ -68,6 +70,7 @@ damaged:
     With C(merged), the sources that have changed since they were verified. With C(transferred), the files that the transfer found damaged
     and has fetched anew, or that will be made anew. The first call that finds the transfer complete names them, and no later one.
 removed: {type: list, elements: str, returned: with settled, description: "The files that were removed, or would be."}
+closed: {type: list, elements: str, returned: with settled, description: "The folders that were closed, or would be."}
 verified:
   type: dict
   returned: with verified
@@ -77,6 +80,7 @@ verified:
 
 import os
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict
@@ -105,6 +109,10 @@ from ansible_collections.r1.prov.plugins.module_utils.weights_verify import DAMA
 
 UNIT = "r1prov-weights.service"
 USER = "r1prov-weights"
+READERS = "r1prov-operators"
+"""The group whose members may read models, as the engines do."""
+CLOSED = 0o750
+OPEN = 0o755
 WAIT_S = 25
 POLL_S = 0.5
 
@@ -116,7 +124,10 @@ class TransferError(Exception):
 
 
 def folder_actions(path: Path) -> Actions:
-    """What makes the folder. Missing parents become root's. The folder, and the folder in which files grow, become the transfer's."""
+    """What makes the folder. Missing parents become root's. The folder, and the folder in which files grow, become the transfer's.
+
+    A folder of ours that is open to all is not closed here: an engine that serves from it could not start again before its unit is written.
+    """
     todo: Actions = {}
     for parent in reversed(path.parents):
         if not parent.is_dir():
@@ -125,10 +136,31 @@ def folder_actions(path: Path) -> Actions:
     if incoming.is_symlink() or (incoming.exists() and not incoming.is_dir()):
         todo[f"removed {incoming}, which is no folder"] = incoming.unlink
     for folder in (path.resolve(), incoming):
-        right = folder.is_dir() and not folder.is_symlink() and folder.owner() == USER
-        if not right or folder.stat().st_mode & 0o777 != 0o755:
-            todo[f"made {folder}"] = partial(give, folder, USER)
+        if not (is_ours(folder) and (is_closed(folder) or folder.stat().st_mode & 0o777 == OPEN)):
+            todo[f"made {folder}"] = partial(give, folder, USER, CLOSED, READERS)
     return todo
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether this is a folder, and the transfer's."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    with suppress(KeyError):  # Its user may be gone.
+        return folder.owner() == USER
+    return False
+
+
+def is_closed(folder: Path) -> bool:
+    """Whether only the transfer and the group of readers may enter a folder."""
+    with suppress(KeyError):
+        return folder.group() == READERS and folder.stat().st_mode & 0o777 == CLOSED
+    return False
+
+
+def open_folders(path: Path) -> list[Path]:
+    """The folders of models, this one and others beside it, into which others than the group can look."""
+    folders = sorted({folder for folder in path.parent.iterdir() if not folder.is_symlink()} | {path.resolve()})
+    return [folder for folder in folders if is_ours(folder) and not is_closed(folder)]
 
 
 def link_actions(path: Path, files: list[dict[str, Any]], folders: list[str]) -> Actions:
@@ -265,15 +297,18 @@ def verify(module: AnsibleModule, options: dict[str, Any]) -> None:
 
 def settle(module: AnsibleModule, options: dict[str, Any]) -> None:
     try:
-        surplus = replaced(Path(options["path"]), options["merged"], options["files"])
+        path = Path(options["path"])
+        surplus, ajar = replaced(path, options["merged"], options["files"]), open_folders(path)
         if surplus and not module.check_mode:
             with acting_as(USER):
                 remove(surplus)
+        for folder in [] if module.check_mode else ajar:
+            give(folder, USER, CLOSED, READERS)
     except (NotThereError, OSError) as error:
         if module.check_mode:  # before a first run nothing is there
-            module.exit_json(skipped=True, removed=[], msg=str(error))
+            module.exit_json(skipped=True, removed=[], closed=[], msg=str(error))
         module.fail_json(msg=f"{error}.")
-    module.exit_json(changed=bool(surplus), removed=list(map(str, surplus)))
+    module.exit_json(changed=bool(surplus or ajar), removed=list(map(str, surplus)), closed=list(map(str, ajar)))
 
 
 def main() -> None:

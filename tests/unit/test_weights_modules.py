@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import getpass
+import grp
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +16,10 @@ from ansible_collections.r1.prov.plugins.modules.weights import (
     folder_actions,
     is_complete,
     link_actions,
+    open_folders,
 )
 
+OWN_GROUP = grp.getgrgid(os.getgid()).gr_name
 FILES = [{"name": "a.gguf", "bytes": 3, "sha256": "a" * 64}, {"name": "b.gguf", "bytes": 4, "sha256": "b" * 64}]
 RUNNING = {"LoadState": "loaded", "ActiveState": "active", "Result": "success", "InvocationID": "2"}
 
@@ -80,6 +84,7 @@ def test_what_is_no_folder_is_removed_where_files_grow_and_nothing_that_it_leads
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stranger: str
 ) -> None:
     monkeypatch.setattr(weights, "USER", getpass.getuser())
+    monkeypatch.setattr(weights, "READERS", OWN_GROUP)
     path, elsewhere = tmp_path / "m", tmp_path / "elsewhere"
     path.mkdir()
     elsewhere.mkdir(mode=0o700)
@@ -97,6 +102,27 @@ def test_what_is_no_folder_is_removed_where_files_grow_and_nothing_that_it_leads
     assert (elsewhere / "precious").read_text() == "not ours"
     assert elsewhere.stat().st_mode & 0o777 == 0o700
     assert not folder_actions(path)
+
+
+def test_a_folder_that_is_open_to_all_stays_so_until_the_run_settles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that serves from it may have been started without the group."""
+    monkeypatch.setattr(weights, "USER", getpass.getuser())
+    monkeypatch.setattr(weights, "READERS", OWN_GROUP)
+    path, other, new = (tmp_path / "models" / name for name in ("served", "other", "new"))
+    for folder in (path, path / ".incoming", other):
+        folder.mkdir(parents=True)
+        folder.chmod(0o755)
+    assert not folder_actions(path)
+    for act in folder_actions(new).values():
+        act()
+    assert new.stat().st_mode & 0o777 == 0o750
+    (tmp_path / "models" / "link").symlink_to(tmp_path)
+    (tmp_path / "models" / "file").touch()
+    assert open_folders(path) == [other, path]
+    path.chmod(0o777)
+    assert folder_actions(path)
 
 
 def test_files_elsewhere_on_the_disk_are_linked_in_to_be_verified(tmp_path: Path) -> None:
