@@ -84,6 +84,7 @@ def test_a_shells_background_does_not_keep_ctrl_c_away_but_nohup_keeps_the_hangu
 def test_a_terminal_that_is_gone_does_not_stop_the_tidying_up(tmp_path: Path) -> None:
     child, terminal = pty.fork()
     if child == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # The tests may run under nohup.
         os.execv(sys.executable, [sys.executable, "-c", PROGRAM, str(tmp_path / "ended")])
     while not (tmp_path / "ready").exists():
         time.sleep(0.02)
