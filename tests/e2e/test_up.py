@@ -183,7 +183,7 @@ def test_others_can_write_to_nothing_that_was_made(pair: list[LabHost]) -> None:
         f"runuser -u nobody -- find {made} -perm /022 -not -type l 2> /dev/null || true; find /tmp /var/tmp -name 'uv*'"
     )
     assert on_all(pair, loose) == [""] * len(pair)
-    models = "find /srv/r1prov -type f -size +1M"
+    models = "find /srv/r1prov/ollama /srv/r1prov/models/SmolLM2* -type f -size +1M"
     assert all(on_all(pair, models))
     assert on_all(pair, f"runuser -u nobody -- {models} 2> /dev/null || true") == [""] * len(pair)
     assert on_all(pair, "stat -c %a /var/lib/r1prov/open-webui /var/lib/r1prov/weights") == ["700\n700"] * len(pair)
