@@ -39,6 +39,8 @@ class Handler(BaseHTTPRequestHandler):
         Handler.kept = prompt
         if "--dies" in words and len(prompt) > 100:
             os.kill(os.getpid(), 9)
+        if "--sleeps" in words and len(prompt) > 100:
+            time.sleep(60)
         time.sleep(body["n_predict"] / 1000)
         self.say({{"timings": {{"prompt_n": len(prompt) - same, "prompt_per_second": 2000.0,
                   "predicted_n": body["n_predict"], "predicted_per_second": 1000.0}}}})
@@ -137,6 +139,14 @@ def test_one_that_hangs_takes_its_share_alone_and_one_that_does_not_end_is_kille
     assert "was not ready within 3 s, its share of the time limit" in gpu["failed"]
     assert (cpu["failed"], len(cpu["rates"])) == ("", 4)
     assert time.monotonic() - began_s < 9
+
+
+def test_one_that_is_slower_than_foreseen_leaves_time_to_the_others(folder: Path) -> None:
+    found = run(folder, mode("cpu", "--sleeps"), mode("hybrid"), limit_s=8)
+    cpu, hybrid = found["modes"]
+    assert "not over within the time limit" in cpu["failed"]
+    assert len(cpu["rates"]) == 1
+    assert (hybrid["failed"], len(hybrid["rates"])) == ("", 4)
 
 
 def test_no_mode_begins_after_the_limit(folder: Path) -> None:

@@ -11,7 +11,8 @@ The job:
     result        the file that gets the result
 
 Each mode gets an equal share of the time that is left. Its measurements are as long as its share allows; one that is slow gets short
-ones. The result is written after each mode, so one that was stopped goes on where it was.
+ones, and is broken off where even these take much longer than its share. The result is written after each mode, so one that was stopped
+goes on where it was.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ DEFAULTS: dict[str, Any] = {
 FIRST_SHARE, DEEP_SHARE = 0.1, 0.5
 """The parts of a mode's time for the first measurement, and of the rest for the filled slot."""
 
+MOST_SHARES = 1.5
+"""A mode that is slower than was foreseen is broken off when it has taken so many times its share. What it has measured stays."""
+
 
 class Modes:
     """The work on one job.
@@ -55,6 +59,8 @@ class Modes:
         self.known = {found["mode"]: found for found in self.work.known("modes") if not found["failed"]}
         self.measured: list[dict[str, Any]] = []
         self.untried: list[str] = []
+        self.ends_s = self.work.ends_s
+        """Until when the mode that is measured may take, by time.monotonic()."""
 
     def run(self) -> None:
         """All of it."""
@@ -84,6 +90,7 @@ class Modes:
         found: dict[str, Any] = {"mode": mode["mode"], "skipped": "", "failed": "", "load_s": 0.0, "rates": []}
         found["memory"] = {"devices_bytes": [], "ram_bytes": 0, "ram_anonymous_bytes": 0}
         server = ENGINES[mode["engine"]](mode, self.work.job)
+        self.ends_s = min(self.work.ends_s, began_s + MOST_SHARES * share_s)
         try:
             self.show(title, "loading the model")
             server.start(began_s + share_s)
@@ -140,7 +147,7 @@ class Modes:
         began_s = time.monotonic()
         with ThreadPoolExecutor(users) as pool:
             asked = [
-                pool.submit(server.ask, server.prompt(prompt, users * 100 + each), decode, self.work.ends_s)
+                pool.submit(server.ask, server.prompt(prompt, users * 100 + each), decode, self.ends_s)
                 for each in range(users)
             ]
             told = [each.result() for each in asked]
@@ -150,9 +157,9 @@ class Modes:
         """One user, whose slot holds so many tokens before."""
         whole = server.prompt(depth + prompt, 1)
         begin = whole[:depth] if isinstance(whole, list) else server.prompt(depth, 1)
-        filled = server.ask(begin, 1, self.work.ends_s, keep=True)
+        filled = server.ask(begin, 1, self.ends_s, keep=True)
         began_s = time.monotonic()
-        told = server.ask(whole, decode, self.work.ends_s, keep=True)
+        told = server.ask(whole, decode, self.ends_s, keep=True)
         return rate([told], filled.prompt_tokens, time.monotonic() - began_s)
 
     def show(self, title: str, what: str) -> None:
