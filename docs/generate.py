@@ -1,6 +1,7 @@
 """Writes the reference pages of docs/ from what they describe: `make docs`. A test fails when a page is out of date.
 
 - `docs/cli.md` from the commands of r1prov/cli
+- `docs/cards.md`, below its marker, from what `make test-gpu` has kept in tests/gpu/results
 - `docs/roles.md` from the roles' argument_specs and defaults
 - `docs/site.md`, below its marker, from the models in r1prov/site and r1prov/machines
 - `docs/trouble.md`, below its marker, from the exit codes in r1prov/common/errors.py
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 DOCS = Path(__file__).resolve().parent
 ROLES = DOCS.parent / "roles"
+RESULTS = DOCS.parent / "tests/gpu/results"
 MARKER = "<!-- generated below: make docs -->\n"
 CLI_HEAD = """\
 # Commands
@@ -47,6 +49,7 @@ Generated from `roles/*/meta/argument_specs.yml`: `make docs`.
 def pages() -> dict[Path, str]:
     """The whole text of every generated page, by its path."""
     return {
+        DOCS / "cards.md": _below(DOCS / "cards.md", _cards(RESULTS)),
         DOCS / "cli.md": _cli(),
         DOCS / "roles.md": _roles(),
         DOCS / "site.md": _below(DOCS / "site.md", _keys("`r1prov.yml`", SiteFile) + _keys("A profile", Profile)),
@@ -61,6 +64,21 @@ def _below(page: Path, text: str) -> str:
 def _exit_codes() -> str:
     rows = "".join(f"| {code.value} | {meaning} |\n" for code, meaning in EXIT_CODES.items())
     return f"\n| exit code | meaning |\n|---|---|\n{rows}"
+
+
+def _cards(results: Path) -> str:
+    """A row for each card and driver whose results are kept, a folder for each machine."""
+    rows = set()
+    for path in sorted(results.glob("*/cards.json")):
+        build_path = path.with_name("build.json")
+        build = json.loads(build_path.read_text()) if build_path.exists() else {"failed": "not tried"}
+        said = "the engine builds, and lists the cards" if not build["failed"] else build["failed"].splitlines()[0]
+        for card in json.loads(path.read_text()).get("cards", []):
+            memory = f"{card['memory_bytes'] >> 20:,} MiB" if card["memory_bytes"] else "not said"
+            rows.add(f"| {card['name']} | {card['compute_capability']} | {card['driver']} | {memory} | {said} |\n")
+    if not rows:
+        return "\nNo result is kept yet: nobody has run `make test-gpu` on a machine with a card.\n"
+    return "\n| card | compute capability | driver | memory | build |\n|---|---|---|---|---|\n" + "".join(sorted(rows))
 
 
 def _cli() -> str:

@@ -1,0 +1,191 @@
+"""Tests of `make test-gpu` without a card. A plain Python runs its own code, on a tiny source tree and a script for nvidia-smi."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import runpy
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from tests.gpu import build, bundle
+
+ROOT = Path(__file__).parents[2]
+H200 = "0, NVIDIA H200, 9.0, 580.65.06, 143771, 0, 531, Disabled"
+A_CARD_OF_OLD = "1, Tesla P40, 6.1, 535.183.01, 24576, 0, [N/A], [N/A]"
+
+
+def sdist(folder: Path, cmake: str) -> tuple[Path, str]:
+    """An sdist as the index has it, around an engine of one CMakeLists.txt; and its sha256."""
+    path = folder / "sdist.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        for name, text in {
+            "pkg/vendor/llama.cpp/CMakeLists.txt": cmake,
+            "pkg/vendor/llama.cpp/docs/long.md": "x",
+            "pkg/vendor/llama.cpp/models/vocab.gguf": "x",
+            "pkg/.git/modules/vendor/llama.cpp/objects/pack/p": "x",
+            "pkg/setup.py": "x",
+        }.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text.encode()))
+    return path, hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def engine(server: str) -> str:
+    """A source tree with the targets of llama.cpp, which are scripts: CMake writes them, and nothing is compiled."""
+    return (
+        "cmake_minimum_required(VERSION 3.16)\nproject(tiny NONE)\n"
+        f"file(WRITE ${{CMAKE_BINARY_DIR}}/bin/llama-server [[#!/bin/sh\n{server}\n]])\n"
+        "execute_process(COMMAND chmod +x ${CMAKE_BINARY_DIR}/bin/llama-server)\n"
+        + "".join(f"add_custom_target({name})\n" for name in build._recipe().TARGETS)
+    )
+
+
+def run(
+    folder: Path, *pieces: str, smi: str | None = None, code: int = 0, cmake: str = ""
+) -> tuple[int, dict[str, dict]]:
+    """Runs pieces with these cards, by a Python that sees only its own library. Returns the status and the results."""
+    programs = folder / "programs"
+    programs.mkdir(exist_ok=True)
+    if smi is not None:
+        (programs / "nvidia-smi").write_text(f"#!/bin/sh\ncat <<'END'\n{smi}\nEND\nexit {code}\n")
+        (programs / "nvcc").write_text("#!/bin/sh\n")
+        for program in programs.iterdir():
+            program.chmod(0o755)
+    if cmake:
+        bundle.pack(*sdist(folder, cmake), folder / "bundle")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-I",
+            "-S",
+            "-c",
+            "import sys; sys.path.insert(0, sys.argv.pop(1)); import runpy; runpy.run_module('tests.gpu', run_name='__main__')",
+            str(ROOT),
+            *pieces,
+            "--bundle",
+            str(folder / "bundle"),
+            "--work",
+            str(folder / "work"),
+        ],
+        env={"PATH": f"{programs}:/usr/bin:/bin", "OUT": str(folder / "out")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not done.stderr
+    return done.returncode, {path.stem: json.loads(path.read_text()) for path in (folder / "out").glob("*.json")}
+
+
+needs_cmake = pytest.mark.skipif(
+    not all(map(shutil.which, ("cmake", "ninja", "c++"))), reason="no CMake, ninja or compiler"
+)
+VERSION = bundle.pinned()[0]
+
+
+def test_the_facts_of_two_cards(tmp_path: Path):
+    status, results = run(tmp_path, "cards", smi=f"{H200}\n{A_CARD_OF_OLD}")
+    assert status == 0
+    assert [
+        (card["name"], card["compute_capability"], card["memory_bytes"], card["reserved_bytes"])
+        for card in results["cards"]["cards"]
+    ] == [("NVIDIA H200", "9.0", 143771 << 20, 531 << 20), ("Tesla P40", "6.1", 24576 << 20, None)]
+
+
+def test_a_driver_that_fails_is_a_failure_and_not_a_machine_without_cards(tmp_path: Path):
+    status, results = run(tmp_path, "cards", smi="NVIDIA-SMI has failed", code=9)
+    assert status == 1
+    assert "NVIDIA-SMI has failed" in results["cards"]["failed"]
+
+
+def test_an_unknown_answer_is_a_failure(tmp_path: Path):
+    status, results = run(tmp_path, "cards", smi="No devices were found")
+    assert status == 1
+    assert "No devices were found" in results["cards"]["failed"]
+
+
+@needs_cmake
+@pytest.mark.parametrize(("smi", "cuda"), [(None, False), (H200, True)])
+def test_a_build_for_the_card_at_hand(tmp_path: Path, smi: str | None, cuda: bool):
+    server = f"echo version: {VERSION}; echo CUDA0: NVIDIA H200"
+    status, results = run(tmp_path, smi=smi, cmake=engine(server))
+    assert status == 0, results
+    assert ("-DCMAKE_CUDA_ARCHITECTURES=90-real" in results["build"]["flags"]) is cuda
+    assert sorted(path.name for path in (tmp_path / "work").glob("source-*/*")) == ["CMakeLists.txt"]
+
+
+@needs_cmake
+@pytest.mark.parametrize(
+    ("server", "says"),
+    [
+        ("echo version: 0.0.1; echo CUDA0: NVIDIA H200", f"does not say that it is {VERSION}"),
+        (f"echo version: {VERSION}", "does not list CUDA0"),
+        ("echo no driver; exit 3", "ended with 3: no driver"),
+    ],
+)
+def test_an_engine_that_is_not_right_fails(tmp_path: Path, server: str, says: str):
+    status, results = run(tmp_path, "build", smi=H200, cmake=engine(server))
+    assert status == 1
+    assert says in results["build"]["failed"]
+
+
+@needs_cmake
+def test_a_step_that_fails_says_its_last_words(tmp_path: Path):
+    status, results = run(tmp_path, "build", cmake="message(FATAL_ERROR broken)")
+    assert status == 1
+    assert "broken" in results["build"]["failed"]
+
+
+@needs_cmake
+def test_a_bundle_that_was_changed_or_is_missing_is_refused(tmp_path: Path):
+    assert "is missing" in run(tmp_path, "build")[1]["build"]["failed"]
+    bundle.pack(*sdist(tmp_path, engine("true")), tmp_path / "bundle")
+    with (tmp_path / "bundle" / bundle.SOURCE).open("ab") as archive:
+        archive.write(b"x")
+    assert "is not what was packed" in run(tmp_path, "build")[1]["build"]["failed"]
+
+
+@needs_cmake
+def test_another_bundle_is_built_where_an_older_one_was(tmp_path: Path):
+    wrong, right = (engine(f"echo version: {version}") for version in ("0.0.1", VERSION))
+    assert [run(tmp_path, "build", cmake=tree)[0] for tree in (wrong, right)] == [1, 0]
+
+
+@needs_cmake
+def test_a_build_goes_on_after_its_time_was_up(tmp_path: Path):
+    step = "add_custom_command(OUTPUT once COMMAND echo once >> ${CMAKE_BINARY_DIR}/steps COMMAND touch once)\n"
+    slow = "add_custom_command(OUTPUT slow DEPENDS once COMMAND test -e ${CMAKE_BINARY_DIR}/go || sleep 60 COMMAND touch slow)\n"
+    tree = engine(f"echo version: {VERSION}").replace(
+        "add_custom_target(llama-server)", f"{step}{slow}add_custom_target(llama-server DEPENDS slow)"
+    )
+    status, results = run(tmp_path, "build", "--limit-s", "4", cmake=tree)
+    assert (status, "ran out of time" in results["build"]["failed"]) == (1, True)
+    built = next((tmp_path / "work").glob("build-*"))
+    (built / "go").touch()
+    assert run(tmp_path, "build")[0] == 0
+    assert (built / "steps").read_text() == "once\n"
+
+
+def test_an_sdist_that_is_not_the_pinned_one_is_refused(tmp_path: Path):
+    path, _ = sdist(tmp_path, "")
+    with pytest.raises(RuntimeError, match="pins"):
+        bundle.pack(path, "0" * 64, tmp_path)
+
+
+def test_the_page_has_a_row_per_card_and_driver(tmp_path: Path):
+    rows = runpy.run_path(str(ROOT / "docs" / "generate.py"))["_cards"]
+    assert "nobody has run" in rows(tmp_path / "out")
+    run(tmp_path, smi=f"{H200}\n{A_CARD_OF_OLD}")  # there is no bundle, so the build fails
+    kept = (tmp_path / "out").rename(tmp_path / "kept")
+    (tmp_path / "out" / "two").parent.mkdir()
+    kept.rename(tmp_path / "out" / "two")
+    page = rows(tmp_path / "out")
+    assert "| NVIDIA H200 | 9.0 | 580.65.06 | 143,771 MiB | RuntimeError: " in page
+    assert "| Tesla P40 | 6.1 | 535.183.01 | 24,576 MiB | RuntimeError: " in page
