@@ -126,9 +126,8 @@ def _run(command: list[str], log: Path, until: float) -> None:
         try:
             process.wait(max(1.0, until - time.monotonic()))
         except subprocess.TimeoutExpired as error:
-            os.killpg(
-                process.pid, signal.SIGTERM
-            )  # the compilers too, else they would write beside those of the next call
+            # The compilers end, too. Otherwise they would write beside those of the next call.
+            os.killpg(process.pid, signal.SIGTERM)
             raise RuntimeError(
                 f"{command[0]} ran out of time. Run the piece again: it goes on where it was."
             ) from error
