@@ -9,7 +9,9 @@ short_description: Removes every unit, user, group and file of r1prov, or of one
 description:
   - Stock Ansible cannot do it, because its loops over files cannot leave out what is kept or mounted below a folder.
   - All that r1prov leaves on a host carries its name, so it is found without a record. Packages of the distribution stay.
-  - What is kept becomes root's, because the users are removed. A later C(r1prov up) gives it back.
+  - What is kept becomes root's, because the users are removed, and a folder that belonged to one of them is closed to others. A later
+    C(r1prov up) gives it back.
+  - It refuses, before anything is changed, while a user who stays has one of the groups as their own group.
 author: The r1prov team
 options: {
   "data_dir": {"type": "path", "default": "/srv/r1prov", "description": "The folder that holds the models."},
@@ -169,10 +171,21 @@ def remove(path: str) -> None:
 
 
 def give_to_root(path: Path) -> None:
-    """Makes a kept tree root's. The modes stay."""
-    for folder, _, names in os.walk(path):
-        for entry in (folder, *(f"{folder}/{name}" for name in names)):
+    """Makes a kept tree root's. A folder that was not root's is closed to others, because the group that might enter it is gone."""
+    for name, _, files in os.walk(path):
+        folder = Path(name)
+        status = folder.stat()
+        if status.st_uid != 0:
+            folder.chmod(stat.S_IMODE(status.st_mode) & ~0o007)
+        for entry in (folder, *(folder / file for file in files)):
             os.chown(entry, 0, 0, follow_symlinks=False)
+
+
+def holders(groups: Iterable[grp.struct_group], users: Iterable[pwd.struct_passwd], leaving: list[str]) -> list[str]:
+    """The users who stay and have one of these groups as their own, each with that group. Nobody could remove it then."""
+    names = {group.gr_gid: group.gr_name for group in groups}
+    stay = [user for user in users if user.pw_name not in leaving and user.pw_gid in names]
+    return [f"{user.pw_name} has the group {names[user.pw_gid]} as their own group" for user in stay]
 
 
 def main() -> None:
@@ -188,6 +201,9 @@ def main() -> None:
     groups = [
         entry.gr_name for entry in grp.getgrall() if entry.gr_name.startswith(name) and entry.gr_name not in users
     ]
+    if stay := holders(map(grp.getgrnam, groups), pwd.getpwall(), users):
+        remedy = "Give each another one (usermod --gid GROUP USER), and run the same again. Nothing was changed"
+        module.fail_json(msg=f"{'; '.join(stay)}. {remedy}")
     mounted = mounts(Path("/proc/self/mountinfo").read_text(encoding="utf-8"))
     everything = [*FILES, f"{data_dir}/models", f"{data_dir}/ollama"]
     ours = [f"{UNITS}/{name}*", f"{UNITS}/*.wants/{name}*", f"{UNITS}/*.d/{name}*"]

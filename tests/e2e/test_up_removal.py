@@ -66,6 +66,8 @@ def test_down_leaves_nothing_but_what_it_was_told_to_leave(operator: Operator, p
     assert told(host, OURS) == ""
     assert told(host, PORTS) == SSH
     assert told(host, KEPT) == weights
+    assert "runuser" in told(host, "command -v runuser")
+    assert told(host, "runuser -u nobody -- find /srv/r1prov/models -type f -size +1M 2> /dev/null || true") == ""
 
 
 def test_the_wheel_brings_all_that_a_new_controller_needs(

@@ -110,14 +110,17 @@ def test_a_request_must_name_this_host_once(head: bytes, status: int | None) -> 
 
 
 def talk(
-    request: bytes, *, open_to: list[str], told: bytes = b"", more: bytes = b"", tables: str = "/proc/self/net"
+    request: bytes, *, open_to: list[str], told: bytes | None = b"", more: bytes = b"", tables: str = "/proc/self/net"
 ) -> tuple[bytes, bytes]:
-    """What a client hears through a door, and what the stand-in for Ollama got. `more` is sent when the answer has come."""
+    """What a client hears through a door, and what the stand-in for Ollama got, which does not run where it has nothing `told`.
+
+    `more` is sent when the answer has come.
+    """
     got = bytearray()
 
     async def ollama(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         got.extend(await reader.readuntil(b"\r\n\r\n"))
-        writer.write(told)
+        writer.write(told or b"")
         await writer.drain()
         await asyncio.sleep(0.1)
         writer.close()
@@ -125,6 +128,8 @@ def talk(
     async def all_of_it() -> bytes:
         behind = await asyncio.start_server(ollama, "127.0.0.1", 0)
         port = behind.sockets[0].getsockname()[1]
+        if told is None:
+            behind.close()
         passing = door.Door(port, "no-such-group", open_to, Path(tables))
         front = await asyncio.start_server(passing.meet, sock=socket.create_server(("127.0.0.1", 0)))
         async with behind, front:
@@ -171,6 +176,25 @@ def test_where_nobody_can_tell_who_asks_nobody_gets_in() -> None:
     heard, got = talk(GOOD, open_to=[me()], tables="/nowhere")
     assert heard.startswith(b"HTTP/1.1 500 ")
     assert "lets nobody in" in error_of(heard)
+    assert got == b""
+
+
+@pytest.mark.parametrize("tables", ["/proc/self/net", "/nowhere"])
+def test_the_heartbeat_of_the_program_is_answered_so_that_its_next_request_hears_what_is_wrong(tables: str) -> None:
+    """`ollama list` begins with it, and says only that something went wrong where it is refused."""
+    beat = GOOD.replace(b"GET /api/tags", b"HEAD /")
+    behind = None if tables == "/proc/self/net" else b""
+    heard, got = talk(beat, open_to=[me()], told=behind, tables=tables)
+    assert heard.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert got == b""
+    heard, _ = talk(beat.replace(b"127.0.0.1", b"x.local"), open_to=[me()], tables=tables)
+    assert heard.startswith(b"HTTP/1.1 421 ")
+
+
+def test_who_asks_while_ollama_does_not_run_is_told_what_switches_to_it() -> None:
+    heard, got = talk(GOOD, open_to=[me()], told=None)
+    assert heard.startswith(b"HTTP/1.1 502 ")
+    assert "r1prov engine ollama" in error_of(heard)
     assert got == b""
 
 

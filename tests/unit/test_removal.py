@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import grp
+import os
+import pwd
 from pathlib import Path
 
+import pytest
 from ansible_collections.r1.prov.plugins.modules import removal
 
 MOUNTINFO = "23 1 0:20 / / rw - overlay overlay rw\n40 23 0:31 /x /var/cache/r1prov/ccache rw - ext4 /dev/vda rw\n"
@@ -72,3 +76,26 @@ def test_what_stays_is_said_with_its_reason(tmp_path: Path) -> None:
     )
     assert (weights["path"], weights["bytes"] >= 1 << 20) == (kept, True)
     assert other == {"path": mounted, "bytes": None, "why": "mounted"}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_what_is_kept_of_a_service_is_read_by_root_alone(tmp_path: Path) -> None:
+    """Also where an older r1prov had left it open to all. What was root's already stays as it was."""
+    made(tmp_path, "models/weights/m.gguf", "models/embeddings/e.gguf")
+    ours = tmp_path / "models/weights"
+    ours.chmod(0o755)
+    for path in (ours, ours / "m.gguf"):
+        os.chown(path, 65534, 65534)
+    removal.give_to_root(tmp_path / "models")
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in (tmp_path / "models").rglob("*")} == {(0, 0)}
+    assert ours.stat().st_mode & 0o777 == 0o750
+    assert (tmp_path / "models/embeddings").stat().st_mode & 0o777 == 0o755
+
+
+def test_a_group_that_is_the_own_group_of_a_user_who_stays_is_found() -> None:
+    groups = [grp.struct_group(("r1prov-operators", "x", 900, ["anna"]))]
+    users = [
+        pwd.struct_passwd((name, "x", 1000, gid, "", "/", "/bin/sh"))
+        for name, gid in {"olga": 900, "anna": 1000, "r1prov-x": 900}.items()
+    ]
+    assert removal.holders(groups, users, ["r1prov-x"]) == ["olga has the group r1prov-operators as their own group"]

@@ -34,6 +34,13 @@ NOT_FOR_OLLAMA = {"authorization", "proxy-authorization", "cookie", "connection"
 """Headers that are not passed on: secrets that Ollama does not need, and whether the connection stays."""
 HEAD_LIMIT_S = 30
 LINGER_S = 2
+HEARTBEAT = b"HEAD / "
+"""With this the program `ollama` begins. Where it is refused, the program says that something went wrong, and not what."""
+ALIVE = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+NOT_RUNNING = (
+    "Ollama does not run on this server. Where llama-server serves the model, that is meant to be: `r1prov engine ollama` switches, "
+    "on the machine where r1prov is installed. Otherwise see: systemctl status r1prov-ollama"
+)
 BLOCK_BYTES = 1 << 16
 
 
@@ -120,24 +127,42 @@ class Door:
             writer.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        stranger = await self._stranger(writer)
+        head = b""
+        with suppress(asyncio.IncompleteReadError, asyncio.TimeoutError):
+            head = await _head(reader, LINGER_S if stranger else HEAD_LIMIT_S)
+        if not head.startswith(HEARTBEAT) and stranger:
+            raise stranger
+        if not head:
+            return
+        request = passed_on(head)
+        try:
+            if stranger:
+                raise stranger
+            await self._pass_on(request, reader, writer)
+        except RefusalError:
+            if not head.startswith(HEARTBEAT):
+                raise
+            writer.write(ALIVE)  # The next request is told what is wrong.
+
+    async def _stranger(self, writer: asyncio.StreamWriter) -> RefusalError | None:
+        """Why who has opened the connection may not enter; None for who may."""
         client, server = writer.get_extra_info("peername"), writer.get_extra_info("sockname")
         try:
             uid = caller(client[:2], server[:2], self.tables)
         except OSError as error:
             what = f"the door cannot tell who asks, so it lets nobody in ({error}). Is /proc mounted with hidepid?"
-            raise RefusalError(HTTPStatus.INTERNAL_SERVER_ERROR, what) from None
-        if uid is None or not await asyncio.to_thread(may_enter, uid, self.group, self.users):
-            remedy = f"Ollama obeys members of the group {self.group}: sudo gpasswd --add NAME {self.group}"
-            raise RefusalError(HTTPStatus.FORBIDDEN, remedy)
-        try:
-            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), HEAD_LIMIT_S)
-        except asyncio.LimitOverrunError:
-            raise RefusalError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the headers are too long") from None
-        request = passed_on(head)
+            return RefusalError(HTTPStatus.INTERNAL_SERVER_ERROR, what)
+        if uid is not None and await asyncio.to_thread(may_enter, uid, self.group, self.users):
+            return None
+        remedy = f"Ollama obeys members of the group {self.group}: sudo gpasswd --add NAME {self.group}"
+        return RefusalError(HTTPStatus.FORBIDDEN, remedy)
+
+    async def _pass_on(self, request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             ollama, onward = await asyncio.open_connection("127.0.0.1", self.port)
         except OSError:
-            raise RefusalError(HTTPStatus.BAD_GATEWAY, "Ollama does not run: systemctl status r1prov-ollama") from None
+            raise RefusalError(HTTPStatus.BAD_GATEWAY, NOT_RUNNING) from None
         try:
             onward.write(request)
             asking = asyncio.create_task(_copy(reader, onward))
@@ -145,6 +170,13 @@ class Door:
             asking.cancel()
         finally:
             onward.close()
+
+
+async def _head(reader: asyncio.StreamReader, limit_s: float) -> bytes:
+    try:
+        return await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), limit_s)
+    except asyncio.LimitOverrunError:
+        raise RefusalError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the headers are too long") from None
 
 
 async def _copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
