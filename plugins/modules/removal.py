@@ -171,11 +171,14 @@ def remove(path: str) -> None:
 
 
 def give_to_root(path: Path) -> None:
-    """Makes a kept tree root's. A folder that was not root's is closed to others, because the group that might enter it is gone."""
+    """Makes a kept tree root's. A folder in it that was not root's is closed to others, because the group that might enter it is gone.
+
+    The top stays as it is. The next run makes only folders below it anew, and its users must pass through.
+    """
     for name, _, files in os.walk(path):
         folder = Path(name)
         status = folder.stat()
-        if status.st_uid != 0:
+        if status.st_uid != 0 and folder != path:
             folder.chmod(stat.S_IMODE(status.st_mode) & ~0o007)
         for entry in (folder, *(folder / file for file in files)):
             os.chown(entry, 0, 0, follow_symlinks=False)

@@ -84,11 +84,12 @@ def test_what_is_kept_of_a_service_is_read_by_root_alone(tmp_path: Path) -> None
     made(tmp_path, "models/weights/m.gguf", "models/embeddings/e.gguf")
     ours = tmp_path / "models/weights"
     ours.chmod(0o755)
-    for path in (ours, ours / "m.gguf"):
+    for path in (tmp_path / "models", ours, ours / "m.gguf"):
         os.chown(path, 65534, 65534)
     removal.give_to_root(tmp_path / "models")
     assert {(path.stat().st_uid, path.stat().st_gid) for path in (tmp_path / "models").rglob("*")} == {(0, 0)}
     assert ours.stat().st_mode & 0o777 == 0o750
+    assert (tmp_path / "models").stat().st_mode & 0o777 == 0o755  # services of the next run pass through
     assert (tmp_path / "models/embeddings").stat().st_mode & 0o777 == 0o755
 
 
