@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,8 @@ import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+_STEP_BYTES = 64 << 10
 
 
 @contextmanager
@@ -64,8 +66,12 @@ def rot(image: Path, near: bytes) -> None:
 
 
 def fill(place: Path, *, leave: int) -> Path:
-    """Leaves so many bytes free. Returns the file that takes all else."""
+    """Leaves at most so many bytes free. Returns the file that takes all else.
+
+    Who writes there meanwhile may take what this file was to take. So it grows a little at a time, as far as there is room.
+    """
     ballast = place / "ballast"
-    disk = os.statvfs(place)
-    ballast.write_bytes(bytes(disk.f_bavail * disk.f_frsize - leave))
+    with ballast.open("wb", buffering=0) as file, suppress(OSError):
+        while (disk := os.statvfs(place)).f_bavail * disk.f_frsize > leave:
+            file.write(bytes(min(disk.f_bavail * disk.f_frsize - leave, _STEP_BYTES)))
     return ballast
