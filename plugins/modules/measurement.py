@@ -88,10 +88,15 @@ def answers(module: AnsibleModule) -> str:
         before = used_ticks([pid]) if pid else 0
         time.sleep(1)
         return "Ollama gives an answer" if pid and used_ticks([pid]) - before > BUSY_TICKS else ""
+    api = Api(module.params["engine_url"], module.params["api_key_file"])
     try:
-        told = Api(module.params["engine_url"], module.params["api_key_file"]).text("/metrics")
+        told = api.text("/metrics")
     except AwayError:
         return ""
+    except ApiError as error:
+        if error.status:
+            raise
+        return "llama-server is too busy to say how many answers it gives"
     count = sum(int(figure) for figure in _RUNNING.findall(told))
     return f"llama-server gives {count} answer{'s' if count > 1 else ''}" if count else ""
 

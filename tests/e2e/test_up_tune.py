@@ -172,6 +172,7 @@ def test_another_plan_is_served_as_planned_until_the_old_one_is_back(
 def test_what_does_not_serve_gives_way_to_the_plan(tuner: Operator, host: LabHost, kept: Path) -> None:
     with picky_engine(host, f"! grep -q -e '--threads 2' {UNIT} || {{ echo out of memory; exit 1; }}"):
         pretend_two_threads_are_best(host, kept)
+        told(host, "systemctl stop r1prov-llama-server")  # It may run with two threads already.
         talk = tuner.does("tune", "--yes", code=Exit.RUN_FAILED).stderr
         assert f"{host.name}: back to the plan's own setting" in talk
         assert not kept.exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible_collections.r1.prov.plugins.module_utils.http_api import Api, ApiError
 from ansible_collections.r1.prov.plugins.modules import measurement
 from measuring import settings, work
 
@@ -378,3 +380,15 @@ def test_somebody_listens_until_the_pipe_is_closed() -> None:
 )
 def test_a_job_is_done_when_all_of_it_was_measured(found: dict[str, Any], job: dict[str, Any], done: bool) -> None:
     assert measurement.is_done(found, job) is done
+
+
+def test_an_engine_that_is_too_busy_to_say_so_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measurement, "Api", functools.partial(Api, timeout_s=0.2))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        module: Any = SimpleNamespace(params={"engine": "r1prov-llama-server", "engine_url": url, "api_key_file": ""})
+        assert "too busy" in measurement.answers(module)
+    assert measurement.answers(module) == ""  # nobody listens there any more
+    module.params["api_key_file"] = "/none"
+    with pytest.raises(ApiError, match="key cannot be read"):
+        measurement.answers(module)
