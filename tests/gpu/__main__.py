@@ -28,6 +28,7 @@ PIECES = {
     "hybrid": "placed.hybrid",
     "cut": "placed.cut",
     "mixed": "placed.mixed",
+    "forms": "placed.forms",
     "tune": "placed.tune",
     "unit": "unit.piece",
 }

@@ -10,6 +10,10 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 LOCK = Path(__file__).resolve().parents[2] / "requirements.lock"
 WHEELS = "wheels"
@@ -18,7 +22,7 @@ PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 _PLATFORMS = ("manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
 
-def fetch(bundle: Path) -> list[Path]:
+def fetch(bundle: Path, pythons: Sequence[str] = PYTHONS) -> list[Path]:
     """Brings the wheels into the bundle. pip holds them against the digests in requirements.lock."""
     blocks = re.findall(r"^\S+==[^\n]*(?:\n [^\n]*)*", LOCK.read_text(encoding="utf-8"), re.MULTILINE)
     wanted = [block for block in blocks if block.partition("==")[0] in NAMES]
@@ -28,7 +32,7 @@ def fetch(bundle: Path) -> list[Path]:
     with tempfile.TemporaryDirectory() as around:
         pinned = Path(around) / "pinned.txt"
         pinned.write_text("\n".join(wanted) + "\n", encoding="utf-8")
-        for version in PYTHONS:
+        for version in pythons:
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
             command += [
                 "--only-binary=:all:",

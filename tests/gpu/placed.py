@@ -4,6 +4,7 @@
 - `hybrid` does the same with the next quant that fits cards and RAM together, but not the cards.
 - `cut` has R1's shapes with fewer layers, on cards that are taken for smaller than they are, so that the plan uses RAM.
 - `mixed` has the same as `cut`, of random weights, so that tokens go to different experts. Beside `cut` it shows what zeros hide.
+- `forms` has the layers of `cut`, whole on the cards where they are large enough, in MLA form and in legacy form.
 - `tune` measures the settings around the plan of `mixed`, as `r1prov tune` does.
 """
 
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
     from ansible_collections.r1.prov.plugins.module_utils import llama_memory
 
-    from r1prov.models.model import Model
+    from r1prov.models.model import Model, Tensor
 else:
     llama_memory = paths.module_util("llama_memory")
 
@@ -58,6 +59,8 @@ SHARE = 0.01
 
 CUT_BYTES = 16 * GIB
 """About as large is R1 with fewer layers."""
+
+CUT_SLOTS = 4
 
 ZEROS = "All weights are zero. Each token goes to the same experts, so prompts read fewer weights than real ones. Cards draw less power."
 FEWER = "The model has {layers} of R1's 61 layers. The shapes of each layer are R1's."
@@ -76,6 +79,7 @@ class Case:
         modes: The modes of `r1prov bench`.
         machine: The machine for which is planned.
         degenerate: What makes the figures differ from those of R1 itself, one sentence each.
+        slots: How many slots it has; None lets the plan choose.
     """
 
     quant: str
@@ -84,6 +88,7 @@ class Case:
     modes: tuple[str, ...]
     machine: Machine
     degenerate: tuple[str, ...]
+    slots: int | None = None
 
 
 def whole(options: argparse.Namespace) -> dict[str, Any]:
@@ -113,18 +118,24 @@ def hybrid(options: argparse.Namespace) -> dict[str, Any]:
 
 def cut(options: argparse.Namespace) -> dict[str, Any]:
     """The piece `cut`."""
-    machine = machine_of(options)
-    layers, smaller, said = _cut(options, machine)
-    chosen = tuple(mode for mode in (*_modes(machine), named.GPU) if mode != named.FIT)  # it looks at the cards itself
-    return _measured("cut", options, Case(QUANT, layers, "zeros", chosen, smaller, (ZEROS, *said)))
+    layers, smaller, said = _cut(options, machine_of(options))
+    chosen = (named.HYBRID, named.RULE, named.EXPERTS_IN_RAM)
+    return _measured("cut", options, Case(QUANT, layers, "zeros", chosen, smaller, (ZEROS, *said), CUT_SLOTS))
 
 
 def mixed(options: argparse.Namespace) -> dict[str, Any]:
     """The piece `mixed`."""
+    layers, smaller, said = _cut(options, machine_of(options))
+    chosen = (named.HYBRID, named.EXPERTS_IN_RAM)
+    return _measured("mixed", options, Case(QUANT, layers, "random", chosen, smaller, said, CUT_SLOTS))
+
+
+def forms(options: argparse.Namespace) -> dict[str, Any]:
+    """The piece `forms`."""
     machine = machine_of(options)
-    layers, smaller, said = _cut(options, machine)
-    chosen = (named.HYBRID, named.EXPERTS_IN_RAM, named.GPU)
-    return _measured("mixed", options, Case(QUANT, layers, "random", chosen, smaller, said))
+    layers, _, said = _cut(options, machine)
+    case = Case(QUANT, layers, "zeros", (named.HYBRID, named.LEGACY), machine, (ZEROS, said[0]), 1)
+    return _measured("forms", options, case)
 
 
 def tune(options: argparse.Namespace) -> dict[str, Any]:
@@ -135,7 +146,7 @@ def tune(options: argparse.Namespace) -> dict[str, Any]:
     """
     machine = machine_of(options)
     layers, smaller, said = _cut(options, machine)
-    case = Case(QUANT, layers, "random", (), smaller, said)
+    case = Case(QUANT, layers, "random", (), smaller, said, CUT_SLOTS)
     subject = _subject(options, case)
     found = [(card["name"], card["memory_bytes"]) for card in cards.found()]
     hardware = Hardware(
@@ -241,20 +252,20 @@ def _sizes(options: argparse.Namespace) -> models.Sizes:
 
 def _cut(options: argparse.Namespace, machine: Machine) -> tuple[int, Machine, tuple[str, ...]]:
     """The number of layers, the machine with smaller cards, and what is to be said about both."""
-    sizes = _sizes(options)
 
-    def takes(layers: int) -> int:
-        return sum(each.n_bytes for each in models.tensors(QUANT, mla=True, layers=layers, sizes=sizes))
+    def shapes(layers: int) -> list[Tensor]:
+        return models.tensors(QUANT, mla=True, layers=layers, sizes=_sizes(options))
 
     most = min(CUT_BYTES, machine.ram // 4, machine.disk // 2, machine.vram // 2 or machine.ram)
     layers = layout.DENSE_LAYERS + 1
-    while layers < _all_layers(options) - 1 and takes(layers + 1) <= most:
+    while layers < _all_layers(options) - 1 and sum(each.n_bytes for each in shapes(layers + 1)) <= most:
         layers += 1
     said = (FEWER.format(layers=layers),)
-    if not machine.gpus:
+    plan = _subject(options, Case(QUANT, layers, "zeros", (), machine, (), CUT_SLOTS)).plan
+    if not machine.gpus or not plan.whole or not plan.outcome:
         return layers, machine, said
-    rest = 512 * MIB if options.small else 6 * GIB  # caches, buffers, and the reserve
-    memory = min(machine.gpus.memory, RESERVE_BYTES + (takes(layers) // 2 + rest) // machine.gpus.count)
+    experts = sum(each.n_bytes for each in shapes(layers) if each.is_experts) // machine.gpus.count
+    memory = RESERVE_BYTES + max(device.taken for device in plan.outcome.devices) - experts // 2
     smaller = machine.model_copy(update={"gpus": machine.gpus.model_copy(update={"memory": memory})})
     return layers, smaller, (*said, SMALLER_CARDS.format(memory=memory / GIB))
 
@@ -278,7 +289,7 @@ def _subject(options: argparse.Namespace, case: Case) -> Subject:
     model = gguf.read(_path(options, case, mla=True))
     published: Model = model if case.weights == "random" else gguf.read(_path(options, case, mla=False))
     context, micro_batch = (512, 64) if options.small else (32768, 4096)
-    serving = Serving(quant=case.quant, context_per_slot=context, micro_batch=micro_batch)
+    serving = Serving(quant=case.quant, context_per_slot=context, slots=case.slots, micro_batch=micro_batch)
     plan = plan_model(model, case.machine, serving, floor=0, n_bytes=model.n_bytes)
     return Subject(
         model=model,
@@ -322,7 +333,9 @@ def _measured(name: str, options: argparse.Namespace, case: Case) -> dict[str, A
     of = {each["mode"]: each for each in measured["modes"]}
     told = [_told(options.work, name, server, of.get(server.mode)) for server in found]
     failed = [f"{each['mode']}: {each['failed']}" for each in told if each["failed"]]
-    failed += [f"{each['mode']}: {difference}" for each in told for difference in each["differences"]]
+    # The engine's own --fit counts what is free at its start, and arithmetic does not know that.
+    settled = [each for each in told if each["mode"] != named.FIT]
+    failed += [f"{each['mode']}: {difference}" for each in settled for difference in each["differences"]]
     failed += [f"{mode}: no time was left for it; run the piece again" for mode in measured["untried"]]
     degenerate = _degenerate(options, case)
     return _facts(options, case) | {"failed": "\n".join(failed), "degenerate": degenerate, "modes": told}
@@ -378,7 +391,20 @@ def _told(work: Path, piece: str, server: Server, measured: dict[str, Any] | Non
     if not measured["failed"]:
         told["cuda_bytes"] = cuda_bytes(seen["engine"], measured["memory"]["devices_bytes"], seen["taken_bytes"])
         told["differences"] = differences(planned, seen["engine"], told["cuda_bytes"])
+        told["of_plan"] = of_plan(planned, seen["engine"])
     return told
+
+
+def of_plan(planned: list[dict[str, Any]], engine: list[dict[str, Any]]) -> dict[str, float]:
+    """For each kind of memory the share of the plan that the engine takes of a card, where that differs most."""
+    by_name = {device["name"]: device for device in engine}
+    found: dict[str, float] = {}
+    for device in planned:
+        for kind in llama_memory.KINDS:
+            plan, is_ = device[f"{kind}_bytes"], by_name.get(device["name"], {}).get(f"{kind}_bytes")
+            if device["name"] != "host" and plan and is_ is not None:
+                found[kind] = max(found.get(kind, 1.0), round(is_ / plan, 4), key=lambda share: abs(share - 1))
+    return found
 
 
 def cuda_bytes(engine: list[dict[str, Any]], of_process: list[int], of_card: list[int]) -> list[int]:

@@ -57,7 +57,7 @@ def piece(options: argparse.Namespace) -> dict[str, Any]:
         tried.remove("SystemCallFilter")
         held.pop("SystemCallFilter")
     result = {
-        "machine": cards.piece(options),
+        **cards.piece(options),
         "engine": build.version(placed.programs(options)),
         "by": "systemd" if by_systemd else "hand",
         "tried": tried,
@@ -105,7 +105,8 @@ def _systemd(of_unit: dict[str, Any], folder: Path) -> list[str]:
     words = ["systemd-run", "--quiet", "--wait", "--pipe", "--collect", "--property=User=nobody"]
     words += [f"--property=BindReadOnlyPaths={folder}:{_INSIDE}", "--property=PrivateNetwork=yes"]
     words += [f"--setenv={name}={value}" for name, value in _VARIABLES.items()]
-    return [*words, *(f"--property={name}={value}" for name, value in of_unit["directives"]), "--"]
+    words += [f"--property={name}={value}" for name, value in of_unit["directives"]]
+    return [*words, "--", "/usr/bin/env"]  # systemd-run looks for the program outside, where _INSIDE is empty
 
 
 def _ran(command: list[str], timeout_s: float) -> str:
