@@ -5,7 +5,7 @@
 # everybody's path.
 IN := PATH="$$(./bootstrap):$$PATH:/usr/sbin:/sbin" && export PATH &&
 
-.PHONY: help setup demo test lint unit thorough molecule e2e test-cuda test-gpu format docs golden lock
+.PHONY: help setup demo test lint unit thorough molecule e2e test-cuda gpu-bundle test-gpu format docs golden lock
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -37,9 +37,12 @@ e2e: ## the whole way, on Debian 12 and 13
 test-cuda: ## the whole engine with CUDA, without a GPU, asked about memory again (an hour on 2 cores)
 	@$(IN) tests/cuda/run
 
+gpu-bundle: ## what `make test-gpu` needs on a machine without a network, 20 MB: tests/gpu/bundle
+	@$(IN) exec python -m tests.gpu.bundle
+
 # It wants a plain Python alone, for a machine without a network cannot make the environment.
-test-gpu: ## on a machine with cards: their facts, and the engine built for them; docs/cards.md says what to carry along
-	@exec python3 -m tests.gpu
+test-gpu: ## on a machine with cards: build, memory and rates of R1, the unit's restrictions; PIECE=name for one of them (docs/cards.md)
+	@exec python3 -m tests.gpu $(PIECE)
 
 format: ## rewrite the Python files in the house style
 	@$(IN) ruff format . && ruff check --fix .

@@ -78,7 +78,60 @@ def _cards(results: Path) -> str:
             rows.add(f"| {card['name']} | {card['compute_capability']} | {card['driver']} | {memory} | {said} |\n")
     if not rows:
         return "\nNo result is kept yet: nobody has run `make test-gpu` on a machine with a card.\n"
-    return "\n| card | compute capability | driver | memory | build |\n|---|---|---|---|---|\n" + "".join(sorted(rows))
+    table = "\n| card | compute capability | driver | memory | build |\n|---|---|---|---|---|\n" + "".join(sorted(rows))
+    return table + _placed(results) + _restricted(results)
+
+
+PLACED_HEAD = """
+## Memory and rates
+
+`of plan` is the share of the planned weights, cache and compute buffer that the engine takes, on the card where it differs most.
+`CUDA` is what CUDA takes of a card by itself, in MiB. Rates are tokens/s of a prompt and of decoding, for one user.
+
+| cards, driver | model | mode | of plan | CUDA | empty slot | filled slot |
+|---|---|---|---|---|---|---|
+"""
+
+
+def _placed(results: Path) -> str:
+    """A row for each mode of each model that was measured, then what makes these figures differ from those of R1."""
+    rows, notes = [], set()
+    for result in _results(results, ("whole", "hybrid", "cut", "mixed", "forms")):
+        card, model = result["cards"][0], result["model"]
+        whose = f"{len(result['cards'])} x {card['name']}, {card['driver']}"
+        what = f"{model['quant']}, {model['layers']} layers, {model['weights']}"
+        notes |= {f"- {what}: {sentence}\n" for sentence in result["degenerate"]}
+        for mode in result["modes"]:
+            why = mode["left_out"] or mode["failed"].partition("\n")[0]
+            shares = " / ".join(f"{share:.1%}" for share in mode.get("of_plan", {}).values()) or "-"
+            cuda = ", ".join(f"{n_bytes >> 20:,}" for n_bytes in mode.get("cuda_bytes", [])) or "-"
+            empty, filled = (_rate(rate) for rate in (*mode.get("rates", []), None, None)[:2])
+            rows.append(f"| {whose} | {what} | {mode['mode']} | {why or shares} | {cuda} | {empty} | {filled} |\n")
+    return PLACED_HEAD + "".join(rows) + "\n" + "".join(sorted(notes)) if rows else ""
+
+
+def _rate(rate: dict[str, Any] | None) -> str:
+    if not rate:
+        return "-"
+    depth = f" at {rate['depth_tokens']:,}" if rate["depth_tokens"] else ""
+    return f"{rate['prompt_tokens_per_second']:,.1f} / {rate['decode_tokens_per_second']:,.1f}{depth}"
+
+
+def _restricted(results: Path) -> str:
+    """A row for each machine on which the engine ran under the restrictions of its unit."""
+    rows = [
+        f"| {result['cards'][0]['name']}, {result['cards'][0]['driver']} | {result['by']} | {', '.join(result['tried'])}"
+        f" | {', '.join(result['untried']) or '-'} | {result['rates']['decode']:,.1f} of {result['rates_without']['decode']:,.1f} |\n"
+        for result in _results(results, ("unit",))
+    ]
+    head = "\n## The unit's restrictions\n\n| card | by | tried | not tried | decode rate with and without |\n|---|---|---|---|---|\n"
+    return head + "".join(rows) if rows else ""
+
+
+def _results(results: Path, pieces: tuple[str, ...]) -> list[dict[str, Any]]:
+    """What these pieces have measured on machines with cards."""
+    found = [json.loads(path.read_text()) for piece in pieces for path in sorted(results.glob(f"*/{piece}.json"))]
+    return [result for result in found if result.get("cards") and ("modes" in result or "tried" in result)]
 
 
 def _cli() -> str:

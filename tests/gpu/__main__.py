@@ -10,27 +10,39 @@ that ran out of time goes on where it was when it is called again. The exit stat
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tests.gpu import build, cards
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from tests.gpu import packages
 
 HERE = Path(__file__).resolve().parent
-PIECES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {"cards": cards.piece, "build": build.piece}
+PIECES = {
+    "cards": "cards.piece",
+    "build": "build.piece",
+    "whole": "placed.whole",
+    "hybrid": "placed.hybrid",
+    "cut": "placed.cut",
+    "mixed": "placed.mixed",
+    "forms": "placed.forms",
+    "tune": "placed.tune",
+    "unit": "unit.piece",
+}
+"""The function of each piece, which is imported when it runs."""
+
+WITHOUT_PACKAGES = ("cards", "build")
 
 
 def run(name: str, options: argparse.Namespace) -> bool:
     """Runs a piece and keeps its result. Returns whether the piece passed."""
     started = time.time()
+    options.until_s = time.monotonic() + options.limit_s
     try:
-        result = {"failed": "", **PIECES[name](options)}
+        result = {"failed": "", **_called(name, options)}
     except Exception as error:  # the result says what went wrong, whatever it was, and the other pieces still run
         result = {"failed": f"{type(error).__name__}: {error}"}
     result |= {"piece": name, "started_unix_s": round(started), "wall_s": round(time.time() - started, 1)}
@@ -42,6 +54,14 @@ def run(name: str, options: argparse.Namespace) -> bool:
     return not result["failed"]
 
 
+def _called(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    module, _, function = PIECES[name].partition(".")
+    if name not in WITHOUT_PACKAGES:
+        packages.use(options.bundle, options.work)
+    found: dict[str, Any] = getattr(importlib.import_module(f"tests.gpu.{module}"), function)(options)
+    return found
+
+
 def main(words: list[str] | None = None) -> int:
     """Runs the pieces that are asked for."""
     parser = argparse.ArgumentParser(prog="python3 -m tests.gpu", description=__doc__.partition("\n")[0])
@@ -50,7 +70,15 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--bundle", type=Path, default=HERE / "bundle", help="what tests.gpu.bundle has made")
     parser.add_argument("--work", type=Path, default=HERE / "work", help="where the engine is built")
     parser.add_argument("--limit-s", type=float, default=560, help="the seconds that a piece may take")
+    parser.add_argument(
+        "--programs", type=Path, help="a folder with an engine; without it, what the piece build has made"
+    )
+    parser.add_argument(
+        "--ram-gib", type=float, help="the RAM, where the machine gets more than it shows when it is used"
+    )
+    parser.add_argument("--small", action="store_true", help="models that are much smaller than R1, to try the pieces")
     options = parser.parse_args(words)
+    options.work.mkdir(parents=True, exist_ok=True)
     unknown = [name for name in options.pieces if name not in PIECES]
     if unknown:
         parser.error(f"there is no piece {', '.join(unknown)}; there are {', '.join(PIECES)}")

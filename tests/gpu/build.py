@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _JOB_BYTES = 2 << 30  # what one compiler of CUDA kernels takes at its worst
 _LAST_LINES = 20
+PROGRAMS = "programs"
+"""The link to the folder with the programs, in the folder where all is built."""
 
 
 def piece(options: argparse.Namespace) -> dict[str, Any]:
@@ -46,6 +48,7 @@ def piece(options: argparse.Namespace) -> dict[str, Any]:
     log = options.results / "build.log"
     options.results.mkdir(parents=True, exist_ok=True)
     log.unlink(missing_ok=True)
+    (options.work / PROGRAMS).unlink(missing_ok=True)
     _run(["cmake", "-S", str(source), "-B", str(tree), "-G", "Ninja", *flags], log, until)
     _run(["ninja", "-C", str(tree), "-j", str(_jobs()), *_recipe().TARGETS], log, until)
     server = str(tree / "bin" / "llama-server")
@@ -55,7 +58,25 @@ def piece(options: argparse.Namespace) -> dict[str, Any]:
     without = [str(number) for number in range(len(cards.found())) if f"CUDA{number}:" not in said["list-devices"]]
     if without:
         raise RuntimeError(f"llama-server does not list CUDA{', CUDA'.join(without)}: {said['list-devices']}")
+    (options.work / PROGRAMS).symlink_to(tree / "bin")
     return {"flags": flags, "programs": str(tree / "bin"), **said}
+
+
+def programs(options: argparse.Namespace) -> Path:
+    """The folder of the programs that this piece has built.
+
+    Raises:
+        RuntimeError: It has built none.
+    """
+    link: Path = options.work / PROGRAMS
+    if not link.exists():
+        raise RuntimeError("the engine is not built yet: the piece `build` comes first")
+    return link.resolve()
+
+
+def version(folder: Path) -> str:
+    """What the engine says of itself."""
+    return _said([str(folder / "llama-server"), "--version"])
 
 
 def _recipe() -> ModuleType:

@@ -1,4 +1,6 @@
-"""Brings along what a machine without a network needs for `make test-gpu`: the engine's pinned source, without what no build reads.
+"""Brings along what a machine without a network needs for `make test-gpu`.
+
+That is the engine's pinned source without what no build reads, the wheels that r1prov's arithmetic needs, and the unit's restrictions.
 
     python -m tests.gpu.bundle [SDIST]
 
@@ -15,6 +17,8 @@ import sys
 import tarfile
 import tempfile
 from pathlib import Path, PurePosixPath
+
+from tests.gpu import packages, restrictions
 
 HERE = Path(__file__).resolve().parent
 BUNDLE = HERE / "bundle"
@@ -118,7 +122,15 @@ def main() -> None:
             archive = pack(sdist, sha256, BUNDLE)
         except RuntimeError as error:
             raise SystemExit(str(error)) from None
-    sys.stdout.write(f"{archive}: {archive.stat().st_size >> 10} KiB of llama.cpp {version}\n")
+    wheels = packages.fetch(BUNDLE)
+    described = restrictions.write(BUNDLE)
+    whole = sum(path.stat().st_size for path in BUNDLE.rglob("*") if path.is_file())
+    if whole > MOST_BYTES:
+        raise SystemExit(f"{BUNDLE} takes {whole} bytes, more than {MOST_BYTES}. Strip more of it.")
+    sys.stdout.write(
+        f"{archive}: {archive.stat().st_size >> 10} KiB of llama.cpp {version}\n"
+        f"{wheels[0].parent}: {len(wheels)} wheels\n{described}\nin all {whole >> 10} KiB\n"
+    )
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def test_an_unknown_answer_is_a_failure(tmp_path: Path):
 @pytest.mark.parametrize(("smi", "cuda"), [(None, False), (H200, True)])
 def test_a_build_for_the_card_at_hand(tmp_path: Path, smi: str | None, cuda: bool):
     server = f"echo version: {VERSION}; echo CUDA0: NVIDIA H200"
-    status, results = run(tmp_path, smi=smi, cmake=engine(server))
+    status, results = run(tmp_path, "cards", "build", smi=smi, cmake=engine(server))
     assert status == 0, results
     assert ("-DCMAKE_CUDA_ARCHITECTURES=90-real" in results["build"]["flags"]) is cuda
     assert sorted(path.name for path in (tmp_path / "work").glob("source-*/*")) == ["CMakeLists.txt"]
@@ -182,7 +182,7 @@ def test_an_sdist_that_is_not_the_pinned_one_is_refused(tmp_path: Path):
 def test_the_page_has_a_row_per_card_and_driver(tmp_path: Path):
     rows = runpy.run_path(str(ROOT / "docs" / "generate.py"))["_cards"]
     assert "nobody has run" in rows(tmp_path / "out")
-    run(tmp_path, smi=f"{H200}\n{A_CARD_OF_OLD}")  # there is no bundle, so the build fails
+    run(tmp_path, "cards", "build", smi=f"{H200}\n{A_CARD_OF_OLD}")  # there is no bundle, so the build fails
     kept = (tmp_path / "out").rename(tmp_path / "kept")
     (tmp_path / "out" / "two").parent.mkdir()
     kept.rename(tmp_path / "out" / "two")
