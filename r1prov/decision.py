@@ -194,7 +194,7 @@ def _read_header(site: Site, quant: Quant, say: Callable[[str], None]) -> Model 
         if _needs_layers(site):
             raise
         say(
-            "its header cannot be read from here, so the files are served as they were published, whatever form they have"
+            f"the header of {quant.name} cannot be read from here, so the files are served as they were published, whatever form they have"
         )
         return None
 

@@ -98,7 +98,7 @@ def _set_aside(place: Path) -> None:
     """Gives a release another name, so that its successor takes its own at once. Its removal takes longer, and comes with the pruning."""
     if place.exists():
         aside = place.with_name(f"{place.name}.damaged")
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)  # a run that was cut off may have left it
         place.rename(aside)
 
 

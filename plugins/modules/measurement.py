@@ -10,8 +10,8 @@ description:
   - Stock Ansible cannot do it, because its module for services does not wait for a unit to end, nor stop one for which nobody waits.
   - It starts the unit C(r1prov-measure) and waits until that has ended. The start of the unit stops the engine, and its end starts it
     again.
-  - Before that it waits until the engine gives no answers. llama-server tells how many it gives. Ollama does not, so it counts as busy
-    while its processes compute.
+  - Before that it waits until the engine gives no answers. llama-server tells how many it gives, unless it is too busy even for that.
+    Ollama does not tell, so it counts as busy while its processes compute.
   - If the caller goes away, the unit is stopped, and the engine starts again. The next start goes on where this one was.
 author: The r1prov team
 options: {

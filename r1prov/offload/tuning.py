@@ -8,7 +8,7 @@ choice after the other is measured, while the other dimensions keep their best c
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from r1prov.offload import running
 from r1prov.offload.memory import placement
@@ -89,6 +89,20 @@ class Trial:
     def settings(self) -> int:
         """The number of settings to measure: the plan's own, and each other choice of each dimension."""
         return 1 + sum(len(dimension.choices) - 1 for dimension in self.dimensions)
+
+    @property
+    def bench_dimensions(self) -> list[dict[str, Any]]:
+        """The dimensions as the measuring program wants them, with the arguments of llama-bench."""
+        return [
+            {
+                "name": dimension.name,
+                "choices": [
+                    {"label": choice.label, "arguments": list(in_bench_words(choice.arguments))}
+                    for choice in dimension.choices
+                ],
+            }
+            for dimension in self.dimensions
+        ]
 
     def arguments(self, chosen: dict[str, str]) -> tuple[str, ...]:
         """The arguments of llama-server with the chosen label of each dimension, by the name of the dimension."""

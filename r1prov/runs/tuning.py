@@ -128,16 +128,7 @@ def variables(trial: Trial, limit_s: int, *, force: bool) -> dict[str, Any]:
     """The variables that tell role `measure` of a trial."""
     return {
         "measure_arguments": list(trial.bench_fixed),
-        "measure_dimensions": [
-            {
-                "name": dimension.name,
-                "choices": [
-                    {"label": choice.label, "arguments": list(tuning.in_bench_words(choice.arguments))}
-                    for choice in dimension.choices
-                ],
-            }
-            for dimension in trial.dimensions
-        ],
+        "measure_dimensions": trial.bench_dimensions,
         "measure_prompt_tokens": trial.prompt_tokens,
         "measure_decode_tokens": tuning.DECODE_TOKENS,
         "measure_prompt_share": waits.PROMPT_SHARE,

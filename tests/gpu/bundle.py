@@ -58,9 +58,8 @@ def pack(sdist: Path, sha256: str, folder: Path) -> Path:
         tarfile.open(fileobj=packed, mode="w:xz") as stripped,
     ):
         for member in whole:
-            inside = re.fullmatch(
-                r"[^/]+/vendor/llama\.cpp/(.+)", member.name
-            )  # the sdist has git's objects below .git/modules, too
+            # The sdist has git's objects below .git/modules, too.
+            inside = re.fullmatch(r"[^/]+/vendor/llama\.cpp/(.+)", member.name)
             if not inside or not member.isfile() or _unread(inside[1]):
                 continue
             member.name = inside[1]
@@ -108,15 +107,9 @@ def main() -> None:
         if len(sys.argv) > 1:
             sdist = Path(sys.argv[1])
         else:
-            wanted = [
-                "download",
-                "--no-deps",
-                "--no-build-isolation",
-                "--no-binary",
-                ":all:",
-                f"llama-cpp-python=={version}",
-            ]
-            subprocess.run([sys.executable, "-m", "pip", *wanted, "--dest", folder], check=True)
+            command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-build-isolation"]
+            command += ["--no-binary", ":all:", f"llama-cpp-python=={version}", "--dest", folder]
+            subprocess.run(command, check=True)
             sdist = next(Path(folder).glob("*.tar.gz"))
         try:
             archive = pack(sdist, sha256, BUNDLE)

@@ -34,14 +34,8 @@ def fetch(bundle: Path, pythons: Sequence[str] = PYTHONS) -> list[Path]:
         pinned.write_text("\n".join(wanted) + "\n", encoding="utf-8")
         for version in pythons:
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-            command += [
-                "--only-binary=:all:",
-                "--require-hashes",
-                "--implementation",
-                "cp",
-                "--python-version",
-                version,
-            ]
+            command += ["--only-binary=:all:", "--require-hashes"]
+            command += ["--implementation", "cp", "--python-version", version]
             command += [word for platform in _PLATFORMS for word in ("--platform", platform)]
             subprocess.run([*command, "--requirement", str(pinned), "--dest", str(folder)], check=True)
     return sorted(folder.iterdir())

@@ -159,16 +159,7 @@ def tune(options: argparse.Namespace) -> dict[str, Any]:
         "kind": "settings",
         "program": str(programs(options) / "llama-bench"),
         "fixed": ["--model", str(_path(options, case, mla=True)), *trial.bench_fixed],
-        "dimensions": [
-            {
-                "name": dimension.name,
-                "choices": [
-                    {"label": choice.label, "arguments": list(tuning.in_bench_words(choice.arguments))}
-                    for choice in dimension.choices
-                ],
-            }
-            for dimension in trial.dimensions
-        ],
+        "dimensions": trial.bench_dimensions,
         "prompt_tokens": trial.prompt_tokens,
         "decode_tokens": tuning.DECODE_TOKENS,
         "repetitions": 2,
@@ -205,9 +196,8 @@ def machine_of(options: argparse.Namespace) -> Machine:
     """This machine as a profile describes it. Cards that differ are taken for the smallest of them."""
     found = cards.found()
     memories = [card["memory_bytes"] for card in found if card["memory_bytes"]]
-    own = sum(
-        path.stat().st_blocks * 512 for path in (options.work / "models").glob("*")
-    )  # what earlier pieces have written
+    # What earlier pieces have written counts as free.
+    own = sum(path.stat().st_blocks * 512 for path in (options.work / "models").glob("*"))
     described = {
         "cpu_threads": _cores(),
         "numa_nodes": len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) or 1,

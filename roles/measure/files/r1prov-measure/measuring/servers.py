@@ -12,6 +12,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -48,7 +49,7 @@ class SkippedError(Exception):
     """A server cannot be measured there; the message says why, and nothing has gone wrong."""
 
 
-class Server:
+class Server(ABC):
     """A program that serves one model.
 
     Args:
@@ -67,6 +68,7 @@ class Server:
         """The process that was started; 0 before."""
         return self._process.pid if self._process else 0
 
+    @abstractmethod
     def start(self, ends_s: float) -> None:
         """Starts it, and loads the model.
 
@@ -77,12 +79,12 @@ class Server:
             SkippedError: the model is not there.
             FailedError: it does not start, or is not ready in time.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def prompt(self, tokens: int, seed: int) -> Any:
         """A text of about so many tokens, which begins otherwise with each seed. Longer ones of a seed begin as shorter ones do."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ask(self, prompt: Any, tokens: int, ends_s: float, *, keep: bool = False) -> Timing:
         """Has it write so many tokens after a prompt.
 
@@ -95,7 +97,6 @@ class Server:
         Raises:
             FailedError: there is no answer.
         """
-        raise NotImplementedError
 
     def stop(self) -> None:
         """Ends it with all its descendants, also where it does not want to."""
