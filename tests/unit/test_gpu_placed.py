@@ -317,7 +317,8 @@ def test_the_full_model_is_r1(tmp_path: Path, mla: bool):
     found, wanted = gguf.read(path), layout.model("UD-IQ1_S", mla=mla)
     assert found.tensors == wanted.tensors
     assert {**vars(found), "name": "", "tensors": ()} == {**vars(wanted), "name": "", "tensors": ()}
-    assert path.stat().st_blocks * 512 < 4 * MIB
+    # File systems differ in how much they reserve behind what is written, so no number of bytes holds for all.
+    assert path.stat().st_blocks * 512 < path.stat().st_size / 100
 
 
 def test_the_restrictions_are_those_of_the_unit(tmp_path: Path):
