@@ -120,7 +120,7 @@ def _measure(
     def work(live: LiveRun) -> tuple[Done, tuple[Server, ...]]:
         prepared = runs.prepare(decision, [host], login, live)
         found = modes.servers(prepared.decision, host.name, order.asked)
-        told = modes.variables(prepared.decision, found, order.limit_s, at_once=order.now)
+        told = modes.variables(prepared.decision, host.name, found, order.limit_s, at_once=order.now)
         return runs.play(prepared, login, replace(request, variables=told), live), found
 
     done, found = running.watched(decision.site, [host], request, work)

@@ -33,7 +33,7 @@ Context = Annotated[int, Field(ge=256)]
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"]
 
 
-class Link(Keys):
+class Link(Keys, frozen=True):
     """The link of PCI Express between the RAM and a card."""
 
     generation: int = Field(ge=1, le=6)

@@ -5,7 +5,7 @@ Decoding is limited by the speed of memory: each token uses every weight that it
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -111,6 +111,15 @@ def linked(speeds: Speeds, link: Link, origin: Origin) -> Speeds:
 
 def _carried(link: Link) -> float:
     return _LANE_GB_PER_SECOND[link.generation] * link.width
+
+
+def is_like(ours: Speeds, theirs: Speeds) -> bool:
+    """Whether both are the same speeds, wherever they come from."""
+
+    def ranges(speeds: Speeds) -> list[tuple[float, float]]:
+        return [(each.low, each.high) for each in (getattr(speeds, field.name) for field in fields(Speeds))]
+
+    return ranges(ours) == ranges(theirs)
 
 
 def of_machine(machine: Machine, asked: Link | None = None) -> Speeds:

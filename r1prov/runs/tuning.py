@@ -52,11 +52,14 @@ def look(
     Raises:
         UnhealthyError: a host has no service that could pause.
     """
-    site = decision.site
-    kept = SiteState.of(site.path).all_tuned(hosts)
+    site, state = decision.site, SiteState.of(decision.site.path)
+    kept = state.all_tuned(hosts)
     tuned, trials, bare = {}, {}, []
     with met(hosts, site, login) as meeting:
         away = meeting.away
+        for name, contact in meeting.contacts.items():
+            state.acquaint(name, contact.facts)
+        decision = decision.with_links(state.links(site.hosts))
         for name, contact in meeting.contacts.items():
             try:
                 if contact.connection.run(["systemctl", "cat", UNIT]).code:
@@ -89,7 +92,7 @@ def require_llama_server(site: Site) -> None:
 def trial(decision: Decision, host: str, facts: Mapping[str, Any]) -> Trial:
     """What is to be tried on a host where first contact found `facts`."""
     subject = decision.subject(host, Hardware.of(dict(facts)))
-    return tuning.trial(decision.plan, decision.model, decision.site.profile.machine, subject)
+    return tuning.trial(decision.plan_for(host), decision.model, decision.site.profile.machine, subject)
 
 
 def tune(decision: Decision, host: Host, trial: Trial, conductor: Conductor, *, limit_s: int, force: bool) -> Tuned:
