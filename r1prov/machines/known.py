@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -34,10 +35,14 @@ class MeasuredSpeed(BaseModel):
             raise ValueError("no range")
         return self
 
-    def and_then(self, later: MeasuredSpeed) -> MeasuredSpeed:
+    def and_also(self, other: MeasuredSpeed) -> MeasuredSpeed:
         """Both together: what the two ranges share, or the later one where they share nothing, for then something has changed."""
-        low, high = max(self.low, later.low), min(self.high, later.high)
+        low, high, later = max(self.low, other.low), min(self.high, other.high), max(self, other, key=_when)
         return later.model_copy(update={"low": low, "high": high}) if low <= high else later
+
+
+def _when(speed: MeasuredSpeed) -> datetime:
+    return datetime.fromisoformat(speed.measured)
 
 
 class Known(BaseModel):
@@ -58,7 +63,7 @@ class Known(BaseModel):
     def with_measured(self, found: dict[str, MeasuredSpeed]) -> Known:
         """The same with newly measured speeds."""
         kept = self.measured
-        both = {name: kept[name].and_then(each) if name in kept else each for name, each in found.items()}
+        both = {name: kept[name].and_also(each) if name in kept else each for name, each in found.items()}
         return self.model_copy(update={"measured": kept | both})
 
 

@@ -15,8 +15,9 @@ from r1prov.models.model import is_embedding
 from r1prov.offload.memory import cache_bytes_per_token, context_per_slot, placement
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from r1prov.machines.known import MeasuredSpeed
     from r1prov.machines.profile import Machine
     from r1prov.models.model import Model, Tensor
     from r1prov.offload.setting import Setting
@@ -111,6 +112,17 @@ def linked(speeds: Speeds, link: Link, origin: Origin) -> Speeds:
 
 def _carried(link: Link) -> float:
     return _LANE_GB_PER_SECOND[link.generation] * link.width
+
+
+def with_measured(speeds: Speeds, measured: Mapping[str, MeasuredSpeed]) -> Speeds:
+    """The speeds with those that were measured on the machine in their place, by the names of the attributes."""
+    return replace(
+        speeds,
+        **{
+            name: Speed(each.low, each.high, Origin.MEASURED, f"{each.by}, {each.measured[:10]}, {each.model}")
+            for name, each in measured.items()
+        },
+    )
 
 
 def is_like(ours: Speeds, theirs: Speeds) -> bool:

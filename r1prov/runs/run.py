@@ -13,7 +13,7 @@ from r1prov.common.errors import Exit, Problem, R1provError, SiteError, Unreacha
 from r1prov.decision import decide
 from r1prov.hosts import Progress, ProgressWatch, met
 from r1prov.offload.speed import DEFAULT_LINK, of_machine
-from r1prov.runs import ansible, secrets
+from r1prov.runs import ansible, secrets, speeds
 from r1prov.runs.events import HostAway, TaskDone
 from r1prov.runs.report import HostReport, Recorder, RunReport, now
 from r1prov.site import archives, authority, pins
@@ -291,6 +291,9 @@ def play(prepared: Prepared, login: Login, request: Request, watcher: Watcher) -
         applied = report.with_result("ok") or report.changed_hosts
         if applied and not request.check:
             state.remember(site)
+            for name in report.with_result("ok"):
+                if benchmark := report.hosts[name].benchmark:
+                    speeds.of_benchmark(prepared.decision, name, benchmark)
             settle_hosts(state, site, report, request.playbook)
     return Done(prepared.decision, report, error)
 

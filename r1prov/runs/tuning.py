@@ -10,6 +10,7 @@ from r1prov.common.errors import Problem, SiteError, UnhealthyError, Unreachable
 from r1prov.hosts import met
 from r1prov.machines.tuned import Hardware, Measurement, Tuned
 from r1prov.offload import tuning, waits
+from r1prov.runs import speeds
 from r1prov.site.state import SiteState
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ def tune(decision: Decision, host: Host, trial: Trial, conductor: Conductor, *, 
         raise measured.error
     tuned = outcome(trial, measured.report.hosts[host.name].tuning or {})
     state.keep_tuned(host.name, tuned)
+    speeds.of_tuning(measured.decision, host.name, trial, tuned)
     served = conductor.serve(host)
     if served.error and tuned.arguments != trial.subject.plan:
         state.forget_tuned(host.name)
