@@ -79,6 +79,7 @@ def speeds(samples: Sequence[Sample], known: Speeds) -> Ranges:
     """
     ranges = {name: (speed.low, speed.high) for name in NAMES for speed in [getattr(known, name)]}
     found: Ranges = {}
+    spans: dict[str, list[tuple[float, float]]] = {name: [] for name in NAMES}
     left = [sample for sample in samples if sample.tells]
     while left:
         judged = [(sample, name, _error(sample, name, ranges)) for sample in left for name in NAMES]
@@ -89,14 +90,16 @@ def speeds(samples: Sequence[Sample], known: Speeds) -> Ranges:
             _, name, error = min((each for each in judged if each[0] is sample), key=lambda each: each[2])
         span = _span(sample, name, ranges) if error <= _VAGUE else None
         if span:
-            found[name] = ranges[name] = _both(found.get(name), _narrowed(getattr(known, name), span))
-    return found
+            found[name] = ranges[name] = _both(found.get(name, span), span)
+            spans[name].append(span)
+    return {name: _narrowed(getattr(known, name), each, spans[name]) for name, each in found.items()}
 
 
-def _narrowed(known: Speed, span: tuple[float, float]) -> tuple[float, float]:
-    """A measured range, or what it shares with the known one where it is the wider of the two."""
-    low, high = max(known.low, span[0]), min(known.high, span[1])
-    return (low, high) if low <= high and _width(span) > math.log(known.high / known.low) else span
+def _narrowed(known: Speed, found: tuple[float, float], spans: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """What was found; or what it shares with the known range, where it is the wider of the two and nothing contradicts anything."""
+    agree = max(low for low, _ in spans) <= min(high for _, high in spans)
+    low, high = max(known.low, found[0]), min(known.high, found[1])
+    return (low, high) if agree and low <= high and _width(found) > math.log(known.high / known.low) else found
 
 
 def _middle(ranges: Ranges) -> dict[str, float]:
@@ -150,9 +153,7 @@ def _solved(sample: Sample, name: str, others: dict[str, float], which: int) -> 
     return math.sqrt(low * high)
 
 
-def _both(before: tuple[float, float] | None, span: tuple[float, float]) -> tuple[float, float]:
+def _both(before: tuple[float, float], span: tuple[float, float]) -> tuple[float, float]:
     """What two ranges for the same speed share; all that both cover where they contradict each other."""
-    if not before:
-        return span
     low, high = max(before[0], span[0]), min(before[1], span[1])
     return (low, high) if low <= high else (min(before[0], span[0]), max(before[1], span[1]))
