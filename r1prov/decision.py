@@ -12,16 +12,19 @@ from r1prov.common.errors import Problem, SiteError
 from r1prov.machines.profile import BEST_ON_GPUS
 from r1prov.machines.tuned import Hardware, Subject
 from r1prov.models import catalogue, headers, latent
-from r1prov.offload import DYNAMIC_QUANTS, best_on_gpus, model_of, plan
+from r1prov.offload import DYNAMIC_QUANTS, best_on_gpus, model_of, plan, plan_model
+from r1prov.offload.speed import is_like, of_machine
 from r1prov.site import pins
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from r1prov.machines.profile import Link
     from r1prov.machines.tuned import Tuned
     from r1prov.models.catalogue import Quant
     from r1prov.models.model import Model
     from r1prov.offload import Plan
+    from r1prov.offload.speed import Speeds
     from r1prov.site import Site
 
 
@@ -63,6 +66,8 @@ class Decision:
         alias: the name of the model in every API.
         releases: the programs that each host shall have, by its name.
         tuned: what a host serves with instead of the plan's own setting, by its name.
+        links: how the first card of a host is attached, by its name, as far as hosts have told.
+        plans: the plans of hosts for which another link makes another plan, by their names.
     """
 
     site: Site
@@ -74,6 +79,8 @@ class Decision:
     alias: str
     releases: Mapping[str, Releases]
     tuned: Mapping[str, Tuned] = field(default_factory=dict)
+    links: Mapping[str, Link] = field(default_factory=dict)
+    plans: Mapping[str, Plan] = field(default_factory=dict)
 
     @property
     def backend(self) -> str:
@@ -92,7 +99,39 @@ class Decision:
 
     def arguments(self, host: str) -> tuple[str, ...]:
         """The arguments with which llama-server serves on a host: what it was tuned to, or the plan's own."""
-        return self.tuned[host].arguments if host in self.tuned else self.plan.arguments
+        return self.tuned[host].arguments if host in self.tuned else self.plan_for(host).arguments
+
+    def plan_for(self, host: str) -> Plan:
+        """Where the model lies on a host."""
+        return self.plans.get(host, self.plan)
+
+    def speeds_of(self, host: str) -> Speeds:
+        """The speeds with which the plan for a host counts."""
+        return of_machine(self.site.profile.machine, self.links.get(host))
+
+    def with_links(self, links: Mapping[str, Link]) -> Decision:
+        """The decision for hosts that have told how their first card is attached. A link does not change what fits.
+
+        Args:
+            links: by the names of the hosts.
+        """
+        machine, serving = self.site.profile.machine, self.site.profile.serving
+        if not self.model or not machine.cards:
+            return replace(self, links=links)
+        plans: dict[str, Plan] = {}
+        own = of_machine(machine)
+        for link in {link for link in links.values() if not is_like(own, of_machine(machine, link))}:
+            found = plan_model(
+                self.model,
+                machine,
+                serving,
+                of_machine(machine, link),
+                floor=self.plan.floor,
+                n_bytes=self.plan.model_bytes,
+            )
+            if found.setting != self.plan.setting or found.ollama != self.plan.ollama:
+                plans |= {host: found for host, its in links.items() if its == link}
+        return replace(self, links=links, plans=plans)
 
     def with_versions(self, chosen: Mapping[str, dict[str, str]]) -> Decision:
         """The decision for hosts with other versions, by host and key of `versions`. Where the model lies does not depend on them."""
@@ -107,7 +146,7 @@ class Decision:
             hardware=hardware,
             engine=(self.releases[host].llama_cpp.version, self.backend, source.type, archive),
             model=tuple(file.sha256 for file in self.quant.files),
-            plan=self.plan.arguments,
+            plan=self.plan_for(host).arguments,
         )
 
     def lapsed(self, host: str, tuned: Tuned, facts: dict[str, Any] | None) -> str:

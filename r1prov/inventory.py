@@ -51,13 +51,13 @@ def render(decision: Decision, folder: Path, site_dir: str = BESIDE) -> Path:
 def rendered(decision: Decision, site_dir: str = BESIDE) -> dict[str, str]:
     """The texts of the inventory, by their path in its folder."""
     values = {**_values(decision), "site_dir": site_dir}
-    values["tuned"] = {
+    values |= {"tuned": decision.tuned, "plans": decision.plans, "links": decision.links}
+    values["placed"] = {
         host: {
-            "what": tuned.what,
-            "arguments": tuned.arguments,
-            "bench": for_bench(tuned.arguments, decision.plan),
+            "arguments": decision.arguments(host),
+            "bench": for_bench(decision.arguments(host), decision.plan_for(host)),
         }
-        for host, tuned in decision.tuned.items()
+        for host in decision.tuned.keys() | decision.plans.keys()
     }
     values |= _programs(decision)
     environment = jinja2.Environment(

@@ -148,7 +148,8 @@ def _gpu() -> dict[str, Any]:
 
     `cards` are those the driver shows (`compute_capability` like `8.9`, `processes` with the unit each belongs to);
     `on_bus` counts those on the PCI bus, driver or not; `error` is nvidia-smi's own word; `missing_devices` are files
-    that /dev lacks.
+    that /dev lacks; `link` is how the first card is attached (`generation` and `width` of PCI Express), None where that
+    is not known.
     """
     gpu: dict[str, Any] = {
         "on_bus": _cards_on_bus(),
@@ -156,11 +157,13 @@ def _gpu() -> dict[str, Any]:
         "cards": [],
         "error": "",
         "missing_devices": [],
+        "link": None,
     }
     gpu["nvidia_smi"] = shutil.which("nvidia-smi") or ""
     if not gpu["nvidia_smi"]:
         return gpu
-    processes = ThreadPoolExecutor().submit(_gpu_processes)  # each call of nvidia-smi can take a second
+    threads = ThreadPoolExecutor()  # each call of nvidia-smi can take a second
+    processes, link = threads.submit(_gpu_processes), threads.submit(_link)
     fields = ["index", "uuid", "name", "memory.total", "memory.used", "driver_version"]
     code, out = _smi("gpu", [*fields, "compute_cap"])
     if code and "compute_cap" in out:  # drivers before 510 do not know this field
@@ -185,7 +188,36 @@ def _gpu() -> dict[str, Any]:
             }
         )
     gpu["missing_devices"] = _missing_devices(len(gpu["cards"]))
+    gpu["link"] = link.result() if gpu["cards"] else None
     return gpu
+
+
+def _link() -> dict[str, int] | None:
+    """The link of PCI Express of the first card as it is when the card works; None where the answer makes no sense.
+
+    An idle card lowers the generation, so that is the lower one of what the card and its slot can do. The number of lanes
+    stays while a card is idle, and its highest number is often that of the card alone, so that is the current one.
+    A virtual machine may show a slot of the first generation, in which no card of today is: then nothing is known.
+    """
+    old = ["gen.max", "gen.current", "width.max", "width.current"]
+    code, found = _link_figures([*old, "gen.gpumax", "gen.hostmax"])
+    if code:  # older drivers do not know the last two
+        code, found = _link_figures(old)
+    ends = [found[name] for name in ("gen.gpumax", "gen.hostmax") if found.get(name)]
+    generation = max(min(ends) if len(ends) == 2 else found.get("gen.max", 0), found.get("gen.current", 0))
+    width = found.get("width.current") or found.get("width.max", 0)
+    if code or not 2 <= generation <= 6 or width not in (1, 2, 4, 8, 16):
+        return None
+    return {"generation": generation, "width": width}
+
+
+def _link_figures(names: list[str]) -> tuple[int, dict[str, int]]:
+    """nvidia-smi's exit code, and what it says of the link of the first card. What is no number is left out."""
+    code, out = _smi("gpu", ["pcie.link." + name for name in names])
+    values = [value.strip() for value in (out.strip().splitlines() or [""])[0].split(",")]
+    if len(values) != len(names):
+        return code, {}
+    return code, {name: int(value) for name, value in zip(names, values, strict=True) if value.isdigit()}
 
 
 def _gpu_processes() -> list[tuple[str, dict[str, Any]]]:

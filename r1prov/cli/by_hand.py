@@ -49,12 +49,12 @@ def by_hand(
     Example: `r1prov by-hand --mode rule gpu1`
     """
     applied, (target, *_) = last_applied(site, [host] if host else ())
-    decision = decide(applied, output.say)
+    decision = decide(applied, output.say).with_links(SiteState.of(applied.path).links([target]))
     chosen = _mode(mode, decision)
     arguments = _arguments(chosen, decision, target.name)
     fits, reasons = _foreseen(decision, arguments)
     command = (PROGRAM, "--model", decision.model_file, *arguments, *_asking(decision))
-    environment = decision.plan.environment
+    environment = decision.plan_for(target.name).environment
     line = " ".join([*(f"{name}={value}" for name, value in environment.items()), shlex.join(command)])
     if json:
         output.data(
@@ -97,7 +97,7 @@ def _mode(named: str | None, decision: Decision) -> str:
 def _arguments(mode: str, decision: Decision, host: str) -> tuple[str, ...]:
     state = SiteState.of(decision.site.path)
     serving = decision.with_tuned(state.all_tuned(decision.site.hosts), {})[0].arguments(host)
-    return modes.arguments(mode, decision.model, decision.plan, serving, decision.site.profile.machine)
+    return modes.arguments(mode, decision.model, decision.plan_for(host), serving, decision.site.profile.machine)
 
 
 def _foreseen(decision: Decision, arguments: Sequence[str]) -> tuple[bool | None, list[str]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from r1prov import output
 from r1prov.cli import running, show_modes
 from r1prov.common.errors import Problem, R1provError, RunError, SiteError
-from r1prov.runs import modes
+from r1prov.runs import modes, speeds
 from r1prov.runs import run as runs
 from r1prov.site.state import SiteState
 
@@ -120,7 +120,7 @@ def _measure(
     def work(live: LiveRun) -> tuple[Done, tuple[Server, ...]]:
         prepared = runs.prepare(decision, [host], login, live)
         found = modes.servers(prepared.decision, host.name, order.asked)
-        told = modes.variables(prepared.decision, found, order.limit_s, at_once=order.now)
+        told = modes.variables(prepared.decision, host.name, found, order.limit_s, at_once=order.now)
         return runs.play(prepared, login, replace(request, variables=told), live), found
 
     done, found = running.watched(decision.site, [host], request, work)
@@ -129,6 +129,7 @@ def _measure(
         return None, done.error
     document = modes.report(done.decision, host.name, found, order.limit_s, result)
     modes.keep(SiteState.of(decision.site.path).reports, document)
+    speeds.of_modes(done.decision, host.name, document)
     return document, done.error or _nothing(host, document)
 
 

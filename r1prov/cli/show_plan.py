@@ -39,7 +39,7 @@ def plan(
     columns = ("device", "layers", *(("all experts of", "some experts of") if model.experts_used else ()))
     output.table(columns, list(_contents(model, found, cards)))
     _decoding(found.outcome)
-    waits = speed.prompt_copies_seconds(model, found.setting, cards)
+    waits = speed.prompt_copies_seconds(model, found.setting, cards, found.outcome.speeds)
     if waits and found.outcome.fits:
         batch = found.setting.micro_batch
         output.line(f"A prompt waits {waits:.1f} s per {batch} tokens while experts are copied from RAM to CUDA0.")
@@ -123,7 +123,8 @@ def _bar(device: Device) -> str:
 def _decoding(found: Outcome) -> None:
     if found.fits:
         (ram, ram_most), (card, card_most) = (
-            (low // GB, high // GB) for low, high in (speed.RAM_BYTES_PER_SECOND, speed.CARD_BYTES_PER_SECOND)
+            (f"{each.low / GB:.3g}", f"{each.high / GB:.3g}")
+            for each in (found.speeds.ram_bytes_per_second, found.speeds.card_bytes_per_second)
         )
         from_cards = f" and {card} to {card_most} GB/s from a card, one device after the other" if found.devices else ""
         output.line()

@@ -47,7 +47,7 @@ def statuses(path: Path | None, named: Sequence[str], login: Login) -> dict[str,
         "gateway": door,
     }
     tuned = SiteState.of(site.path).all_tuned(hosts)
-    decision = decide(site) if tuned else None
+    decision = decide(site).with_links(SiteState.of(site.path).links(hosts)) if tuned else None
 
     def read(contact: Contact) -> dict[str, Any]:
         name = contact.connection.host.name

@@ -33,6 +33,18 @@ Context = Annotated[int, Field(ge=256)]
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"]
 
 
+class Link(Keys, frozen=True):
+    """The link of PCI Express between the RAM and a card."""
+
+    generation: int = Field(ge=1, le=6)
+    """The generation of PCI Express, such as 4. It is the lower one of the card and of its slot."""
+    width: Literal[1, 2, 4, 8, 16]
+    """The number of lanes."""
+
+    def __str__(self) -> str:
+        return f"PCIe {self.generation}.0 x{self.width}"
+
+
 class Gpus(Keys):
     """The GPUs of a server, which are all of one kind."""
 
@@ -44,6 +56,8 @@ class Gpus(Keys):
     """The memory of one card as nvidia-smi counts it, with its unit."""
     compute_capability: str = Field(pattern=r"^\d+\.\d$")
     """The compute capability of the cards, such as `8.9`."""
+    link: Link | None = None
+    """The link of the first card, through which experts in RAM reach the cards. What a host itself tells outranks it."""
 
     @property
     def architecture(self) -> str:

@@ -13,7 +13,7 @@ Patterson, 2009). The devices work one after the other. So a step of the engine 
 - Where everything lies on several cards and no override says otherwise, the cards work on the micro-batches of a logical batch as a
   pipeline (llama_context, `pipeline_parallel`).
 
-All speeds are ranges of `speed`. `which` is 0 for the low speeds and 1 for the high ones.
+All speeds are ranges (`Speeds`). `which` is 0 for the low speeds and 1 for the high ones.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from r1prov.models.model import is_embedding
-from r1prov.offload import speed
 from r1prov.offload.engine.schedule import PIPELINE_COPIES
 from r1prov.offload.memory import cache_bytes_per_token, context_of, pipelined, placement
+from r1prov.offload.speed import DEFAULT, Speeds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,6 +85,7 @@ class Costs:
         batch, micro_batch: The tokens of a logical batch and of a micro-batch.
         copies: Whether large batches have weights copied to the first card.
         stages: The cards of a pipeline that work at once; 1 where there is none.
+        speeds: How fast the machine is.
     """
 
     cards: tuple[Load, ...]
@@ -95,6 +96,7 @@ class Costs:
     micro_batch: int
     copies: bool
     stages: int = 1
+    speeds: Speeds = DEFAULT
 
     @property
     def whole(self) -> bool:
@@ -140,6 +142,14 @@ class Costs:
         filling = max(each for each, _ in seconds) * (self.stages - 1)
         return (sum(each * count for each, count in seconds) + filling) / self.stages
 
+    def _card(self, which: int) -> tuple[float, float]:
+        """The speeds at which a card reads its memory, and computes."""
+        return self.speeds.card_bytes_per_second.at(which), self.speeds.card_operations_per_second.at(which)
+
+    def _cpu(self, which: int) -> tuple[float, float]:
+        """The speeds at which the CPU reads the RAM, and computes."""
+        return self.speeds.ram_bytes_per_second.at(which), self.speeds.cpu_operations_per_second.at(which)
+
     def _offloaded(self, tokens: int) -> bool:
         return self.copies and tokens >= OFFLOAD_TOKENS
 
@@ -147,11 +157,15 @@ class Costs:
         return load.always + load.experts * distinct(tokens, self.used, self.total)
 
     def _copy_seconds(self, tokens: int, which: int) -> float:
-        return self._read(self.host, tokens) / speed.LINK_BYTES_PER_SECOND[which] if self._offloaded(tokens) else 0.0
+        return (
+            self._read(self.host, tokens) / self.speeds.link_bytes_per_second.at(which)
+            if self._offloaded(tokens)
+            else 0.0
+        )
 
     def _weights_seconds(self, tokens: int, which: int) -> float:
         """The seconds in which all weights are read, and multiplied with a batch of so many tokens."""
-        memory, computing = speed.CARD_BYTES_PER_SECOND[which], speed.CARD_OPERATIONS_PER_SECOND[which]
+        memory, computing = self._card(which)
         # At the low speeds a card does not read and compute at once.
         both = max if which or tokens <= MATRIX_VECTOR_TOKENS else _sum
         seconds = sum(
@@ -159,20 +173,20 @@ class Costs:
         )
         if self._offloaded(tokens):
             return seconds + self._copy_seconds(tokens, which) + self.host.products * tokens / computing
-        ram, cpu = speed.RAM_BYTES_PER_SECOND[which], speed.CPU_OPERATIONS_PER_SECOND[which]
+        ram, cpu = self._cpu(which)
         return seconds + max(self._read(self.host, tokens) / ram, self.host.products * tokens / cpu)
 
     def _attention_seconds(self, pairs: float, read: float, which: int) -> float:
         """The seconds of attention over so many pairs of tokens, for which the cache of `read` tokens is read."""
-        memory, computing = speed.CARD_BYTES_PER_SECOND[which], speed.CARD_OPERATIONS_PER_SECOND[which]
-        ram, cpu = speed.RAM_BYTES_PER_SECOND[which], speed.CPU_OPERATIONS_PER_SECOND[which]
+        memory, computing = self._card(which)
+        ram, cpu = self._cpu(which)
         on_cards = sum(max(load.cache * read / memory, load.scores * pairs / computing) for load in self.cards)
         return on_cards + max(self.host.cache * read / ram, self.host.scores * pairs / cpu)
 
 
 @lru_cache(maxsize=64)
-def costs(model: Model, setting: Setting, cards: tuple[int, ...]) -> Costs:
-    """The costs of `setting` on a machine with `cards` (bytes of each card)."""
+def costs(model: Model, setting: Setting, cards: tuple[int, ...], speeds: Speeds = DEFAULT) -> Costs:
+    """The costs of `setting` on a machine with `cards` (bytes of each card) and these speeds."""
     where = placement(model, setting, cards)
     host = len(cards)
     sums = [[0, 0, 0, 0.0, 0] for _ in range(host + 1)]
@@ -205,4 +219,5 @@ def costs(model: Model, setting: Setting, cards: tuple[int, ...]) -> Costs:
         micro_batch=min(setting.micro_batch, batch),
         copies=setting.offload and host > 0,
         stages=min(host, PIPELINE_COPIES) if pipelined(setting, where, host) else 1,
+        speeds=speeds,
     )

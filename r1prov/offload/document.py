@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from r1prov.common.units import GB
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -11,11 +13,12 @@ if TYPE_CHECKING:
     from r1prov.offload.compare import Alternative
     from r1prov.offload.foresight import ForeseenArguments, ForeseenPlan
     from r1prov.offload.outcome import Device, Outcome
+    from r1prov.offload.speed import Speed, Speeds
     from r1prov.offload.waits import Day, Range, Wait
 
-BASIS = (
-    "the bytes of weights and of a full slot's cache that a token reads, divided by the speed of RAM (35 to 60 GB/s, as others measured on"
-    " such servers) and of cards (400 to 800 GB/s); the devices work one after the other; not measured on this machine"
+_BASIS = (
+    "the bytes of weights and of a full slot's cache that a token reads, divided by the speed of RAM ({ram}) and of cards ({card}); the"
+    " devices work one after the other"
 )
 
 
@@ -36,13 +39,22 @@ def of_outcome(
         "arguments": list(arguments),
         "environment": environment,
         "bytes_per_token": {"host": found.reads.host, "devices": list(found.reads.cards)},
-        "decode_tokens_per_second": {"low": round(low, 2), "high": round(high, 2), "basis": BASIS},
+        "decode_tokens_per_second": {"low": round(low, 2), "high": round(high, 2), "basis": _basis(found.speeds)},
         "fits": found.fits,
         "sure": found.sure,
         "reasons": list(found.reasons),
         "notes": list(found.notes),
         "alternatives": [_alternative(alternative) for alternative in alternatives],
     }
+
+
+def _basis(speeds: Speeds) -> str:
+    """What the rates follow from, in words."""
+
+    def told(speed: Speed) -> str:
+        return f"{speed.low / GB:g} to {speed.high / GB:g} GB/s, {speed.detail or speed.origin}"
+
+    return _BASIS.format(ram=told(speeds.ram_bytes_per_second), card=told(speeds.card_bytes_per_second))
 
 
 def of_refusal(

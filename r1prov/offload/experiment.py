@@ -13,6 +13,7 @@ from r1prov.offload.foresight import foresee_arguments
 from r1prov.offload.outcome import Space, outcome
 from r1prov.offload.plan import arguments, completed, plan_model
 from r1prov.offload.setting import RefusedError
+from r1prov.offload.speed import DEFAULT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from r1prov.models.model import Model
     from r1prov.offload.outcome import Outcome
     from r1prov.offload.plan import Plan
+    from r1prov.offload.speed import Speeds
 
 NO_CARDS = "the machine has no cards"
 NO_LAYERS = "the layers of the model are not known"
@@ -40,6 +42,7 @@ class Subject:
         machine: The server.
         serving: How the site wants the model to be served.
         without_ollama: Why Ollama cannot serve it there; empty where it can.
+        speeds: How fast the server is.
     """
 
     model: Model | None
@@ -50,11 +53,12 @@ class Subject:
     machine: Machine
     serving: Serving
     without_ollama: str
+    speeds: Speeds = DEFAULT
 
     @property
     def space(self) -> Space:
         """The memory of the server."""
-        return Space(self.machine.cards, self.machine.ram)
+        return Space(self.machine.cards, self.machine.ram, speeds=self.speeds)
 
 
 @dataclass(frozen=True)
@@ -160,7 +164,7 @@ def _legacy(mode: str, subject: Subject) -> Server:
     if subject.model == published:
         return Server(mode, left_out=f"the same as {modes.HYBRID}: the files are served as they were published")
     serving = subject.serving.model_copy(update={"slots": subject.plan.slots})  # else it would have a number of its own
-    found = plan_model(published, subject.machine, serving, floor=0, n_bytes=subject.published_bytes)
+    found = plan_model(published, subject.machine, serving, subject.speeds, floor=0, n_bytes=subject.published_bytes)
     return Server(mode, found.arguments, found.outcome)
 
 

@@ -14,6 +14,7 @@ from r1prov.offload.outcome import Space, outcome, remarks
 from r1prov.offload.plan import plan_model
 from r1prov.offload.plan import wanted as wanted_setting
 from r1prov.offload.setting import RefusedError, Setting, UnknownArgumentError, with_slots
+from r1prov.offload.speed import of_machine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from r1prov.offload.compare import Alternative, Baseline
     from r1prov.offload.outcome import Outcome
     from r1prov.offload.plan import Plan
+    from r1prov.offload.speed import Speeds
     from r1prov.offload.waits import Day
 
 
@@ -72,7 +74,14 @@ class ForeseenArguments:
 
 
 def foresee_plan(
-    published: Model, n_bytes: int, machine: Machine, serving: Serving, *, reserve: int, smaller: Sequence[Model]
+    published: Model,
+    n_bytes: int,
+    machine: Machine,
+    serving: Serving,
+    speeds: Speeds | None = None,
+    *,
+    reserve: int,
+    smaller: Sequence[Model],
 ) -> ForeseenPlan:
     """Plans a model, compares the plan with baselines, and finds alternatives if it does not fit.
 
@@ -81,6 +90,7 @@ def foresee_plan(
         n_bytes: The size of its files.
         machine: The server.
         serving: How the model is to be served.
+        speeds: How fast the server is; None for what the profile tells of it.
         reserve: The bytes that stay free on each card.
         smaller: Other quants of the model, in their published form, largest first.
 
@@ -94,7 +104,7 @@ def foresee_plan(
 
     def planned(model: Model) -> Plan:
         size = n_bytes - published.n_bytes + model.n_bytes
-        return plan_model(model, machine, serving, floor=0, n_bytes=size, reserve=reserve)
+        return plan_model(model, machine, serving, speeds, floor=0, n_bytes=size, reserve=reserve)
 
     model = forms[0]
     try:
@@ -102,9 +112,9 @@ def foresee_plan(
     except RefusedError as refusal:
         raise SiteError(Problem(model.name, str(refusal), "choose another cache type")) from None
     assert plan.outcome  # noqa: S101 - for the type checker: a model whose tensors are known has one
-    space = Space(machine.cards, machine.ram, reserve)
+    space = Space(machine.cards, machine.ram, reserve, speeds or of_machine(machine))
     requested = with_slots(wanted_setting(serving, model), plan.slots)
-    day = waits.day(model, plan.setting, space.cards, serving.workload)
+    day = waits.day(model, plan.setting, space.cards, serving.workload, space.speeds)
     as_the_engine = replace(requested, micro_batch=Setting.micro_batch)
     other_form = [compare.other_form(other, requested, space, day.workload) for other in forms[1:]]
     baselines = (
@@ -163,7 +173,7 @@ def foresee_arguments(
         in_mla_form = any(compare.as_planned(latent.in_mla_form(model), replace(setting, type_v=setting.type_k), space))
         note = "With legacy attention it fits in no placement, and in MLA form it would fit: ask with --attention mla"
         result = replace(result, notes=(*result.notes, *([note] if in_mla_form else ())))
-    day = waits.day(model, setting, space.cards, asked)
+    day = waits.day(model, setting, space.cards, asked, space.speeds)
     return ForeseenArguments(model, environment, result, day, "", fits, in_mla_form)
 
 

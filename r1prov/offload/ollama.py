@@ -51,7 +51,9 @@ def best(model: Model, served: Setting, space: Space) -> Setting:
         count = placed.gpu_layers or 0
         candidates.append(placed)
     exchange = filling(context_per_slot(model, served))
-    return min(reversed(candidates), key=lambda setting: mean_seconds(model, setting, space.cards, exchange))
+    return min(
+        reversed(candidates), key=lambda setting: mean_seconds(model, setting, space.cards, exchange, space.speeds)
+    )
 
 
 def _most_layers(model: Model, in_ram: Setting, space: Space, most: int) -> Setting:

@@ -10,6 +10,7 @@ from r1prov.offload import speed
 from r1prov.offload.engine.graphs import known
 from r1prov.offload.engine.presumed import MARGIN_BYTES, MARGIN_PERCENT
 from r1prov.offload.memory import context_of_stream, memory
+from r1prov.offload.speed import DEFAULT, Speeds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,17 +34,19 @@ The reserve is for the system, the chat page, its embedding model and the engine
 
 @dataclass(frozen=True)
 class Space:
-    """The memory of a machine that a model may fill, in bytes.
+    """The memory of a machine that a model may fill, in bytes, and how fast the machine is.
 
     Attributes:
         cards: The memory of each card, as nvidia-smi counts it.
         ram: The RAM of the host.
         reserve: The bytes that stay free on each card.
+        speeds: How fast the machine reads, copies and computes.
     """
 
     cards: tuple[int, ...]
     ram: int
     reserve: int = RESERVE_BYTES
+    speeds: Speeds = DEFAULT
 
     @property
     def rooms(self) -> tuple[int, ...]:
@@ -100,6 +103,7 @@ class Outcome:
         devices: What the setting takes of each card.
         host: What it takes of the RAM.
         reads: The bytes that a decoded token reads from each device.
+        speeds: How fast the machine is.
         reasons: Why the setting does not fit, one sentence for each device that is too full. There are none if it fits.
         exact: Whether the figures are the engine's own. Otherwise KV caches and compute buffers are upper bounds.
         notes: What a reader must know about the figures, one sentence each, such as that they are upper bounds.
@@ -108,6 +112,7 @@ class Outcome:
     devices: tuple[Device, ...]
     host: Device
     reads: speed.Reads
+    speeds: Speeds
     reasons: tuple[str, ...]
     exact: bool = True
     notes: tuple[str, ...] = ()
@@ -125,7 +130,7 @@ class Outcome:
     @property
     def tokens_per_second(self) -> tuple[float, float]:
         """The tokens per second that one slot decodes, at the low and at the high speeds of the devices."""
-        return 1 / self.reads.seconds(0), 1 / self.reads.seconds(1)
+        return 1 / self.reads.seconds(self.speeds, 0), 1 / self.reads.seconds(self.speeds, 1)
 
 
 def outcome(model: Model, setting: Setting, space: Space) -> Outcome:
@@ -144,7 +149,8 @@ def outcome(model: Model, setting: Setting, space: Space) -> Outcome:
     exact = known(model)
     reasons = tuple(reason for device in (*devices, host) if (reason := _reason(device, exact=exact)))
     notes = () if exact else (_UNSURE.format(model.architecture),)
-    return Outcome(devices, host, speed.reads(model, setting, space.cards), reasons, exact, notes)
+    read = speed.reads(model, setting, space.cards)
+    return Outcome(devices, host, read, space.speeds, reasons, exact, notes)
 
 
 _UNSURE = (

@@ -19,6 +19,7 @@ from r1prov.offload.engine import graphs
 from r1prov.offload.memory import flash_on_cards, v_type
 from r1prov.offload.outcome import RESERVE_BYTES, Device, Outcome, Space, outcome
 from r1prov.offload.setting import Setting, batches, rules, with_slots
+from r1prov.offload.speed import of_machine
 from r1prov.offload.waits import workload_for
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from r1prov.machines.workload import Workload
     from r1prov.models.catalogue import Quant
     from r1prov.models.model import Model
+    from r1prov.offload.speed import Speeds
 
 DYNAMIC_QUANTS = ("UD-Q2_K_XL", "UD-IQ2_XXS", "UD-IQ1_M", "UD-IQ1_S")
 """Unsloth's dynamic quants, best first."""
@@ -76,7 +78,13 @@ class Plan:
 
 
 def plan(
-    quant: Quant, machine: Machine, serving: Serving, reserve: int = RESERVE_BYTES, *, header: Model | None = None
+    quant: Quant,
+    machine: Machine,
+    serving: Serving,
+    reserve: int = RESERVE_BYTES,
+    *,
+    speeds: Speeds | None = None,
+    header: Model | None = None,
 ) -> Plan:
     """Plans the placement with which an exchange is fastest, with the reserve free on every card.
 
@@ -85,6 +93,7 @@ def plan(
         machine: The server.
         serving: The form of the attention, the context per slot, the slots, the type of K, and the largest micro-batch.
         reserve: The bytes that stay free on each card.
+        speeds: How fast the server is; None for what the profile tells of it.
         header: The model as the headers of its files describe it, where the catalogue does not.
 
     Raises:
@@ -95,7 +104,7 @@ def plan(
     if published:
         model = latent.served(placeable(published, quant.name), serving.attention)
         n_bytes = quant.bytes - published.n_bytes + model.n_bytes
-        return plan_model(model, machine, serving, floor=_floor(quant), n_bytes=n_bytes, reserve=reserve)
+        return plan_model(model, machine, serving, speeds, floor=_floor(quant), n_bytes=n_bytes, reserve=reserve)
     if machine.gpus:
         raise SiteError(
             Problem(
@@ -110,7 +119,14 @@ def plan(
 
 
 def plan_model(
-    model: Model, machine: Machine, serving: Serving, *, floor: int, n_bytes: int, reserve: int = RESERVE_BYTES
+    model: Model,
+    machine: Machine,
+    serving: Serving,
+    speeds: Speeds | None = None,
+    *,
+    floor: int,
+    n_bytes: int,
+    reserve: int = RESERVE_BYTES,
 ) -> Plan:
     """Plans a model whose tensors are known, from the catalogue or from a header.
 
@@ -118,6 +134,7 @@ def plan_model(
         model: The model in the form (MLA or legacy) in which it is served.
         machine: The server.
         serving: The context per slot, the slots, the type of K, and the largest micro-batch.
+        speeds: How fast the server is; None for what the profile tells of it.
         floor: The RAM + VRAM that the machine must have.
         n_bytes: The size of the model's files.
         reserve: The bytes that stay free on each card.
@@ -129,7 +146,7 @@ def plan_model(
     if serving.context_per_slot > model.context_length:
         what = f"a slot of {serving.context_per_slot:,} tokens is more than the {model.context_length:,} that the model was trained for"
         raise SiteError(Problem(model.name, what, "lower --ctx-size (context_per_slot)"))
-    space = Space(machine.cards, machine.ram, reserve)
+    space = Space(machine.cards, machine.ram, reserve, speeds or of_machine(machine))
     # The plan sets this itself. The engine would keep V in the form for flash attention, and transpose it for every batch.
     flash = flash_on_cards(model) or not machine.cards
     setting = replace(wanted(serving, model), flash=flash)
@@ -194,7 +211,7 @@ def _plan(
     )
 
 
-def best_on_gpus(candidates: Sequence[Quant], machine: Machine, serving: Serving) -> Plan:
+def best_on_gpus(candidates: Sequence[Quant], machine: Machine, serving: Serving, speeds: Speeds | None = None) -> Plan:
     """Plans the first of `candidates` (best first) that lies wholly on the cards.
 
     Raises:
@@ -203,7 +220,7 @@ def best_on_gpus(candidates: Sequence[Quant], machine: Machine, serving: Serving
     for quant in candidates:
         if quant.bytes > machine.vram:
             continue
-        on_gpus = plan(quant, machine, serving)
+        on_gpus = plan(quant, machine, serving, speeds=speeds)
         if on_gpus.whole:
             return on_gpus
     smallest, slots = candidates[-1], serving.slots or 1

@@ -59,7 +59,7 @@ def best(model: Model, wanted: Setting, space: Space, workload: Workload | None 
         workload: What people ask for. Without it, one exchange that fills a slot counts, and the logical batch is not changed.
     """
     entries, least, chosen = _entries(model, wanted), math.inf, None
-    for setting in _fastest_first(model, wanted, entries, space.rooms, workload):
+    for setting in _fastest_first(model, wanted, entries, space, workload):
         in_ram = memory(model, setting, space.cards).host.total
         if in_ram < least:
             least, chosen = in_ram, setting
@@ -70,16 +70,16 @@ def best(model: Model, wanted: Setting, space: Space, workload: Workload | None 
 
 
 def _fastest_first(
-    model: Model, wanted: Setting, entries: Sequence[_Entry], rooms: tuple[int, ...], workload: Workload | None
+    model: Model, wanted: Setting, entries: Sequence[_Entry], space: Space, workload: Workload | None
 ) -> Iterator[Setting]:
     """Placements that fit on the cards, the fastest first.
 
     The slower ones need smaller compute buffers, so that more of the model lies on the cards and less in RAM.
     """
-    asked = workload or filling(context_per_slot(model, wanted))
+    asked, rooms = workload or filling(context_per_slot(model, wanted)), space.rooms
 
     def seconds(setting: Setting) -> float:
-        return mean_seconds(model, setting, rooms, asked)
+        return mean_seconds(model, setting, rooms, asked, space.speeds)
 
     def sized(size: int) -> Setting:
         return replace(wanted, micro_batch=size, batch=_batch(size) if workload else wanted.batch)
@@ -150,7 +150,7 @@ def slots_for(model: Model, wanted: Setting, space: Space, workload: Workload) -
             break
         if is_whole and whole(model, more, space) is None:
             break
-        waits[slots] = mean_waiting(model, setting, space.cards, workload)
+        waits[slots] = mean_waiting(model, setting, space.cards, workload, space.speeds)
     least = min(waits.values(), default=0)
     chosen = max((slots for slots, waited in waits.items() if waited <= _HARDLY_LONGER * least), default=1)
     if chosen == at_once:

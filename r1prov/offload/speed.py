@@ -1,48 +1,150 @@
-"""The bytes that a decoded token reads from each device, and how long reading them takes. Here stand all speeds that plans count with.
+"""The bytes that a decoded token reads from each device, and how long reading them takes. Here stand the speeds that plans count with.
 
 Decoding is limited by the speed of memory: each token uses every weight that it reads only once.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from r1prov.common.units import GB
+from r1prov.machines.profile import Link
 from r1prov.models.model import is_embedding
 from r1prov.offload.memory import cache_bytes_per_token, context_per_slot, placement
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from r1prov.machines.known import MeasuredSpeed
+    from r1prov.machines.profile import Machine
     from r1prov.models.model import Model, Tensor
     from r1prov.offload.setting import Setting
 
-RAM_BYTES_PER_SECOND = (35 * GB, 60 * GB)
-"""The low and the high speed at which decoding reads the RAM of a two-socket server.
 
-Others measured 5.78 tokens/s with 35 of 62 entries of UD-IQ1_S on four RTX 4090, where a token reads 6.4 GB from RAM. They measured 3 to
-4 tokens/s without a GPU, where a token reads 14.7 GB (docs/guide.md).
-"""
+class Origin(StrEnum):
+    """Where a speed comes from."""
 
-CARD_BYTES_PER_SECOND = (400 * GB, 800 * GB)
-"""The low and the high speed at which decoding reads a card. Each layer waits for the one before it, so both are below the card's data
-sheet."""
+    DEFAULT = "not measured here"
+    PROFILE = "named by the profile"
+    ASKED = "asked of the host"
+    MEASURED = "measured"
 
-LINK_BYTES_PER_SECOND = (20 * GB, 25 * GB)
-"""The low and the high speed at which weights go from RAM to the first card, which computes large batches with them: PCIe 4.0 x16, pinned
-memory."""
 
-CARD_OPERATIONS_PER_SECOND = (19e12, 65e12)
-"""The low and the high speed at which a card computes matrix products of quantised weights with a batch, experts included.
+@dataclass(frozen=True)
+class Speed:
+    """How fast a part of a machine is, as a range.
 
-Others measured 277 tokens/s of prompt for UD-IQ1_S on two H100 in January 2025 (unslothai/unsloth #1591): 71 GFLOP for each token. They
-measured 10,026 tokens/s for a mixture with 3 G active weights on an RTX 4090 in 2026, in micro-batches of 2,048 (llama.cpp #22298).
-"""
+    Attributes:
+        low, high: The ends of the range, per second.
+        origin: Where it comes from.
+        detail: More about that in a few words, such as `PCIe 3.0 x8` or a date; may be empty.
+    """
 
-CPU_OPERATIONS_PER_SECOND = (0.7e12, 4.6e12)
-"""The same for the CPU. Others measured 10 tokens/s of prompt for R1 on 48 older cores (ik_llama.cpp #282), and 65 on 64 cores of an
-Ice Lake Xeon (ktransformers #527)."""
+    low: float
+    high: float
+    origin: Origin = Origin.DEFAULT
+    detail: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low <= self.high:
+            raise ValueError(f"no range of speeds: {self.low} to {self.high}")
+
+    def at(self, which: int) -> float:
+        """The low end for 0, the high one for 1."""
+        return self.high if which else self.low
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """The speeds of a machine with which plans count.
+
+    Attributes:
+        ram_bytes_per_second: At which decoding reads the RAM.
+        card_bytes_per_second: At which decoding reads a card. Each layer waits for the one before it, so it is below the data sheet.
+        link_bytes_per_second: At which weights go from RAM to the first card, which computes large batches with them.
+        card_operations_per_second: At which a card computes matrix products of quantised weights with a batch, experts included.
+        cpu_operations_per_second: The same for the CPU.
+    """
+
+    ram_bytes_per_second: Speed
+    card_bytes_per_second: Speed
+    link_bytes_per_second: Speed
+    card_operations_per_second: Speed
+    cpu_operations_per_second: Speed
+
+
+DEFAULT = Speeds(
+    # Others measured 5.78 tokens/s with 35 of 62 entries of UD-IQ1_S on four RTX 4090, where a token reads 6.4 GB from RAM, and 3 to 4
+    # without a GPU, where it reads 14.7 GB (docs/guide.md). These servers have two sockets.
+    ram_bytes_per_second=Speed(35 * GB, 60 * GB),
+    card_bytes_per_second=Speed(400 * GB, 800 * GB),
+    # PCIe 4.0 x16, pinned memory.
+    link_bytes_per_second=Speed(20 * GB, 25 * GB),
+    # Others measured 277 tokens/s of prompt for UD-IQ1_S on two H100 in January 2025 (unslothai/unsloth #1591): 71 GFLOP for each token.
+    # They measured 10,026 tokens/s for a mixture with 3 G active weights on an RTX 4090 in 2026, in micro-batches of 2,048 (llama.cpp
+    # #22298).
+    card_operations_per_second=Speed(19e12, 65e12),
+    # Others measured 10 tokens/s of prompt for R1 on 48 older cores (ik_llama.cpp #282), and 65 on 64 cores of an Ice Lake Xeon
+    # (ktransformers #527).
+    cpu_operations_per_second=Speed(0.7e12, 4.6e12),
+)
+"""What plans count with where nothing better is known of a machine."""
+
+DEFAULT_LINK = Link(generation=4, width=16)
+"""The link to which the speed of the table belongs."""
+
+_LANE_GB_PER_SECOND = {1: 0.25, 2: 0.5, 3: 0.985, 4: 1.969, 5: 3.938, 6: 7.563}
+"""What a lane of each generation of PCIe carries in one direction, after its line code (PCI-SIG)."""
+
+
+def linked(speeds: Speeds, link: Link, origin: Origin) -> Speeds:
+    """The speeds of a machine whose first card is attached by `link`.
+
+    Copies reach the same share of what the lanes carry as they do on the link of the table.
+    """
+    share = _carried(link) / _carried(DEFAULT_LINK)
+    default = DEFAULT.link_bytes_per_second
+    told = Speed(default.low * share, default.high * share, origin, str(link))
+    return replace(speeds, link_bytes_per_second=told)
+
+
+def _carried(link: Link) -> float:
+    return _LANE_GB_PER_SECOND[link.generation] * link.width
+
+
+def with_measured(speeds: Speeds, measured: Mapping[str, MeasuredSpeed]) -> Speeds:
+    """The speeds with those that were measured on the machine in their place, by the names of the attributes."""
+    return replace(
+        speeds,
+        **{
+            name: Speed(each.low, each.high, Origin.MEASURED, f"{each.by}, {each.measured[:10]}, {each.model}")
+            for name, each in measured.items()
+        },
+    )
+
+
+def is_like(ours: Speeds, theirs: Speeds) -> bool:
+    """Whether both are the same speeds, wherever they come from."""
+
+    def ranges(speeds: Speeds) -> list[tuple[float, float]]:
+        return [(each.low, each.high) for each in (getattr(speeds, field.name) for field in fields(Speeds))]
+
+    return ranges(ours) == ranges(theirs)
+
+
+def of_machine(machine: Machine, asked: Link | None = None) -> Speeds:
+    """The speeds of a machine as its profile describes it.
+
+    Args:
+        machine: The server.
+        asked: The link of its first card as the host told it. It outranks the profile, which may describe many hosts.
+    """
+    if asked:
+        return linked(DEFAULT, asked, Origin.ASKED)
+    named = machine.gpus.link if machine.gpus else None
+    return linked(DEFAULT, named, Origin.PROFILE) if named else DEFAULT
 
 
 @dataclass(frozen=True)
@@ -52,9 +154,10 @@ class Reads:
     cards: tuple[int, ...]
     host: int
 
-    def seconds(self, which: int) -> float:
+    def seconds(self, speeds: Speeds, which: int) -> float:
         """Seconds per token. `which` is 0 for the low speeds and 1 for the high ones. The devices work one after the other."""
-        return self.host / RAM_BYTES_PER_SECOND[which] + sum(self.cards) / CARD_BYTES_PER_SECOND[which]
+        from_ram = self.host / speeds.ram_bytes_per_second.at(which)
+        return from_ram + sum(self.cards) / speeds.card_bytes_per_second.at(which)
 
 
 def weight_bytes_per_token(model: Model, name: str, tensor: Tensor) -> int:
@@ -83,7 +186,7 @@ def reads(model: Model, setting: Setting, cards: Sequence[int]) -> Reads:
     return Reads(tuple(sums[:-1]), sums[-1])
 
 
-def prompt_copies_seconds(model: Model, setting: Setting, cards: Sequence[int]) -> float:
+def prompt_copies_seconds(model: Model, setting: Setting, cards: Sequence[int], speeds: Speeds) -> float:
     """The seconds that each micro-batch of a prompt waits while weights are copied from RAM to the first card."""
     if not cards or not setting.offload:
         return 0.0
@@ -93,4 +196,4 @@ def prompt_copies_seconds(model: Model, setting: Setting, cards: Sequence[int]) 
         for name, tensor in model.weights.items()
         if tensors[name] == len(cards) and not is_embedding(name)
     )
-    return in_ram / LINK_BYTES_PER_SECOND[0]
+    return in_ram / speeds.link_bytes_per_second.low

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 from r1prov.machines.workload import CHAT, TEAM, Exchange, Workload, check_length, shortened
 from r1prov.offload.costs import costs
 from r1prov.offload.memory import context_per_slot
+from r1prov.offload.speed import DEFAULT
 
 if TYPE_CHECKING:
     from r1prov.models.model import Model
     from r1prov.offload.costs import Costs
     from r1prov.offload.setting import Setting
+    from r1prov.offload.speed import Speeds
 
 PROMPT_SHARE = 16
 """An exchange that fills a slot has a prompt of one part in this many."""
@@ -72,7 +74,9 @@ def workload_for(asked: Workload | None, model: Model, setting: Setting, cards: 
     return asked
 
 
-def day(model: Model, setting: Setting, cards: tuple[int, ...], asked: Workload | None) -> Day:
+def day(
+    model: Model, setting: Setting, cards: tuple[int, ...], asked: Workload | None, speeds: Speeds = DEFAULT
+) -> Day:
     """What the exchanges of the workload wait for with `setting`.
 
     Args:
@@ -80,12 +84,13 @@ def day(model: Model, setting: Setting, cards: tuple[int, ...], asked: Workload 
         setting: The arguments.
         cards: The bytes of each card.
         asked: The workload that the operator asks for; None for the one that suits the machine.
+        speeds: How fast the machine is.
 
     Raises:
         SiteError: An exchange that the operator asks for is longer than a slot.
     """
     workload = workload_for(asked, model, setting, cards)
-    found, slots = costs(model, setting, cards), setting.slots
+    found, slots = costs(model, setting, cards, speeds), setting.slots
     waits = tuple(_wait(found, exchange, slots) for exchange in workload.exchanges)
     slow, fast = (sum(workload.weight(wait.exchange) * wait.mean[which] for wait in waits) for which in (0, 1))
     return Day(workload, waits, (slow, fast))
@@ -97,20 +102,24 @@ def filling(context: int) -> Workload:
     return Workload(exchanges=(Exchange(prompt=prompt, answer=max(context - prompt, 1)),))
 
 
-def mean_seconds(model: Model, setting: Setting, cards: tuple[int, ...], workload: Workload) -> float:
+def mean_seconds(
+    model: Model, setting: Setting, cards: tuple[int, ...], workload: Workload, speeds: Speeds = DEFAULT
+) -> float:
     """The mean seconds of an exchange, at the low speeds of the devices."""
-    found = costs(model, setting, cards)
+    found = costs(model, setting, cards, speeds)
     return sum(
         workload.weight(exchange) * _seconds(found, exchange, setting.slots, 0)[3] for exchange in workload.exchanges
     )
 
 
-def mean_waiting(model: Model, setting: Setting, cards: tuple[int, ...], workload: Workload) -> float:
+def mean_waiting(
+    model: Model, setting: Setting, cards: tuple[int, ...], workload: Workload, speeds: Speeds = DEFAULT
+) -> float:
     """The mean seconds that people wait for the first token, and for the end, both together; at the low speeds of the devices.
 
     The end alone would speak for few slots: people who are served together get their answers later than those who come first in a queue.
     """
-    found = costs(model, setting, cards)
+    found = costs(model, setting, cards, speeds)
     waited = ((exchange, _seconds(found, exchange, setting.slots, 0)) for exchange in workload.exchanges)
     return sum(workload.weight(exchange) * (seconds[3] + seconds[5]) for exchange, seconds in waited)
 

@@ -38,26 +38,28 @@ def servers(decision: Decision, host: str, asked: Sequence[str]) -> tuple[Server
             model=decision.model,
             published=model_of(decision.quant) or headers.kept(decision.quant),
             published_bytes=decision.quant.bytes,
-            plan=decision.plan,
+            plan=decision.plan_for(host),
             arguments=decision.arguments(host),
             machine=site.profile.machine,
             serving=site.profile.serving,
             without_ollama=without,
+            speeds=decision.speeds_of(host),
         ),
     )
 
 
-def variables(decision: Decision, found: Sequence[Server], limit_s: int, *, at_once: bool) -> dict[str, Any]:
+def variables(decision: Decision, host: str, found: Sequence[Server], limit_s: int, *, at_once: bool) -> dict[str, Any]:
     """The variables that tell role `measure` of these servers."""
     return {
-        "measure_modes": [_told(decision, server) for server in found if not server.left_out],
+        "measure_modes": [_told(decision, host, server) for server in found if not server.left_out],
         "measure_limit_s": limit_s,
         "measure_now": at_once,
         "measure_report": "",  # `keep` writes the document, which has what is planned, too.
     }
 
 
-def _told(decision: Decision, server: Server) -> dict[str, Any]:
+def _told(decision: Decision, host: str, server: Server) -> dict[str, Any]:
+    plan = decision.plan_for(host)
     published = f"{decision.weights_dir}/{decision.quant.files[0].name}"
     return {
         "mode": server.mode,
@@ -65,9 +67,9 @@ def _told(decision: Decision, server: Server) -> dict[str, Any]:
         "arguments": list(server.arguments),
         "model": published if server.mode == modes.LEGACY else decision.model_file,
         "ollama_model": decision.alias if server.mode == modes.OLLAMA else "",
-        "environment": decision.plan.environment,
-        "slots": decision.plan.slots,
-        "context_per_slot": decision.plan.context_per_slot,
+        "environment": plan.environment,
+        "slots": plan.slots,
+        "context_per_slot": plan.context_per_slot,
         "decode_estimate": round(server.outcome.tokens_per_second[0], 3) if server.outcome else 0.0,
         "absent": ABSENT.get(server.mode, NOT_THERE),
     }
@@ -98,8 +100,8 @@ def report(
         "profile": decision.site.file.profile,
         "quant": decision.quant.name,
         "mla": decision.model.mla if decision.model else None,
-        "context_per_slot": decision.plan.context_per_slot,
-        "slots": decision.plan.slots,
+        "context_per_slot": decision.plan_for(host).context_per_slot,
+        "slots": decision.plan_for(host).slots,
         "limit_s": limit_s,
         "state": result["state"] if result else "planned",
         "written": now(),

@@ -12,7 +12,8 @@ from r1prov import inventory
 from r1prov.common.errors import Exit, Problem, R1provError, SiteError, UnreachableError
 from r1prov.decision import decide
 from r1prov.hosts import Progress, ProgressWatch, met
-from r1prov.runs import ansible, secrets
+from r1prov.offload.speed import DEFAULT_LINK, of_machine
+from r1prov.runs import ansible, secrets, speeds
 from r1prov.runs.events import HostAway, TaskDone
 from r1prov.runs.report import HostReport, Recorder, RunReport, now
 from r1prov.site import archives, authority, pins
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 
 WATCHED = 32
 """Of so many hosts the progress within long steps is followed. Each costs the controller a connection and two threads."""
+
+
+_HARDLY = 0.05
+"""Links whose speeds differ by less than this share are the same."""
 
 
 class Watcher(Protocol):
@@ -157,12 +162,38 @@ def prepare(decision: Decision, hosts: Sequence[Host], login: Login, watcher: Wa
                 watcher.note(site.name, f"{path} is new; once {late} can be reached, `r1prov up` brings it there, too")
         users = {name: contact.connection.user for name, contact in meeting.contacts.items()}
         facts = {name: contact.facts for name, contact in meeting.contacts.items()}
+    for name, found in facts.items():
+        if text := _acquaint(state, decision, name, found):
+            watcher.note(name, text)
+    decision = decision.with_links(state.links(site.hosts))
     decision, remarks = decision.with_tuned(state.all_tuned(site.hosts), facts)
     for name, text in remarks.items():
         watcher.note(name, text)
     decision = replace(decision, site=_with_users(site, users))
     inventory.render(decision, state.inventory)
     return Prepared(decision, hosts, away)
+
+
+def _acquaint(state: SiteState, decision: Decision, host: str, facts: dict[str, Any]) -> str:
+    """Keep what first contact found of a machine. Returns a remark on how its first card is attached, where that is new and matters."""
+    (before, now), machine = state.acquaint(host, facts), decision.site.profile.machine
+    is_new = now and (not before or before.link != now.link or not before.hardware.like(now.hardware))
+    # Where all lies on the cards, next to nothing is copied.
+    if not now or not is_new or not machine.cards or decision.plan.whole:
+        return ""
+    planned = of_machine(machine).link_bytes_per_second
+    than = planned.detail or str(DEFAULT_LINK)
+    if not now.link:
+        remedy = "`machine.gpus.link` of a profile names another"
+        return f"does not tell how its first card is attached, so the plan counts with {than}; {remedy}"
+    slower = planned.low / of_machine(machine, now.link).link_bytes_per_second.low
+    if abs(slower - 1) < _HARDLY:
+        return ""
+    times = f"{slower:.1f} times as long" if slower > 1 else f"{slower:.0%} of the time"
+    than = planned.detail or str(DEFAULT_LINK)
+    return (
+        f"has its first card at {now.link}: copies for prompts take {times} as by {than}, and the plan counts with that"
+    )
 
 
 def settle(site: Site, say: Callable[[str], None]) -> Decision:
@@ -176,7 +207,7 @@ def settle(site: Site, say: Callable[[str], None]) -> Decision:
         SiteError: the site cannot be planned, or something is missing or wrong on this machine.
     """
     state = SiteState.of(site.path)
-    decision = decide(site, say)
+    decision = decide(site, say).with_links(state.links(site.hosts))
     pins.keep(site, state.pins)
     archives.judge(site, state.pins)
     if (gateway := site.file.gateway) and gateway.tls.type == "local-authority":
@@ -260,6 +291,9 @@ def play(prepared: Prepared, login: Login, request: Request, watcher: Watcher) -
         applied = report.with_result("ok") or report.changed_hosts
         if applied and not request.check:
             state.remember(site)
+            for name in report.with_result("ok"):
+                if benchmark := report.hosts[name].benchmark:
+                    speeds.of_benchmark(prepared.decision, name, benchmark)
             settle_hosts(state, site, report, request.playbook)
     return Done(prepared.decision, report, error)
 

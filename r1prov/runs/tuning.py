@@ -10,6 +10,7 @@ from r1prov.common.errors import Problem, SiteError, UnhealthyError, Unreachable
 from r1prov.hosts import met
 from r1prov.machines.tuned import Hardware, Measurement, Tuned
 from r1prov.offload import tuning, waits
+from r1prov.runs import speeds
 from r1prov.site.state import SiteState
 
 if TYPE_CHECKING:
@@ -52,11 +53,14 @@ def look(
     Raises:
         UnhealthyError: a host has no service that could pause.
     """
-    site = decision.site
-    kept = SiteState.of(site.path).all_tuned(hosts)
+    site, state = decision.site, SiteState.of(decision.site.path)
+    kept = state.all_tuned(hosts)
     tuned, trials, bare = {}, {}, []
     with met(hosts, site, login) as meeting:
         away = meeting.away
+        for name, contact in meeting.contacts.items():
+            state.acquaint(name, contact.facts)
+        decision = decision.with_links(state.links(site.hosts))
         for name, contact in meeting.contacts.items():
             try:
                 if contact.connection.run(["systemctl", "cat", UNIT]).code:
@@ -89,7 +93,7 @@ def require_llama_server(site: Site) -> None:
 def trial(decision: Decision, host: str, facts: Mapping[str, Any]) -> Trial:
     """What is to be tried on a host where first contact found `facts`."""
     subject = decision.subject(host, Hardware.of(dict(facts)))
-    return tuning.trial(decision.plan, decision.model, decision.site.profile.machine, subject)
+    return tuning.trial(decision.plan_for(host), decision.model, decision.site.profile.machine, subject)
 
 
 def tune(decision: Decision, host: Host, trial: Trial, conductor: Conductor, *, limit_s: int, force: bool) -> Tuned:
@@ -112,6 +116,7 @@ def tune(decision: Decision, host: Host, trial: Trial, conductor: Conductor, *, 
         raise measured.error
     tuned = outcome(trial, measured.report.hosts[host.name].tuning or {})
     state.keep_tuned(host.name, tuned)
+    speeds.of_tuning(measured.decision, host.name, trial, tuned)
     served = conductor.serve(host)
     if served.error and tuned.arguments != trial.subject.plan:
         state.forget_tuned(host.name)

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from r1prov.common import documents, paths
 from r1prov.common.files import keep_private, write_whole
+from r1prov.machines.known import Known, met
 from r1prov.machines.tuned import Tuned
 from r1prov.site.keys import Site
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from r1prov.machines.profile import Link
     from r1prov.site import Host
 
 
@@ -214,6 +216,34 @@ class SiteState:
 
     def _tuned(self, host: str) -> Path:
         return self.root / "tuned" / f"{host}.json"
+
+    def known(self, host: str) -> Known | None:
+        """What is known of the machine of a host; None where nothing that can be read is kept."""
+        try:
+            return Known.model_validate_json(self._known(host).read_text())
+        except (FileNotFoundError, ValidationError):
+            return None  # another version of r1prov may have written it in its own way
+
+    def keep_known(self, host: str, known: Known) -> None:
+        """Keep what is known of the machine of a host."""
+        self._known(host).parent.mkdir(mode=0o700, exist_ok=True)
+        write_whole(self._known(host), known.model_dump_json(indent=1) + "\n")
+
+    def acquaint(self, host: str, facts: dict[str, Any]) -> tuple[Known | None, Known | None]:
+        """Keep what first contact has found of a machine. Returns what was known before, and what is known now."""
+        before = self.known(host)
+        now = met(before, facts)
+        if now and now != before:
+            self.keep_known(host, now)
+        return before, now
+
+    def links(self, hosts: Iterable[Host]) -> dict[str, Link]:
+        """The links of the first cards of those of `hosts` that have told them, by their names."""
+        kept = {host.name: self.known(host.name) for host in hosts}
+        return {name: known.link for name, known in kept.items() if known and known.link}
+
+    def _known(self, host: str) -> Path:
+        return self.root / "machines" / f"{host}.json"
 
     def keep_secret(self, secret: Secret, value: str | None = None) -> Path:
         """Store a secret: `value` as found on a host, or a new one of 256 random bits. Returns its file."""

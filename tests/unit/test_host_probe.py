@@ -32,11 +32,19 @@ def probe(path: str | None = None, **arguments) -> dict:
     return json.loads(done.stdout)
 
 
-def smi(folder: Path, gpu: str, apps: str = "", code: int = 0) -> str:
-    """A PATH with an nvidia-smi that prints `gpu` and exits with `code`. Asked for processes, it prints `apps`."""
+def smi(folder: Path, gpu: str, apps: str = "", code: int = 0, link: dict[str, str] | None = None) -> str:
+    """A PATH with an nvidia-smi that prints `gpu` and exits with `code`. Asked for processes, it prints `apps`.
+
+    Asked for `pcie.link.` fields, it prints those of `link` as often as there are cards, and refuses one that it does not know.
+    """
     program = folder / "nvidia-smi"
+    cases = "".join(f"pcie.link.{name}) printf '%s%s' \"$sign\" '{value}';;\n" for name, value in (link or {}).items())
     program.write_text(
-        "#!/bin/sh\ncase $1 in --query-compute-apps=*) cat <<'END'\n" + apps + "\nEND\nexit 0;; esac\n"
+        "#!/bin/sh\ncase $1 in --query-compute-apps=*) cat <<'END'\n" + apps + "\nEND\nexit 0;;\n"
+        "--query-gpu=*pcie.link*) for card in " + "0 " * len(gpu.splitlines()) + "; do sign=\n"
+        'for field in $(echo "${1#*=}" | tr , " "); do case $field in\n'
+        + cases
+        + '*) echo "Field \\"$field\\" is not a valid field to query."; exit 2;;\nesac; sign=", "; done; echo; done; exit 0;;\nesac\n'
         "cat <<'END'\n" + gpu + f"\nEND\nexit {code}\n"
     )
     program.chmod(0o755)
@@ -143,3 +151,39 @@ def test_nvidia_smi_that_fails(tmp_path: Path):
     gpu = probe(smi(tmp_path, "Failed to initialize NVML: Driver/library version mismatch", code=18))["gpu"]
     assert gpu["cards"] == []
     assert gpu["error"] == "Failed to initialize NVML: Driver/library version mismatch"
+
+
+NEW = ("gen.max", "gen.gpumax", "gen.hostmax", "gen.current", "width.max", "width.current")
+OLD = ("gen.max", "gen.current", "width.max", "width.current")
+
+
+@pytest.mark.parametrize(
+    ("names", "said", "found"),
+    [
+        (NEW, "4 4 4 1 16 16", (4, 16)),  # idle: the generation is lowered
+        (NEW, "4 4 5 4 16 16", (4, 16)),  # the slot could do more than the card
+        (NEW, "3 4 3 1 16 8", (3, 8)),  # an older slot with half of the lanes
+        (NEW, "1 5 5 1 16 16", (5, 16)),  # a driver whose gen.max follows the current one
+        (OLD, "3 1 16 4", (3, 4)),  # a driver that does not know the ends
+        (NEW, "4 [N/A] [N/A] 1 16 [N/A]", (4, 16)),
+        (NEW, "1 4 1 1 16 16", None),  # a virtual machine that shows no real slot
+        (NEW, "1 4 1 4 16 16", (4, 16)),  # the same, but the card is at work
+        (NEW, "[N/A] [N/A] [N/A] [N/A] [N/A] [N/A]", None),
+        (NEW, "[Unknown] 0 0 0 0 0", None),
+        (NEW, "4 4 4 1 16 3", None),
+        (NEW, "99 99 99 99 16 16", None),
+        ((), "", None),
+    ],
+)
+def test_the_link_of_the_first_card_as_it_is_when_the_card_works(
+    tmp_path: Path, names: tuple[str, ...], said: str, found: tuple[int, int] | None
+):
+    values = dict(zip(names, said.split(), strict=True))
+    path = smi(tmp_path, "0, GPU-0, NVIDIA GeForce RTX 4090, 24564, 1, 550.54.15, 8.9", link=values)
+    gpu = probe(path)["gpu"]
+    assert len(gpu["cards"]) == 1
+    assert gpu["link"] == (found and {"generation": found[0], "width": found[1]})
+
+
+def test_a_host_without_cards_has_no_link(tmp_path: Path):
+    assert probe(smi(tmp_path, "No devices were found", code=6))["gpu"]["link"] is None

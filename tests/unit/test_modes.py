@@ -169,7 +169,7 @@ def test_a_host_is_told_of_each_mode_that_fits(site: Path) -> None:
     """The servers differ in where the model lies, and in nothing else."""
     decision = decided(site, "profile: 4x4090\nhosts: [gpu1]\n")
     found = measured_modes.servers(decision, "gpu1", tuple(modes.MODES))
-    told = measured_modes.variables(decision, found, 90, at_once=True)
+    told = measured_modes.variables(decision, "gpu1", found, 90, at_once=True)
     assert (told["measure_limit_s"], told["measure_now"]) == (90, True)
     by_mode = {each["mode"]: each for each in told["measure_modes"]}
     assert [*by_mode] == ["cpu", "hybrid", "experts-in-ram", "fit", "legacy", "ollama"]
@@ -233,7 +233,7 @@ def test_a_model_whose_layers_are_not_known_has_no_figures(site: Path, capsys: p
     assert found["legacy"].left_out == experiment.NO_LAYERS
     assert not any(server.outcome for server in found.values())
     decision = replace(decided(site, "profile: cpu\nhosts: [gpu1]\n"), model=None, plan=unknown.plan)
-    told = measured_modes.variables(decision, tuple(found.values()), 90, at_once=False)["measure_modes"]
+    told = measured_modes.variables(decision, "gpu1", tuple(found.values()), 90, at_once=False)["measure_modes"]
     assert {each["decode_estimate"] for each in told} == {0.0}
     document = measured_modes.report(decision, "gpu1", tuple(found.values()), 90, result(measured("cpu", 3, 1)))
     show_modes.compared(document)

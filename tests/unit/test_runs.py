@@ -7,6 +7,7 @@ import subprocess
 
 import paramiko
 import pytest
+import yaml
 from sshd import Sshd
 
 from r1prov.cli import main
@@ -271,3 +272,60 @@ def test_render_refuses_what_up_would_refuse(tmp_path, monkeypatch, capsys):
     assert end.value.code == Exit.SITE
     assert "the administrator's password" in capsys.readouterr().err
     assert not (tmp_path / "inventory").exists()
+
+
+class Remarks(Silent):
+    """A watcher that remembers remarks about hosts."""
+
+    def __init__(self):
+        self.said = []
+
+    def note(self, host, text):
+        if "card" in text:
+            self.said.append(f"{host} {text}")
+
+
+def attached(tmp_path, link):
+    """Prepares a run over a host whose nvidia-smi shows four cards, of which the first has this link. Returns remarks and hosts.yml."""
+    smi = tmp_path / "bin" / "nvidia-smi"
+    card = "echo {0}, GPU-{0}, NVIDIA GeForce RTX 4090, 24564, 1, 550.54.15, 8.9\n"
+    cards = "".join(card.format(index) for index in range(4))
+    smi.write_text(f'#!/bin/sh\ncase "$*" in *compute-apps*);; *pcie.link*) echo {link};;\n*) {cards};; esac\n')
+    smi.chmod(0o755)
+    chosen, hosts = select(None, ["gpu1"], profile="4x4090")
+    watcher = Remarks()
+    decision = runs.settle(chosen, lambda _: None)
+    runs.prepare(decision, hosts, Login(ssh_config=tmp_path / "config"), watcher)
+    text = (SiteState.of(None).inventory / "hosts.yml").read_text()
+    return watcher.said, yaml.safe_load(text)["all"]["hosts"]["gpu1"]
+
+
+FAST, SLOW, SENSELESS = "4, 1, 16, 16, 4, 4", "3, 1, 16, 4, 4, 3", "1, 1, 16, 16, 4, 1"
+"""What nvidia-smi says of gen.max, gen.current, width.max, width.current, gen.gpumax and gen.hostmax of an idle card."""
+
+
+def micro_batch(arguments):
+    return int(arguments[arguments.index("--ubatch-size") + 1])
+
+
+def test_a_host_with_a_slow_link_gets_a_plan_of_its_own_and_that_is_said_once(server, tmp_path):
+    said, host = attached(tmp_path, FAST)
+    assert said == []
+    assert "llama_server_arguments" not in host  # the plan of all hosts
+    everybodys = runs.settle(select(None, ["gpu1"], profile="4x4090")[0], lambda _: None).plan.arguments
+    [told], host = attached(tmp_path, SLOW)
+    assert told.startswith("gpu1 has its first card at PCIe 3.0 x4: copies for prompts take 8.0 times as long")
+    assert micro_batch(host["llama_server_arguments"]) > micro_batch(everybodys)
+    assert micro_batch(host["measure_arguments"]) == micro_batch(host["llama_server_arguments"])
+    assert [device["name"] for device in host["llama_server_plan"]] == ["CUDA0", "CUDA1", "CUDA2", "CUDA3", "host"]
+    for link in (SLOW, SENSELESS):  # what a host has told once holds as long as it tells nothing else
+        assert attached(tmp_path, link) == ([], host)
+    kept = runs.settle(select(None, ["gpu1"], profile="4x4090")[0], lambda _: None)  # without a look at the host
+    assert kept.arguments("gpu1") == tuple(host["llama_server_arguments"])
+
+
+def test_a_host_that_does_not_tell_its_link_gets_the_plan_of_all(server, tmp_path):
+    [told], host = attached(tmp_path, SENSELESS)
+    assert told.startswith("gpu1 does not tell how its first card is attached, so the plan counts with PCIe 4.0 x16;")
+    assert "llama_server_arguments" not in host
+    assert attached(tmp_path, SENSELESS) == ([], host)
