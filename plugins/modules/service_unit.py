@@ -23,7 +23,7 @@ options: {
       running, C(stopped) neither, C(installed) leaves alone whether it runs."},
   "credentials_dir": {"type": "path", "default": "", "description": "Folder for I(credentials)."},
   "credentials": {"type": "dict", "default": {}, "description": "Secrets that the service reads at its start, written to files that only
-      root may read. File name -> text."},
+      root may read. File name -> text. In check mode a digest of C(asked) will do."},
   "programs": {"type": "list", "elements": "path", "default": [], "description": "Files that the service runs. When one is another file
       than at the last start, links followed, the service restarts."},
   "configuration": {"type": "list", "elements": "path", "default": [], "description": "Files that the service reads again when it is told
@@ -54,6 +54,7 @@ actions:
   elements: str
   returned: success
   description: "What was done, or would be, e.g. C(wrote the unit file), C(restarted)."
+asked: {type: dict, returned: always, description: The options, with salted digests in place of the credentials.}
 unit: {type: str, returned: success, description: "The unit's name."}
 start_s:
   type: float
@@ -78,6 +79,7 @@ from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
 from ansible_collections.r1.prov.plugins.module_utils.files import write_whole
 from ansible_collections.r1.prov.plugins.module_utils.host_probe import probe
 from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
+from ansible_collections.r1.prov.plugins.module_utils.secret import same, without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -146,7 +148,7 @@ class Service:
         if written:
             todo["wrote the unit file"] = lambda: _write(self.file, self.wanted["content"], 0o644)
         for path, content in self.credentials.items():
-            if not _is_root_only(path) or _text(path) != content:
+            if not _is_root_only(path) or not same(_text(path), content):
                 todo[f"wrote {path}"] = functools.partial(_write, path, content, 0o600)
         stale = bool(todo) or self._is_stale()
         socket = self._socket_actions() if self.socket else {}
@@ -314,7 +316,8 @@ def main() -> None:
     os.environ["LC_ALL"] = "C"
     service = Service(module.params)
     todo = service.actions()
-    result = {"changed": bool(todo), "actions": list(todo)}
+    asked = without_secrets(module.params, module.argument_spec)
+    result = {"changed": bool(todo), "actions": list(todo), "asked": asked}
     if service.before != module.params["content"]:
         header = str(service.file)
         result["diff"] = {
