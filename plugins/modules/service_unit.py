@@ -54,6 +54,7 @@ actions:
   elements: str
   returned: success
   description: "What was done, or would be, e.g. C(wrote the unit file), C(restarted)."
+differences: {type: list, elements: str, returned: success, description: "What is not as it should be, in a sentence each."}
 asked: {type: dict, returned: always, description: The options, with salted digests in place of the credentials.}
 unit: {type: str, returned: success, description: "The unit's name."}
 start_s:
@@ -88,6 +89,20 @@ _UNITS = Path("/etc/systemd/system")
 _REMEMBERED = Path("/var/lib/r1prov/service")
 _LOG_LINES = 15
 _OPENED = "opened the socket"
+_RELOADED = "reloaded systemd"
+_WRONG = {
+    "wrote the unit file": "its unit file is not as it should be",
+    "wrote the socket's unit file": "the unit file of its socket is not as it should be",
+    "enabled": "it would not start with the host",
+    "enabled the socket": "its socket would not open with the host",
+    _OPENED: "its socket is closed",
+    "started": "it does not run",
+    "restarted": "it was started with something else than is there now",
+    "reloaded": "it has not read its configuration again",
+    "disabled": "it would start with the host, and should not",
+    "stopped": "it runs, and should not",
+}
+"""What is wrong where something has to be done."""
 _KEYS = (
     "ActiveState",
     "SubState",
@@ -154,8 +169,17 @@ class Service:
         socket = self._socket_actions() if self.socket else {}
         todo |= {name: act for name, act in socket.items() if name.startswith("wrote")}
         if written or todo.keys() & socket.keys() or self.now["NeedDaemonReload"] == "yes":
-            todo["reloaded systemd"] = lambda: units.systemctl("daemon-reload")
+            todo[_RELOADED] = lambda: units.systemctl("daemon-reload")
         return todo | socket | self._state_actions(written=written, stale=stale, reopened=_OPENED in socket)
+
+    def differences(self, actions: Iterable[str]) -> list[str]:
+        """What is wrong, by what has to be done about it."""
+        said = [
+            _WRONG.get(action) or f"{action.removeprefix('wrote ')} is not as it should be"
+            for action in actions
+            if action != _RELOADED
+        ]
+        return [f"{self.unit}: {each}" for each in said]
 
     def _socket_actions(self) -> dict[str, Any]:
         """What has to be done so that systemd holds the service's socket."""
@@ -317,7 +341,7 @@ def main() -> None:
     service = Service(module.params)
     todo = service.actions()
     asked = without_secrets(module.params, module.argument_spec)
-    result = {"changed": bool(todo), "actions": list(todo), "asked": asked}
+    result = {"changed": bool(todo), "actions": list(todo), "differences": service.differences(todo), "asked": asked}
     if service.before != module.params["content"]:
         header = str(service.file)
         result["diff"] = {

@@ -129,18 +129,13 @@ def differences(expectation: Expectation, answer: Mapping[str, Any]) -> list[Dif
 
 
 def _in_words(expectation: Expectation, answer: Mapping[str, Any]) -> list[str]:
-    told = [*answer.get("differences", ()), *answer.get("warnings", ())]
-    if told:
+    if told := answer.get("differences"):
         return [str(each) for each in told]
     arguments, kind = expectation.arguments, expectation.module.rpartition(".")[2]
     if kind == "file":
         return _of_file(str(arguments["path"]), answer)
     if kind in {"user", "group"}:
-        return [f"the {kind} {arguments['name']} is not as it should be"]
-    if answer.get("actions"):
-        return [
-            f"{arguments.get('name', expectation.task)}: a run would have this to report: {', '.join(answer['actions'])}"
-        ]
+        return _of_account(kind, arguments, answer.get("entry"))
     return [f"a run would do this: {expectation.task}"]
 
 
@@ -157,6 +152,17 @@ def _of_file(path: str, answer: Mapping[str, Any]) -> list[str]:
     return found + [f"{path} has another content than it should have"] * bool(answer.get("content")) or [
         f"{path} is not as it should be"
     ]
+
+
+def _of_account(kind: str, arguments: Mapping[str, Any], entry: Mapping[str, Any] | None) -> list[str]:
+    if entry is None:
+        return [f"there is no {kind} {arguments['name']}"]
+    found = [
+        f"the {kind} {arguments['name']} has the {key} {has}, and should have {arguments[key]}"
+        for key, has in entry.items()
+        if key in arguments and has != arguments[key]
+    ]
+    return found or [f"the {kind} {arguments['name']} is not as it should be"]
 
 
 def _ask(connection: HostConnection, job: dict[str, Any]) -> dict[str, Any]:

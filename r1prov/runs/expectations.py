@@ -85,17 +85,13 @@ def recall(state: SiteState, host: str, code: str) -> list[Expectation]:
         return []
 
 
-def forget(state: SiteState, host: str) -> None:
-    """Forget what was expected of a host, because it is being changed."""
-    state.look(host).unlink(missing_ok=True)
-
-
 def made_of(state: SiteState) -> str:
     """Identifies what a run is made of: the code, the inventory, and all files that the inventory names.
 
     A file that is named counts by its size and its times, because it may be an archive of some GB.
     """
-    digest = hashlib.sha256(metadata.version("ansible-core").encode())
+    versions = " ".join(metadata.version(name) for name in ("ansible-core", "r1prov"))
+    digest = hashlib.sha256(versions.encode())
     root = paths.collection()
     code = (path for folder in ("playbooks", "plugins", "roles") for path in (root / folder).rglob("*"))
     for path in sorted(

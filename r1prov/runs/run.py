@@ -292,13 +292,11 @@ def play(prepared: Prepared, login: Login, request: Request, watcher: Watcher) -
         if applied and not request.check:
             state.remember(site)
             settle_hosts(state, site, report, request.playbook)
+        # What was seen before a change holds after it: a run of the same code and the same inventory asks the same of a host that is well.
         if request.playbook == "up":
             for host in prepared.hosts:
-                seen = recorder.expectations(host.name)
-                if seen:
+                if seen := recorder.expectations(host.name):
                     expectations.keep(state, host.name, seen)
-                elif not request.check:
-                    expectations.forget(state, host.name)
     return Done(prepared.decision, report, error)
 
 
@@ -346,3 +344,4 @@ def settle_hosts(state: SiteState, site: Site, report: RunReport, playbook: str)
             state.keep_settled(name, site.on(name))
         elif playbook == "down":
             state.forget_settled(name)
+            state.look(name).unlink(missing_ok=True)

@@ -14,6 +14,7 @@ import io
 import json
 import multiprocessing
 import os
+import pwd
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from typing import Any
 FOLDER = Path("/run/r1prov/look")
 LOCK = Path("/run/r1prov/lock.json")
 LIMIT_S = 30
-SHOWN = ("changed", "failed", "msg", "actions", "differences", "warnings", "diff", "result", "compared")
+SHOWN = ("changed", "failed", "msg", "differences", "diff", "result", "compared")
+"""What is told of an answer."""
 
 
 def main(job: dict[str, Any]) -> None:
@@ -77,9 +79,20 @@ def _ask(asked: dict[str, Any], version: str) -> dict[str, Any]:
     except Exception as error:  # One module that breaks must not hide the answers of others.
         return {"error": f"{type(error).__name__}: {error}"}
     shown = {name: answer[name] for name in SHOWN if name in answer}
+    if asked["module"].endswith(".user"):
+        shown["entry"] = _account(asked["arguments"]["name"])
     if asked.get("sha1") and not shown.get("failed") and _sha1(Path(asked["arguments"]["path"])) != asked["sha1"]:
         shown |= {"changed": True, "content": True}
     return shown
+
+
+def _account(name: str) -> dict[str, Any] | None:
+    """Where a user lives and what shell they have; None where there is no such user."""
+    try:
+        entry = pwd.getpwnam(name)
+    except KeyError:
+        return None
+    return {"home": entry.pw_dir, "shell": entry.pw_shell, "uid": entry.pw_uid}
 
 
 def _alone() -> None:
@@ -110,7 +123,11 @@ def _archive(digest: str, code: str) -> Path | None:
         part = FOLDER / f"{os.getpid()}.part"
         part.write_bytes(base64.b64decode(code))
         part.rename(path)
-    if not path.is_file() or FOLDER.stat().st_uid or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+    if (
+        not path.is_file()
+        or FOLDER.stat().st_uid != os.geteuid()
+        or hashlib.sha256(path.read_bytes()).hexdigest() != digest
+    ):
         return None
     return path
 
