@@ -364,7 +364,7 @@ def test_a_process_that_holds_a_lock_is_named(operator: Operator, pair: list[Lab
     told(pair[0], f"systemd-run --quiet --unit=holder flock {lock} sleep infinity")
     told(pair[0], f"until ! flock --nonblock {lock} true; do sleep 0.1; done")
     with untouched(pair[0]):
-        talk = operator.does("up", pair[0].name, code=Exit.LOCKED).stderr
+        talk = operator.does("up", "--full", pair[0].name, code=Exit.LOCKED).stderr
     pid = told(pair[0], "systemctl show --value --property=MainPID holder; systemctl stop holder").strip()
     assert f"flock (process {pid} of root) holds {lock}" in " ".join(talk.split())
 
