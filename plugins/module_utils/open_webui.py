@@ -13,6 +13,7 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ansible_collections.r1.prov.plugins.module_utils.open_webui_account import Given, last_given, remember
+from ansible_collections.r1.prov.plugins.module_utils.secret import same
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,7 +53,7 @@ class Found(NamedTuple):
     def differing(self, settings: dict[str, Any], public_models: list[str]) -> tuple[list[str], list[str]]:
         """The keys of settings that are not as wanted, and the models that nobody has decided about yet."""
         have = self.settings
-        keys = [key for key, value in settings.items() if key not in have or have[key] != value]
+        keys = [key for key, value in settings.items() if key not in have or not same(have[key], value)]
         return keys, [model for model in public_models if model not in self.models]
 
 

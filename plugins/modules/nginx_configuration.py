@@ -38,6 +38,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
 from ansible_collections.r1.prov.plugins.module_utils.files import file_diff, write_whole
+from ansible_collections.r1.prov.plugins.module_utils.secret import is_digest, without_secrets
 
 NGINX = "/usr/sbin/nginx"
 
@@ -60,15 +61,17 @@ def main() -> None:
     module = AnsibleModule(argument_spec=arguments(DOCUMENTATION, credentials=True), supports_check_mode=True)
     path, content = Path(module.params["path"]), module.params["content"]
     before = path.read_text(encoding="utf-8") if path.is_file() else ""
+    known = not any(map(is_digest, module.params["credentials"].values()))
     # On a fresh host in check mode nginx is not installed yet.
-    if Path(NGINX).exists() or not module.check_mode:
+    if known and (Path(NGINX).exists() or not module.check_mode):
         refused = complaint(content, module.params["credentials"], module.params["folders"])
         if refused:
             module.fail_json(msg=f"nginx refuses this configuration, and {path} stays as it is: {refused}")
     changed = before != content
     if changed and not module.check_mode:
         write_whole(path, content)
-    module.exit_json(changed=changed, diff=file_diff(path, before, content))
+    asked = without_secrets(module.params, module.argument_spec)
+    module.exit_json(changed=changed, diff=file_diff(path, before, content), asked=asked)
 
 
 if __name__ == "__main__":

@@ -66,6 +66,7 @@ backup:
 keys: {type: list, elements: str, returned: with configured, description: The settings that differed.}
 login: {type: bool, returned: with configured, description: Whether the administrator was given a login.}
 models: {type: list, elements: str, returned: with configured, description: The models that were opened to all users.}
+asked: {type: dict, returned: success, description: The options, with salted digests in place of secrets.}
 """
 
 import json
@@ -94,6 +95,7 @@ from ansible_collections.r1.prov.plugins.module_utils.open_webui_backup import (
     surplus,
 )
 from ansible_collections.r1.prov.plugins.module_utils.progress import RUN, Progress
+from ansible_collections.r1.prov.plugins.module_utils.secret import is_digest, same, without_secrets
 from ansible_collections.r1.prov.plugins.module_utils.units import UnitError, reset_failed, systemctl
 from ansible_collections.r1.prov.plugins.module_utils.users import acting_as
 
@@ -111,8 +113,10 @@ def configure(module: AnsibleModule, wanted: dict[str, Any]) -> None:
             found = read(database)
         settings |= found.completed(parts)
         keys, new_models = found.differing(settings, models)
+        keeps = not _is_root_only(kept) or not same(kept.read_text(encoding="utf-8"), login.password)
+        if is_digest(login.password) and not keeps:
+            login = login._replace(password=kept.read_text(encoding="utf-8"))
         gives = not (found.administrated and found.login and found.login.is_of(login))
-        keeps = not _is_root_only(kept) or kept.read_text(encoding="utf-8") != login.password
         if (keys or new_models or gives) and not module.check_mode:
             # Without an administrator, whoever comes first could become one, so the page starts only when there is one.
             serves = found.administrated
@@ -144,7 +148,8 @@ def configure(module: AnsibleModule, wanted: dict[str, Any]) -> None:
     names = [f"setting {key}\n" for key in keys] + [f"access to {model}\n" for model in new_models]
     names += [f"login of {login.email}\n"] * gives + [f"{kept}\n"] * keeps
     diff = {"before": "", "after": "".join(names), "after_header": str(database)} if names else {}
-    module.exit_json(changed=bool(names), keys=keys, models=new_models, login=gives, diff=diff)
+    asked = without_secrets(module.params, module.argument_spec)
+    module.exit_json(changed=bool(names), keys=keys, models=new_models, login=gives, diff=diff, asked=asked)
 
 
 def _page(wanted: dict[str, Any]) -> Page:
@@ -158,7 +163,7 @@ def encrypt_anew(module: AnsibleModule, wanted: dict[str, Any]) -> bool:
         return False
     written = re.search(r'^WEBUI_SECRET_KEY="(.*)"$', environment.read_text(encoding="utf-8"), re.MULTILINE)
     before = re.sub(r"\\(.)", r"\1", written[1]) if written else key
-    if before == key:
+    if same(before, key):
         return False
     try:
         with acting_as(wanted["user"]):
@@ -201,7 +206,12 @@ def follow(module: AnsibleModule, wanted: dict[str, Any]) -> None:
     if did == "backup":
         then = then._replace(backup=f"{stamp}-{history.proven or 'unknown'}")
     source = {"backup": then.backup, "restore": history.backup}.get(did, "")
-    result = {"changed": did != "nothing" or encrypted, "did": did, "backup": str(backups / source) if source else ""}
+    result = {
+        "changed": did != "nothing" or encrypted,
+        "did": did,
+        "backup": str(backups / source) if source else "",
+        "asked": without_secrets(module.params, module.argument_spec),
+    }
     if source:
         result["diff"] = {"before": "", "after": f"{did}: {result['backup']}\n"}
     if module.check_mode or did == "nothing":

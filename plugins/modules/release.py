@@ -82,6 +82,7 @@ release_id:
 previous: {type: str, returned: success, description: The release that was current before; empty where there was none.}
 path: {type: str, returned: success, description: "The release's folder."}
 made: {type: bool, returned: success, description: "Whether the release was made, or would be, because it was not there as it should be."}
+differences: {type: list, elements: str, returned: success, description: "What is not as it should be, in a sentence each."}
 program: {type: str, returned: success, description: "For C(archive), the program that was tried; empty where it is not there yet."}
 """
 
@@ -141,8 +142,14 @@ def main() -> None:
         )
     path = release.path(home, build.id)
     found = manifest.look(path) if path.is_dir() else manifest.Look({})
+    differs = (
+        ""
+        if previous == build.id
+        else f"{home}/current leads to {previous or 'nothing'}, and should lead to {build.id}"
+    )
     if found.wrong:
-        module.warn(f"{path} is not as it was installed: {found}. It is put right, and what runs goes on meanwhile")
+        differs = f"{path} is not as it was installed: {found}"
+        module.warn(f"{differs}. It is put right, and what runs goes on meanwhile")
     made = not path.is_dir() or bool(found.wrong)
     changed = made or previous != build.id
     if found.stale and not changed and not module.check_mode:
@@ -172,6 +179,7 @@ def main() -> None:
         previous=previous,
         path=str(path),
         made=made,
+        differences=[differs] if differs else [],
         program=str(program or ""),
         diff=file_diff(home / "current", f"{previous}\n" if previous else "", f"{build.id}\n"),
     )

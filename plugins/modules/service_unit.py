@@ -23,7 +23,7 @@ options: {
       running, C(stopped) neither, C(installed) leaves alone whether it runs."},
   "credentials_dir": {"type": "path", "default": "", "description": "Folder for I(credentials)."},
   "credentials": {"type": "dict", "default": {}, "description": "Secrets that the service reads at its start, written to files that only
-      root may read. File name -> text."},
+      root may read. File name -> text. In check mode a digest of C(asked) will do."},
   "programs": {"type": "list", "elements": "path", "default": [], "description": "Files that the service runs. When one is another file
       than at the last start, links followed, the service restarts."},
   "configuration": {"type": "list", "elements": "path", "default": [], "description": "Files that the service reads again when it is told
@@ -54,6 +54,8 @@ actions:
   elements: str
   returned: success
   description: "What was done, or would be, e.g. C(wrote the unit file), C(restarted)."
+differences: {type: list, elements: str, returned: success, description: "What is not as it should be, in a sentence each."}
+asked: {type: dict, returned: always, description: The options, with salted digests in place of the credentials.}
 unit: {type: str, returned: success, description: "The unit's name."}
 start_s:
   type: float
@@ -78,6 +80,7 @@ from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
 from ansible_collections.r1.prov.plugins.module_utils.files import write_whole
 from ansible_collections.r1.prov.plugins.module_utils.host_probe import probe
 from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
+from ansible_collections.r1.prov.plugins.module_utils.secret import same, without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -86,6 +89,20 @@ _UNITS = Path("/etc/systemd/system")
 _REMEMBERED = Path("/var/lib/r1prov/service")
 _LOG_LINES = 15
 _OPENED = "opened the socket"
+_RELOADED = "reloaded systemd"
+_WRONG = {
+    "wrote the unit file": "its unit file is not as it should be",
+    "wrote the socket's unit file": "the unit file of its socket is not as it should be",
+    "enabled": "it would not start with the host",
+    "enabled the socket": "its socket would not open with the host",
+    _OPENED: "its socket is closed",
+    "started": "it does not run",
+    "restarted": "it was started with something else than is there now",
+    "reloaded": "it has not read its configuration again",
+    "disabled": "it would start with the host, and should not",
+    "stopped": "it runs, and should not",
+}
+"""What is wrong where something has to be done."""
 _KEYS = (
     "ActiveState",
     "SubState",
@@ -146,14 +163,23 @@ class Service:
         if written:
             todo["wrote the unit file"] = lambda: _write(self.file, self.wanted["content"], 0o644)
         for path, content in self.credentials.items():
-            if not _is_root_only(path) or _text(path) != content:
+            if not _is_root_only(path) or not same(_text(path), content):
                 todo[f"wrote {path}"] = functools.partial(_write, path, content, 0o600)
         stale = bool(todo) or self._is_stale()
         socket = self._socket_actions() if self.socket else {}
         todo |= {name: act for name, act in socket.items() if name.startswith("wrote")}
         if written or todo.keys() & socket.keys() or self.now["NeedDaemonReload"] == "yes":
-            todo["reloaded systemd"] = lambda: units.systemctl("daemon-reload")
+            todo[_RELOADED] = lambda: units.systemctl("daemon-reload")
         return todo | socket | self._state_actions(written=written, stale=stale, reopened=_OPENED in socket)
+
+    def differences(self, actions: Iterable[str]) -> list[str]:
+        """What is wrong, by what has to be done about it."""
+        said = [
+            _WRONG.get(action) or f"{action.removeprefix('wrote ')} is not as it should be"
+            for action in actions
+            if action != _RELOADED
+        ]
+        return [f"{self.unit}: {each}" for each in said]
 
     def _socket_actions(self) -> dict[str, Any]:
         """What has to be done so that systemd holds the service's socket."""
@@ -314,7 +340,8 @@ def main() -> None:
     os.environ["LC_ALL"] = "C"
     service = Service(module.params)
     todo = service.actions()
-    result = {"changed": bool(todo), "actions": list(todo)}
+    asked = without_secrets(module.params, module.argument_spec)
+    result = {"changed": bool(todo), "actions": list(todo), "differences": service.differences(todo), "asked": asked}
     if service.before != module.params["content"]:
         header = str(service.file)
         result["diff"] = {

@@ -29,6 +29,10 @@ def up(
     break_lock: options.BreakLock = False,
     check: Annotated[bool, typer.Option("--check", help="Change nothing; say what would change.")] = False,
     diff: Annotated[bool, typer.Option("--diff", help="Show how files change.")] = False,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="Run every step on every server, also where a look finds nothing that differs."),
+    ] = False,
     verbose: options.Verbose = 0,
     print_command: Annotated[
         bool, typer.Option("--print-command", help="Print the ansible-playbook command instead of running it.")
@@ -57,6 +61,7 @@ def up(
         check=check,
         diff=diff,
         verbosity=verbose,
+        looks=not full,
     )
     if print_command:
         prompts = ["--ask-become-pass"] * login_options.ask_become_pass + ["--ask-pass"] * login_options.ask_pass

@@ -41,6 +41,10 @@ VERBS = {
         "look:status",
         "Read from the hosts what is installed, running and healthy. Exit code 8 where a service does not answer, 4 where a host does not.",
     ),
+    "drift": (
+        "drift:drift",
+        "Say in what servers differ from what `up` makes of them. Changes nothing. Exit code 11: something differs; 12: that is unknown.",
+    ),
     "ask": ("ask:ask", "Ask a running server. The answer goes to stdout, what the model thinks before it to stderr."),
     "open": (
         "open_:open_",

@@ -23,6 +23,8 @@ class Exit(IntEnum):
     UNHEALTHY = 8
     LAB = 9
     DAMAGED = 10
+    DRIFTED = 11
+    UNTOLD = 12
     INTERRUPTED = 130
 
 
@@ -38,6 +40,8 @@ EXIT_CODES: dict[Exit, str] = {
     Exit.UNHEALTHY: "the service does not answer as it should",
     Exit.LAB: "a throwaway host could not be made here",
     Exit.DAMAGED: "weights on a host are damaged; `r1prov up` replaces them",
+    Exit.DRIFTED: "a host differs from what is wanted; `r1prov up` mends it",
+    Exit.UNTOLD: "whether a host differs from what is wanted could not be told",
     Exit.INTERRUPTED: "stopped by Ctrl-C, `kill` or a closed terminal; run the same command again to go on",
 }
 

@@ -6,6 +6,7 @@ adopt          the host keys that the operator's ssh knows, for plain ansible-pl
 connect        one open connection, with `run`, `follow` and `open_http`
 ProgressWatch  what long steps are doing, while Ansible runs
 read_status    what is installed, running and healthy
+look           whether a host is still as its last run has left it
 read_secret    a secret that the host holds, for a new controller to take over
 Tunnel         a port of this machine that leads to a port of a host
 """
@@ -14,6 +15,7 @@ from r1prov.hosts.adoption import adopt
 from r1prov.hosts.connection import HostConnection, Result, Sudo, connect
 from r1prov.hosts.first import Contact, Meeting, at_once, contact_all
 from r1prov.hosts.login import Login, Passwords, met
+from r1prov.hosts.looking import Difference, Look, look
 from r1prov.hosts.reading import Progress, ProgressWatch, read_secret, read_status
 from r1prov.hosts.ssh import Access
 from r1prov.hosts.tunnel import Tunnel
@@ -21,8 +23,10 @@ from r1prov.hosts.tunnel import Tunnel
 __all__ = [
     "Access",
     "Contact",
+    "Difference",
     "HostConnection",
     "Login",
+    "Look",
     "Meeting",
     "Passwords",
     "Progress",
@@ -34,6 +38,7 @@ __all__ = [
     "at_once",
     "connect",
     "contact_all",
+    "look",
     "met",
     "read_secret",
     "read_status",

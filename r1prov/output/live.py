@@ -22,6 +22,7 @@ from r1prov.runs.events import (
     Event,
     HostAway,
     HostFailed,
+    HostLooked,
     HostUnreachable,
     Output,
     Recap,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from r1prov.hosts import Progress
+    from r1prov.hosts import Look, Progress
     from r1prov.runs.past import PastRun
 
 PLAIN_EVERY_SHARE = 0.05
@@ -208,11 +209,23 @@ class LiveRun:
         elif isinstance(event, HostAway):
             host.end, host.style = f"left out: {'; '.join(problem.what for problem in event.problems)}", "bold red"
             self._say(host, host.end, host.style)
+        elif isinstance(event, HostLooked):
+            self._looked(host, event.look)
         elif isinstance(event, HostFailed | HostUnreachable):
             what = "failed" if isinstance(event, HostFailed) else "lost"
             at = host.step.label if host.step else host.task
             host.end, host.style = f"{what} at {at}" if at else what, "bold red"
             self._say(host, host.end, host.style)
+
+    def _looked(self, host: _Host, look: Look) -> None:
+        """Print what a look at the host said."""
+        if look.clean:
+            host.end, host.style = f"nothing differs: {look.asked} questions in {look.seconds:.1f} s", "green"
+            self._say(host, host.end, host.style)
+        for each in look.differences:
+            self._say(host, f"{each.step}: {each.what}", "yellow")
+        if look.unknown:
+            self._say(host, f"a look could not tell all: {look.unknown}", "yellow")
 
     def _leave(self, host: _Host, end: str) -> None:
         """Print how the current step of the host ended and, if `end` is given, how the run ended for the host."""

@@ -337,7 +337,8 @@ class Translator:
             yield from self._step(host, data)
             yield TaskStarted(host, self._name(host), task)
         elif kind == "runner_on_ok":
-            yield TaskDone(host, self._name(host), task, changed=bool(result.get("changed")), result=result)
+            action = str(data.get("resolved_action") or data.get("task_action") or "")
+            yield TaskDone(host, self._name(host), task, bool(result.get("changed")), result, action)
         elif kind == "runner_on_failed" and not data.get("ignore_errors"):
             yield HostFailed(host, self._name(host), task, result)
         elif kind == "runner_on_unreachable":

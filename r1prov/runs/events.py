@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from r1prov.common.errors import Problem
+    from r1prov.hosts.looking import Look
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,14 @@ class TaskStarted:
 
 @dataclass(frozen=True)
 class TaskDone:
-    """A task went well. `result` is what its module returned."""
+    """A task went well. `action` is the full name of its module or action plugin, and `result` is what that returned."""
 
     host: str
     step: str
     task: str
     changed: bool
     result: dict[str, Any]
+    action: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,14 @@ class HostAway:
 
     host: str
     problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True)
+class HostLooked:
+    """A host was looked at. Where nothing differs, the run leaves it out."""
+
+    host: str
+    look: Look
 
 
 @dataclass(frozen=True)
@@ -103,4 +113,15 @@ class Finished:
     log: Path
 
 
-Event = StepStarted | TaskStarted | TaskDone | HostFailed | HostAway | HostUnreachable | Recap | Output | Finished
+Event = (
+    StepStarted
+    | TaskStarted
+    | TaskDone
+    | HostFailed
+    | HostAway
+    | HostLooked
+    | HostUnreachable
+    | Recap
+    | Output
+    | Finished
+)

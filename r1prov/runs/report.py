@@ -25,17 +25,20 @@ from r1prov.runs.events import (
     Finished,
     HostAway,
     HostFailed,
+    HostLooked,
     HostUnreachable,
     Output,
     Recap,
     StepStarted,
     TaskDone,
 )
+from r1prov.runs.expectations import expectations_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+    from r1prov.hosts.looking import Expectation
     from r1prov.machines.profile import Published
 
 SCHEMA = 1
@@ -61,6 +64,8 @@ class HostReport:
         removal: what the module removal says that it removes, or would, and what stays: its keys `removed` and `kept`.
         verified: what `r1prov weights verify` read: `seconds`, and of each of `files` its `path`, `bytes`, `sha256`, `state`
             (`whole` or `damaged`) and `why`.
+        looked: what a look before the run said: `asked` (the number of questions), `seconds`, `differences`, each with `step`, `task`
+            and `what`, and `unknown`, why that is not all. Where it says nothing of both, the run left the host out.
     """
 
     result: str = "unfinished"
@@ -77,6 +82,7 @@ class HostReport:
     modes: dict[str, Any] | None = None
     removal: dict[str, Any] | None = None
     verified: dict[str, Any] | None = None
+    looked: dict[str, Any] | None = None
 
 
 @dataclass
@@ -143,6 +149,7 @@ class Recorder:
         self._errors: list[R1provError] = []
         self._complaint = ""
         self._step: dict[str, tuple[str, float]] = {}
+        self._expectations: dict[str, list[Expectation]] = {}
 
     def event(self, event: Event, at_s: float) -> None:
         """Take note of what happened at `at_s` seconds of a steady clock."""
@@ -151,6 +158,7 @@ class Recorder:
             self._step[event.host] = (event.step, at_s)
         elif isinstance(event, TaskDone):
             host = self._host(event.host)
+            self._expectations.setdefault(event.host, []).extend(expectations_of(event))
             if event.changed:
                 host.changes.append(f"{event.step}: {event.task}" if event.step else event.task)
             # A step that looks before it acts warns twice.
@@ -166,6 +174,8 @@ class Recorder:
             if event.step == "removal" and "removed" in event.result:
                 host.removal = {key: event.result[key] for key in ("removed", "kept")}
             host.verified = event.result.get("verified") or host.verified
+        elif isinstance(event, HostLooked):
+            self._looked(event)
         elif isinstance(event, HostAway | HostFailed | HostUnreachable):
             self._trouble(event)
         elif isinstance(event, Recap):
@@ -174,6 +184,11 @@ class Recorder:
             self._complaint = event.text.partition("[ERROR]: ")[2].splitlines()[0]
         elif isinstance(event, Finished):
             self.report.ansible_exit, self.report.log, self.report.ended = event.code, str(event.log), now()
+
+    def expectations(self, name: str) -> list[Expectation]:
+        """What the tasks of the run expect of a host; nothing unless all of them went well without a change."""
+        host = self.report.hosts.get(name)
+        return self._expectations.get(name, []) if host and host.result == "ok" and not host.changes else []
 
     def error(self) -> R1provError | None:
         """What went wrong on the hosts, as one error; None where nothing did.
@@ -225,6 +240,15 @@ class Recorder:
             host.verified = event.result.get("verified")
             self._measured(event)
         host.problems.extend(asdict(problem) for problem in error.problems)
+
+    def _looked(self, event: HostLooked) -> None:
+        host, found = self._host(event.host), asdict(event.look)
+        benchmark = found.pop("benchmark")
+        host.looked = found
+        if event.look.clean:
+            host.result = "ok"
+            host.benchmark = benchmark.get("result")
+            host.steps = [("look", event.look.seconds)]
 
     def _measured(self, event: TaskDone | HostFailed) -> None:
         """Take note of the modes that were measured, also before something went wrong."""

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from r1prov import inventory
 from r1prov.common.errors import Exit, Problem, R1provError, SiteError, UnreachableError
 from r1prov.decision import decide
-from r1prov.hosts import Progress, ProgressWatch, met
+from r1prov.hosts import Look, Progress, ProgressWatch, at_once, look, met
 from r1prov.offload.speed import DEFAULT_LINK, of_machine
-from r1prov.runs import ansible, secrets, speeds
-from r1prov.runs.events import HostAway, TaskDone
+from r1prov.runs import ansible, expectations, secrets, speeds
+from r1prov.runs.events import HostAway, HostLooked, TaskDone
 from r1prov.runs.report import HostReport, Recorder, RunReport, now
 from r1prov.site import archives, authority, pins
 from r1prov.site.judges import password_weakness
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from r1prov.decision import Decision
-    from r1prov.hosts import Login
+    from r1prov.hosts import Contact, Login
     from r1prov.runs.ansible import Command
     from r1prov.runs.events import Event
     from r1prov.site import Host, Site
@@ -61,6 +61,7 @@ class Request:
         check: nothing is changed.
         diff: the changes of files are shown.
         verbosity: how often the operator gave `-v`.
+        looks: whether hosts are looked at first. The run is then over those where something differs, or where that cannot be told.
     """
 
     playbook: str
@@ -69,6 +70,7 @@ class Request:
     check: bool = False
     diff: bool = False
     verbosity: int = 0
+    looks: bool = False
 
 
 class Stopped(KeyboardInterrupt):
@@ -92,17 +94,20 @@ class Prepared:
             logs in, for Ansible leaves sudo alone only where it knows that it is root.
         targets: all hosts that are meant.
         away: those of them that the first contact could not use. The run leaves them out.
+        looks: what came of looking at hosts of which is known what a run expects. Where nothing differs, the run has nothing to do.
     """
 
     decision: Decision
     targets: Sequence[Host]
     away: Sequence[HostAway]
+    looks: Mapping[str, Look] = field(default_factory=dict)
 
     @property
     def hosts(self) -> list[Host]:
         """Those that the run is over."""
         away = {each.host for each in self.away}
-        return [host for host in self.targets if host.name not in away]
+        clean = {name for name, found in self.looks.items() if found.clean}
+        return [host for host in self.targets if host.name not in away | clean]
 
     def refuse_away(self) -> None:
         """Say which hosts are left out.
@@ -131,10 +136,12 @@ class Done:
 
 def run(decision: Decision, hosts: Sequence[Host], login: Login, request: Request, watcher: Watcher) -> Done:
     """Meet the hosts, render the inventory, and run the playbook over those that can be used. The others are in the report."""
-    return play(prepare(decision, hosts, login, watcher), login, request, watcher)
+    return play(prepare(decision, hosts, login, watcher, looks=request.looks), login, request, watcher)
 
 
-def prepare(decision: Decision, hosts: Sequence[Host], login: Login, watcher: Watcher) -> Prepared:
+def prepare(
+    decision: Decision, hosts: Sequence[Host], login: Login, watcher: Watcher, *, looks: bool = False
+) -> Prepared:
     """Meet the hosts, and render the inventory. Changes nothing on a host, and nothing here where no host can be used.
 
     Args:
@@ -142,6 +149,7 @@ def prepare(decision: Decision, hosts: Sequence[Host], login: Login, watcher: Wa
         hosts: whom to meet.
         login: how to reach them.
         watcher: told who is away, and what is remarkable about the others.
+        looks: whether to look at hosts of which is known what a run expects.
     """
     site = decision.site
     state = SiteState.of(site.path)
@@ -162,16 +170,35 @@ def prepare(decision: Decision, hosts: Sequence[Host], login: Login, watcher: Wa
                 watcher.note(site.name, f"{path} is new; once {late} can be reached, `r1prov up` brings it there, too")
         users = {name: contact.connection.user for name, contact in meeting.contacts.items()}
         facts = {name: contact.facts for name, contact in meeting.contacts.items()}
-    for name, found in facts.items():
-        if text := _acquaint(state, decision, name, found):
+        for name, each in facts.items():
+            if text := _acquaint(state, decision, name, each):
+                watcher.note(name, text)
+        decision = decision.with_links(state.links(site.hosts))
+        decision, remarks = decision.with_tuned(state.all_tuned(site.hosts), facts)
+        for name, text in remarks.items():
             watcher.note(name, text)
-    decision = decision.with_links(state.links(site.hosts))
-    decision, remarks = decision.with_tuned(state.all_tuned(site.hosts), facts)
-    for name, text in remarks.items():
-        watcher.note(name, text)
-    decision = replace(decision, site=_with_users(site, users))
-    inventory.render(decision, state.inventory)
-    return Prepared(decision, hosts, away)
+        decision = replace(decision, site=_with_users(site, users))
+        inventory.render(decision, state.inventory)
+        found = _look(state, [*meeting.contacts.values()]) if looks else {}
+    return Prepared(decision, hosts, away, found)
+
+
+def _look(state: SiteState, contacts: Sequence[Contact]) -> dict[str, Look]:
+    """Look at the hosts of which is known what a run expects, all at once."""
+    code = expectations.made_of(state)
+    known = {
+        contact.connection.host.name: expectations.recall(state, contact.connection.host.name, code)
+        for contact in contacts
+    }
+
+    def one(contact: Contact) -> Look:
+        try:
+            return look(contact.connection, known[contact.connection.host.name])
+        except UnreachableError as error:
+            return Look(0, 0.0, unknown="; ".join(problem.what for problem in error.problems))
+
+    asked = [contact for contact in contacts if known[contact.connection.host.name]]
+    return {contact.connection.host.name: found for contact, found in zip(asked, at_once(one, asked), strict=True)}
 
 
 def _acquaint(state: SiteState, decision: Decision, host: str, facts: dict[str, Any]) -> str:
@@ -273,6 +300,10 @@ def play(prepared: Prepared, login: Login, request: Request, watcher: Watcher) -
     )
     for away in prepared.away:
         recorder.event(away, time.monotonic())
+    for name, found in prepared.looks.items():
+        looked = HostLooked(name, found)
+        recorder.event(looked, time.monotonic())
+        watcher.event(looked)
     report, error = recorder.report, None
     try:
         if prepared.hosts:
@@ -295,6 +326,11 @@ def play(prepared: Prepared, login: Login, request: Request, watcher: Watcher) -
                 if benchmark := report.hosts[name].benchmark:
                     speeds.of_benchmark(prepared.decision, name, benchmark)
             settle_hosts(state, site, report, request.playbook)
+        # What was seen before a change holds after it: a run of the same code and the same inventory asks the same of a host that is well.
+        if request.playbook == "up":
+            for host in prepared.hosts:
+                if seen := recorder.expectations(host.name):
+                    expectations.keep(state, host.name, seen)
     return Done(prepared.decision, report, error)
 
 
@@ -342,3 +378,4 @@ def settle_hosts(state: SiteState, site: Site, report: RunReport, playbook: str)
             state.keep_settled(name, site.on(name))
         elif playbook == "down":
             state.forget_settled(name)
+            state.look(name).unlink(missing_ok=True)

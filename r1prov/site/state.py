@@ -245,6 +245,15 @@ class SiteState:
     def _known(self, host: str) -> Path:
         return self.root / "machines" / f"{host}.json"
 
+    @property
+    def looks(self) -> Path:
+        """What is expected of each host, which a look compares."""
+        return self.root / "looks"
+
+    def look(self, host: str) -> Path:
+        """What is expected of one of them."""
+        return self.looks / f"{host}.json"
+
     def keep_secret(self, secret: Secret, value: str | None = None) -> Path:
         """Store a secret: `value` as found on a host, or a new one of 256 random bits. Returns its file."""
         return write_whole(self.secret(secret), value or secrets.token_urlsafe(32))

@@ -303,6 +303,46 @@ def test_the_next_run_changes_nothing_and_measures_nothing(operator: Operator, p
     assert on_all(pair, f"stat -c %Y {MEASURED}") == measured
 
 
+DRIFT = {
+    "chmod 0777 /etc/r1prov/network": "/etc/r1prov/network has the mode 0777, and should have 0755",
+    "chown nobody /opt/r1prov/open-webui": "/opt/r1prov/open-webui has the owner",
+    "echo '# more' >> /usr/local/lib/r1prov-await-ready": "/usr/local/lib/r1prov-await-ready has another content",
+    "rm /etc/security/limits.d/r1prov-operators.conf": "/etc/security/limits.d/r1prov-operators.conf",
+    "chmod 0644 /etc/r1prov/llama-server/api-key": "/etc/r1prov/llama-server/api-key is not as it should be",
+    "echo another > /etc/r1prov/embeddings/api-key": "/etc/r1prov/embeddings/api-key is not as it should be",
+    "usermod --shell /bin/bash r1prov-door": "the user r1prov-door has the shell /bin/bash",
+    "systemctl disable --quiet --now r1prov-open-webui": "r1prov-open-webui.service: it does not run",
+    "echo '# more' >> /etc/systemd/system/r1prov-ollama.service": "r1prov-ollama.service: its unit file is not as it should be",
+    "rm /opt/r1prov/llama.cpp/current/bin/llama-bench": "bin/llama-bench is gone",
+    "ln -sfn /bin/true /usr/local/bin/llama-cli": "",
+}
+"""What is put wrong on a host, and what is said of it."""
+
+
+def test_drift_is_named_by_one_look_and_mended(operator: Operator, pair: list[LabHost]) -> None:
+    first, second = pair
+    clean = json.loads(operator.does("drift", "--json").stdout)["hosts"]
+    assert {host["state"] for host in clean.values()} == {"as wanted"}
+    assert min(host["asked"] for host in clean.values()) > 40
+    told(second, "\n".join(DRIFT))
+    drifted = json.loads(operator.does("drift", "--json", code=Exit.DRIFTED).stdout)["hosts"]
+    assert drifted[first.name]["state"] == "as wanted"
+    said = [each["what"] for each in drifted[second.name]["differences"]]
+    for what, words in DRIFT.items():
+        assert any(words in each for each in said), f"{what}: {said}"
+    talk = operator.does("up").stderr
+    hosts = operator.report["hosts"]
+    assert hosts[first.name]["ok"] == 0, "Ansible ran on a host where nothing differs"
+    assert hosts[first.name]["looked"]["differences"] == hosts[first.name]["changes"] == []
+    assert hosts[second.name]["changes"]
+    assert all(words in talk for words in DRIFT.values())
+    assert {host["state"] for host in json.loads(operator.does("drift", "--json").stdout)["hosts"].values()} == {
+        "as wanted"
+    }
+    assert told(second, "cat /etc/r1prov/embeddings/api-key") == operator.secret("api-key").strip()
+    assert "Paris" in operator.asks(second)
+
+
 def test_a_host_that_another_run_holds_is_left_to_it(operator: Operator, pair: list[LabHost]) -> None:
     """Two runs that race for the lock are in roles/preflight/molecule."""
     holder = {"run": "theirs", "user": "eve", "controller": "desk", "controller_id": "elsewhere", "pid": 1}
@@ -324,7 +364,7 @@ def test_a_process_that_holds_a_lock_is_named(operator: Operator, pair: list[Lab
     told(pair[0], f"systemd-run --quiet --unit=holder flock {lock} sleep infinity")
     told(pair[0], f"until ! flock --nonblock {lock} true; do sleep 0.1; done")
     with untouched(pair[0]):
-        talk = operator.does("up", pair[0].name, code=Exit.LOCKED).stderr
+        talk = operator.does("up", "--full", pair[0].name, code=Exit.LOCKED).stderr
     pid = told(pair[0], "systemctl show --value --property=MainPID holder; systemctl stop holder").strip()
     assert f"flock (process {pid} of root) holds {lock}" in " ".join(talk.split())
 

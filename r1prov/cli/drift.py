@@ -1,0 +1,82 @@
+"""`r1prov drift`: in what hosts differ from what `r1prov up` would make of them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from r1prov import output
+from r1prov.cli import options, running
+from r1prov.common.errors import Exit
+from r1prov.runs.drift import drift as look
+from r1prov.site.select import select
+
+if TYPE_CHECKING:
+    from r1prov.hosts import Look
+
+
+@options.logs_in
+def drift(
+    hosts: options.Hosts = None,
+    *,
+    site: options.SiteFile = None,
+    login_options: options.LoginOptions,
+    verbose: options.Verbose = 0,
+    json: options.Json = False,
+) -> None:
+    """Say in what servers differ from what `up` makes of them. Changes nothing. Exit code 11: something differs; 12: that is unknown.
+
+    Example: `r1prov drift gpu1`
+    """
+    wanted, targets = select(site, hosts or ())
+    decision = running.settle(wanted)
+    login = login_options.ask()
+    request = running.request("up", check=True, looks=True, verbosity=verbose)
+    found = running.watched(wanted, targets, request, lambda live: look(decision, targets, login, request, live))
+    code = exit_code(found)
+    if json:
+        output.data(document(found, code))
+    else:
+        _show(found)
+    if code:
+        raise typer.Exit(code)
+
+
+def exit_code(found: dict[str, Look]) -> Exit:
+    """The exit code. That something differs says more than that something else cannot be told."""
+    if any(each.differences for each in found.values()):
+        return Exit.DRIFTED
+    return Exit.UNTOLD if any(each.unknown for each in found.values()) else Exit.OK
+
+
+def document(found: dict[str, Look], code: Exit) -> dict[str, Any]:
+    """What was found, as a JSON document. `state` is `as wanted`, `drifted` or `unknown`."""
+    return {
+        "schema": 1,
+        "exit": code,
+        "hosts": {
+            name: {
+                "state": "drifted" if each.differences else "unknown" if each.unknown else "as wanted",
+                "differences": [asdict(difference) for difference in each.differences],
+                "unknown": each.unknown,
+                "asked": each.asked,
+                "seconds": each.seconds,
+            }
+            for name, each in found.items()
+        },
+    }
+
+
+def _show(found: dict[str, Look]) -> None:
+    rows = [(name, each.what, each.step) for name, host in found.items() for each in host.differences]
+    if rows:
+        output.table(("host", "what differs", "mended by"), rows)
+    for name, each in found.items():
+        if each.unknown:
+            output.say(f"{name}: it could not be told: {each.unknown}", "yellow")
+        elif not each.differences:
+            output.say(f"{name}: nothing differs ({each.asked} questions, {each.seconds:.1f} s)")
+    if rows:
+        output.say("`r1prov up` mends this.")

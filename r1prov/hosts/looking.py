@@ -1,0 +1,204 @@
+"""One look at a host: the questions that the last run had answered there without a change, asked again without Ansible, in one call.
+
+A run that changes nothing has shown what each of its tasks expects of the host: a module and its arguments. A look asks these modules
+again, in check mode. So it says what a run would change, by the same code, and nothing has to be declared twice.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.util
+import io
+import json
+import time
+import zipfile
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import metadata, resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from r1prov.common import paths
+from r1prov.common.errors import Problem, UnreachableError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from r1prov.hosts.connection import HostConnection
+
+LIMIT_S = 120
+"""The seconds that a look may take on a host."""
+
+STOCK = ("command", "file", "group", "user")
+"""The modules of ansible-core that a look asks."""
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What a task expects of a host.
+
+    Attributes:
+        step: the role of the task.
+        task: its name.
+        module: the full name of its module for Python.
+        arguments: the module's arguments, in which digests stand for secrets.
+        sha1: of the file at the argument `path`; empty where the content does not matter.
+    """
+
+    step: str
+    task: str
+    module: str
+    arguments: dict[str, Any]
+    sha1: str = ""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Something on a host that is not as it should be.
+
+    Attributes:
+        step: the role that mends it.
+        task: the task that does.
+        what: what differs, as a predicate of the host or a clause.
+    """
+
+    step: str
+    task: str
+    what: str
+
+
+@dataclass(frozen=True)
+class Look:
+    """What came of a look at a host.
+
+    Attributes:
+        asked: the number of questions.
+        seconds: how long it took.
+        differences: what differs.
+        unknown: why nothing or not all could be told; empty where all was.
+        benchmark: what the module smoke_bench answers, where it was asked.
+    """
+
+    asked: int
+    seconds: float
+    differences: tuple[Difference, ...] = ()
+    unknown: str = ""
+    benchmark: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def clean(self) -> bool:
+        """Whether everything is as it should be, as far as was asked, and all was answered."""
+        return not self.differences and not self.unknown
+
+
+def look(connection: HostConnection, expectations: Sequence[Expectation]) -> Look:
+    """Ask a host whether it is still as its last run has left it. Changes nothing that serves.
+
+    Raises:
+        UnreachableError: the connection is lost, or the host gives no answer.
+    """
+    began = time.monotonic()
+    code, digest = modules()
+    asked = [{"module": each.module, "arguments": each.arguments, "sha1": each.sha1} for each in expectations]
+    job = {"digest": digest, "code": "", "version": metadata.version("ansible-core"), "asked": asked}
+    said = _ask(connection, job)
+    if said.get("missing") and not said["holder"]:
+        said = _ask(connection, job | {"code": base64.b64encode(code).decode()})
+    if said.get("holder"):
+        return Look(0, 0.0, unknown="another run is at work on it")
+    answers = list(zip(expectations, said["answers"], strict=True))
+    silent = [f"{each.step}, {each.task}: {answer['error']}" for each, answer in answers if "error" in answer]
+    return Look(
+        asked=len(expectations),
+        seconds=round(time.monotonic() - began, 1),
+        differences=tuple(difference for each, answer in answers for difference in differences(each, answer)),
+        unknown="; ".join(silent),
+        benchmark=next((answer for each, answer in answers if each.step == "smoke_bench" and "result" in answer), {}),
+    )
+
+
+def differences(expectation: Expectation, answer: Mapping[str, Any]) -> list[Difference]:
+    """What differs from an expectation, by what its module answered in check mode."""
+    step, task = expectation.step, expectation.task
+    if answer.get("failed"):
+        return [Difference(step, task, str(answer.get("msg", "it fails")).strip())]
+    if not answer.get("changed"):
+        return []
+    return [Difference(step, task, what) for what in _in_words(expectation, answer)]
+
+
+def _in_words(expectation: Expectation, answer: Mapping[str, Any]) -> list[str]:
+    if told := answer.get("differences"):
+        return [str(each) for each in told]
+    arguments, kind = expectation.arguments, expectation.module.rpartition(".")[2]
+    if kind == "file":
+        return _of_file(str(arguments["path"]), answer)
+    if kind in {"user", "group"}:
+        return _of_account(kind, arguments, answer.get("entry"))
+    return [f"a run would do this: {expectation.task}"]
+
+
+def _of_file(path: str, answer: Mapping[str, Any]) -> list[str]:
+    diff = answer.get("diff") or {}
+    before, after = diff.get("before") or {}, diff.get("after") or {}
+    if before.get("state") == "absent":
+        return [f"{path} is missing"]
+    found = [
+        f"{path} has the {key} {before[key]}, and should have {after[key]}"
+        for key in before
+        if key != "path" and key in after
+    ]
+    return found + [f"{path} has another content than it should have"] * bool(answer.get("content")) or [
+        f"{path} is not as it should be"
+    ]
+
+
+def _of_account(kind: str, arguments: Mapping[str, Any], entry: Mapping[str, Any] | None) -> list[str]:
+    if entry is None:
+        return [f"there is no {kind} {arguments['name']}"]
+    found = [
+        f"the {kind} {arguments['name']} has the {key} {has}, and should have {arguments[key]}"
+        for key, has in entry.items()
+        if key in arguments and has != arguments[key]
+    ]
+    return found or [f"the {kind} {arguments['name']} is not as it should be"]
+
+
+def _ask(connection: HostConnection, job: dict[str, Any]) -> dict[str, Any]:
+    program = (resources.files("r1prov.hosts") / "on_host" / "look.py").read_text()
+    # Everything goes through stdin: argument lists have a limit, and everybody on the host may read them.
+    script = f"{program}\n\nmain(json.loads({json.dumps(job)!r}))\n"
+    result = connection.run(["python3", "-I", "-"], script, root=True, timeout_s=LIMIT_S)
+    try:
+        said: dict[str, Any] = json.loads(result.out)
+    except ValueError:
+        reason = result.err.strip().rpartition("\n")[2] or "no reason given"
+        remedy = "log in there by hand, and see whether `sudo python3 --version` works"
+        raise UnreachableError(Problem(connection.host.name, f"it cannot be looked at: {reason}", remedy)) from None
+    return said
+
+
+@cache
+def modules() -> tuple[bytes, str]:
+    """A zip file with the modules that a look asks and all that they import, and its sha256. It is the same for the same code."""
+    core = Path(next(iter(importlib.util.find_spec("ansible").submodule_search_locations or ())))  # type: ignore[union-attr]
+    ours = paths.collection() / "plugins"
+    files = {"ansible/__init__.py": b"", "ansible/modules/__init__.py": b""}
+    files |= {
+        f"ansible/{path.relative_to(core)}": path.read_bytes() for path in sorted((core / "module_utils").rglob("*.py"))
+    }
+    files |= {f"ansible/modules/{name}.py": (core / "modules" / f"{name}.py").read_bytes() for name in STOCK}
+    files["ansible/release.py"] = (core / "release.py").read_bytes()
+    package = ""
+    for name in ("ansible_collections", "r1", "prov", "plugins"):
+        package += f"{name}/"
+        files[f"{package}__init__.py"] = b""
+    for folder in ("modules", "module_utils"):
+        files[f"{package}{folder}/__init__.py"] = b""
+        files |= {f"{package}{folder}/{path.name}": path.read_bytes() for path in sorted((ours / folder).glob("*.py"))}
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
+    return whole.getvalue(), hashlib.sha256(whole.getvalue()).hexdigest()

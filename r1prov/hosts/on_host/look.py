@@ -1,0 +1,142 @@
+"""Runs on a host as root: asks modules of Ansible, in check mode and in one process, whether what a run left is still as it was.
+
+It is sent as text, followed by a call of `main`, so it needs only Python 3.10 and the standard library. It prints one line of JSON.
+The modules come as a zip file, which stays in /run for the next look.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import importlib
+import io
+import json
+import multiprocessing
+import os
+import pwd
+import sys
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path("/run/r1prov/look")
+LOCK = Path("/run/r1prov/lock.json")
+LIMIT_S = 30
+SHOWN = ("changed", "failed", "msg", "differences", "diff", "result", "compared")
+"""What is told of an answer."""
+
+
+def main(job: dict[str, Any]) -> None:
+    """Asks, and prints what the modules answer.
+
+    Args:
+        job: `digest` of the zip file with the modules, `code`, which is that file in base64 or empty, `version` of ansible-core,
+            and `asked`, a list of {module, arguments, sha1}.
+    """
+    holder = _document(LOCK)
+    archive = _archive(job["digest"], job["code"])
+    if holder or not archive:
+        print(json.dumps({"holder": holder, "missing": not archive}))  # noqa: T201 - stdout is the interface
+        return
+    sys.path.insert(0, str(archive))
+    # All are imported before the processes begin, which then need not do so.
+    for name in sorted({each["module"] for each in job["asked"]}):
+        importlib.import_module(name)
+    os.environ["LC_ALL"] = "C.UTF-8"
+    context = multiprocessing.get_context("fork")
+    with context.Pool(os.cpu_count() or 1, _alone, maxtasksperchild=1) as pool:
+        pending = [pool.apply_async(_ask, (each, job["version"])) for each in job["asked"]]
+        answers = [_answer(each) for each in pending]
+    print(json.dumps({"answers": answers}))  # noqa: T201
+
+
+def _answer(pending: Any) -> dict[str, Any]:
+    try:
+        answer: dict[str, Any] = pending.get(LIMIT_S)
+    except multiprocessing.TimeoutError:
+        answer = {"error": f"it did not answer within {LIMIT_S} s"}
+    return answer
+
+
+def _ask(asked: dict[str, Any], version: str) -> dict[str, Any]:
+    """What a module answers in check mode; `error` where it gives no answer."""
+    basic = importlib.import_module("ansible.module_utils.basic")
+    internal = {
+        "check_mode": True,
+        "diff": True,
+        "version": version,
+        "module_name": asked["module"],
+        "remote_tmp": str(FOLDER),
+    }
+    arguments = asked["arguments"] | {f"_ansible_{name}": value for name, value in internal.items()}
+    # Ansible hands a module its arguments in the same way.
+    vars(basic).update(_ANSIBLE_ARGS=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}).encode(), _ANSIBLE_PROFILE="legacy")
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+            importlib.import_module(asked["module"]).main()
+        answer = json.loads(said.getvalue())
+    except Exception as error:  # One module that breaks must not hide the answers of others.
+        return {"error": f"{type(error).__name__}: {error}"}
+    shown = {name: answer[name] for name in SHOWN if name in answer}
+    if asked["module"].endswith(".user"):
+        shown["entry"] = _account(asked["arguments"]["name"])
+    if asked.get("sha1") and not shown.get("failed") and _sha1(Path(asked["arguments"]["path"])) != asked["sha1"]:
+        shown |= {"changed": True, "content": True}
+    return shown
+
+
+def _account(name: str) -> dict[str, Any] | None:
+    """Where a user lives and what shell they have; None where there is no such user."""
+    try:
+        entry = pwd.getpwnam(name)
+    except KeyError:
+        return None
+    return {"home": entry.pw_dir, "shell": entry.pw_shell, "uid": entry.pw_uid}
+
+
+def _alone() -> None:
+    """Keeps what a module or its programs print from stdout, which is for the answers."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(null, stream)
+
+
+def _sha1(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha1").hexdigest() if hasattr(hashlib, "file_digest") else _slow_sha1(file)
+
+
+def _slow_sha1(file: io.BufferedReader) -> str:
+    """For Python 3.10."""
+    return hashlib.sha1(file.read()).hexdigest()  # noqa: S324 - Ansible compares by it, too
+
+
+def _archive(digest: str, code: str) -> Path | None:
+    """The zip file with this digest; None where it is neither here nor sent along."""
+    path = FOLDER / f"{digest}.zip"
+    if code:
+        FOLDER.mkdir(mode=0o700, parents=True, exist_ok=True)
+        FOLDER.chmod(0o700)
+        for other in FOLDER.iterdir():
+            other.unlink()
+        part = FOLDER / f"{os.getpid()}.part"
+        part.write_bytes(base64.b64decode(code))
+        part.rename(path)
+    if (
+        not path.is_file()
+        or FOLDER.stat().st_uid != os.geteuid()
+        or hashlib.sha256(path.read_bytes()).hexdigest() != digest
+    ):
+        return None
+    return path
+
+
+def _document(path: Path) -> Any:
+    """A JSON document; None where there is none, and True where it is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        return True

@@ -1,0 +1,111 @@
+"""What a run that changed nothing shows of each task: the module and the arguments with which a look asks again.
+
+They are kept with the site for each host, and hold as long as everything that a run is made of is the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from r1prov.common import paths
+from r1prov.common.files import write_whole
+from r1prov.hosts.looking import STOCK, Expectation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from r1prov.runs.events import TaskDone
+    from r1prov.site.state import SiteState
+
+UNASKED = {"host_lock", "preflight", "measurement"}
+"""Our modules that ask a host for something else than how it was left."""
+
+_OURS = "r1.prov."
+_BUILTIN = "ansible.builtin."
+_COPIES = {"copy", "template"}
+"""Where the content is as wanted, these end with the module `file`."""
+_PATH = re.compile(r"""(?<![\w.])/[^\s'"`,;{}()\[\]|]+""")
+
+
+def expectations_of(event: TaskDone) -> Iterator[Expectation]:
+    """What a task that changed nothing expects of its host; nothing for tasks that only read, decide or include."""
+    kind = event.action.removeprefix(_OURS).removeprefix(_BUILTIN)
+    for result in event.result.get("results") or [event.result]:
+        invocation = result.get("invocation") if isinstance(result, dict) else None
+        arguments = invocation["module_args"] if invocation else None
+        if not arguments:
+            continue
+        if event.action.startswith(_OURS) and kind not in UNASKED:
+            module = f"ansible_collections.r1.prov.plugins.modules.{kind}"
+            yield Expectation(event.step, event.task, module, _given(result.get("asked") or arguments))
+        elif kind in _COPIES:
+            # The action plugin compares the content, and calls the module `file` for the rest.
+            given = _given(arguments) | {"path": result["dest"]}
+            given.pop("dest", None)
+            yield Expectation(event.step, event.task, "ansible.modules.file", given, result["checksum"])
+        elif kind in STOCK and (kind != "command" or arguments["creates"] or arguments["removes"]):
+            # A command without these two reads something, or is left out by a condition.
+            yield Expectation(event.step, event.task, f"ansible.modules.{kind}", _given(arguments))
+
+
+def _given(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+def keep(state: SiteState, host: str, expectations: Sequence[Expectation]) -> None:
+    """Keep what the run over a host that has just ended expects of it. Equal questions are asked once."""
+    once = {
+        json.dumps([each.module, each.arguments, each.sha1], sort_keys=True): each for each in reversed(expectations)
+    }
+    kept = {"made_of": made_of(state), "expectations": [asdict(each) for each in reversed(once.values())]}
+    state.looks.mkdir(mode=0o700, exist_ok=True)
+    write_whole(state.look(host), json.dumps(kept, indent=1) + "\n")
+
+
+def recall(state: SiteState, host: str, code: str) -> list[Expectation]:
+    """What is expected of a host; nothing where no run has shown it, or where a run would be made of something else now.
+
+    Args:
+        state: the site's.
+        host: the host's name.
+        code: what a run is made of now, from `made_of`.
+    """
+    try:
+        kept = json.loads(state.look(host).read_text())
+        if kept["made_of"] != code:
+            return []
+        return [Expectation(**each) for each in kept["expectations"]]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return []
+
+
+def made_of(state: SiteState) -> str:
+    """Identifies what a run is made of: the code, the inventory, and all files that the inventory names.
+
+    A file that is named counts by its size and its times, because it may be an archive of some GB.
+    """
+    versions = " ".join(metadata.version(name) for name in ("ansible-core", "r1prov"))
+    digest = hashlib.sha256(versions.encode())
+    root = paths.collection()
+    code = (path for folder in ("playbooks", "plugins", "roles") for path in (root / folder).rglob("*"))
+    for path in sorted(
+        path for path in code if path.is_file() and path.suffix != ".pyc" and "molecule" not in path.parts
+    ):
+        digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    named: set[str] = set()
+    for path in sorted(path for path in state.inventory.rglob("*") if path.is_file()):
+        text = path.read_text()
+        digest.update(f"{path.relative_to(state.inventory)}\n{text}".encode())
+        named |= set(_PATH.findall(text))
+    named |= {str(path) for folder in (state.secrets, state.authority, state.pins) for path in folder.rglob("*")}
+    for path in map(Path, sorted(named)):
+        if path.is_file():
+            status = path.stat()
+            digest.update(f"{path} {status.st_size} {status.st_mtime_ns} {status.st_ino}\n".encode())
+    return digest.hexdigest()

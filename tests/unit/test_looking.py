@@ -1,0 +1,309 @@
+"""Tests of a look at a host. The host's program runs here as a process of its own, and asks the modules that hosts are sent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from r1prov.cli.drift import document, exit_code
+from r1prov.common import paths
+from r1prov.common.errors import Exit, UnreachableError
+from r1prov.hosts import looking
+from r1prov.hosts.connection import HostConnection, Result
+from r1prov.hosts.looking import Difference, Expectation, Look, look
+from r1prov.runs import expectations
+from r1prov.runs.events import Finished, HostLooked, Recap, Tally, TaskDone
+from r1prov.runs.report import HostReport, Recorder, RunReport
+from r1prov.site.state import SiteState
+
+secret = paths.module_util("secret")
+PROGRAM = Path(looking.__file__).parent / "on_host" / "look.py"
+FILE = "ansible.modules.file"
+
+
+class Here:
+    """A host that is a folder of this machine."""
+
+    class _Named:
+        name = "gpu1"
+
+    host = _Named()
+
+    def __init__(self, folder: Path, limit_s: float = 30) -> None:
+        self.folder, self.limit_s, self.calls = folder, limit_s, 0
+
+    def run(self, argv: list[str], stdin: str, **_: Any) -> Result:
+        self.calls += 1
+        own = f"FOLDER, LOCK, LIMIT_S = Path({str(self.folder / 'look')!r}), Path({str(self.folder / 'lock.json')!r}), {self.limit_s}"
+        script = stdin.replace("\n\nmain(", f"\n\n{own}\nmain(")
+        done = subprocess.run([sys.executable, *argv[1:]], input=script, capture_output=True, text=True, check=False)
+        return Result(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Here:
+    return Here(tmp_path / "host")
+
+
+def seen(host: Here, *expected: Expectation) -> Look:
+    return look(cast(HostConnection, host), expected)
+
+
+def file_as_it_is(path: Path) -> Expectation:
+    arguments = {"path": str(path), "state": "file", "mode": f"{path.stat().st_mode & 0o777:04o}"}
+    return Expectation("service", "Write it", FILE, arguments, hashlib.sha1(path.read_bytes()).hexdigest())
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    path = tmp_path / "written"
+    path.write_text("as the run has left it\n")
+    path.chmod(0o640)
+    return path
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "another mode": (lambda path: path.chmod(0o666), "has the mode 0666, and should have 0640"),
+    "another content": (lambda path: path.write_text("as somebody else wants it\n"), "has another content"),
+    "another content of the same size and time": (
+        lambda path: (path.write_text("as the run has lEft it\n"), os.utime(path, ns=(1, 1))),
+        "has another content",
+    ),
+    "gone": (Path.unlink, "absent"),
+    "a folder in its place": (lambda path: (path.unlink(), path.mkdir()), "directory"),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_a_file_that_differs_is_named(here: Here, written: Path, what: str) -> None:
+    expected = file_as_it_is(written)
+    assert seen(here, expected).clean
+    damage, words = DAMAGE[what]
+    damage(written)
+    (difference,) = seen(here, expected).differences
+    assert str(written) in difference.what
+    assert words in difference.what
+    assert difference.step == "service"
+
+
+def test_a_look_changes_nothing(here: Here, tmp_path: Path, written: Path) -> None:
+    missing = Expectation("service", "Make it", FILE, {"path": str(tmp_path / "folder"), "state": "directory"})
+    expected = file_as_it_is(written)
+    written.chmod(0o600)
+    found = seen(here, missing, expected)
+    assert [each.what for each in found.differences] == [
+        f"{tmp_path / 'folder'} is missing",
+        f"{written} has the mode 0600, and should have 0640",
+    ]
+    assert not (tmp_path / "folder").exists()
+    assert written.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_modules_are_sent_once(here: Here, written: Path) -> None:
+    expected = file_as_it_is(written)
+    seen(here, expected)
+    assert here.calls == 2
+    assert seen(here, expected).clean
+    assert here.calls == 3
+    assert (here.folder / "look").stat().st_mode & 0o777 == 0o700
+
+
+def test_modules_that_were_changed_on_the_host_are_not_run(here: Here, written: Path) -> None:
+    expected = file_as_it_is(written)
+    seen(here, expected)
+    (archive,) = (here.folder / "look").glob("*.zip")
+    archive.write_bytes(archive.read_bytes()[:-1] + b"x")
+    assert seen(here, expected).clean
+    assert here.calls == 4
+
+
+def test_one_module_that_breaks_hides_no_other(here: Here, written: Path) -> None:
+    expected = file_as_it_is(written)
+    written.chmod(0o666)
+    broken = Expectation(
+        "ollama", "Register", "ansible_collections.r1.prov.plugins.modules.release_proven", {"home": 7, "nonsense": 1}
+    )
+    found = seen(here, broken, expected)
+    assert len(found.differences) == 2
+    assert "nonsense" in found.differences[0].what
+    assert "0666" in found.differences[1].what
+
+
+def test_a_module_that_gives_no_answer_is_unknown_and_not_clean(tmp_path: Path, written: Path) -> None:
+    os.mkfifo(tmp_path / "history")  # whoever reads it waits
+    hanging = Expectation("service", "Read", FILE, {"path": str(tmp_path / "history"), "state": "file"}, "0" * 40)
+    began = time.monotonic()
+    found = seen(Here(tmp_path / "host", limit_s=2), hanging, file_as_it_is(written))
+    assert time.monotonic() - began < 20
+    assert not found.clean
+    assert "service, Read: it did not answer within 2 s" in found.unknown
+    assert exit_code({"gpu1": found}) == Exit.UNTOLD
+
+
+def test_a_host_that_a_run_holds_is_unknown(here: Here, written: Path) -> None:
+    expected = file_as_it_is(written)
+    here.folder.mkdir()
+    for text in ('{"run": "1"}', "half a fi"):
+        (here.folder / "lock.json").write_text(text)
+        assert seen(here, expected).unknown == "another run is at work on it"
+
+
+def test_a_host_without_an_answer_is_an_error(written: Path) -> None:
+    class Mute(Here):
+        def run(self, *_: Any, **__: Any) -> Result:
+            return Result(1, "", "sudo: a terminal is required\n")
+
+    with pytest.raises(UnreachableError, match="a terminal is required"):
+        seen(Mute(written), file_as_it_is(written))
+
+
+def copied(path: Path, **more: Any) -> TaskDone:
+    """What Ansible says of a copy that changed nothing."""
+    arguments = {"path": str(path), "dest": str(path), "mode": "0644", "state": "file", "src": None, "recurse": False}
+    result = {"dest": str(path), "checksum": "5f" * 20, "invocation": {"module_args": arguments}} | more
+    return TaskDone("gpu1", "service", "Write it", changed=False, result=result, action="ansible.builtin.copy")
+
+
+def test_what_a_task_expects(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    (of_copy,) = expectations.expectations_of(copied(path))
+    wanted = {"path": str(path), "mode": "0644", "state": "file", "recurse": False}
+    assert of_copy == Expectation("service", "Write it", FILE, wanted, "5f" * 20)
+    asked = {"name": "r1prov-x", "credentials": {"key": secret.digest("hidden")}}
+    result = {
+        "asked": asked,
+        "invocation": {"module_args": {"name": "r1prov-x", "credentials": "VALUE_SPECIFIED_IN_NO_LOG_PARAMETER"}},
+    }
+    (of_ours,) = expectations.expectations_of(TaskDone("gpu1", "service", "Run", False, result, "r1.prov.service_unit"))
+    assert of_ours.arguments == asked
+    for action in ("r1.prov.host_lock", "r1.prov.preflight", "ansible.builtin.uri", "ansible.builtin.assert"):
+        assert not [*expectations.expectations_of(replace(copied(path), action=action))]
+
+
+def test_each_item_of_a_loop_is_asked(tmp_path: Path) -> None:
+    items = [copied(tmp_path / name).result for name in ("a", "b")]
+    looped = replace(copied(tmp_path), result={"results": [*items, {"skipped": True}]})
+    assert [each.arguments["path"] for each in expectations.expectations_of(looped)] == [
+        str(tmp_path / "a"),
+        str(tmp_path / "b"),
+    ]
+
+
+def test_commands_that_only_read_are_not_asked(tmp_path: Path) -> None:
+    def command(**more: Any) -> TaskDone:
+        arguments = {"argv": ["true"], "creates": None, "removes": None} | more
+        return replace(
+            copied(tmp_path), action="ansible.builtin.command", result={"invocation": {"module_args": arguments}}
+        )
+
+    assert not [*expectations.expectations_of(command())]
+    assert len([*expectations.expectations_of(command(creates="/run/netns/r1prov"))]) == 1
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> SiteState:
+    found = SiteState(tmp_path / ".r1prov")
+    for folder in (found.inventory, found.secrets, found.authority, found.pins):
+        folder.mkdir(parents=True)
+    (found.inventory / "hosts.yml").write_text(f"certificate: {tmp_path / 'page.pem'}\n")
+    (tmp_path / "page.pem").write_text("one")
+    (found.secrets / "api-key").write_text("one")
+    return found
+
+
+EXPECTED = [Expectation("service", "Write it", FILE, {"path": "/x"}, "5f" * 20)]
+CHANGES: dict[str, Callable[[SiteState], object]] = {
+    "the inventory": lambda state: (state.inventory / "hosts.yml").write_text("other"),
+    "a secret": lambda state: (state.secrets / "api-key").write_text("two"),
+    "a pin": lambda state: (state.pins / "ollama.sha256").write_text("5f"),
+    "a file that the inventory names": lambda state: (state.root.parent / "page.pem").write_text("two"),
+    "another form": lambda state: state.look("gpu1").write_text('{"expectations": 3}'),
+    "half a file": lambda state: state.look("gpu1").write_text(state.look("gpu1").read_text()[:-9]),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_what_was_seen_holds_until_a_run_would_be_made_of_something_else(state: SiteState, what: str) -> None:
+    expectations.keep(state, "gpu1", [*EXPECTED, *EXPECTED])
+    assert expectations.recall(state, "gpu1", expectations.made_of(state)) == EXPECTED
+    CHANGES[what](state)
+    assert not expectations.recall(state, "gpu1", expectations.made_of(state))
+    assert not expectations.recall(state, "gpu2", expectations.made_of(state))
+
+
+def test_other_code_of_the_collection_is_another_run(
+    state: SiteState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "c/roles/service/tasks").mkdir(parents=True)
+    (tmp_path / "c/roles/service/tasks/main.yml").write_text("one")
+    monkeypatch.setattr(paths, "collection", lambda: tmp_path / "c")
+    expectations.keep(state, "gpu1", EXPECTED)
+    assert expectations.recall(state, "gpu1", expectations.made_of(state))
+    (tmp_path / "c/roles/service/tasks/main.yml").write_text("two")
+    assert not expectations.recall(state, "gpu1", expectations.made_of(state))
+
+
+def recorded(*events: Any) -> Recorder:
+    recorder = Recorder(
+        RunReport("r1prov up", "r1prov.yml", "demo", "Q4_1", "2026-11-29T04:00:00+00:00", {"gpu1": HostReport()})
+    )
+    for event in events:
+        recorder.event(event, 0)
+    return recorder
+
+
+def end(changed: int = 0, failed: int = 0) -> tuple[Recap, Finished]:
+    return Recap({"gpu1": Tally(1, changed, failed, 0, 0)}), Finished(0, Path("log"))
+
+
+def test_only_a_whole_run_without_a_change_shows_what_is_expected(tmp_path: Path) -> None:
+    task = copied(tmp_path / "x")
+    assert len(recorded(task, *end()).expectations("gpu1")) == 1
+    assert not recorded(task, replace(task, changed=True), *end(changed=1)).expectations("gpu1")
+    assert not recorded(task, *end(failed=1)).expectations("gpu1")
+    assert not recorded(task).expectations("gpu1")
+
+
+def test_a_clean_host_is_done_and_another_is_not() -> None:
+    clean = Look(asked=60, seconds=2.5, benchmark={"result": {"sweep": []}})
+    report = recorded(HostLooked("gpu1", clean)).report.hosts["gpu1"]
+    assert (report.result, report.benchmark, report.changes) == ("ok", {"sweep": []}, [])
+    assert json.loads(json.dumps(report.looked)) == {"asked": 60, "seconds": 2.5, "differences": [], "unknown": ""}
+    for other in (replace(clean, differences=(Difference("a", "b", "c"),)), replace(clean, unknown="why")):
+        assert recorded(HostLooked("gpu1", other)).report.hosts["gpu1"].result == "unfinished"
+
+
+def test_the_exit_code_never_says_clean_of_what_is_unknown() -> None:
+    clean, unknown = Look(1, 0.1), Look(0, 0.0, unknown="another run is at work on it")
+    drifted = Look(1, 0.1, differences=(Difference("service", "Write it", "/x is missing"),))
+    assert exit_code({"gpu1": clean}) == Exit.OK
+    assert exit_code({"gpu1": clean, "gpu2": unknown}) == Exit.UNTOLD
+    assert exit_code({"gpu1": unknown, "gpu2": drifted}) == Exit.DRIFTED
+    found = document({"gpu1": clean, "gpu2": unknown, "gpu3": drifted}, Exit.DRIFTED)
+    assert [host["state"] for host in found["hosts"].values()] == ["as wanted", "unknown", "drifted"]
+    assert json.loads(json.dumps(found))["exit"] == 11
+
+
+def test_a_digest_tells_a_secret_from_others_and_not_what_it_is() -> None:
+    marked = secret.without_secrets(
+        {"name": "x", "key": "hidden", "credentials": {"a": "hidden"}},
+        {"key": {"no_log": True}, "credentials": {"no_log": True}},
+    )
+    assert "hidden" not in json.dumps(marked)
+    assert marked["name"] == "x"
+    assert marked["key"] != marked["credentials"]["a"]
+    assert secret.same("hidden", marked["key"])
+    assert not secret.same("hiddem", marked["key"])
+    assert secret.same(["hidden"], secret.digest(["hidden"]))
+    assert secret.same("plain", "plain")
+    assert not secret.same(marked["key"], marked["key"])
