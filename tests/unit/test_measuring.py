@@ -114,6 +114,31 @@ def test_each_mode_has_its_rates_and_its_memory(folder: Path) -> None:
     assert (progress["state"], progress["done"], progress["total"]) == ("done", 9, 9)
 
 
+def test_it_says_what_is_measured_and_how_long_that_may_still_take(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On lines that a terminal of 80 columns has room for."""
+    said = []
+    replace = work.replace
+
+    def watched(path: Path, content: dict[str, Any]) -> None:
+        if path == work.PROGRESS:
+            said.append(f"  {content['done']} of {content['total']}: {content['label']}")
+        replace(path, content)
+
+    monkeypatch.setattr(work, "replace", watched)
+    run(folder, mode("experts-in-ram", context_per_slot=32_768, slots=16), limit_s=1200)
+    assert [line.partition("; at most 20 min more")[0] for line in said] == [
+        "  0 of 5: experts-in-ram, loading the model",
+        "  1 of 5: experts-in-ram, one user, an empty slot",
+        "  2 of 5: experts-in-ram, one user, 32639 tokens deep",
+        "  3 of 5: experts-in-ram, 16 users on 16 slots",
+        "  4 of 5: experts-in-ram, 32 users on 16 slots",
+        "  5 of 5: measured",
+    ]
+    assert max(map(len, said)) < 80
+
+
 def test_what_cannot_be_measured_has_a_reason_and_the_others_go_on(folder: Path) -> None:
     found = run(
         folder,

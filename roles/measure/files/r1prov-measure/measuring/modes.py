@@ -73,7 +73,7 @@ class Modes:
             found = self.known.get(mode["mode"])
             if not found:
                 share_s = self.work.left_s / (len(self.modes) - number)
-                found = self.measure(mode, f"{mode['mode']} ({number + 1} of {len(self.modes)})", share_s)
+                found = self.measure(mode, share_s)
             self.measured.append(found)
             done += 1 + len(steps(mode))
             self.work.done = done
@@ -84,7 +84,7 @@ class Modes:
         """The result so far."""
         self.work.write(state, modes=self.measured, untried=self.untried)
 
-    def measure(self, mode: dict[str, Any], title: str, share_s: float) -> dict[str, Any]:
+    def measure(self, mode: dict[str, Any], share_s: float) -> dict[str, Any]:
         """One mode: its rates and its memory, or why there are none."""
         began_s = time.monotonic()
         found: dict[str, Any] = {"mode": mode["mode"], "skipped": "", "failed": "", "load_s": 0.0, "rates": []}
@@ -92,13 +92,13 @@ class Modes:
         server = ENGINES[mode["engine"]](mode, self.work.job)
         self.ends_s = min(self.work.ends_s, began_s + MOST_SHARES * share_s)
         try:
-            self.show(title, "loading the model")
+            self.work.tell(f"{mode['mode']}, loading the model")
             server.start(began_s + share_s)
             found["load_s"] = round(time.monotonic() - began_s, 1)
             self.work.done += 1
             sampler = Sampler(server.pid)
             try:
-                self.ask(server, mode, title, began_s + share_s, found["rates"])
+                self.ask(server, mode, began_s + share_s, found["rates"])
             finally:
                 found["memory"] = sampler.stop()
         except SkippedError as reason:
@@ -110,16 +110,14 @@ class Modes:
         found["seconds"] = round(time.monotonic() - began_s, 1)
         return found
 
-    def ask(
-        self, server: Server, mode: dict[str, Any], title: str, share_ends_s: float, rates: list[dict[str, Any]]
-    ) -> None:
+    def ask(self, server: Server, mode: dict[str, Any], share_ends_s: float, rates: list[dict[str, Any]]) -> None:
         """Measures all rates of a server that is loaded, and adds each to `rates`."""
         context, slots, estimate = mode["context_per_slot"], mode["slots"], mode["decode_estimate"]
         prompt = max(1, min(PROMPT_TOKENS, context // 4))
         most = max(FEWEST, min(DECODE_TOKENS, context // 4))
         first_s = (share_ends_s - time.monotonic()) * FIRST_SHARE
 
-        self.show(title, "one user, an empty slot")
+        self.work.tell(f"{mode['mode']}, one user, an empty slot")
         first = self.measured_rate(server, 1, prompt, between(FEWEST, first_s * estimate, most))
         rates.append(first)
         prompt_rate, decode_rate = first["prompt_tokens_per_second"], first["decode_tokens_per_second"]
@@ -129,7 +127,7 @@ class Modes:
         decode = between(FEWEST, deep_s * 0.3 * decode_rate, most)
         # A deep slot is filled more slowly than an empty one, so half of the time is planned for it.
         depth = between(1, deep_s * 0.5 * prompt_rate, context - prompt - decode - 1)
-        self.show(title, f"one user, a slot of {depth} tokens")
+        self.work.tell(f"{mode['mode']}, one user, {depth} tokens deep")
         rates.append(self.deep_rate(server, depth, prompt, decode))
         self.work.done += 1
 
@@ -138,7 +136,7 @@ class Modes:
             crowd_s = (share_ends_s - time.monotonic()) / left
             each = between(8, crowd_s * 0.3 * prompt_rate / users, prompt)
             decode = between(FEWEST, crowd_s * 0.6 * decode_rate / users, most)
-            self.show(title, f"{users} users on {slots} slots")
+            self.work.tell(f"{mode['mode']}, {users} users on {slots} slots")
             rates.append(self.measured_rate(server, users, min(each, prompt), decode))
             self.work.done += 1
 
@@ -161,10 +159,6 @@ class Modes:
         began_s = time.monotonic()
         told = server.ask(whole, decode, self.ends_s, keep=True)
         return rate([told], filled.prompt_tokens, time.monotonic() - began_s)
-
-    def show(self, title: str, what: str) -> None:
-        """Says what is measured now, and how long it may still take."""
-        self.work.show(f"measuring: {title}, {what}; at most {max(0, self.work.left_s) / 60:.0f} min more")
 
 
 def steps(mode: dict[str, Any]) -> list[int]:
