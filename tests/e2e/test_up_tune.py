@@ -292,8 +292,50 @@ def test_the_service_is_back_after_a_reboot_in_the_middle(tuner: Operator, host:
     told(host, ALONE)
 
 
+ASK_OLLAMA = """
+import concurrent.futures as c, json, urllib.request as u
+def told(path, body=None):
+    return json.load(u.urlopen("http://127.0.0.1:11434/api/" + path, body))
+name = told("tags")["models"][0]["name"]
+def ask(_):
+    body = {"model": name, "prompt": "Tell me a long story.", "stream": False, "options": {"num_predict": 400}}
+    return told("generate", json.dumps(body).encode())["done_reason"]
+with c.ThreadPoolExecutor(8) as pool:
+    print(*set(pool.map(ask, range(8))))
+"""
+"""Asks Ollama for eight answers at once, and prints how they ended."""
+
+
+def test_an_ollama_that_serves_is_waited_for_and_serves_again(tuner: Operator, host: LabHost) -> None:
+    tuner.does("engine", "ollama")
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(told, host, f"python3 -c '{ASK_OLLAMA}'")
+        done = tuner.does(*COMPARE, "--json")
+        assert set(asked.result().split()) <= {"stop", "length"}
+    assert "Ollama gives an answer" in done.stderr
+    found = json.loads(done.stdout)["hosts"][host.name]["modes"]
+    assert [(mode["mode"], mode["failed"], bool(mode["measured"])) for mode in found] == [
+        ("cpu", "", True),
+        ("ollama", "", True),
+    ]
+    told(host, "systemctl is-active r1prov-ollama; ! systemctl is-active r1prov-measure r1prov-llama-server")
+    assert "Paris" in tuner.asks(host)
+
+
 def test_down_takes_it_away(tuner: Operator, host: LabHost) -> None:
-    ours = "find /etc /usr/local /var/lib -xdev -name '*r1prov*'"
-    assert told(host, ours)
+    """All of it or nothing, whoever is logged in and whatever runs as one of its users."""
+    ours = "find /etc /usr/local /var/lib -xdev -name '*r1prov*'; grep r1prov /etc/passwd /etc/group || true"
+    before = told(host, f"useradd --create-home --groups r1prov-operators olga; {ours}")
+    told(
+        host,
+        "setsid runuser -u r1prov-llama -- sleep 3001 > /dev/null 2>&1 & setsid su -l olga -c 'sleep 3002' > /dev/null 2>&1 &"
+        " until pgrep -f '^sleep 3001' && pgrep -u olga sleep; do sleep 0.1; done",
+    )
+    talk = " ".join(tuner.does("down", "--yes", code=Exit.RUN_FAILED).stderr.split())
+    assert "(sleep) runs as r1prov-llama" in talk
+    assert "Nothing was removed" in talk
+    assert told(host, ours) == before
+    told(host, "systemctl is-active r1prov-ollama; pkill -f '^sleep 3001'")
     tuner.does("down", "--yes")
     assert told(host, ours) == ""
+    told(host, "pkill -u olga sleep")
