@@ -120,7 +120,7 @@ def test_ctrl_c_ends_the_pause(tuner: Operator, host: LabHost, kept: Path) -> No
     os.killpg(running.pid, signal.SIGINT)
     _, talk = running.communicate(timeout=300)
     assert running.returncode == Exit.INTERRUPTED, talk
-    assert "Run the same command again" in talk
+    assert "the same command goes on there" in talk
     wait_for(host, "systemctl is-active --quiet r1prov-llama-server")
     assert answers(host)
     assert not kept.exists()
@@ -231,15 +231,18 @@ def test_modes_are_compared_and_the_service_is_ready_when_that_ends(tuner: Opera
     assert json.loads((tuner.folder / ".r1prov" / "reports" / f"{host.name}.modes.json").read_text())["modes"] == found
 
 
-def test_a_second_comparison_is_told_of_the_first_and_ctrl_c_ends_that(tuner: Operator, host: LabHost) -> None:
+def test_a_second_comparison_is_told_of_the_first_and_how_to_end_that(tuner: Operator, host: LabHost) -> None:
     running = begin(tuner, host)
-    assert "is being changed by" in tuner.does(*COMPARE, code=Exit.LOCKED).stderr
+    refused = tuner.does(*COMPARE, code=Exit.LOCKED).stderr
+    assert "is being changed by" in refused
     told(host, "systemctl is-active r1prov-measure | grep -q activating")
-    os.killpg(running.pid, signal.SIGINT)
+    assert f"`kill {running.pid}`" in refused
+    os.kill(running.pid, signal.SIGTERM)
     _, talk = running.communicate(timeout=300)
     assert running.returncode == Exit.INTERRUPTED, talk
+    assert "The service comes back by itself" in talk
     wait_for(host, SERVES, 60)
-    told(host, ALONE)
+    told(host, f"{ALONE}; test ! -e /run/r1prov/lock.json; ! systemctl is-failed r1prov-measure")
 
 
 def test_the_service_is_back_after_the_controller_was_killed(tuner: Operator, host: LabHost) -> None:

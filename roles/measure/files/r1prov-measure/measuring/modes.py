@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,19 @@ FIRST_SHARE, DEEP_SHARE = 0.1, 0.5
 
 MOST_SHARES = 1.5
 """A mode that is slower than was foreseen is broken off when it has taken so many times its share. What it has measured stays."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a server said of an answer, and when that was over, by time.monotonic()."""
+
+    told: Timing
+    over_s: float
+
+    @property
+    def first_token_s(self) -> float:
+        """When decoding began, by the server's own rate."""
+        return self.over_s - (self.told.decode_tokens / self.told.decode_rate if self.told.decode_rate else 0.0)
 
 
 class Modes:
@@ -142,14 +156,14 @@ class Modes:
 
     def measured_rate(self, server: Server, users: int, prompt: int, decode: int) -> dict[str, Any]:
         """So many users at once, each with a prompt and an empty slot."""
+
+        def answer(user: int) -> Answer:
+            told = server.ask(server.prompt(prompt, users * 100 + user), decode, self.ends_s)
+            return Answer(told, time.monotonic())
+
         began_s = time.monotonic()
         with ThreadPoolExecutor(users) as pool:
-            asked = [
-                pool.submit(server.ask, server.prompt(prompt, users * 100 + each), decode, self.ends_s)
-                for each in range(users)
-            ]
-            told = [each.result() for each in asked]
-        return rate(told, 0, time.monotonic() - began_s)
+            return rate(list(pool.map(answer, range(users))), 0, began_s)
 
     def deep_rate(self, server: Server, depth: int, prompt: int, decode: int) -> dict[str, Any]:
         """One user, whose slot holds so many tokens before."""
@@ -158,7 +172,7 @@ class Modes:
         filled = server.ask(begin, 1, self.ends_s, keep=True)
         began_s = time.monotonic()
         told = server.ask(whole, decode, self.ends_s, keep=True)
-        return rate([told], filled.prompt_tokens, time.monotonic() - began_s)
+        return rate([Answer(told, time.monotonic())], filled.prompt_tokens, began_s)
 
 
 def steps(mode: dict[str, Any]) -> list[int]:
@@ -172,8 +186,11 @@ def between(least: int, wanted: float, most: int) -> int:
     return max(1, min(max(least, int(wanted)), most))
 
 
-def rate(told: list[Timing], depth: int, wall_s: float) -> dict[str, Any]:
-    """The rates of users who asked at once."""
+def rate(answers: list[Answer], depth: int, began_s: float) -> dict[str, Any]:
+    """The rates of users who asked at once. All together decode from the first one's first token to the last one's last."""
+    told, over_s = [each.told for each in answers], max(each.over_s for each in answers)
+    decoding_s = over_s - min(each.first_token_s for each in answers)
+    tokens = sum(each.decode_tokens for each in told)
     return {
         "users": len(told),
         "depth_tokens": depth,
@@ -181,8 +198,8 @@ def rate(told: list[Timing], depth: int, wall_s: float) -> dict[str, Any]:
         "decode_tokens": round(mean(each.decode_tokens for each in told)),
         "prompt_tokens_per_second": round(mean(each.prompt_rate for each in told), 3),
         "decode_tokens_per_second": round(mean(each.decode_rate for each in told), 3),
-        "decode_tokens_per_second_total": round(sum(each.decode_tokens for each in told) / wall_s, 3),
-        "wall_s": round(wall_s, 2),
+        "decode_tokens_per_second_total": round(tokens / decoding_s, 3) if decoding_s else 0.0,
+        "wall_s": round(over_s - began_s, 2),
     }
 
 

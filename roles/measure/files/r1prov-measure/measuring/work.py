@@ -54,8 +54,13 @@ class Work:
 
     def show(self, label: str, state: str = "running") -> None:
         """What others see of this run: progress.json (ARCHITECTURE.md, "Progress")."""
-        at = {"label": label, "done": self.done, "total": self.total, "unit": "steps"}
-        replace(PROGRESS, {"step": "measure", **at, "state": state, "updated": time.time()})
+        replace(PROGRESS, progress(label, self.done, self.total, state))
+
+
+def progress(label: str, done: int, total: int, state: str) -> dict[str, Any]:
+    """The content of progress.json."""
+    at = {"label": label, "done": done, "total": total, "unit": "steps"}
+    return {"step": "measure", **at, "state": state, "updated": time.time()}
 
 
 def replace(path: Path, content: dict[str, Any]) -> None:
