@@ -65,6 +65,8 @@ def this_run() -> dict[str, Any]:
         "controller_id": controller_id,
         "pid": pid,
         "pid_started": started,
+        # Who stops ansible-playbook alone keeps r1prov from releasing the host.
+        "stop": int(os.environ.get("R1PROV_PROCESS") or pid),
         # Not the process's own words: `-e` may carry a secret.
         "command": os.environ.get("R1PROV_COMMAND") or f"ansible-playbook {Path(context.CLIARGS['args'][0]).name}",
         "since": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -112,13 +114,13 @@ def sentence(holder: dict[str, Any]) -> str:
     since = datetime.fromisoformat(holder["since"]).astimezone()
     today = datetime.now(timezone.utc).astimezone().date()
     when = f"{since:%H:%M}" if since.date() == today else f"{since:%Y-%m-%d %H:%M}"
-    return f"is being changed by {who} since {when} ({holder['command']}, process {holder['pid']})"
+    return f"is being changed by {who} since {when} ({holder['command']}, process {holder['stop']})"
 
 
 def remedy(holder: dict[str, Any]) -> str:
     """What to do about a living holder, or one that cannot be asked."""
     if on_this_controller(holder):
-        return f"wait for it to end, or stop it (`kill {holder['pid']}` on this machine)"
+        return f"wait for it to end, or stop it (`kill {holder['stop']}` on this machine)"
     return "wait for it to end; if you know that it has ended, break the lock: --break-lock, or plain Ansible's `-e r1prov_break_lock=true`"
 
 

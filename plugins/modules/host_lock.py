@@ -57,6 +57,7 @@ holder:
     controller_id: {type: str, description: Tells controllers of one name apart.}
     pid: {type: int, description: The process of ansible-playbook there.}
     pid_started: {type: str, description: "When it started, in the kernel's words: a number may be used again."}
+    stop: {type: int, description: "The process to stop there, which is r1prov if that has started ansible-playbook."}
     command: {type: str, description: What is being run.}
     since: {type: str, description: "When the lock was taken, ISO 8601 in UTC."}
     run: {type: str, description: Names the run.}

@@ -109,6 +109,7 @@ def await_answers(module: AnsibleModule) -> None:
         while said := answers(module):
             progress.wait(said)
             if not heard(STDOUT):
+                progress.finish(failed=True)
                 sys.exit(1)
             if time.monotonic() - began_s > module.params["patience_s"]:
                 progress.finish(failed=True)

@@ -11,7 +11,8 @@ description:
   - All that r1prov leaves on a host carries its name, so it is found without a record. Packages of the distribution stay.
   - What is kept becomes root's, because the users are removed, and a folder that belonged to one of them is closed to others. A later
     C(r1prov up) gives it back.
-  - It refuses, before anything is changed, while a user who stays has one of the groups as their own group.
+  - It refuses, before anything is changed, while a user who stays has one of the groups as their own group, or while a process that
+    belongs to none of the units runs as one of the users. Nobody could remove the group or the user then.
 author: The r1prov team
 options: {
   "data_dir": {"type": "path", "default": "/srv/r1prov", "description": "The folder that holds the models."},
@@ -54,6 +55,7 @@ import itertools
 import operator
 import os
 import pwd
+import re
 import shutil
 import stat
 import subprocess
@@ -69,6 +71,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 UNITS = "/etc/systemd/system"
+PROC = Path("/proc")
+_UIDS = re.compile(r"^Uid:(.*)$", re.MULTILINE)
 FILES = (
     "/opt/r1prov",
     "/etc/r1prov",
@@ -191,6 +195,43 @@ def holders(groups: Iterable[grp.struct_group], users: Iterable[pwd.struct_passw
     return [f"{user.pw_name} has the group {names[user.pw_gid]} as their own group" for user in stay]
 
 
+def strangers(users: dict[int, str], units: Iterable[str], proc: Path = PROC) -> list[str]:
+    """The processes that run as one of these users and in none of these units, each with its name. userdel refuses then.
+
+    Processes of a container are left out, as userdel does: the same number is somebody else there.
+
+    Args:
+        users: number -> name.
+        units: they are stopped, and their processes end.
+        proc: the proc file system.
+    """
+    found = []
+    for folder in sorted((path for path in proc.iterdir() if path.name.isdigit()), key=lambda path: int(path.name)):
+        with contextlib.suppress(OSError):  # It may end meanwhile.
+            status = (folder / "status").read_text(errors="replace")
+            as_whom = set(map(int, _UIDS.findall(status)[0].split()[:3])) & set(users)
+            parts = (folder / "cgroup").read_text().split("/")
+            here = os.path.samestat((folder / "root").stat(), (proc / "self/root").stat())
+            here = here and (folder / "ns/user").readlink() == (proc / "self/ns/user").readlink()
+            if as_whom and here and not {part.strip() for part in parts} & set(units):
+                name = status.partition("\n")[0].partition("\t")[2]
+                found.append(f"process {folder.name} ({name}) runs as {users[min(as_whom)]}")
+    return found
+
+
+def groups_of(name: str) -> list[grp.struct_group]:
+    """The groups whose names begin like this."""
+    return [group for group in grp.getgrall() if group.gr_name.startswith(name)]
+
+
+def delete(module: AnsibleModule, program: str, name: str) -> None:
+    """Deletes a user or a group, or fails with what the program says."""
+    done = subprocess.run([program, name], capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode:
+        remedy = "Mend that and run the same again, which goes on where this was"
+        module.fail_json(msg=f"{name} cannot be deleted: {done.stderr.strip()}. Remedy: {remedy}")
+
+
 def main() -> None:
     module = AnsibleModule(argument_spec=arguments(DOCUMENTATION), supports_check_mode=True)
     data_dir, keep, service = (module.params[key] for key in ("data_dir", "keep", "service"))
@@ -200,13 +241,16 @@ def main() -> None:
     units = sorted(
         path.name for path in Path(UNITS).glob(f"{name}*") if path.suffix in (".service", ".socket", ".timer")
     )
-    users = [entry.pw_name for entry in pwd.getpwall() if entry.pw_name.startswith(name)]
-    groups = [
-        entry.gr_name for entry in grp.getgrall() if entry.gr_name.startswith(name) and entry.gr_name not in users
-    ]
-    if stay := holders(map(grp.getgrnam, groups), pwd.getpwall(), users):
-        remedy = "Give each another one (usermod --gid GROUP USER), and run the same again. Nothing was changed"
-        module.fail_json(msg=f"{'; '.join(stay)}. {remedy}")
+    users = {entry.pw_uid: entry.pw_name for entry in pwd.getpwall() if entry.pw_name.startswith(name)}
+    groups = groups_of(name)
+    obstacles = holders(groups, pwd.getpwall(), list(users.values()))
+    remedy = "Give each another one (usermod --gid GROUP USER)" if obstacles else ""
+    if running := strangers(users, units):
+        obstacles += [f"{each}, and is none of r1prov's services" for each in running]
+        remedy = " and ".join(filter(None, [remedy, "end each process (kill NUMBER)"]))
+    if obstacles:
+        remedy = remedy[0].upper() + remedy[1:]
+        module.fail_json(msg=f"{'; '.join(obstacles)}. Nothing was removed. Remedy: {remedy}, and run the same again")
     mounted = mounts(Path("/proc/self/mountinfo").read_text(encoding="utf-8"))
     everything = [*FILES, f"{data_dir}/models", f"{data_dir}/ollama"]
     ours = [f"{UNITS}/{name}*", f"{UNITS}/*.wants/{name}*", f"{UNITS}/*.d/{name}*"]
@@ -216,7 +260,8 @@ def main() -> None:
     files += [] if service else [str(link) for link in links_into(Path("/opt/r1prov"))]
     # They are looked for in the trust store itself: a run that was cut off may have removed the files, and not what was made of them.
     trusted = [] if service else sorted(glob.glob("/etc/ssl/certs/r1prov-*"))  # noqa: PTH207
-    removed = {"units": units, "users": users, "groups": groups, "paths": freed([*files, *trusted])}
+    own = [group.gr_name for group in groups if group.gr_name not in users.values()]
+    removed = {"units": units, "users": list(users.values()), "groups": own, "paths": freed([*files, *trusted])}
     stays = staying(ours, kept, mounted)
     settings = sorted({str(Path(path).parent) for path in files if path.startswith(f"{UNITS}/") and ".d/" in path})
     if not module.check_mode:
@@ -227,10 +272,11 @@ def main() -> None:
             remove(path)
         for path in kept:
             give_to_root(Path(path))
-        for user in users:
-            subprocess.run(["userdel", user], check=True)
-        for group in groups:
-            subprocess.run(["groupdel", group], check=True)
+        for user in users.values():
+            delete(module, "userdel", user)
+        # A user's own group goes with the user, unless it has other members.
+        for group in groups_of(name):
+            delete(module, "groupdel", group.gr_name)
         if units or settings:
             systemctl("daemon-reload")
             reset_failed(f"{name}*")

@@ -20,8 +20,8 @@ description:
     It acts as the user of the transfer. The disk must have room for the model a second time. Where a source has changed since it was
     verified, nothing is made of it and nothing is removed. Then C(damaged) names it, and C(prepared) has the transfer fetch it anew.
   - C(settled) removes the published files and those that were made of them, except the file that is served. Run it when that has answered.
-    It removes nothing where the served file is not there as it was verified. Then it closes this folder, and those of other models beside
-    it, to all who are not in the group.
+    It removes nothing where the served file is not there as it was verified. Then it closes whatever holds weights to all who are not in
+    the group, whether or not it is served now - this folder, those of other models beside it, and I(registries).
   - C(verified) reads all files of the model that are there, and fails where one is damaged or what is served is not there. It changes no
     file. The transfer is made to forget that a damaged file was verified, so that the next C(prepared) has it check and replace that file.
 author: The r1prov team
@@ -39,7 +39,9 @@ options: {
   "attention": {"type": "str", "default": "legacy", "choices": ["mla", "legacy"], "description": "C(mla) brings the legacy attention of
       C(deepseek2) files into MLA form (C(attn_k_b) as Q8_0), which needs numpy. Other files are merged as they are. A file that was
       merged in the published form counts in place of the published files too. C(legacy) merges all files as they are."},
-  "folders": {"type": "list", "elements": "path", "default": [], "description": "Folders of this host that may hold the files already."}
+  "folders": {"type": "list", "elements": "path", "default": [], "description": "Folders of this host that may hold the files already."},
+  "registries": {"type": "list", "elements": "path", "default": [], "description": "Folders in which other programs keep models
+      under names of their own, as Ollama does. C(settled) closes those that are there, and they keep their owners."}
   }
 """
 
@@ -157,10 +159,26 @@ def is_closed(folder: Path) -> bool:
     return False
 
 
-def open_folders(path: Path) -> list[Path]:
-    """The folders of models, this one and others beside it, into which others than the group can look."""
+def holds_models(folder: Path) -> bool:
+    """Whether the transfer has made this folder: it has its user, or files grow in it. Then another may have got it when that user went."""
+    incoming = folder / ".incoming"
+    return is_ours(folder) or (not folder.is_symlink() and incoming.is_dir() and not incoming.is_symlink())
+
+
+def open_folders(path: Path, registries: list[str]) -> dict[Path, str]:
+    """The folders with weights into which others than the group can look, each with the user whose it is to be."""
     folders = sorted({folder for folder in path.parent.iterdir() if not folder.is_symlink()} | {path.resolve()})
-    return [folder for folder in folders if is_ours(folder) and not is_closed(folder)]
+    owners = {folder: USER for folder in folders if holds_models(folder)}
+    owners |= {folder: owner_of(folder) for folder in (Path(name).resolve() for name in registries) if folder.is_dir()}
+    return {folder: owner for folder, owner in owners.items() if not is_closed(folder)}
+
+
+def owner_of(folder: Path) -> str:
+    """The user whose a folder is; root where that user is gone."""
+    try:
+        return folder.owner()
+    except KeyError:
+        return "root"
 
 
 def link_actions(path: Path, files: list[dict[str, Any]], folders: list[str]) -> Actions:
@@ -298,12 +316,13 @@ def verify(module: AnsibleModule, options: dict[str, Any]) -> None:
 def settle(module: AnsibleModule, options: dict[str, Any]) -> None:
     try:
         path = Path(options["path"])
-        surplus, ajar = replaced(path, options["merged"], options["files"]), open_folders(path)
+        surplus = replaced(path, options["merged"], options["files"])
+        ajar = open_folders(path, options["registries"])
         if surplus and not module.check_mode:
             with acting_as(USER):
                 remove(surplus)
-        for folder in [] if module.check_mode else ajar:
-            give(folder, USER, CLOSED, READERS)
+        for folder, owner in {} if module.check_mode else ajar.items():
+            give(folder, owner, CLOSED, READERS)
     except (NotThereError, OSError) as error:
         if module.check_mode:  # before a first run nothing is there
             module.exit_json(skipped=True, removed=[], closed=[], msg=str(error))

@@ -123,7 +123,7 @@ def _measure(
         told = modes.variables(prepared.decision, host.name, found, order.limit_s, at_once=order.now)
         return runs.play(prepared, login, replace(request, variables=told), live), found
 
-    done, found = running.watched(decision.site, [host], request, work)
+    done, found = running.watched(decision.site, [host], request, work, running.GO_ON_MEASURING)
     result = done.report.hosts[host.name].modes
     if not result:
         return None, done.error

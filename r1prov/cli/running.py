@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 GO_ON = "Run the same command again to go on. What the hosts have begun (a compile, a transfer of weights) they finish by themselves."
+GO_ON_MEASURING = "The service comes back by itself. What was measured so far is kept on its host, and the same command goes on there."
 
 
 def request(playbook: str, variables: Mapping[str, Any] | None = None, **options: Any) -> Request:
@@ -54,7 +55,10 @@ def settle(site: Site) -> Decision:
 
 def run(decision: Decision, targets: Sequence[Host], login: Login, request: Request) -> Done:
     """Meet the hosts, render, and run the playbook, and show all that as it happens."""
-    return watched(decision.site, targets, request, lambda live: runs.run(decision, targets, login, request, live))
+    go_on = GO_ON_MEASURING if request.playbook == "tune" else GO_ON
+    return watched(
+        decision.site, targets, request, lambda live: runs.run(decision, targets, login, request, live), go_on
+    )
 
 
 def finish(done: Done, targets: Sequence[Host], *, json: bool, check: bool = False) -> None:
@@ -75,17 +79,19 @@ def finish(done: Done, targets: Sequence[Host], *, json: bool, check: bool = Fal
         raise done.error
 
 
-def watched(site: Site, targets: Sequence[Host], request: Request, work: Callable[[LiveRun], T]) -> T:
-    """Show `work` as it happens."""
+def watched(
+    site: Site, targets: Sequence[Host], request: Request, work: Callable[[LiveRun], T], go_on: str = GO_ON
+) -> T:
+    """Show `work` as it happens. Whoever stops it is told how to go on."""
     names, reports = [host.name for host in targets], SiteState.of(site.path).reports
     past = {name: past_runs(reports, request.playbook, name, check=request.check) for name in names}
     live = output.LiveRun(names, raw=request.verbosity > 0, diffs=request.diff, past=past)
-    with _stoppable(), live:
+    with _stoppable(go_on), live:
         return work(live)
 
 
 @contextlib.contextmanager
-def _stoppable() -> Generator[None, None, None]:
+def _stoppable(go_on: str = GO_ON) -> Generator[None, None, None]:
     """Ctrl-C ends what is done meanwhile, and says how to go on."""
     try:
         yield
@@ -93,5 +99,5 @@ def _stoppable() -> Generator[None, None, None]:
         output.say("\nStopped.", "yellow")
         for name, place in stop.hosts.items() if isinstance(stop, runs.Stopped) else ():
             output.say(f"{name} {place}.", "yellow")
-        output.say(GO_ON, "yellow")
+        output.say(go_on, "yellow")
         raise typer.Exit(Exit.INTERRUPTED) from None

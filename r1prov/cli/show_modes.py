@@ -23,18 +23,20 @@ def compared(document: Document) -> None:
     _rates(document)
     output.line()
     _memory(document["modes"])
-    for (what, why), named in _remarks(document["modes"]).items():
+    for (what, why), named in _remarks(document).items():
         output.line(f"{', '.join(named)}: {what}: {why}")
     for note in document["notes"]:
         output.line(f"{note}.")
 
 
-def _remarks(modes: Sequence[Document]) -> dict[tuple[str, str], list[str]]:
+def _remarks(document: Document) -> dict[tuple[str, str], list[str]]:
     """What went wrong or was left out, and why, with the modes that it is about."""
     found: dict[tuple[str, str], list[str]] = {}
-    for mode in modes:
+    left_out = "left out" if document["state"] == "planned" else "not measured"
+    for mode in document["modes"]:
         why = mode["failed"] or mode["left_out"] or "; ".join(mode["reasons"])
-        what = "failed" if mode["failed"] else "not measured" if mode["left_out"] else "does not fit"
+        misfit = not mode["left_out"] or (document["state"] == "planned" and mode["fits"] is False)
+        what = "failed" if mode["failed"] else "does not fit" if misfit else left_out
         if why:
             found.setdefault((what, why), []).append(mode["mode"])
     return found

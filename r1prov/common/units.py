@@ -12,6 +12,8 @@ _FACTORS: dict[str, int] = {"B": 1} | {
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)\s*")
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
+LONGEST_S = 7 * 24 * 3600
+"""systemd, which is told of it, would refuse a number that is too large only on the host."""
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 GB = 10**9
@@ -37,11 +39,13 @@ def parse_duration(text: str) -> int:
     """Parse a duration such as `90s`, `20m` or `1h` into seconds.
 
     Raises:
-        ValueError: the text has another form, or the duration is 0.
+        ValueError: the text has another form, or the duration is 0 or longer than a week.
     """
     number, unit = text[:-1], text[-1:]
-    if not number.isdigit() or int(number) == 0 or unit not in _SECONDS:
+    if not number.isdecimal() or int(number) == 0 or unit not in _SECONDS:
         raise ValueError(f"`{text}` is not a duration: write a number and s, m or h, e.g. `20m`")
+    if int(number) * _SECONDS[unit] > LONGEST_S:
+        raise ValueError(f"`{text}` is longer than a week")
     return int(number) * _SECONDS[unit]
 
 

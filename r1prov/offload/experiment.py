@@ -169,9 +169,10 @@ def _legacy(mode: str, subject: Subject) -> Server:
 
 
 def _in_ollama(mode: str, subject: Subject) -> Server:
+    if subject.without_ollama:
+        return Server(mode, left_out=subject.without_ollama)
     setting = replace(subject.plan.ollama, prompts=0)  # Ollama keeps no past prompts.
-    found = outcome(subject.model, setting, subject.space) if subject.model else None
-    return Server(mode, outcome=found, left_out=subject.without_ollama)
+    return Server(mode, outcome=outcome(subject.model, setting, subject.space) if subject.model else None)
 
 
 _WAYS = {modes.HYBRID: _serving, modes.LEGACY: _legacy, modes.OLLAMA: _in_ollama}

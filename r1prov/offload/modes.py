@@ -27,7 +27,7 @@ BY_HAND = {
 MODES = BY_HAND | {
     EXPERTS_IN_RAM: "all experts in RAM, and all else on the cards",
     FIT: "what the engine's own --fit chooses at its start",
-    LEGACY: "the files as they were published, with legacy attention",
+    LEGACY: "the published files, where they still lie there, with legacy attention",
     OLLAMA: "Ollama, which places whole layers",
 }
 

@@ -192,11 +192,16 @@ def _reason(device: Device, *, exact: bool) -> str | None:
         return None
     if not exact and not _too_heavy(device):
         bounds = f"KV cache up to {gib(device.kv)}, compute up to {gib(device.compute)}"
-        end = "run out of memory" if device.free < 0 else f"keep less than {device.reserve // MIB:,} MiB free"
+        end = "run out of memory" if device.free < 0 else f"keep less than the {_reserved(device)}"
         span = f"{gib(device.weights)} to {gib(device.taken)} of {gib(device.capacity)}"
         return f"{device.name} may {end}: it takes {span} (weights {gib(device.weights)}, {bounds})"
     parts = f"weights {gib(device.weights)}, KV cache {gib(device.kv)}, compute {gib(device.compute)}"
     if device.free < 0:
         return f"{device.name} runs out of memory: {parts} of {gib(device.capacity)}"
-    left = f"{device.free // MIB:,} MiB free, not {device.reserve // MIB:,} MiB"
+    left = f"{device.free // MIB:,} MiB free, and not the {_reserved(device)}"
     return f"{device.name} keeps {left}: {parts} of {gib(device.capacity)}"
+
+
+def _reserved(device: Device) -> str:
+    whom = "the system and the past prompts" if device.name == "host" else "what the driver and CUDA take by themselves"
+    return f"{device.reserve // MIB:,} MiB reserved for {whom}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 import time
 from dataclasses import dataclass, field
@@ -48,6 +49,8 @@ BAR_WIDTH = 12
 
 WIDE = 100
 """From so many columns on, all that is known of a step stands on one line, with a bar."""
+
+_SEVERAL = re.compile("[,;] ")
 
 _moving: list[Live] = []
 """What moves on the terminal now."""
@@ -287,7 +290,8 @@ class LiveRun:
         if waits or self._now() - host.last_said_s >= pause_s:
             host.last_said_s, host.last_said = self._now(), progress.label
             share = f"{progress.done / progress.total:.0%}, " if progress.total else ""
-            self._say(host, f"{host.step.label}: {progress.label} {share}{self._amounts(host, progress)}".rstrip())
+            told = _joined(progress.label, f"{share}{self._amounts(host, progress)}", " ")
+            self._say(host, f"{host.step.label}: {told}")
 
     def _lines(self) -> Group:
         """Build the lines that the terminal shows now."""
@@ -349,9 +353,16 @@ def _stack(rows: Iterable[_Row]) -> Text:
     shown = []
     for row in rows:
         where = Text(" ").join(part for part in (row.host, row.step, Text(row.took)) if part)
-        what = Text(", ").join(part for part in (row.what, Text(row.amounts)) if part)
-        shown += [where, *([Text("  ") + what] if what else [])]
+        what = _joined(row.what.plain, row.amounts, ", ")
+        shown += [where, *([Text(f"  {what}", style=row.what.style)] if what else [])]
     return Text("\n", no_wrap=True, overflow="ellipsis").join(shown)
+
+
+def _joined(label: str, amounts: str, by: str) -> str:
+    """What goes on, and how far it is. Of a label with several parts the amounts come first, lest they seem to be one more of them."""
+    if not label or not amounts:
+        return label or amounts
+    return f"{amounts}: {label}" if _SEVERAL.search(label) else f"{label}{by}{amounts}"
 
 
 def _part(progress: Progress) -> tuple[str, str]:

@@ -269,7 +269,8 @@ class _Execution:
         config.prepare()
         own = {name: value for name, value in config.env.items() if os.environ.get(name) != value}
         inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
-        config.env = inherited | own | self._command.env | password_env | {"ORIGINAL_STDOUT_CALLBACK": "default"}
+        told = {"ORIGINAL_STDOUT_CALLBACK": "default", "R1PROV_PROCESS": str(os.getpid())}
+        config.env = inherited | own | self._command.env | password_env | told
         config.command = [sys.executable, "-I", guard.__file__, *self._command.argv]
         config.cwd = str(self._command.cwd)
         config.pexpect_timeout = 1  # How often, in seconds, it looks whether it shall end.

@@ -120,7 +120,7 @@ def test_ctrl_c_ends_the_pause(tuner: Operator, host: LabHost, kept: Path) -> No
     os.killpg(running.pid, signal.SIGINT)
     _, talk = running.communicate(timeout=300)
     assert running.returncode == Exit.INTERRUPTED, talk
-    assert "Run the same command again" in talk
+    assert "the same command goes on there" in talk
     wait_for(host, "systemctl is-active --quiet r1prov-llama-server")
     assert answers(host)
     assert not kept.exists()
@@ -231,15 +231,18 @@ def test_modes_are_compared_and_the_service_is_ready_when_that_ends(tuner: Opera
     assert json.loads((tuner.folder / ".r1prov" / "reports" / f"{host.name}.modes.json").read_text())["modes"] == found
 
 
-def test_a_second_comparison_is_told_of_the_first_and_ctrl_c_ends_that(tuner: Operator, host: LabHost) -> None:
+def test_a_second_comparison_is_told_of_the_first_and_how_to_end_that(tuner: Operator, host: LabHost) -> None:
     running = begin(tuner, host)
-    assert "is being changed by" in tuner.does(*COMPARE, code=Exit.LOCKED).stderr
+    refused = tuner.does(*COMPARE, code=Exit.LOCKED).stderr
+    assert "is being changed by" in refused
     told(host, "systemctl is-active r1prov-measure | grep -q activating")
-    os.killpg(running.pid, signal.SIGINT)
+    assert f"`kill {running.pid}`" in refused
+    os.kill(running.pid, signal.SIGTERM)
     _, talk = running.communicate(timeout=300)
     assert running.returncode == Exit.INTERRUPTED, talk
+    assert "The service comes back by itself" in talk
     wait_for(host, SERVES, 60)
-    told(host, ALONE)
+    told(host, f"{ALONE}; test ! -e /run/r1prov/lock.json; ! systemctl is-failed r1prov-measure")
 
 
 def test_the_service_is_back_after_the_controller_was_killed(tuner: Operator, host: LabHost) -> None:
@@ -292,8 +295,50 @@ def test_the_service_is_back_after_a_reboot_in_the_middle(tuner: Operator, host:
     told(host, ALONE)
 
 
+ASK_OLLAMA = """
+import concurrent.futures as c, json, urllib.request as u
+def told(path, body=None):
+    return json.load(u.urlopen("http://127.0.0.1:11434/api/" + path, body))
+name = told("tags")["models"][0]["name"]
+def ask(_):
+    body = {"model": name, "prompt": "Tell me a long story.", "stream": False, "options": {"num_predict": 400}}
+    return told("generate", json.dumps(body).encode())["done_reason"]
+with c.ThreadPoolExecutor(8) as pool:
+    print(*set(pool.map(ask, range(8))))
+"""
+"""Asks Ollama for eight answers at once, and prints how they ended."""
+
+
+def test_an_ollama_that_serves_is_waited_for_and_serves_again(tuner: Operator, host: LabHost) -> None:
+    tuner.does("engine", "ollama")
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(told, host, f"python3 -c '{ASK_OLLAMA}'")
+        done = tuner.does(*COMPARE, "--json")
+        assert set(asked.result().split()) <= {"stop", "length"}
+    assert "Ollama gives an answer" in done.stderr
+    found = json.loads(done.stdout)["hosts"][host.name]["modes"]
+    assert [(mode["mode"], mode["failed"], bool(mode["measured"])) for mode in found] == [
+        ("cpu", "", True),
+        ("ollama", "", True),
+    ]
+    told(host, "systemctl is-active r1prov-ollama; ! systemctl is-active r1prov-measure r1prov-llama-server")
+    assert "Paris" in tuner.asks(host)
+
+
 def test_down_takes_it_away(tuner: Operator, host: LabHost) -> None:
-    ours = "find /etc /usr/local /var/lib -xdev -name '*r1prov*'"
-    assert told(host, ours)
+    """All of it or nothing, whoever is logged in and whatever runs as one of its users."""
+    ours = "find /etc /usr/local /var/lib -xdev -name '*r1prov*'; grep r1prov /etc/passwd /etc/group || true"
+    before = told(host, f"useradd --create-home --groups r1prov-operators olga; {ours}")
+    told(
+        host,
+        "setsid runuser -u r1prov-llama -- sleep 3001 > /dev/null 2>&1 & setsid su -l olga -c 'sleep 3002' > /dev/null 2>&1 &"
+        " until pgrep -f '^sleep 3001' && pgrep -u olga sleep; do sleep 0.1; done",
+    )
+    talk = " ".join(tuner.does("down", "--yes", code=Exit.RUN_FAILED).stderr.split())
+    assert "(sleep) runs as r1prov-llama" in talk
+    assert "Nothing was removed" in talk
+    assert told(host, ours) == before
+    told(host, "systemctl is-active r1prov-ollama; pkill -f '^sleep 3001'")
     tuner.does("down", "--yes")
     assert told(host, ours) == ""
+    told(host, "pkill -u olga sleep")

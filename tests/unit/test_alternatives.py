@@ -207,7 +207,7 @@ def test_an_upper_bound_is_no_fact() -> None:
     assert tight.reasons[0].startswith("CUDA0 may run out of memory: it takes 20.1 GiB to ")
     nearly = foresee_arguments(model, words, Space((card.taken + 64 * MIB,), 128 * GIB, reserve=128 * MIB)).outcome
     assert nearly
-    assert nearly.reasons[0].startswith("CUDA0 may keep less than 128 MiB free")
+    assert nearly.reasons[0].startswith("CUDA0 may keep less than the 128 MiB reserved")
     hopeless = foresee_arguments(model, words, Space((8 * GIB,), 128 * GIB)).outcome
     assert hopeless
     assert (hopeless.fits, hopeless.sure) == (False, True)

@@ -96,7 +96,7 @@ def test_the_benchmark_stands_beside_the_published_figures(capsys):
     out, err = map(lines, capsys.readouterr())
     assert err == ["gpu1: measured while other processes kept 3.2 of 8 cores busy; alone it may be faster"]
     assert out[:2] == ["tokens per second  prompt  decode", "gpu1, llama-server  61.2  5.90"]
-    assert "published: 35 layers on four cards, llama.cpp of early 2025  5.78" in out
+    assert "published: 35 layers on four cards, UD-IQ1_S, llama.cpp of early 2025  5.78" in out
 
 
 def test_status_rows():

@@ -107,7 +107,7 @@ def printed() -> Iterator[tuple[str, str, str]]:
     for page in PAGES:
         for block in re.findall(r"^```console\n\$ (r1prov .*?)^```$", page.read_text(), flags=re.MULTILINE | re.DOTALL):
             line, _, shown = block.partition("\n")
-            if line.split()[1] in CALCULATING:
+            if line.split()[1] in CALCULATING or re.match("r1prov bench --modes .* --check", line):
                 yield str(page.relative_to(ROOT)), line, shown
 
 

@@ -23,6 +23,7 @@ def holder(run: str, **changes) -> dict:
         "controller_id": "elsewhere",
         "pid": 4711,
         "pid_started": "boot/1",
+        "stop": 4700,
         "command": "r1prov up",
         "since": "2026-10-03T12:03:05+00:00",
         "run": run,
@@ -84,7 +85,7 @@ def test_a_living_process_and_a_dead_one():
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         living = holder("a", **me, pid=process.pid, pid_started=action.process_started(process.pid))
         assert not action.is_dead(living)
-        assert f"kill {process.pid}" in action.remedy(living)
+        assert "`kill 4700`" in action.remedy(living)
         assert action.is_dead(living | {"pid_started": "another boot/1"})  # another process has this number by now
         process.kill()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
@@ -100,5 +101,5 @@ def test_of_another_controllers_process_nothing_is_certain():
 def test_the_sentence_names_the_holder():
     text = action.sentence(holder("a"))
     assert re.fullmatch(
-        r"is being changed by ann@laptop since 2026-10-0[234] \d\d:\d3 \(r1prov up, process 4711\)", text
+        r"is being changed by ann@laptop since 2026-10-0[234] \d\d:\d3 \(r1prov up, process 4700\)", text
     )

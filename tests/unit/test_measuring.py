@@ -41,7 +41,7 @@ class Handler(BaseHTTPRequestHandler):
             os.kill(os.getpid(), 9)
         if "--sleeps" in words and len(prompt) > 100:
             time.sleep(60)
-        time.sleep(body["n_predict"] / 1000)
+        time.sleep(body["n_predict"] / 1000 + ("--reads" in words) * 0.3)
         self.say({{"timings": {{"prompt_n": len(prompt) - same, "prompt_per_second": 2000.0,
                   "predicted_n": body["n_predict"], "predicted_per_second": 1000.0}}}})
     def say(self, content):
@@ -112,6 +112,42 @@ def test_each_mode_has_its_rates_and_its_memory(folder: Path) -> None:
     assert cpu["memory"]["ram_bytes"] >= cpu["memory"]["ram_anonymous_bytes"] > 10**6
     progress = json.loads((folder / "progress.json").read_text())
     assert (progress["state"], progress["done"], progress["total"]) == ("done", 9, 9)
+
+
+def test_what_all_users_get_is_counted_from_the_first_token_on(folder: Path) -> None:
+    """So it can be held against what one user gets: reading the prompts does not count, which takes 0.3 s here, and decoding 0.06 s."""
+    (found,) = run(folder, mode("cpu", "--reads"))["modes"]
+    alone, full, pair, crowd = (rate["decode_tokens_per_second_total"] for rate in found["rates"])
+    assert alone == pytest.approx(1000, rel=0.01)
+    assert full == pytest.approx(1000, rel=0.01)
+    assert 1000 < pair <= 2001
+    assert pair < crowd <= 4001
+    assert found["rates"][2]["wall_s"] > 0.3
+
+
+def test_it_says_what_is_measured_and_how_long_that_may_still_take(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On lines that a terminal of 80 columns has room for."""
+    said = []
+    replace = work.replace
+
+    def watched(path: Path, content: dict[str, Any]) -> None:
+        if path == work.PROGRESS:
+            said.append(f"  {content['done']} of {content['total']}: {content['label']}")
+        replace(path, content)
+
+    monkeypatch.setattr(work, "replace", watched)
+    run(folder, mode("experts-in-ram", context_per_slot=32_768, slots=16), limit_s=1200)
+    assert [line.partition("; at most 20 min more")[0] for line in said] == [
+        "  0 of 5: experts-in-ram, loading the model",
+        "  1 of 5: experts-in-ram, one user, an empty slot",
+        "  2 of 5: experts-in-ram, one user, 32639 tokens deep",
+        "  3 of 5: experts-in-ram, 16 users on 16 slots",
+        "  4 of 5: experts-in-ram, 32 users on 16 slots",
+        "  5 of 5: measured",
+    ]
+    assert max(map(len, said)) < 80
 
 
 def test_what_cannot_be_measured_has_a_reason_and_the_others_go_on(folder: Path) -> None:

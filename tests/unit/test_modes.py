@@ -297,6 +297,10 @@ def test_a_site_without_ollama_says_so(site: Path, capsys: pytest.CaptureFixture
     told = json.loads(ran(capsys, "--modes", "cpu,ollama", "--check", "--json")[1])
     ollama = told["hosts"]["gpu1.invalid"]["modes"][1]
     assert ollama["left_out"].startswith("the site has no Ollama")
+    assert (ollama["fits"], ollama["planned"]) == (None, None)
+    shown = ran(capsys, "--modes", "cpu,ollama", "--check")[1]
+    assert "left out" in next(line for line in shown.splitlines() if line.startswith("ollama "))
+    assert "ollama: left out: the site has no Ollama" in shown
 
 
 @pytest.mark.parametrize(
@@ -311,6 +315,7 @@ def test_a_site_without_ollama_says_so(site: Path, capsys: pytest.CaptureFixture
         (["--limit", "5m"], "--limit goes with --modes"),
         (["--now", "--check"], "--now, --check goes with --modes"),
         (["--modes", "cpu", "--limit", "5"], "`5` is not a duration"),
+        (["--modes", "cpu", "--check", "--limit", "99999999999999h"], "`99999999999999h` is longer than a week"),
         (["--llama-bench"], "No such option"),
     ],
 )

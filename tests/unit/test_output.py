@@ -96,6 +96,23 @@ def test_whom_a_step_waits_for_is_said_at_once_and_once(clock):
     assert text_of(plain).splitlines() == ["gpu1  [2/3] llama_cpp: waiting: flock holds it"]
 
 
+def test_a_label_of_several_parts_comes_after_the_amounts(clock):
+    label = "experts-in-ram, one user, 32639 tokens deep; at most 18 min more"
+    plain = console(terminal=False)
+    live = output.LiveRun(["gpu1"], console=plain, now=clock)
+    live.event(StepStarted("gpu1", "measure", 1, 2))
+    clock.now = 11
+    live.progress(progress("measure", 13, 40, label=label))
+    assert text_of(plain) == f"gpu1  [1/2] measure: 32%, 13 of 40: {label}"
+    screen = console(terminal=True)
+    screen.width = 80
+    live = output.LiveRun(["gpu1"], console=screen, now=clock)
+    live.event(StepStarted("gpu1", "measure", 1, 2))
+    live.progress(progress("measure", 13, 40, label=label))
+    screen.print(live._lines())
+    assert text_of(screen).splitlines()[:2] == ["gpu1 [1/2] measure 0:00", f"  13 of 40: {label}"]
+
+
 def test_on_a_terminal_each_host_is_a_line_that_moves(clock):
     screen = console(terminal=True)
     live = output.LiveRun(["gpu1", "gpu2", "gpu3", "gpu4"], console=screen, now=clock)

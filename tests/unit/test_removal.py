@@ -5,6 +5,8 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -100,3 +102,25 @@ def test_a_group_that_is_the_own_group_of_a_user_who_stays_is_found() -> None:
         for name, gid in {"olga": 900, "anna": 1000, "r1prov-x": 900}.items()
     ]
     assert removal.holders(groups, users, ["r1prov-x"]) == ["olga has the group r1prov-operators as their own group"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can run something as another user")
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_process_that_would_keep_a_user_from_being_deleted_is_found(tmp_path: Path, elsewhere: bool) -> None:
+    """Not one that ends with a unit, nor one of a container, where the number is somebody else's."""
+    enter = "os.chroot(sys.argv[1])" if elsewhere else "pass"
+    program = f"import os, sys, time; {enter}; os.setuid(61235); print(flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout
+            process.stdout.readline()
+            users = {61235: "r1prov-x", 61236: "r1prov-y"}
+            own = Path("/proc", str(process.pid), "cgroup").read_text().strip().rpartition("/")[2]
+            named = Path("/proc", str(process.pid), "comm").read_text().strip()
+            found = [] if elsewhere else [f"process {process.pid} ({named}) runs as r1prov-x"]
+            assert removal.strangers(users, ["r1prov-x.service"]) == found
+            assert removal.strangers({61236: "r1prov-y"}, []) == []
+            if own:
+                assert removal.strangers(users, [own]) == []
+        finally:
+            process.kill()

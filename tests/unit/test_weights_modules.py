@@ -4,6 +4,8 @@ import getpass
 import grp
 import json
 import os
+import subprocess
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -120,9 +122,49 @@ def test_a_folder_that_is_open_to_all_stays_so_until_the_run_settles(
     assert new.stat().st_mode & 0o777 == 0o750
     (tmp_path / "models" / "link").symlink_to(tmp_path)
     (tmp_path / "models" / "file").touch()
-    assert open_folders(path) == [other, path]
+    assert list(open_folders(path, [])) == [other, path]
     path.chmod(0o777)
     assert folder_actions(path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_whatever_holds_weights_is_closed_also_what_is_not_wanted_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An older r1prov has left open the registry of an Ollama that is switched off, and a model of whose users none is there."""
+    monkeypatch.setattr(weights, "USER", "root")
+    monkeypatch.setattr(weights, "READERS", "root")
+    monkeypatch.setattr(weights, "replaced", lambda *_: [])
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        served, kept, blobs, embeddings = (root / part for part in ("models/m", "models/k", "ollama/blobs", "models/e"))
+        for folder in (served, kept / ".incoming", blobs, embeddings):
+            folder.mkdir(parents=True)
+        for folder in (served, kept, embeddings):
+            (folder / "x.gguf").write_text("weights")
+        os.link(served / "x.gguf", blobs / "x")
+        for path in (root, *root.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        for path in (kept, kept / ".incoming", kept / "x.gguf", root / "ollama", blobs):
+            os.chown(path, 61234, 61234)
+
+        def settled() -> dict[str, Any]:
+            found: dict[str, Any] = {}
+            module: Any = SimpleNamespace(check_mode=False, exit_json=found.update, fail_json=pytest.fail)
+            weights.settle(
+                module, {"path": str(served), "merged": "", "files": [], "registries": [str(root / "ollama"), "/none"]}
+            )
+            return found
+
+        def reads(file: Path) -> bool:
+            nobody: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": []}
+            return not subprocess.run(["head", "-c1", str(file)], **nobody, capture_output=True, check=False).returncode
+
+        monkeypatch.setattr(weights, "is_ours", lambda folder: folder == served)
+        files = (served / "x.gguf", kept / "x.gguf", blobs / "x")
+        assert all(map(reads, files))
+        assert settled()["closed"] == [str(kept), str(served), str(root / "ollama")]
+        assert not any(map(reads, files))
+        assert reads(embeddings / "x.gguf")  # it has no `.incoming`, and everybody may read it
+        assert not settled()["changed"]
 
 
 def test_files_elsewhere_on_the_disk_are_linked_in_to_be_verified(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,19 @@ FIRST_SHARE, DEEP_SHARE = 0.1, 0.5
 
 MOST_SHARES = 1.5
 """A mode that is slower than was foreseen is broken off when it has taken so many times its share. What it has measured stays."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a server said of an answer, and when that was over, by time.monotonic()."""
+
+    told: Timing
+    over_s: float
+
+    @property
+    def first_token_s(self) -> float:
+        """When decoding began, by the server's own rate."""
+        return self.over_s - (self.told.decode_tokens / self.told.decode_rate if self.told.decode_rate else 0.0)
 
 
 class Modes:
@@ -73,7 +87,7 @@ class Modes:
             found = self.known.get(mode["mode"])
             if not found:
                 share_s = self.work.left_s / (len(self.modes) - number)
-                found = self.measure(mode, f"{mode['mode']} ({number + 1} of {len(self.modes)})", share_s)
+                found = self.measure(mode, share_s)
             self.measured.append(found)
             done += 1 + len(steps(mode))
             self.work.done = done
@@ -84,7 +98,7 @@ class Modes:
         """The result so far."""
         self.work.write(state, modes=self.measured, untried=self.untried)
 
-    def measure(self, mode: dict[str, Any], title: str, share_s: float) -> dict[str, Any]:
+    def measure(self, mode: dict[str, Any], share_s: float) -> dict[str, Any]:
         """One mode: its rates and its memory, or why there are none."""
         began_s = time.monotonic()
         found: dict[str, Any] = {"mode": mode["mode"], "skipped": "", "failed": "", "load_s": 0.0, "rates": []}
@@ -92,13 +106,13 @@ class Modes:
         server = ENGINES[mode["engine"]](mode, self.work.job)
         self.ends_s = min(self.work.ends_s, began_s + MOST_SHARES * share_s)
         try:
-            self.show(title, "loading the model")
+            self.work.tell(f"{mode['mode']}, loading the model")
             server.start(began_s + share_s)
             found["load_s"] = round(time.monotonic() - began_s, 1)
             self.work.done += 1
             sampler = Sampler(server.pid)
             try:
-                self.ask(server, mode, title, began_s + share_s, found["rates"])
+                self.ask(server, mode, began_s + share_s, found["rates"])
             finally:
                 found["memory"] = sampler.stop()
         except SkippedError as reason:
@@ -110,16 +124,14 @@ class Modes:
         found["seconds"] = round(time.monotonic() - began_s, 1)
         return found
 
-    def ask(
-        self, server: Server, mode: dict[str, Any], title: str, share_ends_s: float, rates: list[dict[str, Any]]
-    ) -> None:
+    def ask(self, server: Server, mode: dict[str, Any], share_ends_s: float, rates: list[dict[str, Any]]) -> None:
         """Measures all rates of a server that is loaded, and adds each to `rates`."""
         context, slots, estimate = mode["context_per_slot"], mode["slots"], mode["decode_estimate"]
         prompt = max(1, min(PROMPT_TOKENS, context // 4))
         most = max(FEWEST, min(DECODE_TOKENS, context // 4))
         first_s = (share_ends_s - time.monotonic()) * FIRST_SHARE
 
-        self.show(title, "one user, an empty slot")
+        self.work.tell(f"{mode['mode']}, one user, an empty slot")
         first = self.measured_rate(server, 1, prompt, between(FEWEST, first_s * estimate, most))
         rates.append(first)
         prompt_rate, decode_rate = first["prompt_tokens_per_second"], first["decode_tokens_per_second"]
@@ -129,7 +141,7 @@ class Modes:
         decode = between(FEWEST, deep_s * 0.3 * decode_rate, most)
         # A deep slot is filled more slowly than an empty one, so half of the time is planned for it.
         depth = between(1, deep_s * 0.5 * prompt_rate, context - prompt - decode - 1)
-        self.show(title, f"one user, a slot of {depth} tokens")
+        self.work.tell(f"{mode['mode']}, one user, {depth} tokens deep")
         rates.append(self.deep_rate(server, depth, prompt, decode))
         self.work.done += 1
 
@@ -138,20 +150,20 @@ class Modes:
             crowd_s = (share_ends_s - time.monotonic()) / left
             each = between(8, crowd_s * 0.3 * prompt_rate / users, prompt)
             decode = between(FEWEST, crowd_s * 0.6 * decode_rate / users, most)
-            self.show(title, f"{users} users on {slots} slots")
+            self.work.tell(f"{mode['mode']}, {users} users on {slots} slots")
             rates.append(self.measured_rate(server, users, min(each, prompt), decode))
             self.work.done += 1
 
     def measured_rate(self, server: Server, users: int, prompt: int, decode: int) -> dict[str, Any]:
         """So many users at once, each with a prompt and an empty slot."""
+
+        def answer(user: int) -> Answer:
+            told = server.ask(server.prompt(prompt, users * 100 + user), decode, self.ends_s)
+            return Answer(told, time.monotonic())
+
         began_s = time.monotonic()
         with ThreadPoolExecutor(users) as pool:
-            asked = [
-                pool.submit(server.ask, server.prompt(prompt, users * 100 + each), decode, self.ends_s)
-                for each in range(users)
-            ]
-            told = [each.result() for each in asked]
-        return rate(told, 0, time.monotonic() - began_s)
+            return rate(list(pool.map(answer, range(users))), 0, began_s)
 
     def deep_rate(self, server: Server, depth: int, prompt: int, decode: int) -> dict[str, Any]:
         """One user, whose slot holds so many tokens before."""
@@ -160,11 +172,7 @@ class Modes:
         filled = server.ask(begin, 1, self.ends_s, keep=True)
         began_s = time.monotonic()
         told = server.ask(whole, decode, self.ends_s, keep=True)
-        return rate([told], filled.prompt_tokens, time.monotonic() - began_s)
-
-    def show(self, title: str, what: str) -> None:
-        """Says what is measured now, and how long it may still take."""
-        self.work.show(f"measuring: {title}, {what}; at most {max(0, self.work.left_s) / 60:.0f} min more")
+        return rate([Answer(told, time.monotonic())], filled.prompt_tokens, began_s)
 
 
 def steps(mode: dict[str, Any]) -> list[int]:
@@ -178,8 +186,11 @@ def between(least: int, wanted: float, most: int) -> int:
     return max(1, min(max(least, int(wanted)), most))
 
 
-def rate(told: list[Timing], depth: int, wall_s: float) -> dict[str, Any]:
-    """The rates of users who asked at once."""
+def rate(answers: list[Answer], depth: int, began_s: float) -> dict[str, Any]:
+    """The rates of users who asked at once. All together decode from the first one's first token to the last one's last."""
+    told, over_s = [each.told for each in answers], max(each.over_s for each in answers)
+    decoding_s = over_s - min(each.first_token_s for each in answers)
+    tokens = sum(each.decode_tokens for each in told)
     return {
         "users": len(told),
         "depth_tokens": depth,
@@ -187,8 +198,8 @@ def rate(told: list[Timing], depth: int, wall_s: float) -> dict[str, Any]:
         "decode_tokens": round(mean(each.decode_tokens for each in told)),
         "prompt_tokens_per_second": round(mean(each.prompt_rate for each in told), 3),
         "decode_tokens_per_second": round(mean(each.decode_rate for each in told), 3),
-        "decode_tokens_per_second_total": round(sum(each.decode_tokens for each in told) / wall_s, 3),
-        "wall_s": round(wall_s, 2),
+        "decode_tokens_per_second_total": round(tokens / decoding_s, 3) if decoding_s else 0.0,
+        "wall_s": round(over_s - began_s, 2),
     }
 
 

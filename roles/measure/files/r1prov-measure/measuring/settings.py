@@ -123,7 +123,7 @@ class Tuning:
             return known
         changed = [f"{name} {label}" for name, label in chosen.items() if not best or best["chosen"][name] != label]
         so_far = f"; best so far {median(best['decode']):.2f} tokens/s" if best else ""
-        self.work.show(f"measuring: {', '.join(changed) if best else 'the setting of the plan'}{so_far}")
+        self.work.tell(f"{', '.join(changed) if best else 'the setting of the plan'}{so_far}")
         began_s = time.monotonic()
         found: dict[str, Any] = {"chosen": chosen, "prompt": [], "decode": [], "failed": ""}
         try:

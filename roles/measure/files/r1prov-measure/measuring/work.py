@@ -46,10 +46,21 @@ class Work:
         """Writes the result so far. `state` is `running` or `done`."""
         replace(self.result, {"job": self.job, "state": state, **found})
 
+    def tell(self, what: str) -> None:
+        """Says what is measured now, and how long all of it may still take."""
+        left_s = max(0.0, self.left_s)
+        left = f"{left_s / 60:.0f} min" if left_s >= 90 else f"{left_s:.0f} s"
+        self.show(f"{what}; at most {left} more")
+
     def show(self, label: str, state: str = "running") -> None:
         """What others see of this run: progress.json (ARCHITECTURE.md, "Progress")."""
-        at = {"label": label, "done": self.done, "total": self.total, "unit": "steps"}
-        replace(PROGRESS, {"step": "measure", **at, "state": state, "updated": time.time()})
+        replace(PROGRESS, progress(label, self.done, self.total, state))
+
+
+def progress(label: str, done: int, total: int, state: str) -> dict[str, Any]:
+    """The content of progress.json."""
+    at = {"label": label, "done": done, "total": total, "unit": "steps"}
+    return {"step": "measure", **at, "state": state, "updated": time.time()}
 
 
 def replace(path: Path, content: dict[str, Any]) -> None:
