@@ -70,8 +70,8 @@ def main() -> None:
     changed = before != content
     if changed and not module.check_mode:
         write_whole(path, content)
-    asked = without_secrets(module.params, module.argument_spec)
-    module.exit_json(changed=changed, diff=file_diff(path, before, content), asked=asked)
+    look_arguments = without_secrets(module.params, module.argument_spec)
+    module.exit_json(changed=changed, diff=file_diff(path, before, content), look_arguments=look_arguments)
 
 
 if __name__ == "__main__":

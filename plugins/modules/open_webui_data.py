@@ -66,7 +66,7 @@ backup:
 keys: {type: list, elements: str, returned: with configured, description: The settings that differed.}
 login: {type: bool, returned: with configured, description: Whether the administrator was given a login.}
 models: {type: list, elements: str, returned: with configured, description: The models that were opened to all users.}
-asked: {type: dict, returned: success, description: The options, with salted digests in place of secrets.}
+look_arguments: {type: dict, returned: success, description: The options, with salted digests in place of secrets.}
 """
 
 import json
@@ -148,8 +148,10 @@ def configure(module: AnsibleModule, wanted: dict[str, Any]) -> None:
     names = [f"setting {key}\n" for key in keys] + [f"access to {model}\n" for model in new_models]
     names += [f"login of {login.email}\n"] * gives + [f"{kept}\n"] * keeps
     diff = {"before": "", "after": "".join(names), "after_header": str(database)} if names else {}
-    asked = without_secrets(module.params, module.argument_spec)
-    module.exit_json(changed=bool(names), keys=keys, models=new_models, login=gives, diff=diff, asked=asked)
+    look_arguments = without_secrets(module.params, module.argument_spec)
+    module.exit_json(
+        changed=bool(names), keys=keys, models=new_models, login=gives, diff=diff, look_arguments=look_arguments
+    )
 
 
 def _page(wanted: dict[str, Any]) -> Page:
@@ -210,7 +212,7 @@ def follow(module: AnsibleModule, wanted: dict[str, Any]) -> None:
         "changed": did != "nothing" or encrypted,
         "did": did,
         "backup": str(backups / source) if source else "",
-        "asked": without_secrets(module.params, module.argument_spec),
+        "look_arguments": without_secrets(module.params, module.argument_spec),
     }
     if source:
         result["diff"] = {"before": "", "after": f"{did}: {result['backup']}\n"}

@@ -23,7 +23,7 @@ options: {
       running, C(stopped) neither, C(installed) leaves alone whether it runs."},
   "credentials_dir": {"type": "path", "default": "", "description": "Folder for I(credentials)."},
   "credentials": {"type": "dict", "default": {}, "description": "Secrets that the service reads at its start, written to files that only
-      root may read. File name -> text. In check mode a digest of C(asked) will do."},
+      root may read. File name -> text. In check mode a digest of C(look_arguments) will do."},
   "programs": {"type": "list", "elements": "path", "default": [], "description": "Files that the service runs. When one is another file
       than at the last start, links followed, the service restarts."},
   "configuration": {"type": "list", "elements": "path", "default": [], "description": "Files that the service reads again when it is told
@@ -55,7 +55,7 @@ actions:
   returned: success
   description: "What was done, or would be, e.g. C(wrote the unit file), C(restarted)."
 differences: {type: list, elements: str, returned: success, description: "What is not as it should be, in a sentence each."}
-asked: {type: dict, returned: always, description: The options, with salted digests in place of the credentials.}
+look_arguments: {type: dict, returned: always, description: The options, with salted digests in place of the credentials.}
 unit: {type: str, returned: success, description: "The unit's name."}
 start_s:
   type: float
@@ -340,8 +340,13 @@ def main() -> None:
     os.environ["LC_ALL"] = "C"
     service = Service(module.params)
     todo = service.actions()
-    asked = without_secrets(module.params, module.argument_spec)
-    result = {"changed": bool(todo), "actions": list(todo), "differences": service.differences(todo), "asked": asked}
+    look_arguments = without_secrets(module.params, module.argument_spec)
+    result = {
+        "changed": bool(todo),
+        "actions": list(todo),
+        "differences": service.differences(todo),
+        "look_arguments": look_arguments,
+    }
     if service.before != module.params["content"]:
         header = str(service.file)
         result["diff"] = {

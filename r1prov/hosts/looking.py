@@ -44,6 +44,7 @@ class Expectation:
         module: the full name of its module for Python.
         arguments: the module's arguments, in which digests stand for secrets.
         sha1: of the file at the argument `path`; empty where the content does not matter.
+        said: what a command that only reads has answered, by keys of the module `command`.
     """
 
     step: str
@@ -51,6 +52,7 @@ class Expectation:
     module: str
     arguments: dict[str, Any]
     sha1: str = ""
+    said: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,10 @@ def look(connection: HostConnection, expectations: Sequence[Expectation]) -> Loo
     """
     began = time.monotonic()
     code, digest = modules()
-    asked = [{"module": each.module, "arguments": each.arguments, "sha1": each.sha1} for each in expectations]
+    asked = [
+        {"module": each.module, "arguments": each.arguments, "sha1": each.sha1, "said": each.said}
+        for each in expectations
+    ]
     job = {"digest": digest, "code": "", "version": metadata.version("ansible-core"), "asked": asked}
     said = _ask(connection, job)
     if said.get("missing") and not said["holder"]:

@@ -30,6 +30,8 @@ _OURS = "r1.prov."
 _BUILTIN = "ansible.builtin."
 _COPIES = {"copy", "template"}
 """Where the content is as wanted, these end with the module `file`."""
+_READING = {"find": ("rc", "stdout"), "nft": ("rc",)}
+"""Programs with which roles only read, and what of their answers the roles act upon."""
 _PATH = re.compile(r"""(?<![\w.])/[^\s'"`,;{}()\[\]|]+""")
 
 
@@ -43,14 +45,17 @@ def expectations_of(event: TaskDone) -> Iterator[Expectation]:
             continue
         if event.action.startswith(_OURS) and kind not in UNASKED:
             module = f"ansible_collections.r1.prov.plugins.modules.{kind}"
-            yield Expectation(event.step, event.task, module, _given(result.get("asked") or arguments))
+            yield Expectation(event.step, event.task, module, _given(result.get("look_arguments") or arguments))
         elif kind in _COPIES:
             # The action plugin compares the content, and calls the module `file` for the rest.
             given = _given(arguments) | {"path": result["dest"]}
             given.pop("dest", None)
             yield Expectation(event.step, event.task, "ansible.modules.file", given, result["checksum"])
-        elif kind in STOCK and (kind != "command" or arguments["creates"] or arguments["removes"]):
-            # A command without these two reads something, or is left out by a condition.
+        elif kind == "command" and not arguments["creates"]:
+            if reads := _READING.get(Path(result["cmd"][0]).name):
+                said = {key: result[key] for key in reads}
+                yield Expectation(event.step, event.task, "ansible.modules.command", _given(arguments), said=said)
+        elif kind in STOCK:
             yield Expectation(event.step, event.task, f"ansible.modules.{kind}", _given(arguments))
 
 
@@ -60,9 +65,7 @@ def _given(arguments: dict[str, Any]) -> dict[str, Any]:
 
 def keep(state: SiteState, host: str, expectations: Sequence[Expectation]) -> None:
     """Keep what the run over a host that has just ended expects of it. Equal questions are asked once."""
-    once = {
-        json.dumps([each.module, each.arguments, each.sha1], sort_keys=True): each for each in reversed(expectations)
-    }
+    once = {json.dumps([each.module, each.arguments], sort_keys=True): each for each in reversed(expectations)}
     kept = {"made_of": made_of(state), "expectations": [asdict(each) for each in reversed(once.values())]}
     state.looks.mkdir(mode=0o700, exist_ok=True)
     write_whole(state.look(host), json.dumps(kept, indent=1) + "\n")

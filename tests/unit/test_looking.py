@@ -127,6 +127,16 @@ def test_modules_that_were_changed_on_the_host_are_not_run(here: Here, written: 
     assert here.calls == 4
 
 
+def test_a_command_that_reads_is_asked_for_the_same_answer(here: Here, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    arguments = {"argv": ["find", str(tmp_path / "store"), "-type", "f"]}
+    expected = Expectation("build_deps", "Look", "ansible.modules.command", arguments, said={"rc": 0, "stdout": ""})
+    assert seen(here, expected).clean
+    (tmp_path / "store/new.crt").touch()
+    (difference,) = seen(here, expected).differences
+    assert difference.step == "build_deps"
+
+
 def test_one_module_that_breaks_hides_no_other(here: Here, written: Path) -> None:
     expected = file_as_it_is(written)
     written.chmod(0o666)
@@ -181,7 +191,8 @@ def test_what_a_task_expects(tmp_path: Path) -> None:
     assert of_copy == Expectation("service", "Write it", FILE, wanted, "5f" * 20)
     asked = {"name": "r1prov-x", "credentials": {"key": secret.digest("hidden")}}
     result = {
-        "asked": asked,
+        "look_arguments": asked,
+        "asked": True,
         "invocation": {"module_args": {"name": "r1prov-x", "credentials": "VALUE_SPECIFIED_IN_NO_LOG_PARAMETER"}},
     }
     (of_ours,) = expectations.expectations_of(TaskDone("gpu1", "service", "Run", False, result, "r1.prov.service_unit"))
@@ -203,10 +214,14 @@ def test_commands_that_only_read_are_not_asked(tmp_path: Path) -> None:
     def command(**more: Any) -> TaskDone:
         arguments = {"argv": ["true"], "creates": None, "removes": None} | more
         return replace(
-            copied(tmp_path), action="ansible.builtin.command", result={"invocation": {"module_args": arguments}}
+            copied(tmp_path),
+            action="ansible.builtin.command",
+            result={"invocation": {"module_args": arguments}, "cmd": arguments["argv"], "rc": 0, "stdout": "found"},
         )
 
     assert not [*expectations.expectations_of(command())]
+    (reading,) = expectations.expectations_of(command(argv=["find", "/x"]))
+    assert reading.said == {"rc": 0, "stdout": "found"}
     assert len([*expectations.expectations_of(command(creates="/run/netns/r1prov"))]) == 1
 
 

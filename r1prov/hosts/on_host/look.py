@@ -31,7 +31,7 @@ def main(job: dict[str, Any]) -> None:
 
     Args:
         job: `digest` of the zip file with the modules, `code`, which is that file in base64 or empty, `version` of ansible-core,
-            and `asked`, a list of {module, arguments, sha1}.
+            and `asked`, a list of {module, arguments, sha1, said}.
     """
     holder = _document(LOCK)
     archive = _archive(job["digest"], job["code"])
@@ -62,7 +62,7 @@ def _ask(asked: dict[str, Any], version: str) -> dict[str, Any]:
     """What a module answers in check mode; `error` where it gives no answer."""
     basic = importlib.import_module("ansible.module_utils.basic")
     internal = {
-        "check_mode": True,
+        "check_mode": not asked["said"],  # A command that only reads answers nothing in check mode.
         "diff": True,
         "version": version,
         "module_name": asked["module"],
@@ -79,6 +79,10 @@ def _ask(asked: dict[str, Any], version: str) -> dict[str, Any]:
     except Exception as error:  # One module that breaks must not hide the answers of others.
         return {"error": f"{type(error).__name__}: {error}"}
     shown = {name: answer[name] for name in SHOWN if name in answer}
+    if any(answer.get(key) != expected for key, expected in asked["said"].items()):
+        shown["changed"] = True
+    elif asked["said"]:
+        shown = {"changed": False}
     if asked["module"].endswith(".user"):
         shown["entry"] = _account(asked["arguments"]["name"])
     if asked.get("sha1") and not shown.get("failed") and _sha1(Path(asked["arguments"]["path"])) != asked["sha1"]:
