@@ -73,6 +73,8 @@ def by_hand(
     output.say(f"{target.name}, {chosen}: {modes.BY_HAND[chosen]}.")
     for reason in reasons:
         output.say(f"It does not fit: {reason}", "yellow")
+    if reasons and chosen != modes.HYBRID:
+        output.say("What fits is the plan, --mode hybrid; `r1prov explain` says the nearest that would do.", "yellow")
     output.say(f"Run it on {target.name} as a member of the group r1prov-operators.")
     unit = f"r1prov-{applied.file.engine}"
     output.say(
@@ -87,7 +89,10 @@ def _mode(named: str | None, decision: Decision) -> str:
     if named is None:
         return modes.HYBRID if modes.HYBRID in there else modes.CPU
     if named not in modes.BY_HAND:
-        raise SiteError(Problem("--mode", f"no mode is called `{named}`", f"there are: {', '.join(modes.BY_HAND)}"))
+        others = " `r1prov bench --modes` knows it" if named in modes.MODES else ""
+        raise typer.BadParameter(
+            f"--mode: there is no mode `{named}` by hand; there are: {', '.join(modes.BY_HAND)}.{others}"
+        )
     if named not in there:
         what = f"the profile {decision.site.file.profile} has no cards"
         raise SiteError(Problem("--mode", what, f"what it has: {', '.join(there)}"))

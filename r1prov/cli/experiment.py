@@ -138,7 +138,8 @@ def _nothing(host: Host, document: dict[str, Any]) -> R1provError | None:
     whys = [f"{mode['mode']}: {mode['failed'] or mode['left_out']}" for mode in document["modes"]]
     if any(mode["measured"] for mode in document["modes"]):
         return None
-    return RunError(Problem(host.name, f"no mode was measured: {'; '.join(whys)}", "mend that, or name other modes"))
+    remedy = "mend that, give it longer (--limit), or name other modes"
+    return RunError(Problem(host.name, f"no mode was measured: {'; '.join(whys)}", remedy))
 
 
 def _show(found: dict[str, dict[str, Any]], problems: Sequence[Problem], *, json: bool) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from r1prov import output
 from r1prov.common.units import GIB
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 BAR = 8
 Document = dict[str, Any]
@@ -25,6 +26,8 @@ def compared(document: Document) -> None:
     _memory(document["modes"])
     for (what, why), named in _remarks(document).items():
         output.line(f"{', '.join(named)}: {what}: {why}")
+    for line in _circumstances(document["modes"]):
+        output.line(line)
     for note in document["notes"]:
         output.line(f"{note}.")
 
@@ -42,6 +45,18 @@ def _remarks(document: Document) -> dict[tuple[str, str], list[str]]:
     return found
 
 
+def _circumstances(modes: Sequence[Document]) -> Iterator[str]:
+    """What keeps modes that were measured from being compared as they stand there."""
+    for mode in modes:
+        if not mode["measured"]:
+            continue
+        load, at = mode["measured"]["load"], datetime.fromtimestamp(mode["measured"]["measured_unix_s"], UTC)
+        if mode["measured"]["earlier"]:
+            yield f"{mode['mode']}: kept from a run that was stopped, of {at:%Y-%m-%d %H:%M} UTC"
+        if load["foreign"]:
+            yield f"{mode['mode']}: measured while other processes kept {load['others_cores']:.1f} of {load['cores']} cores busy"
+
+
 def _rates(document: Document) -> None:
     """A row for each mode, then the published figures. The bars are to one scale."""
     modes, published = document["modes"], document["published"]
@@ -56,7 +71,7 @@ def _rates(document: Document) -> None:
         slots = document["slots"]
         users = dict.fromkeys((1, slots, 2 * slots))
         columns = [f"{number} user{'s' * (number > 1)}>" for number in users]
-        columns.insert(1, "full>")
+        columns.insert(1, "deep>")
         rows = [
             (mode["mode"], *_measured(mode, list(users)), _estimate(mode), "#" * _cells(_decode(mode), most))
             for mode in modes
@@ -64,7 +79,7 @@ def _rates(document: Document) -> None:
         output.table(("tokens/s", "prompt>", *columns, "plan>", ""), rows)
         depths = [f"{mode['mode']} {rate['depth_tokens']:,}" for mode in modes if (rate := _rate(mode, 1, full=True))]
         if depths:
-            output.line(f"full: one user, with so many tokens in the slot before: {', '.join(depths)}")
+            output.line(f"deep: one user, with so many tokens in the slot before: {', '.join(depths)}")
     if published:
         output.line()
         others = [

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from r1prov.offload.experiment import Server
 
 SCHEMA = 1
+MEASURED = ("measured_unix_s", "earlier", "load_s", "seconds", "rates", "memory", "load")
+"""What the document has of a mode that was measured."""
+
 NO_TIME = "no time was left for it"
 BROKEN_OFF = "the measurement was broken off before"
 
@@ -131,9 +134,7 @@ def _mode(server: Server, measured: Mapping[str, Any], not_reached: str) -> dict
         }
         if found
         else None,
-        "measured": {key: measured[key] for key in ("load_s", "seconds", "rates", "memory")}
-        if measured.get("rates")
-        else None,
+        "measured": {key: measured[key] for key in MEASURED} if measured.get("rates") else None,
     }
 
 

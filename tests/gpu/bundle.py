@@ -40,6 +40,14 @@ def pinned() -> tuple[str, str]:
     return version, sha256
 
 
+def fetch(version: str, folder: Path) -> Path:
+    """Brings the sdist of a version into `folder`. pip asks the sdist for its metadata, and for that brings the sdist's build backend."""
+    name = "llama-cpp-python"
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    subprocess.run([*command, "--no-binary", name, f"{name}=={version}", "--dest", str(folder)], check=True)
+    return next(folder.glob("*.tar.gz"))
+
+
 def pack(sdist: Path, sha256: str, folder: Path) -> Path:
     """Writes the engine's source out of `sdist` to `folder`, with its own sha256 beside it.
 
@@ -82,12 +90,10 @@ def unpack(folder: Path, target: Path) -> None:
     """
     archive = folder / SOURCE
     if not archive.exists():
-        raise RuntimeError(
-            f"{archive} is missing. Run `python -m tests.gpu.bundle` where there is a network, and carry it along."
-        )
+        raise RuntimeError(f"{archive} is missing. Run `make gpu-bundle` where there is a network, and carry it along.")
     content = archive.read_bytes()
     if hashlib.sha256(content).hexdigest() != (folder / f"{SOURCE}.sha256").read_text().strip():
-        raise RuntimeError(f"{archive} is not what was packed. Run `python -m tests.gpu.bundle` again.")
+        raise RuntimeError(f"{archive} is not what was packed. Run `make gpu-bundle` again.")
     with tarfile.open(fileobj=io.BytesIO(content)) as source:
         for member in source:
             place = PurePosixPath(member.name)
@@ -104,13 +110,7 @@ def main() -> None:
     """Makes the bundle."""
     version, sha256 = pinned()
     with tempfile.TemporaryDirectory() as folder:
-        if len(sys.argv) > 1:
-            sdist = Path(sys.argv[1])
-        else:
-            command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-build-isolation"]
-            command += ["--no-binary", ":all:", f"llama-cpp-python=={version}", "--dest", folder]
-            subprocess.run(command, check=True)
-            sdist = next(Path(folder).glob("*.tar.gz"))
+        sdist = Path(sys.argv[1]) if len(sys.argv) > 1 else fetch(version, Path(folder))
         try:
             archive = pack(sdist, sha256, BUNDLE)
         except RuntimeError as error:

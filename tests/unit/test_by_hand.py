@@ -62,7 +62,10 @@ def test_a_machine_without_cards_has_one_mode_and_says_so(site: Path, capsys: py
     assert (code, out) == (Exit.SITE, "")
     assert "the profile cpu has no cards" in err
     assert "did" not in err
-    assert printed(capsys, "--mode", "rules")[0] == Exit.SITE
+    assert printed(capsys, "--mode", "rules")[0] == Exit.USAGE
+    code, _, err = printed(capsys, "--mode", "fit")
+    assert code == Exit.USAGE
+    assert "`r1prov bench --modes` knows it" in " ".join(err.split())
 
 
 @pytest.mark.parametrize("quant", DYNAMIC_QUANTS)

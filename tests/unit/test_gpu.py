@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,37 @@ def test_a_build_goes_on_after_its_time_was_up(tmp_path: Path):
     assert (built / "steps").read_text() == "once\n"
 
 
+def test_the_sdist_is_fetched_where_its_build_backend_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """pip itself does it, from a folder in place of an index."""
+    links = tmp_path / "links"
+    links.mkdir()
+    described = "Metadata-Version: 2.1\nName: {}\nVersion: 1.0\n"
+    backend = (
+        "import os\n"
+        "def prepare_metadata_for_build_wheel(folder, settings=None):\n"
+        "    os.mkdir(folder + '/llama_cpp_python-1.0.dist-info')\n"
+        f"    open(folder + '/llama_cpp_python-1.0.dist-info/METADATA', 'w').write({described.format('llama-cpp-python')!r})\n"
+        "    return 'llama_cpp_python-1.0.dist-info'\n"
+    )
+    with zipfile.ZipFile(links / "nowhere_installed-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("nowhere_installed.py", backend)
+        wheel.writestr("nowhere_installed-1.0.dist-info/METADATA", described.format("nowhere-installed"))
+        wheel.writestr("nowhere_installed-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        wheel.writestr("nowhere_installed-1.0.dist-info/RECORD", "")
+    files = {
+        "PKG-INFO": described.format("llama-cpp-python"),
+        "pyproject.toml": '[build-system]\nrequires = ["nowhere-installed"]\nbuild-backend = "nowhere_installed"\n',
+    }
+    with tarfile.open(links / "llama_cpp_python-1.0.tar.gz", "w:gz") as packed:
+        for name, text in files.items():
+            member = tarfile.TarInfo(f"llama_cpp_python-1.0/{name}")
+            member.size = len(text)
+            packed.addfile(member, io.BytesIO(text.encode()))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(links))
+    assert bundle.fetch("1.0", tmp_path).read_bytes() == (links / "llama_cpp_python-1.0.tar.gz").read_bytes()
+
+
 def test_an_sdist_that_is_not_the_pinned_one_is_refused(tmp_path: Path):
     path, _ = sdist(tmp_path, "")
     with pytest.raises(RuntimeError, match="pins"):
@@ -187,5 +219,6 @@ def test_the_page_has_a_row_per_card_and_driver(tmp_path: Path):
     (tmp_path / "out" / "two").parent.mkdir()
     kept.rename(tmp_path / "out" / "two")
     page = rows(tmp_path / "out")
-    assert "| NVIDIA H200 | 9.0 | 580.65.06 | 143,771 MiB | RuntimeError: " in page
-    assert "| Tesla P40 | 6.1 | 535.183.01 | 24,576 MiB | RuntimeError: " in page
+    missing = f"{tmp_path / 'bundle' / bundle.SOURCE} is missing"
+    assert f"| NVIDIA H200 | 9.0 | 580.65.06 | 143,771 MiB | {missing}" in page
+    assert f"| Tesla P40 | 6.1 | 535.183.01 | 24,576 MiB | {missing}" in page

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from measuring import memory, modes, servers, work
+from measuring import load, memory, modes, servers, work
 
 SERVER = """#!{python}
 import json, os, signal, sys, time
@@ -51,6 +51,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
+ThreadingHTTPServer.request_queue_size = 64
 ThreadingHTTPServer(("127.0.0.1", int(words[words.index("--port") + 1])), Handler).serve_forever()
 """
 
@@ -125,6 +126,21 @@ def test_what_all_users_get_is_counted_from_the_first_token_on(folder: Path) -> 
     assert found["rates"][2]["wall_s"] > 0.3
 
 
+def test_who_else_keeps_the_processors_busy_is_seen() -> None:
+    """What this process and its children compute is not somebody else's."""
+    spin = "import time\nwhile time.process_time() < 0.5: pass"
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as idle:
+        mine, others = load.Load(os.getpid()), load.Load(idle.pid)
+        began_s = time.monotonic()
+        subprocess.run([sys.executable, "-c", spin], check=True)
+        own, foreign, took_s = mine.so_far(), others.so_far(), time.monotonic() - began_s
+        idle.communicate(b"\n")
+    # The same time, looked at from the process that computes, and from one that does not.
+    assert (foreign["others_cores"] - own["others_cores"]) * took_s > 0.3
+    assert foreign["foreign"] or took_s > 1
+    assert foreign["cores"] == os.cpu_count()
+
+
 def test_it_says_what_is_measured_and_how_long_that_may_still_take(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,7 +212,8 @@ def test_one_that_was_stopped_goes_on_where_it_was(folder: Path) -> None:
     (folder / "result.json").write_text(json.dumps(whole | {"state": "running", "modes": whole["modes"][:1]}))
     (folder / "calls").write_text("")
     again = run(folder, *asked)
-    assert again["modes"][0] == whole["modes"][0]
+    assert again["modes"][0] == whole["modes"][0] | {"earlier": True}
+    assert [found["earlier"] for found in again["modes"]] == [True, False]
     assert len((folder / "calls").read_text().split()) == 1
 
 

@@ -90,6 +90,9 @@ def measured(mode: str, decode: float, slots: int, cards: Sequence[int] = ()) ->
             rate(2 * slots, 0, decode * 11, decode / 2, decode * 1.4),
         ],
         "memory": {"devices_bytes": list(cards), "ram_bytes": 52 * 2**30, "ram_anonymous_bytes": 3 * 2**30},
+        "load": {"others_cores": 3.2, "cores": 64, "foreign": False},
+        "earlier": False,
+        "measured_unix_s": 1790000000,
     }
 
 
@@ -151,6 +154,17 @@ def test_a_measurement_that_was_broken_off_says_so_of_each_mode(site: Path) -> N
     assert left_out[2].startswith("CUDA0 runs out of memory")
 
 
+def test_what_keeps_modes_from_being_compared_is_said(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    decision = decided(site, "profile: demo\nhosts: [gpu1]\n")
+    found = measured_modes.servers(decision, "gpu1", ("cpu", "ollama"))
+    load = {"others_cores": 3.2, "cores": 8, "foreign": True}
+    told = result(measured("cpu", 150, 2) | {"earlier": True}, measured("ollama", 120, 2) | {"load": load})
+    show_modes.compared(measured_modes.report(decision, "gpu1", found, LIMIT_S, told))
+    text = capsys.readouterr().out
+    assert "cpu: kept from a run that was stopped, of 2026-09-21 14:13 UTC" in text
+    assert "ollama: measured while other processes kept 3.2 of 8 cores busy" in text
+
+
 def test_several_slots_have_a_column_of_their_own(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
     decision = decided(site, "profile: demo\nhosts: [gpu1]\n")
     found = measured_modes.servers(decision, "gpu1", ("cpu", "ollama"))
@@ -158,7 +172,7 @@ def test_several_slots_have_a_column_of_their_own(site: Path, capsys: pytest.Cap
     show_modes.compared(measured_modes.report(decision, "gpu1", found, LIMIT_S, told))
     text = capsys.readouterr().out
     head = next(line for line in text.splitlines() if line.startswith("tokens/s"))
-    assert head.split() == ["tokens/s", "prompt", "1", "user", "full", "2", "users", "4", "users", "plan"]
+    assert head.split() == ["tokens/s", "prompt", "1", "user", "deep", "2", "users", "4", "users", "plan"]
     cpu = next(line for line in text.splitlines() if line.startswith("cpu"))
     assert cpu.split()[1:6] == ["1800.0", "150.00", "120.00", "225.00", "210.00"]
     bars = [line.split()[-1] for line in text.splitlines() if line.startswith(("cpu", "ollama")) and "#" in line]

@@ -12,17 +12,19 @@ The job:
 
 Each mode gets an equal share of the time that is left. Its measurements are as long as its share allows; one that is slow gets short
 ones, and is broken off where even these take much longer than its share. The result is written after each mode, so one that was stopped
-goes on where it was.
+goes on where it was. What it takes over from then is marked as `earlier`.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
+from measuring.load import Load
 from measuring.memory import Sampler
 from measuring.servers import ENGINES, SkippedError
 from measuring.work import FailedError, Work
@@ -85,7 +87,9 @@ class Modes:
                 self.untried.append(mode["mode"])
                 continue
             found = self.known.get(mode["mode"])
-            if not found:
+            if found:
+                found["earlier"] = True
+            else:
                 share_s = self.work.left_s / (len(self.modes) - number)
                 found = self.measure(mode, share_s)
             self.measured.append(found)
@@ -102,7 +106,9 @@ class Modes:
         """One mode: its rates and its memory, or why there are none."""
         began_s = time.monotonic()
         found: dict[str, Any] = {"mode": mode["mode"], "skipped": "", "failed": "", "load_s": 0.0, "rates": []}
+        found |= {"earlier": False, "measured_unix_s": round(time.time())}
         found["memory"] = {"devices_bytes": [], "ram_bytes": 0, "ram_anonymous_bytes": 0}
+        found["load"] = {"others_cores": 0.0, "cores": os.cpu_count() or 1, "foreign": False}
         server = ENGINES[mode["engine"]](mode, self.work.job)
         self.ends_s = min(self.work.ends_s, began_s + MOST_SHARES * share_s)
         try:
@@ -110,11 +116,11 @@ class Modes:
             server.start(began_s + share_s)
             found["load_s"] = round(time.monotonic() - began_s, 1)
             self.work.done += 1
-            sampler = Sampler(server.pid)
+            sampler, load = Sampler(server.pid), Load(os.getpid())
             try:
                 self.ask(server, mode, began_s + share_s, found["rates"])
             finally:
-                found["memory"] = sampler.stop()
+                found["load"], found["memory"] = load.so_far(), sampler.stop()
         except SkippedError as reason:
             found["skipped"] = str(reason)
         except FailedError as reason:
