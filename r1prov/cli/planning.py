@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import urllib.parse
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +11,7 @@ import typer
 from pydantic import ValidationError
 
 from r1prov import output
-from r1prov.cli import options, show_plan
+from r1prov.cli import complete, options, show_plan
 from r1prov.common import documents
 from r1prov.common.errors import Problem, SiteError
 from r1prov.common.units import parse_cards, parse_size
@@ -18,13 +19,16 @@ from r1prov.machines import profile as machine
 from r1prov.machines.workload import load_workload
 from r1prov.models import catalogue, gguf, latent, layout
 from r1prov.offload import DYNAMIC_QUANTS, best_on_gpus, document, placeable
-from r1prov.offload.foresight import foresee_arguments, foresee_plan
+from r1prov.offload.foresight import at_measured, foresee_arguments, foresee_plan
 from r1prov.offload.outcome import Space
 from r1prov.offload.setting import UnknownArgumentError
+from r1prov.offload.speed import of_machine, with_measured
 
 if TYPE_CHECKING:
+    from r1prov.machines.known import MeasuredSpeed
     from r1prov.machines.profile import Profile, Serving
     from r1prov.models.model import Model
+    from r1prov.offload.speed import Speeds
 
 File = Annotated[
     str | None,
@@ -52,6 +56,18 @@ Workload = Annotated[
         callback=options.not_empty,
     ),
 ]
+Host = Annotated[
+    str | None,
+    typer.Option(
+        "--host",
+        help="A host of the site, instead of a profile: with the site's profile, and what is known of that host.",
+        callback=options.not_empty,
+        autocompletion=complete.hosts,
+    ),
+]
+Measured = Annotated[
+    bool, typer.Option("--measured", help="With --host: plan with the speeds that were measured there.")
+]
 CacheType = Annotated[str | None, typer.Option("--cache-type-k", help="The type of K in the cache, e.g. q4_0.")]
 DEFAULT_RESERVE = "1024MiB"
 DEFAULT_QUANT = "UD-IQ1_S"
@@ -59,7 +75,10 @@ DEFAULT_QUANT = "UD-IQ1_S"
 
 def plan(
     *,
-    profile: options.Profile = "4x4090",
+    profile: options.Profile = None,
+    host: Host = None,
+    site: options.SiteFile = None,
+    measured: Measured = False,
     quant: options.Quant = None,
     file: File = None,
     source: Source = None,
@@ -73,9 +92,17 @@ def plan(
 ) -> None:
     """Say where the model would lie on a kind of server, how long people would wait, and what the rule of thumb would do there.
 
+    Without --profile and --host it is the profile `4x4090`. A host of the site has told how its first card is attached, and what was
+    measured there is shown beside the plan.
+
     Example: `r1prov plan --profile 4x4090 --quant UD-IQ1_M --ctx-size 4096`
     """
-    chosen = machine.load_profile(profile or "4x4090")
+    _only_one(profile=profile, host=host)
+    if site and not host and os.environ.get(complete.SITE_VARIABLE) != str(site):
+        raise typer.BadParameter("--site goes with --host, which names one of its hosts")
+    chosen, name, speeds, there = _on_host(site, host) if host else _anywhere(profile or "4x4090")
+    if measured:
+        speeds = _as_measured(host, name, speeds, there)
     kv_type = cache_type_k and cache_type_k.lower()
     flags = {"--ctx-size": ctx_size, "--parallel": parallel, "--cache-type-k": kv_type, "--attention": attention}
     serving = _serving(chosen.serving, flags)
@@ -90,11 +117,14 @@ def plan(
             update={"context_per_slot": min(serving.context_per_slot, published.context_length)}
         )
     smaller = _smaller(published)
-    found = foresee_plan(published, n_bytes, chosen.machine, serving, reserve=free, smaller=smaller)
+    found = foresee_plan(published, n_bytes, chosen.machine, serving, speeds, reserve=free, smaller=smaller)
+    beside = at_measured(found, name, with_measured(speeds, there), serving.workload) if there else None
     if json:
-        output.data(document.of_plan(found))
-    else:
-        show_plan.plan(found.model, found.plan, found.day, found.baselines, found.alternatives)
+        output.data(document.of_plan(found, beside))
+        return
+    show_plan.plan(found.model, found.plan, found.day, found.baselines, found.alternatives)
+    if beside:
+        show_plan.measured(found.outcome, beside)
 
 
 def explain(
@@ -134,6 +164,43 @@ def explain(
         )
     else:
         show_plan.refusal(found.refusal, found.alternatives)
+
+
+def _anywhere(profile: str) -> tuple[Profile, str, Speeds, dict[str, MeasuredSpeed]]:
+    """A profile, no host, the speeds that the profile tells of, and no measured ones."""
+    chosen = machine.load_profile(profile)
+    return chosen, "", of_machine(chosen.machine), {}
+
+
+def _on_host(path: Path | None, named: str) -> tuple[Profile, str, Speeds, dict[str, MeasuredSpeed]]:
+    """The profile of a host's site as it is wanted, the host's name, the speeds with which it is planned, and those measured there.
+
+    Raises:
+        SiteError: No site is known, or it has no such host.
+    """
+    # Imported late: what asks about a profile does without.
+    from r1prov.site.select import wanted  # noqa: PLC0415
+    from r1prov.site.state import SiteState  # noqa: PLC0415
+
+    site, (target,) = wanted(path, [named])
+    known = SiteState.of(site.path).known(target.name)
+    speeds = of_machine(site.profile.machine, known.link if known else None)
+    return site.profile, target.name, speeds, known.measured if known else {}
+
+
+def _as_measured(host: str | None, name: str, speeds: Speeds, there: dict[str, MeasuredSpeed]) -> Speeds:
+    """The speeds with those that were measured in their place.
+
+    Raises:
+        BadParameter: No host is named.
+        SiteError: Nothing was measured there.
+    """
+    if not host:
+        raise typer.BadParameter("--measured goes with --host, for speeds are measured on a host")
+    if not there:
+        remedy = f"`r1prov bench --modes cpu,hybrid {name}` or `r1prov tune {name}` measures"
+        raise SiteError(Problem(name, "nothing was measured there that tells its speeds", remedy))
+    return with_measured(speeds, there)
 
 
 def _serving(base: Serving, flags: dict[str, int | str | None]) -> Serving:

@@ -10,12 +10,14 @@ from r1prov import output
 from r1prov.common.units import GB, GIB, gib
 from r1prov.offload import speed
 from r1prov.offload.memory import placement
+from r1prov.offload.speed import Origin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from r1prov.models.model import Model
     from r1prov.offload.compare import Alternative, Baseline
+    from r1prov.offload.foresight import Measured
     from r1prov.offload.outcome import Device, Outcome
     from r1prov.offload.plan import Plan
     from r1prov.offload.waits import Day, Wait
@@ -41,8 +43,9 @@ def plan(
     _decoding(found.outcome)
     waits = speed.prompt_copies_seconds(model, found.setting, cards, found.outcome.speeds)
     if waits and found.outcome.fits:
-        batch = found.setting.micro_batch
-        output.line(f"A prompt waits {waits:.1f} s per {batch} tokens while experts are copied from RAM to CUDA0.")
+        batch, link = found.setting.micro_batch, found.outcome.speeds.link_bytes_per_second
+        by = f" by {link.detail} ({link.origin})" if link.detail else ""
+        output.line(f"A prompt waits {waits:.1f} s per {batch} tokens while experts are copied from RAM to CUDA0{by}.")
     _day(day, found.outcome)
     if found.slots_reason:
         output.line(f"{slots.capitalize()}, because {found.slots_reason}.")
@@ -127,10 +130,37 @@ def _decoding(found: Outcome) -> None:
             for each in (found.speeds.ram_bytes_per_second, found.speeds.card_bytes_per_second)
         )
         from_cards = f" and {card} to {card_most} GB/s from a card, one device after the other" if found.devices else ""
+        speeds = {found.speeds.ram_bytes_per_second.origin, found.speeds.card_bytes_per_second.origin}
+        how = "by measured speeds" if Origin.MEASURED in speeds else "not measured"
         output.line()
         output.line(
-            f"Decoding: {_rate(found)} tokens/s, not measured: these bytes at {ram} to {ram_most} GB/s from RAM{from_cards}."
+            f"Decoding: {_rate(found)} tokens/s, {how}: these bytes at {ram} to {ram_most} GB/s from RAM{from_cards}."
         )
+
+
+SPEEDS = {
+    "ram_bytes_per_second": ("reading RAM, GB/s", GB),
+    "card_bytes_per_second": ("reading a card, GB/s", GB),
+    "link_bytes_per_second": ("from RAM to a card, GB/s", GB),
+    "card_operations_per_second": ("products on a card, 10^12/s", 10**12),
+    "cpu_operations_per_second": ("products on the CPU, 10^12/s", 10**12),
+}
+"""How people are told of each speed, and its unit."""
+
+
+def measured(found: Outcome, beside: Measured) -> None:
+    """Shows the speeds that were measured on a host, beside those of the plan, and what the plan comes to with them."""
+    rows = []
+    for name, (what, unit) in SPEEDS.items():
+        ours, theirs = getattr(found.speeds, name), getattr(beside.speeds, name)
+        if theirs.origin is Origin.MEASURED:
+            planned, told = (_figures(each.low / unit, each.high / unit) for each in (ours, theirs))
+            rows.append((what, planned, told, theirs.detail))
+    output.line()
+    output.table((f"measured on {beside.host}", "planned>", "measured>", "by"), rows)
+    if found.fits:
+        rates, mean = _figures(*beside.tokens_per_second), _figures(*reversed(beside.day.mean))
+        output.line(f"With these speeds the plan decodes {rates} tokens/s, and in the mean an exchange takes {mean} s.")
 
 
 def _day(day: Day, found: Outcome) -> None:

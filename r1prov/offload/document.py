@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from r1prov.common.units import GB
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 
     from r1prov.models.model import Model
     from r1prov.offload.compare import Alternative
-    from r1prov.offload.foresight import ForeseenArguments, ForeseenPlan
+    from r1prov.offload.foresight import ForeseenArguments, ForeseenPlan, Measured
     from r1prov.offload.outcome import Device, Outcome
     from r1prov.offload.speed import Speed, Speeds
     from r1prov.offload.waits import Day, Range, Wait
@@ -91,12 +92,19 @@ def of_arguments(found: ForeseenArguments, arguments: Sequence[str]) -> dict[str
     return of_refusal(found.model, found.refusal, arguments, found.environment, found.alternatives)
 
 
-def of_plan(found: ForeseenPlan) -> dict[str, Any]:
-    """The document of `r1prov plan`: the plan, what people wait for, the baselines, and the alternatives if the plan does not fit."""
+def of_plan(found: ForeseenPlan, measured: Measured | None = None) -> dict[str, Any]:
+    """The document of `r1prov plan`: the plan, what people wait for, the baselines, and the alternatives if the plan does not fit.
+
+    Args:
+        found: The plan.
+        measured: The same at the speeds that were measured on a host, if it is about a host where some were.
+    """
     plan = found.plan
     told = of_outcome(found.model, found.outcome, plan.arguments, plan.environment, found.alternatives)
     return told | {
         "workload": _day(found.day),
+        "speeds": _speeds(found.outcome.speeds),
+        "measured": _measured(measured) if measured else None,
         "slots": {"number": plan.slots, "reason": plan.slots_reason},
         "ollama": {
             "num_gpu": plan.ollama.gpu_layers,
@@ -113,6 +121,23 @@ def of_plan(found: ForeseenPlan) -> dict[str, Any]:
             }
             for baseline in found.baselines
         ],
+    }
+
+
+def _speeds(speeds: Speeds) -> dict[str, Any]:
+    return {
+        name: {"low": speed.low, "high": speed.high, "origin": speed.origin.name.lower(), "detail": speed.detail}
+        for name, speed in ((field.name, getattr(speeds, field.name)) for field in fields(speeds))
+    }
+
+
+def _measured(measured: Measured) -> dict[str, Any]:
+    low, high = measured.tokens_per_second
+    return {
+        "host": measured.host,
+        "speeds": _speeds(measured.speeds),
+        "decode_tokens_per_second": {"low": round(low, 2), "high": round(high, 2)},
+        "workload": _day(measured.day),
     }
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from r1prov.offload.outcome import Outcome
     from r1prov.offload.plan import Plan
     from r1prov.offload.speed import Speeds
-    from r1prov.offload.waits import Day
+    from r1prov.offload.waits import Day, Range
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,23 @@ class ForeseenPlan:
     day: Day
     baselines: tuple[Baseline, ...]
     alternatives: tuple[Alternative, ...]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a plan comes to at the speeds that were measured on a host.
+
+    Attributes:
+        host: The name of the host.
+        speeds: Its speeds. Those that were not measured are as in the plan.
+        tokens_per_second: What one person gets, whose slot is full.
+        day: What the exchanges of the workload wait for.
+    """
+
+    host: str
+    speeds: Speeds
+    tokens_per_second: Range
+    day: Day
 
 
 @dataclass(frozen=True)
@@ -137,6 +154,20 @@ def foresee_plan(
             ]
         alternatives = tuple(compare.plans_that_fit(model, requested, space, plan.outcome, others))
     return ForeseenPlan(model, plan, plan.outcome, day, baselines, alternatives)
+
+
+def at_measured(found: ForeseenPlan, host: str, speeds: Speeds, asked: Workload | None) -> Measured:
+    """What a plan comes to at measured speeds. The placement stays as it is.
+
+    Args:
+        found: The plan.
+        host: The host on which the speeds were measured.
+        speeds: The speeds.
+        asked: The workload that the operator asks for, if any.
+    """
+    cards = tuple(device.capacity for device in found.outcome.devices)
+    day = waits.day(found.model, found.plan.setting, cards, asked, speeds)
+    return Measured(host, speeds, replace(found.outcome, speeds=speeds).tokens_per_second, day)
 
 
 def foresee_arguments(

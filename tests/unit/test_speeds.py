@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from r1prov import inventory
 from r1prov.cli import main
 from r1prov.common.errors import Exit
-from r1prov.common.units import GB
+from r1prov.common.units import GB, MIB
 from r1prov.machines.profile import Link, load_profile
 from r1prov.models import catalogue
 from r1prov.offload import plan
+from r1prov.offload.arguments import parse
+from r1prov.offload.costs import costs
+from r1prov.offload.measured import Sample
 from r1prov.offload.speed import DEFAULT, Origin, Speed, linked, of_machine
+from r1prov.runs import modes, speeds
+from r1prov.runs import tuning as tunings
+from r1prov.runs.run import settle
+from r1prov.site.select import wanted
+from r1prov.site.state import SiteState
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from r1prov.decision import Decision
 
 PROFILES = Path(__file__).parents[2] / "inventory" / "profiles"
 
@@ -75,3 +91,195 @@ def test_a_link_that_is_none_is_refused(capsys: pytest.CaptureFixture[str], tmp_
         main(["plan", "--profile", str(profile_with(tmp_path, link))])
     assert ended.value.code == Exit.SITE
     assert "machine.gpus.link" in capsys.readouterr().err
+
+
+FACTS = {
+    "cpu": {"model": "Xeon", "cores": 64, "usable_threads": 64},
+    "ram": {"total_bytes": 480 * GB},
+    "gpu": {"on_bus": 4, "cards": [{"name": "RTX 4090", "memory_bytes": 24564 * MIB}] * 4, "link": None},
+}
+SLOW = {"generation": 3, "width": 8}
+TRUTH = {
+    "ram_bytes_per_second": 52 * GB,
+    "card_bytes_per_second": 640 * GB,
+    "link_bytes_per_second": 5.5 * GB,
+    "card_operations_per_second": 40e12,
+    "cpu_operations_per_second": 2e12,
+}
+
+
+def facts(link: dict[str, int] | None) -> dict[str, Any]:
+    return FACTS | {"gpu": FACTS["gpu"] | {"link": link}}
+
+
+@pytest.fixture
+def decision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Decision:
+    """The decision of a site whose host gpu1 has told of a slow link."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r1prov.yml").write_text("profile: 4x4090\nhosts: [gpu1, gpu2]\nworkload: documents\n")
+    chosen, _ = wanted(None, [])
+    SiteState.of(chosen.path).acquaint("gpu1", facts(SLOW))
+    SiteState.of(chosen.path).acquaint("gpu2", facts(None))
+    return settle(chosen, lambda _: None)
+
+
+def foreseen(decision: Decision, arguments: Sequence[str], *, prompt: int, depth: float) -> float:
+    """The seconds on a machine with the speeds of `TRUTH`."""
+    assert decision.model
+    cards = decision.site.profile.machine.cards
+    return Sample(costs(decision.model, parse(arguments, cards=4), cards), 1.0, prompt, depth).foreseen(TRUTH, 1)
+
+
+def compared(decision: Decision) -> dict[str, Any]:
+    """What `bench --modes` would say of the modes of gpu1, had it the speeds of `TRUTH`."""
+    found = modes.servers(decision, "gpu1", ["cpu", "hybrid", "experts-in-ram", "fit"])
+    each = []
+    for server in found:
+        rates = [
+            {
+                "users": 1,
+                "depth_tokens": depth,
+                "prompt_tokens": 512,
+                "decode_tokens": 64,
+                "prompt_tokens_per_second": 512 / foreseen(decision, server.arguments, prompt=512, depth=depth),
+                "decode_tokens_per_second": 1 / foreseen(decision, server.arguments, prompt=0, depth=depth + 544),
+                "decode_tokens_per_second_total": 1.0,
+                "wall_s": 9.0,
+            }
+            for depth in (0, 16000)
+        ]
+        memory: dict[str, Any] = {"devices_bytes": [], "ram_bytes": 0, "ram_anonymous_bytes": 0}
+        each.append({"mode": server.mode, "load_s": 1.0, "seconds": 9.0, "rates": rates, "memory": memory})
+    return modes.report(decision, "gpu1", found, 1200, {"modes": each, "untried": [], "state": "done"})
+
+
+def told_of(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", *words, "--json"])
+    assert not ended.value.code, capsys.readouterr().err
+    told: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return told
+
+
+def test_a_host_is_planned_with_its_own_link(decision: Decision, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = (told_of(capsys, "--host", name) for name in ("gpu1", "gpu2"))
+    assert one["speeds"]["link_bytes_per_second"] == {
+        "low": pytest.approx(5 * GB, rel=0.01),
+        "high": pytest.approx(6.25 * GB, rel=0.01),
+        "origin": "asked",
+        "detail": "PCIe 3.0 x8",
+    }
+    assert two["speeds"]["link_bytes_per_second"]["origin"] == "default"
+    for name, told in (("gpu1", one), ("gpu2", two)):
+        assert tuple(told["arguments"]) == decision.arguments(name)
+        assert told["measured"] is None
+    assert one["arguments"] != two["arguments"]
+
+
+def test_what_was_measured_is_said_and_restarts_nothing(decision: Decision, capsys: pytest.CaptureFixture[str]) -> None:
+    before = told_of(capsys, "--host", "gpu1")
+    rendered = inventory.rendered(decision)
+    speeds.of_modes(decision, "gpu1", compared(decision))
+    after = told_of(capsys, "--host", "gpu1")
+    assert inventory.rendered(settle(decision.site, lambda _: None)) == rendered
+    measured = after.pop("measured")
+    assert before.pop("measured") is None
+    assert after == before
+    ram = measured["speeds"]["ram_bytes_per_second"]
+    assert ram["low"] < TRUTH["ram_bytes_per_second"] < ram["high"] < 1.15 * ram["low"]
+    assert ram["origin"] == "measured"
+    assert ram["detail"].startswith("r1prov bench --modes, 20")
+    link = measured["speeds"]["link_bytes_per_second"]
+    assert link["low"] <= TRUTH["link_bytes_per_second"] <= link["high"]
+    exchange, planned = (each["workload"]["exchanges"][0] for each in (measured, before))
+    rates, estimate = exchange["tokens_per_second"], planned["tokens_per_second"]
+    depth = exchange["cached"] + exchange["prompt"] + exchange["answer"] / 2
+    assert rates["low"] < 1 / foreseen(decision, before["arguments"], prompt=0, depth=depth) < rates["high"]
+    assert rates["high"] / rates["low"] < estimate["high"] / estimate["low"]
+    assert told_of(capsys, "--host", "gpu1", "--measured")["speeds"] == measured["speeds"]
+    assert told_of(capsys, "--host", "gpu2")["measured"] is None
+
+
+def test_another_machine_of_the_same_name_has_nothing_measured(decision: Decision) -> None:
+    state = SiteState.of(decision.site.path)
+    speeds.of_modes(decision, "gpu1", compared(decision))
+    for found in (facts(None), facts(SLOW), {**facts(None), "gpu": {"on_bus": 4, "cards": [], "link": None}}):
+        _, known = state.acquaint("gpu1", found)
+        assert known
+        assert known.measured
+        assert known.link == Link(**SLOW)
+    _, known = state.acquaint("gpu1", facts(None) | {"cpu": {"model": "EPYC", "cores": 96, "usable_threads": 96}})
+    assert known
+    assert (known.measured, known.link) == ({}, None)
+
+
+def test_people_read_what_was_measured_beside_the_estimate(
+    decision: Decision, capsys: pytest.CaptureFixture[str]
+) -> None:
+    speeds.of_modes(decision, "gpu1", compared(decision))
+    with pytest.raises(SystemExit):
+        main(["plan", "--host", "gpu1"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "copied from RAM to CUDA0 by PCIe 3.0 x8 (asked of the host)." in text
+    assert "measured on gpu1" in text
+    assert "reading RAM, GB/s 35-60" in text
+    assert "With these speeds the plan decodes" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--host", "gpu9"], "has no such host"),
+        (["--host", "gpu2", "--measured"], "nothing was measured there"),
+        (["--measured"], "--measured goes with --host"),
+        (["--host", "gpu1", "--profile", "cpu"], "exclude each other"),
+        (["--site", "r1prov.yml"], "--site goes with --host"),
+    ],
+)
+def test_questions_about_a_host_that_have_no_answer(
+    decision: Decision, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", *words])
+    assert ended.value.code in {Exit.SITE, Exit.USAGE}
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_benchmark_and_tuning_tell_too(decision: Decision) -> None:
+    state = SiteState.of(decision.site.path)
+    command = ["/opt/r1prov/llama.cpp/current/bin/llama-server", "--model", "/m.gguf", *decision.arguments("gpu1")]
+    decode = 1 / foreseen(decision, decision.arguments("gpu1"), prompt=0, depth=192)
+    alone = {"users": 1, "prompt_tokens": 160, "decode_tokens": 64, "prompt_tokens_per_second_each": 0}
+    benchmark = {
+        "measured_unix_s": 1764400000,
+        "subject": {"engine": "llama-server", "command": shlex.join(command)},
+        "sweep": [alone | {"decode_tokens_per_second_each": decode}],
+        "load": {"foreign": True},
+    }
+    speeds.of_benchmark(decision, "gpu1", benchmark)
+    known = state.known("gpu1")
+    assert known
+    assert known.measured == {}  # something else kept the host busy
+    speeds.of_benchmark(decision, "gpu1", benchmark | {"load": {"foreign": False}})
+    known = state.known("gpu1")
+    assert known
+    vague = known.measured["ram_bytes_per_second"]
+    assert vague.low < TRUTH["ram_bytes_per_second"] < vague.high
+    trial = tunings.trial(decision, "gpu1", facts(SLOW))
+    own = {dimension.name: dimension.choices[0].label for dimension in trial.dimensions}
+    rates = {
+        "prompt": [trial.prompt_tokens / foreseen(decision, trial.subject.plan, prompt=trial.prompt_tokens, depth=0)],
+        "decode": [1 / foreseen(decision, trial.subject.plan, prompt=0, depth=16)],
+    }
+    lame = own | {"threads": "16"}
+    found = [
+        {"chosen": own, "seconds": 9.0, "failed": "", **rates},
+        {"chosen": lame, "seconds": 9.0, "failed": "", "prompt": [1.0], "decode": [0.5]},
+    ]
+    tuned = tunings.outcome(trial, {"chosen": own, "measured": found, "untried": [], "reason": ""})
+    speeds.of_tuning(decision, "gpu1", trial, tuned)
+    known = state.known("gpu1")
+    assert known
+    assert known.measured["ram_bytes_per_second"].by == "r1prov tune"
+    assert vague.low <= known.measured["ram_bytes_per_second"].low < TRUTH["ram_bytes_per_second"]
+    assert TRUTH["ram_bytes_per_second"] < known.measured["ram_bytes_per_second"].high <= vague.high
