@@ -1,7 +1,7 @@
-"""One look at a host: the questions that the last run had answered there without a change, asked again without Ansible, in one call.
+"""One look at a host: what the tasks of the last run expect there, asked again without Ansible, in one call.
 
-A run that changes nothing has shown what each of its tasks expects of the host: a module and its arguments. A look asks these modules
-again, in check mode. So it says what a run would change, by the same code, and nothing has to be declared twice.
+A task expects something of a host by a module and its arguments. A look asks the same module again, in check mode. So it says what a run
+would change, by the same code, and nothing has to be declared twice.
 """
 
 from __future__ import annotations

@@ -39,7 +39,8 @@ def drift(
     if rest := [host for host in prepared.targets if host.name not in found]:
         for host in rest:
             watcher.note(
-                host.name, "no run has left it unchanged since something was wanted, so Ansible checks it in full"
+                host.name,
+                "what a run asks of it is not known, because no run went well since something was changed here; Ansible checks it in full",
             )
         report = play(replace(prepared, targets=rest, away=(), looks={}), login, request, watcher).report
         found |= {host.name: _checked(report.hosts[host.name]) for host in rest}

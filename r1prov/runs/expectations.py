@@ -1,4 +1,4 @@
-"""What a run that changed nothing shows of each task: the module and the arguments with which a look asks again.
+"""What a run shows of each task: the module and the arguments with which a look asks again.
 
 They are kept with the site for each host, and hold as long as everything that a run is made of is the same.
 """
@@ -29,14 +29,17 @@ UNASKED = {"host_lock", "preflight", "measurement"}
 _OURS = "r1.prov."
 _BUILTIN = "ansible.builtin."
 _COPIES = {"copy", "template"}
-"""Where the content is as wanted, these end with the module `file`."""
-_READING = {"find": ("rc", "stdout"), "nft": ("rc",)}
-"""Programs with which roles only read, and what of their answers the roles act upon."""
+"""Their action plugins compare the content. For the rest they call a module, whose arguments these keys are."""
+_OF_COPIES = ("owner", "group", "mode")
+_READING: dict[str, dict[str, Any]] = {"find": {"stdout": ""}, "nft": {"rc": 0}}
+"""Programs with which roles only read, and the answer upon which a role has nothing to do."""
+_CACHE = "/var/cache/"
+"""What lies there may be deleted at any time, so nothing is expected of it."""
 _PATH = re.compile(r"""(?<![\w.])/[^\s'"`,;{}()\[\]|]+""")
 
 
 def expectations_of(event: TaskDone) -> Iterator[Expectation]:
-    """What a task that changed nothing expects of its host; nothing for tasks that only read, decide or include."""
+    """What a task expects of its host, now that it is done; nothing for tasks that only read, decide or include."""
     kind = event.action.removeprefix(_OURS).removeprefix(_BUILTIN)
     for result in event.result.get("results") or [event.result]:
         invocation = result.get("invocation") if isinstance(result, dict) else None
@@ -47,15 +50,15 @@ def expectations_of(event: TaskDone) -> Iterator[Expectation]:
             module = f"ansible_collections.r1.prov.plugins.modules.{kind}"
             yield Expectation(event.step, event.task, module, _given(result.get("look_arguments") or arguments))
         elif kind in _COPIES:
-            # The action plugin compares the content, and calls the module `file` for the rest.
-            given = _given(arguments) | {"path": result["dest"]}
-            given.pop("dest", None)
-            yield Expectation(event.step, event.task, "ansible.modules.file", given, result["checksum"])
+            # A check of a copy that would be made has no checksum.
+            if "checksum" in result and not result["dest"].startswith(_CACHE):
+                given = _given({key: arguments.get(key) for key in _OF_COPIES})
+                given |= {"path": result["dest"], "state": "file"}
+                yield Expectation(event.step, event.task, "ansible.modules.file", given, result["checksum"])
         elif kind == "command" and not arguments["creates"]:
-            if reads := _READING.get(Path(result["cmd"][0]).name):
-                said = {key: result[key] for key in reads}
+            if said := _READING.get(Path(result["cmd"][0]).name):
                 yield Expectation(event.step, event.task, "ansible.modules.command", _given(arguments), said=said)
-        elif kind in STOCK:
+        elif kind in STOCK and not str(arguments.get("path", "")).startswith(_CACHE):
             yield Expectation(event.step, event.task, f"ansible.modules.{kind}", _given(arguments))
 
 
@@ -63,10 +66,14 @@ def _given(arguments: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if value is not None}
 
 
+def once(expectations: Sequence[Expectation]) -> list[Expectation]:
+    """The expectations, each question once: the last of those with the same module and arguments."""
+    return list({json.dumps([each.module, each.arguments], sort_keys=True): each for each in expectations}.values())
+
+
 def keep(state: SiteState, host: str, expectations: Sequence[Expectation]) -> None:
-    """Keep what the run over a host that has just ended expects of it. Equal questions are asked once."""
-    once = {json.dumps([each.module, each.arguments], sort_keys=True): each for each in reversed(expectations)}
-    kept = {"made_of": made_of(state), "expectations": [asdict(each) for each in reversed(once.values())]}
+    """Keep what the run over a host that has just ended expects of it."""
+    kept = {"made_of": made_of(state), "expectations": [asdict(each) for each in once(expectations)]}
     state.looks.mkdir(mode=0o700, exist_ok=True)
     write_whole(state.look(host), json.dumps(kept, indent=1) + "\n")
 

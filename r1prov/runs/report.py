@@ -186,9 +186,9 @@ class Recorder:
             self.report.ansible_exit, self.report.log, self.report.ended = event.code, str(event.log), now()
 
     def expectations(self, name: str) -> list[Expectation]:
-        """What the tasks of the run expect of a host; nothing unless all of them went well without a change."""
+        """What the tasks of the run expect of a host; nothing unless all of them went well."""
         host = self.report.hosts.get(name)
-        return self._expectations.get(name, []) if host and host.result == "ok" and not host.changes else []
+        return self._expectations.get(name, []) if host and host.result == "ok" else []
 
     def error(self) -> R1provError | None:
         """What went wrong on the hosts, as one error; None where nothing did.

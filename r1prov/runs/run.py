@@ -326,12 +326,31 @@ def play(prepared: Prepared, login: Login, request: Request, watcher: Watcher) -
                 if benchmark := report.hosts[name].benchmark:
                     speeds.of_benchmark(prepared.decision, name, benchmark)
             settle_hosts(state, site, report, request.playbook)
-        # What was seen before a change holds after it: a run of the same code and the same inventory asks the same of a host that is well.
         if request.playbook == "up":
-            for host in prepared.hosts:
-                if seen := recorder.expectations(host.name):
-                    expectations.keep(state, host.name, seen)
+            _keep_expectations(prepared, recorder, login, request)
     return Done(prepared.decision, report, error)
+
+
+def _keep_expectations(prepared: Prepared, recorder: Recorder, login: Login, request: Request) -> None:
+    """Keep what the run expects of each host on which it went well.
+
+    Where it has changed something, some of its tasks may ask what a later run does not ask. So these hosts are looked at once more, and
+    only what holds for a host as it is now is kept.
+    """
+    site = prepared.decision.site
+    state = SiteState.of(site.path)
+    seen = {host: found for host in prepared.hosts if (found := recorder.expectations(host.name))}
+    changed = [host for host in seen if recorder.report.hosts[host.name].changes]
+    for host in seen.keys() - {*changed}:
+        expectations.keep(state, host.name, seen[host])
+    if request.check or not changed:
+        return
+    with met(changed, site, login) as meeting:
+        for host in changed:
+            contact = meeting.contacts.get(host.name)
+            with contextlib.suppress(UnreachableError):
+                if contact and look(contact.connection, expectations.once(seen[host])).clean:
+                    expectations.keep(state, host.name, seen[host])
 
 
 def _execute(prepared: Prepared, login: Login, request: Request, watcher: Watcher, recorder: Recorder) -> None:
