@@ -19,6 +19,8 @@ options: {
       that pauses."},
   "engine_url": {"type": "str", "default": "http://127.0.0.1:8000", "description": "The address of llama-server, without a path."},
   "api_key_file": {"type": "path", "default": "/etc/r1prov/llama-server/api-key", "description": "File on the host that holds its key."},
+  "model": {"type": "path", "default": "", "description": "The file that llama-server serves. Where it is gone, llama-server could not start
+      again, and nothing is stopped. Empty asks nothing."},
   "result": {"type": "path", "required": true, "description": "The file to which the unit writes its result."},
   "force": {"type": "bool", "default": false, "description": "Whether to measure again all that was measured."},
   "again": {"type": "bool", "default": false, "description": "Whether to measure a job again that was measured to its end. Otherwise the
@@ -145,6 +147,10 @@ def main() -> None:
     job, file, force, engine = read_json(JOB), Path(options["result"]), options["force"], options["engine"]
     if units.show(engine, "LoadState")["LoadState"] != "loaded":
         module.fail_json(msg=f"{engine} is not there to pause. Remedy: run `r1prov up` first")
+    model = options["model"]
+    if model and engine == "r1prov-llama-server" and not Path(model).exists():
+        gone = f"{model}, which llama-server serves, is not there any more, so a stopped llama-server could not start again"
+        module.fail_json(msg=f"{gone}. Nothing was stopped or measured. Remedy: `r1prov up` brings it back")
     result = read_json(file)
     force = force or (options["again"] and result.get("state") == "done")
     done = is_done(result, job) and not force

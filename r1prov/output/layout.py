@@ -81,7 +81,7 @@ def _widths(names: Sequence[str], rows: Sequence[Sequence[str]], room: int) -> l
     """The widths of the columns, in which no word is broken; none where there are none."""
     columns = list(zip(names, *rows, strict=True))
     least = [max(_longest_word(name), *map(_least, cells), 1) for name, *cells in ((*column, "") for column in columns)]
-    wanted = [max(map(cell_len, column)) for column in columns]
+    wanted = [max(few, *map(cell_len, column)) for few, column in zip(least, columns, strict=True)]
     if sum(least) > room:
         return []
     widths = least

@@ -10,9 +10,11 @@ that ran out of time goes on where it was when it is called again. The exit stat
 from __future__ import annotations
 
 import argparse
+import fcntl
 import importlib
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -67,6 +69,12 @@ def _called(name: str, options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def _stop(number: int, _: object) -> None:
+    """Ends this program, and on the way out what it has started."""
+    sys.stderr.write("Stopped. The same command goes on where this was.\n")
+    sys.exit(128 + number)
+
+
 def main(words: list[str] | None = None) -> int:
     """Runs the pieces that are asked for."""
     parser = argparse.ArgumentParser(prog="python3 -m tests.gpu", description=__doc__.partition("\n")[0])
@@ -84,9 +92,19 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--small", action="store_true", help="models that are much smaller than R1, to try the pieces")
     options = parser.parse_args(words)
     options.work.mkdir(parents=True, exist_ok=True)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     unknown = [name for name in options.pieces if name not in PIECES]
     if unknown:
         parser.error(f"there is no piece {', '.join(unknown)}; there are {', '.join(PIECES)}")
+    lock = os.open(options.work / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    os.set_inheritable(lock, True)  # A compiler that has outlived its run holds it, too.
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        parser.exit(
+            1, f"Another run, or what is left of one, works in {options.work}. Wait until it ends, or end it.\n"
+        )
     passed = [run(name, options) for name in options.pieces or PIECES]
     return 0 if all(passed) else 1
 

@@ -5,6 +5,7 @@ Ninja goes on where it was, so a build that ran out of time is finished by the n
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -12,6 +13,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +51,11 @@ def piece(options: argparse.Namespace) -> dict[str, Any]:
     options.results.mkdir(parents=True, exist_ok=True)
     log.unlink(missing_ok=True)
     (options.work / PROGRAMS).unlink(missing_ok=True)
+    for_whom = (
+        f"cards of the architectures {', '.join(architectures)}" if architectures else "the CPU, as there is no card"
+    )
+    sys.stdout.write(f"build: compiling for {for_whom}, which takes minutes; the log is {log}\n")
+    sys.stdout.flush()
     _run(["cmake", "-S", str(source), "-B", str(tree), "-G", "Ninja", *flags], log, until)
     _run(["ninja", "-C", str(tree), "-j", str(_jobs()), *_recipe().TARGETS], log, until)
     server = str(tree / "bin" / "llama-server")
@@ -142,16 +149,21 @@ def _jobs() -> int:
 def _run(command: list[str], log: Path, until: float) -> None:
     with (
         log.open("ab") as output,
-        subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True) as process,
+        # It inherits the lock of the work folder.
+        subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, close_fds=False
+        ) as process,
     ):
         try:
             process.wait(max(1.0, until - time.monotonic()))
         except subprocess.TimeoutExpired as error:
-            # The compilers end, too. Otherwise they would write beside those of the next call.
-            os.killpg(process.pid, signal.SIGTERM)
             raise RuntimeError(
                 f"{command[0]} ran out of time. Run the piece again: it goes on where it was."
             ) from error
+        finally:
+            # However this ends, the compilers end, too. Otherwise they would write beside those of the next call.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
     if process.returncode:
         last = "\n".join(log.read_text(errors="replace").splitlines()[-_LAST_LINES:])
         raise RuntimeError(f"{command[0]} ended with {process.returncode}:\n{last}")

@@ -103,7 +103,8 @@ def unpack(folder: Path, target: Path) -> None:
 
 
 def _unread(inside: str) -> bool:
-    return any(inside.startswith(f"{folder}/") for folder in _UNREAD)
+    # The file `.git` names a folder that the bundle has not, and git would complain of that.
+    return inside == ".git" or any(inside.startswith(f"{folder}/") for folder in _UNREAD)
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ def piece(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         RuntimeError: A restriction does not hold, or the engine does not run under all of them.
     """
-    of_unit = restrictions.read(options.bundle)
+    of_unit, engine = restrictions.read(options.bundle), build.version(placed.programs(options))
     names = list(dict.fromkeys(name for name, _ in of_unit["directives"]))
     by_systemd = Path("/run/systemd/system").is_dir() and os.geteuid() == 0 and bool(shutil.which("systemd-run"))
     folder = _folder(options)
@@ -58,7 +58,7 @@ def piece(options: argparse.Namespace) -> dict[str, Any]:
         held.pop("SystemCallFilter")
     result = {
         **cards.piece(options),
-        "engine": build.version(placed.programs(options)),
+        "engine": engine,
         "by": "systemd" if by_systemd else "hand",
         "tried": tried,
         "untried": [name for name in names if name not in tried],

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -49,10 +52,21 @@ def engine(server: str) -> str:
     )
 
 
+def command(folder: Path, *pieces: str) -> list[str]:
+    """The command of a Python that sees only its own library."""
+    script = "import sys; sys.path.insert(0, sys.argv.pop(1)); import runpy; runpy.run_module('tests.gpu', run_name='__main__')"
+    places = ["--bundle", str(folder / "bundle"), "--work", str(folder / "work")]
+    return [sys.executable, "-I", "-S", "-c", script, str(ROOT), *pieces, *places]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    return {"PATH": f"{folder / 'programs'}:/usr/bin:/bin", "OUT": str(folder / "out")}
+
+
 def run(
     folder: Path, *pieces: str, smi: str | None = None, code: int = 0, cmake: str = ""
 ) -> tuple[int, dict[str, dict]]:
-    """Runs pieces with these cards, by a Python that sees only its own library. Returns the status and the results."""
+    """Runs pieces with these cards. Returns the status and the results."""
     programs = folder / "programs"
     programs.mkdir(exist_ok=True)
     if smi is not None:
@@ -63,23 +77,7 @@ def run(
     if cmake:
         bundle.pack(*sdist(folder, cmake), folder / "bundle")
     done = subprocess.run(
-        [
-            sys.executable,
-            "-I",
-            "-S",
-            "-c",
-            "import sys; sys.path.insert(0, sys.argv.pop(1)); import runpy; runpy.run_module('tests.gpu', run_name='__main__')",
-            str(ROOT),
-            *pieces,
-            "--bundle",
-            str(folder / "bundle"),
-            "--work",
-            str(folder / "work"),
-        ],
-        env={"PATH": f"{programs}:/usr/bin:/bin", "OUT": str(folder / "out")},
-        capture_output=True,
-        text=True,
-        check=False,
+        command(folder, *pieces), env=environment(folder), capture_output=True, text=True, check=False
     )
     assert not done.stderr
     return done.returncode, {path.stem: json.loads(path.read_text()) for path in (folder / "out").glob("*.json")}
@@ -159,14 +157,52 @@ def test_another_bundle_is_built_where_an_older_one_was(tmp_path: Path):
     assert [run(tmp_path, "build", cmake=tree)[0] for tree in (wrong, right)] == [1, 0]
 
 
-@needs_cmake
-def test_a_build_goes_on_after_its_time_was_up(tmp_path: Path):
+def slow_engine() -> str:
+    """A tree whose build does one step, and another that waits for a file."""
     step = "add_custom_command(OUTPUT once COMMAND echo once >> ${CMAKE_BINARY_DIR}/steps COMMAND touch once)\n"
     slow = "add_custom_command(OUTPUT slow DEPENDS once COMMAND test -e ${CMAKE_BINARY_DIR}/go || sleep 60 COMMAND touch slow)\n"
-    tree = engine(f"echo version: {VERSION}").replace(
+    return engine(f"echo version: {VERSION}").replace(
         "add_custom_target(llama-server)", f"{step}{slow}add_custom_target(llama-server DEPENDS slow)"
     )
-    status, results = run(tmp_path, "build", "--limit-s", "4", cmake=tree)
+
+
+@needs_cmake
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_no_two_builds_write_into_one_folder(tmp_path: Path, number: signal.Signals):
+    """A build that is stopped ends its compilers. Where it was killed and could not, the next one refuses while they live."""
+    (tmp_path / "programs").mkdir()
+    bundle.pack(*sdist(tmp_path, slow_engine()), tmp_path / "bundle")
+    with subprocess.Popen(
+        command(tmp_path, "build"),
+        env=environment(tmp_path),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as building:
+        deadline = time.monotonic() + 60
+        while not list((tmp_path / "work").glob("build-*/steps")):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        building.send_signal(number)
+        assert building.stderr
+        if number != signal.SIGKILL:
+            assert building.stderr.read() == "Stopped. The same command goes on where this was.\n"
+    again = subprocess.run(
+        command(tmp_path, "cards"), env=environment(tmp_path), capture_output=True, text=True, check=False
+    )
+    killed = number == signal.SIGKILL
+    assert (again.returncode, "what is left of one, works in" in again.stderr) == (int(killed), killed)
+    left = subprocess.run(
+        ["pgrep", "--full", f"ninja -C {tmp_path}"], capture_output=True, text=True, check=False
+    ).stdout
+    assert bool(left) == killed
+    for pid in left.split():
+        os.killpg(int(pid), signal.SIGTERM)
+
+
+@needs_cmake
+def test_a_build_goes_on_after_its_time_was_up(tmp_path: Path):
+    status, results = run(tmp_path, "build", "--limit-s", "4", cmake=slow_engine())
     assert (status, "ran out of time" in results["build"]["failed"]) == (1, True)
     built = next((tmp_path / "work").glob("build-*"))
     (built / "go").touch()

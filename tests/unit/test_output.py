@@ -10,6 +10,7 @@ from rich.console import Console
 from r1prov import output
 from r1prov.common.errors import Problem
 from r1prov.hosts import Progress
+from r1prov.output import layout
 from r1prov.runs.events import HostFailed, HostUnreachable, Output, Recap, StepStarted, Tally, TaskDone, TaskStarted
 
 GIB = 1024**3
@@ -94,6 +95,14 @@ def test_whom_a_step_waits_for_is_said_at_once_and_once(clock):
         clock.now = second
         live.progress(progress("llama_cpp", 0, 0, label=label, at=second))
     assert text_of(plain).splitlines() == ["gpu1  [2/3] llama_cpp: waiting: flock holds it"]
+
+
+def test_an_empty_column_takes_no_room_from_the_others():
+    assert layout._widths(["mode", "what it is", ""], [("ollama", "Ollama, which places whole layers", "")], 1000) == [
+        6,
+        33,
+        1,
+    ]
 
 
 def test_a_label_of_several_parts_comes_after_the_amounts(clock):
