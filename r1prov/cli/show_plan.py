@@ -45,6 +45,7 @@ def plan(
     if waits and found.outcome.fits:
         batch, link = found.setting.micro_batch, found.outcome.speeds.link_bytes_per_second
         by = f" by {link.detail} ({link.origin})" if link.detail else ""
+        by = ", by measured speeds" if link.origin is Origin.MEASURED else by
         output.line(f"A prompt waits {waits:.1f} s per {batch} tokens while experts are copied from RAM to CUDA0{by}.")
     _day(day, found.outcome)
     if found.slots_reason:

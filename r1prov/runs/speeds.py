@@ -72,7 +72,8 @@ def of_benchmark(decision: Decision, host: str, benchmark: Mapping[str, Any]) ->
         benchmark: its result, see docs/benchmark.md.
     """
     subject = benchmark["subject"]
-    if subject["engine"] != "llama-server" or benchmark["load"]["foreign"]:
+    # An older result without a load may have been measured beside one.
+    if subject["engine"] != "llama-server" or benchmark.get("load", {}).get("foreign", True):
         return
     try:
         words = shlex.split(subject["command"])
