@@ -140,13 +140,13 @@ def _decoding(found: Outcome) -> None:
 
 
 SPEEDS = {
-    "ram_bytes_per_second": ("reading RAM, GB/s", GB),
-    "card_bytes_per_second": ("reading a card, GB/s", GB),
-    "link_bytes_per_second": ("from RAM to a card, GB/s", GB),
-    "card_operations_per_second": ("products on a card, 10^12/s", 10**12),
-    "cpu_operations_per_second": ("products on the CPU, 10^12/s", 10**12),
+    "ram_bytes_per_second": ("from RAM, GB/s", GB),
+    "card_bytes_per_second": ("from a card, GB/s", GB),
+    "link_bytes_per_second": ("RAM to card, GB/s", GB),
+    "card_operations_per_second": ("a card, 10^12/s", 10**12),
+    "cpu_operations_per_second": ("the CPU, 10^12/s", 10**12),
 }
-"""How people are told of each speed, and its unit."""
+"""How people are told of each speed, and its unit: bytes that are read or copied, and products that are computed."""
 
 
 def measured(found: Outcome, beside: Measured) -> None:

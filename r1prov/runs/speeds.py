@@ -42,7 +42,7 @@ def of_modes(decision: Decision, host: str, document: Mapping[str, Any]) -> None
         if rate["users"] == 1
         for sample in _samples(decision, mode["arguments"], rate)
     ]
-    _keep(decision, host, samples, "r1prov bench --modes", document["written"])
+    _keep(decision, host, samples, "bench --modes", document["written"])
 
 
 def of_tuning(decision: Decision, host: str, trial: Trial, tuned: Tuned) -> None:
@@ -60,7 +60,7 @@ def of_tuning(decision: Decision, host: str, trial: Trial, tuned: Tuned) -> None
         }
         # llama-bench decodes in an empty slot.
         samples += _samples(decision, trial.arguments(each.chosen), rate, decode_depth=DECODE_TOKENS / 2)
-    _keep(decision, host, samples, "r1prov tune", tuned.ended)
+    _keep(decision, host, samples, "tune", tuned.ended)
 
 
 def of_benchmark(decision: Decision, host: str, benchmark: Mapping[str, Any]) -> None:

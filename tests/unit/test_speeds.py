@@ -188,7 +188,7 @@ def test_what_was_measured_is_said_and_restarts_nothing(decision: Decision, caps
     ram = measured["speeds"]["ram_bytes_per_second"]
     assert ram["low"] < TRUTH["ram_bytes_per_second"] < ram["high"] < 1.15 * ram["low"]
     assert ram["origin"] == "measured"
-    assert ram["detail"].startswith("r1prov bench --modes, 20")
+    assert ram["detail"].startswith("bench --modes, 20")
     link = measured["speeds"]["link_bytes_per_second"]
     assert link["low"] <= TRUTH["link_bytes_per_second"] <= link["high"]
     exchange, planned = (each["workload"]["exchanges"][0] for each in (measured, before))
@@ -222,7 +222,7 @@ def test_people_read_what_was_measured_beside_the_estimate(
     text = " ".join(capsys.readouterr().out.split())
     assert "copied from RAM to CUDA0 by PCIe 3.0 x8 (asked of the host)." in text
     assert "measured on gpu1" in text
-    assert "reading RAM, GB/s 35-60" in text
+    assert "from RAM, GB/s 35-60" in text
     assert "With these speeds the plan decodes" in text
 
 
@@ -280,6 +280,6 @@ def test_the_benchmark_and_tuning_tell_too(decision: Decision) -> None:
     speeds.of_tuning(decision, "gpu1", trial, tuned)
     known = state.known("gpu1")
     assert known
-    assert known.measured["ram_bytes_per_second"].by == "r1prov tune"
+    assert known.measured["ram_bytes_per_second"].by == "tune"
     assert vague.low <= known.measured["ram_bytes_per_second"].low < TRUTH["ram_bytes_per_second"]
     assert TRUTH["ram_bytes_per_second"] < known.measured["ram_bytes_per_second"].high <= vague.high
