@@ -121,6 +121,7 @@ def with_measured(speeds: Speeds, measured: Mapping[str, MeasuredSpeed]) -> Spee
         **{
             name: Speed(each.low, each.high, Origin.MEASURED, f"{each.by}, {each.measured[:10]}, {each.model}")
             for name, each in measured.items()
+            if name in {field.name for field in fields(Speeds)}
         },
     )
 
