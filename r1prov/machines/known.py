@@ -16,7 +16,7 @@ class MeasuredSpeed(BaseModel):
 
     Attributes:
         low, high: the ends of the range, per second.
-        by: what measured the rates, such as `tune`.
+        by: what measured the rates, such as `r1prov tune`.
         model: the model that was served.
         measured: when, ISO 8601 in UTC.
     """

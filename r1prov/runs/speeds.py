@@ -49,7 +49,7 @@ def of_modes(decision: Decision, host: str, document: Mapping[str, Any]) -> None
         for sample in _samples(decision, mode["arguments"], rate)
     ]
     last = max(mode["measured"]["measured_unix_s"] for mode in clear)
-    _keep(decision, host, samples, "bench --modes", _iso(last))
+    _keep(decision, host, samples, "r1prov bench --modes", _iso(last))
 
 
 def of_tuning(decision: Decision, host: str, trial: Trial, tuned: Tuned) -> None:
@@ -67,7 +67,7 @@ def of_tuning(decision: Decision, host: str, trial: Trial, tuned: Tuned) -> None
         }
         # llama-bench decodes in an empty slot.
         samples += _samples(decision, trial.arguments(each.chosen), rate, decode_depth=DECODE_TOKENS / 2)
-    _keep(decision, host, samples, "tune", tuned.ended)
+    _keep(decision, host, samples, "r1prov tune", tuned.ended)
 
 
 def of_benchmark(decision: Decision, host: str, benchmark: Mapping[str, Any]) -> None:

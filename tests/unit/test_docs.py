@@ -116,7 +116,7 @@ def printed() -> Iterator[tuple[str, str, str]]:
                 yield str(page.relative_to(ROOT)), line, shown
 
 
-BY = {"by": "bench --modes", "model": "UD-IQ1_S", "measured": "2026-11-29T04:36:35+00:00"}
+BY = {"by": "r1prov bench --modes", "model": "UD-IQ1_S", "measured": "2026-11-29T04:36:35+00:00"}
 MEASURED = Known(
     hardware=Hardware(cpu="Xeon", cores=64, threads=64, ram=480 * GB, cards=(("RTX 4090", 24564 * MIB),) * 4),
     link=Link(generation=3, width=8),

@@ -294,6 +294,6 @@ def test_the_benchmark_and_tuning_tell_too(decision: Decision) -> None:
     speeds.of_tuning(decision, "gpu1", trial, tuned)
     known = state.known("gpu1")
     assert known
-    assert known.measured["ram_bytes_per_second"].by == "tune"
+    assert known.measured["ram_bytes_per_second"].by == "r1prov tune"
     assert vague.low <= known.measured["ram_bytes_per_second"].low < TRUTH["ram_bytes_per_second"]
     assert TRUTH["ram_bytes_per_second"] < known.measured["ram_bytes_per_second"].high <= vague.high
