@@ -112,11 +112,13 @@ class Decision:
     def with_links(self, links: Mapping[str, Link]) -> Decision:
         """The decision for hosts that have told how their first card is attached. A link does not change what fits.
 
+        Where all lies on the cards, next to nothing is copied, and the plan stays.
+
         Args:
             links: by the names of the hosts.
         """
         machine, serving = self.site.profile.machine, self.site.profile.serving
-        if not self.model or not machine.cards:
+        if not self.model or not machine.cards or self.plan.whole:
             return replace(self, links=links)
         plans: dict[str, Plan] = {}
         own = of_machine(machine)

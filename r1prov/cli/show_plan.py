@@ -45,6 +45,7 @@ def plan(
     if waits and found.outcome.fits:
         batch, link = found.setting.micro_batch, found.outcome.speeds.link_bytes_per_second
         by = f" by {link.detail} ({link.origin})" if link.detail else ""
+        by = ", by measured speeds" if link.origin is Origin.MEASURED else by
         output.line(f"A prompt waits {waits:.1f} s per {batch} tokens while experts are copied from RAM to CUDA0{by}.")
     _day(day, found.outcome)
     if found.slots_reason:
@@ -139,13 +140,13 @@ def _decoding(found: Outcome) -> None:
 
 
 SPEEDS = {
-    "ram_bytes_per_second": ("reading RAM, GB/s", GB),
-    "card_bytes_per_second": ("reading a card, GB/s", GB),
-    "link_bytes_per_second": ("from RAM to a card, GB/s", GB),
-    "card_operations_per_second": ("products on a card, 10^12/s", 10**12),
-    "cpu_operations_per_second": ("products on the CPU, 10^12/s", 10**12),
+    "ram_bytes_per_second": ("from RAM, GB/s", GB),
+    "card_bytes_per_second": ("from a card, GB/s", GB),
+    "link_bytes_per_second": ("RAM to card, GB/s", GB),
+    "card_operations_per_second": ("a card, 10^12/s", 10**12),
+    "cpu_operations_per_second": ("the CPU, 10^12/s", 10**12),
 }
-"""How people are told of each speed, and its unit."""
+"""How people are told of each speed, and its unit: bytes that are read or copied, and products that are computed."""
 
 
 def measured(found: Outcome, beside: Measured) -> None:

@@ -119,10 +119,15 @@ def with_measured(speeds: Speeds, measured: Mapping[str, MeasuredSpeed]) -> Spee
     return replace(
         speeds,
         **{
-            name: Speed(each.low, each.high, Origin.MEASURED, f"{each.by}, {each.measured[:10]}, {each.model}")
+            name: Speed(each.low, each.high, Origin.MEASURED, _told(each))
             for name, each in measured.items()
+            if name in {field.name for field in fields(Speeds)}
         },
     )
+
+
+def _told(speed: MeasuredSpeed) -> str:
+    return f"{speed.by.removeprefix('r1prov ')}, {speed.measured[:10]}, {speed.model}"
 
 
 def is_like(ours: Speeds, theirs: Speeds) -> bool:

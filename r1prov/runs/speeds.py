@@ -34,7 +34,13 @@ def of_modes(decision: Decision, host: str, document: Mapping[str, Any]) -> None
             `legacy` are others.
     """
     unclear = {modes.OLLAMA, modes.FIT, modes.LEGACY}
-    clear = [mode for mode in document["modes"] if mode["measured"] and mode["mode"] not in unclear]
+    clear = [
+        mode
+        for mode in document["modes"]
+        if mode["measured"] and mode["mode"] not in unclear and not mode["measured"]["load"]["foreign"]
+    ]
+    if not clear:
+        return
     samples = [
         sample
         for mode in clear
@@ -42,7 +48,8 @@ def of_modes(decision: Decision, host: str, document: Mapping[str, Any]) -> None
         if rate["users"] == 1
         for sample in _samples(decision, mode["arguments"], rate)
     ]
-    _keep(decision, host, samples, "r1prov bench --modes", document["written"])
+    last = max(mode["measured"]["measured_unix_s"] for mode in clear)
+    _keep(decision, host, samples, "r1prov bench --modes", _iso(last))
 
 
 def of_tuning(decision: Decision, host: str, trial: Trial, tuned: Tuned) -> None:
@@ -72,7 +79,8 @@ def of_benchmark(decision: Decision, host: str, benchmark: Mapping[str, Any]) ->
         benchmark: its result, see docs/benchmark.md.
     """
     subject = benchmark["subject"]
-    if subject["engine"] != "llama-server" or benchmark["load"]["foreign"]:
+    # An older result without a load may have been measured beside one.
+    if subject["engine"] != "llama-server" or benchmark.get("load", {}).get("foreign", True):
         return
     try:
         words = shlex.split(subject["command"])
@@ -84,8 +92,11 @@ def of_benchmark(decision: Decision, host: str, benchmark: Mapping[str, Any]) ->
         for each in (*alone, *_first_tokens(benchmark))
     ]
     samples = [sample for rate in rates for sample in _samples(decision, words, rate)]
-    when = datetime.fromtimestamp(benchmark["measured_unix_s"], UTC).isoformat(timespec="seconds")
-    _keep(decision, host, samples, "the benchmark", when)
+    _keep(decision, host, samples, "the benchmark", _iso(benchmark["measured_unix_s"]))
+
+
+def _iso(unix_s: float) -> str:
+    return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="seconds")
 
 
 def _first_tokens(benchmark: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -17,6 +17,11 @@ from benchmarks import plan
 from r1prov import output
 from r1prov.cli import main
 from r1prov.cli.verbs import VERBS, command
+from r1prov.common.units import GB, MIB
+from r1prov.machines.known import Known, MeasuredSpeed
+from r1prov.machines.profile import Link
+from r1prov.machines.tuned import Hardware
+from r1prov.site.state import SiteState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,6 +116,19 @@ def printed() -> Iterator[tuple[str, str, str]]:
                 yield str(page.relative_to(ROOT)), line, shown
 
 
+BY = {"by": "r1prov bench --modes", "model": "UD-IQ1_S", "measured": "2026-11-29T04:36:35+00:00"}
+MEASURED = Known(
+    hardware=Hardware(cpu="Xeon", cores=64, threads=64, ram=480 * GB, cards=(("RTX 4090", 24564 * MIB),) * 4),
+    link=Link(generation=3, width=8),
+    measured={
+        "ram_bytes_per_second": MeasuredSpeed(low=50.0e9, high=55.4e9, **BY),
+        "card_bytes_per_second": MeasuredSpeed(low=538e9, high=764e9, **BY),
+        "link_bytes_per_second": MeasuredSpeed(low=5.27e9, high=5.76e9, **BY),
+    },
+)
+"""What a page shows of a host where speeds were measured."""
+
+
 @pytest.mark.parametrize(("page", "line", "shown"), list(printed()))
 def test_an_output_in_the_pages_is_what_is_printed(
     capsys: pytest.CaptureFixture[str],
@@ -123,6 +141,8 @@ def test_an_output_in_the_pages_is_what_is_printed(
     monkeypatch.setattr(output.console.out, "width", WIDTH)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "r1prov.yml").write_text("profile: 4x4090\nhosts: [{name: gpu1, address: gpu1.example.com}]\n")
+    if "--host" in line:
+        SiteState.of(tmp_path / "r1prov.yml").keep_known("gpu1", MEASURED)
     with pytest.raises(SystemExit):
         main(shlex.split(line)[1:])
     real = "".join(f"{row.rstrip()}\n" for row in capsys.readouterr().out.splitlines())

@@ -149,7 +149,13 @@ def compared(decision: Decision) -> dict[str, Any]:
             for depth in (0, 16000)
         ]
         memory: dict[str, Any] = {"devices_bytes": [], "ram_bytes": 0, "ram_anonymous_bytes": 0}
-        each.append({"mode": server.mode, "load_s": 1.0, "seconds": 9.0, "rates": rates, "memory": memory})
+        about: dict[str, Any] = {
+            "memory": memory,
+            "measured_unix_s": 1790000000,
+            "load": {"foreign": False},
+            "earlier": False,
+        }
+        each.append({"mode": server.mode, "load_s": 1.0, "seconds": 9.0, "rates": rates, **about})
     return modes.report(decision, "gpu1", found, 1200, {"modes": each, "untried": [], "state": "done"})
 
 
@@ -188,7 +194,7 @@ def test_what_was_measured_is_said_and_restarts_nothing(decision: Decision, caps
     ram = measured["speeds"]["ram_bytes_per_second"]
     assert ram["low"] < TRUTH["ram_bytes_per_second"] < ram["high"] < 1.15 * ram["low"]
     assert ram["origin"] == "measured"
-    assert ram["detail"].startswith("r1prov bench --modes, 20")
+    assert ram["detail"].startswith("bench --modes, 20")
     link = measured["speeds"]["link_bytes_per_second"]
     assert link["low"] <= TRUTH["link_bytes_per_second"] <= link["high"]
     exchange, planned = (each["workload"]["exchanges"][0] for each in (measured, before))
@@ -202,6 +208,14 @@ def test_what_was_measured_is_said_and_restarts_nothing(decision: Decision, caps
 
 def test_another_machine_of_the_same_name_has_nothing_measured(decision: Decision) -> None:
     state = SiteState.of(decision.site.path)
+    busy = compared(decision)
+    for mode in busy["modes"]:
+        if mode["measured"]:
+            mode["measured"]["load"] = {"foreign": True}
+    speeds.of_modes(decision, "gpu1", busy)
+    before = state.known("gpu1")
+    assert before
+    assert before.measured == {}  # something else kept the host busy
     speeds.of_modes(decision, "gpu1", compared(decision))
     for found in (facts(None), facts(SLOW), {**facts(None), "gpu": {"on_bus": 4, "cards": [], "link": None}}):
         _, known = state.acquaint("gpu1", found)
@@ -222,7 +236,7 @@ def test_people_read_what_was_measured_beside_the_estimate(
     text = " ".join(capsys.readouterr().out.split())
     assert "copied from RAM to CUDA0 by PCIe 3.0 x8 (asked of the host)." in text
     assert "measured on gpu1" in text
-    assert "reading RAM, GB/s 35-60" in text
+    assert "from RAM, GB/s 35-60" in text
     assert "With these speeds the plan decodes" in text
 
 
