@@ -116,6 +116,7 @@ def test_the_modules_are_sent_once(here: Here, written: Path) -> None:
     assert seen(here, expected).clean
     assert here.calls == 3
     assert (here.folder / "look").stat().st_mode & 0o777 == 0o700
+    assert [path.stat().st_mode & 0o777 for path in (here.folder / "look").iterdir()] == [0o600]
 
 
 def test_modules_that_were_changed_on_the_host_are_not_run(here: Here, written: Path) -> None:

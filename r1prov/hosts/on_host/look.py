@@ -125,6 +125,7 @@ def _archive(digest: str, code: str) -> Path | None:
         for other in FOLDER.iterdir():
             other.unlink()
         part = FOLDER / f"{os.getpid()}.part"
+        part.touch(mode=0o600)
         part.write_bytes(base64.b64decode(code))
         part.rename(path)
     if (
