@@ -126,7 +126,11 @@ def first_tokens(report: RunReport, limit: str) -> None:
 def tuning(host: str, found: Tuned) -> None:
     """Show what was measured on a host, and which setting is kept."""
     output.say()
-    output.table((f"{host}, tokens per second", "prompt>", "decode>", "outcome"), tuned.rows(found), talk=True)
+    output.table((host, "exchange s>", "prompt/s>", "decode/s>", "outcome"), tuned.rows(found), talk=True)
+    if workload := found.subject.workload:
+        output.say(
+            f"{host}: judged by the mean seconds of an exchange, from what was measured, of {workload.description}"
+        )
     output.say(f"{host}: {found.what} kept: {found.reason}")
 
 

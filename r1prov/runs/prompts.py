@@ -20,8 +20,8 @@ LENGTHS = (512, 2000, 8000)
 
 def asked(decision: Decision, host: str) -> list[dict[str, Any]]:
     """The prompts for a host, of one user and of as many as there are slots, as role `smoke_bench` is told of them."""
-    machine, model = decision.site.profile.machine, decision.model
-    setting = decision.plan.ollama
+    machine, model, speeds = decision.site.profile.machine, decision.model, decision.speeds_of(host)
+    setting = decision.plan_for(host).ollama
     if decision.site.file.engine == "llama-server":
         setting = parse(decision.arguments(host), cards=len(machine.cards))
     pairs = [(length, users) for length in LENGTHS for users in dict.fromkeys((1, setting.slots))]
@@ -29,7 +29,7 @@ def asked(decision: Decision, host: str) -> list[dict[str, Any]]:
     for prompt in found:
         exchange = Exchange(prompt=prompt["length"], answer=1, at_once=prompt["users"])
         if model and exchange.tokens <= context_per_slot(model, setting):
-            wait = waits.day(model, setting, machine.cards, Workload(exchanges=(exchange,))).waits[0]
+            wait = waits.day(model, setting, machine.cards, Workload(exchanges=(exchange,)), speeds).waits[0]
             prompt["planned_s"] = [round(seconds, 3) for seconds in sorted(wait.first_token)]
     return found
 
