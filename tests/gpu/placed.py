@@ -162,7 +162,7 @@ def tune(options: argparse.Namespace) -> dict[str, Any]:
         "fixed": ["--model", str(_path(options, case, mla=True)), *tuning.for_bench(trial.fixed)],
         "dimensions": trial.named_dimensions,
         "exchanges": trial.exchanges,
-        "decode_tokens": tuning.DECODE_TOKENS,
+        "decode_tokens": 8 if options.small else tuning.DECODE_TOKENS,
         "repetitions": 2,
         "limit_s": max(1.0, options.until_s - time.monotonic()),
         "result": str(result),
