@@ -5,7 +5,7 @@
 # everybody's path.
 IN := PATH="$$(./bootstrap):$$PATH:/usr/sbin:/sbin" && export PATH &&
 
-.PHONY: help setup demo test lint unit thorough molecule e2e test-cuda gpu-bundle test-gpu format docs golden lock
+.PHONY: help setup demo test lint unit thorough molecule e2e test-order test-cuda gpu-bundle test-gpu format docs golden lock
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -33,6 +33,9 @@ molecule: ## each role on a fresh host; ROLE=name for one of them
 
 e2e: ## the whole way, on Debian 12 and 13
 	@$(IN) exec python -m tests.run e2e
+
+test-order: ## whether the engine puts settings in the plan's order: 21 runs of a small mixture of experts, four times (ten minutes)
+	@$(IN) exec python -m benchmarks.order
 
 test-cuda: ## the whole engine with CUDA, without a GPU, asked about memory again (an hour on 2 cores)
 	@$(IN) tests/cuda/run

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from r1prov.common.errors import Problem, SiteError
 from r1prov.machines.profile import BEST_ON_GPUS
 from r1prov.machines.tuned import Hardware, Subject
+from r1prov.machines.workload import CHAT, shortened
 from r1prov.models import catalogue, headers, latent
-from r1prov.offload import DYNAMIC_QUANTS, best_on_gpus, model_of, plan, plan_model
+from r1prov.offload import DYNAMIC_QUANTS, best_on_gpus, model_of, plan, plan_model, waits
 from r1prov.offload.speed import is_like, of_machine
 from r1prov.site import pins
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from r1prov.machines.profile import Link
     from r1prov.machines.tuned import Tuned
+    from r1prov.machines.workload import Workload
     from r1prov.models.catalogue import Quant
     from r1prov.models.model import Model
     from r1prov.offload import Plan
@@ -97,6 +99,14 @@ class Decision:
         """The file that the engine is given, on a host."""
         return f"{self.weights_dir}/{self.merged or self.quant.files[0].name}"
 
+    @property
+    def workload(self) -> Workload:
+        """What people ask of the hosts: what the operator says, or what suits the machine, as long as a slot at most."""
+        asked = self.site.profile.serving.workload
+        if not self.model:
+            return shortened(asked or CHAT, self.plan.context_per_slot)
+        return waits.workload_for(asked, self.model, self.plan.setting, self.site.profile.machine.cards)
+
     def arguments(self, host: str) -> tuple[str, ...]:
         """The arguments with which llama-server serves on a host: what it was tuned to, or the plan's own."""
         return self.tuned[host].arguments if host in self.tuned else self.plan_for(host).arguments
@@ -149,6 +159,7 @@ class Decision:
             engine=(self.releases[host].llama_cpp.version, self.backend, source.type, archive),
             model=tuple(file.sha256 for file in self.quant.files),
             plan=self.plan_for(host).arguments,
+            workload=self.workload,
         )
 
     def lapsed(self, host: str, tuned: Tuned, facts: dict[str, Any] | None) -> str:

@@ -55,7 +55,7 @@ def rendered(decision: Decision, site_dir: str = BESIDE) -> dict[str, str]:
     values["placed"] = {
         host: {
             "arguments": decision.arguments(host),
-            "bench": for_bench(decision.arguments(host), decision.plan_for(host)),
+            "bench": for_bench(decision.arguments(host)),
         }
         for host in decision.tuned.keys() | decision.plans.keys()
     }
@@ -85,6 +85,7 @@ def _values(decision: Decision) -> dict[str, Any]:
         "hosts": file.hosts,
         "site": file,
         "plan": decision.plan,
+        "bench": for_bench(decision.plan.arguments),
         "quant": quant,
         "gpus": machine.gpus,
         "cpu_threads": machine.cpu_threads,

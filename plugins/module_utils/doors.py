@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 SEED = 3407
+SAMPLE_WORDS = 64
+"""The words of a text by which Ollama's number of tokens for a word is known."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,24 @@ class LlamaServer:
             reply.take_timings(event.get("timings") or {})
         return reply
 
+    def prompt(self, text: str, tokens: int) -> list[int]:
+        """Returns the first so many tokens of a text."""
+        found: list[int] = self._api.post("/tokenize", {"content": text, "add_special": True})["tokens"]
+        return found[:tokens]
+
+    def first_token(self, prompt: Any, seed: int, limits: Limits, report: Callable[[int], None]) -> Reply:
+        """Has the engine begin to write after what `prompt` returned. `report` is called with the tokens of it that are computed."""
+        body = {"prompt": prompt, "n_predict": limits.tokens, "ignore_eos": True, "return_progress": True}
+        body |= {"temperature": limits.temperature, "seed": seed, "cache_prompt": False}
+        reply = Reply(time.monotonic())
+        for event in _within(limits, reply, self._api.stream("/completion", body)):
+            if computed := event.get("prompt_progress"):
+                report(computed["processed"])
+            else:
+                reply.add(event.get("content", ""), "")
+            reply.take_timings(event.get("timings") or {})
+        return reply
+
 
 class Ollama:
     """Ollama's own API."""
@@ -119,6 +140,17 @@ class Ollama:
         """See `LlamaServer.generate`. The model may end sooner, because Ollama cannot make it go on."""
         body = {"model": self._model, "prompt": text, "raw": True}
         return self._stream("/api/generate", body, seed, limits, report)
+
+    def prompt(self, text: str, tokens: int) -> str:
+        """Returns about so many tokens of a text. Ollama tells how many tokens a text has when it has computed it."""
+        words = text.split()
+        sample = self.generate(" ".join(words[:SAMPLE_WORDS]), SEED, Limits(1, math.inf, 0), lambda _: None)
+        return " ".join(words[: max(tokens * min(SAMPLE_WORDS, len(words)) // max(sample.prompt_tokens, 1), 1)])
+
+    def first_token(self, prompt: Any, seed: int, limits: Limits, report: Callable[[int], None]) -> Reply:
+        """See `LlamaServer.first_token`. Ollama does not tell how far it is."""
+        del report
+        return self.generate(prompt, seed, limits, lambda _: None)
 
     def _stream(
         self, path: str, body: dict[str, Any], seed: int, limits: Limits, report: Callable[[int], None]

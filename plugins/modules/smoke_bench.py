@@ -30,6 +30,14 @@ options: {
   "concurrency": {"type": "list", "elements": "int", "default": [1, 2, 4], "description": "Users at once, one measurement each. Numbers
       above the server's number of slots are left out."},
   "sweep_tokens": {"type": "int", "default": 64, "description": "Tokens that each user's request of the measurement decodes."},
+  "prompts": {"type": "list", "elements": "dict", "default": [], "description": "Prompts after which the time to the first token is
+      measured, after all else. A change of them is no reason to measure again.", "suboptions": {
+        "length": {"type": "int", "required": true, "description": "The tokens of the prompt."},
+        "users": {"type": "int", "default": 1, "description": "How many ask that at once."},
+        "planned_s": {"type": "list", "elements": "float", "default": [], "description": "The least and the most seconds that the plan says.
+            The result has them, too."}}},
+  "prompts_limit_s": {"type": "int", "default": 120, "description": "Seconds for I(prompts), those with the fewest tokens first. What would
+      take longer is left out, and the result says so."},
   "subject": {"type": "dict", "default": {}, "description": "Anything else that the result depends on. The result keeps it, and a change of
       it is a reason to measure again."},
   "slots": {"type": "int", "default": 1, "description": "For C(ollama), which does not tell it, how many are answered at once."},
@@ -70,7 +78,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.r1.prov.plugins.module_utils import units
+from ansible_collections.r1.prov.plugins.module_utils import first_tokens, units
 from ansible_collections.r1.prov.plugins.module_utils.answer import fault, thinking_apart
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
 from ansible_collections.r1.prov.plugins.module_utils.doors import SEED, Limits, LlamaServer, Ollama, Page, Reply
@@ -217,7 +225,10 @@ class Bench:
         with watched_load(pid for pid in own if pid) as load:
             sweep = [self.sweep(self._engine, users) for users in levels[:1]]
         sweep += [self.sweep(self._engine, users) for users in levels[1:]]
-        return {"question": asked, "page": through_page, "sweep": sweep, "load": load}
+        waiting = first_tokens.FirstTokens(self._engine, _TEXT.split(), self._options["temperature"], self._progress)
+        rate, limit_s = sweep[0]["prompt_tokens_per_second_each"], self._options["prompts_limit_s"]
+        waited = waiting.measure(self._options["prompts"], rate, limit_s)
+        return {"question": asked, "page": through_page, "sweep": sweep, "load": load, "first_tokens": waited}
 
     def sweep(self, engine: LlamaServer | Ollama, users: int) -> dict[str, Any]:
         """Measures so many users at once, each with a prompt of its own and the same number of tokens to decode."""

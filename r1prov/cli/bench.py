@@ -11,12 +11,15 @@ from r1prov import output
 from r1prov.cli import options, running, show
 from r1prov.common.units import parse_duration
 from r1prov.offload.modes import MODES
+from r1prov.runs import prompts
 from r1prov.site.select import last_applied
+from r1prov.site.state import SiteState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 LIMIT = "20m"
+PROMPTS_LIMIT = "2m"
 ALL = ", ".join(MODES)
 
 
@@ -54,7 +57,8 @@ def bench(
         str | None,
         typer.Option(
             metavar="TIME",
-            help=f"With --modes: how long each host may measure, {LIMIT} without. The modes share it. 90s, 20m, 1h.",
+            help=f"How long prompts of several lengths may be measured, {PROMPTS_LIMIT} without. With --modes: how long each host may"
+            f" measure, {LIMIT} without. Those that are measured share it. 90s, 20m, 1h.",
         ),
     ] = None,
     now: Annotated[
@@ -72,7 +76,10 @@ def bench(
     verbose: options.Verbose = 0,
     json: options.Json = False,
 ) -> None:
-    """Measure prompt and decode rates of the running servers, beside the published figures.
+    """Measure the running servers: rates beside the published figures, and the time to the first token beside the plan's.
+
+    Prompts of 512, 2,000 and 8,000 tokens are asked by one user and by as many as there are slots, as far as a slot and the time go. The
+    service goes on meanwhile.
 
     With --modes the same model is served in other ways, one after the other, and compared in rates and memory: on the CPU alone, as
     planned, on the GPUs alone, by the rule of thumb, by Ollama. Each host pauses for that, one after the other, and serves as before
@@ -81,10 +88,11 @@ def bench(
     Example: `r1prov bench --modes cpu,hybrid,gpu gpu1`
     """
     asked = _asked(modes, also)
-    needing = {"--also": also is not None, "--limit": limit is not None, "--now": now, "--check": check}
+    needing = {"--also": also is not None, "--now": now, "--check": check}
     if modes is None and (lonely := [option for option, given in needing.items() if given]):
         raise typer.BadParameter(f"{', '.join(lonely)} goes with --modes; there are: {ALL}")
-    limit_s = _limit_s(limit or LIMIT)
+    limit = limit or (PROMPTS_LIMIT if modes is None else LIMIT)
+    limit_s = _limit_s(limit)
     applied, targets = last_applied(site, hosts or ())
     if asked:
         # Imported late: the plain benchmark does without.
@@ -93,19 +101,25 @@ def bench(
         experiment.compare(
             applied,
             targets,
-            experiment.Order(asked, limit or LIMIT, limit_s, now=now, verbosity=verbose),
+            experiment.Order(asked, limit, limit_s, now=now, verbosity=verbose),
             login_options,
             check=check,
             json=json,
         )
         return
     decision = running.settle(applied)
+    foreseen, _ = decision.with_tuned(SiteState.of(applied.path).all_tuned(targets), {})
+    told = {
+        "bench_prompts": {host.name: prompts.asked(foreseen, host.name) for host in targets},
+        "bench_limit_s": limit_s,
+    }
     login = login_options.ask()
-    done = running.run(decision, targets, login, running.request("bench", verbosity=verbose))
+    done = running.run(decision, targets, login, running.request("bench", told, verbosity=verbose))
     if json:
         output.data(done.report.as_json())
     else:
         show.benchmark(done.report, done.decision.site, talk=False)
+        show.first_tokens(done.report, limit)
     if done.error:
         raise done.error
 

@@ -12,6 +12,7 @@ from r1prov.common import paths
 from r1prov.common.units import GIB, gib
 from r1prov.machines import tuned
 from r1prov.output.pace import clock
+from r1prov.runs import prompts
 from r1prov.runs.report import benchmark_rows
 from r1prov.site import versions
 from r1prov.site.addresses import url
@@ -110,10 +111,26 @@ def benchmark(report: RunReport, site: Site, *, talk: bool) -> None:
                 output.say(f"{name}: measured while {busy}; alone it may be faster", "yellow")
 
 
+def first_tokens(report: RunReport, limit: str) -> None:
+    """Show how long people wait for the first token, with the plan's seconds beside it, and what the time limit left out."""
+    measured = {name: host.benchmark for name, host in report.hosts.items() if host.benchmark}
+    if rows := prompts.rows(measured):
+        output.say()
+        output.table(("first token", "users>", "prompt>", "seconds>", "planned>"), rows)
+    for text in prompts.left_out(measured):
+        output.say(text)
+    if any("it " in point["left_out"] for each in measured.values() for point in each.get("first_tokens", ())):
+        output.say(f"More than {limit} for that: --limit")
+
+
 def tuning(host: str, found: Tuned) -> None:
     """Show what was measured on a host, and which setting is kept."""
     output.say()
-    output.table((f"{host}, tokens per second", "prompt>", "decode>", "outcome"), tuned.rows(found), talk=True)
+    output.table((host, "exchange s>", "prompt/s>", "decode/s>", "outcome"), tuned.rows(found), talk=True)
+    if workload := found.subject.workload:
+        output.say(
+            f"{host}: judged by the mean seconds of an exchange, from what was measured, of {workload.description}"
+        )
     output.say(f"{host}: {found.what} kept: {found.reason}")
 
 

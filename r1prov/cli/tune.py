@@ -43,7 +43,7 @@ def tune(
     verbose: options.Verbose = 0,
     json: options.Json = False,
 ) -> None:
-    """Try threads, micro-batch, a tensor more or less and repacking around the plan with llama-bench, and serve with the best.
+    """Try threads, micro-batch, slots, a tensor more or less and repacking around the plan, and serve with the best for the workload.
 
     The service of a host pauses meanwhile, one host after the other, and comes back however it ends. What was found is kept until
     hardware, engine, model or plan change. A host that cannot be reached is named, and the others are tuned.

@@ -61,7 +61,7 @@ VERBS = {
     ),
     "tune": (
         "tune:tune",
-        "Try threads, micro-batch, a tensor more or less and repacking around the plan with llama-bench, and serve with the best.",
+        "Try threads, micro-batch, slots, a tensor more or less and repacking around the plan, and serve with the best for the workload.",
     ),
     "upgrade": (
         "upgrade:upgrade",

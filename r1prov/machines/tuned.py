@@ -6,6 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from r1prov.machines.workload import Workload
+
 AGAIN = "run `r1prov tune`"
 
 RAM_TOLERANCE = 0.05
@@ -57,6 +59,7 @@ class Subject(BaseModel):
         engine: version, backend and source of llama.cpp.
         model: the sha256 of each of its published files.
         plan: the arguments of llama-server that the plan itself gives.
+        workload: what people ask, by which settings were judged; None in what versions kept that judged by a full slot.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -65,22 +68,27 @@ class Subject(BaseModel):
     engine: tuple[str, ...]
     model: tuple[str, ...]
     plan: tuple[str, ...]
+    workload: Workload | None = None
 
 
 class Measurement(BaseModel):
-    """The rates of one setting.
+    """What was measured of one setting.
 
     Attributes:
         chosen: the label of the choice in each dimension.
-        prompt_tokens_per_second: the median.
-        decode_tokens_per_second: the median.
+        exchange_s: the mean seconds of an exchange of the workload, by which settings are judged: the median of the repetitions.
+        prompt_tokens_per_second: of all prompts that were measured, the median.
+        decode_tokens_per_second: of all answers that were measured, the median.
+        points: the seconds behind these rates, as roles/measure/files/r1prov-measure/measuring/settings.py describes them.
         seconds: how long the measurement took.
         failed: why there are no rates; empty where there are.
     """
 
     chosen: dict[str, str]
+    exchange_s: float = 0
     prompt_tokens_per_second: float = 0
     decode_tokens_per_second: float = 0
+    points: tuple[dict[str, Any], ...] = ()
     seconds: float
     failed: str = ""
 
@@ -117,7 +125,11 @@ class Tuned(BaseModel):
             return "another engine"
         if was.model != now.model:
             return "another model"
-        return "another plan" if was.plan != now.plan else ""
+        if was.plan != now.plan:
+            return "another plan"
+        if not was.workload:
+            return "a full slot, not for a workload"
+        return "another workload" if was.workload != now.workload else ""
 
     @property
     def what(self) -> str:
@@ -138,14 +150,14 @@ def in_words(tuned: Tuned | None, lapsed: str = "") -> str:
     return f"tuned for {lapsed}: {AGAIN}" if lapsed else f"tuned: {tuned.what} ({tuned.reason})"
 
 
-def rows(tuned: Tuned) -> list[tuple[str, str, str, str]]:
-    """What was measured, one row for each setting: its name, prompt and decode rates (tokens/s), and what became of it."""
+def rows(tuned: Tuned) -> list[tuple[str, str, str, str, str]]:
+    """A row for each setting: its name, the seconds of an exchange, prompt and decode rates (tokens/s), and what became of it."""
     own = tuned.measured[0].chosen
     table = []
     for measurement in tuned.measured:
         label = ", ".join(f"{name} {choice}" for name, choice in measurement.chosen.items() if choice != own[name])
         outcome = "kept" if measurement.chosen == tuned.chosen else measurement.failed
-        rates = measurement.prompt_tokens_per_second, measurement.decode_tokens_per_second
-        prompt, decode = ("" if measurement.failed else f"{rate:.2f}" for rate in rates)
-        table.append((label or "the plan's own", prompt, decode, outcome))
-    return [*table, *((label, "", "", "no time was left for it") for label in tuned.untried)]
+        found = measurement.exchange_s, measurement.prompt_tokens_per_second, measurement.decode_tokens_per_second
+        exchange, prompt, decode = ("" if measurement.failed else f"{number:.2f}" for number in found)
+        table.append((label or "the plan's own", exchange, prompt, decode, outcome))
+    return [*table, *((label, "", "", "", "no time was left for it") for label in tuned.untried)]

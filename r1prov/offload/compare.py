@@ -352,7 +352,7 @@ def _placing(model: Model, setting: Setting, placed: Setting, space: Space) -> A
     if len(space.cards) > 1 and placed.split:
         changes["tensor_split"] = ",".join(f"{share:g}" for share in placed.split)
     if placed.overrides:
-        changes["override_tensor"] = rules(placed, ",")
+        changes["override_tensor"] = rules(placed)
     words = tuple(word for key, value in changes.items() for word in _flag(key, value).arguments)
     words += () if setting.only is None else ("--split-mode", "layer")
     words += () if placed.offload == setting.offload else ("--no-op-offload",)

@@ -3,7 +3,8 @@
 A device that works on a batch either waits for its memory or computes, whichever takes longer (the roofline model: Williams, Waterman,
 Patterson, 2009). The devices work one after the other. So a step of the engine takes the sum of that over the devices.
 
-- At the low speeds a card reads first and computes then, in batches of more than `MATRIX_VECTOR_TOKENS`.
+- At the low speeds a card reads first and computes then, in batches of more than `MATRIX_VECTOR_TOKENS`. On a machine without cards so does
+  the CPU, in batches of more than one token (tests/data/engine_order.json). Beside cards nobody has measured it.
 - A batch reads an expert once, however many of its tokens choose it (`distinct`).
 - Weights in RAM are copied to the first card for a batch of `OFFLOAD_TOKENS` or more (ggml_backend_cuda_device_offload_op), and of the
   experts those that a token has chosen (ggml-backend.cpp, llama.cpp #15346). The card computes after the copy. The CPU computes smaller
@@ -115,7 +116,8 @@ class Costs:
 
     def token_seconds(self, users: int, depth: float, which: int) -> float:
         """The seconds for one more token of each of `users`, whose slots hold `depth` tokens."""
-        return self._weights_seconds(users, which) + self._attention_seconds(users * depth, users * depth, which)
+        weights = sum(count * self._weights_seconds(size, which) for size, count in self.batches(users))
+        return weights + self._attention_seconds(users * depth, users * depth, which)
 
     def batches(self, tokens: int) -> Iterator[tuple[int, int]]:
         """The sizes of the micro-batches of so many tokens of prompt, and how many there are of each."""
@@ -174,7 +176,9 @@ class Costs:
         if self._offloaded(tokens):
             return seconds + self._copy_seconds(tokens, which) + self.host.products * tokens / computing
         ram, cpu = self._cpu(which)
-        return seconds + max(self._read(self.host, tokens) / ram, self.host.products * tokens / cpu)
+        # Neither does a CPU that computes everything, for more than one token: an expert that few choose is multiplied row by row.
+        both = max if which or tokens == 1 or self.cards else _sum
+        return seconds + both(self._read(self.host, tokens) / ram, self.host.products * tokens / cpu)
 
     def _attention_seconds(self, pairs: float, read: float, which: int) -> float:
         """The seconds of attention over so many pairs of tokens, for which the cache of `read` tokens is read."""

@@ -57,7 +57,6 @@ class Plan:
         floor: The RAM + VRAM that the machine must have.
         arguments: The arguments of llama-server.
         environment: The variables of its process.
-        bench_arguments: The arguments of llama-bench for the same placement; llama-bench has no slots.
     """
 
     quant: str
@@ -74,7 +73,6 @@ class Plan:
     floor: int
     arguments: tuple[str, ...]
     environment: dict[str, str]
-    bench_arguments: tuple[str, ...]
 
 
 def plan(
@@ -203,11 +201,6 @@ def _plan(
         floor=0,
         arguments=(*arguments(setting), *options),
         environment=running.environment(machine.cards),
-        bench_arguments=(
-            *(() if setting.offload else ("--no-op-offload", "1")),
-            *_placement(setting, between="/", rules_between=";"),
-            *running.for_bench(options),
-        ),
     )
 
 
@@ -306,21 +299,11 @@ def arguments(setting: Setting) -> tuple[str, ...]:
         "on" if setting.fit else "off",
         *(() if setting.prompts == Setting.prompts else ("--cache-ram", str(setting.prompts // MIB))),
         *(() if setting.offload else ("--no-op-offload",)),
-        *_placement(setting, between=",", rules_between=","),
-    )
-
-
-def _placement(setting: Setting, *, between: str, rules_between: str) -> tuple[str, ...]:
-    """The arguments that llama-server and llama-bench share.
-
-    The two programs differ in the sign between the shares of a split (`between`) and between overrides (`rules_between`).
-    """
-    return (
         *("--cache-type-k", setting.type_k.lower()),
         *(("--cache-type-v", setting.type_v.lower()) if setting.type_v != "F16" else ()),
         *batches(setting),
         *(("--n-gpu-layers", str(setting.gpu_layers)) if setting.gpu_layers is not None else ()),
-        *(("--tensor-split", between.join(f"{share:g}" for share in setting.split)) if len(setting.split) > 1 else ()),
-        *(("--override-tensor", rules(setting, rules_between)) if setting.overrides else ()),
+        *(("--tensor-split", ",".join(f"{share:g}" for share in setting.split)) if len(setting.split) > 1 else ()),
+        *(("--override-tensor", rules(setting)) if setting.overrides else ()),
         *(("--flash-attn", "on" if setting.flash else "off") if setting.flash is not None else ()),
     )

@@ -69,13 +69,6 @@ def reading_of(model: Model, setting: Setting, machine: Machine, found: Outcome)
     )
 
 
-def for_bench(arguments: Sequence[str]) -> tuple[str, ...]:
-    """Translates arguments of llama-server for llama-bench, whose switches have values."""
-    return tuple(
-        word for argument in arguments for word in {"--no-repack": ("--repack", "0")}.get(argument, (argument,))
-    )
-
-
 def _reading(
     machine: Machine, room: int, *, in_ram: int, locked: int, repacked: int, from_ram: bool
 ) -> tuple[str, ...]:

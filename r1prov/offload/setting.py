@@ -90,9 +90,9 @@ def first_experts(layers: int) -> tuple[tuple[str, int | None], ...]:
     return tuple((rf"blk\.{layer}{EXPERTS}", None) for layer in range(layers))
 
 
-def rules(setting: Setting, between: str) -> str:
-    """The overrides as the value of `--override-tensor`. `between` is `,` for llama-server and `;` for llama-bench."""
-    return between.join(f"{pattern}={'CPU' if card is None else f'CUDA{card}'}" for pattern, card in setting.overrides)
+def rules(setting: Setting) -> str:
+    """The overrides as the value of `--override-tensor`."""
+    return ",".join(f"{pattern}={'CPU' if card is None else f'CUDA{card}'}" for pattern, card in setting.overrides)
 
 
 def with_slots(setting: Setting, slots: int) -> Setting:

@@ -1,8 +1,8 @@
-"""Lists the settings around a plan that are worth measuring on the real host. It is pure; roles/tune runs llama-bench.
+"""Lists the settings around a plan that are worth measuring on the real host. It is pure; role `measure` runs llama-batched-bench.
 
 Arithmetic cannot tell how many threads the memory of a CPU feeds, what a micro-batch costs there, whether repacking pays, or what one
-expert tensor more or less on each card changes. Each of these questions is a dimension: the plan's own choice and a few others. One
-choice after the other is measured, while the other dimensions keep their best choice.
+expert tensor more or less on each card and fewer or more slots change. Each of these questions is a dimension: the plan's own choice and
+a few others. One choice after the other is measured, while the other dimensions keep their best choice.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from r1prov.offload import running
 from r1prov.offload.memory import placement
 from r1prov.offload.outcome import RESERVE_BYTES, Space, outcome
+from r1prov.offload.plan import arguments as arguments_of
+from r1prov.offload.plan import plan_model
 from r1prov.offload.search import SMALLEST_MICRO_BATCH
-from r1prov.offload.setting import batches, rules
-from r1prov.offload.waits import PROMPT_SHARE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from r1prov.machines.profile import Machine
+    from r1prov.machines.profile import Machine, Serving
     from r1prov.machines.tuned import Hardware, Subject
     from r1prov.models.model import Model, Tensor
     from r1prov.offload.plan import Plan
     from r1prov.offload.setting import Setting
+    from r1prov.offload.speed import Speeds
 
 SMALLER_RESERVE_BYTES = RESERVE_BYTES // 2
 """The bytes that must stay free on a card that gets one more tensor. The CUDA context takes some 300 to 450 MiB of them."""
@@ -33,17 +33,26 @@ _MOST_MOVES = 4
 """The most expert tensors of each card that may go to RAM to make room for a larger micro-batch."""
 
 DECODE_TOKENS = 32
-SHORTEST_PROMPT, LONGEST_PROMPT = 64, 1024
-"""The limits of the measured prompt in tokens. Between them it is one part in `PROMPT_SHARE` of a slot."""
 
 _OPTIONS = {
     "threads": ("--threads",),
-    "placement": ("--batch-size", "--ubatch-size", "--override-tensor"),
+    "placement": (
+        "--ctx-size",
+        "--parallel",
+        "--batch-size",
+        "--ubatch-size",
+        "--n-gpu-layers",
+        "--tensor-split",
+        "--override-tensor",
+    ),
     "repack": ("--no-repack",),
 }
 """The options of llama-server that each dimension sets."""
 
 _FLAGS = frozenset({"--no-repack"})
+
+_OF_THE_SERVER = ("--cache-ram", "--cache-reuse")
+"""Options that llama-server alone has."""
 
 
 @dataclass(frozen=True)
@@ -74,16 +83,12 @@ class Trial:
     Attributes:
         subject: The model and the server that are tuned.
         fixed: The plan's arguments of llama-server without the options that the dimensions set.
-        bench_fixed: The same for llama-bench.
         dimensions: The dimensions that have more than one choice.
-        prompt_tokens: The length of the prompt in each measurement, which then decodes `DECODE_TOKENS`.
     """
 
     subject: Subject
     fixed: tuple[str, ...]
-    bench_fixed: tuple[str, ...]
     dimensions: tuple[Dimension, ...]
-    prompt_tokens: int
 
     @property
     def settings(self) -> int:
@@ -91,18 +96,23 @@ class Trial:
         return 1 + sum(len(dimension.choices) - 1 for dimension in self.dimensions)
 
     @property
-    def bench_dimensions(self) -> list[dict[str, Any]]:
-        """The dimensions as the measuring program wants them, with the arguments of llama-bench."""
+    def named_dimensions(self) -> list[dict[str, Any]]:
+        """The dimensions as the measuring program wants them."""
         return [
             {
                 "name": dimension.name,
                 "choices": [
-                    {"label": choice.label, "arguments": list(in_bench_words(choice.arguments))}
-                    for choice in dimension.choices
+                    {"label": choice.label, "arguments": list(choice.arguments)} for choice in dimension.choices
                 ],
             }
             for dimension in self.dimensions
         ]
+
+    @property
+    def exchanges(self) -> list[dict[str, Any]]:
+        """The exchanges of the workload as the measuring program wants them."""
+        workload = self.subject.workload
+        return [exchange.model_dump(mode="json") for exchange in workload.exchanges] if workload else []
 
     def arguments(self, chosen: dict[str, str]) -> tuple[str, ...]:
         """The arguments of llama-server with the chosen label of each dimension, by the name of the dimension."""
@@ -118,23 +128,32 @@ class Trial:
         )
 
 
-def trial(plan: Plan, model: Model | None, machine: Machine, subject: Subject) -> Trial:
+def trial(
+    plan: Plan,
+    model: Model | None,
+    machine: Machine,
+    serving: Serving,
+    subject: Subject,
+    *,
+    speeds: Speeds | None = None,
+) -> Trial:
     """Lists what to measure around `plan`.
 
     Args:
         plan: The plan that is served, or would be.
         model: The model; None where its layers are not known. Then nothing that takes more memory is tried.
         machine: The server as the profile describes it.
-        subject: The model and the server as found, which the result of tuning is valid for.
+        serving: What the operator asks for.
+        subject: The model, the server as found and the workload, which the result of tuning is valid for.
+        speeds: How fast the server is; None for what the profile tells of it.
     """
-    prompt = min(max(plan.context_per_slot // PROMPT_SHARE, SHORTEST_PROMPT), LONGEST_PROMPT)
-    dimensions = [_placements(plan, model, machine, prompt)]
+    anew = _Anew(plan, model, machine, serving.model_copy(update={"workload": subject.workload}), speeds)
+    dimensions = [_placements(plan, model, machine, subject, anew)]
     if not plan.whole:  # on whole plans the CPU has almost nothing to do
         dimensions = [_threads(plan.arguments, subject.hardware), *dimensions, _repack(plan.arguments)]
     dimensions = [dimension for dimension in dimensions if len(dimension.choices) > 1]
     set_by_us = {argument for dimension in dimensions for argument in _OPTIONS[dimension.name]}
-    fixed = without(plan.arguments, set_by_us)
-    return Trial(subject, fixed, for_bench(fixed, plan), tuple(dimensions), prompt)
+    return Trial(subject, without(plan.arguments, set_by_us), tuple(dimensions))
 
 
 def without(arguments: Sequence[str], options: Iterable[str]) -> tuple[str, ...]:
@@ -158,15 +177,9 @@ def _of(arguments: Sequence[str], options: Iterable[str]) -> tuple[str, ...]:
     )
 
 
-def for_bench(arguments: Sequence[str], plan: Plan) -> tuple[str, ...]:
-    """The arguments of llama-bench that measure these arguments of llama-server: those of the plan, with the tuned options."""
-    tuned = {option for options in _OPTIONS.values() for option in options}
-    return (*without(plan.bench_arguments, (tuned - _FLAGS) | {"--repack"}), *in_bench_words(_of(arguments, tuned)))
-
-
-def in_bench_words(arguments: Sequence[str]) -> tuple[str, ...]:
-    """Translates tuned options for llama-bench, where a comma would separate values to measure one after the other."""
-    return tuple(word.replace(",", ";") for word in running.for_bench(arguments))
+def for_bench(arguments: Sequence[str]) -> tuple[str, ...]:
+    """The arguments of llama-server that llama-batched-bench has, too."""
+    return without(arguments, _OF_THE_SERVER)
 
 
 def _threads(arguments: Sequence[str], hardware: Hardware) -> Dimension:
@@ -181,28 +194,68 @@ def _threads(arguments: Sequence[str], hardware: Hardware) -> Dimension:
     )
 
 
-def _placements(plan: Plan, model: Model | None, machine: Machine, prompt: int) -> Dimension:
-    """The micro-batches around the plan's, and one expert tensor less or more on each card.
+@dataclass(frozen=True)
+class _Anew:
+    """Plans a model anew for the machine of a plan.
 
-    Both compete for the memory of the cards, so they are one dimension.
+    Attributes:
+        before: The plan.
+        model: The model, if its layers are known.
+        machine, serving: What the plan was made for.
+        speeds: How fast the machine is; None for what the profile tells of it.
     """
-    setting = plan.setting
-    own = Choice(f"micro-batch {setting.micro_batch}", _of(plan.arguments, _OPTIONS["placement"]))
-    half, double = (
-        replace(setting, micro_batch=size, batch=max(setting.batch, size))
-        for size in (setting.micro_batch // 2, setting.micro_batch * 2)
-    )
-    candidates: list[tuple[str, Setting | None]] = []
-    if half.micro_batch >= SMALLEST_MICRO_BATCH:
-        candidates.append((f"micro-batch {half.micro_batch}", half))
-    if model and double.micro_batch <= prompt:  # a micro-batch larger than the prompt changes nothing
-        candidates.append((f"micro-batch {double.micro_batch}", _fitting(model, double, machine, moves=not plan.whole)))
+
+    before: Plan
+    model: Model | None
+    machine: Machine
+    serving: Serving
+    speeds: Speeds | None
+
+    def plan(self, slots: int, micro_batch: int) -> Plan | None:
+        """The plan with so many slots and a micro-batch of at most so many tokens; None where it does not fit, or wants RAM anew."""
+        if not self.model:
+            return None
+        serving = self.serving.model_copy(update={"slots": slots, "micro_batch": micro_batch})
+        n_bytes, floor = self.before.model_bytes, self.before.floor
+        found = plan_model(self.model, self.machine, serving, self.speeds, floor=floor, n_bytes=n_bytes)
+        fits = found.outcome and found.outcome.fits and found.whole == self.before.whole
+        return found if fits else None
+
+
+def _placements(plan: Plan, model: Model | None, machine: Machine, subject: Subject, anew: _Anew) -> Dimension:
+    """Micro-batches and numbers of slots around the plan's, and one expert tensor less or more on each card.
+
+    All of them compete for the memory of the cards, so they are one dimension. A smaller micro-batch and another number of slots are
+    planned anew, so that what they leave free is used.
+    """
+    setting, workload = plan.setting, subject.workload
+    longest = max(exchange.prompt for exchange in workload.exchanges) if workload else setting.micro_batch
+    people = max(exchange.at_once for exchange in workload.exchanges) if workload else 1
+    half = setting.micro_batch // 2
+    double = replace(setting, micro_batch=setting.micro_batch * 2, batch=max(setting.batch, setting.micro_batch * 2))
+    candidates: list[tuple[str, tuple[str, ...] | None]] = []
+    if half >= SMALLEST_MICRO_BATCH:
+        smaller = anew.plan(plan.slots, half)
+        size = smaller.setting.micro_batch if smaller else half
+        placed = (
+            _of(smaller.arguments, _OPTIONS["placement"]) if smaller else _placed(replace(setting, micro_batch=half))
+        )
+        candidates.append((f"micro-batch {size}", placed))
+    if model and setting.micro_batch < longest:  # a micro-batch larger than the prompt changes nothing
+        larger = _fitting(model, double, machine, moves=not plan.whole)
+        candidates.append((f"micro-batch {double.micro_batch}", _placed(larger) if larger else None))
+    if plan.slots_reason:  # the operator has not said the number
+        for slots in (plan.slots // 2, min(plan.slots * 2, people)):
+            other = anew.plan(slots, anew.serving.micro_batch) if 1 <= slots != plan.slots else None
+            candidates.append((f"{slots} slots", _of(other.arguments, _OPTIONS["placement"]) if other else None))
     if model and machine.cards and not plan.whole:
+        less, more = _fitting(model, _fewer(model, setting, machine), machine), _more(model, setting, machine)
         candidates += [
-            ("a tensor less per card", _fitting(model, _fewer(model, setting, machine), machine)),
-            ("a tensor more per card", _more(model, setting, machine)),
+            ("a tensor less per card", _placed(less) if less else None),
+            ("a tensor more per card", _placed(more) if more != setting else None),
         ]
-    others = (Choice(label, _placed(other)) for label, other in candidates if other and other != setting)
+    own = Choice(f"micro-batch {setting.micro_batch}", _of(plan.arguments, _OPTIONS["placement"]))
+    others = (Choice(label, arguments) for label, arguments in candidates if arguments)
     return Dimension("placement", (own, *others))
 
 
@@ -219,8 +272,7 @@ def _fitting(model: Model, setting: Setting, machine: Machine, *, moves: bool = 
 
 
 def _placed(setting: Setting) -> tuple[str, ...]:
-    placed = ("--override-tensor", rules(setting, ",")) if setting.overrides else ()
-    return *batches(setting), *placed
+    return _of(arguments_of(setting), _OPTIONS["placement"])
 
 
 def _fewer(model: Model, setting: Setting, machine: Machine) -> Setting:

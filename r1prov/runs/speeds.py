@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from datetime import UTC, datetime
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from r1prov.machines.known import MeasuredSpeed
@@ -12,7 +13,6 @@ from r1prov.offload.arguments import parse
 from r1prov.offload.costs import costs
 from r1prov.offload.measured import Sample
 from r1prov.offload.setting import RefusedError, UnknownArgumentError
-from r1prov.offload.tuning import DECODE_TOKENS
 from r1prov.site.state import SiteState
 
 if TYPE_CHECKING:
@@ -59,14 +59,16 @@ def of_tuning(decision: Decision, host: str, trial: Trial, tuned: Tuned) -> None
     for each in tuned.measured:
         if each.failed or not alike.items() <= each.chosen.items():
             continue
-        rate = {
-            "depth_tokens": 0,
-            "prompt_tokens": trial.prompt_tokens,
-            "prompt_tokens_per_second": each.prompt_tokens_per_second,
-            "decode_tokens_per_second": each.decode_tokens_per_second,
-        }
-        # llama-bench decodes in an empty slot.
-        samples += _samples(decision, trial.arguments(each.chosen), rate, decode_depth=DECODE_TOKENS / 2)
+        for point in each.points:
+            if point["users"] == 1:
+                rate = {
+                    "depth_tokens": 0,
+                    "prompt_tokens": point["prompt_tokens"],
+                    "prompt_tokens_per_second": point["prompt_tokens"] / median(point["prompt_s"]),
+                    "decode_tokens": point["decode_tokens"],
+                    "decode_tokens_per_second": 1 / median(point["token_s"]),
+                }
+                samples += _samples(decision, trial.arguments(each.chosen), rate)
     _keep(decision, host, samples, "r1prov tune", tuned.ended)
 
 
@@ -106,9 +108,7 @@ def _first_tokens(benchmark: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             yield {"depth_tokens": 0, "decode_tokens_per_second": 0, **each}
 
 
-def _samples(
-    decision: Decision, words: Sequence[str], rate: Mapping[str, Any], decode_depth: float | None = None
-) -> Iterator[Sample]:
+def _samples(decision: Decision, words: Sequence[str], rate: Mapping[str, Any]) -> Iterator[Sample]:
     """The times of a prompt and of a token of the answer, as far as they were measured and the placement is known."""
     found = _costs(decision, words)
     if not found:
@@ -117,7 +117,7 @@ def _samples(
     if rate["prompt_tokens_per_second"] > 0:
         yield Sample(found, tokens / rate["prompt_tokens_per_second"], tokens, depth)
     if rate["decode_tokens_per_second"] > 0:
-        deep = depth + tokens + rate.get("decode_tokens", 0) / 2 if decode_depth is None else decode_depth
+        deep = depth + tokens + rate.get("decode_tokens", 0) / 2
         yield Sample(found, 1 / rate["decode_tokens_per_second"], 0, deep)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from r1prov.common.errors import Problem, SiteError, UnhealthyError, UnreachableError
 from r1prov.hosts import met
 from r1prov.machines.tuned import Hardware, Measurement, Tuned
-from r1prov.offload import tuning, waits
+from r1prov.offload import tuning
 from r1prov.runs import speeds
 from r1prov.site.state import SiteState
 
@@ -93,7 +93,9 @@ def require_llama_server(site: Site) -> None:
 def trial(decision: Decision, host: str, facts: Mapping[str, Any]) -> Trial:
     """What is to be tried on a host where first contact found `facts`."""
     subject = decision.subject(host, Hardware.of(dict(facts)))
-    return tuning.trial(decision.plan_for(host), decision.model, decision.site.profile.machine, subject)
+    profile, plan = decision.site.profile, decision.plan_for(host)
+    speeds_of = decision.speeds_of(host)
+    return tuning.trial(plan, decision.model, profile.machine, profile.serving, subject, speeds=speeds_of)
 
 
 def tune(decision: Decision, host: Host, trial: Trial, conductor: Conductor, *, limit_s: int, force: bool) -> Tuned:
@@ -132,11 +134,10 @@ def tune(decision: Decision, host: Host, trial: Trial, conductor: Conductor, *, 
 def variables(trial: Trial, limit_s: int, *, force: bool) -> dict[str, Any]:
     """The variables that tell role `measure` of a trial."""
     return {
-        "measure_arguments": list(trial.bench_fixed),
-        "measure_dimensions": trial.bench_dimensions,
-        "measure_prompt_tokens": trial.prompt_tokens,
+        "measure_arguments": list(tuning.for_bench(trial.fixed)),
+        "measure_dimensions": trial.named_dimensions,
+        "measure_exchanges": trial.exchanges,
         "measure_decode_tokens": tuning.DECODE_TOKENS,
-        "measure_prompt_share": waits.PROMPT_SHARE,
         "measure_limit_s": limit_s,
         "measure_subject": trial.subject.model_dump(mode="json"),
         "measure_force": force,
@@ -154,8 +155,10 @@ def outcome(trial: Trial, result: Mapping[str, Any]) -> Tuned:
         measured=tuple(
             Measurement(
                 chosen=each["chosen"],
+                exchange_s=round(median(each["exchange_s"] or [0]), 3),
                 prompt_tokens_per_second=round(median(each["prompt"] or [0]), 2),
                 decode_tokens_per_second=round(median(each["decode"] or [0]), 2),
+                points=tuple(each["points"]),
                 seconds=each["seconds"],
                 failed=each["failed"],
             )
@@ -173,4 +176,6 @@ def describe(trial: Trial) -> list[str]:
     for dimension in trial.dimensions:
         own, *others = (choice.label for choice in dimension.choices)
         lines.append(f"{dimension.name}: {own} as planned, {', '.join(others)}")
+    if workload := trial.subject.workload:
+        lines.append(f"judged by the mean seconds of an exchange of {workload.description}")
     return lines

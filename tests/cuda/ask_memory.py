@@ -242,7 +242,7 @@ def words_of(found: placing.Setting) -> tuple[str, ...]:
     return (
         *("-c", str(found.context), "-np", str(found.slots), *placing.batches(found)),
         *("-ngl", str(found.gpu_layers), "-ts", ",".join(f"{share:g}" for share in found.split) or "1"),
-        *(("-ot", placing.rules(found, ",")) if found.overrides else ()),
+        *(("-ot", placing.rules(found)) if found.overrides else ()),
         *("-fa", "on" if found.flash else "off", *(() if found.offload else ("--no-op-offload",))),
     )
 

@@ -186,7 +186,15 @@ def test_a_password_that_was_chosen_in_the_page_stays_until_the_file_changes(
         assert page.call("/api/v1/auths/update/password", change)[0] == 200
     operator.does("up", host.name)
     assert operator.changes == {host.name: []}
-    operator.does("bench", host.name)  # also through the page, although r1prov does not know the password
+    # Also through the page, although r1prov does not know the password.
+    operator.does("bench", host.name, "--limit", "20s")
+    waits = json.loads((operator.folder / ".r1prov" / "reports" / f"{host.name}.json").read_text())["first_tokens"]
+    assert [(each["prompt_tokens"], each["users"]) for each in waits] == [
+        (512, 1), (512, 2), (2000, 1), (2000, 2), (8000, 1), (8000, 2)
+    ]  # fmt: skip
+    assert [bool(each["planned_s"]) for each in waits] == [True] * 4 + [False] * 2
+    assert all(each["left_out"] or each["last_first_token_s"] > 0 for each in waits)
+    assert "a slot holds 2,048 tokens" in waits[-1]["left_out"]
     others = [operator.secret(name) for name in ("api-key", "webui-secret-key")]
     with operator.opens(host) as doors:
         page, person = Page(doors["page"]), Page(doors["page"])

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks import order
 from r1prov import lab
 from r1prov.common.errors import Exit
 from r1prov.lab.hosts import LabHost
@@ -47,7 +50,8 @@ def tuner(tmp_path_factory: pytest.TempPathFactory) -> Operator:
 @pytest.fixture(scope="module")
 def keys(sources: dict[str, Any]) -> dict[str, Any]:
     """A context so short that the measured prompt is. Ollama is there to be compared with."""
-    small = {"open_webui": {"enabled": False}, "context_per_slot": 512}
+    short = {"exchanges": [{"prompt": 48, "answer": 96}]}
+    small = {"open_webui": {"enabled": False}, "context_per_slot": 512, "workload": short}
     return {"sources": sources, **small}
 
 
@@ -132,6 +136,8 @@ def test_it_measures_keeps_the_best_and_serves_with_it(tuner: Operator, host: La
     found = json.loads(done.stdout)["hosts"][host.name]
     assert found == json.loads(kept.read_text())
     assert "the plan's own" in talk
+    assert "judged by the mean seconds of an exchange" in talk
+    assert min(each["exchange_s"] for each in found["measured"] if not each["failed"]) > 0
     assert f"kept: {found['reason']}" in talk
     rates = [each["decode_tokens_per_second"] for each in found["measured"] if not each["failed"]]
     assert len(rates) > 1
@@ -323,6 +329,29 @@ def test_an_ollama_that_serves_is_waited_for_and_serves_again(tuner: Operator, h
     ]
     told(host, "systemctl is-active r1prov-ollama; ! systemctl is-active r1prov-measure r1prov-llama-server")
     assert "Paris" in tuner.asks(host)
+
+
+def test_the_engine_finds_the_order_of_the_plan(host: LabHost, tmp_path: Path) -> None:
+    """It is one pair of settings, another one each day, of those of which `make test-order` measures all."""
+    run, found = order.on(host, order.model(tmp_path)), order.described()
+    known = order.measured_speeds(run, found)
+    pairs = [
+        (name, fast, slow)
+        for name, settings in order.SETTINGS.items()
+        for fast, slow in permutations(settings, 2)
+        if order.planned_s(found, slow, name, known) > 1.25 * order.planned_s(found, fast, name, known)
+    ]
+    seed = int(os.environ.get("R1PROV_ORDER_SEED", time.time() // 86400))
+    name, fast, slow = random.Random(seed).choice(pairs)
+    took: dict[str, float] = {}
+    for _ in range(4):  # Whatever else the machine does only adds to it.
+        for tried in (fast, slow):
+            now = order.measured_s(run, tried, name)
+            took[tried.label] = min(now, took.get(tried.label, now))
+        if (fast.label, slow.label) in order.apart(took):
+            break
+    assert (slow.label, fast.label) not in order.apart(took), (seed, name, took)
+    told(host, f"rm {order.PLACE}")
 
 
 def test_down_takes_it_away(tuner: Operator, host: LabHost) -> None:

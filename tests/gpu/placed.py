@@ -152,18 +152,18 @@ def tune(options: argparse.Namespace) -> dict[str, Any]:
     hardware = Hardware(
         cpu=_cpu(), cores=_cores(), threads=len(os.sched_getaffinity(0)), ram=smaller.ram, cards=tuple(found)
     )
-    of = Tuned(hardware=hardware, engine=(), model=(), plan=subject.plan.arguments)
-    trial = tuning.trial(subject.plan, subject.model, smaller, of)
+    workload = subject.model and waits.workload_for(None, subject.model, subject.plan.setting, smaller.cards)
+    of = Tuned(hardware=hardware, engine=(), model=(), plan=subject.plan.arguments, workload=workload)
+    trial = tuning.trial(subject.plan, subject.model, smaller, subject.serving, of)
     result = options.work / "tune.json"
     job = {
         "kind": "settings",
-        "program": str(programs(options) / "llama-bench"),
-        "fixed": ["--model", str(_path(options, case, mla=True)), *trial.bench_fixed],
-        "dimensions": trial.bench_dimensions,
-        "prompt_tokens": trial.prompt_tokens,
-        "decode_tokens": tuning.DECODE_TOKENS,
+        "program": str(programs(options) / "llama-batched-bench"),
+        "fixed": ["--model", str(_path(options, case, mla=True)), *tuning.for_bench(trial.fixed)],
+        "dimensions": trial.named_dimensions,
+        "exchanges": trial.exchanges,
+        "decode_tokens": 8 if options.small else tuning.DECODE_TOKENS,
         "repetitions": 2,
-        "prompt_share": waits.PROMPT_SHARE,
         "limit_s": max(1.0, options.until_s - time.monotonic()),
         "result": str(result),
     }
@@ -173,8 +173,6 @@ def tune(options: argparse.Namespace) -> dict[str, Any]:
     if code:
         raise RuntimeError("the setting of the plan cannot be measured; its reason stands above")
     measured = json.loads(result.read_text())
-    for each in measured["measured"]:
-        each.pop("llama_bench", None)
     failed = [f"{each['chosen']}: {each['failed']}" for each in measured["measured"] if each["failed"]]
     failed += [f"{label}: no time was left for it; run the piece again" for label in measured["untried"]]
     said_more = _degenerate(options, case)

@@ -81,6 +81,12 @@ if {writes_code}:
     mmap.mmap(-1, 4096, prot=7)
 print(json.dumps([{{"n_gen": n, "avg_ts": 10.0, "samples_ts": [10.0, 10.0]}} for n in (0, 8)]))
 """
+BATCHED = """#!{python} -IS
+import json, sys
+value = lambda name: sys.argv[sys.argv.index(name) + 1]
+for length in map(int, value("-npp").split(",")):
+    print(json.dumps({{"pp": length, "tg": int(value("-ntg")), "pl": int(value("-npl")), "t_pp": length / 10, "t_tg": 1.0}}))
+"""
 
 
 @pytest.fixture(scope="session")
@@ -115,6 +121,7 @@ class Machine:
         self.card(24_564)
         self.program("llama-server", SERVER)
         self.program("llama-bench", BENCH, writes_code=False)
+        self.program("llama-batched-bench", BATCHED)
 
     def card(self, total: int, *, tells: bool = True) -> None:
         """Has this card. `tells` says whether nvidia-smi tells what processes take."""
@@ -267,7 +274,7 @@ def test_settings_are_measured_as_tune_does(machine: Machine):
     assert status == 0, results["tune"]["failed"]
     assert results["tune"]["tuning"]["state"] == "done"
     assert len(results["tune"]["tuning"]["measured"]) > 1
-    machine.program("llama-bench", "#!{python} -IS\nimport sys\nsys.exit('no memory')\n")
+    machine.program("llama-batched-bench", "#!{python} -IS\nimport sys\nsys.exit('no memory')\n")
     (machine.folder / "work/tune.json").unlink()
     status, results = machine.run("tune", stderr="no memory")
     assert status == 1

@@ -326,7 +326,7 @@ def test_a_site_without_ollama_says_so(site: Path, capsys: pytest.CaptureFixture
         (["--modes", "cpu,,gpu"], "--modes: there is no mode ``"),
         (["--modes", "cpu", "--also", "fit,cpu"], "name cpu twice"),
         (["--also", "cpu"], "--also goes with --modes"),
-        (["--limit", "5m"], "--limit goes with --modes"),
+        (["--limit", "5"], "`5` is not a duration"),
         (["--now", "--check"], "--now, --check goes with --modes"),
         (["--modes", "cpu", "--limit", "5"], "`5` is not a duration"),
         (["--modes", "cpu", "--check", "--limit", "99999999999999h"], "`99999999999999h` is longer than a week"),

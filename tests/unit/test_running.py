@@ -73,12 +73,6 @@ def test_a_model_of_unknown_layers_is_read_as_its_size_allows() -> None:
         assert said(plan(demo.model, machine, demo.serving), "--load-mode") == mode
 
 
-def test_llama_bench_is_told_the_same_in_its_own_words() -> None:
-    bench = planned("cpu", "Q4_K_M", ram=256 * GB).bench_arguments
-    assert bench[-4:] == ("--load-mode", "mmap", "--repack", "0")
-    assert "--flash-attn" in bench
-
-
 def test_cards_are_counted_along_the_bus() -> None:
     assert planned("4x4090").environment == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     assert planned("cpu").environment == {}

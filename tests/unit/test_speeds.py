@@ -281,14 +281,18 @@ def test_the_benchmark_and_tuning_tell_too(decision: Decision) -> None:
     assert vague.low < TRUTH["ram_bytes_per_second"] < vague.high
     trial = tunings.trial(decision, "gpu1", facts(SLOW))
     own = {dimension.name: dimension.choices[0].label for dimension in trial.dimensions}
-    rates = {
-        "prompt": [trial.prompt_tokens / foreseen(decision, trial.subject.plan, prompt=trial.prompt_tokens, depth=0)],
-        "decode": [1 / foreseen(decision, trial.subject.plan, prompt=0, depth=16)],
+    point = {
+        "users": 1,
+        "prompt_tokens": 512,
+        "decode_tokens": 32,
+        "prompt_s": [foreseen(decision, trial.subject.plan, prompt=512, depth=0)],
+        "token_s": [foreseen(decision, trial.subject.plan, prompt=0, depth=528)],
     }
-    lame = own | {"threads": "16"}
+    slow = point | {"prompt_s": [512.0], "token_s": [2.0]}
+    rest = {"seconds": 9.0, "failed": "", "exchange_s": [1.0], "prompt": [1.0], "decode": [1.0]}
     found = [
-        {"chosen": own, "seconds": 9.0, "failed": "", **rates},
-        {"chosen": lame, "seconds": 9.0, "failed": "", "prompt": [1.0], "decode": [0.5]},
+        {"chosen": own, "points": [slow | {"users": 4}, point], **rest},
+        {"chosen": own | {"threads": "16"}, "points": [slow], **rest},
     ]
     tuned = tunings.outcome(trial, {"chosen": own, "measured": found, "untried": [], "reason": ""})
     speeds.of_tuning(decision, "gpu1", trial, tuned)

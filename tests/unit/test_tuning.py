@@ -1,4 +1,4 @@
-"""Tests of what `r1prov tune` tries around a plan, of when a result holds, and of the measuring program with a fake llama-bench."""
+"""Tests of what `r1prov tune` tries around a plan, of when a result holds, and of the measuring program with a fake llama-batched-bench."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from r1prov.decision import decide
 from r1prov.machines import profile as machine
 from r1prov.machines import tuned
 from r1prov.machines.tuned import Hardware, Subject, Tuned
+from r1prov.machines.workload import CHAT, DOCUMENTS, TEAM, Workload, shortened
 from r1prov.models import catalogue
 from r1prov.offload import Plan, model_of, plan, tuning
 from r1prov.offload.arguments import parse
@@ -47,9 +48,13 @@ LEGACY = {"attention": "legacy", "context_per_slot": 8192, "kv_type_k": "q4_0"}
 def planned(profile: str, reserve: int = RESERVE_BYTES) -> tuple[Plan, Trial]:
     kind = machine.load_profile(profile)
     quant = catalogue.quant(kind.serving.quant)
-    found = plan(quant, kind.machine, kind.serving.model_copy(update=LEGACY), reserve)
-    subject = Subject(hardware=Hardware.of(FACTS), engine=("1",), model=("a",), plan=found.arguments)
-    return found, tuning.trial(found, model_of(quant), kind.machine, subject)
+    serving = kind.serving.model_copy(update=LEGACY)
+    found = plan(quant, kind.machine, serving, reserve)
+    return found, tuning.trial(found, model_of(quant), kind.machine, serving, subject(found, CHAT))
+
+
+def subject(found: Plan, workload: Workload) -> Subject:
+    return Subject(hardware=Hardware.of(FACTS), engine=("1",), model=("a",), plan=found.arguments, workload=workload)
 
 
 def own(trial: Trial) -> dict[str, str]:
@@ -68,7 +73,6 @@ def test_what_is_tried_on_a_4x4090() -> None:
         "repack": ["on", "off"],
     }
     assert trial.settings == 7
-    assert trial.prompt_tokens == 512
 
 
 @pytest.mark.parametrize("profile", ["4x4090", "cpu"])
@@ -76,7 +80,8 @@ def test_the_plans_own_choices_are_the_plan(profile: str) -> None:
     found, trial = planned(profile)
     arguments = trial.arguments(own(trial))
     assert sorted(arguments) == sorted(found.arguments)
-    assert sorted(tuning.for_bench(arguments, found)) == sorted(found.bench_arguments)
+    assert "--cache-ram" not in tuning.for_bench((*arguments, "--cache-ram", "100"))
+    assert tuning.for_bench((*arguments, "--cache-ram", "100")) == tuning.for_bench(arguments)
 
 
 def test_every_placement_fits_and_one_with_a_tensor_less_reads_more_from_ram() -> None:
@@ -91,7 +96,8 @@ def test_every_placement_fits_and_one_with_a_tensor_less_reads_more_from_ram() -
         assert done.fits, choice.label
         reads[choice.label] = done.reads.host
     assert found.outcome
-    assert reads["micro-batch 512"] == reads["micro-batch 256"] == found.outcome.reads.host
+    assert reads["micro-batch 512"] == found.outcome.reads.host
+    assert reads["micro-batch 256"] < found.outcome.reads.host  # what the smaller buffers leave free holds experts
     assert reads["a tensor less per card"] > found.outcome.reads.host
 
 
@@ -113,17 +119,17 @@ def test_a_tensor_more_goes_where_half_of_the_reserve_stays_free() -> None:
 def test_of_a_model_wholly_on_the_cards_no_tensor_is_moved_to_ram() -> None:
     kind = machine.load_profile("4xh800")
     quant = catalogue.quant("UD-Q2_K_XL")
-    found = plan(quant, kind.machine, kind.serving.model_copy(update=LEGACY))
-    subject = Subject(hardware=Hardware.of(FACTS), engine=("1",), model=("a",), plan=found.arguments)
-    trial = tuning.trial(found, model_of(quant), kind.machine, subject)
+    serving = kind.serving.model_copy(update=LEGACY | {"slots": 4})
+    found = plan(quant, kind.machine, serving)
+    trial = tuning.trial(found, model_of(quant), kind.machine, serving, subject(found, shortened(TEAM, 8192)))
     assert labels(trial) == {"placement": ["micro-batch 256", "micro-batch 128", "micro-batch 512"]}
     assert not any("CPU" in word for dim in trial.dimensions for choice in dim.choices for word in choice.arguments)
 
 
 def test_a_plan_without_repacking_is_tried_with_it() -> None:
-    found, trial = planned("cpu")
+    _, trial = planned("cpu")
     assert trial.dimensions[-1].choices == (Choice("on"), Choice("off", ("--no-repack",)))
-    assert tuning.for_bench(trial.arguments(own(trial) | {"repack": "off"}), found)[-2:] == ("--repack", "0")
+    assert trial.arguments(own(trial) | {"repack": "off"})[-1] == "--no-repack"
 
 
 @pytest.mark.parametrize(
@@ -142,6 +148,9 @@ def test_hardware_that_changed(change: dict[str, Any], why: str) -> None:
     assert result().lapsed(now) == why
 
 
+NONE = {"points": [], "failed": ""}
+
+
 @functools.cache
 def result() -> Tuned:
     """The result of tuning a 4x4090, which is faster with half of its threads."""
@@ -149,8 +158,8 @@ def result() -> Tuned:
     first = own(trial)
     best = first | {"threads": "32"}
     measured = [
-        {"chosen": first, "prompt": [20.0, 21.0, 22.0], "decode": [5.0, 5.1, 5.2], "seconds": 60.0, "failed": ""},
-        {"chosen": best, "prompt": [24.0, 25.0, 26.0], "decode": [6.0, 6.1, 6.2], "seconds": 61.0, "failed": ""},
+        {"chosen": first, "exchange_s": [90.0, 91.0], "prompt": [21.0], "decode": [5.1], "seconds": 60.0} | NONE,
+        {"chosen": best, "exchange_s": [80.0], "prompt": [24.0, 25.0, 26.0], "decode": [6.1], "seconds": 61.0} | NONE,
     ]
     return tunings.outcome(
         trial, {"chosen": best, "measured": measured, "untried": ["repack off"], "reason": "it is faster"}
@@ -190,6 +199,7 @@ def test_a_tuned_host_serves_with_what_was_found(gpu1: site.Site) -> None:
         ({"versions": {"llama_cpp": "0.3.37"}}, FACTS, "another engine"),
         ({"quant": "UD-IQ1_M"}, FACTS, "another model"),
         ({"context_per_slot": 4096}, FACTS, "another plan"),
+        ({"workload": DOCUMENTS}, FACTS, "another plan"),
     ],
 )
 def test_what_changed_since_lets_the_plan_serve_again(gpu1: site.Site, flags: Any, facts: Any, why: str) -> None:
@@ -198,6 +208,27 @@ def test_what_changed_since_lets_the_plan_serve_again(gpu1: site.Site, flags: An
     assert decision.tuned == {}
     assert remarks == {"gpu1": f"is tuned for {why}, so the plan's own setting serves: run `r1prov tune`"}
     assert tuned.in_words(kept()["gpu1"], why).startswith(f"tuned for {why}")
+
+
+def test_what_was_judged_by_a_full_slot_gives_way_with_one_sentence(gpu1: site.Site) -> None:
+    """Versions before 0.1 did that, and kept neither the workload nor the seconds of an exchange."""
+    path = SiteState.of(None).root / "tuned" / "gpu1.json"
+    old = json.loads(path.read_text())
+    del old["subject"]["workload"]
+    for measured in old["measured"]:
+        del measured["exchange_s"], measured["points"]
+    path.write_text(json.dumps(old))
+    decision, remarks = decide(gpu1).with_tuned(kept(), {"gpu1": FACTS})
+    assert decision.tuned == {}
+    assert remarks == {
+        "gpu1": "is tuned for a full slot, not for a workload, so the plan's own setting serves: run `r1prov tune`"
+    }
+
+
+def test_another_workload_for_which_the_plan_is_the_same(gpu1: site.Site) -> None:
+    found = result().subject
+    other = found.model_copy(update={"workload": shortened(DOCUMENTS, 4096)})
+    assert result().lapsed(other) == "another workload"
 
 
 def test_a_host_that_was_not_met_is_taken_to_be_the_same(gpu1: site.Site) -> None:
@@ -215,7 +246,7 @@ def test_what_another_version_kept_in_its_own_way_is_as_nothing(gpu1: site.Site)
 
 def test_where_the_plan_stays_best_not_even_the_order_of_its_arguments_changes() -> None:
     trial = planned("4x4090")[1]
-    measured = [{"chosen": own(trial), "prompt": [1.0], "decode": [1.0], "seconds": 1.0, "failed": ""}]
+    measured = [{"chosen": own(trial), "exchange_s": [1.0], "prompt": [1.0], "decode": [1.0], "seconds": 1.0} | NONE]
     found = tunings.outcome(trial, {"chosen": own(trial), "measured": measured, "untried": [], "reason": ""})
     assert found.arguments == trial.subject.plan
     assert found.what == "the plan's own setting"
@@ -223,9 +254,9 @@ def test_where_the_plan_stays_best_not_even_the_order_of_its_arguments_changes()
 
 def test_the_table_of_what_was_measured() -> None:
     assert tuned.rows(result()) == [
-        ("the plan's own", "21.00", "5.10", ""),
-        ("threads 32", "25.00", "6.10", "kept"),
-        ("repack off", "", "", "no time was left for it"),
+        ("the plan's own", "90.50", "21.00", "5.10", ""),
+        ("threads 32", "80.00", "25.00", "6.10", "kept"),
+        ("repack off", "", "", "", "no time was left for it"),
     ]
 
 
@@ -238,10 +269,16 @@ value = lambda name: words[words.index(name) + 1] if name in words else ""
 time.sleep(float(value("--sleep") or 0))
 if "--out-of-memory" in words:
     sys.exit("cudaMalloc failed: out of memory")
-decode = {{"4": [6.0, 6.1, 6.2], "8": [5.0, 5.1, 5.2], "7": [5.05, 5.15, 5.25]}}[value("--threads")]
-decode = [rate * (1.5 if value("--repack") == "0" else 1) for rate in decode]
+users, answer = int(value("-npl")), int(value("-ntg"))
+token = {{"4": 1 / 6, "8": 1 / 5, "7": 1 / 5.04}}[value("--threads") or "8"] / (1.5 if "--no-repack" in words else 1)
+token *= {{1: 1, 2: 1.2, 4: 3}}[users]
 open({calls!r}, "a").write(" ".join(words) + "\\n")
-json.dump([{{"n_gen": 0, "samples_ts": [20.0, 21.0]}}, {{"n_gen": 32, "samples_ts": decode}}], sys.stdout)
+asked = [*map(int, value("-npp").split(","))]
+for place, length in enumerate(asked):
+    later = 1 + place // (len(asked) // 3) / 50  # each repetition is a little slower
+    prompt = length * users / (400 if value("--ubatch-size") == "1024" else 40)
+    test = {{"pp": length, "tg": answer, "pl": users, "t_pp": prompt * later, "t_tg": token * answer * later}}
+    print(json.dumps(test))
 """
 
 
@@ -253,7 +290,7 @@ def dimension(name: str, **choices: str) -> dict[str, Any]:
 
 
 THREADS = dimension("threads", _8="--threads 8", _7="--threads 7", _4="--threads 4")
-REPACK = dimension("repack", on="", off="--repack 0")
+REPACK = dimension("repack", on="", off="--no-repack")
 PLACEMENT = dimension("placement", plan="", more="--out-of-memory")
 
 
@@ -262,23 +299,31 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a llama-bench, and with what a run of the program leaves: progress.json, and result.json."""
     monkeypatch.setattr(work, "PROGRESS", tmp_path / "progress.json")
     (tmp_path / "calls").touch()
-    bench = tmp_path / "llama-bench"
+    bench = tmp_path / "llama-batched-bench"
     bench.write_text(BENCH.format(python=sys.executable, calls=str(tmp_path / "calls")))
     bench.chmod(0o755)
     return tmp_path
 
 
-def run(folder: Path, *dimensions: dict[str, Any], fixed: str = "", limit_s: float = 60) -> dict[str, Any]:
+ANSWERS = ({"share": 1, "prompt": 40, "cached": 0, "answer": 600, "at_once": 1},)
+
+
+def run(
+    folder: Path,
+    *dimensions: dict[str, Any],
+    fixed: str = "",
+    limit_s: float = 60,
+    exchanges: tuple[dict[str, Any], ...] = ANSWERS,
+) -> dict[str, Any]:
     """Runs a job as systemd would, and returns its result."""
     job = {
         "kind": "settings",
-        "program": str(folder / "llama-bench"),
+        "program": str(folder / "llama-batched-bench"),
         "fixed": fixed.split(),
         "dimensions": [*dimensions],
-        "prompt_tokens": 64,
+        "exchanges": [*exchanges],
         "decode_tokens": 32,
         "repetitions": 3,
-        "prompt_share": 16,
         "limit_s": limit_s,
         "result": str(folder / "result.json"),
     }
@@ -352,10 +397,48 @@ def test_one_that_was_stopped_goes_on_where_it_was(folder: Path) -> None:
     assert len(calls.read_text().splitlines()) == 5
 
 
-@pytest.mark.parametrize("said", ["", "[]", "{}", '[{"n_gen": 1, "samples_ts": [1]}]', '[{"n_gen": 0}]'])
+MICRO_BATCH = dimension("placement", small="--ubatch-size 256", large="--ubatch-size 1024 --threads 7")
+SLOTS = dimension("placement", _2="--parallel 2", _4="--parallel 4")
+
+
+def test_the_workload_decides_and_not_the_tokens_of_a_second(folder: Path) -> None:
+    """With a large micro-batch prompts are ten times faster, and each token of an answer is slower."""
+    threads = dimension("threads", _4="--threads 4")
+    for prompt, answer, best in ((4000, 100, "large"), (40, 4000, "small")):
+        asked = {"share": 1, "prompt": prompt, "cached": 0, "answer": answer, "at_once": 1}
+        assert run(folder, threads, MICRO_BATCH, exchanges=(asked,))["chosen"]["placement"] == best
+
+
+def test_slots_are_judged_by_all_who_ask_at_once(folder: Path) -> None:
+    """Two are served together in 1.2 times the time of one, and four in three times. So the four end later together than in two pairs."""
+    four = {"share": 1, "prompt": 10, "cached": 0, "answer": 600, "at_once": 4}
+    found = run(folder, SLOTS, exchanges=(four,))
+    assert found["chosen"] == {"placement": "2"}
+    two, together = (each["exchange_s"][0] for each in found["measured"])
+    assert two == pytest.approx((1 + 2) / 2 * (0.5 + 600 * 1.2 / 5))
+    assert together == pytest.approx(1 + 600 * 3 / 5)
+
+
+def test_the_mean_is_weighted_and_what_is_too_long_is_taken_for_as_much_longer(folder: Path) -> None:
+    exchanges = (
+        {"share": 3, "prompt": 40, "cached": 100, "answer": 100, "at_once": 1},
+        {"share": 1, "prompt": 16384, "cached": 0, "answer": 100, "at_once": 1},
+    )
+    (found,) = run(folder, exchanges=exchanges)["measured"]
+    assert found["exchange_s"][0] == pytest.approx((3 * (1 + 20) + 16384 / 40 + 20) / 4)
+    assert max(point["prompt_tokens"] for point in found["points"]) == settings.MOST_TOKENS
+
+
+def test_an_answer_begins_where_its_slot_is_filled_to() -> None:
+    found = [(100.0, 1.0), (1100.0, 2.0)]
+    assert [settings.between(found, at) for at in (0, 100, 600, 1100, 5000)] == [1.0, 1.0, 1.5, 2.0, 2.0]
+    assert settings.between(found[:1], 7) == 1.0
+
+
+@pytest.mark.parametrize("said", ["", "[]", "{}", '{"pp": 1, "tg": 1, "t_pp": 1, "t_tg": 0}', '{"pp": 1}', "{"])
 def test_what_holds_no_rates(said: str) -> None:
     with pytest.raises(work.FailedError, match="no rates"):
-        settings.rates(said)
+        settings.points(said, 1, 1)
 
 
 # --- the module ---

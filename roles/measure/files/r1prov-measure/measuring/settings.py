@@ -1,23 +1,28 @@
-"""Measures settings of llama-bench around a plan, and finds the best.
+"""Measures settings around a plan with llama-batched-bench, and finds the one with which the exchanges of a workload are over first.
 
 The job:
 
     kind          `settings`
-    program       llama-bench's path
+    program       llama-batched-bench's path
     fixed         its arguments that all settings share
     dimensions    [{name, choices: [{label, arguments}]}]; the first choice of each is the plan's own
-    prompt_tokens, decode_tokens, repetitions    of each measurement
-    prompt_share  one part in so many of an exchange is asked, the rest is answered
+    exchanges     [{share, prompt, cached, answer, at_once}]: the workload
+    decode_tokens, repetitions    of each measurement
     limit_s       for all of it
     result        the file that gets the result
 
 The plan's own setting is measured first, then one dimension after the other, while the others keep their best. The result is
 written after each measurement, so one that was stopped goes on where it was.
+
+Measured are the prompts of the exchanges, asked by as many people as a setting serves at once, and a few tokens of the answers behind
+each of them and behind the deepest. A token of an answer that begins elsewhere takes what lies between. Where all prompts
+together have more than `MOST_TOKENS`, shorter ones are measured, and the time counts for as much more as was asked.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -27,47 +32,106 @@ from typing import TYPE_CHECKING, Any
 from measuring.work import FailedError, Work
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Sequence
 
 LEAST_GAIN = 0.02
 """A setting that is faster by less is not worth leaving what arithmetic chose."""
 
+MOST_TOKENS = 8192
+"""The tokens of prompt that are computed at most for one point. From there on twice as many take twice as long."""
 
-def exchange_s(measured: dict[str, Any], share: int, pick: Callable[[list[float]], float] = median) -> float:
-    """Seconds per token of an exchange of which one part in `share` is asked, by the median of the repetitions or another `pick`."""
-    return (1 / pick(measured["prompt"]) + (share - 1) / pick(measured["decode"])) / share
+Point = dict[str, Any]
+"""What was measured of some people at once with prompts of one length: `users`, `prompt_tokens` and `decode_tokens` of each, and of each
+repetition `prompt_s` and `token_s`, in which all of them get one more token."""
 
 
-def gain(new: dict[str, Any], old: dict[str, Any], share: int) -> float:
+def gain(new: dict[str, Any], old: dict[str, Any]) -> float:
     """How much sooner an exchange is over, as a part of what it takes now; negative where it is later."""
-    return 1 - exchange_s(new, share) / exchange_s(old, share)
+    return float(1 - median(new["exchange_s"]) / median(old["exchange_s"]))
 
 
-def noise(measured: dict[str, Any], share: int) -> float:
+def noise(measured: dict[str, Any]) -> float:
     """Half the distance between the slowest and the fastest repetition, as a part of the median."""
-    slowest, fastest = exchange_s(measured, share, min), exchange_s(measured, share, max)
-    return (slowest - fastest) / 2 / exchange_s(measured, share)
+    seconds = measured["exchange_s"]
+    return float((max(seconds) - min(seconds)) / 2 / median(seconds))
 
 
-def is_better(new: dict[str, Any], old: dict[str, Any], share: int) -> bool:
+def is_better(new: dict[str, Any], old: dict[str, Any]) -> bool:
     """Whether it gains more than chance would give it."""
-    return gain(new, old, share) > max(LEAST_GAIN, noise(new, share), noise(old, share))
+    return gain(new, old) > max(LEAST_GAIN, noise(new), noise(old))
 
 
-def rates(text: str) -> dict[str, list[float]]:
-    """`prompt` and `decode` of each repetition (tokens/s), from llama-bench's JSON.
+def served(exchange: dict[str, Any], slots: int) -> int:
+    """How many of those who ask at once are served together."""
+    return min(int(exchange["at_once"]), slots)
+
+
+def lengths(exchanges: Sequence[dict[str, Any]], users: int, decode_tokens: int) -> list[int]:
+    """The lengths of the prompts to measure for so many people: those of their exchanges, and the depth of the deepest answer."""
+    depths = [each["cached"] + each["prompt"] + max(each["answer"] - decode_tokens, 0) // 2 for each in exchanges]
+    most = max(MOST_TOKENS // users, 1)
+    return sorted({min(length, most) for length in (*(each["prompt"] for each in exchanges), max(depths))})
+
+
+def exchange_s(exchange: dict[str, Any], points: Sequence[Point], slots: int, repetition: int) -> float:
+    """The seconds until an answer is whole, as the mean of all who ask at once. Who finds no free slot waits for those before."""
+    users = served(exchange, slots)
+    own = sorted((point for point in points if point["users"] == users), key=lambda point: point["prompt_tokens"])
+    prompts = [(point["prompt_tokens"], point["prompt_s"][repetition]) for point in own]
+    tokens = [(point["prompt_tokens"], point["token_s"][repetition]) for point in own]
+    longest, took_s = prompts[-1]
+    prompt_s = (
+        took_s * exchange["prompt"] / longest if exchange["prompt"] > longest else between(prompts, exchange["prompt"])
+    )
+    depth = exchange["cached"] + exchange["prompt"] + exchange["answer"] / 2
+    each_s = prompt_s + exchange["answer"] * between(tokens, depth)
+    groups = math.ceil(exchange["at_once"] / users)
+    return float(each_s * (groups + 1) / 2)
+
+
+def between(found: Sequence[tuple[float, float]], at: float) -> float:
+    """What lies at a place between the nearest two of what was found; beyond the ends what was found there."""
+    below = max((pair for pair in found if pair[0] <= at), default=found[0])
+    above = min((pair for pair in found if pair[0] >= at), default=found[-1])
+    if above[0] <= below[0]:
+        return above[1] if above[0] > at else below[1]
+    return below[1] + (above[1] - below[1]) * (at - below[0]) / (above[0] - below[0])
+
+
+def points(text: str, users: int, repetitions: int) -> list[Point]:
+    """What llama-batched-bench has measured, from its JSON lines.
 
     Raises:
-        FailedError: it does not hold both.
+        FailedError: they do not hold every length in every repetition.
     """
+    found: dict[int, Point] = {}
     try:
-        tests = json.loads(text)
-        found = {"decode" if test["n_gen"] else "prompt": test["samples_ts"] for test in tests}
-        if {*found} == {"prompt", "decode"} and min(map(min, found.values())) > 0:
-            return found
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise FailedError(f"llama-bench said no rates: {text.strip()[-200:]!r}")
+        for line in text.splitlines():
+            if not line.startswith("{"):
+                continue
+            test = json.loads(line)
+            point = found.setdefault(
+                test["pp"],
+                {
+                    "users": users,
+                    "prompt_tokens": test["pp"],
+                    "decode_tokens": test["tg"],
+                    "prompt_s": [],
+                    "token_s": [],
+                },
+            )
+            point["prompt_s"].append(test["t_pp"])
+            point["token_s"].append(test["t_tg"] / test["tg"])
+    except (ValueError, KeyError, TypeError, ZeroDivisionError):
+        found = {}
+    whole = [
+        len(point[key]) == repetitions and min(point[key]) > 0
+        for point in found.values()
+        for key in ("prompt_s", "token_s")
+    ]
+    if not whole or not all(whole):
+        raise FailedError(f"llama-batched-bench said no rates: {text.strip()[-200:]!r}")
+    return list(found.values())
 
 
 class Tuning:
@@ -79,7 +143,9 @@ class Tuning:
 
     def __init__(self, job: dict[str, Any]) -> None:
         self.job = job
-        self.share = job["prompt_share"]
+        self.exchanges = job["exchanges"]
+        # Tokens behind the last answer would find no room in a slot that the exchange fills.
+        self.decode_tokens = min(job["decode_tokens"], *(exchange["answer"] for exchange in self.exchanges))
         self.work = Work(job, 1 + sum(len(dimension["choices"]) - 1 for dimension in job["dimensions"]))
         self.longest_s = 0.0
         self.known = self.work.known("measured")
@@ -106,7 +172,7 @@ class Tuning:
                     self.untried.append(f"{dimension['name']} {choice['label']}")
                     continue
                 found = self.measure({**base, dimension["name"]: choice["label"]}, best)
-                if not found["failed"] and is_better(found, best, self.share):
+                if not found["failed"] and is_better(found, best):
                     best = found
                 self.write("running", own, best)
         self.write("done", own, best)
@@ -116,16 +182,23 @@ class Tuning:
         return self.longest_s > self.work.left_s
 
     def measure(self, chosen: dict[str, str], best: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Rates of one setting, or why there are none. `best` is what it is held against."""
+        """What was measured of one setting, or why nothing was. `best` is what it is held against."""
         known = next((found for found in self.known if found["chosen"] == chosen), None)
         if known:
             self.add(known)
             return known
         changed = [f"{name} {label}" for name, label in chosen.items() if not best or best["chosen"][name] != label]
-        so_far = f"; best so far {median(best['decode']):.2f} tokens/s" if best else ""
+        so_far = f"; best so far {median(best['exchange_s']):.3g} s for an exchange" if best else ""
         self.work.tell(f"{', '.join(changed) if best else 'the setting of the plan'}{so_far}")
         began_s = time.monotonic()
-        found: dict[str, Any] = {"chosen": chosen, "prompt": [], "decode": [], "failed": ""}
+        found: dict[str, Any] = {
+            "chosen": chosen,
+            "exchange_s": [],
+            "prompt": [],
+            "decode": [],
+            "points": [],
+            "failed": "",
+        }
         try:
             found |= self.bench(chosen)
         except FailedError as error:
@@ -141,30 +214,65 @@ class Tuning:
         self.work.done += 1
 
     def bench(self, chosen: dict[str, str]) -> dict[str, Any]:
-        """Runs llama-bench; its rates, and its own output as `llama_bench`.
+        """Runs llama-batched-bench once for each number of people at once; what that comes to.
+
+        `exchange_s` are the mean seconds of an exchange, `prompt` and `decode` tokens/s of all that was computed, in each repetition.
 
         Raises:
             FailedError: it fails, or does not end within the limit.
         """
         job = self.job
-        command = [job["program"], *job["fixed"]]
+        words = list(job["fixed"])
         for dimension in job["dimensions"]:
             for choice in dimension["choices"]:
-                command += choice["arguments"] if choice["label"] == chosen[dimension["name"]] else []
-        command += ["--n-prompt", str(job["prompt_tokens"]), "--n-gen", str(job["decode_tokens"])]
-        command += ["--repetitions", str(job["repetitions"]), "--output", "json"]
+                words += choice["arguments"] if choice["label"] == chosen[dimension["name"]] else []
+        slots = int(words[words.index("--parallel") + 1]) if "--parallel" in words else 1
+        found: list[Point] = []
+        for users in sorted({served(exchange, slots) for exchange in self.exchanges}):
+            of_users = [exchange for exchange in self.exchanges if served(exchange, slots) == users]
+            asked = ",".join(map(str, lengths(of_users, users, self.decode_tokens) * job["repetitions"]))
+            measured = ["-npp", asked, "-ntg", str(self.decode_tokens), "-npl", str(users)]
+            said = self.said([job["program"], *words, *measured, "--output-format", "jsonl"])
+            found += points(said, users, job["repetitions"])
+        shares = sum(exchange["share"] for exchange in self.exchanges)
+        each = range(job["repetitions"])
+        return {
+            "points": found,
+            "exchange_s": [
+                sum(exchange["share"] * exchange_s(exchange, found, slots, number) for exchange in self.exchanges)
+                / shares
+                for number in each
+            ],
+            "prompt": [
+                sum(point["users"] * point["prompt_tokens"] for point in found)
+                / sum(point["prompt_s"][number] for point in found)
+                for number in each
+            ],
+            "decode": [
+                sum(point["users"] for point in found) / sum(point["token_s"][number] for point in found)
+                for number in each
+            ],
+        }
+
+    def said(self, command: list[str]) -> str:
+        """What a program prints.
+
+        Raises:
+            FailedError: it fails, or does not end within the limit.
+        """
         try:
             done = subprocess.run(
-                command, capture_output=True, text=True, errors="replace", check=False, timeout=self.work.left_s
+                command, capture_output=True, text=True, errors="replace", check=False, timeout=max(self.work.left_s, 0)
             )
         except subprocess.TimeoutExpired:
             raise FailedError("was not over within the time limit") from None
         except OSError as error:
-            raise FailedError(f"llama-bench does not start: {error}") from None
+            raise FailedError(f"llama-batched-bench does not start: {error}") from None
         if done.returncode:
-            said = " / ".join(line for line in done.stderr.splitlines() if line.strip())[-400:]
-            raise FailedError(f"llama-bench ended with {done.returncode}: {said or 'it said nothing'}")
-        return {**rates(done.stdout), "llama_bench": json.loads(done.stdout)}
+            lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+            said = " / ".join(lines)[-400:]
+            raise FailedError(f"llama-batched-bench ended with {done.returncode}: {said or 'it said nothing'}")
+        return done.stdout
 
     def reason(self, own: dict[str, Any], best: dict[str, Any]) -> str:
         """Why the best is kept, in one sentence."""
@@ -173,7 +281,7 @@ class Tuning:
             return (
                 f"none of {others} others was faster by more than the noise" if others else "nothing else was measured"
             )
-        return f"an exchange is over {gain(best, own, self.share):.0%} sooner than with the plan's own setting"
+        return f"an exchange is over {gain(best, own):.0%} sooner than with the plan's own setting"
 
     def write(self, state: str, own: dict[str, Any], best: dict[str, Any]) -> None:
         """The result so far."""
