@@ -36,9 +36,9 @@ def sample(setting, cards, truth, which, *, prompt=0, depth=0, model=R1, noise=1
 
 
 def made_up(random):
-    """Speeds of a machine. The formulas are sure about three of them, which are up to twice as high or low as the middle of the defaults.
+    """Speeds of a machine. The formulas are sure about two of them, which are up to twice as high or low as the middle of the defaults.
 
-    Whether a card computes while it reads or copies, they leave open, so that the link and the card's operations lie in the defaults.
+    Whether a device computes while it reads or copies, they leave open, so that the link and the operations lie in the defaults.
     """
     truth = {}
     for name in NAMES:
@@ -70,7 +70,7 @@ def of_cpu(truth, which, **more):
     yield sample(ON_CPU, (), truth, which, prompt=512, **more)
 
 
-SURE = {RAM, CARD, CPU_OPERATIONS}
+SURE = {RAM, CARD}
 MACHINES = {
     "hybrid": (of_hybrid, {RAM, LINK}),
     "large": (of_large, {CARD, CARD_OPERATIONS}),
