@@ -71,8 +71,8 @@ def sentence(place: str, expected: str, found: str) -> str:
         return f"the rules of {place} are gone from the kernel"
     lines, wanted = [{line.strip() for line in text.splitlines()} for text in (found, expected)]
     missing, more = sorted(wanted - lines), sorted(lines - wanted)
-    words = [f"lack `{missing[0]}`"] * bool(missing) + [f"have `{more[0]}`"] * bool(more)
-    return f"the rules of {place} in the kernel {' and '.join(words) or 'have another order'}, unlike their file"
+    words = [f"lack `{each}`" for each in missing[:1]] + [f"have `{each}`" for each in more[:1]]
+    return f"the rules of {place} in the kernel {' and '.join(words) or 'have others, or have another order'}, unlike their file"
 
 
 def apply(file: Path, namespace: str) -> None:

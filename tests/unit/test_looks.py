@@ -22,6 +22,7 @@ from ansible_collections.r1.prov.plugins.module_utils import (
     process_look,
     unit_look,
 )
+from ansible_collections.r1.prov.plugins.modules import nft_rules
 
 ROOT = Path(__file__).parents[2]
 UNIT = "r1prov-llama-server.service"
@@ -319,3 +320,16 @@ def test_a_mode_of_a_packaged_file_is_known_from_the_last_look(packaged: Path) -
     _, record = looked(packaged, {})
     (packaged / "usr/bin/tool").chmod(0o4777)
     assert " 4777, and had " in "".join(looked(packaged, record)[0])
+
+
+@pytest.mark.parametrize(
+    ("found", "says"),
+    [
+        ("", "are gone from the kernel"),
+        ("a\nb\n", "have others, or have another order"),
+        ("a\n", "lack `b`, unlike"),
+        ("b\na\nc\n", "have `c`, unlike"),
+    ],
+)
+def test_how_the_kernels_rules_differ_is_said(found: str, says: str) -> None:
+    assert says in nft_rules.sentence("the table t", "b\na\n", found)
