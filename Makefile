@@ -5,7 +5,7 @@
 # everybody's path.
 IN := PATH="$$(./bootstrap):$$PATH:/usr/sbin:/sbin" && export PATH &&
 
-.PHONY: help setup demo test lint unit thorough molecule e2e test-order test-cuda gpu-bundle test-gpu format docs golden lock
+.PHONY: help setup demo test lint unit thorough molecule e2e drift test-order test-cuda gpu-bundle test-gpu format docs golden lock
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -33,6 +33,9 @@ molecule: ## each role on a fresh host; ROLE=name for one of them
 
 e2e: ## the whole way, on Debian 12 and 13
 	@$(IN) exec python -m tests.run e2e
+
+drift: ## 90 things put wrong on a converged server, each named and healed (an hour); `make test` tries ten. RELEASE=trixie for the other one
+	@$(IN) exec python -m tests.drift $(if $(RELEASE),--release $(RELEASE))
 
 test-order: ## whether the engine puts settings in the plan's order: 21 runs of a small mixture of experts, four times (ten minutes)
 	@$(IN) exec python -m benchmarks.order

@@ -44,6 +44,20 @@ def show(unit: str, *keys: str) -> dict[str, str]:
     return dict(line.split("=", 1) for line in shown.splitlines())
 
 
+def environment_names() -> list[str]:
+    """The names of the variables that systemd gives to every service of this host."""
+    command = ["systemctl", "show-environment"]
+    shown = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False).stdout
+    return [line.partition("=")[0] for line in shown.splitlines()]
+
+
+def in_memory(pattern: str) -> list[str]:
+    """The units of which systemd knows something now, by a pattern of names."""
+    command = ["systemctl", "list-units", "--all", "--plain", "--no-legend", "--no-pager", pattern]
+    shown = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False).stdout
+    return [line.split()[0] for line in shown.splitlines() if line.split()[2:3] != ["inactive"]]
+
+
 def last_lines(unit: str, count: int) -> list[str]:
     """The last lines that a unit's latest start wrote, and that systemd wrote about it."""
     start = show(unit, "InvocationID").get("InvocationID")

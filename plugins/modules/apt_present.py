@@ -5,10 +5,12 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: apt_present
-short_description: Installs the Debian packages that are missing
+short_description: Installs the Debian packages that are missing, and installs again what has lost files
 description:
   - Stock Ansible cannot do it, because C(apt) needs python3-apt in check mode, and refreshes the package lists though nothing is missing.
   - It asks dpkg once. Only where a package is missing does it refresh the package lists and install, without recommended packages.
+  - The files of these packages, and of what they depend on, are held against dpkg's list. A package of which one is gone or has other
+    bytes is installed again. Configuration and documentation do not count, nor what this host tells dpkg to leave out.
   - It waits for another package manager (a first boot, unattended upgrades), and it finishes an interrupted dpkg.
 author: The r1prov team
 extends_documentation_fragment: r1.prov.fetching
@@ -27,8 +29,10 @@ EXAMPLES = r"""
 
 RETURN = r"""
 installed: {type: list, elements: str, returned: success, description: "What was missing and is installed now, or would be."}
+differences: {type: list, elements: str, returned: success, description: "Which files were not as packaged, in a sentence each."}
 """
 
+import json
 import os
 import re
 import subprocess
@@ -37,8 +41,9 @@ import time
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.r1.prov.plugins.module_utils import fetching
+from ansible_collections.r1.prov.plugins.module_utils import fetching, package_look
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
+from ansible_collections.r1.prov.plugins.module_utils.files import read_json, write_whole
 from ansible_collections.r1.prov.plugins.module_utils.locks import holder
 from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
 
@@ -48,6 +53,8 @@ _LOCKED = re.compile(
 _LOCK = re.compile(r"/var/(?:lib|cache)/[\w./-]*\w")  # debconf's too, which every user of the host may lock
 _LOCK_LIMIT_S = 600
 _WAIT_S = 5
+_RECORDS = Path("/var/lib/r1prov/packages")
+_TOLD = 5
 _ENVIRONMENT = {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}
 _SETTINGS = (
     "APT::Get::Assume-Yes=true",
@@ -77,6 +84,29 @@ _ADVICE = {
 
 class AptError(Exception):
     """apt failed. The message says why, and what to do next."""
+
+
+def look(names: list[str], record: Path) -> package_look.Look:
+    """Whether the files of packages, and of what they depend on, are as packaged."""
+    packages = package_look.needed(names, package_look.installed())
+    return package_look.look([each.name for each in packages], read_json(record))
+
+
+def keep(found: package_look.Look, record: Path) -> None:
+    """Keeps what a look has found for the next one."""
+    if read_json(record) != found.record:
+        record.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        write_whole(record, json.dumps(found.record))
+
+
+def sentences(found: package_look.Look) -> list[str]:
+    """What a look has found, a few sentences for each package."""
+    told = []
+    for differences in found.differences.values():
+        told += [str(each) for each in differences[:_TOLD]]
+        if len(differences) > _TOLD:
+            told[-1] += f", and so are {len(differences) - _TOLD:,} more of its files not as packaged"
+    return told
 
 
 def missing(names: list[str], status: str) -> list[str]:
@@ -164,17 +194,35 @@ def main() -> None:
     # dpkg-query exits with 1 for names that it does not know, and prints the others.
     query = ["dpkg-query", "--show", "--showformat", "${Package} ${db:Status-Status}\\n", *names]
     absent = missing(names, subprocess.run(query, capture_output=True, text=True, check=False).stdout)
-    if absent and not module.check_mode:
+    record = _RECORDS / f"{'+'.join(sorted(names))[:100]}.json"
+    found = look(names, record)
+    broken = list(found.differences)
+    if (absent or broken) and not module.check_mode:
         deadline, progress = time.monotonic() + _LOCK_LIMIT_S, Progress(module.params["step"])
         try:
             apt(["update"], deadline, progress)
-            apt(["install", *absent], deadline, progress)
+            if absent:
+                apt(["install", *absent], deadline, progress)
+            if broken:
+                apt(["install", "--reinstall", *broken], deadline, progress)
         except AptError as error:
             progress.finish(failed=True)
-            module.fail_json(msg=f"{', '.join(absent)} cannot be installed: {error}")
+            what = "; ".join([*([f"{', '.join(absent)} cannot be installed"] if absent else []), *sentences(found)])
+            module.fail_json(msg=f"{what}: {error}", differences=sentences(found))
         progress.finish()
-    diff = {"before": "", "after": "".join(f"{name}\n" for name in absent)} if absent else {}
-    module.exit_json(changed=bool(absent), installed=absent, diff=diff)
+    if not module.check_mode:
+        now = look(names, record) if absent or broken else found
+        keep(now, record)
+        if now.differences:
+            # apt ends well where it cannot install a package again.
+            module.fail_json(
+                msg=f"{sentences(now)[0]}, and apt has not installed it again, because the package sources no longer have this version. "
+                f"Install the version that they have by `apt-get install --only-upgrade {' '.join(now.differences)}`, then run again",
+                differences=sentences(found),
+            )
+    shown = [*absent, *broken]
+    diff = {"before": "", "after": "".join(f"{name}\n" for name in shown)} if shown else {}
+    module.exit_json(changed=bool(shown), installed=absent, differences=sentences(found), diff=diff)
 
 
 if __name__ == "__main__":

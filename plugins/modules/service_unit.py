@@ -12,6 +12,9 @@ description:
     program is not what the running process was started with. What that was is remembered in
     C(/var/lib/r1prov/service/NAME.started), so a run that was cut off anywhere between writing and restarting is made good by the
     next one. A process of a program behind a link is also asked itself, because systemd or a person may have started it meanwhile.
+  - Looks for what else changes the unit, such as a drop-in, a second unit file, a link of another unit, or another mode of its file, and
+    whether its processes have the arguments, the environment, the user, the groups and the network that are declared. It removes what is
+    not declared and restarts a process that differs, one that is stopped by a signal, and one that does not answer.
   - Waits until the start has succeeded or failed. A failure tells the last lines of the service's log and what to do next.
 author: The r1prov team
 options: {
@@ -33,6 +36,17 @@ options: {
   "load_step": {"type": "str", "default": "", "description": "While it starts, what it has read is shown as the progress of this step.
       Empty for no progress."},
   "load_bytes": {"type": "int", "default": 0, "description": "How much it reads before it is ready."},
+  "process": {"type": "dict", "description": "What its main process must have. Left out, no process is looked at.", "suboptions": {
+    "argv": {"type": "list", "elements": "str", "required": true, "description": "Program and arguments."},
+    "environment": {"type": "dict", "default": {}, "description": "Variables."},
+    "sourced": {"type": "bool", "default": false, "description": "Whether a script sets more variables."},
+    "user": {"type": "str", "required": true, "description": "The user, with the group of the same name."},
+    "groups": {"type": "list", "elements": "str", "default": [], "description": "Other groups."},
+    "network": {"type": "path", "description": "The file of the network namespace that it is in. Left out, that is not looked at."},
+    "inputs": {"type": "list", "elements": "path", "default": [], "description": "Files whose old content it must not keep in memory."}
+  }},
+  "ready_url": {"type": "str", "default": "", "description": "A service that runs and does not answer here is restarted. Empty for none."},
+  "state_directory": {"type": "path", "description": "A folder that is its user's alone (0700), where it is there."},
   "remedies": {"type": "list", "elements": "dict", "default": [], "description": "What to say when a program fails. The first remedy whose
       pattern is found in the program's words is shown.", "suboptions": {
     "pattern": {"type": "str", "required": true, "description": "Regular expression."},
@@ -56,6 +70,11 @@ actions:
   description: "What was done, or would be, e.g. C(wrote the unit file), C(restarted)."
 differences: {type: list, elements: str, returned: success, description: "What is not as it should be, in a sentence each."}
 look_arguments: {type: dict, returned: always, description: The options, with salted digests in place of the credentials.}
+drift:
+  type: list
+  elements: str
+  returned: always
+  description: What somebody else has changed since the last start of ours, in a sentence each. Nothing where a first run installs.
 unit: {type: str, returned: success, description: "The unit's name."}
 start_s:
   type: float
@@ -65,28 +84,36 @@ log: {type: list, elements: str, returned: failure, description: The last lines 
 """
 
 import functools
+import grp
 import hashlib
 import os
+import pwd
 import re
 import stat
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.r1.prov.plugins.module_utils import remedies, units
+from ansible_collections.r1.prov.plugins.module_utils import process_look, remedies, unit_look, units
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
-from ansible_collections.r1.prov.plugins.module_utils.files import write_whole
+from ansible_collections.r1.prov.plugins.module_utils.difference import Difference, owner_and_mode
+from ansible_collections.r1.prov.plugins.module_utils.files import give, write_whole
 from ansible_collections.r1.prov.plugins.module_utils.host_probe import probe
 from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
 from ansible_collections.r1.prov.plugins.module_utils.secret import same, without_secrets
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 _UNITS = Path("/etc/systemd/system")
 _REMEMBERED = Path("/var/lib/r1prov/service")
+_READY = "/usr/local/lib/r1prov-await-ready"
+_IDLE_LIMIT_S = 20
+_BUSY_LIMIT_S = 120
+"""How long a service may take to answer, the latter where it computes meanwhile."""
 _LOG_LINES = 15
 _OPENED = "opened the socket"
 _RELOADED = "reloaded systemd"
@@ -112,6 +139,8 @@ _KEYS = (
     "Result",
     "InvocationID",
     "MainPID",
+    "DropInPaths",
+    "FragmentPath",
 )
 
 
@@ -129,6 +158,9 @@ class Service:
         self.before = _text(self.file)
         self.now = self._show()
         self.start_s = 0.0
+        self.found = unit_look.look(self.unit, self.now.get("DropInPaths", "").split())
+        self.found += self._own_changed() + self._state_differences()
+        self.own = unit_look.administrators(self.unit)
 
     def _show(self) -> dict[str, Any]:
         return units.show(self.unit, *_KEYS)
@@ -140,8 +172,105 @@ class Service:
 
     def _known(self) -> tuple[list[str], str]:
         """What `_inputs` said at the last start of ours, and which invocation of the unit that start was to end."""
-        inputs, _, ended = _text(self.remembered).partition("\n")
-        return inputs.split(), ended.strip()
+        lines = [*_text(self.remembered).splitlines(), "", ""]
+        return lines[0].split(), lines[1].strip()
+
+    def _known_files(self) -> str:
+        """What `_identity` said of the files that r1prov writes, when the last start of ours began."""
+        return "".join(_text(self.remembered).splitlines()[2:3])
+
+    def _own_files(self) -> str:
+        return _identity((self.file, *self.credentials))
+
+    def _own_changed(self) -> list[Difference]:
+        """The unit file and credentials that somebody has changed. What r1prov itself wants to have changed does not count."""
+        others = self._known_files() not in ("", self._own_files())
+        found = []
+        written: list[tuple[Path, str]] = [(self.file, self.wanted["content"]), *self.credentials.items()]
+        for path, content in written:
+            has = "is gone" if not path.exists() else "has other content than r1prov gave it"
+            if not same(_text(path), content):
+                if others:
+                    found.append(Difference("file", str(path), "", has, f"{path} {has}"))
+            elif path != self.file and not _is_root_only(path):
+                said = f"{path} has owner and mode {_owner(path)}, and should have 0:0 0600"
+                found.append(Difference("mode", str(path), "0:0 0600", _owner(path), said))
+        return found
+
+    def _state_differences(self) -> list[Difference]:
+        """What somebody has done to a service that the last run left running."""
+        if self.wanted["state"] != "started" or not self.remembered.exists():
+            return []
+        found = []
+        if self.now["ActiveState"] in ("inactive", "failed"):
+            found.append(Difference("state", self.unit, "active", self.now["ActiveState"], f"{self.unit} does not run"))
+        if self.now["UnitFileState"] not in ("enabled", "masked", "bad", ""):
+            found.append(
+                Difference("state", self.unit, "enabled", "disabled", f"{self.unit} does not start when the host boots")
+            )
+        return found
+
+    def _process_differences(self) -> list[Difference]:
+        """How its processes differ from what is declared."""
+        wanted = self.wanted["process"]
+        if (
+            not wanted
+            or self.wanted["state"] != "started"
+            or self.now["ActiveState"] != "active"
+            or self.now.get("MainPID", "0") == "0"
+        ):
+            return []
+        secret = self.credentials and next(iter(self.credentials)).parent / "environment"
+        declared = process_look.Declared(
+            argv=[str(word) for word in wanted["argv"]],
+            environment={name: str(value) for name, value in wanted["environment"].items()},
+            secret=re.findall(r"^(\w+)=", _text(secret), re.MULTILINE) if secret else [],
+            any_environment=wanted["sourced"],
+            user=wanted["user"],
+            groups=[
+                grp.getgrnam(name).gr_gid
+                for name in wanted["groups"]
+                if name in {each.gr_name for each in grp.getgrall()}
+            ],
+            network=Path(wanted["network"]) if wanted["network"] else None,
+            data=wanted["inputs"],
+        )
+        found = process_look.look(
+            self.unit, self.now["MainPID"], self._processes(), declared, inherited=units.environment_names()
+        )
+        return found or self._hung()
+
+    def _processes(self) -> list[str]:
+        return _text(self._group() / "cgroup.procs").split()
+
+    def _group(self) -> Path:
+        return Path(f"/sys/fs/cgroup{self.now['ControlGroup']}")
+
+    def _hung(self) -> list[Difference]:
+        """Whether it does not answer. One that computes gets more time, because it may be busy with the answers to many people."""
+        url = self.wanted["ready_url"]
+        if not url or not os.access(_READY, os.X_OK):
+            return []
+        began, used, limit_s = time.monotonic(), process_look.cpu_seconds(self._group()), _IDLE_LIMIT_S
+        asking = subprocess.Popen(
+            ["nsenter", f"--net=/proc/{self.now['MainPID']}/ns/net", _READY, url],
+            env={**os.environ, "MAINPID": self.now["MainPID"]},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        while True:
+            try:
+                asking.wait(timeout=limit_s)
+            except subprocess.TimeoutExpired:
+                waited = time.monotonic() - began
+                if waited < _BUSY_LIMIT_S - 1 and process_look.cpu_seconds(self._group()) - used > waited / 10:
+                    limit_s = _BUSY_LIMIT_S - _IDLE_LIMIT_S
+                    continue
+                asking.kill()
+                asking.wait()
+                said = f"{self.unit} runs and has not answered at {url} for {waited:.0f} s"
+                return [Difference("hung", self.unit, "an answer", "none", said)]
+            return []
 
     def _is_stale(self) -> bool:
         """Whether the process, if there is one, was started with something else than what is there now."""
@@ -159,21 +288,31 @@ class Service:
     def actions(self) -> dict[str, Any]:
         """What has to be done, by the name it is reported under, in order."""
         todo: dict[str, Any] = {}
-        written = self.before != self.wanted["content"]
+        written = self.before != self.wanted["content"] or self.file.is_symlink()
+        todo |= self._removals(self.found, self.file)
+        removed = any(name.startswith("removed") for name in todo)
         if written:
             todo["wrote the unit file"] = lambda: _write(self.file, self.wanted["content"], 0o644)
+        secrets: dict[str, Any] = {}
         for path, content in self.credentials.items():
             if not _is_root_only(path) or not same(_text(path), content):
-                todo[f"wrote {path}"] = functools.partial(_write, path, content, 0o600)
-        stale = bool(todo) or self._is_stale()
+                secrets[f"wrote {path}"] = functools.partial(_write, path, content, 0o600)
+        todo |= secrets | self._folder_actions()
+        stale = written or bool(secrets) or self._is_stale() or self._read_others()
+        if self.before == self.wanted["content"]:
+            differs = self._process_differences()
+            self.found += differs
+            stale = stale or bool(differs)
         socket = self._socket_actions() if self.socket else {}
-        todo |= {name: act for name, act in socket.items() if name.startswith("wrote")}
-        if written or todo.keys() & socket.keys() or self.now["NeedDaemonReload"] == "yes":
+        todo |= {name: act for name, act in socket.items() if name.startswith(("wrote", "removed"))}
+        if written or removed or todo.keys() & socket.keys() or self.now["NeedDaemonReload"] == "yes":
             todo[_RELOADED] = lambda: units.systemctl("daemon-reload")
         return todo | socket | self._state_actions(written=written, stale=stale, reopened=_OPENED in socket)
 
     def differences(self, actions: Iterable[str]) -> list[str]:
-        """What is wrong, by what has to be done about it."""
+        """What is wrong: what a look has found, or else what has to be done."""
+        if self.found:
+            return list(dict.fromkeys(map(str, self.found)))
         said = [
             _WRONG.get(action) or f"{action.removeprefix('wrote ')} is not as it should be"
             for action in actions
@@ -181,16 +320,79 @@ class Service:
         ]
         return [f"{self.unit}: {each}" for each in said]
 
+    def _read_others(self) -> bool:
+        """Whether systemd has read something else under the unit's name. What it has not read yet goes before it can."""
+        read = {*self.now.get("DropInPaths", "").split(), self.now.get("FragmentPath", "")}
+        return any(each.place in read for each in self.found if each.kind in ("drop-in", "unit elsewhere"))
+
+    def _removals(self, found: list[Difference], file: Path) -> dict[str, Any]:
+        """What has to be done about what a look at a unit has found."""
+        todo: dict[str, Any] = {}
+        for each in found:
+            path = Path(each.place)
+            if each.kind in ("drop-in", "unit elsewhere") or (each.kind == "link" and path != file):
+                todo[f"removed {path}"] = functools.partial(_remove, path)
+            elif each.kind == "mode" and path == file:
+                todo[f"gave {path} back to root"] = functools.partial(_give_back, path)
+        return todo
+
+    def _folder_actions(self) -> dict[str, Any]:
+        """What has to be done so that the service's folder is its user's alone."""
+        folder, process = self.wanted["state_directory"], self.wanted["process"]
+        if not folder or not process or not Path(folder).exists():
+            return {}
+        path, user = Path(folder), process["user"]
+        try:
+            account = pwd.getpwnam(user)
+        except KeyError:
+            return {}
+        wanted, has = owner_and_mode(account.pw_uid, account.pw_gid, 0o700), _owner(path)
+        others = [] if has != wanted else list(_others(path, account.pw_uid))
+        if has == wanted and not others:
+            return {}
+        said = f"{folder} has owner and mode {has}, and should have {wanted}" if has != wanted else ""
+        said = said or f"{folder}/{others[0]} and {len(others) - 1} more do not belong to {user}"
+        self.found.append(Difference("mode", folder, wanted, has, said))
+        return {f"gave {folder} back to {user}": lambda: self._give_all(path, user)}
+
+    @staticmethod
+    def _give_all(folder: Path, user: str) -> None:
+        """Gives a service its folder and what lies in it. No link in it leads root elsewhere, for the service may have made that."""
+        account = pwd.getpwnam(user)
+        give(folder, user, 0o700)
+        for _, folders, files, descriptor in os.fwalk(folder):
+            for name in (*folders, *files):
+                status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+                if status.st_uid != account.pw_uid and (status.st_nlink == 1 or stat.S_ISDIR(status.st_mode)):
+                    os.chown(name, account.pw_uid, account.pw_gid, dir_fd=descriptor, follow_symlinks=False)
+
     def _socket_actions(self) -> dict[str, Any]:
         """What has to be done so that systemd holds the service's socket."""
         todo: dict[str, Any] = {}
         file = _UNITS / self.socket
-        now = units.show(self.socket, "ActiveState", "UnitFileState")
-        if _text(file) != self.wanted["socket"]:
+        now = units.show(self.socket, "ActiveState", "UnitFileState", "DropInPaths", "FragmentPath")
+        found = unit_look.look(self.socket, now.get("DropInPaths", "").split())
+        self.found += found
+        self.own += unit_look.administrators(self.socket)
+        read = {*now.get("DropInPaths", "").split(), now.get("FragmentPath", "")}
+        todo |= self._removals(found, file)
+        before = _text(file)
+        if self.remembered.exists():
+            if before != self.wanted["socket"]:
+                said = f"{file} is gone" if not before else f"{file} has other content than r1prov gives it"
+                self.found.append(Difference("file", str(file), "", "", said))
+            if now["ActiveState"] != "active":
+                said = f"{self.socket} does not hold its port"
+                self.found.append(Difference("state", self.socket, "active", now["ActiveState"], said))
+            if now["UnitFileState"] != "enabled":
+                said = f"{self.socket} does not open when the host boots"
+                self.found.append(Difference("state", self.socket, "enabled", now["UnitFileState"], said))
+        if before != self.wanted["socket"] or file.is_symlink():
             todo["wrote the socket's unit file"] = lambda: _write(file, self.wanted["socket"], 0o644)
         if now["UnitFileState"] != "enabled":
             todo["enabled the socket"] = lambda: units.systemctl("enable", "--quiet", self.socket)
-        if now["ActiveState"] != "active" or "wrote the socket's unit file" in todo:
+        reread = any(each.place in read for each in found)
+        if now["ActiveState"] != "active" or reread or "wrote the socket's unit file" in todo:
             todo[_OPENED] = self._open
         return todo
 
@@ -212,7 +414,7 @@ class Service:
             if self.now["UnitFileState"] in ("enabled", "enabled-runtime"):
                 todo["disabled"] = lambda: units.systemctl("disable", "--quiet", self.unit)
             if self.now["ActiveState"] not in ("inactive", "failed"):
-                todo["stopped"] = lambda: units.systemctl("stop", self.unit)
+                todo["stopped"] = self._stop
         return todo
 
     def _open(self) -> None:
@@ -224,12 +426,17 @@ class Service:
         except units.UnitError as error:
             raise ServiceError(str(error), log=units.last_lines(self.socket, _LOG_LINES)) from error
 
+    def _stop(self) -> None:
+        """Stops. What is not left running has no start that could be compared."""
+        self.remembered.unlink(missing_ok=True)
+        units.systemctl("stop", self.unit)
+
     def _reload(self) -> None:
         units.systemctl("reload", self.unit)
         self._remember(self._known()[1])
 
     def _remember(self, ended: str) -> None:
-        _write(self.remembered, f"{' '.join(self._inputs())}\n{ended}\n", 0o644)
+        _write(self.remembered, f"{' '.join(self._inputs())}\n{ended}\n{self._own_files()}\n", 0o644)
 
     def _start(self, verb: str) -> None:
         """Starts, and returns when the service is ready."""
@@ -287,7 +494,7 @@ class ServiceError(Exception):
         self.result = result
 
 
-def _identity(files: Iterable[str]) -> str:
+def _identity(files: Iterable[str | Path]) -> str:
     """Tells these files from others. By time stamps, not contents: no digest of a secret is left on the host."""
     digest = hashlib.sha256()
     for path in map(os.path.realpath, files):
@@ -330,6 +537,38 @@ def _is_root_only(path: Path) -> bool:
     return (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (0, 0, 0o600)
 
 
+def _others(folder: Path, uid: int) -> Iterator[str]:
+    """What lies in a folder and belongs to another user."""
+    for place, folders, files, descriptor in os.fwalk(folder):
+        for name in (*folders, *files):
+            with suppress(FileNotFoundError):
+                if os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_uid != uid:
+                    yield str((Path(place) / name).relative_to(folder))
+
+
+def _owner(path: Path) -> str:
+    try:
+        status = path.stat(follow_symlinks=False)
+    except FileNotFoundError:
+        return "gone"
+    return owner_and_mode(status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode))
+
+
+def _remove(path: Path) -> None:
+    """Removes a file or a link, and its folder where nothing else is in that. Somebody may have done so meanwhile."""
+    path.unlink(missing_ok=True)
+    folder = path.parent
+    if folder.is_symlink():
+        folder.unlink()
+    elif folder.suffix in (".d", ".wants", ".requires", ".upholds") and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _give_back(path: Path) -> None:
+    os.chown(path, 0, 0)
+    path.chmod(0o644)
+
+
 def _write(path: Path, content: str, mode: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, content, mode)
@@ -340,11 +579,14 @@ def main() -> None:
     os.environ["LC_ALL"] = "C"
     service = Service(module.params)
     todo = service.actions()
+    for each in service.own:
+        module.warn(str(each))
     look_arguments = without_secrets(module.params, module.argument_spec)
     result = {
         "changed": bool(todo),
         "actions": list(todo),
         "differences": service.differences(todo),
+        "drift": list(dict.fromkeys(map(str, service.found))),
         "look_arguments": look_arguments,
     }
     if service.before != module.params["content"]:

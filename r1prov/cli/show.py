@@ -38,6 +38,9 @@ def summary(report: RunReport, *, check: bool = False) -> None:
     changed = ("would change>", "what would change") if check else ("changed>", "what changed")
     output.table(("host", "result", *changed, "took>"), rows, talk=True)
     for name, host in report.hosts.items():
+        done = "to put right" if check else "put right" if host.result == "ok" else "wrong"
+        for difference in host.differences:
+            output.say(f"{name}: {done}: {difference}")
         if host.starts:
             waits = ", ".join(
                 f"{unit.removeprefix('r1prov-')} after {took:.1f} s" for unit, took in host.starts.items()

@@ -32,6 +32,7 @@ from r1prov.runs.events import (
     TaskStarted,
 )
 from r1prov.runs.past import expected
+from r1prov.runs.report import differences_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -97,6 +98,7 @@ class _Host:
     style: str = ""
     entered: list[str] = field(default_factory=list)
     changed: set[str] = field(default_factory=set)
+    differences: set[str] = field(default_factory=set)
     warnings: set[str] = field(default_factory=set)
     progress: dict[str, Progress] = field(default_factory=dict)
     pace: dict[tuple[str, str], Pace] = field(default_factory=dict)
@@ -205,6 +207,10 @@ class LiveRun:
             host.step.changes += event.changed
             if event.changed:
                 host.changed.add(host.step.name)
+            for difference in differences_of(event.result):
+                if difference not in host.differences:
+                    host.differences.add(difference)
+                    self._say(host, difference, "yellow")
             for warning in event.result.get("warnings", ()):
                 if warning not in host.warnings:  # a step that looks before it acts warns twice
                     host.warnings.add(warning)

@@ -55,6 +55,7 @@ class HostReport:
         changes: the names of these tasks, as `step: task`.
         starts: the seconds until each unit that was started or restarted was ready. For so long a running service pauses.
         steps: each step with its seconds, in the order of the run. A step that is entered twice stands there twice.
+        differences: what somebody had changed behind r1prov's back, in a sentence each. The run has put it right, or would in a check.
         warnings: what is worth a look although it stopped nothing.
         problems: what stopped the run, each with `where`, `what` and `remedy`.
         benchmark: the last result of the role smoke_bench (docs/benchmark.md). It is from before where nothing changed.
@@ -74,6 +75,7 @@ class HostReport:
     changes: list[str] = field(default_factory=list)
     starts: dict[str, float] = field(default_factory=dict)
     steps: list[tuple[str, float]] = field(default_factory=list)
+    differences: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     problems: list[dict[str, str]] = field(default_factory=list)
     benchmark: dict[str, Any] | None = None
@@ -161,6 +163,7 @@ class Recorder:
             self._expectations.setdefault(event.host, []).extend(expectations_of(event))
             if event.changed:
                 host.changes.append(f"{event.step}: {event.task}" if event.step else event.task)
+            host.differences.extend(each for each in differences_of(event.result) if each not in host.differences)
             # A step that looks before it acts warns twice.
             host.warnings.extend(each for each in event.result.get("warnings", ()) if each not in host.warnings)
             if event.result.get("start_s"):
@@ -237,6 +240,7 @@ class Recorder:
             error = failure(event)
             self._errors.append(error)
         if isinstance(event, HostFailed):
+            host.differences.extend(each for each in differences_of(event.result) if each not in host.differences)
             host.verified = event.result.get("verified")
             self._measured(event)
         host.problems.extend(asdict(problem) for problem in error.problems)
@@ -266,6 +270,12 @@ class Recorder:
             host = self._host(name)
             host.ok, host.changed = tally.ok, tally.changed
             host.result = "unreachable" if tally.unreachable else "failed" if tally.failed else "ok"
+
+
+def differences_of(result: dict[str, Any]) -> list[str]:
+    """What a module, or a loop over one, says that somebody has changed. Some find more differences, which a new wish of ours makes."""
+    results = [each for each in result.get("results", ()) if isinstance(each, dict)] or [result]
+    return [str(difference) for each in results for difference in each.get("drift", each.get("differences")) or ()]
 
 
 _HOST_KEY_REFUSED = ("Host key verification failed", "because Host Key checking is enabled")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -16,6 +18,7 @@ from r1prov import lab
 from r1prov.common.errors import Exit
 from r1prov.lab.hosts import LabHost
 from tests import golden
+from tests.drift import matrix
 from tests.golden import assert_golden, kept
 
 from .page import Page
@@ -143,3 +146,17 @@ def test_a_certificate_for_another_name_is_refused_before_anyone_is_contacted(
     path = other.site([alone], sources=sources, gateway={"server_name": "r1.example.com", "tls": tls})
     path.write_text(path.read_text().replace(alone.address, "no-such-host.invalid"))
     assert "not for r1.example.com" in other.does("up", code=Exit.SITE).stderr
+
+
+def test_ten_things_put_wrong_are_named_and_put_right_by_one_run(
+    owner: Operator, alone: LabHost, door: dict[str, Any]
+) -> None:
+    """A sample of `make drift`, another one each time."""
+    seed = int(os.environ.get("R1PROV_DRIFT_SEED") or time.time())
+    mutations = matrix.sample(seed, 10)
+    applied = matrix.apply(alone, mutations)
+    assert all(applied.values()), (seed, applied)
+    owner.does("up")
+    report = owner.report
+    missed = [each for each in matrix.outcomes(alone, mutations, applied, report) if not (each.named and each.healed)]
+    assert not missed, f"R1PROV_DRIFT_SEED={seed}: {missed}\n{matrix.said(report)}"

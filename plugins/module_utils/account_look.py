@@ -1,0 +1,116 @@
+"""Looks at the account of a service: whether it is one that nobody can log in to, with no rights but its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ansible_collections.r1.prov.plugins.module_utils.difference import Difference
+
+HOME, SHELL = "/nonexistent", "/usr/sbin/nologin"
+LOCKED = ("!", "*")
+ETC = Path("/etc")
+
+
+@dataclass(frozen=True)
+class Account:
+    """What the files of a host say of an account.
+
+    Attributes:
+        uid: its number; None where it does not exist.
+        gid: the number of its primary group.
+        home: its home.
+        shell: its shell.
+        own_gid: the number of the group of its name; None where there is none.
+        groups: other groups that name it as a member.
+        members: whom the group of its name has as members.
+        password: how its password's field begins; empty where it has none.
+        twins: other accounts with its number.
+    """
+
+    uid: int | None
+    gid: int
+    home: str
+    shell: str
+    own_gid: int | None
+    groups: tuple[str, ...]
+    members: tuple[str, ...]
+    password: str
+    twins: tuple[str, ...]
+
+
+def read(name: str, etc: Path = ETC) -> Account:
+    """What the host's own files say. A directory of a company has no say about the account of a service."""
+    users, groups, shadow = (_table(etc / table) for table in ("passwd", "group", "shadow"))
+    own = next((row for row in users if row[0] == name), None)
+    group = next((row for row in groups if row[0] == name), None)
+    return Account(
+        uid=int(own[2]) if own else None,
+        gid=int(own[3]) if own else 0,
+        home=own[5] if own else "",
+        shell=own[6] if own else "",
+        own_gid=int(group[2]) if group else None,
+        groups=tuple(row[0] for row in groups if row[0] != name and name in row[3].split(",")),
+        members=tuple(filter(None, group[3].split(","))) if group else (),
+        password=next((row[1] for row in shadow if row[0] == name), "")[:1],
+        twins=tuple(row[0] for row in users if own and row[0] != name and row[2] == own[2]),
+    )
+
+
+def look(name: str, has: Account, known_uid: int | None = None) -> list[Difference]:
+    """In what an account differs. One that does not exist yet differs in nothing: whoever creates it knows.
+
+    Args:
+        name: the account.
+        has: what the host says of it.
+        known_uid: the number that it had when all was well; None where nobody remembers.
+    """
+    if has.uid is None:
+        return []
+    number = "the user number 0, which is root's" if has.uid == 0 else f"the user number {has.uid}, and had {known_uid}"
+    checks = [
+        (
+            "uid",
+            has.uid not in (0, None) and known_uid in (None, has.uid),
+            str(known_uid),
+            str(has.uid),
+            f"has {number}",
+        ),
+        ("group", has.gid == has.own_gid and has.gid != 0, str(has.own_gid), str(has.gid), _group_words(name, has)),
+        ("home", has.home == HOME, HOME, has.home, f"has the home {has.home}, and should have {HOME}"),
+        (
+            "shell",
+            has.shell == SHELL,
+            SHELL,
+            has.shell,
+            f"has the shell {has.shell or '/bin/sh'}, and should have {SHELL}",
+        ),
+        ("groups", not has.groups, "", ", ".join(has.groups), f"is a member of other groups: {', '.join(has.groups)}"),
+        (
+            "members",
+            not has.members,
+            "",
+            ", ".join(has.members),
+            f"shares its group with others: {', '.join(has.members)}",
+        ),
+        ("password", has.password in LOCKED, "locked", "unlocked", "has a password that is not locked"),
+    ]
+    return [
+        Difference(f"account {kind}", name, expected, found, f"the service account {name} {said}")
+        for kind, well, expected, found, said in checks
+        if not well
+    ]
+
+
+def _group_words(name: str, has: Account) -> str:
+    if has.own_gid == 0:
+        return "has a group of its name with the number 0, which is root's"
+    return f"has the primary group number {has.gid}, and should have the group {name}"
+
+
+def _table(path: Path) -> list[list[str]]:
+    return [
+        line.split(":")
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
+        if line.count(":") > 2
+    ]

@@ -1,0 +1,78 @@
+"""Looks at the folders that r1prov makes for root: they must be root's, and nobody else may write to them.
+
+What a service may write to lies below them and is its own. Releases have manifests, which say more.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ansible_collections.r1.prov.plugins.module_utils.difference import Difference, owner_and_mode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+PLACES = (
+    ("/etc/r1prov", 9),
+    ("/opt/r1prov", 1),
+    ("/var/lib/r1prov", 0),
+    ("/var/lib/r1prov/service", 1),
+    ("/var/cache/r1prov", 0),
+    ("/run/r1prov", 0),
+)
+"""Folders, and how many levels below each are root's."""
+PROGRAMS = "/usr/local/lib"
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+def look(root: Path = Path("/"), owner: int = 0) -> list[Difference]:
+    """The entries that do not belong to root, or that others may write to; and folders that others may not enter.
+
+    Args:
+        root: where the host's files lie.
+        owner: root's number.
+    """
+    found = []
+    for path in sorted(set(_entries(root))):
+        status = path.lstat()
+        mode = stat.S_IMODE(status.st_mode)
+        if stat.S_ISLNK(status.st_mode):
+            wanted = mode
+        elif stat.S_ISDIR(status.st_mode):
+            wanted = 0o755
+        else:
+            wanted = mode & ~(_OTHERS_WRITE | stat.S_ISUID | stat.S_ISGID)
+        if (status.st_uid, status.st_gid, mode) != (owner, owner, wanted):
+            has, should = owner_and_mode(status.st_uid, status.st_gid, mode), owner_and_mode(owner, owner, wanted)
+            found.append(
+                Difference("mode", str(path), should, has, f"{path} has owner and mode {has}, and should have {should}")
+            )
+    return found
+
+
+def mend(differences: Iterable[Difference]) -> None:
+    """Gives each entry the owner and the mode that it should have. All of them lie in folders of root's once the upper ones are mended."""
+    for each in sorted(differences, key=lambda difference: difference.place):
+        owner, _, mode = each.expected.partition(" ")
+        uid, gid = map(int, owner.split(":"))
+        os.chown(each.place, uid, gid, follow_symlinks=False)
+        if not Path(each.place).is_symlink():
+            Path(each.place).chmod(int(mode, 8))
+
+
+def _entries(root: Path) -> Iterator[Path]:
+    for place, levels in PLACES:
+        if (path := root / place.lstrip("/")).is_dir():
+            yield from _below(path, levels)
+    for path in (root / PROGRAMS.lstrip("/")).glob("r1prov-*"):
+        yield from _below(path, 9)
+
+
+def _below(path: Path, levels: int) -> Iterator[Path]:
+    yield path
+    if levels and path.is_dir() and not path.is_symlink():
+        for each in path.iterdir():
+            yield from _below(each, levels - 1)

@@ -1,0 +1,176 @@
+"""Looks at a systemd unit: what other files than its own change it, and whether its own file is root's.
+
+systemd reads a unit from a dozen folders. r1prov writes to one of them, `/etc/systemd/system`, and no drop-in. Whatever lies elsewhere
+under the unit's name changes it behind r1prov's back. Only a drop-in for all units of a type (`service.d`) is the administrator's own.
+"""
+
+from __future__ import annotations
+
+import re
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ansible_collections.r1.prov.plugins.module_utils.difference import Difference, owner_and_mode
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
+
+OURS = Path("/etc/systemd/system")
+DISTRIBUTIONS = Path("/usr/lib/systemd/system")
+FOLDERS = (
+    Path("/etc/systemd/system.control"),
+    Path("/run/systemd/system.control"),
+    Path("/run/systemd/transient"),
+    OURS,
+    Path("/etc/systemd/system.attached"),
+    Path("/run/systemd/system"),
+    Path("/run/systemd/system.attached"),
+    Path("/run/systemd/generator.early"),
+    Path("/run/systemd/generator"),
+    Path("/run/systemd/generator.late"),
+    Path("/usr/local/lib/systemd/system"),
+    DISTRIBUTIONS,
+)
+"""Where systemd looks for units, except for the second names of these folders."""
+DEPENDENCIES = ("wants", "requires", "upholds")
+WANTED_BY = {"service": "multi-user.target", "socket": "sockets.target", "timer": "timers.target"}
+_SETTING = re.compile(r"^\s*([A-Z][A-Za-z]*)\s*=", re.MULTILINE)
+
+
+def look(
+    unit: str, loaded: Iterable[str] = (), folders: Collection[Path] = FOLDERS, ours: Path = OURS
+) -> list[Difference]:
+    """What changes a unit that r1prov writes.
+
+    Args:
+        unit: its name, with its type.
+        loaded: the drop-ins that systemd says it has read for it.
+        folders: where to look.
+        ours: where r1prov writes it.
+    """
+    kind = unit.rpartition(".")[2]
+    seen = {path for folder in folders for path in _drop_ins(folder, unit)}
+    seen |= {path for path in map(Path, loaded) if path.parent.name != f"{kind}.d" and path.exists()}
+    found = [_drop_in(path, unit) for path in sorted(seen)]
+    for folder in folders:
+        if folder != ours:
+            found += _elsewhere(folder / unit, unit)
+        found += _links(folder, unit, WANTED_BY[kind] if folder == ours else "")
+    return [*found, *own_file(ours / unit)]
+
+
+def administrators(unit: str, folders: Collection[Path] = FOLDERS) -> list[Difference]:
+    """Drop-ins for all units of this one's type. They are an administrator's own, and they change ours, too."""
+    kind = unit.rpartition(".")[2]
+    paths = [path for folder in folders if folder != DISTRIBUTIONS for path in _conf(folder / f"{kind}.d")]
+    said = "{} changes {} of every {}, those of r1prov too. It is not r1prov's, so it stays"
+    return [
+        Difference("drop-in for all", str(path), "", settings, said.format(path, settings, kind))
+        for path, settings in ((path, _settings(path)) for path in paths)
+    ]
+
+
+def own_file(path: Path) -> list[Difference]:
+    """Whether a file is root's alone to change, and a file. One that is missing is no difference here: whoever writes it knows."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return []
+    if stat.S_ISLNK(status.st_mode):
+        target = str(path.readlink())
+        said = "is masked" if target == "/dev/null" else f"is a link to {target}"
+        return [Difference("link", str(path), "a file", target, f"{path} {said}, and should be a file")]
+    has = (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode))
+    if has == (0, 0, 0o644):
+        return []
+    words = owner_and_mode(*has)
+    return [
+        Difference("mode", str(path), "0:0 0644", words, f"{path} has owner and mode {words}, and should have 0:0 0644")
+    ]
+
+
+def _drop_ins(folder: Path, unit: str) -> Iterator[Path]:
+    """The drop-ins for a unit below a folder, under its own name and under each beginning of that."""
+    name, _, kind = unit.rpartition(".")
+    words = name.split("-")
+    begins = ["-".join(words[:count]) + "-" for count in range(1, len(words))]
+    for each in (name, *begins):
+        yield from _conf(folder / f"{each}.{kind}.d")
+
+
+def _conf(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.conf")) if folder.is_dir() else []
+
+
+def _drop_in(path: Path, unit: str) -> Difference:
+    settings = _settings(path)
+    return Difference("drop-in", str(path), "", settings, f"the drop-in {path} changes {settings} of {unit}")
+
+
+def _settings(path: Path) -> str:
+    """The names of the settings in a file."""
+    try:
+        names = list(dict.fromkeys(_SETTING.findall(path.read_text(encoding="utf-8", errors="replace"))))
+    except OSError:
+        names = []
+    return ", ".join(names) or "nothing"
+
+
+def _elsewhere(path: Path, unit: str) -> list[Difference]:
+    """A second file under the unit's name."""
+    if not (path.is_symlink() or path.exists()):
+        return []
+    masks = path.is_symlink() and str(path.readlink()) == "/dev/null"
+    said = f"{path} masks {unit}" if masks else f"{path} is a second file under the name of {unit}"
+    return [Difference("unit elsewhere", str(path), "", "a mask" if masks else _settings(path), said)]
+
+
+def _links(folder: Path, unit: str, target: str) -> Iterator[Difference]:
+    """Links by which other units start this one or are started by it, except that `target` may want it; and its other names."""
+    if not folder.is_dir():
+        return
+    for kind in DEPENDENCIES:
+        for path in sorted(folder.glob(f"*.{kind}/{unit}")):
+            by = path.parent.name.removesuffix(f".{kind}")
+            if (by, kind) != (target, "wants"):
+                yield Difference("link", str(path), "", kind, f"{path} lets {by} start {unit}")
+        for path in sorted((folder / f"{unit}.{kind}").glob("*")):
+            yield Difference("link", str(path), "", kind, f"{path} lets {unit} start {path.name}")
+    for path in folder.iterdir():
+        if path.is_symlink() and path.name != unit and path.readlink().name == unit:
+            yield Difference("link", str(path), "", "alias", f"{path} is another name for {unit}")
+
+
+def strays(known: Collection[str], running: Iterable[str], folders: Collection[Path] = FOLDERS) -> list[Difference]:
+    """Files, drop-in folders and running units that carry r1prov's name, and that no role makes.
+
+    Args:
+        known: the units that roles make, with their types.
+        running: the units that systemd has in memory.
+        folders: where to look.
+    """
+    found: dict[str, Difference] = {}
+    for folder in folders:
+        for path in sorted(folder.glob("r1prov*")) if folder.is_dir() else ():
+            name = re.sub(r"\.(d|wants|requires|upholds)$", "", path.name)
+            if name not in known and not _begins(name, known):
+                found[str(path)] = _stray(str(path), path.name)
+        for kind in DEPENDENCIES:
+            for path in sorted(folder.glob(f"*.{kind}/r1prov*")) if folder.is_dir() else ():
+                if path.name not in known:
+                    found[str(path)] = _stray(str(path), path.name)
+    for name in running:
+        if name.startswith("r1prov") and name not in {*known, *(Path(place).name for place in found)}:
+            found[name] = _stray(name, name)
+    return list(found.values())
+
+
+def _begins(name: str, known: Collection[str]) -> bool:
+    """Whether this is the beginning of a known unit's name, as folders of drop-ins have it. `look` tells of those."""
+    begin, _, kind = name.rpartition(".")
+    return begin.endswith("-") and any(each.startswith(begin) and each.endswith(f".{kind}") for each in known)
+
+
+def _stray(place: str, name: str) -> Difference:
+    return Difference("stray", place, "", name, f"{place} carries r1prov's name, and no part of r1prov has made it")

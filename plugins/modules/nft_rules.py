@@ -1,0 +1,120 @@
+#!/usr/bin/python
+"""Ansible module r1.prov.nft_rules: the rules that the kernel has are those of a file."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: nft_rules
+short_description: Sees to it that the kernel has the rules of a file of nftables
+description:
+  - Stock Ansible cannot do it, because it has no module for nftables, and C(nft) shows rules in other words than their file.
+  - The file is loaded into an empty network namespace, where C(nft) shows what it means. The kernel must have the same. Counters
+    and the elements of sets, which change by themselves, do not count.
+author: The r1prov team
+options: {
+  "file": {"type": "path", "required": true, "description": "The rules."},
+  "namespace": {"type": "str", "default": "", "description": "The network namespace that has these rules and no other. Empty for the
+      host's network, where others have rules too."},
+  "table": {"type": "str", "default": "", "description": "The family and the name of the table to compare in the host's network."},
+  "unit": {"type": "str", "default": "", "description": "The unit that makes the namespace. It is restarted where that is gone."}
+  }
+"""
+
+EXAMPLES = r"""
+- name: Keep the limits
+  r1.prov.nft_rules:
+    file: /etc/limits.nft
+    table: inet limits
+"""
+
+RETURN = r"""
+differences: {type: list, elements: str, returned: always, description: "What was not as it should be, in a sentence each."}
+"""
+
+import subprocess
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.r1.prov.plugins.module_utils import units
+from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
+
+NAMESPACES = Path("/run/netns")
+NFT = "/usr/sbin/nft"
+
+
+class RulesError(Exception):
+    """nft refuses something."""
+
+
+def within(namespace: str) -> list[str]:
+    """The beginning of a command that runs in a network namespace."""
+    return ["nsenter", f"--net={NAMESPACES / namespace}"] if namespace else []
+
+
+def meant(file: Path, listing: list[str]) -> str:
+    """What nft shows of a file's rules in a network where there are no others."""
+    script = f'{NFT} --file "$0" && exec {NFT} --stateless --terse "$@"'
+    return _run("unshare", "--net", "sh", "-c", script, str(file), *listing)
+
+
+def has(namespace: str, listing: list[str]) -> str:
+    """What nft shows of the rules that the kernel has; empty where the table is not there."""
+    done = subprocess.run(
+        [*within(namespace), NFT, "--stateless", "--terse", *listing], capture_output=True, text=True, check=False
+    )
+    return done.stdout if not done.returncode else ""
+
+
+def sentence(place: str, expected: str, found: str) -> str:
+    """How the kernel's rules differ."""
+    if not found.strip():
+        return f"the rules of {place} are gone from the kernel"
+    lines, wanted = [{line.strip() for line in text.splitlines()} for text in (found, expected)]
+    missing, more = sorted(wanted - lines), sorted(lines - wanted)
+    words = [f"lack `{each}`" for each in missing[:1]] + [f"have `{each}`" for each in more[:1]]
+    return f"the rules of {place} in the kernel {' and '.join(words) or 'have others, or have another order'}, unlike their file"
+
+
+def apply(file: Path, namespace: str) -> None:
+    """Loads the file. A namespace of ours loses all other rules in the same moment."""
+    text = f'flush ruleset\ninclude "{file}"\n' if namespace else f'include "{file}"\n'
+    _run(*within(namespace), NFT, "--file", "-", given=text)
+
+
+def _run(*command: str, given: str = "") -> str:
+    done = subprocess.run(command, input=given, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RulesError(f"{' '.join(command)}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def main() -> None:
+    module = AnsibleModule(argument_spec=arguments(DOCUMENTATION), supports_check_mode=True)
+    file, namespace, unit = Path(module.params["file"]), module.params["namespace"], module.params["unit"]
+    place = f"the network {namespace}" if namespace else f"the table {module.params['table']}"
+    if not Path(NFT).exists() or not file.exists():  # in check mode on a fresh host
+        module.exit_json(changed=False, differences=[])
+    listing = ["list", "ruleset"] if namespace else ["list", "table", *module.params["table"].split()]
+    gone = bool(namespace) and not (NAMESPACES / namespace).exists()
+    differences: list[str] = []
+    try:
+        if gone:
+            differences.append(f"the network {namespace} is gone")
+            if not module.check_mode:
+                units.systemctl("restart", unit)
+        else:
+            expected, found = meant(file, listing), has(namespace, listing)
+            if expected != found:
+                differences.append(sentence(place, expected, found))
+                if not module.check_mode:
+                    apply(file, namespace)
+    except (RulesError, units.UnitError) as error:
+        module.fail_json(
+            msg=f"the rules of {place} cannot be put right: {error}. `nft --check --file {file}` says whether the file is well",
+            differences=differences,
+        )
+    module.exit_json(changed=bool(differences), differences=differences)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+#!/usr/bin/python
+"""Ansible module r1.prov.service_account: the system account that a service runs as."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: service_account
+short_description: Sees to the account of a service, which nobody can log in to and which has no rights but its own
+description:
+  - Stock Ansible cannot do it, because C(user) takes neither root's number nor a password away from an account, and fails when an
+    account that is in use has to get another home.
+  - The account is created where it is missing. Otherwise it is given a number and a group of its own, the home C(/nonexistent), no shell,
+    no other group, no password, and no other member of its group. Its processes need not end for that.
+author: The r1prov team
+options: {
+  "name": {"type": "str", "required": true, "description": "The account, and its group."}
+  }
+"""
+
+EXAMPLES = r"""
+- name: Create the user that the exporter runs as
+  r1.prov.service_account:
+    name: exporter
+"""
+
+RETURN = r"""
+differences: {type: list, elements: str, returned: always, description: "What was wrong with the account, in a sentence each."}
+created: {type: bool, returned: always, description: Whether the account was missing.}
+"""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.r1.prov.plugins.module_utils import account_look
+from ansible_collections.r1.prov.plugins.module_utils.account_look import HOME, SHELL, Account
+from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
+from ansible_collections.r1.prov.plugins.module_utils.files import read_json, write_whole
+
+_NUMBERS = Path("/var/lib/r1prov/service/accounts.json")
+"""The number of each account when all was well with it: what it owns is found again by that."""
+_SYSTEM = range(999, 99, -1)
+"""The numbers of system accounts, in the order in which useradd takes them."""
+
+
+class AccountError(Exception):
+    """The account cannot be put right."""
+
+
+def create(name: str, has: Account, known_uid: int | None) -> None:
+    """Creates the account, with the number that it had before where nobody else has that, and its group where that is missing."""
+    group = ["--gid", name] if has.own_gid is not None else ["--user-group"]
+    number = ["--uid", str(known_uid)] if known_uid and not _taken("passwd", known_uid) else []
+    _run("useradd", "--system", *number, *group, "--no-create-home", "--home-dir", HOME, "--shell", SHELL, name)
+
+
+def mend(name: str, has: Account, known_uid: int | None) -> None:
+    """Puts right what differs, one thing after the other."""
+    if has.own_gid is None:
+        _run("groupadd", "--system", name)
+    elif has.own_gid == 0:
+        _edit(f"^{name}:\\([^:]*\\):0:", f"{name}:\\1:{_free('group')}:", "--group")
+    own_gid = account_look.read(name).own_gid
+    uid = known_uid or has.uid or _free("passwd")
+    # usermod refuses all of these for an account that has processes.
+    wanted = f"{name}:x:{uid}:{own_gid}:\\1:{HOME}:{SHELL}"
+    if (has.uid, has.gid, has.home, has.shell) != (uid, own_gid, HOME, SHELL):
+        _edit(f"^{name}:[^:]*:[^:]*:[^:]*:\\([^:]*\\):.*$", wanted, "--passwd")
+    if has.groups:
+        _run("usermod", "--groups", "", name)
+    if has.members:
+        _run("gpasswd", "--members", "", name)
+    if has.password not in account_look.LOCKED:
+        _edit(f"^{name}:[^:]*:", f"{name}:!:", "--shadow")
+
+
+def remember(name: str, uid: int | None) -> None:
+    """Keeps the number of an account."""
+    known = read_json(_NUMBERS)
+    if uid and known.get(name) != uid:
+        _NUMBERS.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        write_whole(_NUMBERS, json.dumps({**known, name: uid}))
+
+
+def _taken(table: str, number: int) -> bool:
+    done = subprocess.run(["getent", table, str(number)], stdout=subprocess.DEVNULL, check=False)
+    return done.returncode == 0
+
+
+def _free(table: str) -> int:
+    return next(number for number in _SYSTEM if not (_taken("passwd", number) or _taken("group", number)))
+
+
+def _edit(pattern: str, replacement: str, table: str) -> None:
+    """Changes one line of a table of accounts. vipw holds the locks that useradd and its kin hold, and moves a whole file into place."""
+    script = f"s,{pattern},{replacement},"
+    editor = f"sed --in-place --expression='{script}'"
+    done = subprocess.run(
+        ["vipw", "--quiet", table],
+        env={**os.environ, "VISUAL": editor, "EDITOR": editor},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise AccountError(f"vipw {table}: {done.stderr.strip()}")
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise AccountError(f"{' '.join(command)}: {done.stderr.strip()}")
+
+
+def main() -> None:
+    module = AnsibleModule(argument_spec=arguments(DOCUMENTATION), supports_check_mode=True)
+    name = module.params["name"]
+    has = account_look.read(name)
+    known_uid = read_json(_NUMBERS).get(name)
+    differences = account_look.look(name, has, known_uid)
+    for twin in has.twins:
+        if has.uid and not any(each.kind == "account uid" for each in differences):
+            module.warn(
+                f"the account {twin} has the same number as {name}, so it may read and change all that {name} has. It is not r1prov's and "
+                f"stays: `userdel --force {twin}` removes it"
+            )
+    result = {
+        "changed": has.uid is None or bool(differences),
+        "created": has.uid is None,
+        "differences": [str(each) for each in differences],
+    }
+    if not module.check_mode:
+        try:
+            if has.uid is None:
+                create(name, has, known_uid)
+            elif differences:
+                mend(name, has, known_uid)
+            now = account_look.read(name)
+            left = account_look.look(name, now)
+        except (AccountError, OSError) as error:
+            module.fail_json(msg=f"the service account {name} cannot be put right: {error}", **result)
+        if left:
+            module.fail_json(
+                msg=f"{left[0]} after everything was tried. Correct {name} in /etc/passwd, /etc/group and /etc/shadow by `vipw`, "
+                "`vigr` and `vipw -s`, then run again",
+                **result,
+            )
+        remember(name, now.uid)
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

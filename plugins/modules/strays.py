@@ -1,0 +1,98 @@
+#!/usr/bin/python
+"""Ansible module r1.prov.strays: what carries r1prov's name and is none of its own, and who may write to its folders."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: strays
+short_description: Removes units that carry r1prov's name and that no role makes, and gives r1prov's folders back to root
+description:
+  - Stock Ansible cannot do it, because it finds only what it is told the name of.
+  - A unit, a drop-in folder or a link below systemd's folders whose name begins with C(r1prov) and is not in I(known) is stopped and
+    removed. So are rules of nftables in C(/etc/r1prov/network) that belong to no unit.
+  - Folders and files of r1prov that are root's must belong to root, and nobody else may write to them.
+author: The r1prov team
+options: {
+  "known": {"type": "list", "elements": "str", "required": true, "description": "All units that roles make, with their types."}
+  }
+"""
+
+EXAMPLES = r"""
+- name: Remove what is not ours
+  r1.prov.strays:
+    known: [r1prov-network.service]
+"""
+
+RETURN = r"""
+differences: {type: list, elements: str, returned: always, description: "What was not as it should be, in a sentence each."}
+"""
+
+import shutil
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.r1.prov.plugins.module_utils import place_look, unit_look, units
+from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
+from ansible_collections.r1.prov.plugins.module_utils.difference import Difference
+
+_RULES = Path("/etc/r1prov/network")
+
+
+def of_rules(known: list[str], folder: Path = _RULES) -> list[Difference]:
+    """Files with rules that belong to no unit. The kernel would be given them, too."""
+    names = {each.rpartition(".")[0] for each in known}
+    return [
+        Difference(
+            "stray", str(path), "", path.name, f"{path} carries r1prov's name, and no part of r1prov has made it"
+        )
+        for path in sorted(folder.glob("r1prov*.nft"))
+        if path.stem not in names
+    ]
+
+
+def of_timers(known: list[str]) -> list[Difference]:
+    """What changes timers. Services and sockets are looked at where they are made."""
+    timers = [each for each in known if each.endswith(".timer") and (unit_look.OURS / each).exists()]
+    return [
+        each
+        for timer in timers
+        for each in unit_look.look(timer, units.show(timer, "DropInPaths").get("DropInPaths", "").split())
+    ]
+
+
+def main() -> None:
+    module = AnsibleModule(argument_spec=arguments(DOCUMENTATION), supports_check_mode=True)
+    known = module.params["known"]
+    running = units.in_memory("r1prov*")
+    strays = unit_look.strays(known, running)
+    timers, rules, places = of_timers(known), of_rules(known), place_look.look()
+    differences = [*strays, *timers, *rules, *places]
+    if differences and not module.check_mode:
+        try:
+            for name in running:
+                if name not in known:
+                    units.systemctl("stop", name)
+            for each in (*strays, *timers, *rules):
+                _remove(Path(each.place))
+            place_look.mend(places)
+            if strays or timers:
+                units.systemctl("daemon-reload")
+                units.reset_failed("r1prov*")
+        except (OSError, units.UnitError) as error:
+            module.fail_json(
+                msg=f"what is not r1prov's cannot be removed: {error}", differences=list(map(str, differences))
+            )
+    module.exit_json(changed=bool(differences), differences=[str(each) for each in differences])
+
+
+def _remove(path: Path) -> None:
+    if not path.is_absolute():  # a unit that is in memory only
+        return
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    main()

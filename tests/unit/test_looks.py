@@ -1,0 +1,335 @@
+"""Tests of the looks at units, processes, accounts, places and packages: each on real files, and on a real process."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pwd
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from ansible_collections.r1.prov.plugins.module_utils import (
+    account_look,
+    package_look,
+    place_look,
+    process_look,
+    unit_look,
+)
+from ansible_collections.r1.prov.plugins.modules import nft_rules
+
+ROOT = Path(__file__).parents[2]
+UNIT = "r1prov-llama-server.service"
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> dict[str, Path]:
+    """Folders of units, the first of which is where r1prov writes."""
+    found = {name: tmp_path / name for name in ("etc", "run", "control")}
+    for folder in found.values():
+        folder.mkdir()
+    (found["etc"] / UNIT).write_text("[Service]\nExecStart=/bin/true\n")
+    return found
+
+
+def seen(folders: dict[str, Path], unit: str = UNIT) -> list[str]:
+    """The sentences about a unit, without the mode of its file, which root's tests decide."""
+    found = unit_look.look(unit, folders=list(folders.values()), ours=folders["etc"])
+    return [each.sentence.replace(str(folders["etc"].parent), "") for each in found if each.kind != "mode"]
+
+
+def drop_in(folder: Path, of: str, text: str = "[Service]\nIPAddressDeny=\nUser=root\n") -> None:
+    path = folder / f"{of}.d" / "x.conf"
+    path.parent.mkdir()
+    path.write_text(text)
+
+
+def test_a_unit_that_nobody_has_changed(folders: dict[str, Path]) -> None:
+    wants = folders["etc"] / "multi-user.target.wants"
+    wants.mkdir()
+    (wants / UNIT).symlink_to(f"../{UNIT}")
+    drop_in(folders["etc"], "nginx.service")
+    drop_in(folders["etc"], "r1prov-ollama.service")
+    assert seen(folders) == []
+
+
+@pytest.mark.parametrize("of", [UNIT, "r1prov-.service", "r1prov-llama-.service"])
+@pytest.mark.parametrize("where", ["etc", "run", "control"])
+def test_every_drop_in_is_named_with_what_it_changes(folders: dict[str, Path], where: str, of: str) -> None:
+    drop_in(folders[where], of)
+    assert seen(folders) == [f"the drop-in /{where}/{of}.d/x.conf changes IPAddressDeny, User of {UNIT}"]
+
+
+def test_a_drop_in_for_all_services_is_the_administrators(folders: dict[str, Path]) -> None:
+    drop_in(folders["run"], "service")
+    assert seen(folders) == []
+    (told,) = unit_look.administrators(UNIT, folders.values())
+    assert told.sentence.endswith(
+        "changes IPAddressDeny, User of every service, those of r1prov too. It is not r1prov's, so it stays"
+    )
+
+
+def test_a_drop_in_that_systemd_has_read_under_another_name_counts(folders: dict[str, Path]) -> None:
+    drop_in(folders["etc"], "alias.service")
+    path = folders["etc"] / "alias.service.d" / "x.conf"
+    (found,) = [
+        each
+        for each in unit_look.look(UNIT, [str(path)], list(folders.values()), folders["etc"])
+        if each.kind == "drop-in"
+    ]
+    assert found.place == str(path)
+
+
+def test_masks_second_files_links_and_other_names(folders: dict[str, Path]) -> None:
+    (folders["run"] / UNIT).symlink_to("/dev/null")
+    (folders["control"] / UNIT).write_text("[Service]\n")
+    (folders["etc"] / "other.service").symlink_to(UNIT)
+    (folders["etc"] / "sysinit.target.wants").mkdir()
+    (folders["etc"] / "sysinit.target.wants" / UNIT).symlink_to(f"../{UNIT}")
+    (folders["etc"] / f"{UNIT}.requires").mkdir()
+    (folders["etc"] / f"{UNIT}.requires" / "evil.service").symlink_to("/dev/null")
+    assert sorted(seen(folders)) == [
+        f"/control/{UNIT} is a second file under the name of {UNIT}",
+        f"/etc/other.service is another name for {UNIT}",
+        f"/etc/{UNIT}.requires/evil.service lets {UNIT} start evil.service",
+        f"/etc/sysinit.target.wants/{UNIT} lets sysinit.target start {UNIT}",
+        f"/run/{UNIT} masks {UNIT}",
+    ]
+
+
+def test_strays_are_what_no_role_makes(folders: dict[str, Path]) -> None:
+    (folders["run"] / "r1prov-x.socket").touch()
+    drop_in(folders["etc"], "r1prov-gone.service")
+    drop_in(folders["etc"], "r1prov-llama-.service")  # of a known unit, which has its own look
+    found = unit_look.strays([UNIT], [UNIT, "r1prov-w.service", "ssh.service"], folders.values())
+    assert [Path(each.place).name for each in found] == ["r1prov-gone.service.d", "r1prov-x.socket", "r1prov-w.service"]
+
+
+def test_the_list_of_units_is_what_the_roles_make() -> None:
+    known = set(yaml.safe_load((ROOT / "roles/service/vars/main.yml").read_text())["__service_units"])
+    made = {"r1prov-network.service"}
+    for path in ROOT.glob("roles/*/tasks/*.yml"):
+        text = path.read_text()
+        made |= set(re.findall(r"/etc/systemd/system/(r1prov-\S+[.]timer)", text))
+        for name in re.findall(r"service_name: (r1prov-\S+)", text):
+            made |= {f"{name}.service"} | ({f"{name}.socket"} if name.endswith("-door") else set())
+    assert known == made
+
+
+@pytest.fixture
+def sleeper(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of a copy of this Python, with one variable."""
+    program = tmp_path / "sleeper"
+    program.write_text(f"#!{sys.executable}\nimport time\ntime.sleep(600)\n")
+    program.chmod(0o755)
+    process = subprocess.Popen([program, "--port", "1"], env={"A": "b", "LANG": "C"})
+    while b"--port" not in Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"sleeper")[-1]:
+        time.sleep(0.01)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def differences(process: subprocess.Popen[bytes], **declared: object) -> list[str]:
+    me = pwd.getpwuid(os.geteuid())
+    is_well: dict[str, object] = {
+        "argv": [str(process.args[0]), "--port", "1"],  # type: ignore[index]
+        "environment": {"A": "b"},
+        "secret": [],
+        "any_environment": False,
+        "user": me.pw_name,
+        "groups": os.getgroups(),
+    }
+    found = process_look.look("u.service", str(process.pid), [], process_look.Declared(**is_well | declared))  # type: ignore[arg-type]
+    return [each.kind for each in found]
+
+
+def test_a_process_that_is_as_declared(sleeper: subprocess.Popen[bytes]) -> None:
+    assert differences(sleeper) == []
+
+
+@pytest.mark.parametrize(
+    ("declared", "kind"),
+    [
+        ({"argv": ["/bin/sleeper", "--port", "2"]}, "process arguments"),
+        ({"environment": {"A": "c"}}, "process environment"),
+        ({"environment": {"A": "b", "MORE": "1"}}, "process environment"),
+        ({"environment": {}}, "process environment"),
+    ],
+)
+def test_a_process_that_is_not(sleeper: subprocess.Popen[bytes], declared: dict[str, object], kind: str) -> None:
+    assert differences(sleeper, **declared) == [kind]
+
+
+def test_a_process_with_an_argument_in_front(sleeper: subprocess.Popen[bytes]) -> None:
+    sleeper.args = [str(sleeper.args[0]), "1"]  # type: ignore[index]
+    assert differences(sleeper, argv=[str(sleeper.args[0]), "1"]) == ["process arguments"]
+
+
+def test_a_process_of_another_user_and_of_more_groups(sleeper: subprocess.Popen[bytes]) -> None:
+    assert "process user" in differences(sleeper, user="daemon" if os.geteuid() == 0 else "root")
+
+
+def test_a_secret_variable_and_those_of_a_script_are_not_compared(sleeper: subprocess.Popen[bytes]) -> None:
+    assert differences(sleeper, environment={}, secret=["A"]) == []
+    assert differences(sleeper, environment={}, any_environment=True) == []
+
+
+def test_a_process_that_a_signal_has_stopped(sleeper: subprocess.Popen[bytes]) -> None:
+    sleeper.send_signal(signal.SIGSTOP)
+    os.waitpid(sleeper.pid, os.WUNTRACED)
+    assert differences(sleeper) == ["process state"]
+    sleeper.send_signal(signal.SIGCONT)
+
+
+def test_a_process_that_maps_a_file_which_was_replaced(tmp_path: Path) -> None:
+    model = tmp_path / "model.gguf"
+    model.write_bytes(b"x" * 4096)
+    script = (
+        f"import mmap, time; f = open({str(model)!r}, 'rb'); m = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ); "
+        "print(flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, env={"A": "b"}, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        assert differences(process, argv=command, data=[str(model)]) == []
+        (tmp_path / "new").write_bytes(b"y" * 4096)
+        (tmp_path / "new").replace(model)
+        assert differences(process, argv=command, data=[str(model)]) == ["process files"]
+        process.kill()
+
+
+def account(tmp_path: Path, *, passwd: str = "", group: str = "", shadow: str = "") -> list[str]:
+    """What is wrong with the account r1prov-x."""
+    (tmp_path / "passwd").write_text(
+        "root:x:0:0::/root:/bin/bash\n" + (passwd or "r1prov-x:x:99:98::/nonexistent:/usr/sbin/nologin\n")
+    )
+    (tmp_path / "group").write_text(group or "root:x:0:\nsudo:x:27:alice\nr1prov-x:x:98:\n")
+    (tmp_path / "shadow").write_text(shadow or "root:*:1::::::\nr1prov-x:!:1::::::\n")
+    return [
+        each.kind.removeprefix("account ")
+        for each in account_look.look("r1prov-x", account_look.read("r1prov-x", tmp_path), 99)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("files", "kinds"),
+    [
+        ({}, []),
+        ({"passwd": "other:x:99:98::/:/bin/sh\n"}, []),
+        ({"passwd": "r1prov-x:x:0:98::/nonexistent:/usr/sbin/nologin\n"}, ["uid"]),
+        ({"passwd": "r1prov-x:x:97:98::/nonexistent:/usr/sbin/nologin\n"}, ["uid"]),
+        ({"passwd": "r1prov-x:x:99:0::/nonexistent:/usr/sbin/nologin\n"}, ["group"]),
+        ({"passwd": "r1prov-x:x:99:98::/root:/bin/bash\n"}, ["home", "shell"]),
+        ({"passwd": "r1prov-x:x:99:98::/nonexistent:\n"}, ["shell"]),
+        ({"group": "sudo:x:27:alice,r1prov-x\ndocker:x:28:r1prov-x\nr1prov-x:x:98:\n"}, ["groups"]),
+        ({"group": "r1prov-x:x:98:mallory\n"}, ["members"]),
+        ({"group": "r1prov-x:x:0:\n"}, ["group"]),
+        ({"shadow": "r1prov-x:$6$a:1::::::\n"}, ["password"]),
+        ({"shadow": "r1prov-x::1::::::\n"}, ["password"]),
+    ],
+)
+def test_an_account_of_a_service(tmp_path: Path, files: dict[str, str], kinds: list[str]) -> None:
+    assert account(tmp_path, **files) == kinds
+
+
+def test_an_account_with_the_same_number_is_seen(tmp_path: Path) -> None:
+    account(tmp_path, passwd="r1prov-x:x:99:98::/nonexistent:/usr/sbin/nologin\nmallory:x:99:1::/:/bin/sh\n")
+    assert account_look.read("r1prov-x", tmp_path).twins == ("mallory",)
+
+
+def test_folders_of_roots_that_others_may_write_to(tmp_path: Path) -> None:
+    me = os.geteuid()
+    if os.getegid() != me:
+        pytest.skip("the group's number of whoever runs this is another than the user's")
+    for folder in ("etc/r1prov/llama-server", "opt/r1prov/ollama/1/bin", "var/lib/r1prov/open-webui", "usr/local/lib"):
+        (tmp_path / folder).mkdir(parents=True)
+    for folder in tmp_path.rglob("*"):
+        folder.chmod(0o755)
+    (tmp_path / "var/lib/r1prov/open-webui").chmod(0o700)
+    (tmp_path / "etc/r1prov/llama-server/api-key").touch(0o600)
+    assert place_look.look(tmp_path, me) == []
+    (tmp_path / "etc/r1prov/llama-server/api-key").chmod(0o622)
+    (tmp_path / "etc/r1prov").chmod(0o700)
+    (tmp_path / "opt/r1prov/ollama").chmod(0o777)
+    (tmp_path / "usr/local/lib/r1prov-door").touch()
+    (tmp_path / "usr/local/lib/r1prov-door").chmod(0o4755)
+    found = place_look.look(tmp_path, me)
+    assert [(each.place.removeprefix(str(tmp_path)), each.expected.split()[1]) for each in found] == [
+        ("/etc/r1prov", "0755"),
+        ("/etc/r1prov/llama-server/api-key", "0600"),
+        ("/opt/r1prov/ollama", "0755"),
+        ("/usr/local/lib/r1prov-door", "0755"),
+    ]
+    place_look.mend(found)
+    assert place_look.look(tmp_path, me) == []
+
+
+@pytest.fixture
+def packaged(tmp_path: Path) -> Path:
+    """A host with one package: a program, a link to it, its documentation and its configuration."""
+    files = {"usr/bin/tool": b"program", "usr/share/doc/tool/readme": b"words", "etc/tool": b"conf"}
+    info = tmp_path / "dpkg" / "info"
+    info.mkdir(parents=True)
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "usr/bin/t").symlink_to("tool")
+    sums = [f"{hashlib.md5(content, usedforsecurity=False).hexdigest()}  {name}\n" for name, content in files.items()]
+    (info / "tool.md5sums").write_text("".join(sums))
+    (info / "tool.list").write_text("".join(f"/{name}\n" for name in (*files, "usr/bin/t", "usr")))
+    return tmp_path
+
+
+def looked(root: Path, record: dict[str, list[int]]) -> tuple[list[str], dict[str, list[int]]]:
+    found = package_look.look(["tool"], record, root / "dpkg", Path(f"{root}/"))
+    return [each.sentence for each in found.differences.get("tool", [])], found.record
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("rm usr/bin/tool", "is gone"),
+        ("rm usr/bin/t", "/usr/bin/t of the package tool is gone"),
+        ("truncate -s 0 usr/bin/tool", "has other bytes"),
+        (
+            "touch -r usr/bin/tool t; printf X | dd of=usr/bin/tool conv=notrunc status=none; touch -r t usr/bin/tool",
+            "has other bytes",
+        ),
+        ("rm -r usr/share/doc etc", ""),
+    ],
+)
+def test_files_of_a_package(packaged: Path, change: str, says: str, known: bool) -> None:
+    told, record = looked(packaged, {})
+    assert told == []
+    subprocess.run(["sh", "-ec", change], cwd=packaged, check=True)
+    told, _ = looked(packaged, record if known else {})
+    assert len(told) == bool(says)
+    assert says in "".join(told)
+
+
+def test_a_mode_of_a_packaged_file_is_known_from_the_last_look(packaged: Path) -> None:
+    _, record = looked(packaged, {})
+    (packaged / "usr/bin/tool").chmod(0o4777)
+    assert " 4777, and had " in "".join(looked(packaged, record)[0])
+
+
+@pytest.mark.parametrize(
+    ("found", "says"),
+    [
+        ("", "are gone from the kernel"),
+        ("a\nb\n", "have others, or have another order"),
+        ("a\n", "lack `b`, unlike"),
+        ("b\na\nc\n", "have `c`, unlike"),
+    ],
+)
+def test_how_the_kernels_rules_differ_is_said(found: str, says: str) -> None:
+    assert says in nft_rules.sentence("the table t", "b\na\n", found)
