@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 LIMIT_S = 120
 """The seconds that a look may take on a host."""
 
-STOCK = ("command", "file", "group", "user")
+STOCK = ("command", "file", "group")
 """The modules of ansible-core that a look asks."""
 
 
@@ -139,8 +139,8 @@ def _in_words(expectation: Expectation, answer: Mapping[str, Any]) -> list[str]:
     arguments, kind = expectation.arguments, expectation.module.rpartition(".")[2]
     if kind == "file":
         return _of_file(str(arguments["path"]), answer)
-    if kind in {"user", "group"}:
-        return _of_account(kind, arguments, answer.get("entry"))
+    if kind == "group":
+        return [f"there is no group {arguments['name']}"]
     return [f"a run would do this: {expectation.task}"]
 
 
@@ -157,17 +157,6 @@ def _of_file(path: str, answer: Mapping[str, Any]) -> list[str]:
     return found + [f"{path} has another content than it should have"] * bool(answer.get("content")) or [
         f"{path} is not as it should be"
     ]
-
-
-def _of_account(kind: str, arguments: Mapping[str, Any], entry: Mapping[str, Any] | None) -> list[str]:
-    if entry is None:
-        return [f"there is no {kind} {arguments['name']}"]
-    found = [
-        f"the {kind} {arguments['name']} has the {key} {has}, and should have {arguments[key]}"
-        for key, has in entry.items()
-        if key in arguments and has != arguments[key]
-    ]
-    return found or [f"the {kind} {arguments['name']} is not as it should be"]
 
 
 def _ask(connection: HostConnection, job: dict[str, Any]) -> dict[str, Any]:

@@ -318,13 +318,13 @@ DRIFT = {
     "chown nobody /opt/r1prov/open-webui": "/opt/r1prov/open-webui has the owner",
     "echo '# more' >> /usr/local/lib/r1prov-await-ready": "/usr/local/lib/r1prov-await-ready has another content",
     "rm /etc/security/limits.d/r1prov-operators.conf": "/etc/security/limits.d/r1prov-operators.conf",
-    "chmod 0644 /etc/r1prov/llama-server/api-key": "/etc/r1prov/llama-server/api-key is not as it should be",
-    "echo another > /etc/r1prov/embeddings/api-key": "/etc/r1prov/embeddings/api-key is not as it should be",
-    "usermod --shell /bin/bash r1prov-door": "the user r1prov-door has the shell /bin/bash",
-    "systemctl disable --quiet --now r1prov-open-webui": "r1prov-open-webui.service: it does not run",
-    "echo '# more' >> /etc/systemd/system/r1prov-ollama.service": "r1prov-ollama.service: its unit file is not as it should be",
+    "chmod 0644 /etc/r1prov/llama-server/api-key": "/etc/r1prov/llama-server/api-key ",
+    "echo another > /etc/r1prov/embeddings/api-key": "/etc/r1prov/embeddings/api-key ",
+    "usermod --shell /bin/bash r1prov-door": "r1prov-door",
+    "systemctl disable --quiet --now r1prov-open-webui": "r1prov-open-webui.service does not run",
+    "echo '# more' >> /etc/systemd/system/r1prov-ollama.service": "r1prov-ollama.service",
     "rm /opt/r1prov/llama.cpp/current/bin/llama-bench": "bin/llama-bench is gone",
-    "ln -sfn /bin/true /usr/local/bin/llama-cli": "",
+    "mkdir -p /etc/systemd/system/r1prov-llama-server.service.d; printf '[Service]\\nIPAddressAllow=any\\n' > /etc/systemd/system/r1prov-llama-server.service.d/x.conf": "r1prov-llama-server.service.d/x.conf changes IPAddressAllow",
 }
 """What is put wrong on a host, and what is said of it."""
 

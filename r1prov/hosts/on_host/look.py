@@ -14,7 +14,6 @@ import io
 import json
 import multiprocessing
 import os
-import pwd
 import sys
 from pathlib import Path
 from typing import Any
@@ -83,20 +82,9 @@ def _ask(asked: dict[str, Any], version: str) -> dict[str, Any]:
         shown["changed"] = True
     elif asked["said"]:
         shown = {"changed": False}
-    if asked["module"].endswith(".user"):
-        shown["entry"] = _account(asked["arguments"]["name"])
     if asked.get("sha1") and not shown.get("failed") and _sha1(Path(asked["arguments"]["path"])) != asked["sha1"]:
         shown |= {"changed": True, "content": True}
     return shown
-
-
-def _account(name: str) -> dict[str, Any] | None:
-    """Where a user lives and what shell they have; None where there is no such user."""
-    try:
-        entry = pwd.getpwnam(name)
-    except KeyError:
-        return None
-    return {"home": entry.pw_dir, "shell": entry.pw_shell, "uid": entry.pw_uid}
 
 
 def _alone() -> None:
