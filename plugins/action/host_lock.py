@@ -114,16 +114,21 @@ def sentence(holder: dict[str, Any]) -> str:
     since = datetime.fromisoformat(holder["since"]).astimezone()
     today = datetime.now(timezone.utc).astimezone().date()
     when = f"{since:%H:%M}" if since.date() == today else f"{since:%Y-%m-%d %H:%M}"
-    return f"is being changed by {who} since {when} ({holder['command']}, process {holder['stop']})"
+    return f"is being changed by {who} since {when} ({holder['command']}, process {_process(holder)})"
 
 
 def remedy(holder: dict[str, Any]) -> str:
     """What to do about a living holder, or one that cannot be asked."""
     if on_this_controller(holder):
-        return f"wait for it to end, or stop it (`kill {holder['stop']}` on this machine)"
+        return f"wait for it to end, or stop it (`kill {_process(holder)}` on this machine)"
     return "wait for it to end; if you know that it has ended, break the lock: --break-lock, or plain Ansible's `-e r1prov_break_lock=true`"
 
 
 def digest(*parts: str) -> str:
     """A short name for `parts` together."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _process(holder: dict[str, Any]) -> int:
+    """The process to stop. Versions of r1prov that kept it apart from that of Ansible came later."""
+    return int(holder.get("stop", holder["pid"]))

@@ -324,7 +324,10 @@ DRIFT = {
     "systemctl disable --quiet --now r1prov-open-webui": "r1prov-open-webui.service does not run",
     "echo '# more' >> /etc/systemd/system/r1prov-ollama.service": "r1prov-ollama.service",
     "rm /opt/r1prov/llama.cpp/current/bin/llama-bench": "bin/llama-bench is gone",
-    "mkdir -p /etc/systemd/system/r1prov-llama-server.service.d; printf '[Service]\\nIPAddressAllow=any\\n' > /etc/systemd/system/r1prov-llama-server.service.d/x.conf": "r1prov-llama-server.service.d/x.conf changes IPAddressAllow",
+    "mkdir /etc/systemd/system/r1prov-llama-server.service.d\n"
+    "printf '[Service]\\nIPAddressAllow=any\\n' > /etc/systemd/system/r1prov-llama-server.service.d/x.conf": (
+        "r1prov-llama-server.service.d/x.conf changes IPAddressAllow"
+    ),
 }
 """What is put wrong on a host, and what is said of it."""
 
