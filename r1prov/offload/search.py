@@ -108,6 +108,8 @@ def best(
             return setting
         if attempts == _ATTEMPTS:
             break
+    if attempts and goal is not Goal.PROMPT:  # Nothing is faster than the fastest prompt.
+        return best(model, wanted, space, workload, goal=Goal.PROMPT) or chosen
     return chosen
 
 
@@ -146,12 +148,12 @@ def _fastest_first(
     def seconds(setting: Setting) -> tuple[float, float]:
         return seconds_of(costs(model, setting, space.cards, space.speeds), setting.slots)
 
+    def first_of(sketch: Sketch) -> float:
+        return means(sketch.costs, sketch.setting.slots, workload).longest_first_token
+
     def rank(sketch: Sketch) -> tuple[bool, bool, tuple[float, float]]:
-        slots = sketch.setting.slots
-        late = first_token < math.inf and (
-            means(sketch.costs, slots, workload).longest_first_token > first_token * _SKETCH_ERROR
-        )
-        return not sketch.whole, late, seconds_of(sketch.costs, slots)
+        late = first_token < math.inf and first_of(sketch) > first_token * _SKETCH_ERROR
+        return not sketch.whole, late, seconds_of(sketch.costs, sketch.setting.slots)
 
     # Large batches copy weights to the first card. If it is too small for them, the CPU computes these batches (offload=False).
     for offload in (True, False)[not wanted.offload :]:
@@ -164,7 +166,10 @@ def _fastest_first(
             if found:
                 yield found
             if found and first_token < math.inf:
-                left = [each for each in left if each is not tried]
+                # A sketch that promises as much less as this placement is too late may keep the floor.
+                late = means_of(model, found, space, workload).longest_first_token / first_token
+                most_seconds = first_of(tried) / max(late, 1)
+                left = [each for each in left if each is not tried and first_of(each) <= most_seconds]
             else:  # A larger micro-batch does not fit either.
                 most = tried.setting.micro_batch * 3 // 4
                 left = [each for each in left if each.setting.micro_batch <= most or each.whole < tried.whole]
@@ -234,7 +239,7 @@ def slots_for(
         return least, "you want so many at least" if least > 1 else "one person asks at a time"
     found: dict[int, Means] = {}
     is_whole = False
-    for slots in sorted({least, at_once, *(2**power for power in range(at_once.bit_length()) if 2**power > least)}):
+    for slots in numbers_of_slots(workload, least):
         nearest = nearest_sketch(model, with_slots(wanted, slots), space, workload, first_token)
         if nearest is None:
             break
@@ -256,6 +261,14 @@ def slots_for(
         return chosen, "more do not fit" + (" on the cards" if is_whole else "")
     longer = waits[larger] / shortest - 1
     return chosen, f"with {larger} people would wait {longer:.0%} longer in all"
+
+
+def numbers_of_slots(workload: Workload, least: int) -> list[int]:
+    """The numbers of slots among which the plan chooses: powers of two from `least` up to as many as people ask at once."""
+    at_once = min(max(exchange.at_once for exchange in workload.exchanges), MOST_SLOTS)
+    return sorted(
+        {least, max(at_once, least), *(2**power for power in range(at_once.bit_length()) if 2**power > least)}
+    )
 
 
 def nearest_sketch(

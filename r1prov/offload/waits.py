@@ -104,7 +104,7 @@ def filling(context: int) -> Workload:
 
 @dataclass(frozen=True)
 class Means:
-    """What a workload comes to at the low speeds of the devices, in seconds.
+    """What a workload comes to, in seconds.
 
     Attributes:
         end: The mean until an answer is whole, weighted by the shares.
@@ -126,9 +126,9 @@ class Means:
         return self.end + self.first_token
 
 
-def means(found: Costs, slots: int, workload: Workload) -> Means:
-    """What a workload comes to with these costs and so many slots."""
-    waited = [(workload.weight(exchange), _seconds(found, exchange, slots, 0)) for exchange in workload.exchanges]
+def means(found: Costs, slots: int, workload: Workload, which: int = 0) -> Means:
+    """What a workload comes to with these costs and so many slots, at the low speeds (0) or at the high ones (1)."""
+    waited = [(workload.weight(exchange), _seconds(found, exchange, slots, which)) for exchange in workload.exchanges]
     return Means(
         end=sum(weight * seconds[3] for weight, seconds in waited),
         first_token=sum(weight * seconds[5] for weight, seconds in waited),
