@@ -43,12 +43,16 @@ def profiles(
         (
             each,
             profile.serving.quant,
-            f"{profile.serving.slots or 'auto'} x {profile.serving.context_per_slot:,}",
+            f"{profile.serving.slots or 'auto'} x {_number(profile.serving.context_per_slot)}",
             profile.description,
         )
         for each, profile in known.items()
     ]
     output.table(("profile", "quant", "slots x context>", "what"), rows)
+
+
+def _number(tokens: int | None) -> str:
+    return f"{tokens:,}" if tokens else "auto"
 
 
 @options.logs_in

@@ -59,7 +59,23 @@ Quant = Annotated[
     typer.Option(help="Which files of the model, e.g. UD-IQ1_S.", callback=not_empty, autocompletion=complete.quants),
 ]
 ContextSize = Annotated[int | None, typer.Option("--ctx-size", help="Tokens of context, for each slot.")]
-Slots = Annotated[int | None, typer.Option("--parallel", help="Slots: how many are answered at once.")]
+Slots = Annotated[
+    str | None,
+    typer.Option(
+        "--parallel",
+        metavar="N",
+        help="Slots: how many are answered at once; or a floor, 'at least 8'.",
+        callback=not_empty,
+    ),
+]
+FirstToken = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME",
+        help="A floor: the first token of every exchange of the workload comes after this time at most, e.g. 15s.",
+        callback=not_empty,
+    ),
+]
 Form = Annotated[
     Attention | None,
     typer.Option(

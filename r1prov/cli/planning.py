@@ -84,6 +84,7 @@ def plan(
     source: Source = None,
     ctx_size: options.ContextSize = None,
     parallel: options.Slots = None,
+    first_token: options.FirstToken = None,
     cache_type_k: CacheType = None,
     attention: options.Form = None,
     workload: Workload = None,
@@ -104,7 +105,13 @@ def plan(
     if measured:
         speeds = _as_measured(host, name, speeds, there)
     kv_type = cache_type_k and cache_type_k.lower()
-    flags = {"--ctx-size": ctx_size, "--parallel": parallel, "--cache-type-k": kv_type, "--attention": attention}
+    flags = {
+        "--ctx-size": ctx_size,
+        "--parallel": parallel,
+        "--first-token": first_token,
+        "--cache-type-k": kv_type,
+        "--attention": attention,
+    }
     serving = _serving(chosen.serving, flags)
     if workload:
         serving = serving.model_copy(update={"workload": load_workload(workload)})
@@ -112,17 +119,16 @@ def plan(
     _only_one(quant=quant, gguf=file)
     _only_one(source=source, gguf=file)
     published, n_bytes = _of_file(file) if file else _of_profile(chosen, serving, quant, source)
-    if file and ctx_size is None:  # the profile's context is meant for its own model
-        serving = serving.model_copy(
-            update={"context_per_slot": min(serving.context_per_slot, published.context_length)}
-        )
+    context = serving.context_per_slot
+    if file and ctx_size is None and context is not None:  # the profile's context is meant for its own model
+        serving = serving.model_copy(update={"context_per_slot": min(context, published.context_length)})
     smaller = _smaller(published)
     found = foresee_plan(published, n_bytes, chosen.machine, serving, speeds, reserve=free, smaller=smaller)
     beside = at_measured(found, name, with_measured(speeds, there), serving.workload) if there else None
     if json:
         output.data(document.of_plan(found, beside))
         return
-    show_plan.plan(found.model, found.plan, found.day, found.baselines, found.alternatives)
+    show_plan.plan(found)
     if beside:
         show_plan.measured(found.outcome, beside)
 
@@ -205,7 +211,12 @@ def _as_measured(host: str | None, name: str, speeds: Speeds, there: dict[str, M
 
 def _serving(base: Serving, flags: dict[str, int | str | None]) -> Serving:
     """A profile's serving with what was asked for instead."""
-    keys = {"--ctx-size": "context_per_slot", "--parallel": "slots", "--cache-type-k": "kv_type_k"}
+    keys = {
+        "--ctx-size": "context_per_slot",
+        "--parallel": "slots",
+        "--first-token": "first_token",
+        "--cache-type-k": "kv_type_k",
+    }
     keys["--attention"] = "attention"
     changes = {keys[flag]: value for flag, value in flags.items() if value is not None}
     try:

@@ -19,13 +19,22 @@ def render(
     quant: options.Quant = None,
     ctx_size: options.ContextSize = None,
     parallel: options.Slots = None,
+    first_token: options.FirstToken = None,
     output_dir: options.Folder = None,
 ) -> None:
     """Write the inventory that `ansible-playbook -i DIR playbooks/up.yml` runs. Contacts no host.
 
     Example: `r1prov render --profile 4x4090 gpu1.example.com -o inventory-gpu1`
     """
-    wanted, _ = select(site, hosts or (), profile=profile, quant=quant, context_per_slot=ctx_size, slots=parallel)
+    wanted, _ = select(
+        site,
+        hosts or (),
+        profile=profile,
+        quant=quant,
+        context_per_slot=ctx_size,
+        slots=parallel,
+        first_token=first_token,
+    )
     state = SiteState.of(wanted.path)
     decision = settle(wanted, output.say)
     for path in secrets.provide(wanted):

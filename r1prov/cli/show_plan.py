@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from r1prov.models.model import Model
-    from r1prov.offload.compare import Alternative, Baseline
-    from r1prov.offload.foresight import Measured
+    from r1prov.offload.compare import Alternative
+    from r1prov.offload.foresight import ForeseenPlan, Measured
     from r1prov.offload.outcome import Device, Outcome
     from r1prov.offload.plan import Plan
+    from r1prov.offload.trade import Choice
     from r1prov.offload.waits import Day, Wait
 
 BAR = 16
@@ -27,10 +28,9 @@ BESIDE_LAYERS = {"token embedding": "token_embd", "output": "output"}
 LEGEND = "w weights, k KV cache, c compute buffer, r reserve, . free\nreads: GB that a token of a full slot reads"
 
 
-def plan(
-    model: Model, found: Plan, day: Day, baselines: Sequence[Baseline], alternatives: Sequence[Alternative]
-) -> None:
-    """Shows a plan, its contents, the commands for it, and the baselines."""
+def plan(foreseen: ForeseenPlan) -> None:
+    """Shows a plan, its contents, the trade, the commands for it, and the baselines."""
+    model, found, baselines, alternatives = foreseen.model, foreseen.plan, foreseen.baselines, foreseen.alternatives
     slots = "1 slot" if found.slots == 1 else f"{found.slots} slots"
     output.line(f"{_named(model)}, {gib(found.model_bytes)}, {slots} of {found.context_per_slot:,} tokens")
     output.line()
@@ -47,9 +47,12 @@ def plan(
         by = f" by {link.detail} ({link.origin})" if link.detail else ""
         by = ", by measured speeds" if link.origin is Origin.MEASURED else by
         output.line(f"A prompt waits {waits:.1f} s per {batch} tokens while experts are copied from RAM to CUDA0{by}.")
-    _day(day, found.outcome)
+    _day(foreseen.day, found.outcome)
+    _trade(foreseen.trade)
     if found.slots_reason:
         output.line(f"{slots.capitalize()}, because {found.slots_reason}.")
+    if found.context_reason:
+        output.line(f"{found.context_per_slot:,} tokens for each, because {found.context_reason}.")
     hopeless = f"No small change would make it fit: the machine is too small for {_named(model)}."
     _verdict(found.outcome, "r1prov plan", alternatives, hopeless if _certainly_large(model, found.outcome) else "")
     if found.outcome.fits:
@@ -172,8 +175,38 @@ def _day(day: Day, found: Outcome) -> None:
     output.line(f"Workload {day.workload.description} (not measured):")
     columns = ("share>", "cached>", "new>", "answer>", "people>", "first token s>", "end s>", "tokens/s>", "all>")
     output.table(columns, [_wait(wait, day.workload.weight(wait.exchange)) for wait in day.waits])
+    longest = max(day.waits, key=lambda wait: wait.copying[0])
+    if longest.copying[0]:
+        copies, new = _figures(*reversed(longest.copying)), longest.exchange.prompt
+        output.line(f"{copies} s of the first token behind {new:,} new ones are copies from RAM to CUDA0.")
     output.line(f"In the mean an exchange takes {_figures(*reversed(day.mean))} s.")
     output.line()
+
+
+def _trade(choices: Sequence[Choice]) -> None:
+    """Shows the placements among which the plan chose."""
+    if not choices:
+        return
+    output.line("The trade, of placements that fit (not measured):")
+    columns = ("", "slots>", "ubatch>", "first s>", "mean s>", "alone>", "all>", "GB>")
+    output.table(columns, [_of_choice(choice) for choice in choices])
+    output.line("first: the longest wait for a first token; mean: until an answer is whole")
+    output.line("alone: tokens/s of one person; all: of one at each slot; GB: from RAM")
+    output.line()
+
+
+def _of_choice(choice: Choice) -> tuple[str, ...]:
+    setting = choice.setting
+    return (
+        ("* " if choice.chosen else "  ") + ", ".join(choice.names),
+        str(setting.slots),
+        f"{setting.micro_batch:,}",
+        _figures(*reversed(choice.first_token)),
+        _figures(*reversed(choice.mean)),
+        _figures(*choice.alone),
+        _figures(*choice.together),
+        f"{choice.from_ram / GB:.2f}",
+    )
 
 
 def _wait(wait: Wait, weight: float) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ def up(
     quant: options.Quant = None,
     ctx_size: options.ContextSize = None,
     parallel: options.Slots = None,
+    first_token: options.FirstToken = None,
     override: Annotated[
         list[str] | None,
         typer.Option(metavar="CHECK", help="A preflight check whose refusal you accept; may be repeated."),
@@ -50,6 +51,7 @@ def up(
         quant=quant,
         context_per_slot=ctx_size,
         slots=parallel,
+        first_token=first_token,
         override=tuple(override or ()),
     )
     decision = running.settle(wanted)

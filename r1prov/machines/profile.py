@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BeforeValidator, Field, PlainSerializer
@@ -12,7 +13,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer
 from r1prov.common import documents, paths
 from r1prov.common.documents import Keys
 from r1prov.common.errors import Problem, SiteError
-from r1prov.common.units import parse_size
+from r1prov.common.units import parse_duration, parse_size
 from r1prov.machines.workload import NamedWorkload
 from r1prov.models.catalogue import Quant
 from r1prov.models.latent import Attention
@@ -29,6 +30,27 @@ BEST_ON_GPUS = "best-on-gpus"
 
 Context = Annotated[int, Field(ge=256)]
 """The number of tokens that a slot remembers. The plan compares it with the context that the model was trained for."""
+
+DEFAULT_CONTEXT = 32_768
+"""The tokens of a slot where nobody names a number. A thinking model needs thousands for one answer, and people bring documents."""
+
+
+def _slots(value: Any) -> int | str:
+    found = re.fullmatch(r"\s*(at\s+least\s+)?([0-9]{1,3})\s*", str(value))
+    if not found or not 1 <= int(found[2]) <= 64:
+        raise ValueError(f"`{value}` is no number of slots: write a number from 1 to 64, or with a floor `at least 8`")
+    return f"at least {int(found[2])}" if found[1] else int(found[2])
+
+
+Slots = Annotated[int | str, BeforeValidator(_slots)]
+"""A number of slots, or a floor for it, such as `at least 8`."""
+
+Duration = Annotated[
+    int,
+    BeforeValidator(lambda value: parse_duration(str(value))),
+    PlainSerializer(lambda seconds: f"{seconds}s"),
+]
+"""A number of seconds. People write it with a unit, such as `15s`."""
 
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"]
 
@@ -102,10 +124,12 @@ class Serving(Keys):
 
     quant: str
     """A quant of the catalogue, `best-on-gpus`, or the name of the profile's own `model`."""
-    context_per_slot: Context
-    """The number of tokens that each slot remembers."""
-    slots: int | None = Field(default=None, ge=1, le=64)
-    """The number of answers that the server computes at once. Without it the plan chooses the number for the workload."""
+    context_per_slot: Context | None = None
+    """The number of tokens that each slot remembers. Without it these are 32,768, or as many as an exchange of the workload needs."""
+    slots: Slots | None = None
+    """The number of answers that the server computes at once, or a floor for it (`at least 8`). The plan chooses the rest."""
+    first_token: Duration | None = None
+    """A floor: every exchange of the workload has its first token after this time at most (`15s`), at the low speeds."""
     attention: Attention = "mla"
     """With `mla`, the server converts files with legacy attention to MLA form once. With `legacy`, it serves them as published."""
     kv_type_k: KvType = "f16"
@@ -115,7 +139,17 @@ class Serving(Keys):
     workload: NamedWorkload | None = None
     """`chat`, `documents`, `thinking`, `team`, or exchanges of your own. Default: `team` where all lies on the cards, or else `chat`."""
     micro_batch: int = Field(ge=32, le=4096)
-    """The number of prompt tokens computed at once. A higher number is faster and takes more memory of each card."""
+    """The most prompt tokens that are computed at once. A higher number is faster and takes more memory of each card."""
+
+    @property
+    def fixed_slots(self) -> int | None:
+        """The number of slots that the operator asks for; None where the plan chooses it."""
+        return self.slots if isinstance(self.slots, int) else None
+
+    @property
+    def least_slots(self) -> int:
+        """The fewest slots that the operator accepts."""
+        return int(str(self.slots).rpartition(" ")[2]) if self.slots else 1
 
 
 class Published(Keys):

@@ -6,6 +6,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from r1prov.common.units import GB
+from r1prov.offload.plan import arguments
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from r1prov.offload.foresight import ForeseenArguments, ForeseenPlan, Measured
     from r1prov.offload.outcome import Device, Outcome
     from r1prov.offload.speed import Speed, Speeds
+    from r1prov.offload.trade import Choice
     from r1prov.offload.waits import Day, Range, Wait
 
 _BASIS = (
@@ -26,18 +28,18 @@ _BASIS = (
 def of_outcome(
     model: Model,
     found: Outcome,
-    arguments: Sequence[str],
+    words: Sequence[str],
     environment: dict[str, str],
     alternatives: Iterable[Alternative],
 ) -> dict[str, Any]:
-    """The document about an outcome of `arguments` in `environment`, with the alternatives if the model does not fit."""
+    """The document about an outcome of `words` in `environment`, with the alternatives if the model does not fit."""
     low, high = found.tokens_per_second
     return {
         "model": model.name,
         "mla": model.mla,
         "devices": [of_device(device) for device in found.devices],
         "host": of_device(found.host),
-        "arguments": list(arguments),
+        "arguments": list(words),
         "environment": environment,
         "bytes_per_token": {"host": found.reads.host, "devices": list(found.reads.cards)},
         "decode_tokens_per_second": {"low": round(low, 2), "high": round(high, 2), "basis": _basis(found.speeds)},
@@ -61,17 +63,17 @@ def _basis(speeds: Speeds) -> str:
 def of_refusal(
     model: Model,
     reason: str,
-    arguments: Sequence[str],
+    words: Sequence[str],
     environment: dict[str, str],
     alternatives: Iterable[Alternative],
 ) -> dict[str, Any]:
-    """The document about arguments that the engine refuses, with alternatives with which it would start."""
+    """The document about words that the engine refuses, with alternatives with which it would start."""
     return {
         "model": model.name,
         "mla": model.mla,
         "devices": [],
         "host": None,
-        "arguments": list(arguments),
+        "arguments": list(words),
         "environment": environment,
         "bytes_per_token": None,
         "decode_tokens_per_second": None,
@@ -84,12 +86,12 @@ def of_refusal(
     }
 
 
-def of_arguments(found: ForeseenArguments, arguments: Sequence[str]) -> dict[str, Any]:
-    """The document of `r1prov explain`: the outcome of `arguments`, or the reason why the engine refuses them."""
+def of_arguments(found: ForeseenArguments, words: Sequence[str]) -> dict[str, Any]:
+    """The document of `r1prov explain`: the outcome of `words`, or the reason why the engine refuses them."""
     if found.outcome and found.day:
-        told = of_outcome(found.model, found.outcome, arguments, found.environment, found.alternatives)
+        told = of_outcome(found.model, found.outcome, words, found.environment, found.alternatives)
         return told | {"workload": _day(found.day)}
-    return of_refusal(found.model, found.refusal, arguments, found.environment, found.alternatives)
+    return of_refusal(found.model, found.refusal, words, found.environment, found.alternatives)
 
 
 def of_plan(found: ForeseenPlan, measured: Measured | None = None) -> dict[str, Any]:
@@ -106,6 +108,8 @@ def of_plan(found: ForeseenPlan, measured: Measured | None = None) -> dict[str, 
         "speeds": _speeds(found.outcome.speeds),
         "measured": _measured(measured) if measured else None,
         "slots": {"number": plan.slots, "reason": plan.slots_reason},
+        "context": {"tokens_per_slot": plan.context_per_slot, "reason": plan.context_reason},
+        "trade": [_choice(choice) for choice in found.trade],
         "ollama": {
             "num_gpu": plan.ollama.gpu_layers,
             "num_ctx": plan.context_per_slot,
@@ -141,6 +145,21 @@ def _measured(measured: Measured) -> dict[str, Any]:
     }
 
 
+def _choice(choice: Choice) -> dict[str, Any]:
+    return {
+        "names": list(choice.names),
+        "chosen": choice.chosen,
+        "slots": choice.setting.slots,
+        "micro_batch": choice.setting.micro_batch,
+        "first_token_seconds": _seconds(choice.first_token),
+        "mean_seconds": _seconds(choice.mean),
+        "tokens_per_second": _rates(choice.alone),
+        "tokens_per_second_in_all": _rates(choice.together),
+        "bytes_per_token": {"host": choice.from_ram},
+        "arguments": list(arguments(choice.setting)),
+    }
+
+
 def _day(day: Day) -> dict[str, Any]:
     return {
         "description": day.workload.description,
@@ -150,14 +169,12 @@ def _day(day: Day) -> dict[str, Any]:
 
 
 def _wait(wait: Wait) -> dict[str, Any]:
-    slow, fast = wait.each
-    in_all = [round(rate, 2) for rate in wait.together]
     return wait.exchange.model_dump() | {
         "first_token_seconds": _seconds(wait.first_token),
         "copying_seconds": _seconds(wait.copying),
         "end_seconds": _seconds(wait.end),
-        "tokens_per_second": {"low": round(slow, 2), "high": round(fast, 2)},
-        "tokens_per_second_in_all": dict(zip(("low", "high"), in_all, strict=True)),
+        "tokens_per_second": _rates(wait.each),
+        "tokens_per_second_in_all": _rates(wait.together),
     }
 
 
@@ -165,6 +182,11 @@ def _seconds(found: Range) -> dict[str, float]:
     """A range of seconds, of which the low one comes of the high speeds."""
     slow, fast = found
     return {"low": round(fast, 2), "high": round(slow, 2)}
+
+
+def _rates(found: Range) -> dict[str, float]:
+    slow, fast = found
+    return {"low": round(slow, 2), "high": round(fast, 2)}
 
 
 def _alternative(alternative: Alternative) -> dict[str, Any]:

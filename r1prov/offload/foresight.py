@@ -15,6 +15,7 @@ from r1prov.offload.plan import plan_model
 from r1prov.offload.plan import wanted as wanted_setting
 from r1prov.offload.setting import RefusedError, Setting, UnknownArgumentError, with_slots
 from r1prov.offload.speed import of_machine
+from r1prov.offload.trade import trade
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from r1prov.offload.outcome import Outcome
     from r1prov.offload.plan import Plan
     from r1prov.offload.speed import Speeds
+    from r1prov.offload.trade import Choice
     from r1prov.offload.waits import Day, Range
 
 
@@ -38,6 +40,7 @@ class ForeseenPlan:
         plan: The plan of that model.
         outcome: What the plan takes of each device, and whether it fits.
         day: What the exchanges of the workload wait for.
+        trade: The placements among which the plan chose; none where it does not fit or has no cards.
         baselines: The outcomes of other ways to place the model on the same machine.
         alternatives: Changes with which the model would fit. There are none where the plan fits.
     """
@@ -46,6 +49,7 @@ class ForeseenPlan:
     plan: Plan
     outcome: Outcome
     day: Day
+    trade: tuple[Choice, ...]
     baselines: tuple[Baseline, ...]
     alternatives: tuple[Alternative, ...]
 
@@ -130,8 +134,12 @@ def foresee_plan(
         raise SiteError(Problem(model.name, str(refusal), "choose another cache type")) from None
     assert plan.outcome  # noqa: S101 - for the type checker: a model whose tensors are known has one
     space = Space(machine.cards, machine.ram, reserve, speeds or of_machine(machine))
-    requested = with_slots(wanted_setting(serving, model), plan.slots)
+    requested = replace(wanted_setting(serving, model), slots=1, context=plan.context_per_slot)
+    requested = replace(with_slots(requested, plan.slots), flash=plan.setting.flash)
     day = waits.day(model, plan.setting, space.cards, serving.workload, space.speeds)
+    choices: tuple[Choice, ...] = ()
+    if plan.outcome.fits and space.cards:
+        choices = trade(model, plan.setting, with_slots(requested, 1), space, day.workload)
     as_the_engine = replace(requested, micro_batch=Setting.micro_batch)
     other_form = [compare.other_form(other, requested, space, day.workload) for other in forms[1:]]
     baselines = (
@@ -153,7 +161,7 @@ def foresee_plan(
                 if latent.is_legacy(other)
             ]
         alternatives = tuple(compare.plans_that_fit(model, requested, space, plan.outcome, others))
-    return ForeseenPlan(model, plan, plan.outcome, day, baselines, alternatives)
+    return ForeseenPlan(model, plan, plan.outcome, day, choices, baselines, alternatives)
 
 
 def at_measured(found: ForeseenPlan, host: str, speeds: Speeds, asked: Workload | None) -> Measured:

@@ -7,16 +7,17 @@ experts in RAM. The token embedding always stays in RAM.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from r1prov.common.errors import Problem, SiteError
 from r1prov.common.units import GB, MIB, gib
-from r1prov.machines.profile import BEST_ON_GPUS
+from r1prov.machines.profile import BEST_ON_GPUS, DEFAULT_CONTEXT
 from r1prov.models import catalogue, latent, layout
-from r1prov.offload import ollama, running, search, thumb
+from r1prov.offload import floors, ollama, running, search, thumb
 from r1prov.offload.engine import graphs
-from r1prov.offload.memory import flash_on_cards, v_type
+from r1prov.offload.memory import CELLS_MULTIPLE, flash_on_cards, v_type
 from r1prov.offload.outcome import RESERVE_BYTES, Device, Outcome, Space, outcome
 from r1prov.offload.setting import Setting, batches, rules, with_slots
 from r1prov.offload.speed import of_machine
@@ -51,6 +52,7 @@ class Plan:
         ollama: The setting for Ollama, which places whole layers.
         thumb_layers: The layers on the GPUs by the rule of thumb; None without GPUs.
         context_per_slot: The tokens of each slot.
+        context_reason: Why there are so many; empty where the operator has said the number.
         slots: The number of answers at once.
         slots_reason: Why there are so many; empty where the operator has said the number.
         outcome: What the setting takes of each device; None for a model whose layers are not known.
@@ -67,6 +69,7 @@ class Plan:
     ollama: Setting
     thumb_layers: int | None
     context_per_slot: int
+    context_reason: str
     slots: int
     slots_reason: str
     outcome: Outcome | None
@@ -138,32 +141,80 @@ def plan_model(
         reserve: The bytes that stay free on each card.
 
     Raises:
-        SiteError: A slot would hold more tokens than the model was trained for.
+        SiteError: A slot would hold more tokens than the model was trained for, or no placement keeps the floors.
         RefusedError: The engine would not start with these cache types.
     """
-    if serving.context_per_slot > model.context_length:
-        what = f"a slot of {serving.context_per_slot:,} tokens is more than the {model.context_length:,} that the model was trained for"
-        raise SiteError(Problem(model.name, what, "lower --ctx-size (context_per_slot)"))
     space = Space(machine.cards, machine.ram, reserve, speeds or of_machine(machine))
     # The plan sets this itself. The engine would keep V in the form for flash attention, and transpose it for every batch.
     flash = flash_on_cards(model) or not machine.cards
+    context, context_reason = _context(model, serving)
     setting = replace(wanted(serving, model), flash=flash)
+    setting = replace(setting, context=context * setting.slots)
     workload, slots_reason = _workload(model, setting, space, serving), ""
+    floored = serving.fixed_slots is None and serving.slots is not None
+    if floored and not floors.slots_fit(model, setting, space, workload):
+        shorter = 0
+        if serving.context_per_slot is None:
+            shorter = floors.longest_context(model, setting, space, workload, context)
+        if shorter < _needed(serving.workload or workload):
+            raise floors.too_many_slots(model, setting, space, workload)
+        context, context_reason = shorter, f"with more, {serving.least_slots} slots would not fit"
+        setting = replace(setting, context=context * setting.slots)
+    limit = serving.first_token or math.inf
     if space.cards:
-        if serving.slots is None:
-            slots, slots_reason = search.slots_for(model, setting, space, workload)
+        if serving.fixed_slots is None:
+            one = with_slots(setting, 1)
+            slots, slots_reason = search.slots_for(
+                model, one, space, workload, least=serving.least_slots, first_token=limit
+            )
             setting = with_slots(setting, slots)
-        setting = search.best(model, setting, space, workload) or setting
-    setting, result, options = completed(model, setting, machine, space)
+        placed = search.best(model, setting, space, workload, first_token=limit) or setting
+    else:
+        placed = setting
+    finished, result, options = completed(model, placed, machine, space)
+    if result.fits and search.means_of(model, placed, space, workload).longest_first_token > limit:
+        numbers = (
+            [setting.slots]
+            if serving.fixed_slots or not space.cards
+            else search.numbers_of_slots(workload, serving.least_slots)
+        )
+        raise floors.too_late(model, setting, space, workload, first_token=int(limit), numbers=numbers)
     return replace(
-        _plan(model.name, n_bytes, machine, serving, setting, options=options),
+        _plan(model.name, n_bytes, machine, serving, finished, options=options),
         floor=floor,
-        whole=is_whole(model, setting),
-        ollama=ollama.best(model, setting, space),
+        whole=is_whole(model, finished),
+        ollama=ollama.best(model, finished, space),
+        context_reason=context_reason,
         slots_reason=slots_reason,
         outcome=result,
         thumb_layers=thumb.layers_on_gpu(machine.vram, n_bytes, model.layers) if space.cards else None,
     )
+
+
+def _needed(workload: Workload) -> int:
+    """The tokens of the longest exchange, rounded up as the engine rounds a cache."""
+    longest = max(exchange.tokens for exchange in workload.exchanges)
+    return longest + -longest % CELLS_MULTIPLE
+
+
+def _context(model: Model, serving: Serving) -> tuple[int, str]:
+    """The tokens of a slot, and why there are so many in words that go on `because`; no reason where the operator says the number.
+
+    Raises:
+        SiteError: The operator asks for more than the model was trained for.
+    """
+    asked, most = serving.context_per_slot, model.context_length
+    if asked is not None:
+        if asked > most:
+            what = f"a slot of {asked:,} tokens is more than the {most:,} that the model was trained for"
+            raise SiteError(Problem(model.name, what, "lower --ctx-size (context_per_slot)"))
+        return asked, ""
+    needed = _needed(serving.workload) if serving.workload else 0
+    if max(needed, DEFAULT_CONTEXT) >= most:
+        return most, "the model was trained for no more"
+    if needed > DEFAULT_CONTEXT:
+        return needed, "the longest exchange of the workload needs them"
+    return DEFAULT_CONTEXT, "nobody named a number" + (f", and the workload needs {needed:,}" if needed else "")
 
 
 def completed(
@@ -194,7 +245,8 @@ def _plan(
         whole=False,
         ollama=setting,
         thumb_layers=thumb.layers_on_gpu(machine.vram, n_bytes) if machine.gpus else None,
-        context_per_slot=serving.context_per_slot,
+        context_per_slot=(setting.context or 0) // setting.slots,
+        context_reason="",
         slots=setting.slots,
         slots_reason="",
         outcome=None,
@@ -210,19 +262,27 @@ def best_on_gpus(candidates: Sequence[Quant], machine: Machine, serving: Serving
     Raises:
         SiteError: No candidate does.
     """
+    late: floors.FloorError | None = None
     for quant in candidates:
         if quant.bytes > machine.vram:
             continue
-        on_gpus = plan(quant, machine, serving, speeds=speeds)
+        try:
+            on_gpus = plan(quant, machine, serving, speeds=speeds)
+        except floors.FloorError as error:
+            late = error
+            continue
         if on_gpus.whole:
             return on_gpus
-    smallest, slots = candidates[-1], serving.slots or 1
+    if late:
+        raise late
+    smallest, slots = candidates[-1], serving.least_slots
+    context = serving.context_per_slot or DEFAULT_CONTEXT
     raise SiteError(
         Problem(
             BEST_ON_GPUS,
             f"no dynamic quant fits on the cards: the smallest, {smallest.name}, has {gib(smallest.bytes)},"
             f" the cards have {gib(machine.vram)},"
-            f" and {slots} slot{'s' * (slots > 1)} of {serving.context_per_slot:,} tokens need room too",
+            f" and {slots} slot{'s' * (slots > 1)} of {context:,} tokens need room too",
             "name a quant (the rest goes to RAM), or lower slots or context_per_slot",
         )
     )
@@ -231,13 +291,13 @@ def best_on_gpus(candidates: Sequence[Quant], machine: Machine, serving: Serving
 def wanted(serving: Serving, model: Model | None = None) -> Setting:
     """The setting that the operator asks for, before the placement: everything lies in RAM, and no past prompt is kept.
 
-    Without a number of slots there is one.
+    Without a number of slots there is one, or as many as the floor says.
 
     Each slot has a cache of its own, so that the buffer of attention scores covers the context of one slot only.
     """
-    type_k, slots = serving.kv_type_k.upper(), serving.slots or 1
+    type_k, slots = serving.kv_type_k.upper(), serving.least_slots
     return Setting(
-        context=serving.context_per_slot * slots,
+        context=(serving.context_per_slot or DEFAULT_CONTEXT) * slots,
         slots=slots,
         unified=False,
         type_k=type_k,

@@ -1,37 +1,46 @@
-"""Searches for the placement with which a token reads as little as possible from RAM.
+"""Searches for the placement with which people wait least: micro-batch, logical batch, slots, and what lies where.
 
 Every token reads attention, dense layers, shared experts, output and cache as a whole, but only a few of the routed experts. R1 uses
 8 experts of 256, so a byte of the always-read tensors on a card saves 32 times as much as a byte of experts. Therefore the cards take
 the always-read tensors first. Then each card takes experts, tensor by tensor, until it is full to its reserve; the experts of its own
 layers come before others. All other experts stay in RAM.
+
+All micro-batches are sketched (`sketch`). The most promising ones are dealt out (`packing`), and the best of these is worked out with its
+real memory.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from enum import Enum
 from functools import lru_cache
-from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from r1prov.models.model import is_embedding, layer_of
+from r1prov.offload.costs import costs
 from r1prov.offload.memory import cache_bytes, context_per_slot, matched, memory, placement, weight_bytes
-from r1prov.offload.setting import Setting, with_slots
-from r1prov.offload.waits import filling, mean_seconds, mean_waiting
+from r1prov.offload.packing import arranged, deal_evenly, entries_of, less
+from r1prov.offload.setting import SMALLEST_MICRO_BATCH, Setting, with_slots
+from r1prov.offload.sketch import Sketcher
+from r1prov.offload.waits import Means, depth_of, filling, means
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from r1prov.machines.workload import Workload
     from r1prov.models.model import Model
+    from r1prov.offload.costs import Costs
     from r1prov.offload.memory import Memory
     from r1prov.offload.outcome import Space
-
-SMALLEST_MICRO_BATCH = 64
+    from r1prov.offload.packing import Entry
+    from r1prov.offload.sketch import Sketch
 
 _SIZE_STEP = 64
-"""Micro-batches are multiples of this many tokens."""
+"""Micro-batches for a workload are multiples of this many tokens."""
+
+_LARGEST_BATCH = 4096
+"""The most tokens of a logical batch that is larger than the engine's default. Others wait for their next token until it is over."""
 
 _HARDLY_LONGER = 1.1
 """More slots are preferred where people wait longer by no more than this: the arithmetic is no more exact, and errs against many slots."""
@@ -39,16 +48,38 @@ _HARDLY_LONGER = 1.1
 MOST_SLOTS = 64
 """The most slots that are chosen."""
 
-_MOST_CUTS = 4
-"""The most ways to cut a prompt of the workload into equal parts that are tried."""
+_DEALT_OUT = 6
+"""The sketches that are dealt out before one of them is worked out. What a card cannot fill differs from one to the next."""
+
+_ATTEMPTS = 6
+"""The most sketches that are worked out because those before kept the reserve but not the floor."""
+
+_SKETCH_ERROR = 1.03
+"""A sketch may tell a time that is too long by this factor."""
 
 _ROUNDS = 6
 """The most rounds of placing. Compute buffers depend on the placement, so it is repeated until both agree, mostly three times."""
 
 
+class Goal(Enum):
+    """What is to be over first."""
+
+    END = "the exchanges, in the mean"
+    PROMPT = "the longest wait for a first token"
+    DECODING = "a token of somebody who is alone"
+
+
 @lru_cache(maxsize=64)
-def best(model: Model, wanted: Setting, space: Space, workload: Workload | None = None) -> Setting | None:
-    """Finds the placement with which the exchanges of the workload are over first in the mean, and whose part in RAM fits there.
+def best(
+    model: Model,
+    wanted: Setting,
+    space: Space,
+    workload: Workload | None = None,
+    *,
+    goal: Goal = Goal.END,
+    first_token: float = math.inf,
+) -> Setting | None:
+    """Finds the placement with which the goal is reached first, and whose part in RAM fits there.
 
     If none fits, this is the placement with the fewest bytes in RAM. If nothing of the model fits on the cards, it is None.
 
@@ -57,47 +88,120 @@ def best(model: Model, wanted: Setting, space: Space, workload: Workload | None 
         wanted: The context, the slots and the cache types; `micro_batch` is the largest to try.
         space: The cards and the RAM, with the reserves that stay free.
         workload: What people ask for. Without it, one exchange that fills a slot counts, and the logical batch is not changed.
+        goal: What is to be over first, at the low speeds.
+        first_token: The seconds after which every answer shall have begun. Where no placement does that, they do not count.
     """
-    entries, least, chosen = _entries(model, wanted), math.inf, None
-    for setting in _fastest_first(model, wanted, entries, space, workload):
+    asked = workload or filling(context_per_slot(model, wanted))
+    chosen, least, attempts = None, math.inf, 0
+    for setting in _fastest_first(
+        model, wanted, space, asked, goal=goal, first_token=first_token, own=workload is not None
+    ):
         in_ram = memory(model, setting, space.cards).host.total
-        if in_ram < least:
-            least, chosen = in_ram, setting
-        # A model that is larger than cards and RAM together fits in no placement.
-        if in_ram <= space.room_in_ram or sum(entry.whole for entry in entries) > sum(space.rooms) + space.room_in_ram:
+        # What keeps the RAM is as good as what keeps it with more to spare.
+        over = max(in_ram, space.room_in_ram)
+        if over < least:
+            chosen, least = setting, over
+        if in_ram > space.room_in_ram:
+            continue
+        attempts += 1
+        if means_of(model, setting, space, asked).longest_first_token <= first_token:
+            return setting
+        if attempts == _ATTEMPTS:
             break
+    if attempts and goal is not Goal.PROMPT:  # Nothing is faster than the fastest prompt.
+        return best(model, wanted, space, workload, goal=Goal.PROMPT) or chosen
     return chosen
 
 
+def means_of(model: Model, setting: Setting, space: Space, workload: Workload) -> Means:
+    """What people wait for with a setting."""
+    return means(costs(model, setting, space.cards, space.speeds), setting.slots, workload)
+
+
+def _seconds_of(goal: Goal, workload: Workload) -> Callable[[Costs, int], tuple[float, float]]:
+    """How long the goal takes with some costs and so many slots, at the low speeds; where that is the same, the end in the mean."""
+    depth = depth_of(workload)
+
+    def seconds(found: Costs, slots: int) -> tuple[float, float]:
+        waited = means(found, slots, workload)
+        match goal:
+            case Goal.END:
+                return waited.end, waited.end
+            case Goal.PROMPT:
+                return waited.longest_first_token, waited.end
+            case Goal.DECODING:
+                return round(found.token_seconds(1, depth, 0), 6), waited.end
+
+    return seconds
+
+
 def _fastest_first(
-    model: Model, wanted: Setting, entries: Sequence[_Entry], space: Space, workload: Workload | None
+    model: Model, wanted: Setting, space: Space, workload: Workload, *, goal: Goal, first_token: float, own: bool
 ) -> Iterator[Setting]:
-    """Placements that fit on the cards, the fastest first.
+    """Placements that fit on the cards, those that keep the floor first, and of these the fastest first.
 
-    The slower ones need smaller compute buffers, so that more of the model lies on the cards and less in RAM.
+    After each the next has a smaller micro-batch, so that more of the model lies on the cards and less in RAM.
     """
-    asked, rooms = workload or filling(context_per_slot(model, wanted)), space.rooms
+    sketcher, entries = sketcher_for(model, with_slots(wanted, 1), space), entries_of(model, wanted)
+    seconds_of = _seconds_of(goal, workload)
 
-    def seconds(setting: Setting) -> float:
-        return mean_seconds(model, setting, rooms, asked, space.speeds)
+    def seconds(setting: Setting) -> tuple[float, float]:
+        return seconds_of(costs(model, setting, space.cards, space.speeds), setting.slots)
 
-    def sized(size: int) -> Setting:
-        return replace(wanted, micro_batch=size, batch=_batch(size) if workload else wanted.batch)
+    def first_of(sketch: Sketch) -> float:
+        return means(sketch.costs, sketch.setting.slots, workload).longest_first_token
 
-    halves = [sized(size) for size in micro_batches(wanted)]
-    # Cards that hold everything copy nothing, so these few sizes show which is best.
-    yield from sorted(filter(None, (_whole(model, half, entries, rooms) for half in halves)), key=seconds)
+    def rank(sketch: Sketch) -> tuple[bool, bool, tuple[float, float]]:
+        late = first_token < math.inf and first_of(sketch) > first_token * _SKETCH_ERROR
+        return not sketch.whole, late, seconds_of(sketch.costs, sketch.setting.slots)
+
     # Large batches copy weights to the first card. If it is too small for them, the CPU computes these batches (offload=False).
     for offload in (True, False)[not wanted.offload :]:
-        # The drafts are ranked first, because working out one of them takes as long as drafting all.
-        drafts = _drafts(model, halves, entries, rooms, offload=offload)
-        if workload and drafts:
-            near = _equal_parts(workload, min(drafts, key=seconds), wanted.micro_batch)
-            drafts += _drafts(model, [sized(size) for size in near], entries, rooms, offload=offload)
-        for draft in sorted(drafts, key=seconds):
-            setting = _worked_out(model, draft, entries, rooms, seconds)
-            if setting:
-                yield setting
+        sketches = sketches_of(sketcher, replace(wanted, offload=offload), own=own)
+        left = sorted((each for each in sketches if each.in_ram <= space.room_in_ram), key=rank)
+        others = sorted((each for each in sketches if each.in_ram > space.room_in_ram), key=lambda each: each.in_ram)
+        left += others[:1]
+        while left:
+            found, tried = _worked_out(model, left[:_DEALT_OUT], entries, space, seconds)
+            if found:
+                yield found
+            if found and first_token < math.inf:
+                # A sketch that promises as much less as this placement is too late may keep the floor.
+                late = means_of(model, found, space, workload).longest_first_token / first_token
+                most_seconds = first_of(tried) / max(late, 1)
+                left = [each for each in left if each is not tried and first_of(each) <= most_seconds]
+            else:  # A larger micro-batch does not fit either.
+                most = tried.setting.micro_batch * 3 // 4
+                left = [each for each in left if each.setting.micro_batch <= most or each.whole < tried.whole]
+
+
+@lru_cache(maxsize=16)
+def sketcher_for(model: Model, wanted: Setting, space: Space) -> Sketcher:
+    """What sketches placements of a model with one context for each slot."""
+    return Sketcher(model, wanted, space)
+
+
+def sketches_of(sketcher: Sketcher, wanted: Setting, *, own: bool) -> list[Sketch]:
+    """The sketches of all micro-batches up to the one that is asked for.
+
+    Args:
+        sketcher: What makes them.
+        wanted: The setting before the placement.
+        own: The plan chooses the logical batch too. Otherwise it stays, and the micro-batch is halved from one to the next.
+    """
+    sketches = []
+    for size in _multiples(wanted.micro_batch) if own else micro_batches(wanted):
+        setting = replace(wanted, micro_batch=size, batch=_batch(size) if own else wanted.batch)
+        more = _LARGEST_BATCH // size * size
+        larger = replace(setting, batch=more)
+        # Only a pipeline gains from more micro-batches in a logical batch.
+        whole = [sketcher.whole(each) for each in ([setting, larger] if own and more > setting.batch else [setting])]
+        sketches += [each for each in whole if each] or [each for each in [sketcher.hybrid(setting)] if each]
+    return sketches
+
+
+def _multiples(largest: int) -> list[int]:
+    return sorted({largest, *range(_SIZE_STEP, largest + 1, _SIZE_STEP)}, reverse=True)
 
 
 def micro_batches(wanted: Setting) -> Iterator[int]:
@@ -108,24 +212,14 @@ def micro_batches(wanted: Setting) -> Iterator[int]:
         yield micro_batch
 
 
-def _equal_parts(workload: Workload, setting: Setting, largest: int) -> list[int]:
-    """The micro-batches near that of `setting` which cut a prompt of the workload into equal parts, up to `largest`, largest first."""
-    near = range(setting.micro_batch // 2 + 1, min(setting.micro_batch * 2, largest + 1))
-    sizes = set()
-    for exchange in workload.exchanges:
-        tokens = exchange.prompt * min(exchange.at_once, setting.slots)
-        cuts = range(-(-tokens // near[-1]), tokens // near[0] + 1)
-        parts = (math.ceil(tokens / count / _SIZE_STEP) * _SIZE_STEP for count in cuts[:_MOST_CUTS] if count)
-        sizes |= {size for size in parts if size in near and size != setting.micro_batch}
-    return sorted(sizes, reverse=True)
-
-
 def _batch(micro_batch: int) -> int:
     """The logical batch: the engine's default, or the micro-batch itself where the default would leave a rest in each batch."""
     return micro_batch if Setting.batch % micro_batch else Setting.batch
 
 
-def slots_for(model: Model, wanted: Setting, space: Space, workload: Workload) -> tuple[int, str]:
+def slots_for(
+    model: Model, wanted: Setting, space: Space, workload: Workload, *, least: int = 1, first_token: float = math.inf
+) -> tuple[int, str]:
     """The number of slots for a workload, and the reason in words that go on `because`.
 
     With as many slots as people ask at once, every answer begins at once. But each slot takes memory, and people who are served together
@@ -137,29 +231,57 @@ def slots_for(model: Model, wanted: Setting, space: Space, workload: Workload) -
         wanted: The setting with one slot, before the placement.
         space: The cards and the RAM.
         workload: What people ask for.
+        least: The fewest slots that the operator accepts. If they do not fit, they are chosen nevertheless.
+        first_token: The seconds after which every answer shall have begun, if so many slots can do that.
     """
     at_once = min(max(exchange.at_once for exchange in workload.exchanges), MOST_SLOTS)
-    if at_once == 1:
-        return 1, "one person asks at a time"
-    waits: dict[int, float] = {}
-    is_whole = whole(model, wanted, space) is not None
-    for slots in sorted({at_once, *(2**power for power in range(at_once.bit_length()))}):
-        more = with_slots(replace(wanted, micro_batch=min(wanted.micro_batch, Setting.micro_batch)), slots)
-        setting = best(model, more, space)
-        if setting is None or memory(model, setting, space.cards).host.total > space.room_in_ram:
+    if at_once <= least:
+        return least, "you want so many at least" if least > 1 else "one person asks at a time"
+    found: dict[int, Means] = {}
+    is_whole = False
+    for slots in numbers_of_slots(workload, least):
+        nearest = nearest_sketch(model, with_slots(wanted, slots), space, workload, first_token)
+        if nearest is None:
             break
-        if is_whole and whole(model, more, space) is None:
+        is_whole = is_whole or (not found and nearest.whole)
+        if is_whole and not nearest.whole:
             break
-        waits[slots] = mean_waiting(model, setting, space.cards, workload, space.speeds)
-    least = min(waits.values(), default=0)
-    chosen = max((slots for slots, waited in waits.items() if waited <= _HARDLY_LONGER * least), default=1)
+        found[slots] = means(nearest.costs, slots, workload)
+    prompt = [slots for slots, each in found.items() if each.longest_first_token <= first_token]
+    waits = {slots: each.waiting for slots, each in found.items() if slots in prompt or not prompt}
+    shortest = min(waits.values(), default=0)
+    chosen = max((slots for slots, waited in waits.items() if waited <= _HARDLY_LONGER * shortest), default=least)
     if chosen == at_once:
         return chosen, "so many people ask at once"
     larger = min((slots for slots in waits if slots > chosen), default=0)
     if not larger:
+        later = [slots for slots in found if slots > chosen]
+        if later:
+            return chosen, "with more the first token would come too late"
         return chosen, "more do not fit" + (" on the cards" if is_whole else "")
-    longer = waits[larger] / least - 1
+    longer = waits[larger] / shortest - 1
     return chosen, f"with {larger} people would wait {longer:.0%} longer in all"
+
+
+def numbers_of_slots(workload: Workload, least: int) -> list[int]:
+    """The numbers of slots among which the plan chooses: powers of two from `least` up to as many as people ask at once."""
+    at_once = min(max(exchange.at_once for exchange in workload.exchanges), MOST_SLOTS)
+    return sorted(
+        {least, max(at_once, least), *(2**power for power in range(at_once.bit_length()) if 2**power > least)}
+    )
+
+
+def nearest_sketch(
+    model: Model, wanted: Setting, space: Space, workload: Workload, first_token: float = math.inf
+) -> Sketch | None:
+    """The sketch with which the exchanges are over first, of those that keep the floor if there are any; None where none fits."""
+    ranked = []
+    for each in sketches_of(sketcher_for(model, with_slots(wanted, 1), space), wanted, own=True):
+        if each.in_ram <= space.room_in_ram:
+            found = means(each.costs, wanted.slots, workload)
+            late = found.longest_first_token if found.longest_first_token > first_token else 0
+            ranked.append((not each.whole, late, found.end, each))
+    return min(ranked, key=lambda each: each[:3])[-1] if ranked else None
 
 
 def whole(model: Model, wanted: Setting, space: Space) -> Setting | None:
@@ -167,7 +289,7 @@ def whole(model: Model, wanted: Setting, space: Space) -> Setting | None:
     if not space.cards:
         return None
     *_, smallest = micro_batches(wanted)
-    return _whole(model, replace(wanted, micro_batch=smallest), _entries(model, wanted), space.rooms)
+    return _whole(model, replace(wanted, micro_batch=smallest), entries_of(model, wanted), space.rooms)
 
 
 def fits(taken: Memory, rooms: Sequence[int]) -> bool:
@@ -175,46 +297,14 @@ def fits(taken: Memory, rooms: Sequence[int]) -> bool:
     return all(use.total <= room for use, room in zip(taken.cards, rooms, strict=True))
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """A layer, or the output after the layers, with its bytes on a card.
-
-    Attributes:
-        always: The bytes that every token reads, including the cache.
-        experts: The bytes of each tensor of routed experts, by its name.
-    """
-
-    always: int
-    experts: dict[str, int]
-
-    @property
-    def whole(self) -> int:
-        return self.always + sum(self.experts.values())
-
-
-def _entries(model: Model, setting: Setting) -> list[_Entry]:
-    always = [cache_bytes(model, setting)] * model.layers + [0] * (model.entries - model.layers)
-    experts: list[dict[str, int]] = [{} for _ in always]
-    for name, tensor in model.weights.items():
-        if is_embedding(name):
-            continue
-        layer = layer_of(name)
-        number = -1 if layer is None else layer
-        if tensor.is_experts:
-            experts[number][tensor.name] = weight_bytes(tensor, on_card=True)
-        else:
-            always[number] += weight_bytes(tensor, on_card=True)
-    return [_Entry(*both) for both in zip(always, experts, strict=True)]
-
-
-def _whole(model: Model, wanted: Setting, entries: Sequence[_Entry], rooms: Sequence[int]) -> Setting | None:
+def _whole(model: Model, wanted: Setting, entries: Sequence[Entry], rooms: Sequence[int]) -> Setting | None:
     """A placement of all layers on the cards that leaves about the same room on each; the cards then work as a pipeline.
 
     Each round leaves more room for the compute buffers, until they fit too. None if they never fit.
     """
     sizes, compute = [entry.whole for entry in entries], [0] * len(rooms)
     for _ in range(_ROUNDS):
-        counts = _deal_evenly(sizes, _less(rooms, compute))
+        counts = deal_evenly(sizes, less(rooms, compute))
         if not counts:
             return None
         setting = replace(wanted, gpu_layers=sum(counts), split=tuple(map(float, counts)))
@@ -248,9 +338,9 @@ def splits(model: Model, setting: Setting, space: Space, compute: Sequence[int])
             pinned[where.tensors[name]] += size
         else:
             sizes[-1 if layer is None else layer] += size
-    rooms, worst = _less(space.rooms, pinned[:-1]), list(compute)
+    rooms, worst = less(space.rooms, pinned[:-1]), list(compute)
     for _ in range(_ROUNDS):
-        counts = _deal_evenly(sizes[model.entries - taken :], _less(rooms, worst))
+        counts = deal_evenly(sizes[model.entries - taken :], less(rooms, worst))
         if not counts:
             return
         split = tuple(map(float, counts))
@@ -259,36 +349,39 @@ def splits(model: Model, setting: Setting, space: Space, compute: Sequence[int])
         worst = [max(before, use.compute) for before, use in zip(worst, uses, strict=True)]
 
 
-def _drafts(
-    model: Model, sizes: Sequence[Setting], entries: Sequence[_Entry], rooms: Sequence[int], *, offload: bool
-) -> list[Setting]:
-    """A draft of a placement for each of the settings that are asked for, which differ in their micro-batch.
-
-    A draft uses the compute buffers of the placement before it, which may differ a little from its own.
-    """
-    drafts: list[Setting] = []
-    before = _arranged(replace(sizes[0], offload=offload), entries, rooms) if sizes else None
-    if before is None:
-        return drafts
-    for size in sizes:
-        taken = memory(model, replace(before, micro_batch=size.micro_batch, batch=size.batch), rooms)
-        free = _less(rooms, [use.compute for use in taken.cards])
-        draft = _arranged(replace(size, offload=offload), entries, free)
-        if draft:
-            drafts.append(draft)
-            before = draft
-    return drafts
-
-
 def _worked_out(
     model: Model,
+    sketches: Sequence[Sketch],
+    entries: Sequence[Entry],
+    space: Space,
+    seconds_of: Callable[[Setting], tuple[float, float]],
+) -> tuple[Setting | None, Sketch]:
+    """Deals out some sketches, the first of which promises most, and works out the best of them.
+
+    Returns:
+        The placement, or None where it never fits; and the sketch of it.
+    """
+    first = sketches[0]
+    if first.whole:
+        return _whole(model, first.setting, entries, space.rooms), first
+    drafts = [
+        (draft, each) for each in sketches if not each.whole and (draft := arranged(each.setting, entries, each.rooms))
+    ]
+    if not drafts:
+        return None, first
+    draft, sketch = min(drafts, key=lambda pair: seconds_of(pair[0]))
+    return _refined(model, draft, entries, space.rooms, seconds_of), sketch
+
+
+def _refined(
+    model: Model,
     draft: Setting,
-    entries: Sequence[_Entry],
+    entries: Sequence[Entry],
     rooms: Sequence[int],
-    seconds_of: Callable[[Setting], float],
+    seconds_of: Callable[[Setting], tuple[float, float]],
 ) -> Setting | None:
     """Repeats the placement of a draft with its real compute buffers until it fits and gets no faster; None if it never fits."""
-    fastest, least = None, math.inf
+    fastest, least = None, (math.inf, math.inf)
     setting, worst = draft, [0] * len(rooms)
     for _ in range(_ROUNDS):
         taken = memory(model, setting, rooms)
@@ -301,163 +394,8 @@ def _worked_out(
             fastest, least = setting, seconds
         else:  # the largest buffers so far keep two placements from alternating for ever
             compute = worst
-        following = _arranged(draft, entries, _less(rooms, compute))
+        following = arranged(draft, entries, less(rooms, compute))
         if following is None or following == setting:
             break
         setting = following
     return fastest
-
-
-def _less(rooms: Sequence[int], taken: Sequence[int]) -> list[int]:
-    return [room - bytes_ for room, bytes_ in zip(rooms, taken, strict=True)]
-
-
-def _arranged(wanted: Setting, entries: Sequence[_Entry], rooms: Sequence[int]) -> Setting | None:
-    """The placement of as many last entries as `rooms` hold without experts, then of as many experts as fit beside them."""
-    if min(rooms) < 0:
-        return None
-    always = [entry.always for entry in entries]
-    start = next((start for start in range(len(entries)) if _fill(always[start:], rooms)), len(entries))
-    counts = _deal_for_experts(entries[start:], rooms)
-    if not any(counts):
-        return None
-    return replace(
-        wanted,
-        gpu_layers=sum(counts),
-        split=tuple(map(float, counts)),
-        overrides=_rules(_away(entries, start, counts, rooms)),
-    )
-
-
-def _away(entries: Sequence[_Entry], start: int, counts: Sequence[int], rooms: Sequence[int]) -> dict[str, int | None]:
-    """The expert tensors that do not lie with their layer, and their device: RAM (None), or another card that has room left.
-
-    For each size of tensors, as many stay with their layer as fill the card best, in the order of the layers.
-    """
-    away: dict[str, int | None] = {}
-    sizes: dict[str, int] = {}
-    left = []
-    for room, count in zip(rooms, counts, strict=True):
-        own = entries[start : start + count]
-        start += count
-        room_for_experts = room - sum(entry.always for entry in own)
-        supply = _supply(own)
-        packed, counts_by_size = _packed(room_for_experts, supply)
-        fitting = {size: count for (size, _), count in zip(supply, counts_by_size, strict=True)}
-        left.append(room_for_experts - packed)
-        waiting: dict[int, list[str]] = defaultdict(list)
-        for entry in own:
-            for name, size in entry.experts.items():
-                waiting[size].append(name)
-                sizes[name] = size
-        for size, tensors in waiting.items():
-            away |= dict.fromkeys(tensors[fitting.get(size, 0) :])
-    for name in away:
-        card = next((card for card, room in enumerate(left) if room >= sizes[name]), None)
-        if card is not None:
-            left[card] -= sizes[name]
-            away[name] = card
-    return away
-
-
-def _supply(entries: Iterable[_Entry]) -> tuple[tuple[int, int], ...]:
-    """Pairs of a size of expert tensors and their number, smallest size first."""
-    return tuple(sorted(Counter(size for entry in entries for size in entry.experts.values()).items()))
-
-
-def _deal_evenly(sizes: Sequence[int], rooms: Sequence[int]) -> tuple[int, ...] | None:
-    """The number of entries for each card, in order, such that the fullest card has the most room left; None if they do not fit."""
-    low, high, counts = 0, max(rooms), _fill(sizes, rooms)
-    while counts and high - low > 2**20:
-        middle = (low + high) // 2
-        attempt = _fill(sizes, [room - middle for room in rooms])
-        counts, low, high = (attempt, middle, high) if attempt else (counts, low, middle)
-    return counts
-
-
-def _fill(sizes: Sequence[int], rooms: Sequence[int]) -> tuple[int, ...] | None:
-    """The number of entries for each card if each card in order is filled as far as possible; None if some do not fit."""
-    counts, position = [], 0
-    for room in rooms:
-        start = position
-        while position < len(sizes) and (room := room - sizes[position]) >= 0:
-            position += 1
-        counts.append(position - start)
-    return tuple(counts) if position == len(sizes) else None
-
-
-def _deal_for_experts(entries: Sequence[_Entry], rooms: Sequence[int]) -> tuple[int, ...]:
-    """The number of entries for each card, in order, such that most bytes of experts fit beside them; ties go to the evenest.
-
-    This is a dynamic program: card by card it keeps the best way to place each number of first entries. `rooms` hold all entries
-    without their experts.
-    """
-    always = [0, *accumulate(entry.always for entry in entries)]
-    sizes = sorted({size for entry in entries for size in entry.experts.values()})
-    experts = [Counter(entry.experts.values()) for entry in entries]
-    # For each size, the number of tensors in the entries before an entry.
-    supplies = [[0, *accumulate(counted[size] for counted in experts)] for size in sizes]
-    bytes_ = [0, *accumulate(sum(entry.experts.values()) for entry in entries)]
-    # The best way for each number of entries: (bytes of experts, evenness, number of entries on each card).
-    ways: dict[int, tuple[int, int, tuple[int, ...]]] = {0: (0, 0, ())}
-    for card, room in enumerate(rooms):
-        least = always[-1] - sum(
-            rooms[card + 1 :]
-        )  # with fewer bytes here, the cards after this one could not take the rest
-        following: dict[int, tuple[int, int, tuple[int, ...]]] = {}
-        # The ways with the least waste come first, so that most others are discarded without packing.
-        for start, (packed, evenness, counts) in sorted(ways.items(), key=lambda way: -way[1][0] - always[way[0]]):
-            for end in range(start, len(always)):
-                left = room - (always[end] - always[start])
-                if left < 0:
-                    break
-                more = min(left, bytes_[end] - bytes_[start])
-                if always[end] < least or (end in following and packed + more < following[end][0]):
-                    continue
-                if more == left:  # not all experts fit
-                    supply = [(size, upto[end] - upto[start]) for size, upto in zip(sizes, supplies, strict=True)]
-                    more, _ = _packed(left, supply)
-                way = packed + more, evenness - (end - start) ** 2, (*counts, end - start)
-                if end not in following or way > following[end]:
-                    following[end] = way
-        ways = following
-    return ways[len(entries)][2]
-
-
-def _packed(room: int, supply: Sequence[tuple[int, int]]) -> tuple[int, tuple[int, ...]]:
-    """The most bytes of whole tensors that fit in `room`, and the number of tensors of each size.
-
-    Args:
-        room: The bytes to fill.
-        supply: Pairs of a size in bytes and the number of tensors, smallest size first.
-    """
-    if not supply:
-        return 0, ()
-    *others, (size, available) = supply
-    most = min(room // size, available)
-    if not others:
-        return most * size, (most,)
-    best: tuple[int, tuple[int, ...]] = -1, ()
-    for count in range(max(most - 3, 0), most + 1):  # a smaller count would leave room for more than three more
-        packed, counts = _packed(room - count * size, others)
-        if packed + count * size > best[0]:
-            best = packed + count * size, (*counts, count)
-    return best
-
-
-def _rules(away: dict[str, int | None]) -> tuple[tuple[str, int | None], ...]:
-    """The overrides for tensors that do not lie with their layer, with few and short patterns."""
-    layers: dict[tuple[int | None, str], list[str]] = defaultdict(list)  # (device, kind of tensor) -> layers
-    for name, device in away.items():
-        _, layer, kind, _ = name.split(".")
-        layers[device, kind].append(layer)
-    # Kinds that move in the same layers share a pattern: (device, layers) -> kinds.
-    kinds: dict[tuple[int | None, tuple[str, ...]], list[str]] = defaultdict(list)
-    for (device, kind), numbers in layers.items():
-        kinds[device, tuple(sorted(numbers, key=int))].append(kind)
-    return tuple((_pattern(numbers, names), device) for (device, numbers), names in kinds.items())
-
-
-def _pattern(layers: Sequence[str], kinds: Sequence[str]) -> str:
-    """The pattern of these kinds of tensors in these layers. It writes a dot as `[.]`, because shells and files may drop a backslash."""
-    return f"blk[.]({'|'.join(layers)})[.]({'|'.join(kinds)})[.]"

@@ -10,6 +10,9 @@ from r1prov.common.units import GIB
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+SMALLEST_MICRO_BATCH = 64
+"""The smallest micro-batch that is tried for a placement."""
+
 EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
 """The pattern of the tensors that `--cpu-moe` moves to RAM, as llama.cpp has it."""
 

@@ -14,7 +14,7 @@ from r1prov.offload.memory import placement
 from r1prov.offload.outcome import RESERVE_BYTES, Space, outcome
 from r1prov.offload.plan import arguments as arguments_of
 from r1prov.offload.plan import plan_model
-from r1prov.offload.search import SMALLEST_MICRO_BATCH
+from r1prov.offload.setting import SMALLEST_MICRO_BATCH
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -102,26 +102,54 @@ def filling(context: int) -> Workload:
     return Workload(exchanges=(Exchange(prompt=prompt, answer=max(context - prompt, 1)),))
 
 
+@dataclass(frozen=True)
+class Means:
+    """What a workload comes to, in seconds.
+
+    Attributes:
+        end: The mean until an answer is whole, weighted by the shares.
+        first_token: The mean until an answer begins.
+        longest_first_token: How long the last one waits for an answer to begin, in the exchange where that is longest.
+    """
+
+    end: float
+    first_token: float
+    longest_first_token: float
+
+    @property
+    def waiting(self) -> float:
+        """The mean waits for the first token and for the end, both together.
+
+        The end alone would speak for few slots: people who are served together get their answers later than those who come first in a
+        queue.
+        """
+        return self.end + self.first_token
+
+
+def means(found: Costs, slots: int, workload: Workload, which: int = 0) -> Means:
+    """What a workload comes to with these costs and so many slots, at the low speeds (0) or at the high ones (1)."""
+    waited = [(workload.weight(exchange), _seconds(found, exchange, slots, which)) for exchange in workload.exchanges]
+    return Means(
+        end=sum(weight * seconds[3] for weight, seconds in waited),
+        first_token=sum(weight * seconds[5] for weight, seconds in waited),
+        longest_first_token=max(seconds[0] for _, seconds in waited),
+    )
+
+
 def mean_seconds(
     model: Model, setting: Setting, cards: tuple[int, ...], workload: Workload, speeds: Speeds = DEFAULT
 ) -> float:
     """The mean seconds of an exchange, at the low speeds of the devices."""
-    found = costs(model, setting, cards, speeds)
-    return sum(
-        workload.weight(exchange) * _seconds(found, exchange, setting.slots, 0)[3] for exchange in workload.exchanges
-    )
+    return means(costs(model, setting, cards, speeds), setting.slots, workload).end
 
 
-def mean_waiting(
-    model: Model, setting: Setting, cards: tuple[int, ...], workload: Workload, speeds: Speeds = DEFAULT
-) -> float:
-    """The mean seconds that people wait for the first token, and for the end, both together; at the low speeds of the devices.
+def depth_of(workload: Workload) -> float:
+    """The tokens that a slot holds half-way through an answer, in the mean."""
+    return sum(workload.weight(exchange) * _depth(exchange) for exchange in workload.exchanges)
 
-    The end alone would speak for few slots: people who are served together get their answers later than those who come first in a queue.
-    """
-    found = costs(model, setting, cards, speeds)
-    waited = ((exchange, _seconds(found, exchange, setting.slots, 0)) for exchange in workload.exchanges)
-    return sum(workload.weight(exchange) * (seconds[3] + seconds[5]) for exchange, seconds in waited)
+
+def _depth(exchange: Exchange) -> float:
+    return exchange.cached + exchange.prompt + exchange.answer / 2
 
 
 def _wait(found: Costs, exchange: Exchange, slots: int) -> Wait:
@@ -137,17 +165,23 @@ def _seconds(found: Costs, exchange: Exchange, slots: int, which: int) -> tuple[
 
     As many as there are slots are served at once. Whoever asks beyond that waits until those before have their answers.
     """
-    depth = exchange.cached + exchange.prompt + exchange.answer / 2
-    users = min(exchange.at_once, slots)
+    depth, users = _depth(exchange), min(exchange.at_once, slots)
+    rounds, rest = divmod(exchange.at_once, users)
+
+    def served(now: int) -> tuple[float, float]:
+        """The seconds until so many who are served together have their first tokens, and until they have their answers."""
+        first = found.prompt_seconds(exchange.prompt, exchange.cached, now, which)
+        return first, first + exchange.answer * found.token_seconds(now, depth, which)
+
+    first, took = served(users)
+    # Those of round k wait for the k rounds before.
+    queued = users * took * rounds * (rounds - 1) / 2
+    waited_first, waited = users * rounds * first + queued, users * rounds * took + queued
+    last, end = (rounds - 1) * took + first, rounds * took
+    copying = found.copying_seconds(exchange.prompt, rest or users, which)
+    if rest:
+        first, took = served(rest)
+        waited_first, waited = waited_first + rest * (end + first), waited + rest * (end + took)
+        last, end = end + first, end + took
     token = found.token_seconds(users, depth, which)
-    done = waited = waited_first = first = copying = 0.0
-    left = exchange.at_once
-    while left:
-        now = min(left, users)
-        first = done + found.prompt_seconds(exchange.prompt, exchange.cached, now, which)
-        copying = found.copying_seconds(exchange.prompt, now, which)
-        done = first + exchange.answer * found.token_seconds(now, depth, which)
-        waited += now * done
-        waited_first += now * first
-        left -= now
-    return first, copying, done, waited / exchange.at_once, token, waited_first / exchange.at_once
+    return last, copying, end, waited / exchange.at_once, token, waited_first / exchange.at_once

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from r1prov.common.documents import Keys
-from r1prov.machines.profile import Context, KvType, Profile
+from r1prov.machines.profile import Context, Duration, KvType, Profile, Slots
 from r1prov.machines.workload import NamedWorkload
 from r1prov.models.latent import Attention
 from r1prov.site.addresses import is_an_address, reached_at, url
@@ -187,8 +187,10 @@ class SiteFile(Keys):
     """A quant of the catalogue, or `best-on-gpus`. Default: the profile's."""
     context_per_slot: Context | None = None
     """The context of each slot, in tokens. Default: the profile's."""
-    slots: int | None = Field(default=None, ge=1, le=64)
-    """How many requests are answered at once. Default: the profile's."""
+    slots: Slots | None = None
+    """How many requests are answered at once, or a floor for that (`at least 8`). Default: the profile's."""
+    first_token: Duration | None = None
+    """A floor: every exchange of the workload has its first token after this time at most (`15s`). Default: the profile's."""
     attention: Attention | None = None
     """`mla` brings files with legacy attention into MLA form; `legacy` serves them as published. Default: the profile's."""
     kv_type_k: KvType | None = None

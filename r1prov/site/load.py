@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     Archive = LlamaCppSource | OllamaSource | PythonSource
 
-FLAGS = {"context_per_slot": "--ctx-size", "slots": "--parallel"}
+FLAGS = {"context_per_slot": "--ctx-size", "slots": "--parallel", "first_token": "--first-token"}
 """Key -> its flag, for flags that are named as llama-server names them."""
 
 
@@ -238,6 +238,7 @@ def _with_wishes(profile: Profile, file: SiteFile) -> Profile:
             ("quant", file.quant),
             ("context_per_slot", file.context_per_slot),
             ("slots", file.slots),
+            ("first_token", file.first_token),
             ("attention", file.attention),
             ("kv_type_k", file.kv_type_k),
             ("workload", file.workload),

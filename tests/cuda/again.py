@@ -75,6 +75,7 @@ def main(name: str, folder: str, count: int = 30, seed: int = int(f"{datetime.no
         ("engine_memory_others.json", count, memory),
         ("engine_memory_mixed.json", count, memory),
         ("engine_memory_modes.json", count // 4, memory),
+        ("engine_memory_workloads.json", count // 2, memory),
         ("engine_fit.json", count // 4, fit),
     ):
         started = time.monotonic()

@@ -37,6 +37,7 @@ from r1prov.offload import setting as placing
 from r1prov.offload.experiment import servers
 from r1prov.offload.modes import MODES
 from r1prov.offload.outcome import Space
+from r1prov.offload.trade import trade
 from tests.cuda import experiments, fullsize, models, patterns
 
 SMALL, LARGE = 24_564, 81_559  # MiB that nvidia-smi shows for an RTX 4090 and an H800
@@ -113,6 +114,9 @@ PLANNED = (
     ("UD-IQ1_M", False, (SMALL,) * 8, 16_384, 1),
     ("UD-IQ1_S", True, (SMALL,) * 8, 32_768, 2),
 )
+
+TRADED = (("UD-IQ1_S", (SMALL,) * 4, 1), ("UD-IQ1_S", (SMALL,) * 4, 8), ("UD-Q2_K_XL", (LARGE,) * 4, 16))
+"""The plans of the profiles, of which everything that the trade shows is asked about: quant, cards and slots."""
 
 Engine = Callable[[Sequence[str]], subprocess.CompletedProcess[str]]
 """A function that runs PROGRAM with the given arguments."""
@@ -225,7 +229,7 @@ def here(program: str) -> Engine:
 
 
 def planned_settings(_: int) -> Iterator[Setting]:
-    """What a plan chooses for each workload on each machine of `PLANNED`."""
+    """What a plan chooses for each workload on each machine of `PLANNED`, and what it shows beside that on `TRADED`."""
     for quant, mla, cards, context, slots in PLANNED:
         model, space = layout.model(quant, mla=mla), Space(tuple(mib * MIB for mib in cards), 480 * GB)
         wanted = placing.Setting(
@@ -234,7 +238,16 @@ def planned_settings(_: int) -> Iterator[Setting]:
         for workload in WORKLOADS.values():
             found = search.best(model, wanted, space, shortened(workload, context))
             assert found
-            yield Setting(quant, mla, cards, words_of(found))
+            placed = [found]
+            if (quant, cards, slots) in TRADED:
+                one = placing.with_slots(wanted, 1)
+                placed += [
+                    choice.setting
+                    for choice in trade(model, found, one, space, shortened(workload, context))
+                    if not choice.chosen
+                ]
+            for setting in placed:
+                yield Setting(quant, mla, cards, words_of(setting))
 
 
 def words_of(found: placing.Setting) -> tuple[str, ...]:

@@ -79,5 +79,5 @@ def test_the_plan_by_hand_places_the_model_as_the_service_does(
     machine = load_profile(profile)
     end = command.index("--prio")
     setting = parse(command[3:end], cards=len(machine.machine.cards))
-    assert setting.context == machine.serving.context_per_slot
+    assert setting.context == 32_768
     assert setting.split or setting.overrides

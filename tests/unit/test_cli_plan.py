@@ -292,7 +292,7 @@ def test_plan_takes_the_quant_that_the_profile_takes(capsys: pytest.CaptureFixtu
         (("plan", "--gguf", "http://127.0.0.1:99999/r1.gguf"), "it is no address of a web server"),
         (("plan", "--profile", "4x409"), "did you mean 4x4090"),
         (("plan", "--ctx-size", "10"), "--ctx-size: should be greater than or equal to 256"),
-        (("plan", "--parallel", "0"), "--parallel: should be greater"),
+        (("plan", "--parallel", "0"), "--parallel: `0` is no number of slots"),
         (("explain", "--gpus", "3x", "--ram", "1GiB"), "`3x` is not a set of cards"),
         (("explain", "--gpus", "4x24GiB,0", "--ram", "1GiB"), "`4x24GiB,0` is not a set of cards"),
         (("explain", "--gpus", "1x0GiB", "--ram", "1GiB"), "`1x0GiB` is not a set of cards"),

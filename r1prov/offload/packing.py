@@ -1,0 +1,207 @@
+"""Deals the layers and the experts of a model to cards, so that they fill the room that is there. It is pure arithmetic."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from r1prov.models.model import is_embedding, layer_of
+from r1prov.offload.memory import cache_bytes, weight_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from r1prov.models.model import Model
+    from r1prov.offload.setting import Setting
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A layer, or the output after the layers, with its bytes on a card.
+
+    Attributes:
+        always: The bytes that every token reads, including the cache.
+        experts: The bytes of each tensor of routed experts, by its name.
+    """
+
+    always: int
+    experts: dict[str, int]
+
+    @property
+    def whole(self) -> int:
+        """All of its bytes."""
+        return self.always + sum(self.experts.values())
+
+
+def entries_of(model: Model, setting: Setting) -> list[Entry]:
+    """The layers of a model, then the output, with the caches of a setting."""
+    always = [cache_bytes(model, setting)] * model.layers + [0] * (model.entries - model.layers)
+    experts: list[dict[str, int]] = [{} for _ in always]
+    for name, tensor in model.weights.items():
+        if is_embedding(name):
+            continue
+        layer = layer_of(name)
+        number = -1 if layer is None else layer
+        if tensor.is_experts:
+            experts[number][tensor.name] = weight_bytes(tensor, on_card=True)
+        else:
+            always[number] += weight_bytes(tensor, on_card=True)
+    return [Entry(*both) for both in zip(always, experts, strict=True)]
+
+
+def less(rooms: Sequence[int], taken: Sequence[int]) -> list[int]:
+    """The rooms without what is taken of each."""
+    return [room - bytes_ for room, bytes_ in zip(rooms, taken, strict=True)]
+
+
+def arranged(wanted: Setting, entries: Sequence[Entry], rooms: Sequence[int]) -> Setting | None:
+    """The placement of as many last entries as `rooms` hold without experts, then of as many experts as fit beside them."""
+    if min(rooms) < 0:
+        return None
+    always = [entry.always for entry in entries]
+    start = next((start for start in range(len(entries)) if fill(always[start:], rooms)), len(entries))
+    counts = _deal_for_experts(entries[start:], rooms)
+    if not any(counts):
+        return None
+    return replace(
+        wanted,
+        gpu_layers=sum(counts),
+        split=tuple(map(float, counts)),
+        overrides=_rules(_away(entries, start, counts, rooms)),
+    )
+
+
+def _away(entries: Sequence[Entry], start: int, counts: Sequence[int], rooms: Sequence[int]) -> dict[str, int | None]:
+    """The expert tensors that do not lie with their layer, and their device: RAM (None), or another card that has room left.
+
+    For each size of tensors, as many stay with their layer as fill the card best, in the order of the layers.
+    """
+    away: dict[str, int | None] = {}
+    sizes: dict[str, int] = {}
+    left = []
+    for room, count in zip(rooms, counts, strict=True):
+        own = entries[start : start + count]
+        start += count
+        room_for_experts = room - sum(entry.always for entry in own)
+        supply = _supply(own)
+        packed, counts_by_size = _packed(room_for_experts, supply)
+        fitting = {size: count for (size, _), count in zip(supply, counts_by_size, strict=True)}
+        left.append(room_for_experts - packed)
+        waiting: dict[int, list[str]] = defaultdict(list)
+        for entry in own:
+            for name, size in entry.experts.items():
+                waiting[size].append(name)
+                sizes[name] = size
+        for size, tensors in waiting.items():
+            away |= dict.fromkeys(tensors[fitting.get(size, 0) :])
+    for name in away:
+        card = next((card for card, room in enumerate(left) if room >= sizes[name]), None)
+        if card is not None:
+            left[card] -= sizes[name]
+            away[name] = card
+    return away
+
+
+def _supply(entries: Iterable[Entry]) -> tuple[tuple[int, int], ...]:
+    """Pairs of a size of expert tensors and their number, smallest size first."""
+    return tuple(sorted(Counter(size for entry in entries for size in entry.experts.values()).items()))
+
+
+def deal_evenly(sizes: Sequence[int], rooms: Sequence[int]) -> tuple[int, ...] | None:
+    """The number of entries for each card, in order, such that the fullest card has the most room left; None if they do not fit."""
+    low, high, counts = 0, max(rooms), fill(sizes, rooms)
+    while counts and high - low > 2**20:
+        middle = (low + high) // 2
+        attempt = fill(sizes, [room - middle for room in rooms])
+        counts, low, high = (attempt, middle, high) if attempt else (counts, low, middle)
+    return counts
+
+
+def fill(sizes: Sequence[int], rooms: Sequence[int]) -> tuple[int, ...] | None:
+    """The number of entries for each card if each card in order is filled as far as possible; None if some do not fit."""
+    counts, position = [], 0
+    for room in rooms:
+        start = position
+        while position < len(sizes) and (room := room - sizes[position]) >= 0:
+            position += 1
+        counts.append(position - start)
+    return tuple(counts) if position == len(sizes) else None
+
+
+def _deal_for_experts(entries: Sequence[Entry], rooms: Sequence[int]) -> tuple[int, ...]:
+    """The number of entries for each card, in order, such that most bytes of experts fit beside them; ties go to the evenest.
+
+    This is a dynamic program: card by card it keeps the best way to place each number of first entries. `rooms` hold all entries
+    without their experts.
+    """
+    always = [0, *accumulate(entry.always for entry in entries)]
+    sizes = sorted({size for entry in entries for size in entry.experts.values()})
+    experts = [Counter(entry.experts.values()) for entry in entries]
+    # For each size, the number of tensors in the entries before an entry.
+    supplies = [[0, *accumulate(counted[size] for counted in experts)] for size in sizes]
+    bytes_ = [0, *accumulate(sum(entry.experts.values()) for entry in entries)]
+    # The best way for each number of entries: (bytes of experts, evenness, number of entries on each card).
+    ways: dict[int, tuple[int, int, tuple[int, ...]]] = {0: (0, 0, ())}
+    for card, room in enumerate(rooms):
+        least = always[-1] - sum(
+            rooms[card + 1 :]
+        )  # with fewer bytes here, the cards after this one could not take the rest
+        following: dict[int, tuple[int, int, tuple[int, ...]]] = {}
+        # The ways with the least waste come first, so that most others are discarded without packing.
+        for start, (packed, evenness, counts) in sorted(ways.items(), key=lambda way: -way[1][0] - always[way[0]]):
+            for end in range(start, len(always)):
+                left = room - (always[end] - always[start])
+                if left < 0:
+                    break
+                more = min(left, bytes_[end] - bytes_[start])
+                if always[end] < least or (end in following and packed + more < following[end][0]):
+                    continue
+                if more == left:  # not all experts fit
+                    supply = [(size, upto[end] - upto[start]) for size, upto in zip(sizes, supplies, strict=True)]
+                    more, _ = _packed(left, supply)
+                way = packed + more, evenness - (end - start) ** 2, (*counts, end - start)
+                if end not in following or way > following[end]:
+                    following[end] = way
+        ways = following
+    return ways[len(entries)][2]
+
+
+def _packed(room: int, supply: Sequence[tuple[int, int]]) -> tuple[int, tuple[int, ...]]:
+    """The most bytes of whole tensors that fit in `room`, and the number of tensors of each size.
+
+    Args:
+        room: The bytes to fill.
+        supply: Pairs of a size in bytes and the number of tensors, smallest size first.
+    """
+    if not supply:
+        return 0, ()
+    *others, (size, available) = supply
+    most = min(room // size, available)
+    if not others:
+        return most * size, (most,)
+    best: tuple[int, tuple[int, ...]] = -1, ()
+    for count in range(max(most - 3, 0), most + 1):  # a smaller count would leave room for more than three more
+        packed, counts = _packed(room - count * size, others)
+        if packed + count * size > best[0]:
+            best = packed + count * size, (*counts, count)
+    return best
+
+
+def _rules(away: dict[str, int | None]) -> tuple[tuple[str, int | None], ...]:
+    """The overrides for tensors that do not lie with their layer, with few and short patterns."""
+    layers: dict[tuple[int | None, str], list[str]] = defaultdict(list)  # (device, kind of tensor) -> layers
+    for name, device in away.items():
+        _, layer, kind, _ = name.split(".")
+        layers[device, kind].append(layer)
+    # Kinds that move in the same layers share a pattern: (device, layers) -> kinds.
+    kinds: dict[tuple[int | None, tuple[str, ...]], list[str]] = defaultdict(list)
+    for (device, kind), numbers in layers.items():
+        kinds[device, tuple(sorted(numbers, key=int))].append(kind)
+    return tuple((_pattern(numbers, names), device) for (device, numbers), names in kinds.items())
+
+
+def _pattern(layers: Sequence[str], kinds: Sequence[str]) -> str:
+    """The pattern of these kinds of tensors in these layers. It writes a dot as `[.]`, because shells and files may drop a backslash."""
+    return f"blk[.]({'|'.join(layers)})[.]({'|'.join(kinds)})[.]"
