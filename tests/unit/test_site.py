@@ -153,7 +153,7 @@ def test_flags_win_over_the_file_and_the_file_over_the_profile(tmp_path: Path) -
     path.write_text("profile: 4x4090\nhosts: [gpu1]\nquant: UD-IQ1_M\nslots: 2\n")
     loaded = site.load(path, quant="UD-IQ2_XXS")
     serving = loaded.profile.serving
-    assert (serving.quant, serving.slots, serving.context_per_slot) == ("UD-IQ2_XXS", 2, 32768)
+    assert (serving.quant, serving.slots, serving.context_per_slot) == ("UD-IQ2_XXS", 2, None)
 
 
 def test_an_operators_own_profile_lies_beside_the_site_file(tmp_path: Path) -> None:
