@@ -32,7 +32,6 @@ from r1prov.runs.events import (
     TaskStarted,
 )
 from r1prov.runs.past import expected
-from r1prov.runs.report import differences_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -207,7 +206,7 @@ class LiveRun:
             host.step.changes += event.changed
             if event.changed:
                 host.changed.add(host.step.name)
-            for difference in differences_of(event.result):
+            for difference in event.differences:
                 if difference not in host.differences:
                     host.differences.add(difference)
                     self._say(host, difference, "yellow")

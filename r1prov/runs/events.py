@@ -43,6 +43,11 @@ class TaskDone:
     result: dict[str, Any]
     action: str = ""
 
+    @property
+    def differences(self) -> list[str]:
+        """What its module, or a loop over one, says that somebody has changed. Differences that a new wish makes are left out."""
+        return _differences(self.result)
+
 
 @dataclass(frozen=True)
 class HostFailed:
@@ -52,6 +57,11 @@ class HostFailed:
     step: str
     task: str
     result: dict[str, Any]
+
+    @property
+    def differences(self) -> list[str]:
+        """As of a task that went well: a module may have put something right before it failed."""
+        return _differences(self.result)
 
 
 @dataclass(frozen=True)
@@ -125,3 +135,8 @@ Event = (
     | Output
     | Finished
 )
+
+
+def _differences(result: dict[str, Any]) -> list[str]:
+    results = [each for each in result.get("results", ()) if isinstance(each, dict)] or [result]
+    return [str(difference) for each in results for difference in each.get("drift", each.get("differences")) or ()]

@@ -163,7 +163,7 @@ class Recorder:
             self._expectations.setdefault(event.host, []).extend(expectations_of(event))
             if event.changed:
                 host.changes.append(f"{event.step}: {event.task}" if event.step else event.task)
-            host.differences.extend(each for each in differences_of(event.result) if each not in host.differences)
+            host.differences.extend(each for each in event.differences if each not in host.differences)
             # A step that looks before it acts warns twice.
             host.warnings.extend(each for each in event.result.get("warnings", ()) if each not in host.warnings)
             if event.result.get("start_s"):
@@ -240,7 +240,7 @@ class Recorder:
             error = failure(event)
             self._errors.append(error)
         if isinstance(event, HostFailed):
-            host.differences.extend(each for each in differences_of(event.result) if each not in host.differences)
+            host.differences.extend(each for each in event.differences if each not in host.differences)
             host.verified = event.result.get("verified")
             self._measured(event)
         host.problems.extend(asdict(problem) for problem in error.problems)
@@ -270,12 +270,6 @@ class Recorder:
             host = self._host(name)
             host.ok, host.changed = tally.ok, tally.changed
             host.result = "unreachable" if tally.unreachable else "failed" if tally.failed else "ok"
-
-
-def differences_of(result: dict[str, Any]) -> list[str]:
-    """What a module, or a loop over one, says that somebody has changed. Some find more differences, which a new wish of ours makes."""
-    results = [each for each in result.get("results", ()) if isinstance(each, dict)] or [result]
-    return [str(difference) for each in results for difference in each.get("drift", each.get("differences")) or ()]
 
 
 _HOST_KEY_REFUSED = ("Host key verification failed", "because Host Key checking is enabled")

@@ -12,6 +12,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -321,9 +322,9 @@ def test_a_bundle_without_the_wheels_says_so(machine: Machine):
 @pytest.mark.parametrize("mla", [True, False])
 def test_the_full_model_is_r1(tmp_path: Path, mla: bool):
     path = models.write(tmp_path / "r1.gguf", "UD-IQ1_S", mla=mla)
-    found, wanted = gguf.read(path), layout.model("UD-IQ1_S", mla=mla)
-    assert found.tensors == wanted.tensors
-    assert {**vars(found), "name": "", "tensors": ()} == {**vars(wanted), "name": "", "tensors": ()}
+    wanted = layout.model("UD-IQ1_S", mla=mla)
+    # Not by `vars`: what a model has worked out once it keeps, and other tests may have asked this one.
+    assert replace(gguf.read(path), name=wanted.name) == wanted
     # File systems differ in how much they reserve behind what is written, so no number of bytes holds for all.
     assert path.stat().st_blocks * 512 < path.stat().st_size / 100
 
