@@ -54,7 +54,10 @@ VERBS = {
         "switch:engine",
         "Let another engine hold the model, on every host of the site; the chat page follows.",
     ),
-    "bench": ("bench:bench", "Measure prompt and decode rates of the running servers, beside the published figures."),
+    "bench": (
+        "bench:bench",
+        "Measure the running servers: rates beside the published figures, and the time to the first token beside the plan's.",
+    ),
     "by-hand": (
         "by_hand:by_hand",
         "Print the guide's command line for a host, in today's spelling. Contacts no host, and runs nothing.",

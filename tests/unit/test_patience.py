@@ -194,7 +194,14 @@ def test_the_whole_measurement_is_done_again_with_a_new_login(
     waits: list[str] = []
     with cutting.answering(*of_engine) as engine_port, cutting.answering(*of_page, heard=logins) as page_port:
         options = {"engine": "llama-server", "model": "m1", "question": "?", "expect": "Paris", "max_tokens": 16}
-        options |= {"timeout_s": 5, "temperature": 0.6, "sweep_tokens": 4, "page_url": f"http://127.0.0.1:{page_port}"}
+        options |= {
+            "timeout_s": 5,
+            "temperature": 0.6,
+            "sweep_tokens": 4,
+            "prompts": [],
+            "prompts_limit_s": 0,
+            "page_url": f"http://127.0.0.1:{page_port}",
+        }
         options |= {"page_secret_key": "k", "page_data": str(tmp_path), "page_user": pwd.getpwuid(os.getuid()).pw_name}
         engine = LlamaServer(api(engine_port), "m1")
         engine.facts()
