@@ -165,9 +165,7 @@ def explain(
     if json:
         output.data(document.of_arguments(found, words))
     elif found.outcome and found.day:
-        show_plan.explained(
-            found.model, found.outcome, found.day, found.alternatives, hopeless=not found.fits_in_mla_form
-        )
+        show_plan.explained(found, found.outcome, found.day)
     else:
         show_plan.refusal(found.refusal, found.alternatives)
 

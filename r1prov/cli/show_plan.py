@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from r1prov import output
 from r1prov.common.units import GB, GIB, gib
 from r1prov.offload import speed
+from r1prov.offload.conversation import Kept
 from r1prov.offload.memory import placement
 from r1prov.offload.speed import Origin
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
     from r1prov.models.model import Model
     from r1prov.offload.compare import Alternative
-    from r1prov.offload.foresight import ForeseenPlan, Measured
+    from r1prov.offload.conversation import Conversation, Course
+    from r1prov.offload.foresight import ForeseenArguments, ForeseenPlan, Measured
     from r1prov.offload.outcome import Device, Outcome
     from r1prov.offload.plan import Plan
     from r1prov.offload.trade import Choice
@@ -30,7 +32,7 @@ LEGEND = "w weights, k KV cache, c compute buffer, r reserve, . free\nreads: GB 
 
 def plan(foreseen: ForeseenPlan) -> None:
     """Shows a plan, its contents, the trade, the commands for it, and the baselines."""
-    model, found, baselines, alternatives = foreseen.model, foreseen.plan, foreseen.baselines, foreseen.alternatives
+    model, found, alternatives = foreseen.model, foreseen.plan, foreseen.alternatives
     slots = "1 slot" if found.slots == 1 else f"{found.slots} slots"
     output.line(f"{_named(model)}, {gib(found.model_bytes)}, {slots} of {found.context_per_slot:,} tokens")
     output.line()
@@ -48,11 +50,15 @@ def plan(foreseen: ForeseenPlan) -> None:
         by = ", by measured speeds" if link.origin is Origin.MEASURED else by
         output.line(f"A prompt waits {waits:.1f} s per {batch} tokens while experts are copied from RAM to CUDA0{by}.")
     _day(foreseen.day, found.outcome)
+    _conversation(foreseen.talk, found.outcome)
     _trade(foreseen.trade)
     if found.slots_reason:
         output.line(f"{slots.capitalize()}, because {found.slots_reason}.")
     if found.context_reason:
         output.line(f"{found.context_per_slot:,} tokens for each, because {found.context_reason}.")
+    if found.outcome.fits:
+        prompts = f"{gib(found.setting.prompts)} of RAM" if found.setting.prompts else "No RAM"
+        output.line(f"{prompts} for past prompts (--cache-ram), because {found.prompts_reason}.")
     hopeless = f"No small change would make it fit: the machine is too small for {_named(model)}."
     _verdict(found.outcome, "r1prov plan", alternatives, hopeless if _certainly_large(model, found.outcome) else "")
     if found.outcome.fits:
@@ -62,9 +68,9 @@ def plan(foreseen: ForeseenPlan) -> None:
     if cards:
         whole = "" if found.ollama.gpu_layers == model.entries else ", whose cache is F16 and layers whole"
         output.line(f"Ollama{whole}: num_gpu {found.ollama.gpu_layers}, num_batch {found.ollama.micro_batch}")
-    if baselines:
+    if foreseen.baselines:
         output.line()
-        rows = [("this plan", found.outcome), *((other.name, other.outcome) for other in baselines)]
+        rows = [("this plan", found.outcome), *((other.name, other.outcome) for other in foreseen.baselines)]
         output.table(
             ("on the same machine", "GB from RAM>", "tokens/s>", "what it would do"),
             [(name, f"{each.reads.host / GB:.2f}", _rate(each), _end(each)) for name, each in rows],
@@ -75,14 +81,16 @@ def _named(model: Model) -> str:
     return f"{model.name} in MLA form" if model.mla else model.name
 
 
-def explained(model: Model, found: Outcome, day: Day, alternatives: Sequence[Alternative], *, hopeless: bool) -> None:
+def explained(foreseen: ForeseenArguments, found: Outcome, day: Day) -> None:
     """Shows the outcome of arguments: what each device takes, whether it fits, and how fast it would be."""
+    model, alternatives, hopeless = foreseen.model, foreseen.alternatives, not foreseen.fits_in_mla_form
     sentence = f"It fits in no placement and with no context: the machine is too small for {_named(model)}."
     output.line(f"{_named(model)}, {gib(model.n_bytes)}")
     output.line()
     _devices(found)
     _decoding(found)
     _day(day, found)
+    _conversation(foreseen.talk, found)
     _verdict(found, "llama-server", alternatives, sentence if hopeless and _certainly_large(model, found) else "")
 
 
@@ -214,6 +222,26 @@ def _wait(wait: Wait, weight: float) -> tuple[str, ...]:
     times = (_figures(*reversed(wait.first_token)), _figures(*reversed(wait.end)))
     in_all = _figures(*wait.together) if wait.exchange.at_once > 1 else ""
     return (f"{weight:.0%}", *(f"{length:,}" for length in lengths), *times, _figures(*wait.each), in_all)
+
+
+def _conversation(conversation: Conversation | None, found: Outcome) -> None:
+    """Shows what a conversation costs, by where its cache lies between the turns."""
+    if conversation is None or not found.fits:
+        return
+    talk = conversation.talk
+    thought = f"{talk.thought:,} tokens of thought and {talk.said:,} said" if talk.thought else f"{talk.said:,} tokens"
+    output.line(f"A conversation of {talk.turns} turns, where each answer has {thought} (not measured):")
+    columns = ("its cache meanwhile", "computed anew>", "further first tokens s>", "answers in all s>")
+    output.table(columns, [_course(course) for course in conversation.courses])
+    output.line()
+
+
+KEPT_IN = {Kept.SLOT: "stays in the slot", Kept.RAM: "comes back from RAM", Kept.NOWHERE: "is lost"}
+
+
+def _course(course: Course) -> tuple[str, ...]:
+    seconds = (_figures(*reversed(course.further_first_token)), _figures(*reversed(course.whole)))
+    return (KEPT_IN[course.kept], f"{sum(course.computed):,}", *seconds)
 
 
 def _figures(low: float, high: float) -> str:

@@ -37,6 +37,9 @@ _BESIDE_MODELS = {
 TURN_BYTES = "name the little-endian file, or turn this one with `gguf-convert-endian FILE little` of the package gguf"
 """What to do about a big-endian file."""
 
+_THOUGHT_ENDS = "</think>"
+"""A template that names it does so to leave what stands before it out of earlier answers, as that of R1 does."""
+
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 
@@ -267,6 +270,7 @@ def model(name: str, metadata: dict[str, Any], tensors: Sequence[Tensor]) -> Mod
         expert_groups_used=number("expert_group_used_count", 1),
         context_length=number("context_length", least=1),
         tensors=tuple(tensors),
+        thinks=_THOUGHT_ENDS in str(metadata.get("tokenizer.chat_template")),
     )
 
 

@@ -164,6 +164,7 @@ def model(quant: str, *, mla: bool = False) -> Model:
         expert_groups_used=1,
         context_length=163840,
         tensors=tensors(quant, mla=mla),
+        thinks=True,
     )
 
 

@@ -100,6 +100,7 @@ class Model:
         expert_groups, expert_groups_used: The number of groups of experts, and of groups that a token may use; 1 without groups.
         context_length: The number of tokens that the model was trained for.
         tensors: All tensors, in the order of the file.
+        thinks: Whether its chat template leaves the thoughts out of earlier answers.
     """
 
     name: str
@@ -121,6 +122,7 @@ class Model:
     expert_groups_used: int
     context_length: int
     tensors: tuple[Tensor, ...]
+    thinks: bool = False
 
     def __hash__(self) -> int:
         """A hash of a few attributes. Hashing a thousand tensors for each cache look-up would take longer than the cached work."""

@@ -206,6 +206,11 @@ def _prompts(text: str) -> int:
     return size * MIB
 
 
+def _reused(text: str) -> int:
+    """The fewest tokens of a piece that the engine moves. It moves none for a number below 1."""
+    return max(_number(-LARGEST)(text), 0)
+
+
 def _switch(text: str) -> bool | None:
     return None if text in {"auto", "-1"} else _on(text)
 
@@ -301,6 +306,7 @@ _OPTIONS: dict[str, tuple[str, Callable[[str], object]]] = {
         (("-ts", "--tensor-split"), "split", _shares),
         (("-fa", "--flash-attn"), "flash", _switch),
         (("-cram", "--cache-ram"), "prompts", _prompts),
+        (("--cache-reuse",), "cache_reuse", _reused),
         (("-fit", "--fit"), "fit", _on),
         (("--override-kv",), "metadata", _other_metadata),
         (("-sm", "--split-mode"), "alone", _alone),
@@ -322,6 +328,10 @@ _FLAGS: dict[str, dict[str, bool]] = {
     "--no-kv-offload": {"cache_on_cards": False},
     "--op-offload": {"offload": True},
     "--no-op-offload": {"offload": False},
+    "--cache-prompt": {"cache_prompt": True},
+    "--no-cache-prompt": {"cache_prompt": False},
+    "--context-shift": {"context_shift": True},
+    "--no-context-shift": {"context_shift": False},
 }
 
 _IRRELEVANT = frozenset(
@@ -332,7 +342,7 @@ _IRRELEVANT = frozenset(
     --repeat-last-n --presence-penalty --frequency-penalty --samplers --xtc-probability --dry-multiplier --logit-bias -r
     --reverse-prompt --grammar --grammar-file -j --json-schema --host --port --path --api-prefix -a --alias --tags --api-key
     --api-key-file --ssl-key-file --ssl-cert-file -to --timeout --sleep-idle-seconds --chat-template --chat-template-file
-    --chat-template-kwargs -rea --reasoning --reasoning-format --reasoning-budget --slot-save-path --cache-reuse -sps
+    --chat-template-kwargs -rea --reasoning --reasoning-format --reasoning-budget --slot-save-path -sps
     -dt --defrag-thold --rope-scaling --rope-scale --rope-freq-base --rope-freq-scale --yarn-orig-ctx --yarn-ext-factor
     --yarn-attn-factor --yarn-beta-slow --yarn-beta-fast --slot-prompt-similarity --media-path --log-file
     --log-colors -lv --verbosity --log-verbosity --sampler-seq --sampling-seq --top-nsigma --top-n-sigma --xtc-threshold
@@ -348,13 +358,12 @@ _NAMES = {name.lstrip("-") for name in (*_OPTIONS, *_FLAGS, *_PLACING, *_EXPERTS
 """The names of options, without their dashes."""
 
 _IRRELEVANT_FLAGS = frozenset(
-    """--metrics --props --slots --no-slots --jinja --no-jinja -cb --cont-batching -nocb --no-cont-batching --context-shift
-    --no-context-shift --cache-prompt --no-cache-prompt --cache-idle-slots --no-cache-idle-slots --ignore-eos -sp --special
-    --prefill-assistant --no-prefill-assistant --webui --no-webui --ui --no-ui -nr --no-repack --repack --check-tensors --warmup
-    --no-warmup --offline -e --escape --no-escape --perf --no-perf -v --verbose --log-verbose --log-disable --log-timestamps
-    --no-log-timestamps --log-prefix --no-log-prefix --no-host --swa-full --log-jsonl
-    --no-log-jsonl --spm-infill --reuse-port --cors-credentials --no-cors-credentials --ui-mcp-proxy --no-ui-mcp-proxy
-    --webui-mcp-proxy --no-webui-mcp-proxy -ag --agent -no-ag --no-agent --lora-init-without-apply --skip-chat-parsing
-    --no-skip-chat-parsing --reasoning-preserve --no-reasoning-preserve --mmproj-auto --no-mmproj --no-mmproj-auto
-    --mmproj-offload --no-mmproj-offload""".split()  # noqa: SIM905 - the same
+    """--metrics --props --slots --no-slots --jinja --no-jinja -cb --cont-batching -nocb --no-cont-batching --cache-idle-slots
+    --no-cache-idle-slots --ignore-eos -sp --special --prefill-assistant --no-prefill-assistant --webui --no-webui --ui
+    --no-ui -nr --no-repack --repack --check-tensors --warmup --no-warmup --offline -e --escape --no-escape --perf --no-perf
+    -v --verbose --log-verbose --log-disable --log-timestamps --no-log-timestamps --log-prefix --no-log-prefix --no-host
+    --swa-full --log-jsonl --no-log-jsonl --spm-infill --reuse-port --cors-credentials --no-cors-credentials --ui-mcp-proxy
+    --no-ui-mcp-proxy --webui-mcp-proxy --no-webui-mcp-proxy -ag --agent -no-ag --no-agent --lora-init-without-apply
+    --skip-chat-parsing --no-skip-chat-parsing --reasoning-preserve --no-reasoning-preserve --mmproj-auto --no-mmproj
+    --no-mmproj-auto --mmproj-offload --no-mmproj-offload""".split()  # noqa: SIM905 - the same
 )

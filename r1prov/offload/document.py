@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from r1prov.common.units import GB
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from r1prov.models.model import Model
     from r1prov.offload.compare import Alternative
+    from r1prov.offload.conversation import Conversation, Course
     from r1prov.offload.foresight import ForeseenArguments, ForeseenPlan, Measured
     from r1prov.offload.outcome import Device, Outcome
     from r1prov.offload.speed import Speed, Speeds
@@ -78,6 +79,7 @@ def of_refusal(
         "bytes_per_token": None,
         "decode_tokens_per_second": None,
         "workload": None,
+        "conversation": None,
         "fits": False,
         "sure": True,
         "reasons": [reason],
@@ -90,7 +92,7 @@ def of_arguments(found: ForeseenArguments, words: Sequence[str]) -> dict[str, An
     """The document of `r1prov explain`: the outcome of `words`, or the reason why the engine refuses them."""
     if found.outcome and found.day:
         told = of_outcome(found.model, found.outcome, words, found.environment, found.alternatives)
-        return told | {"workload": _day(found.day)}
+        return told | {"workload": _day(found.day), "conversation": _conversation(found.talk)}
     return of_refusal(found.model, found.refusal, words, found.environment, found.alternatives)
 
 
@@ -107,6 +109,8 @@ def of_plan(found: ForeseenPlan, measured: Measured | None = None) -> dict[str, 
         "workload": _day(found.day),
         "speeds": _speeds(found.outcome.speeds),
         "measured": _measured(measured) if measured else None,
+        "conversation": _conversation(found.talk),
+        "cache_ram": {"bytes": plan.setting.prompts, "reason": plan.prompts_reason},
         "slots": {"number": plan.slots, "reason": plan.slots_reason},
         "context": {"tokens_per_slot": plan.context_per_slot, "reason": plan.context_reason},
         "trade": [_choice(choice) for choice in found.trade],
@@ -131,7 +135,7 @@ def of_plan(found: ForeseenPlan, measured: Measured | None = None) -> dict[str, 
 def _speeds(speeds: Speeds) -> dict[str, Any]:
     return {
         name: {"low": speed.low, "high": speed.high, "origin": speed.origin.name.lower(), "detail": speed.detail}
-        for name, speed in ((field.name, getattr(speeds, field.name)) for field in fields(speeds))
+        for name, speed in ((field.name, getattr(speeds, field.name)) for field in dataclasses.fields(speeds))
     }
 
 
@@ -175,6 +179,26 @@ def _wait(wait: Wait) -> dict[str, Any]:
         "end_seconds": _seconds(wait.end),
         "tokens_per_second": _rates(wait.each),
         "tokens_per_second_in_all": _rates(wait.together),
+    }
+
+
+def _conversation(found: Conversation | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return dataclasses.asdict(found.talk) | {
+        "kept_in": {course.kept.value: _course(course) for course in found.courses}
+    }
+
+
+def _course(course: Course) -> dict[str, Any]:
+    turns = zip(course.computed, course.first_token, course.end, strict=True)
+    return {
+        "computed_in_all": sum(course.computed),
+        "seconds_in_all": _seconds(course.whole),
+        "each_turn": [
+            {"computed": computed, "first_token_seconds": _seconds(first), "end_seconds": _seconds(end)}
+            for computed, first, end in turns
+        ],
     }
 
 

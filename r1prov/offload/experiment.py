@@ -147,7 +147,7 @@ def _placed(mode: str, subject: Subject) -> Server:
     else:
         n_layers = modes.whole_layers(mode, model, subject.plan.model_bytes, machine)
         setting = replace(alike, gpu_layers=n_layers)
-    setting, found, options = completed(model, setting, machine, space)
+    setting, found, options = completed(model, setting, machine, space, subject.plan.setting.prompts)
     words = (*arguments(setting), *options)
     if mode != modes.FIT:
         return Server(mode, words, found)

@@ -10,6 +10,7 @@ from r1prov.common.errors import Problem, SiteError
 from r1prov.models import latent
 from r1prov.offload import compare, running, waits
 from r1prov.offload.arguments import mended, model_named, parse
+from r1prov.offload.conversation import conversation
 from r1prov.offload.outcome import Space, outcome, remarks
 from r1prov.offload.plan import plan_model
 from r1prov.offload.plan import wanted as wanted_setting
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from r1prov.machines.workload import Workload
     from r1prov.models.model import Model
     from r1prov.offload.compare import Alternative, Baseline
+    from r1prov.offload.conversation import Conversation
     from r1prov.offload.outcome import Outcome
     from r1prov.offload.plan import Plan
     from r1prov.offload.speed import Speeds
@@ -41,6 +43,7 @@ class ForeseenPlan:
         outcome: What the plan takes of each device, and whether it fits.
         day: What the exchanges of the workload wait for.
         trade: The placements among which the plan chose; none where it does not fit or has no cards.
+        talk: What a conversation of such exchanges costs. It is None where it is not known how the model's cache is reused.
         baselines: The outcomes of other ways to place the model on the same machine.
         alternatives: Changes with which the model would fit. There are none where the plan fits.
     """
@@ -50,6 +53,7 @@ class ForeseenPlan:
     outcome: Outcome
     day: Day
     trade: tuple[Choice, ...]
+    talk: Conversation | None
     baselines: tuple[Baseline, ...]
     alternatives: tuple[Alternative, ...]
 
@@ -80,6 +84,7 @@ class ForeseenArguments:
         environment: The variables of its process.
         outcome: What the arguments take of each device. It is None where the engine would not start.
         day: What the exchanges of the workload wait for. It is None where the engine would not start.
+        talk: What a conversation of such exchanges costs. It is None where that is not known, or the engine would not start.
         refusal: Why the engine would not start. It is empty where the engine would start.
         alternatives: Changes with which the engine would start, or with which the model would fit.
         fits_in_mla_form: Whether a model with legacy attention, for which there is no alternative, has one in MLA form.
@@ -91,6 +96,7 @@ class ForeseenArguments:
     day: Day | None
     refusal: str
     alternatives: tuple[Alternative, ...]
+    talk: Conversation | None = None
     fits_in_mla_form: bool = False
 
 
@@ -161,7 +167,8 @@ def foresee_plan(
                 if latent.is_legacy(other)
             ]
         alternatives = tuple(compare.plans_that_fit(model, requested, space, plan.outcome, others))
-    return ForeseenPlan(model, plan, plan.outcome, day, choices, baselines, alternatives)
+    talk = conversation(model, plan.setting, space.cards, day.workload, space.speeds) if plan.outcome.exact else None
+    return ForeseenPlan(model, plan, plan.outcome, day, choices, talk, baselines, alternatives)
 
 
 def at_measured(found: ForeseenPlan, host: str, speeds: Speeds, asked: Workload | None) -> Measured:
@@ -213,7 +220,8 @@ def foresee_arguments(
         note = "With legacy attention it fits in no placement, and in MLA form it would fit: ask with --attention mla"
         result = replace(result, notes=(*result.notes, *([note] if in_mla_form else ())))
     day = waits.day(model, setting, space.cards, asked, space.speeds)
-    return ForeseenArguments(model, environment, result, day, "", fits, in_mla_form)
+    talk = conversation(model, setting, space.cards, day.workload, space.speeds) if result.exact else None
+    return ForeseenArguments(model, environment, result, day, "", fits, talk, in_mla_form)
 
 
 def _rewritten(words: Sequence[str], space: Space) -> tuple[Alternative, ...]:

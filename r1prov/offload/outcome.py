@@ -176,6 +176,27 @@ def remarks(model: Model, setting: Setting, found: Outcome) -> Iterator[str]:
                 f" until {FIT_RESERVE_BYTES // MIB:,} MiB are free on each card"
             )
 
+    yield from _moving(model, setting)
+
+
+def _moving(model: Model, setting: Setting) -> Iterator[str]:
+    """What comes of arguments that let the engine move a part of the cache to another place."""
+    whole_blocks = setting.type_k in {"F32", "F16"} or model.rope_length == model.key_length
+    when = "a prompt repeats a piece of the cache" * bool(setting.cache_reuse) or "an answer fills the slot"
+    option = "--cache-reuse" if setting.cache_reuse else "--context-shift"
+    if not setting.cache_reuse and not setting.context_shift:
+        return
+    if setting.type_k == "BF16" or not whole_blocks:
+        yield (
+            f"llama-server would end when {when} elsewhere: it cannot move a cache whose K is"
+            f" {setting.type_k.lower()}. Leave out `{option}`, or choose F16 for K"
+        )
+    elif setting.cache_reuse:
+        yield (
+            "With `--cache-reuse` an answer is taken over as it was computed, with the thoughts in view that the prompt leaves out. So"
+            " further answers differ from those without it"
+        )
+
 
 def _device(name: str, capacity: int, use: Use, reserve: int) -> Device:
     return Device(name, capacity, use.weights, use.kv, use.compute, reserve)

@@ -16,6 +16,7 @@ from r1prov.common.units import GB, MIB, gib
 from r1prov.machines.profile import BEST_ON_GPUS, DEFAULT_CONTEXT
 from r1prov.models import catalogue, latent, layout
 from r1prov.offload import floors, ollama, running, search, thumb
+from r1prov.offload.conversation import past_prompts
 from r1prov.offload.engine import graphs
 from r1prov.offload.memory import CELLS_MULTIPLE, flash_on_cards, v_type
 from r1prov.offload.outcome import RESERVE_BYTES, Device, Outcome, Space, outcome
@@ -55,6 +56,7 @@ class Plan:
         context_reason: Why there are so many; empty where the operator has said the number.
         slots: The number of answers at once.
         slots_reason: Why there are so many; empty where the operator has said the number.
+        prompts_reason: Why so much RAM is for past prompts (`setting.prompts`).
         outcome: What the setting takes of each device; None for a model whose layers are not known.
         floor: The RAM + VRAM that the machine must have.
         arguments: The arguments of llama-server.
@@ -72,6 +74,7 @@ class Plan:
     context_reason: str
     slots: int
     slots_reason: str
+    prompts_reason: str
     outcome: Outcome | None
     floor: int
     arguments: tuple[str, ...]
@@ -115,8 +118,10 @@ def plan(
             )
         )
     options = (*running.threads(machine, idle=False), *running.reading(machine, quant.bytes))
-    setting = replace(wanted(serving), prompts=Setting.prompts)  # nothing tells how much RAM is left
-    return replace(_plan(quant.name, quant.bytes, machine, serving, setting, options=options), floor=_floor(quant))
+    left = Space((), machine.ram).room_in_ram - _floor(quant)
+    setting = replace(wanted(serving), prompts=min(max(left, 0) // MIB * MIB, Setting.prompts))
+    found = _plan(quant.name, quant.bytes, machine, serving, setting, options=options)
+    return replace(found, floor=_floor(quant), prompts_reason="so much RAM is left, up to the engine's default")
 
 
 def plan_model(
@@ -171,7 +176,9 @@ def plan_model(
         placed = search.best(model, setting, space, workload, first_token=limit) or setting
     else:
         placed = setting
-    finished, result, options = completed(model, placed, machine, space)
+    room = _room_in_ram(outcome(model, placed, space).host)
+    prompts, prompts_reason = past_prompts(model, placed, space, workload, room)
+    finished, result, options = completed(model, placed, machine, space, prompts)
     if result.fits and search.means_of(model, placed, space, workload).longest_first_token > limit:
         numbers = (
             [setting.slots]
@@ -186,6 +193,7 @@ def plan_model(
         ollama=ollama.best(model, finished, space),
         context_reason=context_reason,
         slots_reason=slots_reason,
+        prompts_reason=prompts_reason,
         outcome=result,
         thumb_layers=thumb.layers_on_gpu(machine.vram, n_bytes, model.layers) if space.cards else None,
     )
@@ -218,11 +226,19 @@ def _context(model: Model, serving: Serving) -> tuple[int, str]:
 
 
 def completed(
-    model: Model, setting: Setting, machine: Machine, space: Space
+    model: Model, setting: Setting, machine: Machine, space: Space, prompts: int
 ) -> tuple[Setting, Outcome, tuple[str, ...]]:
-    """A setting with as many past prompts as then find room, its outcome, and the arguments that do not change its memory."""
+    """A setting with room in RAM for past prompts, its outcome, and the arguments that do not change its memory.
+
+    Args:
+        model: The model.
+        setting: The setting.
+        machine: The server.
+        space: Its cards and its RAM.
+        prompts: The bytes of RAM for past prompts, if so much is left.
+    """
     setting = replace(setting, prompts=0)
-    setting = replace(setting, prompts=_room_for_prompts(outcome(model, setting, space).host))
+    setting = replace(setting, prompts=min(prompts, _room_in_ram(outcome(model, setting, space).host)))
     result = outcome(model, setting, space)
     idle = is_whole(model, setting)
     return setting, result, (*running.threads(machine, idle=idle), *running.reading_of(model, setting, machine, result))
@@ -249,6 +265,7 @@ def _plan(
         context_reason="",
         slots=setting.slots,
         slots_reason="",
+        prompts_reason="",
         outcome=None,
         floor=0,
         arguments=(*arguments(setting), *options),
@@ -319,9 +336,9 @@ def _workload(model: Model, setting: Setting, space: Space, serving: Serving) ->
     return workload_for(serving.workload, model, whole or setting, space.cards)
 
 
-def _room_for_prompts(host: Device) -> int:
-    """The bytes of RAM for past prompts, in whole MiB: what is left above the reserve, up to the engine's default."""
-    return min(max(host.free - host.reserve, 0) // MIB * MIB, Setting.prompts)
+def _room_in_ram(host: Device) -> int:
+    """The bytes of RAM that are left above the reserve, in whole MiB."""
+    return max(host.free - host.reserve, 0) // MIB * MIB
 
 
 def model_of(quant: Quant) -> Model | None:

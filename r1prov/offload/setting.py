@@ -1,4 +1,4 @@
-"""The arguments of llama-server on which memory depends, as one value."""
+"""The arguments of llama-server on which memory and prefixes of prompts depend, as one value."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class UnknownArgumentError(RefusedError):
 
 @dataclass(frozen=True)
 class Setting:
-    """The arguments of llama-server on which memory depends. The defaults are those of the pinned engine.
+    """The arguments of llama-server on which memory and the reuse of prompts depend. The defaults are those of the pinned engine.
 
     Attributes:
         context: The tokens of the whole cache. 0 means the context that the model was trained for; None leaves the choice to `fit`.
@@ -60,6 +60,9 @@ class Setting:
         cache_on_cards: The cache of a layer lies on the device of the layer; otherwise all caches lie in RAM.
         offload: A card computes large batches even with weights that lie in RAM.
         prompts: The bytes of RAM that the engine may fill with the caches of past prompts.
+        cache_prompt: What a slot holds is used for the next prompt that begins alike.
+        cache_reuse: The fewest tokens of a piece in the cache that is moved to another place; 0 means that none is.
+        context_shift: Where an answer fills the slot, the cache is moved, and the oldest tokens are forgotten.
         fit: At its start the engine may choose the context and the placement, as far as no argument sets them, so that 1 GiB stays free
             on each card.
         only: The one card that is used; None where all are (`--split-mode none`).
@@ -79,6 +82,9 @@ class Setting:
     cache_on_cards: bool = True
     offload: bool = True
     prompts: int = 8 * GIB
+    cache_prompt: bool = True
+    cache_reuse: int = 0
+    context_shift: bool = False
     fit: bool = True
     only: int | None = None
 

@@ -45,6 +45,7 @@ def write(path: Path, quant: str, *, mla: bool) -> Path:
     add_constants(writer)
     _add_hyperparameters(writer, mla=mla)
     _add_tokenizer(writer, VOCABULARY)
+    writer.add_chat_template("{{ messages[0]['content'].split('</think>')[-1] }}")  # of R1's, what the plan looks for
     return _finished(path, writer, tensors(quant, mla=mla))
 
 

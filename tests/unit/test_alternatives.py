@@ -189,7 +189,8 @@ def test_bounds_do_not_prove_a_machine_too_small(capsys: pytest.CaptureFixture[s
         found = foresee_arguments(model, ["-ngl", "99", "-cram", "0", "-c", "4096"], space)
         assert found.outcome
         assert not found.alternatives
-        show_plan.explained(model, found.outcome, found.day, (), hopeless=True)
+        assert found.day
+        show_plan.explained(found, found.outcome, found.day)
         told[name] = "the machine is too small" in capsys.readouterr().out
     assert told == {"gpt-oss-20b": False, "llama-8b": True}
 
