@@ -85,6 +85,10 @@ def status(
         for name, each in found.items():
             for text in (*show.who_works(name, each), *show.restarts_wanted(name, each)):
                 output.say(text, "yellow")
+            if each["health"] == "model missing":
+                output.say(
+                    f"{name}: somebody has removed the model from Ollama; `r1prov up` registers it again", "yellow"
+                )
             if each.get("engine") == "llama-server":
                 output.say(f"{name}: {each['tuned']}")
             for text in versions.in_words(each.get("differs", {})):

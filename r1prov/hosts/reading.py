@@ -104,7 +104,8 @@ def read_status(connection: HostConnection, service: dict[str, Any]) -> dict[str
         running: the same -> the names of the releases that services run. Other ones than the current release run where a run was cut
             off before it restarted them.
         units: unit name -> some of its systemd properties.
-        health, page, document_search, gateway: `ok`, `loading`, `down`, or the http status that it answers.
+        health, page, document_search, gateway: `ok`, `loading`, `down`, or the http status that it answers. `health` is `model missing`
+            where Ollama answers and does not have the model any more.
         props: what llama-server says of itself.
         weights, benchmark: the JSON documents that the host keeps about them.
 

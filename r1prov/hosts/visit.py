@@ -47,7 +47,9 @@ def statuses(path: Path | None, named: Sequence[str], login: Login) -> dict[str,
         "gateway": door,
     }
     tuned = SiteState.of(site.path).all_tuned(hosts)
-    decision = decide(site).with_links(SiteState.of(site.path).links(hosts)) if tuned else None
+    by_ollama = site.file.engine == "ollama"
+    decision = decide(site).with_links(SiteState.of(site.path).links(hosts)) if tuned or by_ollama else None
+    service["model"] = decision.alias if decision and by_ollama else ""
 
     def read(contact: Contact) -> dict[str, Any]:
         name = contact.connection.host.name

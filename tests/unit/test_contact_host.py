@@ -111,6 +111,7 @@ def test_contact_with_passwords_reads_as_root(host, access):
             "page": "",
             "embeddings": "",
             "gateway": "",
+            "model": "R1",
         },
     )
     assert (status["health"], status["releases"]["ollama"], status["units"]) == ("down", None, {})

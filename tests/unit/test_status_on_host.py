@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -53,3 +56,25 @@ def test_a_script_shows_in_the_arguments_of_its_interpreter(status: dict, tmp_pa
     (folder / "python").symlink_to(sys.executable)
     with subprocess.Popen([folder / "python", "-c", "input()"], stdin=subprocess.PIPE) as process:
         assert status["running"]("open-webui", [status["words"](begun(process))]) == ["0.6"]
+
+
+@pytest.mark.parametrize(
+    ("models", "health"), [(["R1:latest", "mine:7b"], "ok"), (["mine:7b"], "model missing"), ([], "model missing")]
+)
+def test_an_ollama_that_lacks_the_model_is_not_well(status: dict, models: list[str], health: str) -> None:
+    class Ollama(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            said = {"models": [{"name": name} for name in models]} if self.path == "/api/tags" else {"version": "0.12"}
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(said).encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Ollama) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        asked = {"url": f"http://127.0.0.1:{server.server_port}", "model": "R1"}
+        assert (status["without_model"](asked) or "ok") == health
+        assert status["without_model"](asked | {"model": ""}) == ""
+        server.shutdown()

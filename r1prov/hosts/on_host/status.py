@@ -8,6 +8,7 @@ key_file    the file on the host with the key of that API
 page        the base URL of the chat page, empty where there is none
 embeddings  the base URL of the model that finds passages for the page, empty where there is none
 gateway     the base URL of the gateway, empty where there is none
+model       the name under which Ollama serves the model, empty for another engine
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ ARTEFACTS = ("llama.cpp", "ollama", "open-webui")
 HEALTH = {"llama-server": "/health", "ollama": "/api/version"}
 REMEMBERED = Path("/var/lib/r1prov")
 LOCK = Path("/run/r1prov/lock.json")
+NO_MODEL = "model missing"
 UNIT_KEYS = ("ActiveState", "SubState", "UnitFileState", "NRestarts", "ActiveEnterTimestamp", "MainPID")
 
 
@@ -43,7 +45,7 @@ def main() -> None:
         "releases": {name: release(name) for name in ARTEFACTS},
         "running": {name: running(name, processes) for name in ARTEFACTS},
         "units": found,
-        "health": word(code),
+        "health": (code == 200 and without_model(asked)) or word(code),
         "page": word(get(asked["page"] + "/health")[0]) if asked["page"] else None,
         "document_search": word(get(asked["embeddings"] + "/health")[0]) if asked["embeddings"] else None,
         "gateway": word(get(asked["gateway"] + "/health")[0]) if asked["gateway"] else None,
@@ -81,6 +83,14 @@ def words(pid: str) -> list[str]:
 def word(code: int) -> str:
     """A service's health, as a word for the http status that it answers with."""
     return {200: "ok", 503: "loading", 0: "down"}.get(code, f"answers {code}")
+
+
+def without_model(asked: dict[str, Any]) -> str:
+    """What to say where Ollama answers and does not have the model, because somebody has removed it; else empty."""
+    if not asked["model"]:
+        return ""
+    models = (get(asked["url"] + "/api/tags")[1] or {}).get("models", [])
+    return "" if asked["model"] in {each["name"].removesuffix(":latest") for each in models} else NO_MODEL
 
 
 def units() -> dict[str, dict[str, str]]:
