@@ -48,7 +48,7 @@ def plan(foreseen: ForeseenPlan) -> None:
         batch, link = found.setting.micro_batch, found.outcome.speeds.link_bytes_per_second
         by = f" by {link.detail} ({link.origin})" if link.detail else ""
         by = ", by measured speeds" if link.origin is Origin.MEASURED else by
-        output.line(f"A prompt waits {waits:.1f} s per {batch} tokens while experts are copied from RAM to CUDA0{by}.")
+        output.line(f"A prompt waits {waits:.1f} s per {batch:,} tokens while experts go from RAM to CUDA0{by}.")
     _day(foreseen.day, found.outcome)
     _conversation(foreseen.talk, found.outcome)
     _trade(foreseen.trade)

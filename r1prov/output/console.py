@@ -101,8 +101,16 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, talk: bool =
     """
     console = err if talk else out
     laid_out = layout.table(columns, list(rows), console.width)
-    for part in [laid_out] if isinstance(laid_out, Table) else laid_out:
+    for part in _ragged(console, laid_out) if isinstance(laid_out, Table) else laid_out:
         console.print(part, soft_wrap=isinstance(part, Text))
+
+
+def _ragged(console: Console, grid: Table) -> Iterable[Table | Text]:
+    """A table as it is for a terminal. For a pipe its lines, without the blanks that fill the last column."""
+    if console.is_terminal:
+        return [grid]
+    rows = console.render_lines(grid, pad=False)
+    return [Text("".join(segment.text for segment in row).rstrip()) for row in rows]
 
 
 def problems(found: Iterable[Problem]) -> None:
