@@ -234,7 +234,7 @@ def test_people_read_what_was_measured_beside_the_estimate(
     with pytest.raises(SystemExit):
         main(["plan", "--host", "gpu1"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "copied from RAM to CUDA0 by PCIe 3.0 x8 (asked of the host)." in text
+    assert "go from RAM to CUDA0 by PCIe 3.0 x8 (asked of the host)." in text
     assert "measured on gpu1" in text
     assert "from RAM, GB/s 35-60" in text
     assert "With these speeds the plan decodes" in text
