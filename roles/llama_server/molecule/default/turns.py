@@ -76,7 +76,7 @@ def main(model: str, talks: list[dict[str, Any]]) -> None:
         finally:
             server.kill()
             server.wait()
-    sys.exit("\n".join(wrong))
+    sys.exit("\n".join(wrong) or 0)
 
 
 main(sys.argv[1], json.loads(sys.argv[2]))
