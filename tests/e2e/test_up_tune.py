@@ -82,17 +82,21 @@ def wait_for(host: LabHost, condition: str, limit_s: float = 300) -> None:
 
 @contextmanager
 def picky_engine(host: LabHost, script: str) -> Iterator[None]:
-    """Lets a script decide whether the engine starts. Its release stays whole, for a run would make a damaged one anew."""
-    folder = f"{UNIT}.d"
+    """Lets a script decide whether the engine starts.
+
+    A run would make a damaged release anew and remove a drop-in for the engine alone. What an administrator says of all services stays.
+    """
+    folder = "/etc/systemd/system/service.d"
+    ours = "[ \\$1 = r1prov-llama-server.service ] || exit 0"
     told(
         host,
-        f"mkdir -p {folder}; printf '#!/bin/sh\\n%s\\n' \"{script}\" > /opt/picky; chmod 755 /opt/picky;"
-        f" printf '[Service]\\nExecStartPre=/opt/picky\\n' > {folder}/picky.conf; systemctl daemon-reload",
+        f'mkdir -p {folder}; printf \'#!/bin/sh\\n%s\\n\' "{ours}" "{script}" > /opt/picky; chmod 755 /opt/picky;'
+        f" printf '[Service]\\nExecStartPre=/opt/picky %%n\\n' > {folder}/picky.conf; systemctl daemon-reload",
     )
     try:
         yield
     finally:
-        told(host, f"rm -r {folder} /opt/picky; systemctl daemon-reload; systemctl restart r1prov-llama-server")
+        told(host, f"rm {folder}/picky.conf /opt/picky; systemctl daemon-reload; systemctl restart r1prov-llama-server")
 
 
 def pretend_two_threads_are_best(host: LabHost, kept: Path) -> None:
