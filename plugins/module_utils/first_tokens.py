@@ -57,11 +57,13 @@ class FirstTokens:
         facts = self._engine.facts() if asked else {}
         for wanted in sorted(asked, key=_cost):
             left_s = ends_s - time.monotonic()
+            too_large, too_long = misfit(wanted, facts), overrun(wanted, rate, left_s)
             point = {
                 "users": wanted["users"],
                 "prompt_tokens": wanted["length"],
                 "planned_s": wanted["planned_s"],
-                "left_out": left_out(wanted, facts, rate, left_s),
+                "left_out": too_large or too_long,
+                "for_want_of_time": bool(too_long and not too_large),
             }
             if not point["left_out"]:
                 try:
@@ -71,6 +73,7 @@ class FirstTokens:
                     if time.monotonic() < ends_s:
                         raise
                     point["left_out"] = f"it was not over after the {left_s:,.0f} s that were left"
+                    point["for_want_of_time"] = True
             found.append(point)
         return found
 
@@ -106,13 +109,18 @@ def _cost(point: dict[str, Any]) -> int:
     return tokens
 
 
-def left_out(point: dict[str, Any], facts: dict[str, Any], rate: float, left_s: float) -> str:
-    """Why a point is not measured, or nothing where it is."""
+def misfit(point: dict[str, Any], facts: dict[str, Any]) -> str:
+    """Why the engine cannot be asked about a point at all; empty where it can."""
     context, slots = facts["context_per_slot"], facts["slots"]
     if point["users"] > slots:
         return f"there {'is' if slots == 1 else 'are'} {slots} slot{'s' * (slots > 1)}"
     if point["length"] + ANSWER_TOKENS > context:
         return f"a slot holds {context:,} tokens"
+    return ""
+
+
+def overrun(point: dict[str, Any], rate: float, left_s: float) -> str:
+    """Why a point would not be over in time; empty where it should be."""
     expected_s = _cost(point) / rate if rate else 0.0
     if left_s <= 0 or expected_s > left_s:
         return f"it would take about {expected_s:,.0f} s, and {max(left_s, 0):,.0f} s are left"

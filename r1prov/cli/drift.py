@@ -1,4 +1,4 @@
-"""`r1prov drift`: in what hosts differ from what `r1prov up` would make of them."""
+"""`r1prov drift`: what `r1prov up` would change on hosts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def drift(
     verbose: options.Verbose = 0,
     json: options.Json = False,
 ) -> None:
-    """Say in what servers differ from what `up` makes of them. Changes nothing. Exit code 11: something differs; 12: that is unknown.
+    """Say what `up` would change on servers, and change nothing. Exit code 11: something differs; 12: that could not be told.
 
     Example: `r1prov drift gpu1`
     """

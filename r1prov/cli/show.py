@@ -122,7 +122,7 @@ def first_tokens(report: RunReport, limit: str) -> None:
         output.table(("first token", "users>", "prompt>", "seconds>", "planned>"), rows)
     for text in prompts.left_out(measured):
         output.say(text)
-    if any("it " in point["left_out"] for each in measured.values() for point in each.get("first_tokens", ())):
+    if any(point["for_want_of_time"] for each in measured.values() for point in each.get("first_tokens", ())):
         output.say(f"More than {limit} for that: --limit")
 
 

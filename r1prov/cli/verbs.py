@@ -43,7 +43,7 @@ VERBS = {
     ),
     "drift": (
         "drift:drift",
-        "Say in what servers differ from what `up` makes of them. Changes nothing. Exit code 11: something differs; 12: that is unknown.",
+        "Say what `up` would change on servers, and change nothing. Exit code 11: something differs; 12: that could not be told.",
     ),
     "ask": ("ask:ask", "Ask a running server. The answer goes to stdout, what the model thinks before it to stderr."),
     "open": (

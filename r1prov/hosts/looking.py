@@ -79,14 +79,14 @@ class Look:
         seconds: how long it took.
         differences: what differs.
         unknown: why nothing or not all could be told; empty where all was.
-        benchmark: what the module smoke_bench answers, where it was asked.
+        benchmark: the last result of the role smoke_bench; None where it was not asked.
     """
 
     asked: int
     seconds: float
     differences: tuple[Difference, ...] = ()
     unknown: str = ""
-    benchmark: dict[str, Any] = field(default_factory=dict)
+    benchmark: dict[str, Any] | None = None
 
     @property
     def clean(self) -> bool:
@@ -119,7 +119,7 @@ def look(connection: HostConnection, expectations: Sequence[Expectation]) -> Loo
         seconds=round(time.monotonic() - began, 1),
         differences=tuple(difference for each, answer in answers for difference in differences(each, answer)),
         unknown="; ".join(silent),
-        benchmark=next((answer for each, answer in answers if each.step == "smoke_bench" and "result" in answer), {}),
+        benchmark=next((answer.get("result") for each, answer in answers if each.step == "smoke_bench"), None),
     )
 
 

@@ -1,4 +1,4 @@
-"""Says in what hosts differ from what a run would make of them, and changes nothing."""
+"""Says what a run would change on hosts, and changes nothing itself."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def drift(
         for host in rest:
             watcher.note(
                 host.name,
-                "what a run asks of it is not known, because no run went well since something was changed here; Ansible checks it in full",
+                "nothing is kept of a run over it that asked the same and went well, so Ansible checks it in full",
             )
         report = play(replace(prepared, targets=rest, away=(), looks={}), login, request, watcher).report
         found |= {host.name: _checked(report.hosts[host.name]) for host in rest}
@@ -55,7 +55,7 @@ def _checked(report: HostReport) -> Look:
     """What a check by Ansible says of a host."""
     found = []
     for change in report.changes:
-        step, _, task = change.rpartition(": ")
+        step, _, task = change.partition(": ")
         found.append(Difference(step, task, f"a run would do this: {task}"))
     seconds = round(sum(seconds for _, seconds in report.steps), 1)
     why = "; ".join(problem["what"] for problem in report.problems) or (

@@ -71,24 +71,24 @@ def once(expectations: Sequence[Expectation]) -> list[Expectation]:
     return list({json.dumps([each.module, each.arguments], sort_keys=True): each for each in expectations}.values())
 
 
-def keep(state: SiteState, host: str, expectations: Sequence[Expectation]) -> None:
-    """Keep what the run over a host that has just ended expects of it."""
-    kept = {"made_of": made_of(state), "expectations": [asdict(each) for each in once(expectations)]}
+def keep(state: SiteState, host: str, made_of: str, expectations: Sequence[Expectation]) -> None:
+    """Keep what the run over a host that has just ended expects of it. `made_of` says what that run was made of."""
+    kept = {"made_of": made_of, "expectations": [asdict(each) for each in expectations]}
     state.looks.mkdir(mode=0o700, exist_ok=True)
     write_whole(state.look(host), json.dumps(kept, indent=1) + "\n")
 
 
-def recall(state: SiteState, host: str, code: str) -> list[Expectation]:
+def recall(state: SiteState, host: str, made_of: str) -> list[Expectation]:
     """What is expected of a host; nothing where no run has shown it, or where a run would be made of something else now.
 
     Args:
         state: the site's.
         host: the host's name.
-        code: what a run is made of now, from `made_of`.
+        made_of: what a run is made of now.
     """
     try:
         kept = json.loads(state.look(host).read_text())
-        if kept["made_of"] != code:
+        if kept["made_of"] != made_of:
             return []
         return [Expectation(**each) for each in kept["expectations"]]
     except (FileNotFoundError, ValueError, KeyError, TypeError):

@@ -32,7 +32,7 @@ from r1prov.runs.events import (
     StepStarted,
     TaskDone,
 )
-from r1prov.runs.expectations import expectations_of
+from r1prov.runs.expectations import expectations_of, once
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -189,9 +189,9 @@ class Recorder:
             self.report.ansible_exit, self.report.log, self.report.ended = event.code, str(event.log), now()
 
     def expectations(self, name: str) -> list[Expectation]:
-        """What the tasks of the run expect of a host; nothing unless all of them went well."""
+        """What the tasks of the run expect of a host, each question once; nothing unless all of them went well."""
         host = self.report.hosts.get(name)
-        return self._expectations.get(name, []) if host and host.result == "ok" else []
+        return once(self._expectations.get(name, [])) if host and host.result == "ok" else []
 
     def error(self) -> R1provError | None:
         """What went wrong on the hosts, as one error; None where nothing did.
@@ -247,11 +247,11 @@ class Recorder:
 
     def _looked(self, event: HostLooked) -> None:
         host, found = self._host(event.host), asdict(event.look)
-        benchmark = found.pop("benchmark")
+        del found["benchmark"]  # It has a place of its own in the report.
         host.looked = found
         if event.look.clean:
             host.result = "ok"
-            host.benchmark = benchmark.get("result")
+            host.benchmark = event.look.benchmark
             host.steps = [("look", event.look.seconds)]
 
     def _measured(self, event: TaskDone | HostFailed) -> None:

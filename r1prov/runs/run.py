@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from r1prov.decision import Decision
-    from r1prov.hosts import Contact, Login
+    from r1prov.hosts import Login, Meeting
+    from r1prov.hosts.looking import Expectation
     from r1prov.runs.ansible import Command
     from r1prov.runs.events import Event
     from r1prov.site import Host, Site
@@ -179,26 +180,24 @@ def prepare(
             watcher.note(name, text)
         decision = replace(decision, site=_with_users(site, users))
         inventory.render(decision, state.inventory)
-        found = _look(state, [*meeting.contacts.values()]) if looks else {}
+        found = {}
+        if looks:
+            made_of = expectations.made_of(state)
+            found = _look(meeting, {name: expectations.recall(state, name, made_of) for name in meeting.contacts})
     return Prepared(decision, hosts, away, found)
 
 
-def _look(state: SiteState, contacts: Sequence[Contact]) -> dict[str, Look]:
-    """Look at the hosts of which is known what a run expects, all at once."""
-    code = expectations.made_of(state)
-    known = {
-        contact.connection.host.name: expectations.recall(state, contact.connection.host.name, code)
-        for contact in contacts
-    }
+def _look(meeting: Meeting, expected: Mapping[str, Sequence[Expectation]]) -> dict[str, Look]:
+    """Look at all hosts at once of which something is expected. `expected` names the hosts."""
 
-    def one(contact: Contact) -> Look:
+    def one(name: str) -> Look:
         try:
-            return look(contact.connection, known[contact.connection.host.name])
+            return look(meeting.contacts[name].connection, expected[name])
         except UnreachableError as error:
             return Look(0, 0.0, unknown="; ".join(problem.what for problem in error.problems))
 
-    asked = [contact for contact in contacts if known[contact.connection.host.name]]
-    return {contact.connection.host.name: found for contact, found in zip(asked, at_once(one, asked), strict=True)}
+    names = [name for name in meeting.contacts if expected.get(name)]
+    return dict(zip(names, at_once(one, names), strict=True))
 
 
 def _acquaint(state: SiteState, decision: Decision, host: str, facts: dict[str, Any]) -> str:
@@ -217,7 +216,6 @@ def _acquaint(state: SiteState, decision: Decision, host: str, facts: dict[str, 
     if abs(slower - 1) < _HARDLY:
         return ""
     times = f"{slower:.1f} times as long" if slower > 1 else f"{slower:.0%} of the time"
-    than = planned.detail or str(DEFAULT_LINK)
     return (
         f"has its first card at {now.link}: copies for prompts take {times} as by {than}, and the plan counts with that"
     )
@@ -326,8 +324,8 @@ def play(prepared: Prepared, login: Login, request: Request, watcher: Watcher) -
                 if benchmark := report.hosts[name].benchmark:
                     speeds.of_benchmark(prepared.decision, name, benchmark)
             settle_hosts(state, site, report, request.playbook)
-        if request.playbook == "up":
-            _keep_expectations(prepared, recorder, login, request)
+    if request.playbook == "up":
+        _keep_expectations(prepared, recorder, login, request)
     return Done(prepared.decision, report, error)
 
 
@@ -339,18 +337,15 @@ def _keep_expectations(prepared: Prepared, recorder: Recorder, login: Login, req
     """
     site = prepared.decision.site
     state = SiteState.of(site.path)
-    seen = {host: found for host in prepared.hosts if (found := recorder.expectations(host.name))}
-    changed = [host for host in seen if recorder.report.hosts[host.name].changes]
-    for host in seen.keys() - {*changed}:
-        expectations.keep(state, host.name, seen[host])
-    if request.check or not changed:
-        return
-    with met(changed, site, login) as meeting:
-        for host in changed:
-            contact = meeting.contacts.get(host.name)
-            with contextlib.suppress(UnreachableError):
-                if contact and look(contact.connection, expectations.once(seen[host])).clean:
-                    expectations.keep(state, host.name, seen[host])
+    made_of = expectations.made_of(state)
+    seen = {host.name: found for host in prepared.hosts if (found := recorder.expectations(host.name))}
+    changed = [host for host in prepared.hosts if host.name in seen and recorder.report.hosts[host.name].changes]
+    well = seen.keys() - {host.name for host in changed}
+    if changed and not request.check:
+        with met(changed, site, login) as meeting:
+            well |= {name for name, found in _look(meeting, seen).items() if found.clean}
+    for name in well:
+        expectations.keep(state, name, made_of, seen[name])
 
 
 def _execute(prepared: Prepared, login: Login, request: Request, watcher: Watcher, recorder: Recorder) -> None:

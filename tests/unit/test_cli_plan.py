@@ -1,6 +1,5 @@
 """Tests that the verbs `plan` and `explain` print the figures of the memory model."""
 
-import json
 import os
 import re
 import shlex
@@ -9,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from called import document, run
 
 from r1prov import output
-from r1prov.cli import main, show_plan
+from r1prov.cli import show_plan
 from r1prov.common.errors import Exit
 from r1prov.common.units import GIB, MIB, parse_cards
 from r1prov.models import gguf
@@ -25,19 +25,6 @@ GOLDEN = ROOT / "tests" / "golden" / "plan"
 
 LEGACY = ("--attention", "legacy", "--cache-type-k", "q4_0")
 """The arguments for legacy attention, whose cache can be too large to fit."""
-
-
-def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as ended:
-        main(words)
-    out, err = capsys.readouterr()
-    return int(ended.value.code or 0), out, err
-
-
-def document(capsys: pytest.CaptureFixture[str], *words: str) -> dict:
-    code, out, _ = run(capsys, *words)
-    assert code == 0
-    return json.loads(out)
 
 
 def test_explain_says_what_35_layers_take(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from called import document
 
 from r1prov.cli import main
 from r1prov.common.units import GIB, MIB
@@ -29,14 +30,6 @@ SPACE = Space(CARDS, 480 * GIB)
 ONE_SLOT = Setting(context=32768, slots=1, unified=False, flash=True, micro_batch=512, overrides=(("exps", None),))
 PIECES = replace(ONE_SLOT, cache_reuse=16)
 COSTS = costs(R1, ONE_SLOT, CARDS)
-
-
-def document(capsys: pytest.CaptureFixture[str], *words: str) -> dict:
-    with pytest.raises(SystemExit) as ended:
-        main([*words])
-    out = capsys.readouterr().out
-    assert not ended.value.code
-    return json.loads(out)
 
 
 @pytest.mark.parametrize(

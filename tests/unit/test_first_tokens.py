@@ -131,6 +131,7 @@ def test_what_takes_longer_than_foreseen_ends_with_the_limit(engine: LlamaServer
     began_s = time.monotonic()
     (found,) = measured(engine, tmp_path, (4000, 1), limit_s=0.4, rate=1e6)
     assert found["left_out"] == "it was not over after the 0 s that were left"
+    assert found["for_want_of_time"]
     assert time.monotonic() - began_s < 4000 / RATE
 
 
@@ -155,7 +156,8 @@ def test_the_table_says_what_was_measured_what_was_planned_and_what_was_left_out
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     told = {"users": 16, "prompt_tokens": 8000, "planned_s": [100.0, 200.0], "left_out": "a slot holds 4,096 tokens"}
-    late = {**told, "left_out": "it would take about 95 s, and 40 s are left"}
+    told["for_want_of_time"] = False
+    late = {**told, "left_out": "it would take about 95 s, and 40 s are left", "for_want_of_time": True}
     done = {
         **told,
         "users": 1,

@@ -1,13 +1,12 @@
 """Tests of the floors that the operator sets, of the context that the plan chooses, and of the trade that `plan` shows."""
 
 import itertools
-import json
 import re
 from pathlib import Path
 
 import pytest
+from called import document, run
 
-from r1prov.cli import main
 from r1prov.common.errors import Exit
 from r1prov.common.units import GB, MIB
 from r1prov.machines import profile
@@ -19,17 +18,8 @@ from r1prov.offload.outcome import Space, outcome
 QUANTS = {"4x4090": "UD-IQ1_S", "4xh800": "UD-Q2_K_XL"}
 
 
-def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as ended:
-        main(words)
-    out, err = capsys.readouterr()
-    return int(ended.value.code or 0), out, err
-
-
 def planned(capsys: pytest.CaptureFixture[str], *words: str) -> dict:
-    code, out, err = run(capsys, "plan", "--json", *words)
-    assert code == 0, out + err
-    return json.loads(out)
+    return document(capsys, "plan", "--json", *words)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:

@@ -7,6 +7,7 @@ from random import Random
 from statistics import median
 
 import pytest
+from called import document
 
 from r1prov.cli import main
 from r1prov.common.errors import Exit
@@ -28,14 +29,6 @@ CARDS = (24564 * MIB,) * 4
 EXPERTS_IN_RAM = Setting(
     context=32768, slots=1, unified=False, flash=True, micro_batch=512, overrides=(("exps", None),), prompts=0
 )
-
-
-def document(capsys: pytest.CaptureFixture[str], *words: str) -> dict:
-    with pytest.raises(SystemExit) as ended:
-        main([*words])
-    out = capsys.readouterr().out
-    assert not ended.value.code
-    return json.loads(out)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 FOLDER = Path("/run/r1prov/look")
 LOCK = Path("/run/r1prov/lock.json")
 LIMIT_S = 30
-SHOWN = ("changed", "failed", "msg", "differences", "diff", "result", "compared")
+SHOWN = ("changed", "failed", "msg", "differences", "diff", "result")
 """What is told of an answer."""
 
 
@@ -82,7 +82,7 @@ def _ask(asked: dict[str, Any], version: str) -> dict[str, Any]:
         shown["changed"] = True
     elif asked["said"]:
         shown = {"changed": False}
-    if asked.get("sha1") and not shown.get("failed") and _sha1(Path(asked["arguments"]["path"])) != asked["sha1"]:
+    if asked.get("sha1") and not shown.get("failed") and _sha1(asked["arguments"]["path"]) != asked["sha1"]:
         shown |= {"changed": True, "content": True}
     return shown
 
@@ -94,14 +94,9 @@ def _alone() -> None:
         os.dup2(null, stream)
 
 
-def _sha1(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha1").hexdigest() if hasattr(hashlib, "file_digest") else _slow_sha1(file)
-
-
-def _slow_sha1(file: io.BufferedReader) -> str:
-    """For Python 3.10."""
-    return hashlib.sha1(file.read()).hexdigest()  # noqa: S324 - Ansible compares by it, too
+def _sha1(path: str) -> str:
+    """The digest of a file by which Ansible compares it, too."""
+    return hashlib.sha1(Path(path).read_bytes()).hexdigest()  # noqa: S324 - Ansible does
 
 
 def _archive(digest: str, code: str) -> Path | None:
