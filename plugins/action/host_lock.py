@@ -130,5 +130,5 @@ def digest(*parts: str) -> str:
 
 
 def _process(holder: dict[str, Any]) -> int:
-    """The process to stop. Versions of r1prov that kept it apart from that of Ansible came later."""
+    """The process to stop. A lock that an older r1prov has written names only the process of Ansible."""
     return int(holder.get("stop", holder["pid"]))

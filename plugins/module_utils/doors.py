@@ -97,7 +97,7 @@ class LlamaServer:
         return found[:tokens]
 
     def first_token(self, prompt: Any, seed: int, limits: Limits, report: Callable[[int], None]) -> Reply:
-        """Has the engine begin to write after what `prompt` returned. `report` is called with the tokens of it that are computed."""
+        """Lets the engine begin an answer to what `prompt` returned. `report` is told how many tokens of that are computed."""
         body = {"prompt": prompt, "n_predict": limits.tokens, "ignore_eos": True, "return_progress": True}
         body |= {"temperature": limits.temperature, "seed": seed, "cache_prompt": False}
         reply = Reply(time.monotonic())

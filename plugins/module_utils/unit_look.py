@@ -72,7 +72,7 @@ def administrators(unit: str, folders: Collection[Path] = FOLDERS) -> list[Diffe
 
 
 def own_file(path: Path) -> list[Difference]:
-    """Whether a file is root's alone to change, and a file. One that is missing is no difference here: whoever writes it knows."""
+    """Whether a path is a file that root alone may change. A missing one is no difference here, because whoever writes it knows."""
     try:
         status = path.lstat()
     except FileNotFoundError:

@@ -96,7 +96,7 @@ def speeds(samples: Sequence[Sample], known: Speeds) -> Ranges:
 
 
 def _narrowed(known: Speed, found: tuple[float, float], spans: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """What was found; or what it shares with the known range, where it is the wider of the two and nothing contradicts anything."""
+    """The range that was found. Where the known one is narrower, and the measurements agree, it is what the two ranges share."""
     agree = max(low for low, _ in spans) <= min(high for _, high in spans)
     low, high = max(known.low, found[0]), min(known.high, found[1])
     return (low, high) if agree and low <= high and _width(found) > math.log(known.high / known.low) else found
