@@ -11,7 +11,7 @@ from r1prov import output
 from r1prov.cli import options, running
 from r1prov.common.errors import Exit
 from r1prov.runs.drift import drift as look
-from r1prov.site.select import select
+from r1prov.site.select import wanted
 
 if TYPE_CHECKING:
     from r1prov.hosts import Look
@@ -30,11 +30,11 @@ def drift(
 
     Example: `r1prov drift gpu1`
     """
-    wanted, targets = select(site, hosts or ())
-    decision = running.settle(wanted)
+    asked, targets = wanted(site, hosts or ())
+    decision = running.settle(asked)
     login = login_options.ask()
     request = running.request("up", check=True, looks=True, verbosity=verbose)
-    found = running.watched(wanted, targets, request, lambda live: look(decision, targets, login, request, live))
+    found = running.watched(asked, targets, request, lambda live: look(decision, targets, login, request, live))
     code = exit_code(found)
     if json:
         output.data(document(found, code))

@@ -110,6 +110,7 @@ def test_what_is_wrong_with_the_site_is_a_document_where_one_was_asked_for(r1pro
     ("words", "code", "what"),
     [
         (("status", "--json"), Exit.SITE, "no site is known here"),
+        (("drift", "--json"), Exit.SITE, "no site is known here"),
         (("status", "--json", "--site", "none.yml"), Exit.SITE, "this site file does not exist"),
         (
             ("up", "--json", "--profile", "demo", "no.such.invalid"),
