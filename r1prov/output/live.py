@@ -231,6 +231,7 @@ class LiveRun:
             host.end, host.style = f"nothing differs: {look.asked} questions in {look.seconds:.1f} s", "green"
             self._say(host, host.end, host.style)
         for each in look.differences:
+            host.differences.add(each.what)  # The step that mends it need not say it again.
             self._say(host, f"{each.step}: {each.what}", "yellow")
         if look.unknown:
             self._say(host, f"a look could not tell all: {look.unknown}", "yellow")

@@ -9,9 +9,19 @@ from rich.console import Console
 
 from r1prov import output
 from r1prov.common.errors import Problem
-from r1prov.hosts import Progress
+from r1prov.hosts import Difference, Look, Progress
 from r1prov.output import layout
-from r1prov.runs.events import HostFailed, HostUnreachable, Output, Recap, StepStarted, Tally, TaskDone, TaskStarted
+from r1prov.runs.events import (
+    HostFailed,
+    HostLooked,
+    HostUnreachable,
+    Output,
+    Recap,
+    StepStarted,
+    Tally,
+    TaskDone,
+    TaskStarted,
+)
 
 GIB = 1024**3
 
@@ -52,6 +62,16 @@ def test_a_step_that_comes_again_is_told_apart(clock):
         live.event(StepStarted("gpu1", "ollama", 2, 2, "register the model and stop"))
     assert "gpu1  [1/2] ollama (install): not needed\n" in text_of(plain)
     assert "[2/2] ollama (register the model and stop)" in text_of(plain)
+
+
+def test_a_difference_is_told_once_by_the_look_or_by_the_step_that_mends_it(clock):
+    plain = console(terminal=False)
+    with output.LiveRun(["gpu1"], console=plain, now=clock) as live:
+        live.event(HostLooked("gpu1", Look(60, 1.5, (Difference("embeddings", "Run", "it does not run"),))))
+        live.event(StepStarted("gpu1", "embeddings", 1, 1))
+        found = {"differences": ["it does not run", "/x is gone"]}
+        live.event(TaskDone("gpu1", "embeddings", "Run", changed=True, result=found))
+    assert text_of(plain).split("\n")[:2] == ["gpu1  embeddings: it does not run", "gpu1  /x is gone"]
 
 
 def test_without_a_terminal_each_step_is_a_line_that_stays(clock):
