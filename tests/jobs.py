@@ -127,9 +127,9 @@ class Crew:
         self._logs.mkdir(parents=True, exist_ok=True)
         lanes = [False] * at_once + [True]
         workers = [threading.Thread(target=self._work, args=(compiles,), daemon=True) for compiles in lanes]
-        for worker in workers:
-            worker.start()
         try:
+            for worker in workers:
+                worker.start()
             while any(worker.is_alive() for worker in workers):
                 time.sleep(0.2)  # Not `join`: Python 3.11 takes a thread for dead when its join is interrupted.
                 self._say_what_runs()
@@ -213,7 +213,7 @@ class Crew:
                 start_new_session=True,
             ) as process,
         ):
-            self._processes.add(process)
+            self._begun(process)
             assert process.stdout
             for line in process.stdout:
                 kept.write(line)
@@ -221,6 +221,13 @@ class Crew:
                 self._hear(job, line.rstrip())
         self._processes.discard(process)
         return process.returncode
+
+    def _begun(self, process: subprocess.Popen[str]) -> None:
+        """Keeps a command for `_stop`, and interrupts it where it began too late to be seen there."""
+        with self._changed:
+            self._processes.add(process)
+            if self._stopped:
+                os.killpg(process.pid, signal.SIGINT)
 
     def _hear(self, job: Job, line: str) -> None:
         """Keeps how far a run of pytest is, and says what is worth a line."""

@@ -64,7 +64,8 @@ def test_a_job_that_cannot_be_started_has_failed_and_holds_nobody_up(
     assert "/nowhere/compiler" in capsys.readouterr().out
 
 
-def test_who_is_ended_lets_its_commands_clean_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("at_once", [pytest.param(1, id="at work"), pytest.param(5000, id="still starting workers")])
+def test_who_is_ended_lets_its_commands_clean_up(tmp_path: Path, at_once: int) -> None:
     script = "trap 'sleep 0.2; echo cleaned > cleaned; exit 1' INT; touch began; while :; do sleep 0.05; done"
     program = f"""
 import signal
@@ -73,7 +74,7 @@ from tests.jobs import Crew, Job
 for end in (signal.SIGINT, signal.SIGTERM):
     signal.signal(end, signal.default_int_handler)
 try:
-    Crew(Path({str(tmp_path / "logs")!r})).run([Job("stage", "long", ("sh", "-c", {script!r}), Path({str(tmp_path)!r}))], 1)
+    Crew(Path({str(tmp_path / "logs")!r})).run([Job("stage", "long", ("sh", "-c", {script!r}), Path({str(tmp_path)!r}))], {at_once})
 except KeyboardInterrupt:
     raise SystemExit(130)
 """
