@@ -109,7 +109,7 @@ def look(connection: HostConnection, expectations: Sequence[Expectation]) -> Loo
     job = {"digest": digest, "code": "", "version": metadata.version("ansible-core"), "asked": asked}
     said = _ask(connection, job)
     if said.get("missing") and not said["holder"]:
-        said = _ask(connection, job | {"code": base64.b64encode(code).decode()})
+        said = _ask(connection, job | {"code": base64.b64encode(_zipped(code)).decode()})
     if said.get("holder"):
         return Look(0, 0.0, unknown="another run is at work on it")
     answers = list(zip(expectations, said["answers"], strict=True))
@@ -174,8 +174,8 @@ def _ask(connection: HostConnection, job: dict[str, Any]) -> dict[str, Any]:
 
 
 @cache
-def modules() -> tuple[bytes, str]:
-    """A zip file with the modules that a look asks and all that they import, and its sha256. It is the same for the same code."""
+def modules() -> tuple[dict[str, bytes], str]:
+    """The modules that a look asks and all that they import, by their places, and a digest of them all."""
     core = Path(next(iter(importlib.util.find_spec("ansible").submodule_search_locations or ())))  # type: ignore[union-attr]
     ours = paths.collection() / "plugins"
     files = {"ansible/__init__.py": b"", "ansible/modules/__init__.py": b""}
@@ -191,8 +191,15 @@ def modules() -> tuple[bytes, str]:
     for folder in ("modules", "module_utils"):
         files[f"{package}{folder}/__init__.py"] = b""
         files |= {f"{package}{folder}/{path.name}": path.read_bytes() for path in sorted((ours / folder).glob("*.py"))}
+    digest = hashlib.sha256()
+    for name, content in files.items():
+        digest.update(f"{name} {len(content)}\n".encode() + content)
+    return files, digest.hexdigest()
+
+
+def _zipped(files: Mapping[str, bytes]) -> bytes:
     whole = io.BytesIO()
     with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in files.items():
-            archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
-    return whole.getvalue(), hashlib.sha256(whole.getvalue()).hexdigest()
+            archive.writestr(name, content)
+    return whole.getvalue()

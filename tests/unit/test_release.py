@@ -123,6 +123,7 @@ def test_what_is_there_is_not_made_again_and_a_folder_without_a_record_is(tmp_pa
     assert sorted(path.name for path in (tmp_path / "current/").iterdir()) == [
         "half",
         "manifest.json",
+        "manifest.seal",
         "release.json",
         "whole",
     ]
@@ -211,7 +212,7 @@ def test_what_is_damaged_serves_until_its_successor_is_whole(tmp_path: Path, pro
         assert running.read() == "bin/serve"
 
 
-@pytest.mark.parametrize("name", [".", "bin", "bin/serve", "lib/deep/data", "release.json", "manifest.json"])
+@pytest.mark.parametrize("name", [".", "bin", "bin/serve", "lib/deep/data", "release.json", "manifest.json", "manifest.seal"])
 def test_a_mode_alone_is_put_right_in_place(tmp_path: Path, progress: Progress, name: str) -> None:
     release.install(tmp_path, Full(), progress)
     place = release.path(tmp_path, "1")
@@ -488,6 +489,7 @@ def test_wheels_become_a_toolkit_whose_compiler_runs(
         "lib",
         "lib64",
         "manifest.json",
+        "manifest.seal",
         "release.json",
     ]
     assert (toolkit / "lib64" / "libcublas.so").readlink().name == "libcublas.so.13"

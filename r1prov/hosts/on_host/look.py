@@ -1,7 +1,7 @@
 """Runs on a host as root: asks modules of Ansible, in check mode and in one process, whether what a run left is still as it was.
 
 It is sent as text, followed by a call of `main`, so it needs only Python 3.10 and the standard library. It prints one line of JSON.
-The modules come as a zip file, which stays in /run for the next look.
+The modules come as a zip file. Unpacked they stay in /run for the next look, beside what Python has compiled of them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ import io
 import json
 import multiprocessing
 import os
+import shutil
+import stat
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +32,21 @@ def main(job: dict[str, Any]) -> None:
     """Asks, and prints what the modules answer.
 
     Args:
-        job: `digest` of the zip file with the modules, `code`, which is that file in base64 or empty, `version` of ansible-core,
-            and `asked`, a list of {module, arguments, sha1, said}.
+        job: `digest` of the modules, `code`, which is a zip file of them in base64 or empty, `version` of ansible-core, and `asked`,
+            a list of {module, arguments, sha1, said}.
     """
     holder = _document(LOCK)
-    archive = _archive(job["digest"], job["code"])
-    if holder or not archive:
-        print(json.dumps({"holder": holder, "missing": not archive}))  # noqa: T201 - stdout is the interface
+    code = _code(job["digest"], job["code"])
+    if holder or not code:
+        print(json.dumps({"holder": holder, "missing": not code}))  # noqa: T201 - stdout is the interface
         return
-    sys.path.insert(0, str(archive))
+    sys.path.insert(0, str(code))
     # All are imported before the processes begin, which then need not do so.
     for name in sorted({each["module"] for each in job["asked"]}):
         importlib.import_module(name)
     os.environ["LC_ALL"] = "C.UTF-8"
     context = multiprocessing.get_context("fork")
-    with context.Pool(os.cpu_count() or 1, _alone, maxtasksperchild=1) as pool:
+    with context.Pool(os.cpu_count() or 1, _alone) as pool:
         pending = [pool.apply_async(_ask, (each, job["version"])) for each in job["asked"]]
         answers = [_answer(each) for each in pending]
     print(json.dumps({"answers": answers}))  # noqa: T201
@@ -99,23 +102,17 @@ def _sha1(path: str) -> str:
     return hashlib.sha1(Path(path).read_bytes()).hexdigest()  # noqa: S324 - Ansible does
 
 
-def _archive(digest: str, code: str) -> Path | None:
-    """The zip file with this digest; None where it is neither here nor sent along."""
-    path = FOLDER / f"{digest}.zip"
+def _code(digest: str, code: str) -> Path | None:
+    """The folder with the modules of this digest; None where they are neither here nor sent along."""
+    path = FOLDER / digest
     if code:
-        FOLDER.mkdir(mode=0o700, parents=True, exist_ok=True)
-        FOLDER.chmod(0o700)
-        for other in FOLDER.iterdir():
-            other.unlink()
+        shutil.rmtree(FOLDER, ignore_errors=True)
+        FOLDER.mkdir(mode=0o700, parents=True)
         part = FOLDER / f"{os.getpid()}.part"
-        part.touch(mode=0o600)
-        part.write_bytes(base64.b64decode(code))
+        with zipfile.ZipFile(io.BytesIO(base64.b64decode(code))) as archive:
+            archive.extractall(part)
         part.rename(path)
-    if (
-        not path.is_file()
-        or FOLDER.stat().st_uid != os.geteuid()
-        or hashlib.sha256(path.read_bytes()).hexdigest() != digest
-    ):
+    if not path.is_dir() or (FOLDER.stat().st_uid, stat.S_IMODE(FOLDER.stat().st_mode)) != (os.geteuid(), 0o700):
         return None
     return path
 
