@@ -149,6 +149,7 @@ class Recorder:
         self.report = report
         self._away: list[R1provError] = []
         self._errors: list[R1provError] = []
+        self._cut_off: dict[str, R1provError] = {}
         self._complaint = ""
         self._step: dict[str, tuple[str, float]] = {}
         self._expectations: dict[str, list[Expectation]] = {}
@@ -238,12 +239,23 @@ class Recorder:
             self._away.append(error)
         else:
             error = failure(event)
+            if isinstance(event, HostUnreachable):
+                self._forget_cut_off(event.host)
+            elif _is_cut_off(event.result):
+                self._cut_off[event.host] = error
             self._errors.append(error)
         if isinstance(event, HostFailed):
             host.differences.extend(each for each in event.differences if each not in host.differences)
             host.verified = event.result.get("verified")
             self._measured(event)
         host.problems.extend(asdict(problem) for problem in error.problems)
+
+    def _forget_cut_off(self, name: str) -> None:
+        """A host that goes down ends its modules first. That the host is lost says all, then."""
+        if error := self._cut_off.pop(name, None):
+            self._errors.remove(error)
+            host, untold = self._host(name), [asdict(problem) for problem in error.problems]
+            host.problems = [problem for problem in host.problems if problem not in untold]
 
     def _looked(self, event: HostLooked) -> None:
         host, found = self._host(event.host), asdict(event.look)
@@ -317,11 +329,18 @@ def failure(event: HostFailed | HostUnreachable) -> R1provError:
     return kind(Problem(where, told, remedy or "mend it, then run the same command again to go on"))
 
 
+def _is_cut_off(result: dict[str, Any]) -> bool:
+    """Whether a module has ended without an answer that Ansible can read."""
+    return "module_stdout" in result
+
+
 def _message(result: dict[str, Any]) -> str:
     """The words of a result that say most: the message of the module, then the last lines of the program that it ran."""
     if "censored" in result:
         return "failed; what it said is hidden, for it may hold a secret"
     message = str(result.get("msg") or "failed").strip()
+    if _is_cut_off(result):
+        message = "it ended on the host without an answer"
     if message == "One or more items failed":
         failed = [item for item in result.get("results", []) if item.get("failed")]
         return "; ".join(_message(item) for item in failed)

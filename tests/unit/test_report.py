@@ -109,6 +109,31 @@ def test_damage_is_what_a_run_ends_with_whatever_else_went_wrong():
     assert [len(host["problems"]) for host in found["hosts"].values()] == [0, 1, 1]
 
 
+CUT_OFF = {
+    "msg": "Module result deserialization failed: No start of json char found",
+    "module_stdout": "",
+    "module_stderr": "Traceback (most recent call last):\nFileNotFoundError: payload.zip",
+    "rc": 1,
+}
+
+
+def test_a_host_that_goes_down_in_the_middle_of_a_module_is_lost_and_has_not_failed():
+    record = recorder("a", "b")
+    for event in (
+        HostFailed("a", "measure", "Measure", CUT_OFF),
+        HostFailed("b", "measure", "Measure", CUT_OFF),
+        HostUnreachable("a", "measure", "Connection refused"),
+        Recap({"a": Tally(3, 0, 1, 1, 0), "b": Tally(3, 0, 1, 0, 0)}),
+    ):
+        record.event(event, 0.0)
+    assert [each["what"] for each in record.report.hosts["a"].problems] == ["the connection is lost: Connection refused"]
+    assert record.report.hosts["a"].result == "unreachable"
+    (problem,) = record.report.hosts["b"].problems
+    assert problem["what"].startswith("Measure: it ended on the host without an answer\n")
+    assert problem["what"].endswith("payload.zip")
+    assert record.report.hosts["b"].result == "failed"
+
+
 def test_what_a_failed_task_means():
     preflight = failure(
         HostFailed(
