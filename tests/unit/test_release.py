@@ -212,7 +212,9 @@ def test_what_is_damaged_serves_until_its_successor_is_whole(tmp_path: Path, pro
         assert running.read() == "bin/serve"
 
 
-@pytest.mark.parametrize("name", [".", "bin", "bin/serve", "lib/deep/data", "release.json", "manifest.json", "manifest.seal"])
+@pytest.mark.parametrize(
+    "name", [".", "bin", "bin/serve", "lib/deep/data", "release.json", "manifest.json", "manifest.seal"]
+)
 def test_a_mode_alone_is_put_right_in_place(tmp_path: Path, progress: Progress, name: str) -> None:
     release.install(tmp_path, Full(), progress)
     place = release.path(tmp_path, "1")

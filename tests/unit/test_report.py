@@ -126,7 +126,9 @@ def test_a_host_that_goes_down_in_the_middle_of_a_module_is_lost_and_has_not_fai
         Recap({"a": Tally(3, 0, 1, 1, 0), "b": Tally(3, 0, 1, 0, 0)}),
     ):
         record.event(event, 0.0)
-    assert [each["what"] for each in record.report.hosts["a"].problems] == ["the connection is lost: Connection refused"]
+    assert [each["what"] for each in record.report.hosts["a"].problems] == [
+        "the connection is lost: Connection refused"
+    ]
     assert record.report.hosts["a"].result == "unreachable"
     (problem,) = record.report.hosts["b"].problems
     assert problem["what"].startswith("Measure: it ended on the host without an answer\n")
