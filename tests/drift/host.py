@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,9 +29,11 @@ def converged(release: lab.Release) -> Iterator[tuple[Operator, LabHost]]:
     shards.demo_shards(hub)
     name = f"{NAME}-{release}"
     found = [host for host in lab.hosts() if host.name == name]
-    host = found[0] if found else lab.up(name, release, image=engine.image(release, saying.to_stderr))
     folder = paths.state_dir() / name
+    if not found:  # The site of an earlier host has another address, which its certificates name.
+        shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
+    host = found[0] if found else lab.up(name, release, image=engine.image(release, saying.to_stderr))
     operator = Operator(Path(folder))
     archive = ollama.release(ollama.VERSION, saying.to_stderr)
     weights = [{"type": "hub", "endpoint": f"http://{lab.GATEWAY}:{HUB_PORT}"}]
