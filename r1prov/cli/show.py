@@ -10,6 +10,7 @@ from r1prov import output
 from r1prov.cli.options import site_words
 from r1prov.common import paths
 from r1prov.common.units import GIB, gib
+from r1prov.hosts.looking import ended
 from r1prov.machines import tuned
 from r1prov.output.pace import clock
 from r1prov.runs import prompts
@@ -163,6 +164,8 @@ def who_works(name: str, status: dict[str, Any]) -> list[str]:
     lock = status.get("lock")
     if not lock:
         return []
+    if lock.get("dead"):
+        return [f"{name} is still locked: {ended(lock)}. `r1prov up` on this machine takes the lock over, and goes on"]
     since = datetime.fromisoformat(lock["since"]).astimezone() if lock["since"] else None
     when = f" since {since:%H:%M}" if since else ""
     return [f"{name}: {lock['user']}@{lock['controller']} has been at work on it{when} ({lock['command']})"]

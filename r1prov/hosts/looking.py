@@ -14,6 +14,7 @@ import json
 import time
 import zipfile
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cache
 from importlib import metadata, resources
 from pathlib import Path
@@ -106,8 +107,12 @@ def look(connection: HostConnection, expectations: Sequence[Expectation]) -> Loo
         {"module": each.module, "arguments": each.arguments, "sha1": each.sha1, "said": each.said}
         for each in expectations
     ]
-    job = {"digest": digest, "code": "", "version": metadata.version("ansible-core"), "asked": asked}
-    said = _ask(connection, job)
+    job = {"digest": digest, "code": "", "version": metadata.version("ansible-core"), "dead": "", "asked": asked}
+    said, locked = _ask(connection, job), []
+    if (holder := said.get("holder")) and is_dead(holder):
+        locked = [Difference("lock", "Lock the host", f"it is still locked: {ended(holder)}")]
+        job["dead"] = holder["run"]
+        said = _ask(connection, job)
     if said.get("missing") and not said["holder"]:
         said = _ask(connection, job | {"code": base64.b64encode(_zipped(code)).decode()})
     if said.get("holder"):
@@ -117,10 +122,25 @@ def look(connection: HostConnection, expectations: Sequence[Expectation]) -> Loo
     return Look(
         asked=len(expectations),
         seconds=round(time.monotonic() - began, 1),
-        differences=tuple(difference for each, answer in answers for difference in differences(each, answer)),
+        differences=(*locked, *(difference for each, answer in answers for difference in differences(each, answer))),
         unknown="; ".join(silent),
         benchmark=next((answer.get("result") for each, answer in answers if each.step == "smoke_bench"), None),
     )
+
+
+def is_dead(holder: Any) -> bool:
+    """Whether the run that holds a lock has certainly ended without releasing it. A damaged lock is somebody's."""
+    return (
+        isinstance(holder, dict)
+        and "controller_id" in holder
+        and bool(paths.module_util("lock_holder").is_dead(holder))
+    )
+
+
+def ended(holder: dict[str, Any]) -> str:
+    """Say of a dead holder which run it was, as a sentence."""
+    since = datetime.fromisoformat(holder["since"]).astimezone()
+    return f"the run of {holder['user']}@{holder['controller']} of {since:%H:%M} ({holder['command']}) was cut off"
 
 
 def differences(expectation: Expectation, answer: Mapping[str, Any]) -> list[Difference]:

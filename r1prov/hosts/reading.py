@@ -13,6 +13,7 @@ import paramiko
 
 from r1prov.common.errors import Problem, UnreachableError
 from r1prov.hosts.connection import HostConnection, connect
+from r1prov.hosts.looking import is_dead
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -107,6 +108,7 @@ def read_status(connection: HostConnection, service: dict[str, Any]) -> dict[str
         health, page, document_search, gateway: `ok`, `loading`, `down`, or the http status that it answers. `health` is `model missing`
             where Ollama answers and does not have the model any more.
         props: what llama-server says of itself.
+        lock: the run that holds the host, as it describes itself. `dead` says whether it has certainly ended without releasing the host.
         weights, benchmark: the JSON documents that the host keeps about them.
 
     Raises:
@@ -118,6 +120,8 @@ def read_status(connection: HostConnection, service: dict[str, Any]) -> dict[str
         remedy = "log in there by hand, and see whether `sudo python3 --version` works"
         raise UnreachableError(Problem(connection.host.name, f"its status cannot be read: {reason}", remedy))
     status: dict[str, Any] = json.loads(result.out)
+    if isinstance(lock := status["lock"], dict):
+        lock["dead"] = is_dead(lock)
     return status
 
 

@@ -13,9 +13,11 @@ import argparse
 import fcntl
 import importlib
 import json
+import math
 import os
 import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -49,7 +51,6 @@ def run(name: str, options: argparse.Namespace) -> bool:
         kind = "" if type(error) is RuntimeError else f"{type(error).__name__}: "
         result = {"failed": f"{kind}{error}"}
     result |= {"piece": name, "started_unix_s": round(started), "wall_s": round(time.time() - started, 1)}
-    options.results.mkdir(parents=True, exist_ok=True)
     part = options.results / f".{name}.json.part"
     part.write_text(json.dumps(result, indent=2) + "\n")
     part.rename(options.results / f"{name}.json")
@@ -75,6 +76,26 @@ def _stop(number: int, _: object) -> None:
     sys.exit(128 + number)
 
 
+def _positive(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and number > 0):
+        raise argparse.ArgumentTypeError(f"{text} is no number above 0")
+    return number
+
+
+def _prove_writable(folder: Path, parser: argparse.ArgumentParser) -> None:
+    """Makes a folder, and writes into it. A piece takes minutes, and its result must not be lost at the end of that."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        parser.error(f"{folder} must be a folder that can be written to, and is not: {error.strerror}")
+
+
 def main(words: list[str] | None = None) -> int:
     """Runs the pieces that are asked for."""
     parser = argparse.ArgumentParser(prog="python3 -m tests.gpu", description=__doc__.partition("\n")[0])
@@ -82,21 +103,22 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=Path(os.environ.get("OUT") or HERE / "results"))
     parser.add_argument("--bundle", type=Path, default=HERE / "bundle", help="what tests.gpu.bundle has made")
     parser.add_argument("--work", type=Path, default=HERE / "work", help="where the engine is built")
-    parser.add_argument("--limit-s", type=float, default=560, help="the seconds that a piece may take")
+    parser.add_argument("--limit-s", type=_positive, default=560, help="the seconds that a piece may take")
     parser.add_argument(
         "--programs", type=Path, help="a folder with an engine; without it, what the piece build has made"
     )
     parser.add_argument(
-        "--ram-gib", type=float, help="the RAM, where the machine gets more than it shows when it is used"
+        "--ram-gib", type=_positive, help="the RAM, where the machine gets more than it shows when it is used"
     )
     parser.add_argument("--small", action="store_true", help="models that are much smaller than R1, to try the pieces")
     options = parser.parse_args(words)
-    options.work.mkdir(parents=True, exist_ok=True)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
     unknown = [name for name in options.pieces if name not in PIECES]
     if unknown:
         parser.error(f"there is no piece {', '.join(unknown)}; there are {', '.join(PIECES)}")
+    for folder in (options.results, options.work):
+        _prove_writable(folder, parser)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     lock = os.open(options.work / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
     os.set_inheritable(lock, True)  # A compiler that has outlived its run holds it, too.
     try:

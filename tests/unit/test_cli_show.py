@@ -133,6 +133,11 @@ def test_status_rows():
     }
     (told,) = show.who_works("gpu1", status)
     assert re.fullmatch(r"gpu1: ann@laptop has been at work on it since \d\d:\d\d \(r1prov up\)", told)
+    status["lock"]["dead"] = True
+    (told,) = show.who_works("gpu1", status)
+    assert re.match(
+        r"gpu1 is still locked: the run of ann@laptop of \d\d:\d\d \(r1prov up\) was cut off\. `r1prov up`", told
+    )
     bare = {"props": None, "weights": None, "benchmark": None}
     bare |= {
         "engine": "ollama",

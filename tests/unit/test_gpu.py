@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.gpu import __main__ as gpu
 from tests.gpu import build, bundle
 
 ROOT = Path(__file__).parents[2]
@@ -258,3 +259,25 @@ def test_the_page_has_a_row_per_card_and_driver(tmp_path: Path):
     missing = f"{tmp_path / 'bundle' / bundle.SOURCE} is missing"
     assert f"| NVIDIA H200 | 9.0 | 580.65.06 | 143,771 MiB | {missing}" in page
     assert f"| Tesla P40 | 6.1 | 535.183.01 | 24,576 MiB | {missing}" in page
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--limit-s", "-5"], "--limit-s: -5 is no number above 0"),
+        (["--limit-s", "nan"], "--limit-s: nan is no number above 0"),
+        (["--ram-gib", "much"], "--ram-gib: much is no number above 0"),
+        (["--results", "/proc/results"], "/proc/results must be a folder that can be written to"),
+        (["--results", "/etc/passwd"], "/etc/passwd must be a folder that can be written to"),
+        (["--work", "/dev/null"], "/dev/null must be a folder that can be written to"),
+        (["speed"], "there is no piece speed"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_any_work(
+    words: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        gpu.main(["--results", str(tmp_path / "results"), "--work", str(tmp_path / "work"), *words])
+    assert end.value.code == 2
+    assert says in capsys.readouterr().err
+    assert not list(tmp_path.glob("results/*"))

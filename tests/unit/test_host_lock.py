@@ -9,7 +9,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from ansible_collections.r1.prov.plugins.action import host_lock as action
+from ansible_collections.r1.prov.plugins.module_utils import lock_holder
 from ansible_collections.r1.prov.plugins.modules import host_lock as module
 
 if TYPE_CHECKING:
@@ -75,31 +75,31 @@ def test_a_damaged_lock_is_somebodys(tmp_path: Path):
     (tmp_path / "lock.json").write_text("{")
     taken, before = module.take(tmp_path, holder("a"))
     assert not taken
-    assert not action.is_dead(before)
-    assert "is damaged" in action.sentence(before)
-    assert "r1prov_break_lock" in action.remedy(before)
+    assert not lock_holder.is_dead(before)
+    assert "is damaged" in lock_holder.sentence(before)
+    assert "r1prov_break_lock" in lock_holder.remedy(before)
 
 
 def test_a_living_process_and_a_dead_one():
-    me = {"controller_id": action.this_controller_id()}
+    me = {"controller_id": lock_holder.this_controller_id()}
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        living = holder("a", **me, pid=process.pid, pid_started=action.process_started(process.pid))
-        assert not action.is_dead(living)
-        assert "`kill 4700`" in action.remedy(living)
-        assert action.is_dead(living | {"pid_started": "another boot/1"})  # another process has this number by now
+        living = holder("a", **me, pid=process.pid, pid_started=lock_holder.process_started(process.pid))
+        assert not lock_holder.is_dead(living)
+        assert "`kill 4700`" in lock_holder.remedy(living)
+        assert lock_holder.is_dead(living | {"pid_started": "another boot/1"})  # another process has this number by now
         process.kill()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        assert action.is_dead(living)  # its parent has not reaped it yet
-    assert action.is_dead(living)
+        assert lock_holder.is_dead(living)  # its parent has not reaped it yet
+    assert lock_holder.is_dead(living)
 
 
 def test_of_another_controllers_process_nothing_is_certain():
-    assert not action.is_dead(holder("a"))
-    assert "r1prov_break_lock" in action.remedy(holder("a"))
+    assert not lock_holder.is_dead(holder("a"))
+    assert "r1prov_break_lock" in lock_holder.remedy(holder("a"))
 
 
 def test_the_sentence_names_the_holder():
-    text = action.sentence(holder("a"))
+    text = lock_holder.sentence(holder("a"))
     assert re.fullmatch(
         r"is being changed by ann@laptop since 2026-10-0[234] \d\d:\d3 \(r1prov up, process 4700\)", text
     )

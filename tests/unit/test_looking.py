@@ -132,6 +132,29 @@ def test_modules_that_others_may_write_or_that_are_not_all_there_are_not_run(her
     assert list((here.folder / "look").iterdir()) == [code]
 
 
+def test_the_lock_of_a_run_that_was_cut_off_is_a_difference_and_hides_no_other(here: Here, written: Path) -> None:
+    expected = file_as_it_is(written)
+    here.folder.mkdir()
+    holder = paths.module_util("lock_holder")
+    me = {
+        "controller_id": holder.this_controller_id(),
+        "pid": os.getpid(),
+        "pid_started": "another boot/1",
+        "run": "dead",
+    }
+    lock = me | {"user": "ann", "controller": "laptop", "command": "r1prov up", "since": "2026-10-03T12:03:05+00:00"}
+    (here.folder / "lock.json").write_text(json.dumps(lock))
+    written.chmod(0o666)
+    found = seen(here, expected)
+    assert [each.step for each in found.differences] == ["lock", "service"]
+    assert "it is still locked: the run of ann@laptop of" in found.differences[0].what
+    assert not found.unknown
+    alive = lock | {"pid_started": holder.process_started(os.getpid())}
+    for text in (json.dumps(alive), json.dumps(lock | {"controller_id": "elsewhere"}), "{"):
+        (here.folder / "lock.json").write_text(text)
+        assert seen(here, expected).unknown == "another run is at work on it"
+
+
 def test_a_command_that_reads_is_asked_for_the_same_answer(here: Here, tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     arguments = {"argv": ["find", str(tmp_path / "store"), "-type", "f"]}
