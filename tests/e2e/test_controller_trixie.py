@@ -1,7 +1,8 @@
 """Debian 13 as the controller: a newer Python than Debian 12 has, and with it a newer ansible-core.
 
 A host with this checkout and an engine is the controller and the server at once. The unit tests that run there are those that import
-Ansible or run it, except those that need hosts of their own. `up` brings every role except those for Ollama and the chat page.
+Ansible or run it, except those that need hosts of their own. What tests our programs for hosts needs no Ansible, and Debian 13 runs these
+programs where it is a host. `up` brings every role except those for Ollama and the chat page.
 """
 
 from __future__ import annotations
@@ -62,7 +63,12 @@ def test_it_has_another_ansible_than_the_oldest_python(controller: LabHost) -> N
 
 
 def test_what_runs_ansible_passes_there(controller: LabHost) -> None:
-    tests = [path.relative_to(ROOT) for path in ROOT.glob("tests/unit/test_*.py") if "ansible" in path.read_text()]
+    of_hosts = "ansible_collections.r1.prov.plugins.module_utils"
+    tests = [
+        path.relative_to(ROOT)
+        for path in ROOT.glob("tests/unit/test_*.py")
+        if "ansible" in path.read_text().replace(of_hosts, "")
+    ]
     assert len(tests) > 20
     command = shlex.join(["python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not host", *map(str, tests)])
     said = told(
