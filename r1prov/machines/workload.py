@@ -12,6 +12,9 @@ from r1prov.common import documents
 from r1prov.common.documents import Keys
 from r1prov.common.errors import Problem, SiteError
 
+SAID = 400
+"""The tokens of an answer that are no thought: as many as the answers in Azure's trace of conversations have (docs/workloads.md)."""
+
 
 class Exchange(Keys):
     """A question and its answer, in tokens."""
@@ -19,7 +22,7 @@ class Exchange(Keys):
     share: float = Field(default=1, gt=0)
     """How often it happens, compared with the other exchanges. The shares need not come to 1."""
     prompt: int = Field(ge=1)
-    """The tokens of the question that are new."""
+    """The tokens of the question that are new. In a further question they repeat what a model that thinks has said last."""
     cached: int = Field(default=0, ge=0)
     """The tokens before them that lie in the cache of the slot already."""
     answer: int = Field(ge=1)
@@ -46,11 +49,19 @@ class Workload(Keys):
         return exchange.share / sum(other.share for other in self.exchanges)
 
 
+def _further(*, share: float, cached: int, question: int, answer: int, at_once: int = 1) -> Exchange:
+    """A further question of a conversation with R1, behind the last prompt.
+
+    The chat template leaves the thoughts out of the last answer. What was said in it follows other tokens then, and is computed anew.
+    """
+    return Exchange(share=share, cached=cached, prompt=SAID + question, answer=answer, at_once=at_once)
+
+
 # docs/workloads.md says where these figures come from.
 CHAT = Workload(
     description="chat: one person talks, and reads each answer first",
     exchanges=(
-        Exchange(share=6, prompt=100, cached=2000, answer=1000),
+        _further(share=6, cached=1600, question=100, answer=1000),
         Exchange(share=3, prompt=1000, answer=1000),
         Exchange(share=1, prompt=4000, answer=1000),
     ),
@@ -59,7 +70,7 @@ DOCUMENTS = Workload(
     description="documents: a person asks about a page of documents, then once more",
     exchanges=(
         Exchange(share=2, prompt=8000, answer=1500),
-        Exchange(share=1, prompt=200, cached=9500, answer=1500),
+        _further(share=1, cached=8000, question=200, answer=1500),
     ),
 )
 THINKING = Workload(
@@ -72,7 +83,7 @@ THINKING = Workload(
 TEAM = Workload(
     description="team: sixteen people at once, some with documents",
     exchanges=(
-        Exchange(share=7, prompt=300, cached=2000, answer=1000, at_once=16),
+        _further(share=7, cached=1600, question=300, answer=1000, at_once=16),
         Exchange(share=2, prompt=1000, answer=1000, at_once=16),
         Exchange(share=1, prompt=8000, answer=1500, at_once=4),
     ),

@@ -19,6 +19,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from r1prov.common.units import MIB
+from r1prov.machines.workload import SAID
 from r1prov.offload.costs import costs
 from r1prov.offload.memory import cache_bytes_per_token, context_per_slot
 from r1prov.offload.speed import DEFAULT
@@ -37,9 +38,6 @@ TURNS = 10
 
 LEAST = 2
 """The fewest conversations for which there must be room in RAM: one that comes back, and one that goes there in its place."""
-
-SAID = 400
-"""The tokens of an answer that are no thought: as many as the answers in Azure's trace of conversations have (docs/workloads.md)."""
 
 CONVERSATIONS = 8
 """The conversations of a day to which each person comes back. This is an assumption."""
@@ -150,13 +148,19 @@ class Conversation:
 def talk_of(workload: Workload, model: Model, context: int) -> Talk:
     """The conversation that the exchanges of a workload are parts of, with as many turns as fit in a slot of `context` tokens.
 
-    It begins with the most frequent exchange that has nothing in the cache, and goes on with the most frequent one that has.
+    It begins with the most frequent exchange that has nothing in the cache, and goes on with the most frequent one that has. The new tokens
+    of the latter repeat what was said in the last answer, where the model thinks, and end with the question.
     """
     by_share = sorted(workload.exchanges, key=lambda exchange: -exchange.share)
     fresh = next((each for each in by_share if not each.cached), by_share[0])
     further = next((each for each in by_share if each.cached), fresh)
-    said = min(SAID, further.answer) if model.thinks else further.answer
-    talk = Talk(fresh.cached + fresh.prompt, further.prompt, further.answer - said, said)
+    said, question = further.answer, further.prompt
+    if model.thinks:
+        said = min(SAID, said)
+        if further.cached and further.answer > said:
+            said = min(said, question - 1)
+            question -= said
+    talk = Talk(fresh.cached + fresh.prompt, question, further.answer - said, said)
     room = context - talk.first - talk.answer
     return Talk(
         talk.first,

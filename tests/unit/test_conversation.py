@@ -76,7 +76,7 @@ def test_a_copy_takes_as_many_bytes_as_the_engine_says() -> None:
 def test_a_model_that_does_not_think_computes_only_its_questions() -> None:
     other = replace(R1, thinks=False)
     (slot, *_) = conversation(other, ONE_SLOT, CARDS, CHAT).courses
-    assert slot.computed == (1000, *[101] * 9)
+    assert slot.computed == (1000, *[501] * 9)
     (slot, *_) = conversation(R1, ONE_SLOT, CARDS, CHAT).courses
     assert slot.computed == (1000, *[500] * 9)
 
@@ -101,6 +101,27 @@ def test_of_an_own_workload_the_exchanges_that_happen_most_make_the_conversation
     )
     assert talk_of(own, R1, 32768) == Talk(600, 70, 0, 300)
     assert talk_of(Workload(exchanges=(rare,)), replace(R1, thinks=False), 163840) == Talk(9000, 9000, 0, 10)
+
+
+@pytest.mark.parametrize("workload", list(WORKLOADS.values()), ids=list(WORKLOADS))
+def test_a_further_question_is_counted_with_the_tokens_that_the_engine_computes(workload: Workload) -> None:
+    """So the exchanges and the conversation of a workload tell the same."""
+    for exchange in workload.exchanges:
+        if exchange.cached:
+            talk = talk_of(Workload(exchanges=(exchange,)), R1, 163840)
+            talk = replace(talk, first=exchange.cached)  # the prompt before
+            assert talk.said == 400
+            assert talk.computed(1, Kept.SLOT, ONE_SLOT) == exchange.prompt
+            assert talk.prompt(1) == exchange.cached + exchange.prompt
+
+
+def test_a_short_further_question_repeats_what_it_has_room_for() -> None:
+    for prompt in (1, 2, 70, 400):
+        short = Workload(exchanges=(Exchange(prompt=600, answer=900), Exchange(cached=500, prompt=prompt, answer=700)))
+        talk = talk_of(short, R1, 32768)
+        assert talk.question >= 1
+        assert talk.thought >= 0
+        assert talk.computed(1, Kept.SLOT, ONE_SLOT) == prompt
 
 
 def test_a_copy_for_which_there_is_no_room_is_no_copy() -> None:

@@ -122,7 +122,7 @@ def test_of_a_model_wholly_on_the_cards_no_tensor_is_moved_to_ram() -> None:
     serving = kind.serving.model_copy(update=LEGACY | {"slots": 4})
     found = plan(quant, kind.machine, serving)
     trial = tuning.trial(found, model_of(quant), kind.machine, serving, subject(found, shortened(TEAM, 8192)))
-    assert labels(trial) == {"placement": ["micro-batch 256", "micro-batch 128", "micro-batch 512"]}
+    assert labels(trial) == {"placement": ["micro-batch 448", "micro-batch 224"]}
     assert not any("CPU" in word for dim in trial.dimensions for choice in dim.choices for word in choice.arguments)
 
 

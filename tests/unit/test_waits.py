@@ -185,7 +185,7 @@ def test_an_unknown_or_too_long_workload_is_refused(capsys: pytest.CaptureFixtur
     assert "did you mean documents?" in refused(capsys, "plan", "--workload", "document")
     told = refused(capsys, "plan", "--workload", "documents", "--ctx-size", "8192")
     assert "0 + 8,000 + 1,500 tokens does not fit in a slot of 8,192" in told
-    assert "raise --ctx-size (context_per_slot) to 11,200" in told
+    assert "raise --ctx-size (context_per_slot) to 10,100" in told
     profile = tmp_path / "profile.yml"
     text = (Path(__file__).parents[2] / "inventory" / "profiles" / "4x4090.yml").read_text()
     profile.write_text(text.replace("serving:\n", "serving:\n  workload: office\n"))
