@@ -34,7 +34,7 @@ molecule: ## each role on a fresh host; ROLE=name for one of them
 e2e: ## the whole way, on Debian 12 and 13
 	@$(IN) exec python -m tests.run e2e
 
-drift: ## 88 things put wrong on a converged server, each named and healed (an hour); `make test` tries ten. RELEASE=trixie for the other one
+drift: ## things put wrong on a converged server, each found, named and healed (half an hour); `make test` tries ten. RELEASE=trixie for the other one
 	@$(IN) exec python -m tests.drift $(if $(RELEASE),--release $(RELEASE))
 
 test-order: ## whether the engine puts settings in the plan's order: 21 runs of a small mixture of experts, four times (ten minutes)

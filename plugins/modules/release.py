@@ -83,7 +83,7 @@ previous: {type: str, returned: success, description: The release that was curre
 path: {type: str, returned: success, description: "The release's folder."}
 made: {type: bool, returned: success, description: "Whether the release was made, or would be, because it was not there as it should be."}
 differences: {type: list, elements: str, returned: success, description: "What is not as it should be, in a sentence each."}
-drift: {type: list, elements: str, returned: success, description: "Empty, because a warning tells what somebody has changed."}
+drift: {type: list, elements: str, returned: success, description: "What somebody has changed in a release, in a sentence each."}
 program: {type: str, returned: success, description: "For C(archive), the program that was tried; empty where it is not there yet."}
 """
 
@@ -150,7 +150,6 @@ def main() -> None:
     )
     if found.wrong:
         differs = f"{path} is not as it was installed: {found}"
-        module.warn(f"{differs}. It is put right, and what runs goes on meanwhile")
     made = not path.is_dir() or bool(found.wrong)
     changed = made or previous != build.id
     if found.stale and not changed and not module.check_mode:
@@ -181,7 +180,7 @@ def main() -> None:
         path=str(path),
         made=made,
         differences=[differs] if differs else [],
-        drift=[],  # its warning says so already
+        drift=[differs] if found.wrong else [],
         program=str(program or ""),
         diff=file_diff(home / "current", f"{previous}\n" if previous else "", f"{build.id}\n"),
     )

@@ -13,7 +13,9 @@ description:
     no other group, no password, and no other member of its group. Its processes need not end for that.
 author: The r1prov team
 options: {
-  "name": {"type": "str", "required": true, "description": "The account, and its group."}
+  "name": {"type": "str", "required": true, "description": "The account, and its group."},
+  "named_in": {"type": "path", "description": "A folder with rules of nftables. Accounts that they name are seen to as well where r1prov has
+      made them before, because without them the rules cannot be loaded."}
   }
 """
 
@@ -30,6 +32,7 @@ created: {type: bool, returned: always, description: Whether the account was mis
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -37,10 +40,12 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils import account_look
 from ansible_collections.r1.prov.plugins.module_utils.account_look import HOME, SHELL, Account
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
+from ansible_collections.r1.prov.plugins.module_utils.difference import Difference
 from ansible_collections.r1.prov.plugins.module_utils.files import read_json, write_whole
 
 _NUMBERS = Path("/var/lib/r1prov/service/accounts.json")
 """The number of each account when all was well with it: what it owns is found again by that."""
+_SKUID = re.compile(r'meta skuid (?:!= )?"([^"]+)"')
 _SYSTEM = range(999, 99, -1)
 """The numbers of system accounts, in the order in which useradd takes them."""
 
@@ -114,40 +119,73 @@ def _run(*command: str) -> None:
         raise AccountError(f"{' '.join(command)}: {done.stderr.strip()}")
 
 
+def named_in(folder: Path) -> list[str]:
+    """The accounts that rules in a folder name and that r1prov has made before."""
+    names = {name for path in sorted(folder.glob("*.nft")) for name in _SKUID.findall(path.read_text(errors="replace"))}
+    return sorted(names & read_json(_NUMBERS).keys())
+
+
+class Seen:
+    """An account on this host, and in what it differs."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.has, self.known_uid = name, account_look.read(name), read_json(_NUMBERS).get(name)
+        self.found = account_look.look(name, self.has, self.known_uid)
+        if self.is_missing and self.known_uid:
+            said = f"the service account {name} is gone"
+            self.found.append(Difference("account", name, str(self.known_uid), "", said))
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether there is no such account."""
+        return self.has.uid is None
+
+    @property
+    def twins(self) -> tuple[str, ...]:
+        """Other accounts with its number, where that is its own."""
+        is_its_own = self.has.uid and not any(each.kind == "account uid" for each in self.found)
+        return self.has.twins if is_its_own else ()
+
+    def put_right(self) -> None:
+        """Creates or mends it.
+
+        Raises:
+            AccountError: something is left that differs.
+        """
+        if self.is_missing:
+            create(self.name, self.has, self.known_uid)
+        elif self.found:
+            mend(self.name, self.has, self.known_uid)
+        now = account_look.read(self.name)
+        if left := account_look.look(self.name, now):
+            raise AccountError(
+                f"{left[0]} after everything was tried. Correct {self.name} in /etc/passwd, /etc/group and /etc/shadow by `vipw`, "
+                "`vigr` and `vipw -s`, then run again"
+            )
+        remember(self.name, now.uid)
+
+
 def main() -> None:
     module = AnsibleModule(argument_spec=arguments(DOCUMENTATION), supports_check_mode=True)
-    name = module.params["name"]
-    has = account_look.read(name)
-    known_uid = read_json(_NUMBERS).get(name)
-    differences = account_look.look(name, has, known_uid)
-    for twin in has.twins:
-        if has.uid and not any(each.kind == "account uid" for each in differences):
+    name, folder = module.params["name"], module.params["named_in"]
+    seen = [Seen(each) for each in dict.fromkeys([name, *(named_in(Path(folder)) if folder else ())])]
+    for each in seen:
+        for twin in each.twins:
             module.warn(
-                f"the account {twin} has the same number as {name}, so it may read and change all that {name} has. It is not r1prov's and "
-                f"stays: `userdel --force {twin}` removes it"
+                f"the account {twin} has the same number as {each.name}, so it may read and change all that {each.name} has. It is not "
+                f"r1prov's and stays: `userdel --force {twin}` removes it"
             )
     result = {
-        "changed": has.uid is None or bool(differences),
-        "created": has.uid is None,
-        "differences": [str(each) for each in differences],
+        "changed": any(each.is_missing or each.found for each in seen),
+        "created": seen[0].is_missing,
+        "differences": [str(found) for each in seen for found in each.found],
     }
     if not module.check_mode:
-        try:
-            if has.uid is None:
-                create(name, has, known_uid)
-            elif differences:
-                mend(name, has, known_uid)
-            now = account_look.read(name)
-            left = account_look.look(name, now)
-        except (AccountError, OSError) as error:
-            module.fail_json(msg=f"the service account {name} cannot be put right: {error}", **result)
-        if left:
-            module.fail_json(
-                msg=f"{left[0]} after everything was tried. Correct {name} in /etc/passwd, /etc/group and /etc/shadow by `vipw`, "
-                "`vigr` and `vipw -s`, then run again",
-                **result,
-            )
-        remember(name, now.uid)
+        for each in seen:
+            try:
+                each.put_right()
+            except (AccountError, OSError) as error:
+                module.fail_json(msg=f"the service account {each.name} cannot be put right: {error}", **result)
     module.exit_json(**result)
 
 

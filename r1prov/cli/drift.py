@@ -61,6 +61,7 @@ def document(found: dict[str, Look], code: Exit) -> dict[str, Any]:
                 "state": "drifted" if each.differences else "unknown" if each.unknown else "as wanted",
                 "differences": [asdict(difference) for difference in each.differences],
                 "unknown": each.unknown,
+                "stays": list(each.stays),
                 "asked": each.asked,
                 "seconds": each.seconds,
             }
@@ -74,6 +75,8 @@ def _show(found: dict[str, Look]) -> None:
     if rows:
         output.table(("host", "what differs", "mended by"), rows)
     for name, each in found.items():
+        for text in each.stays:
+            output.say(f"{name}: {text}")
         if each.unknown:
             output.say(f"{name}: it could not be told: {each.unknown}", "yellow")
         elif not each.differences:

@@ -80,6 +80,7 @@ class Look:
         seconds: how long it took.
         differences: what differs.
         unknown: why nothing or not all could be told; empty where all was.
+        stays: what is an administrator's own and concerns r1prov: a run warns of it and leaves it.
         benchmark: the last result of the role smoke_bench; None where it was not asked.
     """
 
@@ -87,6 +88,7 @@ class Look:
     seconds: float
     differences: tuple[Difference, ...] = ()
     unknown: str = ""
+    stays: tuple[str, ...] = ()
     benchmark: dict[str, Any] | None = None
 
     @property
@@ -119,11 +121,15 @@ def look(connection: HostConnection, expectations: Sequence[Expectation]) -> Loo
         return Look(0, 0.0, unknown="another run is at work on it")
     answers = list(zip(expectations, said["answers"], strict=True))
     silent = [f"{each.step}, {each.task}: {answer['error']}" for each, answer in answers if "error" in answer]
+    found = [difference for each, answer in answers for difference in differences(each, answer)]
+    # Where two modules name the same thing, the first one mends it.
+    told = {each.what: each for each in reversed(found)}
     return Look(
         asked=len(expectations),
         seconds=round(time.monotonic() - began, 1),
-        differences=(*locked, *(difference for each, answer in answers for difference in differences(each, answer))),
+        differences=(*locked, *(each for each in found if told[each.what] is each)),
         unknown="; ".join(silent),
+        stays=tuple(dict.fromkeys(text for _, answer in answers for text in answer.get("warnings", ()))),
         benchmark=next((answer.get("result") for each, answer in answers if each.step == "smoke_bench"), None),
     )
 

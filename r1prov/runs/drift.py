@@ -61,4 +61,5 @@ def _checked(report: HostReport) -> Look:
     why = "; ".join(problem["what"] for problem in report.problems) or (
         "" if report.result == "ok" else "the check did not come to its end"
     )
-    return Look(asked=report.ok, seconds=seconds, differences=tuple(found), unknown=why)
+    told = tuple(found)
+    return Look(asked=report.ok, seconds=seconds, differences=told, unknown=why, stays=tuple(report.warnings))

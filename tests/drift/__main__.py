@@ -1,8 +1,9 @@
-"""`make drift`: every mutation on a converged host, in batches that do not hide each other. The result is kept in last-result.json.
+"""`make drift`: every mutation on a converged host, in batches that do not hide each other.
 
     python -m tests.drift [--release trixie] [--tree PATH] [--only PATTERN]
 
-With `--tree` the r1prov of another checkout is tried, for a comparison.
+The result is kept after each batch, in last-result-RELEASE.json, and a run that was interrupted goes on there. With `--tree` the r1prov of
+another checkout is tried, for a comparison.
 """
 
 from __future__ import annotations
@@ -15,60 +16,79 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tests.drift.host import converged
-from tests.drift.matrix import Outcome, apply, batches, matrix, outcomes, said
+from tests.drift.matrix import Outcome, apply, batches, drifted, matrix, outcomes, said
 
-RESULT = Path(__file__).parent / "last-result.json"
+if TYPE_CHECKING:
+    from r1prov.lab.hosts import LabHost
+    from tests.drift.matrix import Mutation
+    from tests.e2e.people import Operator
+
+COUNTS = ("applied", "found", "named", "foretold", "healed", "quiet")
 
 
 def main() -> int:
-    """Try all; returns 1 where something was not named or not healed."""
+    """Try all; returns 1 where something was not found, named, foretold or healed, or where something was left."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--release", choices=["bookworm", "trixie"], default="bookworm")
     parser.add_argument("--tree", default="")
     parser.add_argument("--only", default="")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--batch", type=int, default=12)
-    parser.add_argument("--batches", type=int, default=0)
-    parser.add_argument("--result", type=Path, default=RESULT)
+    parser.add_argument("--result", type=Path)
     asked = parser.parse_args()
+    kept: Path = asked.result or Path(__file__).parent / f"last-result-{asked.release}.json"
     mutations = [each for each in matrix() if re.search(asked.only, each.name)]
     random.Random(asked.seed).shuffle(mutations)
-    found: list[Outcome] = []
-    quiet = True
+    found = _begun(kept)
+    done = {each.name for each in found}
+    waiting = [each for each in mutations if each.name not in done]
     with converged(asked.release) as (operator, host):
         if asked.tree:
             operator.environment["PYTHONPATH"] = asked.tree
-        for batch in batches(mutations, asked.batch)[: asked.batches or None]:
+        for batch in batches(waiting, asked.batch):
             began = time.monotonic()
-            applied = apply(host, batch)
-            done = operator.run("up")
-            report = operator.report
-            these = outcomes(host, batch, applied, report)
-            found += these
-            for each in these:
-                _say(f"{'ok  ' if each.named and each.healed else 'MISS'} {each.name}: {each}")
-            if not all(each.named and each.healed for each in these) or done.returncode:
-                _say(f"up ended with {done.returncode} and said:\n{said(report)}")
-            operator.run("up")
-            if operator.report["hosts"][host.name]["changes"]:
-                quiet = False
-                _say(f"NOT QUIET\n{said(operator.report)}")
-            _say(f"{len(batch)} in {time.monotonic() - began:.0f} s")
-    result = {
-        "release": asked.release,
-        "seed": asked.seed,
-        "mutations": len(found),
-        "applied": sum(each.applied for each in found),
-        "named": sum(each.named for each in found),
-        "healed": sum(each.healed for each in found),
-        "quiet_after": quiet,
-        "outcomes": [asdict(each) for each in found],
-    }
-    asked.result.write_text(json.dumps(result, indent=1) + "\n")
-    _say(f"{len(found)} mutations: {result['named']} named, {result['healed']} healed, quiet after: {quiet}")
-    return 0 if quiet and all(each.named and each.healed for each in found) else 1
+            found += _try(operator, host, batch)
+            _keep(kept, asked.release, found, whole=len(found) == len(mutations))
+            _say(f"{len(found)} of {len(mutations)}; {len(batch)} in {time.monotonic() - began:.0f} s")
+    missed = [each for each in found if not each.well]
+    counts = ", ".join(f"{sum(getattr(each, name) for each in found)} {name}" for name in COUNTS)
+    _say(f"{len(found)} mutations: {counts}")
+    return 1 if missed else 0
+
+
+def _try(operator: Operator, host: LabHost, batch: list[Mutation]) -> list[Outcome]:
+    applied = apply(host, batch)
+    told = drifted(operator, host)
+    ended = operator.run("up")
+    report = operator.report
+    quiet = drifted(operator, host)
+    found = outcomes(host, batch, applied, told, report, quiet)
+    for each in found:
+        _say(f"{'ok  ' if each.well else 'MISS'} {each}")
+    if not all(each.well for each in found) or ended.returncode:
+        _say(f"drift said:\n{told.text}\nup ended with {ended.returncode} and said:\n{said(report)}")
+        _say(f"drift said afterwards:\n{quiet.text}")
+    if ended.returncode or not quiet.clean:  # The next batch shall begin on a host that is well.
+        operator.run("up", "--full")
+    return found
+
+
+def _begun(kept: Path) -> list[Outcome]:
+    """What an interrupted run has found so far."""
+    result: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {"whole": True}
+    return [] if result["whole"] else [Outcome(**each) for each in result["outcomes"]]
+
+
+def _keep(kept: Path, release: str, found: list[Outcome], *, whole: bool) -> None:
+    counts = {name: sum(getattr(each, name) for each in found) for name in COUNTS}
+    rows = [asdict(each) for each in found]
+    kept.write_text(
+        json.dumps({"release": release, "whole": whole, "mutations": len(found), **counts, "outcomes": rows}, indent=1)
+        + "\n"
+    )
 
 
 def _say(text: str) -> None:

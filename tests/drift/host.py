@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from r1prov.lab.hosts import LabHost
 
 NAME = "drift"
-HUB_PORT = 8091
+HUB_PORTS = {"bookworm": 8091, "trixie": 8092}
 
 
 @contextmanager
@@ -36,9 +36,9 @@ def converged(release: lab.Release) -> Iterator[tuple[Operator, LabHost]]:
     host = found[0] if found else lab.up(name, release, image=engine.image(release, saying.to_stderr))
     operator = Operator(Path(folder))
     archive = ollama.release(ollama.VERSION, saying.to_stderr)
-    weights = [{"type": "hub", "endpoint": f"http://{lab.GATEWAY}:{HUB_PORT}"}]
+    weights = [{"type": "hub", "endpoint": f"http://{lab.GATEWAY}:{HUB_PORTS[release]}"}]
     sources = {**surroundings.sources(), "ollama": {"archive": str(archive)}, "weights": weights}
     operator.site([host], sources=sources, gateway={"server_name": host.address, "tls": {"type": "local-authority"}})
-    with Hub(hub, address=lab.GATEWAY, port=HUB_PORT):
+    with Hub(hub, address=lab.GATEWAY, port=HUB_PORTS[release]):
         operator.does("up")
         yield operator, host

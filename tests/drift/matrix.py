@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from r1prov import lab
 
 if TYPE_CHECKING:
     from r1prov.lab.hosts import LabHost
+    from tests.e2e.people import Operator
 
 _NAMES = re.compile(r"r1prov[-_][a-z-]*[a-z]|numpy|nginx|cmake|ninja|gcc|nft\b|/opt/r1prov|netns|/var/lib/r1prov")
 
@@ -43,13 +45,46 @@ class Mutation:
 
 
 @dataclass(frozen=True)
+class Told:
+    """What `r1prov drift` says of a host.
+
+    Attributes:
+        clean: whether nothing differs, and all was told.
+        tasks: the steps and tasks that it says a run would change something in.
+        text: all that it says.
+    """
+
+    clean: bool
+    tasks: frozenset[str]
+    text: str
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """What became of a mutation: whether it had an effect, whether the run named it, and whether it was as before afterwards."""
+    """What became of a mutation.
+
+    Attributes:
+        name: of the mutation.
+        applied: whether it had an effect.
+        found: whether `r1prov drift` named it.
+        named: whether `r1prov up` did.
+        foretold: whether the run did just what `r1prov drift` had said, as far as its whole batch is concerned.
+        healed: whether it was as before afterwards.
+        quiet: whether `r1prov drift` found nothing afterwards, as far as its whole batch is concerned.
+    """
 
     name: str
     applied: bool
+    found: bool
     named: bool
+    foretold: bool
     healed: bool
+    quiet: bool
+
+    @property
+    def well(self) -> bool:
+        """Whether all of that was as it should be."""
+        return self.applied and self.found and self.named and self.foretold and self.healed and self.quiet
 
 
 def matrix() -> list[Mutation]:
@@ -92,13 +127,44 @@ def is_well(host: LabHost, mutation: Mutation) -> bool:
     return lab.ssh(host, ["sh", "-c", mutation.healed], timeout_s=120).returncode == 0
 
 
+def drifted(operator: Operator, host: LabHost) -> Told:
+    """What `r1prov drift` says of a host now."""
+    done = operator.run("drift", "--json")
+    try:
+        found = json.loads(done.stdout)["hosts"][host.name]
+    except (ValueError, KeyError):
+        return Told(clean=False, tasks=frozenset(), text=f"{done.stdout}\n{done.stderr}")
+    differences = found["differences"]
+    words = [*(each["what"] for each in differences), *found["stays"], found["unknown"]]
+    tasks = frozenset(f"{each['step']}: {each['task']}" for each in differences)
+    return Told(clean=found["state"] == "as wanted", tasks=tasks, text="\n".join(words).strip())
+
+
 def outcomes(
-    host: LabHost, mutations: list[Mutation], applied: dict[str, bool], report: dict[str, Any]
+    host: LabHost, mutations: list[Mutation], applied: dict[str, bool], told: Told, report: dict[str, Any], after: Told
 ) -> list[Outcome]:
-    """What became of mutations, after a run with this report."""
-    told = said(report)
+    """What became of mutations.
+
+    Args:
+        host: where they were tried.
+        mutations: all that were tried in one run.
+        applied: of each, whether it had an effect.
+        told: what a look said before the run.
+        report: of the run.
+        after: what a look said after the run.
+    """
+    text = said(report)
+    foretold = told.tasks == set(report["hosts"][host.name]["changes"])
     return [
-        Outcome(each.name, applied[each.name], re.search(each.says, told) is not None, is_well(host, each))
+        Outcome(
+            each.name,
+            applied[each.name],
+            re.search(each.says, told.text) is not None,
+            re.search(each.says, text) is not None,
+            foretold,
+            is_well(host, each),
+            after.clean,
+        )
         for each in mutations
     ]
 

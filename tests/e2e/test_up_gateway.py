@@ -155,8 +155,8 @@ def test_ten_things_put_wrong_are_named_and_put_right_by_one_run(
     seed = int(os.environ.get("R1PROV_DRIFT_SEED") or time.time())
     mutations = matrix.sample(seed, 10)
     applied = matrix.apply(alone, mutations)
-    assert all(applied.values()), (seed, applied)
+    told = matrix.drifted(owner, alone)
     owner.does("up")
-    report = owner.report
-    missed = [each for each in matrix.outcomes(alone, mutations, applied, report) if not (each.named and each.healed)]
-    assert not missed, f"R1PROV_DRIFT_SEED={seed}: {missed}\n{matrix.said(report)}"
+    report, after = owner.report, matrix.drifted(owner, alone)
+    missed = [each for each in matrix.outcomes(alone, mutations, applied, told, report, after) if not each.well]
+    assert not missed, f"R1PROV_DRIFT_SEED={seed}: {missed}\n{told.text}\n{matrix.said(report)}\n{after.text}"

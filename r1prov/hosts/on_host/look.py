@@ -24,7 +24,7 @@ from typing import Any
 FOLDER = Path("/run/r1prov/look")
 LOCK = Path("/run/r1prov/lock.json")
 LIMIT_S = 30
-SHOWN = ("changed", "failed", "msg", "differences", "diff", "result")
+SHOWN = ("changed", "failed", "msg", "differences", "diff", "result", "warnings")
 """What is told of an answer."""
 
 
