@@ -93,8 +93,8 @@ def plan(
 ) -> None:
     """Say where the model would lie on a kind of server, how long people would wait, and what the rule of thumb would do there.
 
-    Without --profile and --host it is the profile `4x4090`. A host of the site has told how its first card is attached, and what was
-    measured there is shown beside the plan.
+    Without --profile and --host it is the profile `4x4090`. A host of the site has told how much RAM it has and how its first card is
+    attached, and what was measured there is shown beside the plan.
 
     Example: `r1prov plan --profile 4x4090 --quant UD-IQ1_M --ctx-size 4096`
     """
@@ -187,9 +187,11 @@ def _on_host(path: Path | None, named: str) -> tuple[Profile, str, Speeds, dict[
     from r1prov.site.state import SiteState  # noqa: PLC0415
 
     site, (target,) = wanted(path, [named])
-    known = SiteState.of(site.path).known(target.name)
-    speeds = of_machine(site.profile.machine, known.link if known else None)
-    return site.profile, target.name, speeds, known.measured if known else {}
+    profile, known = site.profile, SiteState.of(site.path).known(target.name)
+    if not known:
+        return profile, target.name, of_machine(profile.machine), {}
+    there = profile.model_copy(update={"machine": known.machine(profile.machine)})
+    return there, target.name, of_machine(profile.machine, known.link), known.measured
 
 
 def _as_measured(host: str | None, name: str, speeds: Speeds, there: dict[str, MeasuredSpeed]) -> Speeds:
