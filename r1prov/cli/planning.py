@@ -122,8 +122,9 @@ def plan(
     context = serving.context_per_slot
     if file and ctx_size is None and context is not None:  # the profile's context is meant for its own model
         serving = serving.model_copy(update={"context_per_slot": min(context, published.context_length)})
-    smaller = _smaller(published)
-    found = foresee_plan(published, n_bytes, chosen.machine, serving, speeds, reserve=free, smaller=smaller)
+    found = foresee_plan(
+        published, n_bytes, chosen.machine, serving, speeds, reserve=free, smaller=lambda: _smaller(published)
+    )
     beside = at_measured(found, name, with_measured(speeds, there), serving.workload) if there else None
     if json:
         output.data(document.of_plan(found, beside))
