@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 from ansible_collections.r1.prov.plugins.module_utils.llama_memory import misfits
+from called import document, run
 
 from r1prov import inventory
 from r1prov.cli import main
@@ -79,6 +80,40 @@ def test_a_slow_link_changes_the_plan(capsys: pytest.CaptureFixture[str], tmp_pa
     assert slow > fast
     waits = [each["workload"]["exchanges"][1]["first_token_seconds"]["high"] for each in told]
     assert waits[1] > 2 * waits[0]
+
+
+def test_explain_says_of_the_planned_arguments_what_plan_says(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The link of the first card counts too, from a profile and from what a host has told."""
+    slow = profile_with(tmp_path, "{generation: 3, width: 4}")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r1prov.yml").write_text("profile: 4x4090\nhosts: [gpu1]\nworkload: documents\n")
+    SiteState.of(wanted(None, [])[0].path).acquaint("gpu1", facts(SLOW))
+    told = []
+    for machine in (("--profile", "4x4090"), ("--profile", str(slow)), ("--host", "gpu1"), ("--profile", "cpu")):
+        planned = document(capsys, "plan", "--json", *machine)
+        explained = document(capsys, "explain", "--json", *machine, "--", *planned["arguments"])
+        same = ("model", "mla", "devices", "host", "workload", "decode_tokens_per_second", "conversation", "fits")
+        assert [explained[key] for key in same] == [planned[key] for key in same]
+        told.append(explained["workload"]["exchanges"][1]["first_token_seconds"]["high"])
+    assert told[1] > 2 * told[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        ((), "Give --gpus and --ram, or --profile, or --host"),
+        (("--gpus", "0"), "Give --gpus and --ram, or --profile, or --host"),
+        (("--profile", "cpu", "--ram", "1GiB"), "give one of them"),
+        (("--profile", "cpu", "--host", "gpu1"), "exclude each other"),
+        (("--gpus", "0", "--ram", "1GiB", "--measured"), "--measured goes with --host"),
+    ],
+)
+def test_explain_wants_one_machine(capsys: pytest.CaptureFixture[str], words: tuple[str, ...], what: str) -> None:
+    code, _, err = run(capsys, "explain", *words, "--", "-c", "512")
+    assert code == 2
+    assert what in " ".join(err.replace("│", " ").split())
 
 
 def test_the_plan_of_a_site_uses_the_link_of_the_profile(tmp_path: Path) -> None:
