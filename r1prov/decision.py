@@ -14,13 +14,16 @@ from r1prov.machines.tuned import Hardware, Subject
 from r1prov.machines.workload import CHAT, shortened
 from r1prov.models import catalogue, headers, latent
 from r1prov.offload import DYNAMIC_QUANTS, best_on_gpus, model_of, plan, plan_model, waits
+from r1prov.offload.outcome import Space
+from r1prov.offload.plan import arguments, completed
 from r1prov.offload.speed import is_like, of_machine
 from r1prov.site import pins
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from r1prov.machines.profile import Link
+    from r1prov.machines.known import Known
+    from r1prov.machines.profile import Link, Machine
     from r1prov.machines.tuned import Tuned
     from r1prov.machines.workload import Workload
     from r1prov.models.catalogue import Quant
@@ -68,8 +71,8 @@ class Decision:
         alias: the name of the model in every API.
         releases: the programs that each host shall have, by its name.
         tuned: what a host serves with instead of the plan's own setting, by its name.
-        links: how the first card of a host is attached, by its name, as far as hosts have told.
-        plans: the plans of hosts for which another link makes another plan, by their names.
+        known: what is known of the machine of a host, by its name, of those that were met.
+        plans: the plans of hosts for which another link or less RAM makes another plan, by their names.
     """
 
     site: Site
@@ -81,7 +84,7 @@ class Decision:
     alias: str
     releases: Mapping[str, Releases]
     tuned: Mapping[str, Tuned] = field(default_factory=dict)
-    links: Mapping[str, Link] = field(default_factory=dict)
+    known: Mapping[str, Known] = field(default_factory=dict)
     plans: Mapping[str, Plan] = field(default_factory=dict)
 
     @property
@@ -117,33 +120,36 @@ class Decision:
 
     def speeds_of(self, host: str) -> Speeds:
         """The speeds with which the plan for a host counts."""
-        return of_machine(self.site.profile.machine, self.links.get(host))
+        return of_machine(self.site.profile.machine, self._link(host))
 
-    def with_links(self, links: Mapping[str, Link]) -> Decision:
-        """The decision for hosts that have told how their first card is attached. A link does not change what fits.
+    def machine_of(self, host: str) -> Machine:
+        """The machine of a host: that of the profile, with less RAM where the host has less."""
+        machine = self.site.profile.machine
+        return self.known[host].machine(machine) if host in self.known else machine
 
-        Where all lies on the cards, next to nothing is copied, and the plan stays.
+    def _link(self, host: str) -> Link | None:
+        return self.known[host].link if host in self.known else None
+
+    def with_machines(self, known: Mapping[str, Known]) -> Decision:
+        """The decision for hosts that were met. A host with another link, or with too little RAM for the plan, gets a plan of its own.
+
+        A link does not change what fits. Where all lies on the cards, next to nothing is copied, and the link does not count.
 
         Args:
-            links: by the names of the hosts.
+            known: what is known of the machine of a host, by its name.
+
+        Raises:
+            SiteError: no placement on one of these machines keeps the floors.
         """
-        machine, serving = self.site.profile.machine, self.site.profile.serving
-        if not self.model or not machine.cards or self.plan.whole:
-            return replace(self, links=links)
-        plans: dict[str, Plan] = {}
-        own = of_machine(machine)
-        for link in {link for link in links.values() if not is_like(own, of_machine(machine, link))}:
-            found = plan_model(
-                self.model,
-                machine,
-                serving,
-                of_machine(machine, link),
-                floor=self.plan.floor,
-                n_bytes=self.plan.model_bytes,
-            )
-            if found.setting != self.plan.setting or found.ollama != self.plan.ollama:
-                plans |= {host: found for host, its in links.items() if its == link}
-        return replace(self, links=links, plans=plans)
+        found = replace(self, known=known, plans={})
+        of_machines: dict[tuple[int, Speeds], Plan | None] = {}
+        for host in known:
+            kind = found.machine_of(host).ram, found.speeds_of(host)
+            if kind not in of_machines:
+                of_machines[kind] = _own_plan(found, host)
+            if own := of_machines[kind]:
+                found = replace(found, plans={**found.plans, host: own})
+        return found
 
     def with_versions(self, chosen: Mapping[str, dict[str, str]]) -> Decision:
         """The decision for hosts with other versions, by host and key of `versions`. Where the model lies does not depend on them."""
@@ -188,6 +194,43 @@ class Decision:
             if why
         }
         return replace(self, tuned={host: kept[host] for host, why in lapsed.items() if not why}), remarks
+
+
+def _own_plan(decision: Decision, host: str) -> Plan | None:
+    """The plan for the machine of a host; None where that is the plan of the site."""
+    profile, made, model = decision.site.profile, decision.plan, decision.model
+    machine, speeds = decision.machine_of(host), of_machine(profile.machine)
+    # Where all lies on the cards, next to nothing is copied.
+    if model and machine.cards and not made.whole:
+        speeds = decision.speeds_of(host)
+    if is_like(of_machine(profile.machine), speeds) and (machine == profile.machine or _holds(made, model, machine)):
+        return None
+    try:
+        found = _planned(decision, machine, speeds)
+        if found.outcome and not found.outcome.fits:
+            # The host is too small for any placement. Preflight or the engine says so there, of the plan that the operator knows.
+            found = _planned(decision, profile.machine, speeds)
+    except SiteError as error:
+        raise SiteError(*(replace(each, where=f"{host}: {each.where}") for each in error.problems)) from None
+    return found if found.arguments != made.arguments or found.ollama != made.ollama else None
+
+
+def _planned(decision: Decision, machine: Machine, speeds: Speeds) -> Plan:
+    """The plan of the same model on another machine."""
+    made, serving = decision.plan, decision.site.profile.serving
+    if not decision.model:
+        return plan(decision.quant, machine, serving, speeds=speeds)
+    return plan_model(decision.model, machine, serving, speeds, floor=made.floor, n_bytes=made.model_bytes)
+
+
+def _holds(made: Plan, model: Model | None, machine: Machine) -> bool:
+    """Whether a plan is the same on a machine with less RAM. Past prompts take at most half of what is left there."""
+    if not model or not made.outcome:
+        return False
+    space = Space(machine.cards, machine.ram)
+    setting, found, options = completed(model, made.setting, machine, space, made.setting.prompts)
+    left = found.host.free - found.host.reserve
+    return found.fits and left >= setting.prompts and (*arguments(setting), *options) == made.arguments
 
 
 def decide(site: Site, say: Callable[[str], None] | None = None) -> Decision:

@@ -51,7 +51,8 @@ def render(decision: Decision, folder: Path, site_dir: str = BESIDE) -> Path:
 def rendered(decision: Decision, site_dir: str = BESIDE) -> dict[str, str]:
     """The texts of the inventory, by their path in its folder."""
     values = {**_values(decision), "site_dir": site_dir}
-    values |= {"tuned": decision.tuned, "plans": decision.plans, "links": decision.links}
+    values |= {"tuned": decision.tuned, "plans": decision.plans}
+    values["machines"] = {host: _machine(decision, host) for host in decision.plans}
     values["placed"] = {
         host: {
             "arguments": decision.arguments(host),
@@ -104,6 +105,14 @@ def _values(decision: Decision) -> dict[str, Any]:
         "proxies": _proxies(site),
         "expect": _expect(decision),
     }
+
+
+def _machine(decision: Decision, host: str) -> str:
+    """How the machine of a host differs from that of the profile, in words that go on `The plan of this host, which has`."""
+    known, ram = decision.known[host], decision.machine_of(host).ram
+    told = [f"its first card at {known.link}"] if known.link else []
+    told += [f"{gib(ram)} of RAM"] if ram < decision.site.profile.machine.ram else []
+    return " and ".join(told)
 
 
 def _programs(decision: Decision) -> dict[str, Any]:

@@ -49,10 +49,10 @@ def by_hand(
     Example: `r1prov by-hand --mode rule gpu1`
     """
     applied, (target, *_) = last_applied(site, [host] if host else ())
-    decision = decide(applied, output.say).with_links(SiteState.of(applied.path).links([target]))
+    decision = decide(applied, output.say).with_machines(SiteState.of(applied.path).all_known([target]))
     chosen = _mode(mode, decision)
     arguments = _arguments(chosen, decision, target.name)
-    fits, reasons = _foreseen(decision, arguments)
+    fits, reasons = _foreseen(decision, target.name, arguments)
     command = (PROGRAM, "--model", decision.model_file, *arguments, *_asking(decision))
     environment = decision.plan_for(target.name).environment
     line = " ".join([*(f"{name}={value}" for name, value in environment.items()), shlex.join(command)])
@@ -102,12 +102,12 @@ def _mode(named: str | None, decision: Decision) -> str:
 def _arguments(mode: str, decision: Decision, host: str) -> tuple[str, ...]:
     state = SiteState.of(decision.site.path)
     serving = decision.with_tuned(state.all_tuned(decision.site.hosts), {})[0].arguments(host)
-    return modes.arguments(mode, decision.model, decision.plan_for(host), serving, decision.site.profile.machine)
+    return modes.arguments(mode, decision.model, decision.plan_for(host), serving, decision.machine_of(host))
 
 
-def _foreseen(decision: Decision, arguments: Sequence[str]) -> tuple[bool | None, list[str]]:
+def _foreseen(decision: Decision, host: str, arguments: Sequence[str]) -> tuple[bool | None, list[str]]:
     """Whether the model fits, and why not. That is None where the layers of the model are not known."""
-    machine = decision.site.profile.machine
+    machine = decision.machine_of(host)
     if decision.model is None:
         return None, []
     # The program answers one user and keeps no past prompts.

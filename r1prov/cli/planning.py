@@ -25,6 +25,8 @@ from r1prov.offload.setting import UnknownArgumentError
 from r1prov.offload.speed import of_machine, with_measured
 
 if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
     from r1prov.machines.known import MeasuredSpeed
     from r1prov.machines.profile import Profile, Serving
     from r1prov.models.model import Model
@@ -93,17 +95,12 @@ def plan(
 ) -> None:
     """Say where the model would lie on a kind of server, how long people would wait, and what the rule of thumb would do there.
 
-    Without --profile and --host it is the profile `4x4090`. A host of the site has told how its first card is attached, and what was
-    measured there is shown beside the plan.
+    Without --profile and --host it is the profile `4x4090`. A host of the site has told how much RAM it has and how its first card is
+    attached, and what was measured there is shown beside the plan.
 
     Example: `r1prov plan --profile 4x4090 --quant UD-IQ1_M --ctx-size 4096`
     """
-    _only_one(profile=profile, host=host)
-    if site and not host and os.environ.get(complete.SITE_VARIABLE) != str(site):
-        raise typer.BadParameter("--site goes with --host, which names one of its hosts")
-    chosen, name, speeds, there = _on_host(site, host) if host else _anywhere(profile or "4x4090")
-    if measured:
-        speeds = _as_measured(host, name, speeds, there)
+    chosen, speeds, (name, there) = _chosen(profile or (None if host else "4x4090"), host, site, measured=measured)
     kv_type = cache_type_k and cache_type_k.lower()
     flags = {
         "--ctx-size": ctx_size,
@@ -122,8 +119,9 @@ def plan(
     context = serving.context_per_slot
     if file and ctx_size is None and context is not None:  # the profile's context is meant for its own model
         serving = serving.model_copy(update={"context_per_slot": min(context, published.context_length)})
-    smaller = _smaller(published)
-    found = foresee_plan(published, n_bytes, chosen.machine, serving, speeds, reserve=free, smaller=smaller)
+    found = foresee_plan(
+        published, n_bytes, chosen.machine, serving, speeds, reserve=free, smaller=lambda: _smaller(published)
+    )
     beside = at_measured(found, name, with_measured(speeds, there), serving.workload) if there else None
     if json:
         output.data(document.of_plan(found, beside))
@@ -136,30 +134,51 @@ def plan(
 def explain(
     arguments: Annotated[list[str] | None, typer.Argument(help="llama-server's, best after `--`.")] = None,
     *,
-    gpus: Annotated[str, typer.Option(help="`4x24GiB`, `1x24564MiB,1x48GiB`, or `0`.")],
-    ram: Annotated[str, typer.Option(help="With its unit.")],
+    gpus: Annotated[str | None, typer.Option(help="`4x24GiB`, `1x24564MiB,1x48GiB`, or `0`.")] = None,
+    ram: Annotated[str | None, typer.Option(help="With its unit.")] = None,
+    profile: options.Profile = None,
+    host: Host = None,
+    site: options.SiteFile = None,
+    measured: Measured = False,
     quant: options.Quant = None,
     file: File = None,
-    attention: options.Form = "legacy",
+    source: Source = None,
+    attention: options.Form = None,
     workload: Workload = None,
     reserve: Reserve = DEFAULT_RESERVE,
     json: options.Json = False,
 ) -> None:
-    """Say what llama-server would take with these arguments, on each card and in RAM, and whether that fits.
+    """Say what llama-server would take with these arguments, on each card and in RAM, whether that fits, and how long people would wait.
+
+    The machine is --gpus and --ram, or that of --profile or --host, from which model, form, workload and the link of the first card then
+    come, too. Without these the model is UD-IQ1_S as published, with PCIe 4.0 x16.
 
     Example: `r1prov explain --gpus 4x24GiB --ram 480GiB -- -ngl 35 -c 512 --cache-type-k q4_0`
     """
-    try:
-        cards = parse_cards(gpus)
-    except ValueError as error:
-        raise SiteError(Problem("--gpus", str(error), "as in `r1prov explain --help`")) from None
-    space = Space(cards, _size("--ram", ram), _size("--reserve", reserve))
     _only_one(quant=quant, gguf=file)
-    published, _ = _of_file(file) if file else _of_catalogue(quant or DEFAULT_QUANT)
+    _only_one(source=source, gguf=file)
+    free = _size("--reserve", reserve)
+    asked, form = load_workload(workload) if workload else None, attention or "legacy"
+    if profile or host:
+        if gpus is not None or ram is not None:
+            raise typer.BadParameter(
+                "--gpus and --ram describe a machine, as --profile and --host do: give one of them"
+            )
+        chosen, speeds, _ = _chosen(profile, host, site, measured=measured)
+        machine_there, serving = chosen.machine, chosen.serving
+        space = Space(machine_there.cards, machine_there.ram, free, speeds)
+        published, _ = _of_file(file) if file else _of_profile(chosen, serving, quant, source)
+        asked, form = asked or serving.workload, attention or serving.attention
+    elif gpus is None or ram is None:
+        raise typer.BadParameter("which machine? Give --gpus and --ram, or --profile, or --host")
+    else:
+        if measured or source:
+            raise typer.BadParameter("--measured goes with --host, and --source with --profile or --host")
+        space = Space(_cards(gpus), _size("--ram", ram), free)
+        published, _ = _of_file(file) if file else _of_catalogue(quant or DEFAULT_QUANT)
     words = arguments or []
     try:
-        asked = load_workload(workload) if workload else None
-        found = foresee_arguments(latent.served(published, attention or "legacy"), words, space, asked)
+        found = foresee_arguments(latent.served(published, form), words, space, asked)
     except UnknownArgumentError as error:
         raise typer.BadParameter(str(error)) from None
     if json:
@@ -168,6 +187,24 @@ def explain(
         show_plan.explained(found, found.outcome, found.day)
     else:
         show_plan.refusal(found.refusal, found.alternatives)
+
+
+def _cards(gpus: str) -> tuple[int, ...]:
+    try:
+        return parse_cards(gpus)
+    except ValueError as error:
+        raise SiteError(Problem("--gpus", str(error), "as in `r1prov explain --help`")) from None
+
+
+def _chosen(
+    profile: str | None, host: str | None, site: Path | None, *, measured: bool
+) -> tuple[Profile, Speeds, tuple[str, dict[str, MeasuredSpeed]]]:
+    """The kind of server that the options name, how fast it is, and the name of its host with the speeds that were measured there."""
+    _only_one(profile=profile, host=host)
+    if site and not host and os.environ.get(complete.SITE_VARIABLE) != str(site):
+        raise typer.BadParameter("--site goes with --host, which names one of its hosts")
+    chosen, name, speeds, there = _on_host(site, host) if host else _anywhere(profile or "")
+    return chosen, _as_measured(host, name, speeds, there) if measured else speeds, (name, there)
 
 
 def _anywhere(profile: str) -> tuple[Profile, str, Speeds, dict[str, MeasuredSpeed]]:
@@ -187,9 +224,11 @@ def _on_host(path: Path | None, named: str) -> tuple[Profile, str, Speeds, dict[
     from r1prov.site.state import SiteState  # noqa: PLC0415
 
     site, (target,) = wanted(path, [named])
-    known = SiteState.of(site.path).known(target.name)
-    speeds = of_machine(site.profile.machine, known.link if known else None)
-    return site.profile, target.name, speeds, known.measured if known else {}
+    profile, known = site.profile, SiteState.of(site.path).known(target.name)
+    if not known:
+        return profile, target.name, of_machine(profile.machine), {}
+    there = profile.model_copy(update={"machine": known.machine(profile.machine)})
+    return there, target.name, of_machine(profile.machine, known.link), known.measured
 
 
 def _as_measured(host: str | None, name: str, speeds: Speeds, there: dict[str, MeasuredSpeed]) -> Speeds:
@@ -221,8 +260,18 @@ def _serving(base: Serving, flags: dict[str, int | str | None]) -> Serving:
         return machine.Serving.model_validate(base.model_dump() | changes)
     except ValidationError as error:
         named = {key: flag for flag, key in keys.items()}
-        problems = [(named[str(detail["loc"][0])], documents.words(detail)) for detail in error.errors()]
-        raise SiteError(*(Problem(flag, what, "choose another value") for flag, what in problems)) from None
+        raise SiteError(*(_wrong(named[str(detail["loc"][0])], detail) for detail in error.errors())) from None
+
+
+def _wrong(flag: str, detail: ErrorDetails) -> Problem:
+    """What is wrong with the value of an option, and which values it takes."""
+    what, colon, remedy = documents.words(detail).partition(": write ")
+    if colon:
+        return Problem(flag, what, f"write {remedy}")
+    least = detail.get("ctx", {}).get("ge")
+    return Problem(
+        flag, f"`{detail['input']}` {what}", "write one of these" if least is None else f"write {least} or more"
+    )
 
 
 def _only_one(**options: str | None) -> None:

@@ -48,7 +48,7 @@ def statuses(path: Path | None, named: Sequence[str], login: Login) -> dict[str,
     }
     tuned = SiteState.of(site.path).all_tuned(hosts)
     by_ollama = site.file.engine == "ollama"
-    decision = decide(site).with_links(SiteState.of(site.path).links(hosts)) if tuned or by_ollama else None
+    decision = decide(site).with_machines(SiteState.of(site.path).all_known(hosts)) if tuned or by_ollama else None
     service["model"] = decision.alias if decision and by_ollama else ""
 
     def read(contact: Contact) -> dict[str, Any]:

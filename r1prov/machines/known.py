@@ -1,14 +1,18 @@
-"""What is known of the machine of a host beyond its profile: how its first card is attached, and which speeds were measured there."""
+"""What is known of the machine of a host beyond its profile: its RAM, how its first card is attached, and the speeds measured there."""
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from r1prov.common.units import GIB
 from r1prov.machines.profile import Link
 from r1prov.machines.tuned import Hardware
+
+if TYPE_CHECKING:
+    from r1prov.machines.profile import Machine
 
 
 class MeasuredSpeed(BaseModel):
@@ -60,6 +64,14 @@ class Known(BaseModel):
     link: Link | None = None
     measured: dict[str, MeasuredSpeed] = {}
 
+    def machine(self, profile: Machine) -> Machine:
+        """The machine of a profile with the RAM of this host, where that is less.
+
+        It is rounded down to whole GiB. Another kernel leaves some MiB more or less, and that shall change no plan.
+        """
+        ram = self.hardware.ram // GIB * GIB
+        return profile.model_copy(update={"ram": ram}) if self.hardware.ram < profile.ram else profile
+
     def with_measured(self, found: dict[str, MeasuredSpeed]) -> Known:
         """The same with newly measured speeds."""
         kept = self.measured
@@ -86,5 +98,5 @@ def met(before: Known | None, facts: dict[str, Any]) -> Known | None:
     except ValidationError:
         link = None
     if before and before.hardware.like(hardware):
-        return before.model_copy(update={"link": link or before.link})
+        return before.model_copy(update={"hardware": hardware, "link": link or before.link})
     return Known(hardware=hardware, link=link)

@@ -19,7 +19,7 @@ from r1prov.offload.speed import of_machine
 from r1prov.offload.trade import trade
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from r1prov.machines.profile import Machine, Serving
     from r1prov.machines.workload import Workload
@@ -108,7 +108,7 @@ def foresee_plan(
     speeds: Speeds | None = None,
     *,
     reserve: int,
-    smaller: Sequence[Model],
+    smaller: Callable[[], Sequence[Model]],
 ) -> ForeseenPlan:
     """Plans a model, compares the plan with baselines, and finds alternatives if it does not fit.
 
@@ -119,7 +119,7 @@ def foresee_plan(
         serving: How the model is to be served.
         speeds: How fast the server is; None for what the profile tells of it.
         reserve: The bytes that stay free on each card.
-        smaller: Other quants of the model, in their published form, largest first.
+        smaller: Returns other quants of the model, in their published form, largest first. It is called where the plan does not fit.
 
     Raises:
         SiteError: The engine would not start with these cache types, a slot would hold more tokens than the model was trained for, or
@@ -155,15 +155,13 @@ def foresee_plan(
     )
     alternatives: tuple[Alternative, ...] = ()
     if not plan.outcome.fits:
-        in_mla_form = (("attention", "mla"),)
+        in_mla_form, quants = (("attention", "mla"),), smaller()
         others = [compare.Other(in_mla_form, other) for other in forms[1:] if other.mla]
-        others += [
-            compare.Other((("quant", other.name),), latent.served(other, serving.attention)) for other in smaller
-        ]
+        others += [compare.Other((("quant", other.name),), latent.served(other, serving.attention)) for other in quants]
         if not model.mla:
             others += [
                 compare.Other((*in_mla_form, ("quant", other.name)), latent.in_mla_form(other))
-                for other in smaller
+                for other in quants
                 if latent.is_legacy(other)
             ]
         alternatives = tuple(compare.plans_that_fit(model, requested, space, plan.outcome, others))

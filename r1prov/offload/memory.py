@@ -309,6 +309,15 @@ def cache_bytes_per_token(model: Model, setting: Setting) -> int:
     return k if model.mla else k + row_bytes(setting.type_v, model.kv_heads * model.value_length)
 
 
+def scores_bytes(model: Model, setting: Setting) -> int:
+    """The bytes of a batch's scores against a slot's cache, in F32.
+
+    Without flash attention a device that has a layer holds them in its compute buffer, and other tensors beside them.
+    """
+    cells, _ = _cells(model, setting)
+    return 4 * model.heads * cells * min(setting.micro_batch, setting.batch, context_of(model, setting))
+
+
 def pipelined(setting: Setting, where: Placement, cards: int) -> bool:
     """Whether the cards work on several micro-batches at once, one after the other (llama_context)."""
     return cards > 1 and where.on_cards and setting.cache_on_cards and not setting.overrides

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from r1prov.common.units import MIB
 from r1prov.models.model import layer_of
-from r1prov.offload.memory import context_of, context_per_slot, memory
+from r1prov.offload.memory import context_of, context_per_slot, least, memory, placement, scores_bytes
 from r1prov.offload.search import fits
 from r1prov.offload.waits import filling, mean_seconds
 
@@ -63,6 +63,7 @@ def _most_layers(model: Model, in_ram: Setting, space: Space, most: int) -> Sett
     """
     sizes, computing = _sizes(model, in_ram), _computing(model, in_ram)
     rooms = [card - sizes[0] - OVERHEAD_BYTES - computing for card in space.cards]
+    scores = scores_bytes(model, in_ram)
     for count in range(most, 0, -1):
         if sum(sizes[-count:]) > sum(space.rooms):
             continue
@@ -71,6 +72,10 @@ def _most_layers(model: Model, in_ram: Setting, space: Space, most: int) -> Sett
         if not any(split):  # by its own figures Ollama has no room for them
             continue
         placed = replace(in_ram, gpu_layers=count, split=tuple(map(float, split)))
+        lying, layers = least(model, placed, space.cards), placement(model, placed, space.cards).layers
+        # The whole compute buffer takes a hundred times as long to work out as its largest tensor.
+        if any(lying[card] + scores > space.rooms[card] for card in set(layers) if card < len(space.cards)):
+            continue
         if fits(memory(model, placed, space.cards), space.rooms):
             return placed
     return in_ram

@@ -215,7 +215,7 @@ def _context(model: Model, serving: Serving) -> tuple[int, str]:
     if asked is not None:
         if asked > most:
             what = f"a slot of {asked:,} tokens is more than the {most:,} that the model was trained for"
-            raise SiteError(Problem(model.name, what, "lower --ctx-size (context_per_slot)"))
+            raise SiteError(Problem(model.name, what, f"lower --ctx-size (context_per_slot) to {most:,} or less"))
         return asked, ""
     needed = _needed(serving.workload) if serving.workload else 0
     if max(needed, DEFAULT_CONTEXT) >= most:

@@ -43,7 +43,7 @@ def servers(decision: Decision, host: str, asked: Sequence[str]) -> tuple[Server
             published_bytes=decision.quant.bytes,
             plan=decision.plan_for(host),
             arguments=decision.arguments(host),
-            machine=site.profile.machine,
+            machine=decision.machine_of(host),
             serving=site.profile.serving,
             without_ollama=without,
             speeds=decision.speeds_of(host),

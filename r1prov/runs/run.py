@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from r1prov import inventory
 from r1prov.common.errors import Exit, Problem, R1provError, SiteError, UnreachableError
+from r1prov.common.units import gib
 from r1prov.decision import decide
 from r1prov.hosts import Look, Progress, ProgressWatch, at_once, look, met
 from r1prov.offload.speed import DEFAULT_LINK, of_machine
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from r1prov.decision import Decision
     from r1prov.hosts import Login, Meeting
     from r1prov.hosts.looking import Expectation
+    from r1prov.machines.known import Known
     from r1prov.runs.ansible import Command
     from r1prov.runs.events import Event
     from r1prov.site import Host, Site
@@ -171,10 +173,11 @@ def prepare(
                 watcher.note(site.name, f"{path} is new; once {late} can be reached, `r1prov up` brings it there, too")
         users = {name: contact.connection.user for name, contact in meeting.contacts.items()}
         facts = {name: contact.facts for name, contact in meeting.contacts.items()}
-        for name, each in facts.items():
-            if text := _acquaint(state, decision, name, each):
+        acquainted = {name: state.acquaint(name, each) for name, each in facts.items()}
+        decision = decision.with_machines(state.all_known(site.hosts))
+        for name, both in acquainted.items():
+            for text in filter(None, (_on_link(decision, *both), _on_ram(decision, name, *both))):
                 watcher.note(name, text)
-        decision = decision.with_links(state.links(site.hosts))
         decision, remarks = decision.with_tuned(state.all_tuned(site.hosts), facts)
         for name, text in remarks.items():
             watcher.note(name, text)
@@ -200,25 +203,38 @@ def _look(meeting: Meeting, expected: Mapping[str, Sequence[Expectation]]) -> di
     return dict(zip(names, at_once(one, names), strict=True))
 
 
-def _acquaint(state: SiteState, decision: Decision, host: str, facts: dict[str, Any]) -> str:
-    """Keep what first contact found of a machine. Returns a remark on how its first card is attached, where that is new and matters."""
-    (before, now), machine = state.acquaint(host, facts), decision.site.profile.machine
-    is_new = now and (not before or before.link != now.link or not before.hardware.like(now.hardware))
+def _on_ram(decision: Decision, host: str, before: Known | None, known: Known | None) -> str:
+    """A remark on RAM that does not hold as many past prompts as the profile's would, where that is new."""
+    machine, own = decision.site.profile.machine, decision.plans.get(host)
+    if not known or not own or (before and before.machine(machine) == known.machine(machine)):
+        return ""
+    planned, kept = decision.plan.setting.prompts, own.setting.prompts
+    if kept >= planned:
+        return ""
+    what = f"{gib(kept)} of it are for past prompts" if kept else "none of it is for past prompts"
+    return (
+        f"has {gib(known.hardware.ram)} of RAM, less than the {gib(machine.ram)} of the profile: {what} instead of {gib(planned)},"
+        f" because {own.prompts_reason}"
+    )
+
+
+def _on_link(decision: Decision, before: Known | None, known: Known | None) -> str:
+    """A remark on how the first card of a host is attached, where that is new and matters."""
+    machine = decision.site.profile.machine
+    is_new = known and (not before or before.link != known.link or not before.hardware.like(known.hardware))
     # Where all lies on the cards, next to nothing is copied.
-    if not now or not is_new or not machine.cards or decision.plan.whole:
+    if not known or not is_new or not machine.cards or decision.plan.whole:
         return ""
     planned = of_machine(machine).link_bytes_per_second
     than = planned.detail or str(DEFAULT_LINK)
-    if not now.link:
+    if not known.link:
         remedy = "`machine.gpus.link` of a profile names another"
         return f"does not tell how its first card is attached, so the plan counts with {than}; {remedy}"
-    slower = planned.low / of_machine(machine, now.link).link_bytes_per_second.low
+    slower = planned.low / of_machine(machine, known.link).link_bytes_per_second.low
     if abs(slower - 1) < _HARDLY:
         return ""
     times = f"{slower:.1f} times as long" if slower > 1 else f"{slower:.0%} of the time"
-    return (
-        f"has its first card at {now.link}: copies for prompts take {times} as by {than}, and the plan counts with that"
-    )
+    return f"has its first card at {known.link}: copies for prompts take {times} as by {than}, and the plan counts with that"
 
 
 def settle(site: Site, say: Callable[[str], None]) -> Decision:
@@ -232,7 +248,7 @@ def settle(site: Site, say: Callable[[str], None]) -> Decision:
         SiteError: the site cannot be planned, or something is missing or wrong on this machine.
     """
     state = SiteState.of(site.path)
-    decision = decide(site, say).with_links(state.links(site.hosts))
+    decision = decide(site, say).with_machines(state.all_known(site.hosts))
     pins.keep(site, state.pins)
     archives.judge(site, state.pins)
     if (gateway := site.file.gateway) and gateway.tls.type == "local-authority":

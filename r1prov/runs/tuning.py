@@ -60,7 +60,7 @@ def look(
         away = meeting.away
         for name, contact in meeting.contacts.items():
             state.acquaint(name, contact.facts)
-        decision = decision.with_links(state.links(site.hosts))
+        decision = decision.with_machines(state.all_known(site.hosts))
         for name, contact in meeting.contacts.items():
             try:
                 if contact.connection.run(["systemctl", "cat", UNIT]).code:
@@ -93,9 +93,10 @@ def require_llama_server(site: Site) -> None:
 def trial(decision: Decision, host: str, facts: Mapping[str, Any]) -> Trial:
     """What is to be tried on a host where first contact found `facts`."""
     subject = decision.subject(host, Hardware.of(dict(facts)))
-    profile, plan = decision.site.profile, decision.plan_for(host)
+    plan = decision.plan_for(host)
     speeds_of = decision.speeds_of(host)
-    return tuning.trial(plan, decision.model, profile.machine, profile.serving, subject, speeds=speeds_of)
+    machine = decision.machine_of(host)
+    return tuning.trial(plan, decision.model, machine, decision.site.profile.serving, subject, speeds=speeds_of)
 
 
 def tune(decision: Decision, host: Host, trial: Trial, conductor: Conductor, *, limit_s: int, force: bool) -> Tuned:

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from r1prov.machines.profile import Link
     from r1prov.site import Host
 
 
@@ -237,10 +236,10 @@ class SiteState:
             self.keep_known(host, now)
         return before, now
 
-    def links(self, hosts: Iterable[Host]) -> dict[str, Link]:
-        """The links of the first cards of those of `hosts` that have told them, by their names."""
+    def all_known(self, hosts: Iterable[Host]) -> dict[str, Known]:
+        """What is known of the machines of `hosts`, by their names, of those that were met."""
         kept = {host.name: self.known(host.name) for host in hosts}
-        return {name: known.link for name, known in kept.items() if known and known.link}
+        return {name: known for name, known in kept.items() if known}
 
     def _known(self, host: str) -> Path:
         return self.root / "machines" / f"{host}.json"

@@ -52,8 +52,11 @@ def files_shown(talk: str) -> dict[str, str]:
     ours = re.compile(
         r"r1prov-(?!.*-door).*\.service|.*\.j2"
     )  # a door is alike for all; tests/unit/test_service_unit.py has one
+    # The RAM of this machine decides how much of it is for past prompts.
     return {
-        name.removesuffix(".j2"): re.sub(r"^\+", "", text, flags=re.MULTILINE)
+        name.removesuffix(".j2"): re.sub(
+            r"--cache-ram \d+", "--cache-ram MIB", re.sub(r"^\+", "", text, flags=re.MULTILINE)
+        )
         for name, text in shown
         if ours.fullmatch(name) and name != "r1prov-weights.service"  # its addresses are this machine's
     }

@@ -166,7 +166,7 @@ def test_where_no_change_of_a_plan_fits_by_itself_the_fewest_together_do(
     smaller = [layout.model(name) for name in ("UD-IQ1_M", "UD-IQ1_S")]
     model, room = layout.model(quant), machine(cards, card, ram)
     smaller = [other for other in smaller if other.n_bytes < model.n_bytes]
-    found = foresee_plan(model, model.n_bytes, room, asked, reserve=GIB, smaller=smaller)
+    found = foresee_plan(model, model.n_bytes, room, asked, reserve=GIB, smaller=lambda: smaller)
     assert not found.outcome.fits
     assert {len(change.change) for change in found.alternatives} == ({together} if together else set())
     keys = {"ctx_size": "context_per_slot", "parallel": "slots", "cache_type_k": "kv_type_k", "attention": "attention"}
@@ -174,10 +174,10 @@ def test_where_no_change_of_a_plan_fits_by_itself_the_fewest_together_do(
         other = layout.model(str(change.get("quant", quant)))
         new = asked.model_copy(update={keys[key]: value for key, value in change.items() if key in keys})
         reserve = int(change.get("reserve_bytes", GIB))
-        assert foresee_plan(other, other.n_bytes, room, new, reserve=reserve, smaller=[]).outcome.fits, change
+        assert foresee_plan(other, other.n_bytes, room, new, reserve=reserve, smaller=list).outcome.fits, change
     if not found.alternatives:
         least = asked.model_copy(update={"context_per_slot": 256, "attention": "mla", "kv_type_k": "q4_0"})
-        assert not foresee_plan(smaller[-1], smaller[-1].n_bytes, room, least, reserve=0, smaller=[]).outcome.fits
+        assert not foresee_plan(smaller[-1], smaller[-1].n_bytes, room, least, reserve=0, smaller=list).outcome.fits
 
 
 def test_bounds_do_not_prove_a_machine_too_small(capsys: pytest.CaptureFixture[str]) -> None:

@@ -280,15 +280,27 @@ def test_plan_takes_the_quant_that_the_profile_takes(capsys: pytest.CaptureFixtu
         (("plan", "--gguf", "http://me:secret@[bad"), "[bad: it is no address of a web server"),
         (("plan", "--gguf", "http://127.0.0.1:99999/r1.gguf"), "it is no address of a web server"),
         (("plan", "--profile", "4x409"), "did you mean 4x4090"),
-        (("plan", "--ctx-size", "10"), "--ctx-size: should be greater than or equal to 256"),
-        (("plan", "--parallel", "0"), "--parallel: `0` is no number of slots"),
+        (
+            ("plan", "--ctx-size", "10"),
+            "--ctx-size: `10` should be greater than or equal to 256\n  -> write 256 or more",
+        ),
+        (("plan", "--ctx-size", "999999"), "-> lower --ctx-size (context_per_slot) to 163,840 or less"),
+        (("plan", "--parallel", "0"), "--parallel: `0` is no number of slots\n  -> write a number from 1 to 64, or"),
+        (
+            ("plan", "--parallel", "at least 65"),
+            "`at least 65` is no number of slots\n  -> write a number from 1 to 64, or",
+        ),
+        (
+            ("plan", "--first-token", "soon"),
+            "--first-token: `soon` is not a duration\n  -> write a number and s, m or h",
+        ),
         (("explain", "--gpus", "3x", "--ram", "1GiB"), "`3x` is not a set of cards"),
         (("explain", "--gpus", "4x24GiB,0", "--ram", "1GiB"), "`4x24GiB,0` is not a set of cards"),
         (("explain", "--gpus", "1x0GiB", "--ram", "1GiB"), "`1x0GiB` is not a set of cards"),
         (("explain", "--gpus", "0", "--ram", "1GiB", "--reserve", "-1"), "--reserve: `-1` is not a size"),
         (("explain", "--gpus", "", "--ram", "1GiB"), "`` is not a set of cards"),
-        (("plan", "--cache-type-k", ""), "--cache-type-k: is none of"),
-        (("plan", "--cache-type-k", "q4_9"), "--cache-type-k: is none of"),
+        (("plan", "--cache-type-k", ""), "--cache-type-k: `` is none of"),
+        (("plan", "--cache-type-k", "q4_9"), "--cache-type-k: `q4_9` is none of 'f32', 'f16',"),
     ],
 )
 def test_bad_input_is_one_clear_error(

@@ -1,5 +1,6 @@
 """Tests of the settings for Ollama, and of how it distributes layers over the cards."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -7,10 +8,12 @@ import pytest
 from r1prov.common.units import GIB, MIB
 from r1prov.machines.profile import load_profile
 from r1prov.models import layout
+from r1prov.models.model import Model
 from r1prov.offload import ollama, wanted
-from r1prov.offload.memory import memory
+from r1prov.offload.memory import Memory, memory, placement, scores_bytes
 from r1prov.offload.outcome import Space
 from r1prov.offload.search import fits
+from r1prov.offload.setting import Setting
 
 
 @pytest.mark.parametrize(
@@ -38,6 +41,43 @@ def test_it_is_told_the_most_layers_that_fit_with_its_batch(mla: bool, context: 
     assert fits(memory(model, told, space.cards), space.rooms)
     in_ram = replace(told, gpu_layers=0, split=())
     assert ollama._most_layers(model, in_ram, space, model.entries) == told
+
+
+@pytest.mark.parametrize("mla", [False, True])
+@pytest.mark.parametrize("slots", [1, 4])
+@pytest.mark.parametrize("split", [(1, 1, 1, 1), (0, 3, 0, 9), (20, 1, 0, 1), (0, 0, 1, 0)])
+def test_what_is_left_out_without_being_worked_out_does_not_fit(mla: bool, slots: int, split: tuple[int, ...]) -> None:
+    """The buffer of a card with a layer is never smaller than the scores that it is taken for."""
+    model = layout.model("UD-IQ1_S", mla=mla)
+    for count, tokens in ((5, 64), (30, 512)):
+        setting = replace(
+            wanted(load_profile("4x4090").serving, model),
+            slots=slots,
+            context=8192 * slots,
+            flash=False,
+            micro_batch=tokens,
+            gpu_layers=count,
+            split=tuple(map(float, split)),
+        )
+        cards = (24_564 * MIB,) * 4
+        uses = memory(model, setting, cards).cards
+        for card in set(placement(model, setting, cards).layers) - {len(cards)}:
+            assert uses[card].compute >= scores_bytes(model, setting)
+
+
+def test_few_settings_are_worked_out_for_ollama(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nearly all of the time of `r1prov plan` goes into memory that is worked out. It took 32 settings, and a second of `plan` in all."""
+    worked_out = []
+
+    def counted(model: Model, setting: Setting, cards: Sequence[int]) -> Memory:
+        worked_out.append(setting)
+        return memory(model, setting, cards)
+
+    monkeypatch.setattr(ollama, "memory", counted)
+    ollama.best.cache_clear()
+    model, serving = layout.model("UD-IQ1_S", mla=True), load_profile("4x4090").serving
+    assert ollama.best(model, wanted(serving, model), Space((24_564 * MIB,) * 4, 480 * GIB)).gpu_layers == 36
+    assert len(worked_out) <= 8
 
 
 def test_attention_that_is_not_fused_makes_the_batch_small() -> None:

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
+from ansible_collections.r1.prov.plugins.module_utils.llama_memory import misfits
+from called import document, run
 
 from r1prov import inventory
 from r1prov.cli import main
@@ -79,6 +82,40 @@ def test_a_slow_link_changes_the_plan(capsys: pytest.CaptureFixture[str], tmp_pa
     assert waits[1] > 2 * waits[0]
 
 
+def test_explain_says_of_the_planned_arguments_what_plan_says(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The link of the first card counts too, from a profile and from what a host has told."""
+    slow = profile_with(tmp_path, "{generation: 3, width: 4}")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r1prov.yml").write_text("profile: 4x4090\nhosts: [gpu1]\nworkload: documents\n")
+    SiteState.of(wanted(None, [])[0].path).acquaint("gpu1", facts(SLOW))
+    told = []
+    for machine in (("--profile", "4x4090"), ("--profile", str(slow)), ("--host", "gpu1"), ("--profile", "cpu")):
+        planned = document(capsys, "plan", "--json", *machine)
+        explained = document(capsys, "explain", "--json", *machine, "--", *planned["arguments"])
+        same = ("model", "mla", "devices", "host", "workload", "decode_tokens_per_second", "conversation", "fits")
+        assert [explained[key] for key in same] == [planned[key] for key in same]
+        told.append(explained["workload"]["exchanges"][1]["first_token_seconds"]["high"])
+    assert told[1] > 2 * told[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        ((), "Give --gpus and --ram, or --profile, or --host"),
+        (("--gpus", "0"), "Give --gpus and --ram, or --profile, or --host"),
+        (("--profile", "cpu", "--ram", "1GiB"), "give one of them"),
+        (("--profile", "cpu", "--host", "gpu1"), "exclude each other"),
+        (("--gpus", "0", "--ram", "1GiB", "--measured"), "--measured goes with --host"),
+    ],
+)
+def test_explain_wants_one_machine(capsys: pytest.CaptureFixture[str], words: tuple[str, ...], what: str) -> None:
+    code, _, err = run(capsys, "explain", *words, "--", "-c", "512")
+    assert code == 2
+    assert what in " ".join(err.replace("│", " ").split())
+
+
 def test_the_plan_of_a_site_uses_the_link_of_the_profile(tmp_path: Path) -> None:
     ours, theirs = load_profile("4x4090"), load_profile(str(profile_with(tmp_path, "{generation: 3, width: 4}")))
     quant = catalogue.quant("UD-IQ1_S")
@@ -121,6 +158,38 @@ def decision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Decision:
     SiteState.of(chosen.path).acquaint("gpu1", facts(SLOW))
     SiteState.of(chosen.path).acquaint("gpu2", facts(None))
     return settle(chosen, lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("profile", "ram"), [("4x4090", 120), ("4x4090", 100), ("4x4090", 56), ("cpu", 200), ("cpu", 152)]
+)
+def test_past_prompts_take_what_ram_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, profile: str, ram: int
+) -> None:
+    """What a host is refused for (`misfits`) is the model and the system's reserve, never the cache of past prompts."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r1prov.yml").write_text(f"profile: {profile}\nhosts: [gpu1, gpu2]\nworkload: team\n")
+    chosen, _ = wanted(None, [])
+    there = facts(None) if profile == "4x4090" else facts(None) | {"gpu": {"on_bus": 0, "cards": [], "link": None}}
+    kinds = {"gpu1": ram * GB + 5 * MIB, "gpu2": 480 * GB}
+    for name, n_bytes in kinds.items():
+        SiteState.of(chosen.path).acquaint(name, there | {"ram": {"total_bytes": n_bytes}})
+    decision = settle(chosen, lambda _: None)
+    small, large = decision.plan_for("gpu1"), decision.plan_for("gpu2")
+    assert large == decision.plan
+    assert small.setting.prompts < large.setting.prompts
+    assert "RAM that is left" in small.prompts_reason
+    variables = yaml.safe_load(inventory.rendered(decision)["hosts.yml"])["all"]["hosts"]["gpu1"]
+    words = variables["llama_server_arguments"]
+    assert int(words[words.index("--cache-ram") + 1]) * MIB == small.setting.prompts
+    reserves = {device["name"]: 1024 * MIB for device in variables["llama_server_plan"]}
+    rooms = {"host": kinds["gpu1"]} | {f"CUDA{number}": 24564 * MIB for number in range(4)}
+    assert not misfits(
+        variables["llama_server_plan"], rooms, reserves | {"host": variables["llama_server_host_reserve_bytes"]}
+    )
+    # Another kernel counts a little less.
+    SiteState.of(chosen.path).acquaint("gpu1", there | {"ram": {"total_bytes": kinds["gpu1"] - 4 * MIB}})
+    assert settle(chosen, lambda _: None).plan_for("gpu1") == small
 
 
 def foreseen(decision: Decision, arguments: Sequence[str], *, prompt: int, depth: float) -> float:

@@ -128,7 +128,7 @@ def test_floors_of_slots_and_of_the_first_token_are_kept_together(capsys: pytest
 def test_a_bad_floor_is_one_sentence(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, key: str, flag: str, value: str, what: str
 ) -> None:
-    assert f"{flag}: {what}" in refused(capsys, flag, value)
+    assert f"{flag}: {what}".replace(": write", "\n  -> write") in refused(capsys, flag, value)
     assert f"`serving.{key}`: {what}" in refused(capsys, "--profile", own(tmp_path, **{key: value}))
     (tmp_path / "r1prov.yml").write_text(f"profile: 4x4090\nhosts: [gpu1]\n{key}: {value}\n")
     code, _, err = run(capsys, "render", "--site", str(tmp_path / "r1prov.yml"))
