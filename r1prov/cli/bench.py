@@ -119,7 +119,8 @@ def bench(
         "bench_limit_s": limit_s,
     }
     login = login_options.ask()
-    done = running.run(decision, targets, login, running.request("bench", told, verbosity=verbose))
+    request = running.request("bench", told, verbosity=verbose, needs=f"r1prov-{applied.file.engine}")
+    done = running.run(decision, targets, login, request)
     if json:
         output.data(done.report.as_json())
     else:

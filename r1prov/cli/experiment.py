@@ -71,7 +71,6 @@ def compare(
     login = login_options.ask()
     found, errors = dict[str, dict[str, Any]](), list[R1provError]()
     for host in targets:
-        _announce(site, host, planned[host.name], order)
         document, error = _measure(decision, host, login, order)
         found |= {host.name: document} if document else {}
         errors += [error] if error else []
@@ -124,8 +123,10 @@ def _measure(
     request = running.request("bench", verbosity=order.verbosity)
 
     def work(live: LiveRun) -> tuple[Done, tuple[Server, ...]]:
-        prepared = runs.prepare(decision, [host], login, live)
+        prepared = runs.prepare(decision, [host], login, live, needs=f"r1prov-{decision.site.file.engine}")
         found = modes.servers(prepared.decision, host.name, order.asked)
+        if prepared.hosts:
+            _announce(decision.site, host, found, order)
         told = modes.variables(prepared.decision, host.name, found, order.limit_s, at_once=order.now)
         return runs.play(prepared, login, replace(request, variables=told), live), found
 

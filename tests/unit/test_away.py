@@ -50,7 +50,7 @@ def gpu1(tmp_path, monkeypatch):
         if part.name != "playbooks":
             (collection / part.name).symlink_to(part.resolve())
     (collection / "playbooks").mkdir()
-    for name in ("up", "bench", "down"):
+    for name in ("up", "bench", "tune", "verify", "down"):
         (collection / "playbooks" / f"{name}.yml").write_text(PLAY.format(made=tmp_path / "made"))
     monkeypatch.setattr(paths, "collection", lambda: collection)
     monkeypatch.chdir(tmp_path)
@@ -146,7 +146,25 @@ def test_status_shows_every_host(gpu1, r1prov, monkeypatch):
     assert (code, [host["reachable"] for host in json.loads(out)["hosts"].values()]) == (Exit.UNREACHABLE, [False] * 2)
 
 
+@pytest.mark.parametrize(
+    "words", [["bench"], ["bench", "--modes", "cpu"], ["tune", "--yes"], ["weights", "verify"]], ids=" ".join
+)
+def test_a_host_that_was_never_set_up_is_refused_before_anything_is_changed(gpu1, tmp_path, r1prov, words):
+    on_host(tmp_path, "systemctl", "exit 1")
+    code, _, err = r1prov(*words, "gpu1")
+    assert code == Exit.UNHEALTHY
+    told = " ".join(err.split())
+    assert "gpu1: is not set up yet" in told
+    assert told.count("run `r1prov up` first") == 1
+    assert "will not answer" not in told
+    assert done(tmp_path) == 0
+    state = SiteState.of(tmp_path / "r1prov.yml")
+    assert [path.name for path in state.secrets.iterdir()] == ["api-key"]  # No other was made.
+    assert not state.inventory.exists()
+
+
 def test_bench_measures_the_others(gpu1, tmp_path, r1prov):
+    on_host(tmp_path, "systemctl", "exit 0")  # there is an engine to measure
     code, out, _ = r1prov("bench", "--json")
     assert (code, done(tmp_path), len(those_away(json.loads(out)["hosts"]))) == (Exit.UNREACHABLE, 1, 2)
 
