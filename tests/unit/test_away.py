@@ -35,6 +35,9 @@ PLAY = """
 """
 
 
+MEASURES = "echo ActiveState=activating; echo InactiveExitTimestampMonotonic=1000000"
+
+
 @pytest.fixture
 def gpu1(tmp_path, monkeypatch):
     """A host that is there. `stranger` has another key than the site knows, and nobody listens where `off` should be."""
@@ -185,6 +188,20 @@ def test_a_status_that_cannot_be_read_is_that_of_one_host(gpu1, tmp_path, r1prov
     hosts = json.loads(out)["hosts"]
     assert (code, [host["reachable"] for host in hosts.values()]) == (Exit.UNREACHABLE, [False] * 3)
     assert hosts["gpu1"]["problems"][0]["what"] == "its status cannot be read: no reason given"
+
+
+def test_a_pause_for_a_measurement_is_no_failure_of_the_service(gpu1, tmp_path, r1prov):
+    on_host(tmp_path, "systemctl", 'case "$2" in r1prov-measure.service) ' + MEASURES + ";; esac")
+    code, out, _ = r1prov("status", "--json", "gpu1")
+    assert (code, json.loads(out)["hosts"]["gpu1"]["health"]) == (Exit.UNHEALTHY, "paused")
+    code, _, err = r1prov("status", "gpu1")
+    assert "gpu1: a measurement has paused llama-server since" in " ".join(err.split())
+    code, _, err = r1prov("ask", "--host", "gpu1", "1+1?")
+    assert code == Exit.UNHEALTHY
+    assert "gpu1: a measurement has paused llama-server since" in " ".join(err.split())
+    on_host(tmp_path, "systemctl", "echo ActiveState=inactive")
+    assert json.loads(r1prov("status", "--json", "gpu1")[1])["hosts"]["gpu1"]["health"] == "down"
+    assert "the service does not answer" in r1prov("ask", "--host", "gpu1", "1+1?")[2]
 
 
 def test_the_others_are_tuned(gpu1, tmp_path, r1prov):
