@@ -56,8 +56,8 @@ format: ## rewrite the Python files in the house style
 docs: ## the reference pages of docs/ as the code is now, then the site from all pages: dist/docs/index.html
 	@$(IN) python docs/generate.py && NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
-golden: ## the golden files of inventories, needs, units, `plan` and other output, as the code is now
-	@$(IN) R1PROV_GOLDEN=write pytest -q tests/unit/test_inventory.py tests/unit/test_needs.py tests/unit/test_service_unit.py tests/unit/test_cli_plan.py tests/unit/test_modes.py tests/unit/test_layout.py
+golden: ## the golden files of inventories, needs, units, command lines, `plan` and other output, as the code is now
+	@$(IN) R1PROV_GOLDEN=write pytest -q tests/unit/test_inventory.py tests/unit/test_needs.py tests/unit/test_service_unit.py tests/unit/test_cli_plan.py tests/unit/test_modes.py tests/unit/test_layout.py tests/unit/test_by_hand.py
 
 lock: ## resolve the dependencies of pyproject.toml anew
 	@$(IN) uv pip compile --quiet --universal --generate-hashes --group dev pyproject.toml -o requirements.lock \

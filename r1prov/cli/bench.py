@@ -10,9 +10,10 @@ import typer
 from r1prov import output
 from r1prov.cli import options, running, show
 from r1prov.common.units import parse_duration
+from r1prov.decision import decide
 from r1prov.offload.modes import MODES
 from r1prov.runs import prompts
-from r1prov.site.select import last_applied
+from r1prov.site.select import last_applied, made_up
 from r1prov.site.state import SiteState
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ ALL = ", ".join(MODES)
 def _completed(incomplete: str) -> list[str]:
     """The lists that what is typed may become: each mode that it does not have yet, after what is complete."""
     done, comma, begun = incomplete.rpartition(",")
-    given: Sequence[str] = done.split(",")
-    return [f"{done}{comma}{mode}" for mode in MODES if mode.startswith(begun) and mode not in given]
+    given: Sequence[str] = done.lower().split(",")
+    return [f"{done}{comma}{mode}" for mode in MODES if mode.startswith(begun.lower()) and mode not in given]
 
 
 @options.logs_in
@@ -72,6 +73,7 @@ def bench(
             help="With --modes: contact nobody; say of each mode whether it fits and what it would take.",
         ),
     ] = False,
+    profile: options.Profile = None,
     login_options: options.LoginOptions,
     verbose: options.Verbose = 0,
     json: options.Json = False,
@@ -85,6 +87,8 @@ def bench(
     planned, on the GPUs alone, by the rule of thumb, by Ollama. Each host pauses for that, one after the other, and serves as before
     afterwards, however it ends.
 
+    With --check and --profile it says what each mode would take on any server of that kind, which need not be there.
+
     Example: `r1prov bench --modes cpu,hybrid,gpu gpu1`
     """
     asked = _asked(modes, also)
@@ -93,20 +97,21 @@ def bench(
         raise typer.BadParameter(f"{', '.join(lonely)} goes with --modes; there are: {ALL}")
     limit = limit or (PROMPTS_LIMIT if modes is None else LIMIT)
     limit_s = _limit_s(limit)
-    applied, targets = last_applied(site, hosts or ())
+    if profile and not check:
+        raise typer.BadParameter("--profile goes with --modes and --check: only hosts can be measured")
     if asked:
         # Imported late: the plain benchmark does without.
         from r1prov.cli import experiment  # noqa: PLC0415
 
-        experiment.compare(
-            applied,
-            targets,
-            experiment.Order(asked, limit, limit_s, now=now, verbosity=verbose),
-            login_options,
-            check=check,
-            json=json,
-        )
+        order = experiment.Order(asked, limit, limit_s, now=now, verbosity=verbose)
+        if profile:
+            kind, there = made_up(options.alone(profile, site, hosts or ()))
+            experiment.foresee(decide(kind, output.say), there, order, json=json)
+            return
+        applied, targets = last_applied(site, hosts or ())
+        experiment.compare(applied, targets, order, login_options, check=check, json=json)
         return
+    applied, targets = last_applied(site, hosts or ())
     decision = running.settle(applied)
     foreseen, _ = decision.with_tuned(SiteState.of(applied.path).all_tuned(targets), {})
     told = {
@@ -114,7 +119,8 @@ def bench(
         "bench_limit_s": limit_s,
     }
     login = login_options.ask()
-    done = running.run(decision, targets, login, running.request("bench", told, verbosity=verbose))
+    request = running.request("bench", told, verbosity=verbose, needs=f"r1prov-{applied.file.engine}")
+    done = running.run(decision, targets, login, request)
     if json:
         output.data(done.report.as_json())
     else:
@@ -134,7 +140,7 @@ def _asked(modes: str | None, also: str | None) -> tuple[str, ...]:
     for option, text in (("--modes", modes), ("--also", also)):
         if text is None:
             continue
-        names = [name.strip() for name in text.split(",")]
+        names = [name.strip().lower() for name in text.split(",")]
         if not any(names):
             raise typer.BadParameter(f"{option} names no mode; there are: {ALL}")
         if unknown := [name for name in names if name not in MODES]:

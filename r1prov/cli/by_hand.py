@@ -13,15 +13,19 @@ from r1prov.common.errors import Problem, SiteError
 from r1prov.decision import decide
 from r1prov.models import catalogue
 from r1prov.offload import modes
+from r1prov.offload.arguments import parse
+from r1prov.offload.fit import fitted
 from r1prov.offload.foresight import foresee_arguments
-from r1prov.offload.outcome import Space
-from r1prov.site.select import last_applied
+from r1prov.offload.outcome import Space, outcome
+from r1prov.site.select import last_applied, made_up
 from r1prov.site.state import SiteState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from r1prov.decision import Decision
+    from r1prov.site import Host
 
 PROGRAM = "llama-completion"
 SEED = "3407"
@@ -41,20 +45,24 @@ def by_hand(
             autocompletion=lambda: [*modes.BY_HAND],
         ),
     ] = None,
+    profile: options.Profile = None,
     site: options.SiteFile = None,
     json: options.Json = False,
 ) -> None:
     """Print the guide's command line for a host, in today's spelling. Contacts no host, and runs nothing.
 
+    With --profile it is the line for any server of that kind, which need not be there.
+
     Example: `r1prov by-hand --mode rule gpu1`
     """
-    applied, (target, *_) = last_applied(site, [host] if host else ())
-    decision = decide(applied, output.say).with_machines(SiteState.of(applied.path).all_known([target]))
+    named = [host] if host else []
+    decision, target = _of_kind(options.alone(profile, site, named)) if profile else _on_host(site, named)
     chosen = _mode(mode, decision)
-    arguments = _arguments(chosen, decision, target.name)
-    fits, reasons = _foreseen(decision, target.name, arguments)
+    serving, plan = decision.arguments(target.name), decision.plan_for(target.name)
+    arguments = modes.arguments(chosen, decision.model, plan, serving, decision.machine_of(target.name))
+    fits, reasons = _foreseen(chosen, decision, target.name, arguments)
     command = (PROGRAM, "--model", decision.model_file, *arguments, *_asking(decision))
-    environment = decision.plan_for(target.name).environment
+    environment = plan.environment
     line = " ".join([*(f"{name}={value}" for name, value in environment.items()), shlex.join(command)])
     if json:
         output.data(
@@ -75,23 +83,40 @@ def by_hand(
         output.say(f"It does not fit: {reason}", "yellow")
     if reasons and chosen != modes.HYBRID:
         output.say("What fits is the plan, --mode hybrid; `r1prov explain` says the nearest that would do.", "yellow")
-    output.say(f"Run it on {target.name} as a member of the group r1prov-operators.")
-    unit = f"r1prov-{applied.file.engine}"
+    if chosen == modes.FIT:
+        output.say("--fit counts what is free at its start: beside the running service it chooses fewer layers.")
+    where = "such a server" if profile else target.name
+    output.say(f"Run it on {where} as a member of the group r1prov-operators.")
+    unit = f"r1prov-{decision.site.file.engine}"
     output.say(
         f"The service goes on meanwhile. Where a second copy does not fit beside it: sudo systemctl stop {unit}, and start it afterwards."
     )
     output.write(f"{line}\n")
 
 
-def _mode(named: str | None, decision: Decision) -> str:
-    machine = decision.site.profile.machine
+def _on_host(path: Path | None, named: Sequence[str]) -> tuple[Decision, Host]:
+    """What a host of a site is to serve, by what is known of it here, and the host."""
+    applied, (target, *_) = last_applied(path, named)
+    state = SiteState.of(applied.path)
+    decision = decide(applied, output.say).with_machines(state.all_known([target]))
+    return decision.with_tuned(state.all_tuned([target]), {})[0], target
+
+
+def _of_kind(profile: str) -> tuple[Decision, Host]:
+    """What a server of a kind would serve, and a made-up host of that kind."""
+    site, (target,) = made_up(profile)
+    return decide(site, output.say), target
+
+
+def _mode(text: str | None, decision: Decision) -> str:
+    machine, named = decision.site.profile.machine, text and text.strip().lower()
     there = modes.modes_of(machine)
     if named is None:
         return modes.HYBRID if modes.HYBRID in there else modes.CPU
     if named not in modes.BY_HAND:
         others = " `r1prov bench --modes` knows it" if named in modes.MODES else ""
         raise typer.BadParameter(
-            f"--mode: there is no mode `{named}` by hand; there are: {', '.join(modes.BY_HAND)}.{others}"
+            f"--mode: there is no mode `{text}` by hand; there are: {', '.join(modes.BY_HAND)}.{others}"
         )
     if named not in there:
         what = f"the profile {decision.site.file.profile} has no cards"
@@ -99,20 +124,20 @@ def _mode(named: str | None, decision: Decision) -> str:
     return named
 
 
-def _arguments(mode: str, decision: Decision, host: str) -> tuple[str, ...]:
-    state = SiteState.of(decision.site.path)
-    serving = decision.with_tuned(state.all_tuned(decision.site.hosts), {})[0].arguments(host)
-    return modes.arguments(mode, decision.model, decision.plan_for(host), serving, decision.machine_of(host))
-
-
-def _foreseen(decision: Decision, host: str, arguments: Sequence[str]) -> tuple[bool | None, list[str]]:
+def _foreseen(mode: str, decision: Decision, host: str, arguments: Sequence[str]) -> tuple[bool | None, list[str]]:
     """Whether the model fits, and why not. That is None where the layers of the model are not known."""
     machine = decision.machine_of(host)
     if decision.model is None:
         return None, []
     # The program answers one user and keeps no past prompts.
     alone = (*arguments, "--parallel", "1", "--cache-ram", "0")
-    found = foresee_arguments(decision.model, alone, Space(machine.cards, machine.ram))
+    space = Space(machine.cards, machine.ram)
+    if mode == modes.FIT:
+        chosen = outcome(
+            decision.model, fitted(decision.model, parse(alone, cards=len(machine.cards)), machine.cards), space
+        )
+        return chosen.fits, list(chosen.reasons)
+    found = foresee_arguments(decision.model, alone, space)
     if not found.outcome:
         return False, [found.refusal]
     return found.outcome.fits, list(found.outcome.reasons)

@@ -63,16 +63,14 @@ def compare(
     decision = running.settle(site)
     kept = SiteState.of(site.path).all_tuned(site.hosts)
     foreseen, _ = decision.with_tuned(kept, {})
-    planned = {host.name: modes.servers(foreseen, host.name, order.asked) for host in targets}
     if check:
-        found = {name: modes.report(foreseen, name, each, order.limit_s, None) for name, each in planned.items()}
-        _show(found, [], json=json)
+        foresee(foreseen, targets, order, json=json)
         return
+    planned = {host.name: modes.servers(foreseen, host.name, order.asked) for host in targets}
     _refuse_nothing(planned)
     login = login_options.ask()
-    found, errors = {}, list[R1provError]()
+    found, errors = dict[str, dict[str, Any]](), list[R1provError]()
     for host in targets:
-        _announce(site, host, planned[host.name], order)
         document, error = _measure(decision, host, login, order)
         found |= {host.name: document} if document else {}
         errors += [error] if error else []
@@ -81,6 +79,13 @@ def compare(
     if errors:
         kind = type(errors[0]) if len({type(error) for error in errors}) == 1 else RunError
         raise kind(*problems)
+
+
+def foresee(decision: Decision, targets: Sequence[Host], order: Order, *, json: bool) -> None:
+    """Show what each mode would take on each host. Nobody is contacted."""
+    planned = {host.name: modes.servers(decision, host.name, order.asked) for host in targets}
+    found = {name: modes.report(decision, name, each, order.limit_s, None) for name, each in planned.items()}
+    _show(found, [], json=json)
 
 
 def _refuse_nothing(planned: dict[str, tuple[Server, ...]]) -> None:
@@ -118,8 +123,10 @@ def _measure(
     request = running.request("bench", verbosity=order.verbosity)
 
     def work(live: LiveRun) -> tuple[Done, tuple[Server, ...]]:
-        prepared = runs.prepare(decision, [host], login, live)
+        prepared = runs.prepare(decision, [host], login, live, needs=f"r1prov-{decision.site.file.engine}")
         found = modes.servers(prepared.decision, host.name, order.asked)
+        if prepared.hosts:
+            _announce(decision.site, host, found, order)
         told = modes.variables(prepared.decision, host.name, found, order.limit_s, at_once=order.now)
         return runs.play(prepared, login, replace(request, variables=told), live), found
 

@@ -23,7 +23,7 @@ from r1prov.common.paths import SITE_FILE
 from r1prov.models.latent import Attention
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from r1prov.hosts import Login
 
@@ -118,6 +118,23 @@ SiteFile = Annotated[
         callback=_existing,
     ),
 ]
+
+
+def alone(profile: str, path: Path | None, hosts: Sequence[str]) -> str:
+    """The profile, where neither a host nor a site file is named beside it, which would say of what kind the hosts are.
+
+    Raises:
+        BadParameter: something of that is named.
+    """
+    if hosts:
+        raise typer.BadParameter(
+            f"--profile and a host ({', '.join(hosts)}) exclude each other: a host's site says of what kind it is"
+        )
+    if path and os.environ.get(SITE_VARIABLE) != str(path):
+        raise typer.BadParameter("--profile and --site exclude each other: the site says of what kind its hosts are")
+    return profile
+
+
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 BreakLock = Annotated[bool, typer.Option("--break-lock", help="Take hosts from another run that has certainly ended.")]
 Verbose = Annotated[

@@ -162,6 +162,8 @@ def _in_gib(n_bytes: int) -> str:
 def who_works(name: str, status: dict[str, Any]) -> list[str]:
     """Say which run holds a host. Services may be down meanwhile."""
     lock = status.get("lock")
+    if pause := status.get("pause"):
+        return [f"{name}: {pause}"]
     if not lock:
         return []
     if lock.get("dead"):

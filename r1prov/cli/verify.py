@@ -33,7 +33,8 @@ def verify(
     applied, targets = last_applied(site, hosts or ())
     decision = running.settle(applied)
     login = login_options.ask()
-    request = running.request("verify", {"r1prov_break_lock": True} if break_lock else {}, verbosity=verbose)
+    told = {"r1prov_break_lock": True} if break_lock else {}
+    request = running.request("verify", told, verbosity=verbose, needs="r1prov-weights")
     done = running.run(decision, targets, login, request)
     if json:
         output.data(document(done.report))

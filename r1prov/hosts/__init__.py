@@ -6,6 +6,7 @@ adopt          the host keys that the operator's ssh knows, for plain ansible-pl
 connect        one open connection, with `run`, `follow` and `open_http`
 ProgressWatch  what long steps are doing, while Ansible runs
 read_status    what is installed, running and healthy
+read_pause     the measurement that keeps the engine from answering
 look           whether a host is still as its last run has left it
 read_secret    a secret that the host holds, for a new controller to take over
 Tunnel         a port of this machine that leads to a port of a host
@@ -16,7 +17,7 @@ from r1prov.hosts.connection import HostConnection, Result, Sudo, connect
 from r1prov.hosts.first import Contact, Meeting, at_once, contact_all
 from r1prov.hosts.login import Login, Passwords, met
 from r1prov.hosts.looking import Difference, Look, look
-from r1prov.hosts.reading import Progress, ProgressWatch, read_secret, read_status
+from r1prov.hosts.reading import Pause, Progress, ProgressWatch, read_pause, read_secret, read_status
 from r1prov.hosts.ssh import Access
 from r1prov.hosts.tunnel import Tunnel
 
@@ -29,6 +30,7 @@ __all__ = [
     "Look",
     "Meeting",
     "Passwords",
+    "Pause",
     "Progress",
     "ProgressWatch",
     "Result",
@@ -40,6 +42,7 @@ __all__ = [
     "contact_all",
     "look",
     "met",
+    "read_pause",
     "read_secret",
     "read_status",
 ]

@@ -6,6 +6,7 @@ import contextlib
 import json
 import threading
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,33 @@ class Progress:
     unit: str
     state: str
     updated: float
+
+
+@dataclass(frozen=True)
+class Pause:
+    """A measurement that keeps the engine of a host from answering.
+
+    Attributes:
+        by: who measures, as `user@controller`; empty where the host does not tell.
+        command: with what.
+        since: when the pause began, by this machine's clock.
+        until: when the measurement is over at the latest. Then the engine loads the model again. None where that is not known.
+    """
+
+    by: str
+    command: str
+    since: datetime
+    until: datetime | None
+
+    def in_words(self, engine: str) -> str:
+        """Say it as a sentence without its end."""
+        whose = f" of {self.by} ({self.command})" if self.by else ""
+        ends = (
+            f"; it ends at {self.until.astimezone():%H:%M} at the latest, and then the model is loaded again"
+            if self.until
+            else ""
+        )
+        return f"a measurement{whose} has paused {engine} since {self.since.astimezone():%H:%M}{ends}"
 
 
 class ProgressWatch:
@@ -123,6 +151,25 @@ def read_status(connection: HostConnection, service: dict[str, Any]) -> dict[str
     if isinstance(lock := status["lock"], dict):
         lock["dead"] = is_dead(lock)
     return status
+
+
+def read_pause(connection: HostConnection) -> Pause | None:
+    """The measurement that pauses the engine of a host; None where there is none, or nothing can be told."""
+    try:
+        result = connection.run(["python3", "-"], _on_host("pause.py"))
+        told = json.loads(result.out)
+    except (UnreachableError, ValueError):
+        return None
+    if not told:
+        return None
+    lock = told["lock"] or {}
+    since = datetime.now(UTC) - timedelta(seconds=told["elapsed_s"])
+    return Pause(
+        by=f"{lock['user']}@{lock['controller']}" if lock.get("user") else "",
+        command=lock.get("command", ""),
+        since=since,
+        until=since + timedelta(seconds=told["limit_s"]) if told["limit_s"] else None,
+    )
 
 
 def read_secret(connection: HostConnection, path: str) -> str | None:

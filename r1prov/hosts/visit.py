@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from r1prov.common.errors import Problem, UnhealthyError, UnreachableError
 from r1prov.decision import decide
-from r1prov.hosts import Contact, Tunnel, at_once, chat, connect, met, read_secret, read_status
+from r1prov.hosts import Contact, Tunnel, at_once, chat, connect, met, read_pause, read_secret, read_status
 from r1prov.machines.tuned import in_words
 from r1prov.site.addresses import reached_at, url
 from r1prov.site.authority import AUTHORITY
@@ -28,7 +28,8 @@ def statuses(path: Path | None, named: Sequence[str], login: Login) -> dict[str,
     """Read the status of hosts of the site as last applied.
 
     Returns:
-        host name -> the keys of `read_status`, and `tuned`, which says in words whether the host's tuned settings hold. Of a host
+        host name -> the keys of `read_status`, and `tuned`, which says in words whether the host's tuned settings hold. Where a
+        measurement keeps the engine from answering, `health` is `paused`, and `pause` says so in words; else it is empty. Of a host
         that cannot be reached it says `problems` instead, and its `health` is `unreachable`. `reachable` tells the two apart.
 
     Raises:
@@ -59,6 +60,10 @@ def statuses(path: Path | None, named: Sequence[str], login: Login) -> dict[str,
             found = read_status(contact.connection, service)
         except UnreachableError as error:
             return _unreachable(error)
+        pause = read_pause(contact.connection) if found["health"] == "down" else None
+        if pause:
+            found["health"] = "paused"
+        found["pause"] = pause.in_words(site.file.engine) if pause else ""
         return {"reachable": True, **found, "tuned": in_words(settings, lapsed)}
 
     with met(hosts, site, login) as meeting:
@@ -87,10 +92,16 @@ def conversation(
     with contextlib.closing(connect(host, login.access(state))) as connection:
         address, port = _engine_at(site)
         http = connection.open_http(port, address)
-        if site.file.engine == "ollama":
-            yield chat.ask_ollama(http, host.name, question, model=decide(site).alias, max_tokens=max_tokens)
-        else:
-            yield chat.ask(http, host.name, question, key=_api_key(site, host, login), max_tokens=max_tokens)
+        try:
+            if site.file.engine == "ollama":
+                yield chat.ask_ollama(http, host.name, question, model=decide(site).alias, max_tokens=max_tokens)
+            else:
+                yield chat.ask(http, host.name, question, key=_api_key(site, host, login), max_tokens=max_tokens)
+        except UnhealthyError:
+            if pause := read_pause(connection):
+                remedy = "ask again then"
+                raise UnhealthyError(Problem(host.name, pause.in_words(site.file.engine), remedy)) from None
+            raise
 
 
 @dataclass(frozen=True)

@@ -16,20 +16,19 @@ if TYPE_CHECKING:
 
 CPU, HYBRID, GPU, RULE = "cpu", "hybrid", "gpu", "rule"
 EXPERTS_IN_RAM, FIT, LEGACY, OLLAMA = "experts-in-ram", "fit", "legacy", "ollama"
-BY_HAND = {
+MODES = {
     CPU: "no layer on the cards",
     HYBRID: "the plan",
     GPU: "all layers on the cards",
     RULE: "as many layers as the rule of thumb says",
-}
-"""The modes that the guide has."""
-
-MODES = BY_HAND | {
     EXPERTS_IN_RAM: "all experts in RAM, and all else on the cards",
     FIT: "what the engine's own --fit chooses at its start",
     LEGACY: "the published files, where they still lie there, with legacy attention",
     OLLAMA: "Ollama, which places whole layers",
 }
+
+BY_HAND = {mode: MODES[mode] for mode in (CPU, HYBRID, GPU, RULE, FIT)}
+"""The modes that have a command line by hand: those of the guide, and what today's engine does where nobody tells it."""
 
 CONTEXT = 512
 CACHE_TYPE = "Q4_0"
@@ -40,7 +39,7 @@ _OF_THE_SERVER = {"--parallel": 2, "--cache-ram": 2, "--no-kv-unified": 1, "--kv
 
 
 def modes_of(machine: Machine) -> tuple[str, ...]:
-    """The guide's modes that a machine has. Without cards there is one."""
+    """The modes by hand that a machine has. Without cards there is one."""
     return tuple(BY_HAND) if machine.cards else (CPU,)
 
 
@@ -57,13 +56,18 @@ def arguments(mode: str, model: Model | None, plan: Plan, serving: Sequence[str]
     if mode == HYBRID:
         return ("--ctx-size", str(plan.context_per_slot), *_without_server(serving))
     type_v = v_type(model, CACHE_TYPE) if model else "F16"
+    placed = (
+        ("--fit", "on")
+        if mode == FIT
+        else ("--n-gpu-layers", str(whole_layers(mode, model, plan.model_bytes, machine)))
+    )
     return (
         *("--cache-type-k", CACHE_TYPE.lower()),
         # A V cache of such a type needs flash attention.
         *(("--cache-type-v", type_v.lower(), "--flash-attn", "on") if type_v != "F16" else ()),
         *(("--threads", str(machine.cpu_threads)) if machine.cpu_threads else ()),
         *("--ctx-size", str(CONTEXT)),
-        *("--n-gpu-layers", str(whole_layers(mode, model, plan.model_bytes, machine))),
+        *placed,
     )
 
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from r1prov import inventory
-from r1prov.common.errors import Exit, Problem, R1provError, SiteError, UnreachableError
+from r1prov.common.errors import Exit, Problem, R1provError, SiteError, UnhealthyError, UnreachableError
 from r1prov.common.units import gib
 from r1prov.decision import decide
 from r1prov.hosts import Look, Progress, ProgressWatch, at_once, look, met
@@ -65,6 +65,7 @@ class Request:
         diff: the changes of files are shown.
         verbosity: how often the operator gave `-v`.
         looks: whether hosts are looked at first. The run is then over those where something differs, or where that cannot be told.
+        needs: the unit without which a host was never set up for this; empty where the run sets it up.
     """
 
     playbook: str
@@ -74,6 +75,7 @@ class Request:
     diff: bool = False
     verbosity: int = 0
     looks: bool = False
+    needs: str = ""
 
 
 class Stopped(KeyboardInterrupt):
@@ -139,11 +141,12 @@ class Done:
 
 def run(decision: Decision, hosts: Sequence[Host], login: Login, request: Request, watcher: Watcher) -> Done:
     """Meet the hosts, render the inventory, and run the playbook over those that can be used. The others are in the report."""
-    return play(prepare(decision, hosts, login, watcher, looks=request.looks), login, request, watcher)
+    prepared = prepare(decision, hosts, login, watcher, looks=request.looks, needs=request.needs)
+    return play(prepared, login, request, watcher)
 
 
 def prepare(
-    decision: Decision, hosts: Sequence[Host], login: Login, watcher: Watcher, *, looks: bool = False
+    decision: Decision, hosts: Sequence[Host], login: Login, watcher: Watcher, *, looks: bool = False, needs: str = ""
 ) -> Prepared:
     """Meet the hosts, and render the inventory. Changes nothing on a host, and nothing here where no host can be used.
 
@@ -153,10 +156,16 @@ def prepare(
         login: how to reach them.
         watcher: told who is away, and what is remarkable about the others.
         looks: whether to look at hosts of which is known what a run expects.
+        needs: as in `Request`.
+
+    Raises:
+        UnhealthyError: hosts were never set up for this.
     """
     site = decision.site
     state = SiteState.of(site.path)
     with met(hosts, site, login) as meeting:
+        if needs:
+            refuse_bare(meeting, needs)
         away = [HostAway(name, error.problems) for name, error in meeting.away.items()]
         for event in away:
             watcher.event(event)
@@ -188,6 +197,38 @@ def prepare(
             made_of = expectations.made_of(state)
             found = _look(meeting, {name: expectations.recall(state, name, made_of) for name in meeting.contacts})
     return Prepared(decision, hosts, away, found)
+
+
+def refuse_bare(meeting: Meeting, unit: str) -> None:
+    """Refuse hosts that were never set up, before anything is changed there or here. A host that is lost meanwhile is away.
+
+    Args:
+        meeting: the hosts.
+        unit: what a host has that was set up.
+
+    Raises:
+        UnhealthyError: there are such hosts.
+    """
+
+    def code(name: str) -> int | UnreachableError:
+        try:
+            return meeting.contacts[name].connection.run(["systemctl", "cat", f"{unit}.service"]).code
+        except UnreachableError as error:
+            return error
+
+    codes = dict(zip(meeting.contacts, at_once(code, [*meeting.contacts]), strict=True))
+    for name, lost in codes.items():
+        if isinstance(lost, UnreachableError):
+            meeting.contacts.pop(name).connection.close()
+            meeting.away[name] = lost
+    what = f"is not set up yet: it has no {unit}.service"
+    bare = [
+        Problem(name, what, "run `r1prov up` first")
+        for name, each in codes.items()
+        if each and name in meeting.contacts
+    ]
+    if bare:
+        raise UnhealthyError(*bare)
 
 
 def _look(meeting: Meeting, expected: Mapping[str, Sequence[Expectation]]) -> dict[str, Look]:

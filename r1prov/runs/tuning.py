@@ -6,24 +6,25 @@ from datetime import UTC, datetime
 from statistics import median
 from typing import TYPE_CHECKING, Any, Protocol
 
-from r1prov.common.errors import Problem, SiteError, UnhealthyError, UnreachableError
+from r1prov.common.errors import Problem, SiteError
 from r1prov.hosts import met
 from r1prov.machines.tuned import Hardware, Measurement, Tuned
 from r1prov.offload import tuning
 from r1prov.runs import speeds
+from r1prov.runs.run import refuse_bare
 from r1prov.site.state import SiteState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from r1prov.common.errors import R1provError
+    from r1prov.common.errors import R1provError, UnreachableError
     from r1prov.decision import Decision
     from r1prov.hosts import Login
     from r1prov.offload.tuning import Trial
     from r1prov.runs.run import Done
     from r1prov.site import Host, Site
 
-UNIT = "r1prov-llama-server.service"
+UNIT = "r1prov-llama-server"
 
 
 class Conductor(Protocol):
@@ -55,27 +56,19 @@ def look(
     """
     site, state = decision.site, SiteState.of(decision.site.path)
     kept = state.all_tuned(hosts)
-    tuned, trials, bare = {}, {}, []
+    tuned, trials = {}, {}
     with met(hosts, site, login) as meeting:
+        refuse_bare(meeting, UNIT)
         away = meeting.away
         for name, contact in meeting.contacts.items():
             state.acquaint(name, contact.facts)
         decision = decision.with_machines(state.all_known(site.hosts))
         for name, contact in meeting.contacts.items():
-            try:
-                if contact.connection.run(["systemctl", "cat", UNIT]).code:
-                    bare.append(Problem(name, "llama-server is not set up there yet", "run `r1prov up` first"))
-                    continue
-            except UnreachableError as error:
-                away[name] = error
-                continue
             before = kept.get(name)
             if before and before.served and not force and not decision.lapsed(name, before, contact.facts):
                 tuned[name] = before
             else:
                 trials[name] = trial(decision, name, contact.facts)
-    if bare:
-        raise UnhealthyError(*bare)
     return tuned, trials, away
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,17 @@ def _with_chosen(site: Site) -> Site:
         for host in site.hosts
     }
     return site.model_copy(update={"chosen": {name: versions for name, versions in chosen.items() if versions}})
+
+
+def made_up(profile: str) -> Selection:
+    """A site of one server of some kind, which is called as the kind is. For verbs that only calculate: there need not be such a server.
+
+    Raises:
+        SiteError: there is no such profile, or it is wrong.
+    """
+    name = re.sub(r"[^A-Za-z0-9_.-]", "-", Path(profile).stem).lstrip("-_.") or "server"
+    site = load(profile=profile, hosts=({"name": name, "address": name},))
+    return site, site.hosts
 
 
 def wanted(path: Path | None, named: Sequence[str]) -> Selection:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import time
@@ -125,6 +126,9 @@ def test_ctrl_c_ends_the_pause(tuner: Operator, host: LabHost, kept: Path) -> No
     wait_for(host, "systemctl is-active r1prov-measure | grep -q activating")
     wait_for(host, "systemctl is-active r1prov-llama-server | grep -q inactive")
     assert not answers(host)
+    said = r"a measurement of \S+ \(r1prov tune --yes\) has paused llama-server since \d\d:\d\d; it ends at \d\d:\d\d at the latest"
+    for words in (["status"], ["ask", "1+1?"]):
+        assert re.search(said, " ".join(tuner.does(*words, code=Exit.UNHEALTHY).stderr.split()))
     os.killpg(running.pid, signal.SIGINT)
     _, talk = running.communicate(timeout=300)
     assert running.returncode == Exit.INTERRUPTED, talk

@@ -35,6 +35,9 @@ PLAY = """
 """
 
 
+MEASURES = "echo ActiveState=activating; echo InactiveExitTimestampMonotonic=1000000"
+
+
 @pytest.fixture
 def gpu1(tmp_path, monkeypatch):
     """A host that is there. `stranger` has another key than the site knows, and nobody listens where `off` should be."""
@@ -50,7 +53,7 @@ def gpu1(tmp_path, monkeypatch):
         if part.name != "playbooks":
             (collection / part.name).symlink_to(part.resolve())
     (collection / "playbooks").mkdir()
-    for name in ("up", "bench", "down"):
+    for name in ("up", "bench", "tune", "verify", "down"):
         (collection / "playbooks" / f"{name}.yml").write_text(PLAY.format(made=tmp_path / "made"))
     monkeypatch.setattr(paths, "collection", lambda: collection)
     monkeypatch.chdir(tmp_path)
@@ -146,7 +149,25 @@ def test_status_shows_every_host(gpu1, r1prov, monkeypatch):
     assert (code, [host["reachable"] for host in json.loads(out)["hosts"].values()]) == (Exit.UNREACHABLE, [False] * 2)
 
 
+@pytest.mark.parametrize(
+    "words", [["bench"], ["bench", "--modes", "cpu"], ["tune", "--yes"], ["weights", "verify"]], ids=" ".join
+)
+def test_a_host_that_was_never_set_up_is_refused_before_anything_is_changed(gpu1, tmp_path, r1prov, words):
+    on_host(tmp_path, "systemctl", "exit 1")
+    code, _, err = r1prov(*words, "gpu1")
+    assert code == Exit.UNHEALTHY
+    told = " ".join(err.split())
+    assert "gpu1: is not set up yet" in told
+    assert told.count("run `r1prov up` first") == 1
+    assert "will not answer" not in told
+    assert done(tmp_path) == 0
+    state = SiteState.of(tmp_path / "r1prov.yml")
+    assert [path.name for path in state.secrets.iterdir()] == ["api-key"]  # No other was made.
+    assert not state.inventory.exists()
+
+
 def test_bench_measures_the_others(gpu1, tmp_path, r1prov):
+    on_host(tmp_path, "systemctl", "exit 0")  # there is an engine to measure
     code, out, _ = r1prov("bench", "--json")
     assert (code, done(tmp_path), len(those_away(json.loads(out)["hosts"]))) == (Exit.UNREACHABLE, 1, 2)
 
@@ -167,6 +188,20 @@ def test_a_status_that_cannot_be_read_is_that_of_one_host(gpu1, tmp_path, r1prov
     hosts = json.loads(out)["hosts"]
     assert (code, [host["reachable"] for host in hosts.values()]) == (Exit.UNREACHABLE, [False] * 3)
     assert hosts["gpu1"]["problems"][0]["what"] == "its status cannot be read: no reason given"
+
+
+def test_a_pause_for_a_measurement_is_no_failure_of_the_service(gpu1, tmp_path, r1prov):
+    on_host(tmp_path, "systemctl", 'case "$2" in r1prov-measure.service) ' + MEASURES + ";; esac")
+    code, out, _ = r1prov("status", "--json", "gpu1")
+    assert (code, json.loads(out)["hosts"]["gpu1"]["health"]) == (Exit.UNHEALTHY, "paused")
+    code, _, err = r1prov("status", "gpu1")
+    assert "gpu1: a measurement has paused llama-server since" in " ".join(err.split())
+    code, _, err = r1prov("ask", "--host", "gpu1", "1+1?")
+    assert code == Exit.UNHEALTHY
+    assert "gpu1: a measurement has paused llama-server since" in " ".join(err.split())
+    on_host(tmp_path, "systemctl", "echo ActiveState=inactive")
+    assert json.loads(r1prov("status", "--json", "gpu1")[1])["hosts"]["gpu1"]["health"] == "down"
+    assert "the service does not answer" in r1prov("ask", "--host", "gpu1", "1+1?")[2]
 
 
 def test_the_others_are_tuned(gpu1, tmp_path, r1prov):

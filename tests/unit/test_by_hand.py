@@ -10,7 +10,7 @@ import pytest
 
 from r1prov.cli import main
 from r1prov.common.errors import Exit
-from r1prov.machines.profile import load_profile
+from r1prov.machines.profile import load_profile, source
 from r1prov.offload import modes
 from r1prov.offload.arguments import parse
 from r1prov.offload.plan import DYNAMIC_QUANTS
@@ -63,9 +63,47 @@ def test_a_machine_without_cards_has_one_mode_and_says_so(site: Path, capsys: py
     assert "the profile cpu has no cards" in err
     assert "did" not in err
     assert printed(capsys, "--mode", "rules")[0] == Exit.USAGE
-    code, _, err = printed(capsys, "--mode", "fit")
+    assert printed(capsys, "--mode", " CPU")[0] == 0
+    code, out, err = printed(capsys, "--mode", "fit")
+    assert (code, out) == (Exit.SITE, "")
+    assert "the profile cpu has no cards" in err
+    code, _, err = printed(capsys, "--mode", "legacy")
     assert code == Exit.USAGE
     assert "`r1prov bench --modes` knows it" in " ".join(err.split())
+
+
+@pytest.mark.parametrize("mode", modes.BY_HAND)
+def test_a_kind_of_server_needs_no_site_and_leaves_none(
+    site: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    site.write_text("profile: 4x4090\nhosts: [gpu1.example.com]\n")
+    on_host = json.loads(printed(capsys, "--mode", mode, "--json")[1])
+    elsewhere = site.parent / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setenv("XDG_STATE_HOME", str(elsewhere / "state"))
+    code, out, err = printed(capsys, "--profile", "4x4090", "--mode", mode.upper(), "--json")
+    assert code == 0, err
+    assert json.loads(out) == on_host | {"host": "4x4090"}
+    assert "/srv/r1prov/models/" in out
+    assert "on such a server" in printed(capsys, "--profile", "4x4090", "--mode", mode)[2]
+    assert not list(elsewhere.iterdir())
+
+
+def test_a_kind_and_a_host_exclude_each_other(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    site.write_text("profile: cpu\nhosts: [gpu1.example.com]\n")
+    assert printed(capsys, "--profile", "4x4090")[0] == 0  # The file of this folder is not named.
+    for words in (["gpu1.example.com"], ["--site", str(site)]):
+        code, _, err = printed(capsys, "--profile", "4x4090", *words)
+        assert code == Exit.USAGE
+        assert "exclude each other" in " ".join(err.split())
+    assert printed(capsys, "--profile", "5x4090")[0] == Exit.SITE
+
+
+def test_a_kind_in_a_file_of_ones_own_may_be_called_anything(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = site.with_name("_my box:1.yml")
+    own.write_text(source("4x4090"))
+    assert json.loads(printed(capsys, "--profile", own.name, "--json")[1])["host"] == "my-box-1"
 
 
 @pytest.mark.parametrize("quant", DYNAMIC_QUANTS)

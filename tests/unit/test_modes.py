@@ -117,6 +117,25 @@ def test_a_check_says_of_each_mode_what_it_would_take(
     assert all(len(line) <= 80 for line in found["80.txt"].splitlines())
 
 
+def test_a_check_of_a_kind_of_server_needs_no_site_and_leaves_none(
+    site: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.write_text("profile: 4x4090\nhosts: [gpu1.invalid]\n")
+    with_site = json.loads(ran(capsys, "--modes", ALL, "--check", "--json")[1])["hosts"]["gpu1.invalid"]
+    elsewhere = site.parent / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setenv("XDG_STATE_HOME", str(elsewhere / "state"))
+    code, out, _ = ran(capsys, "--modes", ALL.upper(), "--check", "--profile", "4x4090", "--json")
+    assert code == 0
+    assert json.loads(out)["hosts"] == {"4x4090": with_site | {"host": "4x4090"}}
+    assert not list(elsewhere.iterdir())
+    for words in (["--modes", "cpu"], ["--modes", "cpu", "--check", "gpu1"], []):
+        code, _, err = ran(capsys, *words, "--profile", "4x4090")
+        assert code == Exit.USAGE
+        assert "--profile" in err
+
+
 def test_what_was_measured_stands_beside_what_was_planned(
     site: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
