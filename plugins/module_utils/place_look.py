@@ -38,6 +38,14 @@ def look(root: Path = Path("/"), owner: int = 0) -> list[Difference]:
     found = []
     for path in sorted(set(_entries(root))):
         status = path.lstat()
+        if is_no_file(path, status.st_mode, root):
+            said = (
+                f"{path} is a link to {path.readlink()}"
+                if path.is_symlink()
+                else f"{path} is a pipe, a socket or a device"
+            )
+            found.append(Difference("kind", str(path), "", "", f"{said}, and should be a file or a folder"))
+            continue
         mode = stat.S_IMODE(status.st_mode)
         if stat.S_ISLNK(status.st_mode):
             wanted = mode
@@ -53,9 +61,19 @@ def look(root: Path = Path("/"), owner: int = 0) -> list[Difference]:
     return found
 
 
+def is_no_file(path: Path, mode: int, root: Path) -> bool:
+    """Whether something lies where only files and folders may. Links belong into folders of releases."""
+    if stat.S_ISLNK(mode):
+        return not path.is_relative_to(root / "opt") and path not in {root / place.lstrip("/") for place, _ in PLACES}
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
 def mend(differences: Iterable[Difference]) -> None:
     """Gives each entry the owner and the mode that it should have. All of them lie in folders of root's once the upper ones are mended."""
     for each in sorted(differences, key=lambda difference: difference.place):
+        if each.kind == "kind":  # The role whose file it is writes that again.
+            Path(each.place).unlink()
+            continue
         owner, _, mode = each.expected.partition(" ")
         uid, gid = map(int, owner.split(":"))
         os.chown(each.place, uid, gid, follow_symlinks=False)

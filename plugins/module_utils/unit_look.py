@@ -105,13 +105,17 @@ def _conf(folder: Path) -> list[Path]:
 
 def _drop_in(path: Path, unit: str) -> Difference:
     settings = _settings(path)
-    return Difference("drop-in", str(path), "", settings, f"the drop-in {path} changes {settings} of {unit}")
+    begin = path.parent.name.rpartition(".")[0].rpartition(".")[0]
+    # It is the same for each of these units, and whoever comes first removes it.
+    of = f"units that are called {begin}*" if begin.endswith("-") else unit
+    return Difference("drop-in", str(path), "", settings, f"the drop-in {path} changes {settings} of {of}")
 
 
 def _settings(path: Path) -> str:
     """The names of the settings in a file."""
     try:
-        names = list(dict.fromkeys(_SETTING.findall(path.read_text(encoding="utf-8", errors="replace"))))
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        names = list(dict.fromkeys(_SETTING.findall(text)))
     except OSError:
         names = []
     return ", ".join(names) or "nothing"
