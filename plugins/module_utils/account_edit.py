@@ -31,7 +31,10 @@ def edit(pattern: str, replacement: str, table: str) -> None:
         EditError: vipw fails.
     """
     script = f"s,{pattern},{replacement},"
-    editor = f"sed --in-place --expression='{script}'"
+    # vipw takes a file for unchanged whose time stamp is of the same second as before.
+    stamped = 'before=$(stat --format %Y "$1"); {}; touch --date "@$((before + 1))" "$1"'
+    edited = stamped.format(f"sed --in-place --expression='{script}' \"$1\"")
+    editor = f"edited() {{ {edited}; }}; edited"
     # The shadow file of groups has no option of its own.
     tables = ["--group", "--shadow"] if table == "--gshadow" else [table]
     done = subprocess.run(

@@ -42,6 +42,7 @@ class Declared:
         network: the file of the network namespace that it is in; None for any.
         data: the folders and files whose old content it must not have in memory.
         confined: whether its unit restricts it as each one of ours does.
+        oom: how soon it is ended for want of memory, of its unit; empty where that is not known.
         umask: of its unit; empty where that is not known.
     """
 
@@ -55,6 +56,7 @@ class Declared:
     data: Collection[str] = ()
     confined: bool = False
     umask: str = ""
+    oom: str = ""
 
 
 def look(
@@ -196,6 +198,10 @@ def _confinement(unit: str, pid: str, declared: Declared) -> list[Difference]:
     if declared.umask and int(status.get("Umask", declared.umask), 8) != int(declared.umask, 8):
         said = f"has the umask {status['Umask']}, and should have {declared.umask}"
         found.append(_differs((unit, pid), "umask", declared.umask, status["Umask"], said))
+    oom = _text(Path(f"/proc/{pid}/oom_score_adj")).strip()
+    if declared.oom and oom != declared.oom:
+        said = f"is ended for want of memory at {oom}, and should be at {declared.oom}"
+        found.append(_differs((unit, pid), "oom", declared.oom, oom, said))
     if Path(f"/proc/{pid}/ns/mnt").stat().st_ino == Path("/proc/self/ns/mnt").stat().st_ino:
         found.append(_differs((unit, pid), "confinement", "", "", "may write wherever its user may, and should not"))
     return found

@@ -6,6 +6,7 @@ under the unit's name changes it behind r1prov's back. Only a drop-in for all un
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 from pathlib import Path
@@ -139,6 +140,10 @@ def _links(folder: Path, unit: str, target: str) -> Iterator[Difference]:
             by = path.parent.name.removesuffix(f".{kind}")
             if (by, kind) != (target, "wants"):
                 yield Difference("link", str(path), "", kind, f"{path} lets {by} start {unit}")
+            elif os.path.realpath(path) != os.path.realpath(folder / unit):
+                leads = path.readlink() if path.is_symlink() else "nothing"
+                said = f"{path} leads to {leads}, and should lead to the unit"
+                yield Difference("wanted", str(path), str(folder / unit), str(leads), said)
         for path in sorted((folder / f"{unit}.{kind}").glob("*")):
             yield Difference("link", str(path), "", kind, f"{path} lets {unit} start {path.name}")
     for path in folder.iterdir():

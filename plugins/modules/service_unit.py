@@ -238,6 +238,7 @@ class Service:
             network=Path(wanted["network"]) if wanted["network"] else None,
             data=wanted["inputs"],
             confined="\nNoNewPrivileges=yes\n" in self.wanted["content"],
+            oom="".join(re.findall(r"^OOMScoreAdjust=(-?\d+)$", self.wanted["content"], re.MULTILINE)),
             umask="".join(re.findall(r"^UMask=(\d+)$", self.wanted["content"], re.MULTILINE)),
         )
         found = process_look.look(
@@ -337,6 +338,8 @@ class Service:
             path = Path(each.place)
             if each.kind in ("drop-in", "unit elsewhere") or (each.kind == "link" and path != file):
                 todo[f"removed {path}"] = functools.partial(_remove, path)
+            elif each.kind == "wanted":
+                todo[f"led {path} to the unit"] = functools.partial(_lead, path, file)
             elif each.kind == "mode" and path == file:
                 todo[f"gave {path} back to root"] = functools.partial(_give_back, path)
         return todo
@@ -356,7 +359,8 @@ class Service:
         if has == wanted and not others:
             return {}
         said = f"{folder} has owner and mode {has}, and should have {wanted}" if has != wanted else ""
-        said = said or f"{folder}/{others[0]} and {len(others) - 1} more do not belong to {user}"
+        more = f", nor do {len(others) - 1} more" if len(others) > 1 else ""
+        said = said or f"{folder}/{others[0]} does not belong to {user}{more}"
         self.found.append(Difference("mode", folder, wanted, has, said))
         return {f"gave {folder} back to {user}": lambda: self._give_all(path, user)}
 
@@ -565,6 +569,12 @@ def _remove(path: Path) -> None:
         folder.unlink()
     elif folder.suffix in (".d", ".wants", ".requires", ".upholds") and not any(folder.iterdir()):
         folder.rmdir()
+
+
+def _lead(path: Path, file: Path) -> None:
+    """Lets a link by which a target starts a unit lead to its file."""
+    path.unlink(missing_ok=True)
+    path.symlink_to(file)
 
 
 def _give_back(path: Path) -> None:

@@ -123,6 +123,17 @@ def test_the_list_of_units_is_what_the_roles_make() -> None:
     assert known == made
 
 
+def test_the_lists_of_programs_and_accounts_are_what_the_roles_make() -> None:
+    known = yaml.safe_load((ROOT / "roles/service/vars/main.yml").read_text())
+    texts = [path.read_text() for path in ROOT.glob("roles/*/tasks/*.yml")]
+    places = [*texts, (ROOT / "roles/measure/vars/main.yml").read_text()]
+    programs = {name for text in places for name in re.findall(r"/usr/local/lib/(r1prov-[a-z-]+)", text)}
+    named = {name for text in texts for name in re.findall(r"service_user: (r1prov-\S+)", text)}
+    accounts = named | {name for text in texts for name in re.findall(r"service_account:\n +name: (r1prov-\S+)", text)}
+    assert set(known["__service_programs"]) == programs
+    assert set(known["__service_accounts"]) == accounts
+
+
 @pytest.fixture
 def sleeper(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process of a copy of this Python, with one variable."""
