@@ -113,12 +113,10 @@ def look(names: Iterable[str], record: Mapping[str, list[Any]], admin: Path = AD
             place = f"/{path}"
             if place in skipped or path.startswith(_UNNEEDED) or any(fnmatch.fnmatch(place, each) for each in excluded):
                 continue
-            try:
-                stamps = _stamps(os.lstat(f"{base}{place}"))
-            except (FileNotFoundError, NotADirectoryError):
+            stamps = _stamps(f"{base}{place}")
+            if not stamps:
                 _add(differences, name, place, "is gone", "")
-                continue
-            if record.get(place) == stamps:
+            elif record.get(place) == stamps:
                 kept[place] = stamps
             else:
                 unsure.append((name, place, digest, stamps))
@@ -209,7 +207,12 @@ def _excluded() -> list[str]:
     return re.findall(r"^\s*path-exclude[= ]\s*(\S+)", text, re.MULTILINE)
 
 
-def _stamps(status: os.stat_result) -> list[Any]:
+def _stamps(path: str) -> list[Any]:
+    """What the file system says of a file; nothing where there is none."""
+    try:
+        status = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
     return [
         status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)
     ]  # fmt: skip

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tests.e2e.people import Operator
 
 _NAMES = re.compile(
-    r"r1prov[-_][a-z-]*[a-z]|numpy|nginx|cmake|ninja|gcc|nft\b|/opt/r1prov|netns|/var/lib/r1prov|gguf|/srv/r1prov|/opt/r1prov/\S+?/|/usr/local/bin"
+    r"r1prov[-_][a-z-]*[a-z]|numpy|nginx|cmake|ninja|gcc|nft\b|netns|gguf|/opt/r1prov|/srv/r1prov|/var/lib/r1prov|/usr/local/bin"
 )
 
 
