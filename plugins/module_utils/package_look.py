@@ -120,18 +120,29 @@ def look(names: Iterable[str], record: Mapping[str, list[Any]], admin: Path = AD
                 kept[place] = stamps
             else:
                 unsure.append((name, place, digest, stamps))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        digests = pool.map(lambda each: _md5(f"{base}{each[1]}"), unsure)
-        for (name, place, digest, stamps), found in zip(unsure, digests, strict=True):
-            known = record.get(place)
-            if found != digest:
-                _add(differences, name, place, "has other bytes", found)
-            elif known and known[-3:] != stamps[-3:]:
-                has, had = (owner_and_mode(*each[-3:]) for each in (stamps, known))
-                _add(differences, name, place, f"has owner and mode {has}, and had {had}", has)
-            else:
-                kept[place] = stamps
+    for name, place, words, found, stamps in _read(base, unsure, record):
+        if words:
+            _add(differences, name, place, words, found)
+        else:
+            kept[place] = stamps
     return Look(differences, kept)
+
+
+def _read(
+    base: str, unsure: list[tuple[str, str, str, list[Any]]], record: Mapping[str, list[Any]]
+) -> Iterator[tuple[str, str, str, str, list[Any]]]:
+    """Reads files whose stamps say nothing. Yields package, place, how it differs in words, what was found, and its stamps."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        digests = list(pool.map(lambda each: _md5(f"{base}{each[1]}"), unsure))
+    for (name, place, digest, stamps), found in zip(unsure, digests, strict=True):
+        known = record.get(place)
+        if found != digest:
+            yield name, place, "has other bytes", found, stamps
+        elif known and known[-3:] != stamps[-3:]:
+            has, had = (owner_and_mode(*each[-3:]) for each in (stamps, known))
+            yield name, place, f"has owner and mode {has}, and had {had}", has, stamps
+        else:
+            yield name, place, "", "", stamps
 
 
 def _add(differences: dict[str, list[Difference]], name: str, place: str, words: str, found: str) -> None:
