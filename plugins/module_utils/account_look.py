@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import pwd
 from dataclasses import dataclass
 from pathlib import Path
 
 from ansible_collections.r1.prov.plugins.module_utils.difference import Difference
+from ansible_collections.r1.prov.plugins.module_utils.files import read_json
 
 HOME, SHELL = "/nonexistent", "/usr/sbin/nologin"
 LOCKED = ("!", "*")
 ETC = Path("/etc")
+NUMBERS = Path("/var/lib/r1prov/service/accounts.json")
+"""The number of each account when all was well with it: what it owns is found again by that."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Account:
         members: whom the group of its name has as members.
         password: how its password's field begins; empty where it has none.
         twins: other accounts with its number.
+        is_group_locked: whether nobody can join the group of its name by a password, and nobody may choose its members.
     """
 
     uid: int | None
@@ -37,6 +42,42 @@ class Account:
     members: tuple[str, ...]
     password: str
     twins: tuple[str, ...]
+    is_group_locked: bool = True
+
+
+@dataclass(frozen=True)
+class Group:
+    """What the files of a host say of a group.
+
+    Attributes:
+        gid: its number; None where it does not exist.
+        members: the users whom it names.
+        is_locked: whether nobody can join it by a password.
+        twins: other groups with its number.
+    """
+
+    gid: int | None
+    members: tuple[str, ...]
+    is_locked: bool
+    twins: tuple[str, ...]
+
+
+def group(name: str, etc: Path = ETC) -> Group:
+    """What the host's own files say of a group."""
+    rows = _table(etc / "group")
+    own = next((row for row in rows if row[0] == name), None)
+    if not own:
+        return Group(None, (), is_locked=True, twins=())
+    twins = tuple(row[0] for row in rows if row[0] != name and row[2] == own[2])
+    return Group(int(own[2]), tuple(filter(None, own[3].split(","))), is_locked=_is_locked(own, etc), twins=twins)
+
+
+def _is_locked(row: list[str], etc: Path, *, alone: bool = False) -> bool:
+    """Whether nobody can join a group by a password and, where it is to be `alone`, whether nobody may choose its members."""
+    shadow = next((each for each in _table(etc / "gshadow") if each[0] == row[0]), None)
+    if row[1] not in ("x", "!", "*", ""):
+        return False
+    return not shadow or (shadow[1][:1] in (*LOCKED, "") and not (alone and shadow[2]))
 
 
 def read(name: str, etc: Path = ETC) -> Account:
@@ -54,7 +95,17 @@ def read(name: str, etc: Path = ETC) -> Account:
         members=tuple(filter(None, group[3].split(","))) if group else (),
         password=next((row[1] for row in shadow if row[0] == name), "")[:1],
         twins=tuple(row[0] for row in users if own and row[0] != name and row[2] == own[2]),
+        is_group_locked=not group or _is_locked(group, etc, alone=True),
     )
+
+
+def own_uid(name: str) -> int:
+    """The number that an account had when all was well with it; where nobody remembers, the one that it has.
+
+    Raises:
+        KeyError: there is no such account, and there was none.
+    """
+    return int(read_json(NUMBERS).get(name) or pwd.getpwnam(name).pw_uid)
 
 
 def look(name: str, has: Account, known_uid: int | None = None) -> list[Difference]:
@@ -93,6 +144,7 @@ def look(name: str, has: Account, known_uid: int | None = None) -> list[Differen
             ", ".join(has.members),
             f"shares its group with others: {', '.join(has.members)}",
         ),
+        ("group password", has.is_group_locked, "locked", "open", "has a group that others can join"),
         ("password", has.password in LOCKED, "locked", "unlocked", "has a password that is not locked"),
     ]
     return [
@@ -111,6 +163,6 @@ def _group_words(name: str, has: Account) -> str:
 def _table(path: Path) -> list[list[str]]:
     return [
         line.split(":")
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
+        for line in (path.read_text(encoding="utf-8", errors="replace") if path.exists() else "").splitlines()
         if line.count(":") > 2
     ]

@@ -8,6 +8,7 @@ import json
 import os
 import pwd
 import shutil
+import stat
 import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,11 +29,23 @@ def write_whole(path: Path, content: str | bytes, mode: int = 0o644) -> None:
             os.fchmod(descriptor, mode)
             file.flush()
             os.fsync(descriptor)
+        _make_way(path)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def _make_way(path: Path) -> None:
+    """Removes an empty folder from the place of a file."""
+    if path.is_dir() and not path.is_symlink():
+        try:
+            path.rmdir()
+        except OSError as error:
+            raise OSError(
+                error.errno, "it is a folder, and should be a file. Move the folder away", str(path)
+            ) from None
 
 
 def name_anew(temporary: Path, path: Path) -> None:
@@ -101,6 +114,16 @@ def give(folder: Path, owner: str, mode: int = 0o755, group: str = "") -> None:
         os.close(descriptor)
 
 
+def give_within(folder: Path, owner: str) -> None:
+    """Gives a service what lies in its folder. No link in it leads root elsewhere, for the service may have made that."""
+    entry = pwd.getpwnam(owner)
+    for _, folders, files, descriptor in os.fwalk(folder):
+        for name in (*folders, *files):
+            status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+            if status.st_uid != entry.pw_uid and (status.st_nlink == 1 or stat.S_ISDIR(status.st_mode)):
+                os.chown(name, entry.pw_uid, entry.pw_gid, dir_fd=descriptor, follow_symlinks=False)
+
+
 def sync_folder(folder: Path) -> None:
     """Sees the names in a folder safely to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -111,6 +134,8 @@ def sync_folder(folder: Path) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; an empty one where there is no such file, or no JSON in it."""
     try:
+        if not path.is_file():  # A pipe in its place would never end.
+            return {}
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}

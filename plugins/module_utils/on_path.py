@@ -41,6 +41,14 @@ class OnPath:
         """Whether there is a link to make or to remove."""
         return bool(self.missing or self.left_over)
 
+    @property
+    def sentences(self) -> list[str]:
+        """What differs, in a sentence each."""
+        missing = [f"{path} does not lead to {target}" for path, target in self.missing.items()]
+        return missing + [
+            f"{path} leads to a program that the current release does not have" for path in self.left_over
+        ]
+
     def put_right(self) -> None:
         """Makes and removes the links."""
         for path in self.left_over:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ansible_collections.r1.prov.plugins.module_utils.difference import Difference, owner_and_mode
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
 ADMIN = Path("/var/lib/dpkg")
 SETTINGS = Path("/etc/dpkg")
@@ -56,7 +56,7 @@ class Look:
     """
 
     differences: dict[str, list[Difference]]
-    record: dict[str, list[int]]
+    record: dict[str, list[Any]]
 
 
 def installed() -> dict[str, Package]:
@@ -88,50 +88,61 @@ def needed(names: Iterable[str], packages: Mapping[str, Package]) -> list[Packag
     return list(seen.values())
 
 
-def look(names: Iterable[str], record: Mapping[str, list[int]], admin: Path = ADMIN, root: Path = Path("/")) -> Look:
+def look(names: Iterable[str], record: Mapping[str, list[Any]], admin: Path = ADMIN, root: Path = Path("/")) -> Look:
     """Compares the files of packages with what dpkg and a record say.
 
     Args:
         names: packages, as dpkg's files have them.
-        record: what the last look kept.
+        record: what the last look kept: of files how the file system sees them, and of links where they lead in this version.
         admin: dpkg's folder.
         root: where the packages' files lie.
     """
     base = str(root).rstrip("/")
     skipped, excluded = _diverted(admin), _excluded()
     differences: dict[str, list[Difference]] = {}
-    kept: dict[str, list[int]] = {}
-    unsure: list[tuple[str, str, str, list[int]]] = []
+    kept: dict[str, list[Any]] = {}
+    unsure: list[tuple[str, str, str, list[Any]]] = []
     for name in names:
         sums = _sums(admin, name)
-        for place in _linked(admin, name, {f"/{path}" for _, path in sums}):
-            if place not in skipped and not os.path.lexists(f"{base}{place}"):
-                _add(differences, name, place, "is gone", "")
+        for place, words, now in _links(admin, name, base, record, {f"/{path}" for _, path in sums} | set(skipped)):
+            if words:
+                _add(differences, name, place, words, "")
+            else:
+                kept[place] = now
         for digest, path in sums:
             place = f"/{path}"
             if place in skipped or path.startswith(_UNNEEDED) or any(fnmatch.fnmatch(place, each) for each in excluded):
                 continue
-            try:
-                stamps = _stamps(os.lstat(f"{base}{place}"))
-            except (FileNotFoundError, NotADirectoryError):
+            stamps = _stamps(f"{base}{place}")
+            if not stamps:
                 _add(differences, name, place, "is gone", "")
-                continue
-            if record.get(place) == stamps:
+            elif record.get(place) == stamps:
                 kept[place] = stamps
             else:
                 unsure.append((name, place, digest, stamps))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        digests = pool.map(lambda each: _md5(f"{base}{each[1]}"), unsure)
-        for (name, place, digest, stamps), found in zip(unsure, digests, strict=True):
-            known = record.get(place)
-            if found != digest:
-                _add(differences, name, place, "has other bytes", found)
-            elif known and known[-3:] != stamps[-3:]:
-                has, had = (owner_and_mode(*each[-3:]) for each in (stamps, known))
-                _add(differences, name, place, f"has owner and mode {has}, and had {had}", has)
-            else:
-                kept[place] = stamps
+    for name, place, words, found, stamps in _read(base, unsure, record):
+        if words:
+            _add(differences, name, place, words, found)
+        else:
+            kept[place] = stamps
     return Look(differences, kept)
+
+
+def _read(
+    base: str, unsure: list[tuple[str, str, str, list[Any]]], record: Mapping[str, list[Any]]
+) -> Iterator[tuple[str, str, str, str, list[Any]]]:
+    """Reads files whose stamps say nothing. Yields package, place, how it differs in words, what was found, and its stamps."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        digests = list(pool.map(lambda each: _md5(f"{base}{each[1]}"), unsure))
+    for (name, place, digest, stamps), found in zip(unsure, digests, strict=True):
+        known = record.get(place)
+        if found != digest:
+            yield name, place, "has other bytes", found, stamps
+        elif known and known[-3:] != stamps[-3:]:
+            has, had = (owner_and_mode(*each[-3:]) for each in (stamps, known))
+            yield name, place, f"has owner and mode {has}, and had {had}", has, stamps
+        else:
+            yield name, place, "", "", stamps
 
 
 def _add(differences: dict[str, list[Difference]], name: str, place: str, words: str, found: str) -> None:
@@ -162,6 +173,37 @@ def _linked(admin: Path, name: str, known: Collection[str]) -> list[str]:
     return [place for place in places if place not in known and _PROGRAM.fullmatch(place)]
 
 
+def _installed_at(admin: Path, name: str) -> int:
+    """When a package was installed, which tells its version from another. Nothing else writes this file."""
+    try:
+        return (admin / "info" / f"{name}.list").stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def _links(
+    admin: Path, name: str, base: str, record: Mapping[str, list[Any]], others: Collection[str]
+) -> Iterator[tuple[str, str, list[Any]]]:
+    """Each link of a package except `others`, how it differs, in words, and what to keep of it."""
+    version = _installed_at(admin, name)
+    for place in _linked(admin, name, others):
+        yield place, *_of_link(f"{base}{place}", record.get(place), version)
+
+
+def _of_link(path: str, known: list[Any] | None, version: int) -> tuple[str, list[Any]]:
+    """How a link differs, in words, and what to keep of it. Where it led in another version says nothing."""
+    try:
+        leads = os.readlink(path)  # noqa: PTH115 - 1,000 times
+    except FileNotFoundError:
+        return "is gone", []
+    except OSError:
+        leads = ""
+    if leads.startswith("/etc/alternatives/"):  # An administrator chooses among these.
+        leads = ""
+    is_other = known and known[0] != leads and known[1] == version
+    return f"leads to {leads or 'nothing'}, and led to {known[0]}" if known and is_other else "", [leads, version]
+
+
 def _diverted(admin: Path) -> Collection[str]:
     try:
         return set((admin / "diversions").read_text(encoding="utf-8", errors="replace").splitlines()[::3])
@@ -176,7 +218,12 @@ def _excluded() -> list[str]:
     return re.findall(r"^\s*path-exclude[= ]\s*(\S+)", text, re.MULTILINE)
 
 
-def _stamps(status: os.stat_result) -> list[int]:
+def _stamps(path: str) -> list[Any]:
+    """What the file system says of a file; nothing where there is none."""
+    try:
+        status = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
     return [
         status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)
     ]  # fmt: skip
@@ -185,7 +232,8 @@ def _stamps(status: os.stat_result) -> list[int]:
 def _md5(path: str) -> str:
     digest: Any = hashlib.md5(usedforsecurity=False)
     try:
-        with open(path, "rb", buffering=0) as content:  # noqa: PTH123 - 10,000 times
+        # A pipe in the place of a file would never end.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as content:  # noqa: PTH123 - 10,000 times
             while block := content.read(1 << 20):
                 digest.update(block)
     except OSError:

@@ -6,6 +6,7 @@ What a service may write to lies below them and is its own. Releases have manife
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,8 @@ PLACES = (
 )
 """Folders, and how many levels below each are root's."""
 PROGRAMS = "/usr/local/lib"
+ROOTS = ("/var/lib/r1prov/packages", "/var/lib/r1prov/smoke_bench", "/var/lib/r1prov/llama_server")
+"""What steps that run as root remember. The folders beside them are of services."""
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -38,6 +41,9 @@ def look(root: Path = Path("/"), owner: int = 0) -> list[Difference]:
     found = []
     for path in sorted(set(_entries(root))):
         status = path.lstat()
+        if has := misplaced(path, status.st_mode, root):
+            found.append(Difference("kind", str(path), "a file", has, f"{path} is {has}, and should be a file"))
+            continue
         mode = stat.S_IMODE(status.st_mode)
         if stat.S_ISLNK(status.st_mode):
             wanted = mode
@@ -53,9 +59,25 @@ def look(root: Path = Path("/"), owner: int = 0) -> list[Difference]:
     return found
 
 
+def misplaced(path: Path, mode: int, root: Path) -> str:
+    """What lies where only files may; empty where all is well. Links belong into folders of releases."""
+    if stat.S_ISLNK(mode):
+        may_be = path.is_relative_to(root / "opt") or path in {root / place.lstrip("/") for place, _ in PLACES}
+        return "" if may_be else f"a link to {path.readlink()}"
+    if stat.S_ISDIR(mode):
+        return "a folder" if path.parent == root / PROGRAMS.lstrip("/") or path.suffix == ".nft" else ""
+    return "" if stat.S_ISREG(mode) else "a pipe, a socket or a device"
+
+
 def mend(differences: Iterable[Difference]) -> None:
     """Gives each entry the owner and the mode that it should have. All of them lie in folders of root's once the upper ones are mended."""
     for each in sorted(differences, key=lambda difference: difference.place):
+        if each.kind == "kind":  # The role whose file it is writes that again.
+            if each.found == "a folder":
+                shutil.rmtree(each.place)
+            else:
+                Path(each.place).unlink()
+            continue
         owner, _, mode = each.expected.partition(" ")
         uid, gid = map(int, owner.split(":"))
         os.chown(each.place, uid, gid, follow_symlinks=False)
@@ -67,8 +89,10 @@ def _entries(root: Path) -> Iterator[Path]:
     for place, levels in PLACES:
         if (path := root / place.lstrip("/")).is_dir():
             yield from _below(path, levels)
-    for path in (root / PROGRAMS.lstrip("/")).glob("r1prov-*"):
-        yield from _below(path, 9)
+    yield from (root / PROGRAMS.lstrip("/")).glob("r1prov-*")
+    for name in ROOTS:
+        if (path := root / name.lstrip("/")).is_dir():
+            yield path
 
 
 def _below(path: Path, levels: int) -> Iterator[Path]:

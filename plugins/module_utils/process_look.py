@@ -5,13 +5,14 @@ A unit file that is right says nothing about a process that was started while it
 
 from __future__ import annotations
 
-import pwd
+import grp
 import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ansible_collections.r1.prov.plugins.module_utils import account_look
 from ansible_collections.r1.prov.plugins.module_utils.difference import Difference
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ class Declared:
         groups: its other groups, as numbers.
         network: the file of the network namespace that it is in; None for any.
         data: the folders and files whose old content it must not have in memory.
+        confined: whether its unit restricts it as each one of ours does.
+        oom: how soon it is ended for want of memory, of its unit; empty where that is not known.
+        umask: of its unit; empty where that is not known.
     """
 
     argv: Sequence[str]
@@ -50,6 +54,9 @@ class Declared:
     groups: Collection[int]
     network: Path | None = None
     data: Collection[str] = ()
+    confined: bool = False
+    umask: str = ""
+    oom: str = ""
 
 
 def look(
@@ -70,6 +77,7 @@ def look(
             *_environment(unit, main, declared, inherited),
             *_identity(unit, main, declared),
             *_network(unit, main, declared),
+            *_confinement(unit, main, declared),
         ]
     except (FileNotFoundError, ProcessLookupError):
         return []
@@ -142,7 +150,7 @@ def _environment(unit: str, pid: str, declared: Declared, inherited: Collection[
 
 def _identity(unit: str, pid: str, declared: Declared) -> list[Difference]:
     try:
-        account = pwd.getpwnam(declared.user)
+        uid, gid = account_look.own_uid(declared.user), grp.getgrnam(declared.user).gr_gid
     except KeyError:
         return []
     status = _status(pid)
@@ -152,13 +160,13 @@ def _identity(unit: str, pid: str, declared: Declared) -> list[Difference]:
         {int(each) for each in status.get("Groups", "").split()},
     )
     found = []
-    if set(uids) != {str(account.pw_uid)}:
-        said = f"runs with the user number {uids[0]}, and {declared.user} has {account.pw_uid}"
-        found.append(_differs((unit, pid), "user", str(account.pw_uid), uids[0], said))
-    if set(gids) != {str(account.pw_gid)}:
-        said = f"runs with the group number {gids[0]}, and {declared.user} has {account.pw_gid}"
-        found.append(_differs((unit, pid), "group", str(account.pw_gid), gids[0], said))
-    if surplus := more - {account.pw_gid, *declared.groups}:
+    if set(uids) != {str(uid)}:
+        said = f"runs with the user number {uids[0]}, and {declared.user} has {uid}"
+        found.append(_differs((unit, pid), "user", str(uid), uids[0], said))
+    if set(gids) != {str(gid)}:
+        said = f"runs with the group number {gids[0]}, and {declared.user} has {gid}"
+        found.append(_differs((unit, pid), "group", str(gid), gids[0], said))
+    if surplus := more - {gid, *declared.groups}:
         numbers = ", ".join(map(str, sorted(surplus)))
         found.append(
             _differs((unit, pid), "groups", "", numbers, f"is in groups that its unit does not give it: {numbers}")
@@ -175,6 +183,28 @@ def _network(unit: str, pid: str, declared: Declared) -> list[Difference]:
     return [
         _differs((unit, pid), "network", str(declared.network), str(has), f"is not in the network {declared.network}")
     ]
+
+
+def _confinement(unit: str, pid: str, declared: Declared) -> list[Difference]:
+    """Whether it was started without the restrictions that each unit of ours has."""
+    if not declared.confined:
+        return []
+    status = _status(pid)
+    found = []
+    if status.get("NoNewPrivs") == "0":
+        found.append(_differs((unit, pid), "confinement", "1", "0", "may gain new privileges, and should not"))
+    if status.get("Seccomp") == "0":
+        found.append(_differs((unit, pid), "confinement", "2", "0", "may make any system call, and should not"))
+    if declared.umask and int(status.get("Umask", declared.umask), 8) != int(declared.umask, 8):
+        said = f"has the umask {status['Umask']}, and should have {declared.umask}"
+        found.append(_differs((unit, pid), "umask", declared.umask, status["Umask"], said))
+    oom = _text(Path(f"/proc/{pid}/oom_score_adj")).strip()
+    if declared.oom and oom != declared.oom:
+        said = f"is ended for want of memory at {oom}, and should be at {declared.oom}"
+        found.append(_differs((unit, pid), "oom", declared.oom, oom, said))
+    if Path(f"/proc/{pid}/ns/mnt").stat().st_ino == Path("/proc/self/ns/mnt").stat().st_ino:
+        found.append(_differs((unit, pid), "confinement", "", "", "may write wherever its user may, and should not"))
+    return found
 
 
 def _state(unit: str, pid: str) -> list[Difference]:

@@ -59,6 +59,17 @@ def current(home: Path) -> str:
     return _linked(home, "current")
 
 
+def target(home: Path) -> str:
+    """Where the link to the release that serves leads; empty where there is no link."""
+    link = home / "current"
+    return str(link.readlink()) if link.is_symlink() else ""
+
+
+def is_current(home: Path, release_id: str) -> bool:
+    """Whether a release is the one that serves. A link to a folder of the same name elsewhere does not count."""
+    return target(home) == f"releases/{release_id}"
+
+
 def _linked(home: Path, name: str) -> str:
     link = home / name
     return link.readlink().name if link.is_symlink() else ""

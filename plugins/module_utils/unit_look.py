@@ -6,6 +6,7 @@ under the unit's name changes it behind r1prov's back. Only a drop-in for all un
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 from pathlib import Path
@@ -105,13 +106,17 @@ def _conf(folder: Path) -> list[Path]:
 
 def _drop_in(path: Path, unit: str) -> Difference:
     settings = _settings(path)
-    return Difference("drop-in", str(path), "", settings, f"the drop-in {path} changes {settings} of {unit}")
+    begin = path.parent.name.rpartition(".")[0].rpartition(".")[0]
+    # It is the same for each of these units, and whoever comes first removes it.
+    of = f"units that are called {begin}*" if begin.endswith("-") else unit
+    return Difference("drop-in", str(path), "", settings, f"the drop-in {path} changes {settings} of {of}")
 
 
 def _settings(path: Path) -> str:
     """The names of the settings in a file."""
     try:
-        names = list(dict.fromkeys(_SETTING.findall(path.read_text(encoding="utf-8", errors="replace"))))
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        names = list(dict.fromkeys(_SETTING.findall(text)))
     except OSError:
         names = []
     return ", ".join(names) or "nothing"
@@ -135,6 +140,10 @@ def _links(folder: Path, unit: str, target: str) -> Iterator[Difference]:
             by = path.parent.name.removesuffix(f".{kind}")
             if (by, kind) != (target, "wants"):
                 yield Difference("link", str(path), "", kind, f"{path} lets {by} start {unit}")
+            elif os.path.realpath(path) != os.path.realpath(folder / unit):
+                leads = path.readlink() if path.is_symlink() else "nothing"
+                said = f"{path} leads to {leads}, and should lead to the unit"
+                yield Difference("wanted", str(path), str(folder / unit), str(leads), said)
         for path in sorted((folder / f"{unit}.{kind}").glob("*")):
             yield Difference("link", str(path), "", kind, f"{path} lets {unit} start {path.name}")
     for path in folder.iterdir():

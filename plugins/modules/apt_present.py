@@ -195,7 +195,7 @@ def main() -> None:
     query = ["dpkg-query", "--show", "--showformat", "${Package} ${db:Status-Status}\\n", *names]
     absent = missing(names, subprocess.run(query, capture_output=True, text=True, check=False).stdout)
     record = _RECORDS / f"{'+'.join(sorted(names))[:100]}.json"
-    found = look(names, record)
+    was_there, found = record.exists(), look(names, record)
     broken = list(found.differences)
     if (absent or broken) and not module.check_mode:
         deadline, progress = time.monotonic() + _LOCK_LIMIT_S, Progress(module.params["step"])
@@ -222,7 +222,11 @@ def main() -> None:
             )
     shown = [*absent, *broken]
     diff = {"before": "", "after": "".join(f"{name}\n" for name in shown)} if shown else {}
-    module.exit_json(changed=bool(shown), installed=absent, differences=sentences(found), diff=diff)
+    gone = [f"the package {name} is not installed" for name in absent]
+    told = sentences(found)
+    # What was never looked at is a new wish.
+    drift = [*(gone if was_there else []), *told]
+    module.exit_json(changed=bool(shown), installed=absent, differences=[*gone, *told], drift=drift, diff=diff)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 sha256: {type: str, returned: success, description: The sha256 of the GGUF file.}
+differences: {type: list, elements: str, returned: success, description: "What is not as it should be, in a sentence each."}
 """
 
 import json
@@ -107,6 +108,9 @@ def main() -> None:
     path = Path(module.params["path"])
     made = is_made(path, sha256)
     diff = {} if made else {"before": "", "after": f"{path}\n"}
+    differences = [] if made else [f"{path} {'is gone' if not path.exists() else 'is not as it was made'}"]
+    # A file that was made of another source is a new wish.
+    drift = differences if read_json(_record(path)).get("source") == sha256 else []
     if not made and not module.check_mode:
         progress = Progress("embeddings")
         try:
@@ -117,7 +121,7 @@ def main() -> None:
             progress.finish(failed=True)
             module.fail_json(msg=f"the embedding model {name} cannot be brought: {error}")
         progress.finish()
-    module.exit_json(changed=bool(diff), sha256=made, diff=diff)
+    module.exit_json(changed=bool(diff), sha256=made, diff=diff, differences=differences, drift=drift)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ module: nft_rules
 short_description: Sees to it that the kernel has the rules of a file of nftables
 description:
   - Stock Ansible cannot do it, because it has no module for nftables, and C(nft) shows rules in other words than their file.
+  - A namespace of ours has a loopback, which is up, and no other interface.
   - The file is loaded into an empty network namespace, where C(nft) shows what it means. The kernel must have the same. Counters
     and the elements of sets, which change by themselves, do not count.
 author: The r1prov team
@@ -31,8 +32,10 @@ RETURN = r"""
 differences: {type: list, elements: str, returned: always, description: "What was not as it should be, in a sentence each."}
 """
 
+import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils import units
@@ -75,6 +78,36 @@ def sentence(place: str, expected: str, found: str) -> str:
     return f"the rules of {place} in the kernel {' and '.join(words) or 'have others, or have another order'}, unlike their file"
 
 
+def links(namespace: str) -> list[dict[str, Any]]:
+    """The network interfaces in a namespace, as `ip` tells of them."""
+    found: list[dict[str, Any]] = json.loads(_run("ip", "-json", "-netns", namespace, "link", "show"))
+    return found
+
+
+def wrong_links(namespace: str) -> dict[str, str]:
+    """The interfaces by which a namespace of ours reaches others, and its loopback where that is down; each with a sentence."""
+    found = {}
+    for each in links(namespace):
+        name = each["ifname"]
+        # The kernel itself puts tunnels into each namespace, which are down and carry nothing.
+        if name == "lo" and "UP" not in each["flags"]:
+            found[name] = f"the loopback of the network {namespace} is down, so its services do not reach each other"
+        elif name != "lo" and ("UP" in each["flags"] or each["link_type"] == "ether"):
+            found[name] = f"the network {namespace} has the interface {name}, and should have nothing but a loopback"
+    return found
+
+
+def put_right(namespace: str, name: str) -> None:
+    """Sets a loopback up, or removes an interface. One of the host's own hardware goes back to the host."""
+    if name == "lo":
+        _run("ip", "-netns", namespace, "link", "set", "lo", "up")
+        return
+    try:
+        _run("ip", "-netns", namespace, "link", "delete", name)
+    except RulesError:
+        _run("ip", "-netns", namespace, "link", "set", name, "netns", "1")
+
+
 def apply(file: Path, namespace: str) -> None:
     """Loads the file. A namespace of ours loses all other rules in the same moment."""
     text = f'flush ruleset\ninclude "{file}"\n' if namespace else f'include "{file}"\n'
@@ -103,6 +136,10 @@ def main() -> None:
             if not module.check_mode:
                 units.systemctl("restart", unit)
         else:
+            for name, said in (wrong_links(namespace) if namespace else {}).items():
+                differences.append(said)
+                if not module.check_mode:
+                    put_right(namespace, name)
             expected, found = meant(file, listing), has(namespace, listing)
             if expected != found:
                 differences.append(sentence(place, expected, found))

@@ -69,9 +69,19 @@ def main() -> None:
             module.fail_json(msg=f"nginx refuses this configuration, and {path} stays as it is: {refused}")
     changed = before != content
     if changed and not module.check_mode:
-        write_whole(path, content)
+        try:
+            write_whole(path, content)
+        except OSError as error:
+            module.fail_json(msg=f"{path} cannot be written: {error}")
+    has = "has other content than r1prov gives it" if path.is_file() else "is gone"
     look_arguments = without_secrets(module.params, module.argument_spec)
-    module.exit_json(changed=changed, diff=file_diff(path, before, content), look_arguments=look_arguments)
+    module.exit_json(
+        changed=changed,
+        diff=file_diff(path, before, content),
+        look_arguments=look_arguments,
+        differences=[f"{path} {has}"] if changed else [],
+        drift=[],  # It may be a new wish.
+    )
 
 
 if __name__ == "__main__":

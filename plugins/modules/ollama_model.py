@@ -41,6 +41,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 actions: {type: list, elements: str, returned: success, description: "What was done, or would be."}
+differences: {type: list, elements: str, returned: success, description: "What is not as it should be, in a sentence each."}
 digest:
   type: str
   returned: success
@@ -50,6 +51,7 @@ digest:
 import hashlib
 import json
 import os
+import pwd
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -59,7 +61,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils import units
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
 from ansible_collections.r1.prov.plugins.module_utils.digest import sha256_of
-from ansible_collections.r1.prov.plugins.module_utils.files import give, read_json, write_whole
+from ansible_collections.r1.prov.plugins.module_utils.files import give, give_within, read_json, write_whole
 from ansible_collections.r1.prov.plugins.module_utils.gguf_header import GgufError, read
 from ansible_collections.r1.prov.plugins.module_utils.http_api import Api, ApiError
 from ansible_collections.r1.prov.plugins.module_utils.merged_weights import record_of
@@ -67,6 +69,7 @@ from ansible_collections.r1.prov.plugins.module_utils.merged_weights import reco
 REGISTERED = Path("/var/lib/r1prov/service/ollama-model.json")
 UNIT = "r1prov-ollama.service"
 USER = "r1prov-ollama"
+CHANGED = "what Ollama has of it was changed"
 _CREATE_LIMIT_S = 600.0  # Ollama reads the head of the file, perhaps from a slow disk.
 
 
@@ -102,7 +105,9 @@ class Model:
             return "the Modelfile changed"
         blob = self.blob(self.before["digest"])
         if not blob.exists() or not blob.samefile(self.file) or self.manifest() != self.before["manifest"]:
-            return "what Ollama has of it was changed"
+            return CHANGED
+        if others := not_its_own(self.models, self.file):
+            return f"{CHANGED}, and {others[0]} does not belong to {USER}"
         return ""
 
     def blob(self, digest: str) -> Path:
@@ -148,6 +153,8 @@ class Model:
     def register(self) -> str:
         """Links the file and creates the model. Returns the file's digest."""
         digest = self.digest()
+        if self.models.is_dir():
+            give_within(self.models, USER)
         if self.is_stopped:
             units.systemctl("start", UNIT)
         try:
@@ -213,6 +220,19 @@ class Model:
                     raise
 
 
+def not_its_own(models: Path, file: Path) -> list[Path]:
+    """What lies in Ollama's registry and is not Ollama's. The blob that is the model is the transfer's."""
+    try:
+        uid = pwd.getpwnam(USER).pw_uid
+        return [
+            path
+            for path in sorted(models.rglob("*"))
+            if path.lstat().st_uid != uid and not (path.is_file() and path.samefile(file))
+        ]
+    except (KeyError, FileNotFoundError):  # Ollama may be at work on it.
+        return []
+
+
 def knows(release: Path, architecture: str) -> bool:
     """Whether one of a release's programs names an architecture, because its engine has a table of them. True without a release."""
     word = re.compile(rb"(?<![\w-])" + re.escape(architecture.encode()) + rb"(?![\w-])")
@@ -238,7 +258,9 @@ def main() -> None:
         remedy = damaged if isinstance(error, GgufError) else ""
         module.fail_json(msg=f"Ollama's model {model.name}: {str(error).rstrip('.')}.{remedy}")
     actions = [f"registered {model.name}: {reason}"] if reason else []
-    module.exit_json(changed=bool(reason), actions=actions, digest=digest)
+    differences = [f"Ollama's model {model.name} is not as r1prov has registered it: {reason}"] if reason else []
+    drift = differences if reason.startswith(CHANGED) else []
+    module.exit_json(changed=bool(reason), actions=actions, digest=digest, differences=differences, drift=drift)
 
 
 if __name__ == "__main__":

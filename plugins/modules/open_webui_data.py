@@ -63,6 +63,7 @@ backup:
   type: str
   returned: with tried and proven
   description: "The folder of the backup that was made, or that the data came from; empty for none."
+differences: {type: list, elements: str, returned: success, description: "What is not as it should be, in a sentence each."}
 keys: {type: list, elements: str, returned: with configured, description: The settings that differed.}
 login: {type: bool, returned: with configured, description: Whether the administrator was given a login.}
 models: {type: list, elements: str, returned: with configured, description: The models that were opened to all users.}
@@ -81,9 +82,16 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
-from ansible_collections.r1.prov.plugins.module_utils.files import write_whole
+from ansible_collections.r1.prov.plugins.module_utils.difference import owner_and_mode
+from ansible_collections.r1.prov.plugins.module_utils.files import give, read_json, write_whole
 from ansible_collections.r1.prov.plugins.module_utils.locks import alone
-from ansible_collections.r1.prov.plugins.module_utils.open_webui import DatabaseError, apply, has_second_factors, read
+from ansible_collections.r1.prov.plugins.module_utils.open_webui import (
+    DatabaseError,
+    Found,
+    apply,
+    has_second_factors,
+    read,
+)
 from ansible_collections.r1.prov.plugins.module_utils.open_webui_account import AccountError, Login, Page
 from ansible_collections.r1.prov.plugins.module_utils.open_webui_backup import (
     DATABASE,
@@ -106,7 +114,16 @@ def configure(module: AnsibleModule, wanted: dict[str, Any]) -> None:
     parts = wanted["parts"]
     login, kept = Login(wanted["admin_email"], wanted["admin_password"]), Path(wanted["admin_password_file"])
     if module.check_mode and not database.exists():
-        module.exit_json(changed=True, keys=[*settings, *parts], models=models, login=True)
+        said = ["the chat page's accounts have no administrator, because there is no database"]
+        module.exit_json(
+            changed=True,
+            keys=[*settings, *parts],
+            models=models,
+            login=True,
+            differences=said,
+            drift=[],
+            look_arguments=without_secrets(module.params, module.argument_spec),
+        )
     serves = True
     try:
         with acting_as(user):  # a database in WAL mode makes files even for a reader
@@ -141,17 +158,43 @@ def configure(module: AnsibleModule, wanted: dict[str, Any]) -> None:
     except DatabaseError as error:
         module.fail_json(
             msg=f"{database} is not as this version of r1prov knows it: {error}. "
-            "Take the Open-WebUI that it pins (open_webui_version, open_webui_requirements), or a newer r1prov."
+            "Take the Open-WebUI that it pins (open_webui_version, open_webui_requirements), or a newer r1prov. If it is damaged, "
+            f"stop the page (systemctl stop {unit}) and put {DATABASE} of the newest folder in {wanted['data']}-backups in its place, "
+            "or remove it to begin with an empty one. Then run again."
         )
     except (OSError, UnitError) as error:
         module.fail_json(msg=f"{error}. Its log says why: journalctl -u {unit}")
+    differences = _in_words(found, keys, new_models, login.email if gives else "", kept if keeps else None)
     names = [f"setting {key}\n" for key in keys] + [f"access to {model}\n" for model in new_models]
     names += [f"login of {login.email}\n"] * gives + [f"{kept}\n"] * keeps
     diff = {"before": "", "after": "".join(names), "after_header": str(database)} if names else {}
     look_arguments = without_secrets(module.params, module.argument_spec)
     module.exit_json(
-        changed=bool(names), keys=keys, models=new_models, login=gives, diff=diff, look_arguments=look_arguments
+        changed=bool(names),
+        keys=keys,
+        models=new_models,
+        login=gives,
+        diff=diff,
+        look_arguments=look_arguments,
+        differences=differences,
+        drift=[],  # It may be a new wish.
     )
+
+
+def _in_words(found: Found, keys: list[str], models: list[str], email: str, kept: Path | None) -> list[str]:
+    """What is wrong with the page's settings, in a sentence each. `email` is of a login that has to be given."""
+    said = [f"the chat page's setting {key} has another value than r1prov gives it" for key in keys]
+    said += [f"the chat page lets nobody use the model {name}" for name in models]
+    if email:
+        wrong = (
+            f"administrator was not given the login {email}"
+            if found.administrated
+            else "accounts have no administrator"
+        )
+        said.append(f"the chat page's {wrong}")
+    if kept:
+        said.append(f"{kept} is not as r1prov has written it")
+    return said
 
 
 def _page(wanted: dict[str, Any]) -> Page:
@@ -197,7 +240,7 @@ def follow(module: AnsibleModule, wanted: dict[str, Any]) -> None:
     encrypted = wanted["state"] == "tried" and encrypt_anew(module, wanted)
     release = Path(os.path.realpath(wanted["release"])).name
     record = backups / "history.json"
-    history = History(**json.loads(record.read_text(encoding="utf-8"))) if record.exists() else History()
+    history = History(**read_json(record))
     if wanted["state"] == "proven":
         did, then = "record" if history != History(release) else "nothing", History(release)
     else:
@@ -208,41 +251,80 @@ def follow(module: AnsibleModule, wanted: dict[str, Any]) -> None:
     if did == "backup":
         then = then._replace(backup=f"{stamp}-{history.proven or 'unknown'}")
     source = {"backup": then.backup, "restore": history.backup}.get(did, "")
+    wrong = _wrong(wanted, data, backups, history)
+    if did != "nothing":
+        proven = f"it is not recorded that the chat page's data works with {release}"
+        tried = f"the chat page's data is not recorded as that of {release}"
+        wrong["data"] = proven if wanted["state"] == "proven" else tried
     result = {
-        "changed": did != "nothing" or encrypted,
+        "changed": bool(wrong) or encrypted,
+        "differences": list(wrong.values()),
+        "drift": [said for kind, said in wrong.items() if kind != "data"],  # A new release is a new wish.
         "did": did,
         "backup": str(backups / source) if source else "",
         "look_arguments": without_secrets(module.params, module.argument_spec),
     }
     if source:
         result["diff"] = {"before": "", "after": f"{did}: {result['backup']}\n"}
-    if module.check_mode or did == "nothing":
+    if module.check_mode or not wrong:
         module.exit_json(**result)
     try:
-        backups.mkdir(parents=True, exist_ok=True)
-        backups.chmod(0o700)
-        if source:
-            takes, free = size_bytes(data if did == "backup" else backups / source), shutil.disk_usage(backups).free
-            if takes > free:
-                module.fail_json(
-                    msg=f"{backups} has {free >> 20} MiB left, and a copy of the page's data takes {takes >> 20} MiB. "
-                    "Free some space, then run again. The page was left as it was."
-                )
-            systemctl("stop", wanted["unit"])
-        if did == "backup":
-            copy(data, backups / source, wanted["user"])
-        elif did == "restore":
-            restore(backups / source, data, backups / f"{stamp}-{history.attempt}", wanted["user"])
-        write_whole(record, json.dumps(then._asdict()) + "\n")
-        names = [path.name for path in backups.glob("[0-9]*") if path.name != then.backup]
-        for old in surplus(names, wanted["keep"]):
-            shutil.rmtree(backups / old)
+        if "backups" in wrong:
+            give(backups, "root", 0o700)
+        if "database" in wrong:  # What runs still writes to the one that is gone.
+            systemctl("restart", wanted["unit"])
+        if did != "nothing":
+            if source:
+                _refuse_full(module, backups, data if did == "backup" else backups / source)
+            _keep(wanted, did, backups / source, backups / f"{stamp}-{history.attempt}", then)
     except (OSError, sqlite3.Error, UnitError) as error:
         module.fail_json(
             msg=f"the page's data cannot be kept ({did}): {error}. The page is stopped, its data in {data} and {backups}. "
             "Run again when that is mended."
         )
     module.exit_json(**result)
+
+
+def _refuse_full(module: AnsibleModule, backups: Path, source: Path) -> None:
+    """Refuses to copy the data where there is no room for it."""
+    backups.mkdir(parents=True, exist_ok=True)
+    takes, free = size_bytes(source), shutil.disk_usage(backups).free
+    if takes > free:
+        module.fail_json(
+            msg=f"{backups} has {free >> 20} MiB left, and a copy of the page's data takes {takes >> 20} MiB. "
+            "Free some space, then run again. The page was left as it was."
+        )
+
+
+def _keep(wanted: dict[str, Any], did: str, source: Path, aside: Path, then: History) -> None:
+    """Makes the copy, or brings it back, and records that. What the data was before it came back is set `aside`."""
+    data, backups = Path(wanted["data"]), aside.parent
+    backups.mkdir(parents=True, exist_ok=True)
+    backups.chmod(0o700)
+    if did == "backup":
+        systemctl("stop", wanted["unit"])
+        copy(data, source, wanted["user"])
+    elif did == "restore":
+        systemctl("stop", wanted["unit"])
+        restore(source, data, aside, wanted["user"])
+    write_whole(backups / "history.json", json.dumps(then._asdict()) + "\n")
+    names = [path.name for path in backups.glob("[0-9]*") if path.name != then.backup]
+    for old in surplus(names, wanted["keep"]):
+        shutil.rmtree(backups / old)
+
+
+def _wrong(wanted: dict[str, Any], data: Path, backups: Path, history: History) -> dict[str, str]:
+    """What somebody has done to the data, in a sentence each, by the sort of thing."""
+    wrong = {}
+    if backups.is_dir():
+        status = backups.stat()
+        has = owner_and_mode(status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode))
+        if has != "0:0 0700":
+            wrong["backups"] = f"{backups} has owner and mode {has}, and should have 0:0 0700"
+    database = data / DATABASE
+    if wanted["state"] == "tried" and history.proven and not database.exists():
+        wrong["database"] = f"{database} is gone, and with it the accounts and chats. {backups} may hold a copy"
+    return wrong
 
 
 def main() -> None:

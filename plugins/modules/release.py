@@ -143,15 +143,20 @@ def main() -> None:
         )
     path = release.path(home, build.id)
     found = manifest.look(path) if path.is_dir() else manifest.Look({})
-    differs = (
-        ""
-        if previous == build.id
-        else f"{home}/current leads to {previous or 'nothing'}, and should lead to {build.id}"
-    )
+    is_current = release.is_current(home, build.id)
+    differences = []
+    if not is_current:
+        differences.append(
+            f"{home}/current leads to {release.target(home) or 'nothing'}, and should lead to {build.id}"
+        )
     if found.wrong:
-        differs = f"{path} is not as it was installed: {found}"
+        differences.append(f"{path} is not as it was installed: {found}")
+    elif not path.is_dir():
+        differences.append(f"{path} is gone")
     made = not path.is_dir() or bool(found.wrong)
-    changed = made or previous != build.id
+    changed = made or not is_current
+    # What has served well here is no new wish.
+    drift = differences if release.proven(home) == build.id else []
     if found.stale and not changed and not module.check_mode:
         manifest.put_right(path)
     if changed and not module.check_mode:
@@ -169,6 +174,7 @@ def main() -> None:
     named = sorted(path.glob(options["on_path"])) if options["on_path"] and path.is_dir() else []
     links = OnPath(home, [each.relative_to(path) for each in named]) if named else None
     if links:
+        differences += links.sentences
         for taken in links.taken:
             module.warn(f"{taken} is not r1prov's and stays, so a login does not find {home}/current/bin/{taken.name}")
         if not module.check_mode:
@@ -179,8 +185,8 @@ def main() -> None:
         previous=previous,
         path=str(path),
         made=made,
-        differences=[differs] if differs else [],
-        drift=[differs] if found.wrong else [],
+        differences=differences,
+        drift=drift,
         program=str(program or ""),
         diff=file_diff(home / "current", f"{previous}\n" if previous else "", f"{build.id}\n"),
     )

@@ -25,6 +25,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 release_id: {type: str, returned: success, description: The current release; empty where there is none.}
+differences: {type: list, elements: str, returned: success, description: "What is not as it should be, in a sentence each."}
 """
 
 from pathlib import Path
@@ -51,8 +52,13 @@ def main() -> None:
         module.fail_json(
             msg=f"{home}: it cannot be recorded that {now} has served well: {error}. Run again when that is mended."
         )
+    differences = []
+    if changed and before != now:
+        differences.append(f"{home}/proven leads to {before or 'nothing'}, and {now} has served well")
+    elif changed:
+        differences.append(f"{home}/releases holds releases that are not needed any more")
     diff = file_diff(home / "proven", f"{before}\n" if before else "", f"{now}\n") if changed else {}
-    module.exit_json(changed=changed, release_id=now, diff=diff)
+    module.exit_json(changed=changed, release_id=now, diff=diff, differences=differences, drift=[])
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ description:
   - Stock Ansible cannot do it, because C(user) takes neither root's number nor a password away from an account, and fails when an
     account that is in use has to get another home.
   - The account is created where it is missing. Otherwise it is given a number and a group of its own, the home C(/nonexistent), no shell,
-    no other group, no password, and no other member of its group. Its processes need not end for that.
+    no other group, no password, and no other member or administrator of its group. Its processes need not end for that.
 author: The r1prov team
 options: {
   "name": {"type": "str", "required": true, "description": "The account, and its group."},
@@ -31,105 +31,69 @@ created: {type: bool, returned: always, description: Whether the account was mis
 """
 
 import json
-import os
 import re
-import subprocess
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils import account_look
-from ansible_collections.r1.prov.plugins.module_utils.account_look import HOME, SHELL, Account
+from ansible_collections.r1.prov.plugins.module_utils.account_edit import EditError, edit, free, run, taken
+from ansible_collections.r1.prov.plugins.module_utils.account_look import HOME, NUMBERS, SHELL, Account
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
 from ansible_collections.r1.prov.plugins.module_utils.difference import Difference
 from ansible_collections.r1.prov.plugins.module_utils.files import read_json, write_whole
 
-_NUMBERS = Path("/var/lib/r1prov/service/accounts.json")
-"""The number of each account when all was well with it: what it owns is found again by that."""
 _SKUID = re.compile(r'meta skuid (?:!= )?"([^"]+)"')
-_SYSTEM = range(999, 99, -1)
-"""The numbers of system accounts, in the order in which useradd takes them."""
-
-
-class AccountError(Exception):
-    """The account cannot be put right."""
 
 
 def create(name: str, has: Account, known_uid: int | None) -> None:
     """Creates the account, with the number that it had before where nobody else has that, and its group where that is missing."""
     group = ["--gid", name] if has.own_gid is not None else ["--user-group"]
-    number = ["--uid", str(known_uid)] if known_uid and not _taken("passwd", known_uid) else []
-    _run("useradd", "--system", *number, *group, "--no-create-home", "--home-dir", HOME, "--shell", SHELL, name)
+    number = ["--uid", str(known_uid)] if known_uid and not taken("passwd", known_uid) else []
+    run("useradd", "--system", *number, *group, "--no-create-home", "--home-dir", HOME, "--shell", SHELL, name)
 
 
 def mend(name: str, has: Account, known_uid: int | None) -> None:
     """Puts right what differs, one thing after the other."""
     if has.own_gid is None:
-        _run("groupadd", "--system", name)
+        run("groupadd", "--system", name)
     elif has.own_gid == 0:
-        _edit(f"^{name}:\\([^:]*\\):0:", f"{name}:\\1:{_free('group')}:", "--group")
+        edit(f"^{name}:\\([^:]*\\):0:", f"{name}:\\1:{free()}:", "--group")
     own_gid = account_look.read(name).own_gid
-    uid = known_uid or has.uid or _free("passwd")
+    uid = known_uid or has.uid or free()
     # usermod refuses all of these for an account that has processes.
     wanted = f"{name}:x:{uid}:{own_gid}:\\1:{HOME}:{SHELL}"
     if (has.uid, has.gid, has.home, has.shell) != (uid, own_gid, HOME, SHELL):
-        _edit(f"^{name}:[^:]*:[^:]*:[^:]*:\\([^:]*\\):.*$", wanted, "--passwd")
+        edit(f"^{name}:[^:]*:[^:]*:[^:]*:\\([^:]*\\):.*$", wanted, "--passwd")
     if has.groups:
-        _run("usermod", "--groups", "", name)
+        run("usermod", "--groups", "", name)
     if has.members:
-        _run("gpasswd", "--members", "", name)
+        run("gpasswd", "--members", "", name)
+    if not has.is_group_locked:
+        edit(f"^{name}:[^:]*:", f"{name}:x:", "--group")
+        edit(f"^{name}:[^:]*:.*$", f"{name}:!::", "--gshadow")
     if has.password not in account_look.LOCKED:
-        _edit(f"^{name}:[^:]*:", f"{name}:!:", "--shadow")
+        edit(f"^{name}:[^:]*:", f"{name}:!:", "--shadow")
 
 
 def remember(name: str, uid: int | None) -> None:
     """Keeps the number of an account."""
-    known = read_json(_NUMBERS)
+    known = read_json(NUMBERS)
     if uid and known.get(name) != uid:
-        _NUMBERS.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        write_whole(_NUMBERS, json.dumps({**known, name: uid}))
-
-
-def _taken(table: str, number: int) -> bool:
-    done = subprocess.run(["getent", table, str(number)], stdout=subprocess.DEVNULL, check=False)
-    return done.returncode == 0
-
-
-def _free(table: str) -> int:
-    return next(number for number in _SYSTEM if not (_taken("passwd", number) or _taken("group", number)))
-
-
-def _edit(pattern: str, replacement: str, table: str) -> None:
-    """Changes one line of a table of accounts. vipw holds the locks that useradd and its kin hold, and moves a whole file into place."""
-    script = f"s,{pattern},{replacement},"
-    editor = f"sed --in-place --expression='{script}'"
-    done = subprocess.run(
-        ["vipw", "--quiet", table],
-        env={**os.environ, "VISUAL": editor, "EDITOR": editor},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise AccountError(f"vipw {table}: {done.stderr.strip()}")
-
-
-def _run(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise AccountError(f"{' '.join(command)}: {done.stderr.strip()}")
+        NUMBERS.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        write_whole(NUMBERS, json.dumps({**known, name: uid}))
 
 
 def named_in(folder: Path) -> list[str]:
     """The accounts that rules in a folder name and that r1prov has made before."""
     names = {name for path in sorted(folder.glob("*.nft")) for name in _SKUID.findall(path.read_text(errors="replace"))}
-    return sorted(names & read_json(_NUMBERS).keys())
+    return sorted(names & read_json(NUMBERS).keys())
 
 
 class Seen:
     """An account on this host, and in what it differs."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.has, self.known_uid = name, account_look.read(name), read_json(_NUMBERS).get(name)
+        self.name, self.has, self.known_uid = name, account_look.read(name), read_json(NUMBERS).get(name)
         self.found = account_look.look(name, self.has, self.known_uid)
         if self.is_missing and self.known_uid:
             said = f"the service account {name} is gone"
@@ -150,7 +114,7 @@ class Seen:
         """Creates or mends it.
 
         Raises:
-            AccountError: something is left that differs.
+            EditError: something is left that differs.
         """
         if self.is_missing:
             create(self.name, self.has, self.known_uid)
@@ -158,7 +122,7 @@ class Seen:
             mend(self.name, self.has, self.known_uid)
         now = account_look.read(self.name)
         if left := account_look.look(self.name, now):
-            raise AccountError(
+            raise EditError(
                 f"{left[0]} after everything was tried. Correct {self.name} in /etc/passwd, /etc/group and /etc/shadow by `vipw`, "
                 "`vigr` and `vipw -s`, then run again"
             )
@@ -184,7 +148,7 @@ def main() -> None:
         for each in seen:
             try:
                 each.put_right()
-            except (AccountError, OSError) as error:
+            except (EditError, OSError) as error:
                 module.fail_json(msg=f"the service account {each.name} cannot be put right: {error}", **result)
     module.exit_json(**result)
 

@@ -87,7 +87,6 @@ import functools
 import grp
 import hashlib
 import os
-import pwd
 import re
 import stat
 import subprocess
@@ -97,10 +96,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.r1.prov.plugins.module_utils import process_look, remedies, unit_look, units
+from ansible_collections.r1.prov.plugins.module_utils import account_look, process_look, remedies, unit_look, units
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
 from ansible_collections.r1.prov.plugins.module_utils.difference import Difference, owner_and_mode
-from ansible_collections.r1.prov.plugins.module_utils.files import give, write_whole
+from ansible_collections.r1.prov.plugins.module_utils.files import give, give_within, write_whole
 from ansible_collections.r1.prov.plugins.module_utils.host_probe import probe
 from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
 from ansible_collections.r1.prov.plugins.module_utils.secret import same, without_secrets
@@ -126,6 +125,7 @@ _WRONG = {
     "started": "it does not run",
     "restarted": "it was started with something else than is there now",
     "reloaded": "it has not read its configuration again",
+    "thawed": "it is frozen",
     "disabled": "it would start with the host, and should not",
     "stopped": "it runs, and should not",
 }
@@ -141,6 +141,7 @@ _KEYS = (
     "MainPID",
     "DropInPaths",
     "FragmentPath",
+    "FreezerState",
 )
 
 
@@ -202,6 +203,8 @@ class Service:
         if self.wanted["state"] != "started" or not self.remembered.exists():
             return []
         found = []
+        if self.now.get("FreezerState") == "frozen":
+            found.append(Difference("state", self.unit, "running", "frozen", f"{self.unit} is frozen"))
         if self.now["ActiveState"] in ("inactive", "failed"):
             found.append(Difference("state", self.unit, "active", self.now["ActiveState"], f"{self.unit} does not run"))
         if self.now["UnitFileState"] not in ("enabled", "masked", "bad", ""):
@@ -234,11 +237,14 @@ class Service:
             ],
             network=Path(wanted["network"]) if wanted["network"] else None,
             data=wanted["inputs"],
+            confined="\nNoNewPrivileges=yes\n" in self.wanted["content"],
+            oom="".join(re.findall(r"^OOMScoreAdjust=(-?\d+)$", self.wanted["content"], re.MULTILINE)),
+            umask="".join(re.findall(r"^UMask=(\d+)$", self.wanted["content"], re.MULTILINE)),
         )
         found = process_look.look(
             self.unit, self.now["MainPID"], self._processes(), declared, inherited=units.environment_names()
         )
-        return found or self._hung()
+        return found if found or self.now.get("FreezerState") == "frozen" else self._hung()
 
     def _processes(self) -> list[str]:
         return _text(self._group() / "cgroup.procs").split()
@@ -332,6 +338,8 @@ class Service:
             path = Path(each.place)
             if each.kind in ("drop-in", "unit elsewhere") or (each.kind == "link" and path != file):
                 todo[f"removed {path}"] = functools.partial(_remove, path)
+            elif each.kind == "wanted":
+                todo[f"led {path} to the unit"] = functools.partial(_lead, path, file)
             elif each.kind == "mode" and path == file:
                 todo[f"gave {path} back to root"] = functools.partial(_give_back, path)
         return todo
@@ -343,28 +351,24 @@ class Service:
             return {}
         path, user = Path(folder), process["user"]
         try:
-            account = pwd.getpwnam(user)
+            uid, gid = account_look.own_uid(user), grp.getgrnam(user).gr_gid
         except KeyError:
             return {}
-        wanted, has = owner_and_mode(account.pw_uid, account.pw_gid, 0o700), _owner(path)
-        others = [] if has != wanted else list(_others(path, account.pw_uid))
+        wanted, has = owner_and_mode(uid, gid, 0o700), _owner(path)
+        others = [] if has != wanted else list(_others(path, uid))
         if has == wanted and not others:
             return {}
         said = f"{folder} has owner and mode {has}, and should have {wanted}" if has != wanted else ""
-        said = said or f"{folder}/{others[0]} and {len(others) - 1} more do not belong to {user}"
+        more = f", nor do {len(others) - 1} more" if len(others) > 1 else ""
+        said = said or f"{folder}/{others[0]} does not belong to {user}{more}"
         self.found.append(Difference("mode", folder, wanted, has, said))
         return {f"gave {folder} back to {user}": lambda: self._give_all(path, user)}
 
     @staticmethod
     def _give_all(folder: Path, user: str) -> None:
-        """Gives a service its folder and what lies in it. No link in it leads root elsewhere, for the service may have made that."""
-        account = pwd.getpwnam(user)
+        """Gives a service its folder and what lies in it."""
         give(folder, user, 0o700)
-        for _, folders, files, descriptor in os.fwalk(folder):
-            for name in (*folders, *files):
-                status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
-                if status.st_uid != account.pw_uid and (status.st_nlink == 1 or stat.S_ISDIR(status.st_mode)):
-                    os.chown(name, account.pw_uid, account.pw_gid, dir_fd=descriptor, follow_symlinks=False)
+        give_within(folder, user)
 
     def _socket_actions(self) -> dict[str, Any]:
         """What has to be done so that systemd holds the service's socket."""
@@ -399,6 +403,8 @@ class Service:
     def _state_actions(self, *, written: bool, stale: bool, reopened: bool) -> dict[str, Any]:
         """What has to be done so that the service is in its state."""
         todo: dict[str, Any] = {}
+        if self.now.get("FreezerState") == "frozen":
+            todo["thawed"] = lambda: units.systemctl("thaw", self.unit)
         if self.wanted["state"] == "started":
             if self.now["UnitFileState"] != "enabled":
                 todo["enabled"] = lambda: units.systemctl("enable", "--quiet", self.unit)
@@ -517,8 +523,9 @@ def _runs_from(pid: str, folder: Path) -> bool:
 
 
 def _text(path: Path) -> str:
+    """The text of a file. Nothing else is read, for a pipe in its place would never end."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     except OSError:
         return ""
 
@@ -562,6 +569,12 @@ def _remove(path: Path) -> None:
         folder.unlink()
     elif folder.suffix in (".d", ".wants", ".requires", ".upholds") and not any(folder.iterdir()):
         folder.rmdir()
+
+
+def _lead(path: Path, file: Path) -> None:
+    """Lets a link by which a target starts a unit lead to its file."""
+    path.unlink(missing_ok=True)
+    path.symlink_to(file)
 
 
 def _give_back(path: Path) -> None:

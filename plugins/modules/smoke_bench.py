@@ -66,6 +66,7 @@ RETURN = r"""
 result: {type: dict, returned: success, description: "What was measured, now or before; docs/benchmark.md describes it."}
 measured: {type: bool, returned: success, description: Whether it was measured now.}
 compared: {type: str, returned: success, description: "With I(at_least), what the rate was held against, in words."}
+differences: {type: list, elements: str, returned: success, description: "What is not as it should be, in a sentence each."}
 """
 
 import hashlib
@@ -102,6 +103,7 @@ if TYPE_CHECKING:
 
 RESULTS = Path("/var/lib/r1prov/smoke_bench")
 _EXCERPT = 600
+_LOOK_S = 10
 # About 200 tokens, so that the prompt rate is of reading, not of one small batch.
 _TEXT = (
     "A server room is quieter at night. The fans slow down, the lamps on the switches blink without hurry, and somewhere a disk "
@@ -285,19 +287,22 @@ def main() -> None:
     if not unit_file.exists():
         log = f"{door.unit} is not installed there. Remedy: run `r1prov up`"
     try:
-        api = Api(options["url"], options["api_key_file"], timeout_s)
+        # Whoever only looks need not wait for an engine that hangs, of which its unit tells.
+        api = Api(options["url"], options["api_key_file"], min(timeout_s, _LOOK_S) if module.check_mode else timeout_s)
         engine = Ollama(api, model, options["slots"]) if name == "ollama" else LlamaServer(api, model)
         facts = engine.facts()
     except ApiError as error:
         if module.check_mode:
-            module.exit_json(changed=True, measured=False, result=last, msg=f"nothing to ask yet: {error}")
+            # Whoever starts the engine says so. What it will serve then is perhaps what was measured.
+            module.exit_json(changed=not last, measured=False, result=last, msg=f"nothing to ask yet: {error}")
         module.fail_json(msg=f"the server cannot be asked: {error}. {log}")
     command = command_line(unit_file.read_text(encoding="utf-8")) if unit_file.exists() else ""
     subject = describe(options, facts, command, Path(door.release).resolve().name)
     subject["digest"] = digest(subject, options)
     same = bool(last) and last["subject"]["digest"] == subject["digest"] and not options["force"]
     if same or module.check_mode:
-        module.exit_json(changed=not same, measured=False, result=last)
+        differences = [] if same else [f"{RESULTS / 'last.json'} holds no measurement of what serves now"]
+        module.exit_json(changed=not same, measured=False, result=last, differences=differences, drift=[])
     progress = Progress("smoke_bench")
     bench = Bench(options, progress, engine)
     levels = [users for users in options["concurrency"] if users <= facts["slots"]]

@@ -9,11 +9,14 @@ short_description: Removes units that carry r1prov's name and that no role makes
 description:
   - Stock Ansible cannot do it, because it finds only what it is told the name of.
   - A unit, a drop-in folder or a link below systemd's folders whose name begins with C(r1prov) and is not in I(known) is stopped and
-    removed. So are rules of nftables in C(/etc/r1prov/network) that belong to no unit.
+    removed. So are rules of nftables in C(/etc/r1prov/network) that belong to no unit, and programs that no role installs. A system
+    account of that kind is named and stays, because somebody may use it.
   - Folders and files of r1prov that are root's must belong to root, and nobody else may write to them.
 author: The r1prov team
 options: {
-  "known": {"type": "list", "elements": "str", "required": true, "description": "All units that roles make, with their types."}
+  "known": {"type": "list", "elements": "str", "required": true, "description": "All units that roles make, with their types."},
+  "programs": {"type": "list", "elements": "str", "required": true, "description": "All programs that roles install in C(/usr/local/lib)."},
+  "accounts": {"type": "list", "elements": "str", "required": true, "description": "All system accounts that roles make."}
   }
 """
 
@@ -21,12 +24,15 @@ EXAMPLES = r"""
 - name: Remove what is not ours
   r1.prov.strays:
     known: [r1prov-network.service]
+    programs: [r1prov-await-ready]
+    accounts: [r1prov-door]
 """
 
 RETURN = r"""
 differences: {type: list, elements: str, returned: always, description: "What was not as it should be, in a sentence each."}
 """
 
+import pwd
 import shutil
 from pathlib import Path
 
@@ -50,6 +56,23 @@ def of_rules(known: list[str], folder: Path = _RULES) -> list[Difference]:
     ]
 
 
+def of_programs(known: list[str], folder: Path = Path(place_look.PROGRAMS)) -> list[Difference]:
+    """Programs that no role installs."""
+    return [
+        Difference(
+            "stray", str(path), "", path.name, f"{path} carries r1prov's name, and no part of r1prov has made it"
+        )
+        for path in sorted(folder.glob("r1prov-*"))
+        if path.name not in known
+    ]
+
+
+def of_accounts(known: list[str]) -> list[str]:
+    """Names of system accounts that no role makes. Accounts of people may be called as they like."""
+    system = [each.pw_name for each in pwd.getpwall() if each.pw_uid < 1000]
+    return [name for name in system if name.startswith("r1prov-") and name not in known]
+
+
 def of_timers(known: list[str]) -> list[Difference]:
     """What changes timers. Services and sockets are looked at where they are made."""
     timers = [each for each in known if each.endswith(".timer") and (unit_look.OURS / each).exists()]
@@ -65,14 +88,21 @@ def main() -> None:
     known = module.params["known"]
     running = units.in_memory("r1prov*")
     strays = unit_look.strays(known, running)
-    timers, rules, places = of_timers(known), of_rules(known), place_look.look()
-    differences = [*strays, *timers, *rules, *places]
+    programs = of_programs(module.params["programs"])
+    timers, rules = of_timers(known), of_rules(known)
+    gone = {each.place for each in programs}
+    places = [each for each in place_look.look() if each.place not in gone]
+    differences = [*strays, *timers, *rules, *programs, *places]
+    for name in of_accounts(module.params["accounts"]):
+        module.warn(
+            f"the account {name} carries r1prov's name, and no part of r1prov has made it. It stays: `userdel {name}` removes it"
+        )
     if differences and not module.check_mode:
         try:
             for name in running:
                 if name not in known:
                     units.systemctl("stop", name)
-            for each in (*strays, *timers, *rules):
+            for each in (*strays, *timers, *rules, *programs):
                 _remove(Path(each.place))
             place_look.mend(places)
             if strays or timers:

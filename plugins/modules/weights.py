@@ -57,6 +57,11 @@ EXAMPLES = r"""
 RETURN = r"""
 actions: {type: list, elements: str, returned: with prepared, description: "What was done to the folder, or would be."}
 complete: {type: bool, returned: with transferred, description: Whether all files are there and verified.}
+differences:
+  type: list
+  elements: str
+  returned: with prepared, merged and settled
+  description: What is not as it should be, in a sentence each.
 progress: {type: dict, returned: with transferred, description: "What the transfer says of itself, see ARCHITECTURE.md."}
 made:
   type: dict
@@ -81,6 +86,8 @@ verified:
 """
 
 import os
+import pwd
+import stat
 import time
 from contextlib import suppress
 from functools import partial
@@ -88,7 +95,9 @@ from pathlib import Path
 from typing import Any, Callable, Dict
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.r1.prov.plugins.module_utils.account_look import own_uid
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
+from ansible_collections.r1.prov.plugins.module_utils.difference import Difference, owner_and_mode
 from ansible_collections.r1.prov.plugins.module_utils.files import give, read_json
 from ansible_collections.r1.prov.plugins.module_utils.gguf_header import GgufError
 from ansible_collections.r1.prov.plugins.module_utils.gguf_stream import DamagedError, StreamError
@@ -125,6 +134,67 @@ class TransferError(Exception):
     """The transfer will not complete by itself."""
 
 
+def above(path: Path) -> list[Path]:
+    """The folders above the model's that carry r1prov's name, or lie in one that does. They are root's, unless somebody lives there."""
+    homes = {each.pw_dir for each in pwd.getpwall()}
+    return [
+        each
+        for each in path.parents
+        if "r1prov" in (each.name, each.parent.name) and not {str(each), str(each.parent)} & homes
+    ]
+
+
+def wrong_folders(path: Path) -> list[Difference]:
+    """The folders that have another owner or mode than r1prov has given them."""
+    found = []
+    for parent in above(path):
+        if parent.is_dir() and not parent.is_symlink():
+            status = parent.stat()
+            has, wanted = owner_and_mode(status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)), "0:0 0755"
+            if has != wanted:
+                said = f"{parent} has owner and mode {has}, and should have {wanted}"
+                found.append(Difference("mode", str(parent), wanted, has, said))
+    return found
+
+
+def wrong_files(path: Path, files: list[dict[str, Any]], merged: str) -> list[Difference]:
+    """The model's files that others may write to, or that not all may read. A file that was made here must be the transfer's."""
+    found = []
+    with suppress(KeyError):
+        uid = own_uid(USER)
+        for name in [*(file["name"] for file in files), *([merged] if merged else [])]:
+            file = path / name
+            if file.is_symlink() or not file.is_file():
+                continue
+            status = file.stat()
+            mode = stat.S_IMODE(status.st_mode)
+            # What was linked from elsewhere stays what it is.
+            is_ours = name == merged or status.st_uid == uid
+            if is_ours and (status.st_uid != uid or mode not in (0o444, 0o644)):
+                has = owner_and_mode(status.st_uid, status.st_gid, mode)
+                said = f"{file} has owner and mode {has}, and should belong to {USER} and have 0644"
+                found.append(Difference("file mode", str(file), str(uid), has, said))
+    return found
+
+
+def put_right(difference: Difference) -> None:
+    """Gives a folder above the models back to root, and a file of a model the owner and the mode that it should have."""
+    place = Path(difference.place)
+    if difference.kind == "mode":
+        give(place, "root")
+        return
+    folder = os.open(place.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        file = os.open(place.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+        try:
+            os.fchown(file, int(difference.expected), -1)
+            os.fchmod(file, 0o644)
+        finally:
+            os.close(file)
+    finally:
+        os.close(folder)
+
+
 def folder_actions(path: Path) -> Actions:
     """What makes the folder. Missing parents become root's. The folder, and the folder in which files grow, become the transfer's.
 
@@ -148,7 +218,7 @@ def is_ours(folder: Path) -> bool:
     if folder.is_symlink() or not folder.is_dir():
         return False
     with suppress(KeyError):  # Its user may be gone.
-        return folder.owner() == USER
+        return folder.stat().st_uid == own_uid(USER)
     return False
 
 
@@ -222,12 +292,17 @@ def is_complete(unit: dict[str, str], state: dict[str, Any]) -> bool:
 def prepare(module: AnsibleModule, options: dict[str, Any]) -> None:
     path, files = Path(options["path"]), options["files"]
     todo = folder_actions(path)
+    differences = [_in_words(path, name) for name in todo]
+    wrong = [*wrong_folders(path), *wrong_files(path, files, options["merged"])]
+    differences += map(str, wrong)
+    todo |= {f"gave {each.place} its owner and mode": partial(put_right, each) for each in wrong}
     if merged := stand_in(path, options["merged"], options["attention"], files):
         files = [merged]
     else:
         todo |= link_actions(path, files, options["folders"])
     # A unit whose program has ended well still counts as started.
     if show(UNIT, "SubState")["SubState"] == "exited" and not is_as_verified(path, files):
+        differences += [_unlike(path / file["name"]) for file in files if not is_as_verified(path, [file])]
         todo[f"stopped {UNIT}, whose files are not as it left them"] = partial(systemctl, "stop", UNIT)
     if not module.check_mode:
         try:
@@ -235,7 +310,25 @@ def prepare(module: AnsibleModule, options: dict[str, Any]) -> None:
                 act()
         except OSError as error:
             module.fail_json(msg=f"{error.filename or path}: {error.strerror}")
-    module.exit_json(changed=bool(todo), actions=list(todo))
+    # Where no transfer was, a first run makes it all.
+    drift = differences if STATE.exists() else []
+    module.exit_json(changed=bool(todo), actions=list(todo), differences=differences, drift=drift)
+
+
+def _in_words(path: Path, action: str) -> str:
+    """What is wrong where a folder has to be made or given back."""
+    place = Path(action.removeprefix("made ").removeprefix("removed ").removesuffix(", which is no folder"))
+    if action.startswith("removed "):
+        return f"{place} is no folder"
+    if not place.is_dir():
+        return f"{place} is gone"
+    status = place.stat()
+    has = owner_and_mode(status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode))
+    return f"{place} has owner and mode {has}, and should belong to {USER} and be closed to others than {READERS}"
+
+
+def _unlike(file: Path) -> str:
+    return f"{file} {'is not as it was when it was verified' if file.exists() else 'is gone'}"
 
 
 def wait(module: AnsibleModule, _options: dict[str, Any]) -> None:
@@ -262,6 +355,7 @@ def merge(module: AnsibleModule, options: dict[str, Any]) -> None:
     work = Merge(Path(options["path"]), options["files"], name=options["merged"], attention=options["attention"])
     merged, seconds = work.known, 0.0
     changed = not merged
+    differences = [_unlike(work.file)] if changed else []
     if changed and not module.check_mode:
         started = time.monotonic()
         try:
@@ -277,7 +371,13 @@ def merge(module: AnsibleModule, options: dict[str, Any]) -> None:
         seconds = round(time.monotonic() - started, 1)
     record = merged or {"sha256": "", "bytes": 0, "attention": work.attention}
     made = {key: record[key] for key in ("sha256", "bytes", "attention")}
-    module.exit_json(changed=changed, damaged=[], made={"path": str(work.file), **made, "seconds": seconds})
+    module.exit_json(
+        changed=changed,
+        damaged=[],
+        made={"path": str(work.file), **made, "seconds": seconds},
+        differences=differences,
+        drift=[],  # It may be a new wish, and `prepared` tells of a file that somebody has changed.
+    )
 
 
 def verify(module: AnsibleModule, options: dict[str, Any]) -> None:
@@ -327,7 +427,15 @@ def settle(module: AnsibleModule, options: dict[str, Any]) -> None:
         if module.check_mode:  # before a first run nothing is there
             module.exit_json(skipped=True, removed=[], closed=[], msg=str(error))
         module.fail_json(msg=f"{error}.")
-    module.exit_json(changed=bool(surplus or ajar), removed=list(map(str, surplus)), closed=list(map(str, ajar)))
+    differences = [f"{file} lies there and is not served" for file in surplus]
+    differences += [f"{folder} is open to others than {READERS}" for folder in ajar]
+    module.exit_json(
+        changed=bool(differences),
+        removed=list(map(str, surplus)),
+        closed=list(map(str, ajar)),
+        differences=differences,
+        drift=[],  # An earlier version has left them so.
+    )
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 LIMIT_S = 120
 """The seconds that a look may take on a host."""
 
-STOCK = ("command", "file", "group")
+STOCK = ("command", "file", "systemd_service")
 """The modules of ansible-core that a look asks."""
 
 
@@ -153,7 +153,9 @@ def differences(expectation: Expectation, answer: Mapping[str, Any]) -> list[Dif
     """What differs from an expectation, by what its module answered in check mode."""
     step, task = expectation.step, expectation.task
     if answer.get("failed"):
-        return [Difference(step, task, str(answer.get("msg", "it fails")).strip())]
+        msg = str(answer.get("msg", "it fails")).strip()
+        is_gone = expectation.module == "ansible.modules.file" and msg.endswith("is absent, cannot continue")
+        return [Difference(step, task, f"{expectation.arguments['path']} is missing" if is_gone else msg)]
     if not answer.get("changed"):
         return []
     return [Difference(step, task, what) for what in _in_words(expectation, answer)]
@@ -165,8 +167,9 @@ def _in_words(expectation: Expectation, answer: Mapping[str, Any]) -> list[str]:
     arguments, kind = expectation.arguments, expectation.module.rpartition(".")[2]
     if kind == "file":
         return _of_file(str(arguments["path"]), answer)
-    if kind == "group":
-        return [f"there is no group {arguments['name']}"]
+    if kind == "systemd_service":
+        wanted = "started and enabled" if arguments.get("enabled", True) else "disabled"
+        return [f"{arguments['name']} is not {wanted}"]
     return [f"a run would do this: {expectation.task}"]
 
 

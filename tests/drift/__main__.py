@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from r1prov import lab
 from tests.drift.host import converged
 from tests.drift.matrix import Outcome, apply, batches, drifted, matrix, outcomes, said
 
@@ -36,7 +37,7 @@ def main() -> int:
     parser.add_argument("--tree", default="")
     parser.add_argument("--only", default="")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--batch", type=int, default=12)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--result", type=Path)
     asked = parser.parse_args()
     kept: Path = asked.result or Path(__file__).parent / f"last-result-{asked.release}.json"
@@ -64,12 +65,17 @@ def _try(operator: Operator, host: LabHost, batch: list[Mutation]) -> list[Outco
     told = drifted(operator, host)
     ended = operator.run("up")
     report = operator.report
+    for each in batch:
+        if each.remedy and ended.returncode:
+            lab.ssh(host, ["sh", "-c", each.remedy], timeout_s=120)
+            ended = operator.run("up")
     quiet = drifted(operator, host)
     found = outcomes(host, batch, applied, told, report, quiet)
     for each in found:
         _say(f"{'ok  ' if each.well else 'MISS'} {each}")
     if not all(each.well for each in found) or ended.returncode:
         _say(f"drift said:\n{told.text}\nup ended with {ended.returncode} and said:\n{said(report)}")
+        _say(f"not foretold: {sorted(set(report['hosts'][host.name]['changes']) ^ told.tasks)}")
         _say(f"drift said afterwards:\n{quiet.text}")
     if ended.returncode or not quiet.clean:  # The next batch shall begin on a host that is well.
         operator.run("up", "--full")

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from r1prov.lab.hosts import LabHost
     from tests.e2e.people import Operator
 
-_NAMES = re.compile(r"r1prov[-_][a-z-]*[a-z]|numpy|nginx|cmake|ninja|gcc|nft\b|/opt/r1prov|netns|/var/lib/r1prov")
+_NAMES = re.compile(
+    r"r1prov[-_][a-z-]*[a-z]|numpy|nginx|cmake|ninja|gcc|nft\b|netns|gguf|/opt/r1prov|/srv/r1prov|/var/lib/r1prov|/usr/local/bin"
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Mutation:
         says: a pattern of what a run must say about it.
         healed: a line of shell that ends well when it is as it was.
         stays: whether it is an administrator's own, which a run names and leaves. `healed` then takes it away.
+        remedy: what a run that refuses tells an administrator to do; empty where a run heals it.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Mutation:
     says: str
     healed: str
     stays: bool = False
+    remedy: str = ""
 
     @property
     def about(self) -> set[str]:
@@ -98,9 +102,11 @@ def batches(mutations: list[Mutation], size: int) -> list[list[Mutation]]:
     found: list[list[Mutation]] = []
     for each in mutations:
         fitting = (
-            batch for batch in found if len(batch) < size and not any(each.about & other.about for other in batch)
+            batch
+            for batch in found
+            if len(batch) < size and not any(each.about & other.about or other.remedy for other in batch)
         )
-        batch = next(fitting, None)
+        batch = None if each.remedy else next(fitting, None)
         if batch is None:
             found.append([each])
         else:
@@ -110,7 +116,7 @@ def batches(mutations: list[Mutation], size: int) -> list[list[Mutation]]:
 
 def sample(seed: int, count: int) -> list[Mutation]:
     """As many mutations, which may be tried in one run."""
-    mutations = matrix()
+    mutations = [each for each in matrix() if not each.remedy]
     random.Random(seed).shuffle(mutations)
     return batches(mutations, count)[0]
 
@@ -154,7 +160,8 @@ def outcomes(
         after: what a look said after the run.
     """
     text = said(report)
-    foretold = told.tasks == set(report["hosts"][host.name]["changes"])
+    # What a run refuses to do it does not do in full.
+    foretold = told.tasks == set(report["hosts"][host.name]["changes"]) or any(each.remedy for each in mutations)
     return [
         Outcome(
             each.name,
@@ -172,5 +179,6 @@ def outcomes(
 def said(report: dict[str, Any]) -> str:
     """All that a run says of its hosts."""
     hosts = report["hosts"].values()
-    words = [text for host in hosts for key in ("differences", "warnings", "changes") for text in host.get(key, [])]
+    words = [text for host in hosts for key in ("differences", "warnings") for text in host.get(key, [])]
+    words += [each["what"] for host in hosts for each in (host.get("looked") or {}).get("differences", [])]
     return "\n".join([*words, *(str(problem) for host in hosts for problem in host["problems"])])

@@ -79,7 +79,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: (path.write_text("as the run has lEft it\n"), os.utime(path, ns=(1, 1))),
         "has another content",
     ),
-    "gone": (Path.unlink, "absent"),
+    "gone": (Path.unlink, "is missing"),
     "a folder in its place": (lambda path: (path.unlink(), path.mkdir()), "directory"),
 }
 
@@ -177,9 +177,19 @@ def test_one_module_that_breaks_hides_no_other(here: Here, written: Path) -> Non
     assert "0666" in found.differences[1].what
 
 
+@pytest.mark.parametrize("put", [os.mkfifo, lambda path: path.symlink_to("/etc/hosts"), lambda path: path.mkdir()])
+def test_what_is_no_file_is_told_at_once(here: Here, tmp_path: Path, put: Callable[[Path], None]) -> None:
+    put(tmp_path / "program")
+    path = str(tmp_path / "program")
+    found = seen(here, Expectation("service", "Install", FILE, {"path": path, "state": "file"}, "0" * 40))
+    assert not found.unknown
+    assert path in found.differences[0].what
+    assert found.seconds < 10
+
+
 def test_a_module_that_gives_no_answer_is_unknown_and_not_clean(tmp_path: Path, written: Path) -> None:
-    os.mkfifo(tmp_path / "history")  # whoever reads it waits
-    hanging = Expectation("service", "Read", FILE, {"path": str(tmp_path / "history"), "state": "file"}, "0" * 40)
+    command = {"argv": ["sleep", "600"]}
+    hanging = Expectation("service", "Read", "ansible.modules.command", command, said={"rc": 0})
     began = time.monotonic()
     found = seen(Here(tmp_path / "host", limit_s=2), hanging, file_as_it_is(written))
     assert time.monotonic() - began < 20

@@ -24,7 +24,7 @@ from typing import Any
 FOLDER = Path("/run/r1prov/look")
 LOCK = Path("/run/r1prov/lock.json")
 LIMIT_S = 30
-SHOWN = ("changed", "failed", "msg", "differences", "diff", "result", "warnings")
+SHOWN = ("changed", "failed", "msg", "differences", "diff", "result")
 """What is told of an answer."""
 
 
@@ -83,6 +83,7 @@ def _ask(asked: dict[str, Any], version: str) -> dict[str, Any]:
     except Exception as error:  # One module that breaks must not hide the answers of others.
         return {"error": f"{type(error).__name__}: {error}"}
     shown = {name: answer[name] for name in SHOWN if name in answer}
+    shown["warnings"] = [_words(each) for each in answer.get("warnings", ())]
     if any(answer.get(key) != expected for key, expected in asked["said"].items()):
         shown["changed"] = True
     elif asked["said"]:
@@ -90,6 +91,11 @@ def _ask(asked: dict[str, Any], version: str) -> dict[str, Any]:
     if asked.get("sha1") and not shown.get("failed") and _sha1(asked["arguments"]["path"]) != asked["sha1"]:
         shown |= {"changed": True, "content": True}
     return shown
+
+
+def _words(warning: Any) -> str:
+    """The text of a warning, which newer versions of ansible-core wrap."""
+    return str(warning["event"]["msg"] if isinstance(warning, dict) else warning)
 
 
 def _alone() -> None:
@@ -100,8 +106,10 @@ def _alone() -> None:
 
 
 def _sha1(path: str) -> str:
-    """The digest of a file by which Ansible compares it, too."""
-    return hashlib.sha1(Path(path).read_bytes()).hexdigest()  # noqa: S324 - Ansible does
+    """The digest of a file by which Ansible compares it, too; empty where something else lies there, such as a link or a pipe."""
+    file = Path(path)
+    is_plain = file.is_file() and not file.is_symlink()
+    return hashlib.sha1(file.read_bytes()).hexdigest() if is_plain else ""  # noqa: S324 - Ansible does
 
 
 def _code(digest: str, code: str) -> Path | None:

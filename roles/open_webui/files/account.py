@@ -38,6 +38,9 @@ async def give(email: str, password: str, account: str) -> str:
     if not user:
         made = await Auths.insert_new_auth(email=email, password=secret, name="Admin", role="admin")
         return str(made.id)
+    # An administrator may give that role up to another one. Where nobody has it, nobody could give it back.
+    if user.role != "admin" and user.id == account and not await Users.get_super_admin_user():
+        user = await Users.update_user_role_by_id(user.id, "admin")
     if user.role != "admin":
         raise RefusedError(f"{user.email} is the login of an ordinary user of the page")
     if user.email != email:
