@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -59,7 +60,7 @@ def document(found: dict[str, History], last: int) -> dict[str, Any]:
             name: {
                 "complete": not each.away,
                 "runs": [
-                    record.model_dump() | {"state": each.state(record), "moves": moves(record)}
+                    record.model_dump() | {"verb": verb(record), "state": each.state(record), "moves": moves(record)}
                     for record in each.records[-last:]
                 ],
             }
@@ -88,6 +89,12 @@ def in_words(host: str, found: History, last: int) -> Iterator[str]:
             yield f"  {record.message}"
         if record.log and Path(record.log).is_file():
             yield f"  Ansible's output: {record.log}"
+
+
+def verb(record: Record) -> str:
+    """What was asked for: `up`, or `secrets`; the playbook of plain Ansible."""
+    words = [word for word in shlex.split(record.command)[1:] if not word.startswith("-")]
+    return words[0] if words else record.command
 
 
 def moves(record: Record) -> list[str]:

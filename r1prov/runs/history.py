@@ -10,7 +10,6 @@ import contextlib
 import getpass
 import inspect
 import json
-import os
 import platform
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 from r1prov.common import paths
 from r1prov.common.errors import Problem, UnreachableError
 from r1prov.hosts import at_once, met
+from r1prov.hosts.looking import is_dead
 from r1prov.runs.ansible import log_of
 from r1prov.site import versions
 from r1prov.site.select import last_applied
@@ -192,15 +192,8 @@ def merged(*kept: Iterable[Mapping[str, Any]]) -> list[Record]:
 
 
 def _living(holder: Mapping[str, Any]) -> str:
-    """The name of the run that holds a host, unless its process was on this machine and is gone."""
-    if holder.get("controller") == platform.node():
-        try:
-            os.kill(int(holder["pid"]), 0)
-        except ProcessLookupError:
-            return ""
-        except PermissionError:
-            pass
-    return str(holder.get("record", ""))
+    """The name of the run that holds a host, unless it has certainly ended."""
+    return "" if is_dead(holder) else str(holder.get("record", ""))
 
 
 def _files() -> Any:

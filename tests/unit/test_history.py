@@ -162,4 +162,4 @@ def test_what_is_shown_where_a_host_is_away(
     code, out, _ = r1prov("history", "--json", "--last", "1")
     told = json.loads(out)
     assert (code, told["exit"], told["hosts"]["gpu1"]["complete"]) == (4, 4, False)
-    assert [run["run"] for run in told["hosts"]["gpu1"]["runs"]] == [record(3)["run"]]
+    assert [(run["run"], run["verb"]) for run in told["hosts"]["gpu1"]["runs"]] == [(record(3)["run"], "up")]
