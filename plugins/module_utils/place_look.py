@@ -22,14 +22,17 @@ PLACES = (
     ("/var/lib/r1prov/service", 1),
     ("/var/cache/r1prov", 0),
     ("/run/r1prov", 0),
+    ("/var/lib/r1prov/history", 1),
 )
 """Folders, and how many levels below each are root's."""
+CLOSED = ("/var/lib/r1prov/history",)
+"""Those of them that only root may enter. Their files are for root alone, too."""
 PROGRAMS = "/usr/local/lib"
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def look(root: Path = Path("/"), owner: int = 0) -> list[Difference]:
-    """The entries that do not belong to root, or that others may write to; and folders that others may not enter.
+    """The entries that do not belong to root, or that others may write to; folders that others may not enter, or may enter and should not.
 
     Args:
         root: where the host's files lie.
@@ -41,6 +44,8 @@ def look(root: Path = Path("/"), owner: int = 0) -> list[Difference]:
         mode = stat.S_IMODE(status.st_mode)
         if stat.S_ISLNK(status.st_mode):
             wanted = mode
+        elif any(path.is_relative_to(root / place.lstrip("/")) for place in CLOSED):
+            wanted = 0o700 if stat.S_ISDIR(status.st_mode) else 0o600
         elif stat.S_ISDIR(status.st_mode):
             wanted = 0o755
         else:

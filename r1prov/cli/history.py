@@ -42,7 +42,8 @@ def history(
     else:
         for name, each in found.items():
             for text in in_words(name, each, last):
-                output.line(text)
+                # A host tells this, so it is not given the terminal.
+                output.line("".join(letter if letter.isprintable() else " " for letter in text))
             if not each.records:
                 output.say(f"{name}: no run is kept")
             if each.away:
@@ -73,7 +74,7 @@ def in_words(host: str, found: History, last: int) -> Iterator[str]:
     """The newest runs over a host, one after the other, oldest first."""
     for record in found.records[-last:]:
         took = f" after {clock(_seconds(record))}" if record.ended else ""
-        failed = f" (exit code {record.exit})" if record.exit else ""
+        failed = f" (exit code {record.exit})" if record.exit and record.result != "ok" else ""
         begun = datetime.fromisoformat(record.begun).astimezone()
         who = f"{record.user}@{record.controller}"
         yield f"{host}  {begun:%Y-%m-%d %H:%M}  {who}  {record.command}: {found.state(record)}{took}{failed}"

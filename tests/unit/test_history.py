@@ -133,7 +133,7 @@ gpu1  2026-11-29 08:00  ann@laptop  r1prov up: ok after 2:05
   put right: /etc/r1prov/network has the mode 0777, and should have 0755
   1 change: service: Make the folder
 gpu1  2026-11-29 08:00  eve@desk  r1prov upgrade: failed (exit code 6)
-  Build llama.cpp: failed
+  Build llama.cpp: ]0; failed
 gpu1  2026-11-29 08:00  ann@laptop  r1prov up: no end known
 """
 
@@ -149,7 +149,7 @@ def test_what_is_shown_where_a_host_is_away(
     runs = [
         record(1, before={"llama_cpp": "b1"}, **OK),
         record(2, user="eve", controller="desk", command="r1prov upgrade", exit=6, result="failed")
-        | {"message": "Build llama.cpp: failed"},
+        | {"message": "Build llama.cpp:\x1b]0;\nfailed"},
         record(3),
     ]
     away = (Problem("gpu1", "cannot be reached", "see whether it runs"),)
