@@ -325,7 +325,13 @@ def test_a_clean_host_is_done_and_another_is_not() -> None:
     clean = Look(asked=60, seconds=2.5, benchmark={"sweep": []})
     report = recorded(HostLooked("gpu1", clean)).report.hosts["gpu1"]
     assert (report.result, report.benchmark, report.changes) == ("ok", {"sweep": []}, [])
-    assert json.loads(json.dumps(report.looked)) == {"asked": 60, "seconds": 2.5, "differences": [], "unknown": "", "stays": []}
+    assert json.loads(json.dumps(report.looked)) == {
+        "asked": 60,
+        "seconds": 2.5,
+        "differences": [],
+        "unknown": "",
+        "stays": [],
+    }
     for other in (replace(clean, differences=(Difference("a", "b", "c"),)), replace(clean, unknown="why")):
         assert recorded(HostLooked("gpu1", other)).report.hosts["gpu1"].result == "unfinished"
 
