@@ -23,6 +23,7 @@ from ansible_collections.r1.prov.plugins.module_utils.lock_holder import (
 OPTIONS = {
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
     "break_lock": {"type": "bool", "default": False},
+    "new_history": {"type": "bool", "default": False},
 }
 
 
@@ -38,7 +39,8 @@ class ActionModule(ActionBase):  # type: ignore[misc] # Ansible has no types
         def ask(replace: str = "") -> dict[str, Any]:
             answer: dict[str, Any] = self._execute_module(
                 module_name="r1.prov.host_lock",
-                module_args={"state": options["state"], "holder": me, "replace": replace},
+                module_args={name: options[name] for name in ("state", "new_history")}
+                | {"holder": me, "replace": replace},
                 task_vars=task_vars,
             )
             return answer
@@ -66,6 +68,7 @@ def this_run() -> dict[str, Any]:
     """Describes the run that asks for the lock: the ansible-playbook process, which is the parent of the fork that runs this task."""
     pid = os.getppid()
     controller_id, started = this_controller_id(), process_started(pid)
+    run, since = digest(controller_id, str(pid), started), datetime.now(timezone.utc)
     return {
         "user": getpass.getuser(),
         "controller": platform.node(),
@@ -76,6 +79,7 @@ def this_run() -> dict[str, Any]:
         "stop": int(os.environ.get("R1PROV_PROCESS") or pid),
         # Not the process's own words: `-e` may carry a secret.
         "command": os.environ.get("R1PROV_COMMAND") or f"ansible-playbook {Path(context.CLIARGS['args'][0]).name}",
-        "since": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "run": digest(controller_id, str(pid), started),
+        "since": since.isoformat(timespec="seconds"),
+        "run": run,
+        "record": os.environ.get("R1PROV_RUN") or f"{since:%Y%m%dT%H%M%S.%f}-{run[:6]}",
     }

@@ -23,8 +23,11 @@ PLACES = (
     ("/var/lib/r1prov/service", 1),
     ("/var/cache/r1prov", 0),
     ("/run/r1prov", 0),
+    ("/var/lib/r1prov/history", 1),
 )
 """Folders, and how many levels below each are root's."""
+CLOSED = ("/var/lib/r1prov/history",)
+"""Those of them that only root may enter. Their files are for root alone, too."""
 PROGRAMS = "/usr/local/lib"
 ROOTS = ("/var/lib/r1prov/packages", "/var/lib/r1prov/smoke_bench", "/var/lib/r1prov/llama_server")
 """What steps that run as root remember. The folders beside them are of services."""
@@ -32,7 +35,7 @@ _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def look(root: Path = Path("/"), owner: int = 0) -> list[Difference]:
-    """The entries that do not belong to root, or that others may write to; and folders that others may not enter.
+    """The entries that do not belong to root, or that others may write to; folders that others may not enter, or may enter and should not.
 
     Args:
         root: where the host's files lie.
@@ -47,6 +50,8 @@ def look(root: Path = Path("/"), owner: int = 0) -> list[Difference]:
         mode = stat.S_IMODE(status.st_mode)
         if stat.S_ISLNK(status.st_mode):
             wanted = mode
+        elif any(path.is_relative_to(root / place.lstrip("/")) for place in CLOSED):
+            wanted = 0o700 if stat.S_ISDIR(status.st_mode) else 0o600
         elif stat.S_ISDIR(status.st_mode):
             wanted = 0o755
         else:

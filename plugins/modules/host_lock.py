@@ -14,6 +14,8 @@ description:
     makes the task fail with the holder's name, unless O(break_lock=true).
   - Taken twice by one run it is still one lock. It is gone after a reboot of the host.
   - In check mode nothing is taken; a lock that another run holds is warned of.
+  - Who takes the lock has begun a run, and who releases it has ended one. Both are kept in C(/var/lib/r1prov/history), a file for each run,
+    which only root reads. A host whose disk cannot be written to is warned of, and locked all the same.
 attributes:
   check_mode: {support: full, description: It only reads then.}
   diff_mode: {support: none, description: A lock leaves nothing behind that a diff could show.}
@@ -25,6 +27,8 @@ options: {
       run that holds a lock releases it, or any run of the same controller where that run is dead."},
   "break_lock": {"type": "bool", "default": false, "description": "Take the lock from a holder that cannot be asked whether it still
       lives, or that shall not go on."},
+  "new_history": {"type": "bool", "default": false, "description": "Begin the history of a host that has none. Without this such a host,
+      which r1prov has not set up or has been removed from, gets no record."},
   "holder": {"type": "dict", "description": "Who takes it. Set by the action plugin."},
   "replace": {"type": "str", "default": "", "description": "The C(run) of a dead holder, whose place this run takes. Set by
       the action plugin."}
@@ -60,14 +64,17 @@ holder:
     stop: {type: int, description: "The process to stop there, which is r1prov if that has started ansible-playbook."}
     command: {type: str, description: What is being run.}
     since: {type: str, description: "When the lock was taken, ISO 8601 in UTC."}
-    run: {type: str, description: Names the run.}
+    run: {type: str, description: Names the process that holds the lock.}
+    record: {type: str, description: Names the run in the host's history.}
 """
 
 import json
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.r1.prov.plugins.module_utils import run_history
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
 from ansible_collections.r1.prov.plugins.module_utils.files import write_whole
 from ansible_collections.r1.prov.plugins.module_utils.locks import LockedError, alone
@@ -120,6 +127,17 @@ def release(folder: Path, *runs: str) -> dict[str, Any]:
         return before
 
 
+def remember(history: Path, holder: dict[str, Any], *, new: bool) -> None:
+    """Keep the beginning of a run in the history of its host; where the host has none, only if `new`.
+
+    Raises:
+        OSError: the disk cannot be written to.
+    """
+    if new or history.is_dir():
+        told = {name: holder[name] for name in ("user", "controller", "command")}
+        run_history.begin(history, {"run": holder["record"], **told, "begun": holder["since"]})
+
+
 def _alone(folder: Path) -> AbstractContextManager[None]:
     return alone(folder / ".lock", lambda _: None, _LIMIT_S)
 
@@ -139,6 +157,14 @@ def main() -> None:
             before = release(FOLDER, holder["run"], module.params["replace"])
     except LockedError as error:
         module.fail_json(msg=f"{error}. Remedy: stop that process on the host, then run again", locked=True)
+    try:
+        if held:
+            remember(run_history.FOLDER, holder, new=module.params["new_history"])
+        elif module.params["state"] == "absent" and not module.check_mode and before.get("run") == holder["run"]:
+            now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+            run_history.end(run_history.FOLDER, before.get("record", ""), {"ended": now})
+    except OSError as error:
+        module.warn(f"this run will be missing in {run_history.FOLDER}: {error.strerror}")
     module.exit_json(changed=False, held=held, holder=before)
 
 

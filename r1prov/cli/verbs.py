@@ -45,6 +45,10 @@ VERBS = {
         "drift:drift",
         "Say what `up` would change on servers, and change nothing. Exit code 11: something differs; 12: that could not be told.",
     ),
+    "history": (
+        "history:history",
+        "Say which runs changed hosts: who, when, from where, from what to what, what was mended, and how each ended.",
+    ),
     "ask": ("ask:ask", "Ask a running server. The answer goes to stdout, what the model thinks before it to stderr."),
     "open": (
         "open_:open_",

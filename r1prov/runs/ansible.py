@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import shlex
 import shutil
 import signal
@@ -188,8 +189,18 @@ def _roles(node: Any) -> Iterator[Step]:
                 yield from _roles(value)
 
 
+def new_run() -> str:
+    """A name for a run that begins now. Names are in the order of time, and those of two controllers differ."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{secrets.token_hex(3)}"
+
+
+def log_of(artifacts: Path, run: str) -> Path:
+    """Where all that Ansible says in a run lies, as long as it is kept."""
+    return artifacts / run / "stdout"
+
+
 def execute(
-    command: Command, artifacts: Path, *, steps: Sequence[Step], passwords: Passwords | None = None
+    command: Command, artifacts: Path, *, steps: Sequence[Step], passwords: Passwords | None = None, run: str = ""
 ) -> Generator[Event, None, None]:
     """Execute `command`, and yield what happens. The last event is `Finished`.
 
@@ -201,8 +212,9 @@ def execute(
         artifacts: the folder for the files of ansible-runner, 0700. The output of the last runs is kept there.
         steps: from `steps_of`.
         passwords: for ssh and sudo, where the operator gave some.
+        run: the name of the run, from `new_run`.
     """
-    execution = _Execution(command, artifacts, steps, passwords)
+    execution = _Execution(command, artifacts, steps, passwords, run or new_run())
     execution.thread.start()
     try:
         while True:
@@ -219,11 +231,15 @@ def execute(
 class _Execution:
     """ansible-runner in a thread of its own, so that the thread of the caller is free for Ctrl-C."""
 
-    def __init__(self, command: Command, artifacts: Path, steps: Sequence[Step], passwords: Passwords | None) -> None:
+    def __init__(
+        self, command: Command, artifacts: Path, steps: Sequence[Step], passwords: Passwords | None, run: str
+    ) -> None:
         self.events: SimpleQueue[Event | BaseException] = SimpleQueue()
         self.thread = threading.Thread(target=self._run, name="ansible-runner", daemon=True)
         self._command = command
         self._artifacts = artifacts
+        self._run_name = run
+        self._log = log_of(artifacts, run)
         self._translator = Translator(steps)
         self._secrets = _PasswordFiles(passwords, artifacts)
         self._kill = threading.Event()
@@ -255,21 +271,20 @@ class _Execution:
             self.events.put(error)
 
     def _execute(self, password_env: dict[str, str]) -> int:
-        now = datetime.now(UTC)
         config = RunnerConfig(
             private_data_dir=str(self._artifacts),
             artifact_dir=str(self._artifacts),
-            ident=f"{now:%Y%m%dT%H%M%S.%f}",
+            ident=self._run_name,
             playbook=self._command.argv[1],
             rotate_artifacts=KEPT_RUNS,
             suppress_ansible_output=True,
             quiet=True,
         )
-        self._log = Path(config.artifact_dir) / "stdout"
         config.prepare()
         own = {name: value for name, value in config.env.items() if os.environ.get(name) != value}
         inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
         told = {"ORIGINAL_STDOUT_CALLBACK": "default", "R1PROV_PROCESS": str(os.getpid())}
+        told["R1PROV_RUN"] = self._run_name
         config.env = inherited | own | self._command.env | password_env | told
         config.command = [sys.executable, "-I", guard.__file__, *self._command.argv]
         config.cwd = str(self._command.cwd)

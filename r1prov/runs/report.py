@@ -91,7 +91,8 @@ class HostReport:
 class RunReport:
     """The report of one run over a site.
 
-    Times are ISO 8601 in UTC. `check` says that nothing was changed. `exit` is the exit code of r1prov, `ansible_exit` that of Ansible.
+    Times are ISO 8601 in UTC. `run` is its name in the histories of hosts. `check` says that nothing was changed. `exit` is the exit
+    code of r1prov, `ansible_exit` that of Ansible.
     """
 
     command: str
@@ -101,6 +102,7 @@ class RunReport:
     started: str
     hosts: dict[str, HostReport]
     schema: int = SCHEMA
+    run: str = ""
     check: bool = False
     ended: str = ""
     exit: int = Exit.INTERRUPTED

@@ -14,7 +14,7 @@ from r1prov.common.units import gib
 from r1prov.decision import decide
 from r1prov.hosts import Look, Progress, ProgressWatch, at_once, look, met
 from r1prov.offload.speed import DEFAULT_LINK, of_machine
-from r1prov.runs import ansible, expectations, secrets, speeds
+from r1prov.runs import ansible, expectations, history, secrets, speeds
 from r1prov.runs.events import HostAway, HostLooked, TaskDone
 from r1prov.runs.report import HostReport, Recorder, RunReport, now
 from r1prov.site import archives, authority, pins
@@ -349,6 +349,7 @@ def play(prepared: Prepared, login: Login, request: Request, watcher: Watcher) -
             profile=site.file.profile,
             quant=prepared.decision.quant.name,
             started=now(),
+            run=ansible.new_run(),
             hosts={host.name: HostReport() for host in prepared.targets},
             check=request.check,
         )
@@ -360,6 +361,9 @@ def play(prepared: Prepared, login: Login, request: Request, watcher: Watcher) -
         recorder.event(looked, time.monotonic())
         watcher.event(looked)
     report, error = recorder.report, None
+    is_kept = bool(prepared.hosts) and not request.check
+    if is_kept:
+        history.begin(state, prepared.hosts, report)
     try:
         if prepared.hosts:
             _execute(prepared, login, request, watcher, recorder)
@@ -381,6 +385,8 @@ def play(prepared: Prepared, login: Login, request: Request, watcher: Watcher) -
                 if benchmark := report.hosts[name].benchmark:
                     speeds.of_benchmark(prepared.decision, name, benchmark)
             settle_hosts(state, site, report, request.playbook)
+        if is_kept:
+            history.end(prepared.decision, prepared.hosts, login, report)
     if request.playbook == "up":
         _keep_expectations(prepared, recorder, login, request)
     return Done(prepared.decision, report, error)
@@ -415,6 +421,7 @@ def _execute(prepared: Prepared, login: Login, request: Request, watcher: Watche
         state.artifacts,
         steps=ansible.steps_of(request.playbook),
         passwords=login.passwords,
+        run=recorder.report.run,
     )
     try:
         with contextlib.closing(events):

@@ -253,6 +253,10 @@ class SiteState:
         """What is expected of one of them."""
         return self.looks / f"{host}.json"
 
+    def history(self, host: str) -> Path:
+        """The records of the runs over a host that this machine began."""
+        return self.root / "history" / host
+
     def keep_secret(self, secret: Secret, value: str | None = None) -> Path:
         """Store a secret: `value` as found on a host, or a new one of 256 random bits. Returns its file."""
         return write_whole(self.secret(secret), value or secrets.token_urlsafe(32))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import re
@@ -239,6 +240,13 @@ def test_a_bit_that_a_disk_has_changed_is_found_while_the_engine_serves(
     assert told(first, f"systemctl show --property=MainPID {UNIT}") == engine
 
 
+def runs_over(operator: Operator, host: LabHost, *more: str) -> list[dict[str, Any]]:
+    """The history of a host."""
+    found = json.loads(operator.does("history", host.name, "--json", *more).stdout)["hosts"][host.name]
+    assert found["complete"]
+    return list(found["runs"])
+
+
 def stopped(operator: Operator, pair: list[LabHost], number: signal.Signals) -> tuple[int, str]:
     """Starts a run, and sends it a signal while hosts compile: to r1prov alone, or as a terminal sends Ctrl-C. Its end and its words."""
     running = operator.start("up", stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
@@ -278,6 +286,8 @@ def test_after_ctrl_c_or_a_kill_the_next_run_goes_on_and_repairs_what_had_drifte
         assert "again" in talk
         assert all(re.search(f"{host.name} was in .*, and is not locked", talk) for host in pair), talk
         assert on_all(pair, lock) == ["", ""]
+    ended = [(run["verb"], run["state"], run["exit"]) for run in runs_over(operator, first)[-3:]]
+    assert ended == [("up", "did not end", None), *[("up", "unfinished", Exit.INTERRUPTED)] * 2]
     away = ["10.209.0.254", "no-such-host.invalid"]
     with operator.has_also(*away):  # nobody has that address
         ended = operator.does("up", code=Exit.UNREACHABLE).stderr
@@ -349,6 +359,20 @@ def test_drift_is_named_by_one_look_and_mended(operator: Operator, pair: list[La
     assert hosts[first.name]["looked"]["differences"] == hosts[first.name]["changes"] == []
     assert hosts[second.name]["changes"]
     assert all(words in talk for words in DRIFT.values())
+    (last,) = runs_over(operator, second, "--last", "1")
+    assert (last["verb"], last["state"], last["user"], Path(last["log"]).is_file()) == (
+        "up",
+        "ok",
+        getpass.getuser(),
+        True,
+    )
+    assert all(any(words in each for each in last["differences"]) for words in DRIFT.values())
+    there = json.loads(told(second, f"cat /var/lib/r1prov/history/{last['run']}.json"))
+    assert (there["exit"], there["after"], there["changes"]) == (0, last["after"], last["changes"])
+    assert operator.secret("api-key").strip() not in told(second, "cat /var/lib/r1prov/history/*")
+    assert last["run"] not in [run["run"] for run in runs_over(operator, first)], (
+        "a host without a run has none in its history"
+    )
     assert {host["state"] for host in json.loads(operator.does("drift", "--json").stdout)["hosts"].values()} == {
         "as wanted"
     }

@@ -75,6 +75,7 @@ def test_an_unknown_profile_is_told_in_plain_words(r1prov):
 VERBS_WITH_JSON = {
     "up": (),
     "drift": (),
+    "history": (),
     "status": (),
     "ask": ("Why?",),
     "open": (),

@@ -9,7 +9,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from ansible_collections.r1.prov.plugins.module_utils import lock_holder
+from ansible_collections.r1.prov.plugins.action import host_lock as action
+from ansible_collections.r1.prov.plugins.module_utils import lock_holder, run_history
 from ansible_collections.r1.prov.plugins.modules import host_lock as module
 
 if TYPE_CHECKING:
@@ -103,3 +104,25 @@ def test_the_sentence_names_the_holder():
     assert re.fullmatch(
         r"is being changed by ann@laptop since 2026-10-0[234] \d\d:\d3 \(r1prov up, process 4700\)", text
     )
+
+
+def test_who_takes_the_lock_is_in_the_history_of_a_host_that_has_one_or_gets_one(tmp_path: Path):
+    history = tmp_path / "r1prov" / "history"
+    module.remember(history, holder("a", record="1-a"), new=False)
+    assert list(tmp_path.iterdir()) == [], "a host without r1prov is left as it is"
+    module.remember(history, holder("a", record="1-a"), new=True)
+    module.remember(history, holder("b", record="2-b", user="eve"), new=False)
+    kept = run_history.read(history)
+    assert [(each["run"], each["user"], each["begun"]) for each in kept] == [
+        ("1-a", "ann", holder("a")["since"]),
+        ("2-b", "eve", holder("b")["since"]),
+    ]
+
+
+def test_a_run_has_the_name_that_r1prov_gave_it(monkeypatch):
+    monkeypatch.setenv("R1PROV_COMMAND", "r1prov up")
+    monkeypatch.setenv("R1PROV_RUN", "20261129T080000.0-abc")
+    assert action.this_run()["record"] == "20261129T080000.0-abc"
+    monkeypatch.delenv("R1PROV_RUN")
+    by_hand = action.this_run()  # of plain ansible-playbook
+    assert re.fullmatch(r"\d{8}T\d{6}[.]\d{6}-[0-9a-f]{6}", by_hand["record"])

@@ -263,14 +263,24 @@ def test_folders_of_roots_that_others_may_write_to(tmp_path: Path) -> None:
     me = os.geteuid()
     if os.getegid() != me:
         pytest.skip("the group's number of whoever runs this is another than the user's")
-    for folder in ("etc/r1prov/llama-server", "opt/r1prov/ollama/1/bin", "var/lib/r1prov/open-webui", "usr/local/lib"):
+    for folder in (
+        "etc/r1prov/llama-server",
+        "opt/r1prov/ollama/1/bin",
+        "var/lib/r1prov/history",
+        "var/lib/r1prov/open-webui",
+        "usr/local/lib",
+    ):
         (tmp_path / folder).mkdir(parents=True)
     for folder in tmp_path.rglob("*"):
         folder.chmod(0o755)
-    (tmp_path / "var/lib/r1prov/open-webui").chmod(0o700)
+    for name in ("open-webui", "history"):
+        (tmp_path / "var/lib/r1prov" / name).chmod(0o700)
+    (tmp_path / "var/lib/r1prov/history/a.json").touch(0o600)
     (tmp_path / "etc/r1prov/llama-server/api-key").touch(0o600)
     assert place_look.look(tmp_path, me) == []
     (tmp_path / "etc/r1prov/llama-server/api-key").chmod(0o622)
+    (tmp_path / "var/lib/r1prov/history/a.json").chmod(0o644)
+    (tmp_path / "var/lib/r1prov/history").chmod(0o755)
     (tmp_path / "etc/r1prov").chmod(0o700)
     (tmp_path / "opt/r1prov/ollama").chmod(0o777)
     (tmp_path / "usr/local/lib/r1prov-door").touch()
@@ -281,6 +291,8 @@ def test_folders_of_roots_that_others_may_write_to(tmp_path: Path) -> None:
         ("/etc/r1prov/llama-server/api-key", "0600"),
         ("/opt/r1prov/ollama", "0755"),
         ("/usr/local/lib/r1prov-door", "0755"),
+        ("/var/lib/r1prov/history", "0700"),
+        ("/var/lib/r1prov/history/a.json", "0600"),
     ]
     place_look.mend(found)
     assert place_look.look(tmp_path, me) == []
