@@ -330,7 +330,7 @@ def test_bad_input_is_one_clear_error(
         (("explain", "--gpus", "0", "--ram", "1GiB", "--quant", ""), "'--quant': it is empty"),
         (("explain", "--gpus", "0", "--ram", "1GiB", "--gguf", ""), "'--gguf': it is empty"),
         (("plan", "more"), "unexpected extra argument"),
-        (("explain", "--ram", "1GiB"), "Missing option '--gpus'"),
+        (("explain", "--ram", "1GiB"), "which machine? Give --gpus and --ram"),
         (("explain", "--gpus", "0", "--ram", "1GiB", "--", "--frobnicate"), "--frobnicate is not an argument"),
         (
             ("explain", "--gpus", "0", "--ram", "1GiB", "--", "CUDA_VISIBLE_DEVICES=0", "llama-server"),

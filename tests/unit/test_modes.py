@@ -374,7 +374,7 @@ def test_a_host_that_is_away_is_named_and_nothing_is_claimed(site: Path, capsys:
     site.write_text("profile: cpu\nhosts: [gpu1.invalid]\n")
     code, out, err = ran(capsys, "--modes", "cpu", "--limit", "2m", "--json")
     assert code == Exit.UNREACHABLE
-    assert "gpu1.invalid will not answer while that is measured, for up to 2m." in err
+    assert "will not answer" not in err  # A host that cannot be reached is not paused either.
     assert json.loads(out)["hosts"] == {}
     assert json.loads(out)["problems"][0]["where"] == "gpu1.invalid"
     assert not list(SiteState.of(site).reports.glob("*.modes.json"))
