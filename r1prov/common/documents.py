@@ -51,6 +51,8 @@ def load(path: Path, model: type[M]) -> M:
         raise SiteError(
             Problem(str(path), "is not a mapping of keys and values", f"start from the example in {_site_page()}")
         )
+    if doubled := list(_doubled(path, node)):
+        raise SiteError(*doubled)
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -63,6 +65,28 @@ def load(path: Path, model: type[M]) -> M:
         ]
         causes.sort(key=lambda detail: _line(node, detail["loc"]))
         raise SiteError(*(_problem(path, node, model, detail) for detail in causes)) from None
+
+
+def _doubled(path: Path, node: yaml.Node) -> Iterator[Problem]:
+    """A problem for each key that a mapping has twice. YAML's own reader takes the last one without a word."""
+    met: set[int] = set()
+    left = [node]
+    while left:
+        each = left.pop()
+        if id(each) in met:  # An alias leads to the same node again.
+            continue
+        met.add(id(each))
+        if isinstance(each, yaml.SequenceNode):
+            left += each.value
+        elif isinstance(each, yaml.MappingNode):
+            lines: dict[str, int] = {}
+            for key, value in each.value:
+                line, name = key.start_mark.line + 1, str(key.value)
+                if name in lines:
+                    what = f"the key `{name}` stands here again, after line {lines[name]}"
+                    yield Problem(f"{path}:{line}", what, "keep one of the two")
+                lines.setdefault(name, line)
+                left.append(value)
 
 
 def glance(path: Path, key: str) -> Any:

@@ -19,15 +19,15 @@ SAID = 400
 class Exchange(Keys):
     """A question and its answer, in tokens."""
 
-    share: float = Field(default=1, gt=0)
+    share: float = Field(default=1, gt=0, le=1e12, strict=True)
     """How often it happens, compared with the other exchanges. The shares need not come to 1."""
-    prompt: int = Field(ge=1)
+    prompt: int = Field(ge=1, strict=True)
     """The tokens of the question that are new. In a further question they repeat what a model that thinks has said last."""
-    cached: int = Field(default=0, ge=0)
+    cached: int = Field(default=0, ge=0, strict=True)
     """The tokens before them that lie in the cache of the slot already."""
-    answer: int = Field(ge=1)
+    answer: int = Field(ge=1, strict=True)
     """The tokens of the answer, thinking included."""
-    at_once: int = Field(default=1, ge=1, le=1024)
+    at_once: int = Field(default=1, ge=1, le=1024, strict=True)
     """The number of people who ask this at the same moment."""
 
     @property
@@ -100,7 +100,9 @@ def named(name: str) -> Workload:
     if name not in WORKLOADS:
         near = difflib.get_close_matches(name, WORKLOADS, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(WORKLOADS)}."
-        raise SiteError(Problem("workload", f"there is no workload `{name}`", f"{hint} Or give figures of your own."))
+        raise SiteError(
+            Problem("workload", f"there is no workload `{name}`", f"{hint} Or name a .yml file of your own.")
+        )
     return WORKLOADS[name]
 
 
@@ -125,8 +127,13 @@ NamedWorkload = Annotated[Workload, BeforeValidator(_by_name, json_schema_input_
 """A workload in a file: the name of one that comes with r1prov, or its exchanges."""
 
 
-def check_length(workload: Workload, context: int) -> None:
+def check_length(workload: Workload, context: int, most: int) -> None:
     """Check that no exchange is longer than the context of a slot.
+
+    Args:
+        workload: The exchanges.
+        context: The tokens of a slot.
+        most: The tokens for which the model was trained.
 
     Raises:
         SiteError: An exchange is. It carries one problem for each.
@@ -136,7 +143,9 @@ def check_length(workload: Workload, context: int) -> None:
             "workload",
             f"an exchange of {exchange.cached:,} + {exchange.prompt:,} + {exchange.answer:,} tokens"
             f" does not fit in a slot of {context:,}",
-            f"raise --ctx-size (context_per_slot) to {exchange.tokens:,}, or name a workload with shorter exchanges",
+            f"raise --ctx-size (context_per_slot) to {exchange.tokens:,}, or name a workload with shorter exchanges"
+            if exchange.tokens <= most
+            else f"name a workload with exchanges of {most:,} tokens at most: the model was trained for no more",
         )
         for exchange in workload.exchanges
         if exchange.tokens > context

@@ -70,7 +70,7 @@ def workload_for(asked: Workload | None, model: Model, setting: Setting, cards: 
     context = context_per_slot(model, setting)
     if asked is None:
         return shortened(TEAM if costs(model, setting, cards).whole else CHAT, context)
-    check_length(asked, context)
+    check_length(asked, context, model.context_length)
     return asked
 
 

@@ -1,9 +1,11 @@
 """Tests that the verbs `plan` and `explain` print the figures of the memory model."""
 
+import json
 import os
 import re
 import shlex
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -483,3 +485,48 @@ def test_harmless_repetitions_are_still_read(capsys: pytest.CaptureFixture[str])
         for pattern in ("exps", "(blk[.])?([0-9]+[.])*.*_exps.*")
     ]
     assert found[0] == found[1]
+
+
+def keys_in(told: object, path: str = "") -> Iterator[str]:
+    """The paths of all keys in a JSON document. Keys of which the document itself makes the names are left out."""
+    if isinstance(told, list):
+        for each in told:
+            yield from keys_in(each, f"{path}[]")
+    elif isinstance(told, dict):
+        for key, value in told.items():
+            inner = f"{path}.{key}".lstrip(".")
+            yield inner
+            if inner not in {"environment", "alternatives[].change"}:
+                yield from keys_in(value, inner)
+
+
+def test_the_page_describes_every_key_of_the_document(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (ROOT / "docs" / "offload.md").read_text().partition("## The JSON document")[2]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r1prov.yml").write_text("profile: 4x4090\nhosts: [gpu1]\n")
+    speed = {
+        "low": 4e10,
+        "high": 5e10,
+        "by": "r1prov tune",
+        "model": "UD-IQ1_S",
+        "measured": "2026-11-29T00:00:00+00:00",
+    }
+    hardware = {"cpu": "Xeon", "cores": 64, "threads": 64, "ram": 480 * GIB, "cards": [["RTX 4090", 24564 * MIB]] * 4}
+    machine = {"hardware": hardware, "link": None, "measured": {"ram_bytes_per_second": speed}}
+    known = tmp_path / ".r1prov" / "machines" / "gpu1.json"
+    known.parent.mkdir(parents=True)
+    known.write_text(json.dumps(machine))
+    small = ("explain", "--json", "--gpus", "1x24GiB", "--ram", "64GiB", "--")
+    plans = [document(capsys, "plan", "--json", *words) for words in (("--host", "gpu1"), ("--ctx-size", "100000"))]
+    others = [document(capsys, *small, *words) for words in (("-c", "512"), ("-c", "512", "--no-mmap"))]
+    assert plans[0]["measured"]
+    assert others[1]["alternatives"][0]["without"]
+    found = {key for told in (*plans, *others) for key in keys_in(told)}
+    assert len(found) > 100
+    words = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`]+)`", text))))
+    assert sorted(key for key in found if key.rpartition(".")[2] not in words) == []
+    rows = re.findall(r"(?m)^\| (`.*?) \| ", text.partition("### ")[0])
+    described = {name for row in rows for name in re.findall(r"`(\w+)[\[\]{}]*`", row)}
+    assert described == {key for key in found if "." not in key}

