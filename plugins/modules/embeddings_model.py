@@ -99,15 +99,12 @@ def place(content: bytes, path: Path, source_sha256: str) -> str:
 def wrong_modes(path: Path) -> dict[Path, tuple[int, str]]:
     """What of a file and its folder does not belong to root alone: the mode that it should have, and a sentence."""
     found = {}
-    for place, mode in ((path.parent, 0o755), (path, 0o644)):
-        if place.exists():
-            status = place.stat()
-            has, wanted = (
-                owner_and_mode(status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)),
-                owner_and_mode(0, 0, mode),
-            )
+    for entry, mode in ((path.parent, 0o755), (path, 0o644)):
+        if entry.exists():
+            status, wanted = entry.stat(), owner_and_mode(0, 0, mode)
+            has = owner_and_mode(status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode))
             if has != wanted:
-                found[place] = (mode, f"{place} has owner and mode {has}, and should have {wanted}")
+                found[entry] = (mode, f"{entry} has owner and mode {has}, and should have {wanted}")
     return found
 
 
@@ -128,9 +125,9 @@ def main() -> None:
     differences = [] if made else [f"{path} {'is gone' if not path.exists() else 'is not as it was made'}"]
     modes = wrong_modes(path)
     differences += [said for _, said in modes.values()]
-    for place, (mode, _) in {} if module.check_mode else modes.items():
-        os.chown(place, 0, 0)
-        place.chmod(mode)
+    for entry, (mode, _) in () if module.check_mode else modes.items():
+        os.chown(entry, 0, 0)
+        entry.chmod(mode)
     # A file that was made of another source is a new wish.
     drift = differences if read_json(_record(path)).get("source") == sha256 else []
     if not made and not module.check_mode:
