@@ -38,6 +38,7 @@ differences: {type: list, elements: str, returned: success, description: "What i
 
 import json
 import os
+import stat
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils import fetching
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
 from ansible_collections.r1.prov.plugins.module_utils.artefact import Artefact, ArtefactError
+from ansible_collections.r1.prov.plugins.module_utils.difference import owner_and_mode
 from ansible_collections.r1.prov.plugins.module_utils.digest import sha256_of
 from ansible_collections.r1.prov.plugins.module_utils.files import read_json, write_whole
 from ansible_collections.r1.prov.plugins.module_utils.minilm import ModelError, gguf
@@ -94,6 +96,18 @@ def place(content: bytes, path: Path, source_sha256: str) -> str:
     return sha256
 
 
+def wrong_modes(path: Path) -> dict[Path, tuple[int, str]]:
+    """What of a file and its folder does not belong to root alone: the mode that it should have, and a sentence."""
+    found = {}
+    for entry, mode in ((path.parent, 0o755), (path, 0o644)):
+        if entry.exists():
+            status, wanted = entry.stat(), owner_and_mode(0, 0, mode)
+            has = owner_and_mode(status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode))
+            if has != wanted:
+                found[entry] = (mode, f"{entry} has owner and mode {has}, and should have {wanted}")
+    return found
+
+
 def _record(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
@@ -109,6 +123,11 @@ def main() -> None:
     made = is_made(path, sha256)
     diff = {} if made else {"before": "", "after": f"{path}\n"}
     differences = [] if made else [f"{path} {'is gone' if not path.exists() else 'is not as it was made'}"]
+    modes = wrong_modes(path)
+    differences += [said for _, said in modes.values()]
+    for entry, (mode, _) in () if module.check_mode else modes.items():
+        os.chown(entry, 0, 0)
+        entry.chmod(mode)
     # A file that was made of another source is a new wish.
     drift = differences if read_json(_record(path)).get("source") == sha256 else []
     if not made and not module.check_mode:
@@ -121,7 +140,7 @@ def main() -> None:
             progress.finish(failed=True)
             module.fail_json(msg=f"the embedding model {name} cannot be brought: {error}")
         progress.finish()
-    module.exit_json(changed=bool(diff), sha256=made, diff=diff, differences=differences, drift=drift)
+    module.exit_json(changed=bool(differences), sha256=made, diff=diff, differences=differences, drift=drift)
 
 
 if __name__ == "__main__":

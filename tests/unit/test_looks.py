@@ -22,7 +22,7 @@ from ansible_collections.r1.prov.plugins.module_utils import (
     process_look,
     unit_look,
 )
-from ansible_collections.r1.prov.plugins.modules import nft_rules
+from ansible_collections.r1.prov.plugins.modules import nft_rules, shared_group
 
 ROOT = Path(__file__).parents[2]
 UNIT = "r1prov-llama-server.service"
@@ -220,12 +220,13 @@ def test_a_process_that_maps_a_file_which_was_replaced(tmp_path: Path) -> None:
         process.kill()
 
 
-def account(tmp_path: Path, *, passwd: str = "", group: str = "", shadow: str = "") -> list[str]:
+def account(tmp_path: Path, *, passwd: str = "", group: str = "", shadow: str = "", gshadow: str = "") -> list[str]:
     """What is wrong with the account r1prov-x."""
     (tmp_path / "passwd").write_text(
         "root:x:0:0::/root:/bin/bash\n" + (passwd or "r1prov-x:x:99:98::/nonexistent:/usr/sbin/nologin\n")
     )
     (tmp_path / "group").write_text(group or "root:x:0:\nsudo:x:27:alice\nr1prov-x:x:98:\n")
+    (tmp_path / "gshadow").write_text(gshadow or "r1prov-x:!::\n")
     (tmp_path / "shadow").write_text(shadow or "root:*:1::::::\nr1prov-x:!:1::::::\n")
     return [
         each.kind.removeprefix("account ")
@@ -248,6 +249,9 @@ def account(tmp_path: Path, *, passwd: str = "", group: str = "", shadow: str = 
         ({"group": "r1prov-x:x:0:\n"}, ["group"]),
         ({"shadow": "r1prov-x:$6$a:1::::::\n"}, ["password"]),
         ({"shadow": "r1prov-x::1::::::\n"}, ["password"]),
+        ({"gshadow": "r1prov-x:$6$a::\n"}, ["group password"]),
+        ({"gshadow": "r1prov-x:!:mallory:\n"}, ["group password"]),
+        ({"group": "r1prov-x:$6$a:98:\n"}, ["group password"]),
     ],
 )
 def test_an_account_of_a_service(tmp_path: Path, files: dict[str, str], kinds: list[str]) -> None:
@@ -298,6 +302,42 @@ def test_folders_of_roots_that_others_may_write_to(tmp_path: Path) -> None:
     assert place_look.look(tmp_path, me) == []
 
 
+@pytest.mark.parametrize(
+    ("group", "gshadow", "kinds"),
+    [
+        ("people:x:98:anna", "people:!::anna", []),
+        ("people:x:98:anna,bob", "people:*:bob:anna", []),
+        ("people:x:98:bob", "people:!::bob", ["group member"]),
+        ("people:x:0:anna", "people:!::anna", ["group number"]),
+        ("people:x:98:anna\nothers:x:98:", "people:!::anna", ["group number"]),
+        ("people:x:98:anna", "people:$6$a::anna", ["group password"]),
+        ("others:x:98:anna", "", ["group"]),
+    ],
+)
+def test_a_group_that_people_join(tmp_path: Path, group: str, gshadow: str, kinds: list[str]) -> None:
+    (tmp_path / "group").write_text(f"root:x:0:\n{group}\n")
+    (tmp_path / "gshadow").write_text(f"{gshadow}\n")
+    # Root's own group has the number 0, too.
+    found = shared_group.look("people", "anna", account_look.group("people", tmp_path))
+    assert [each.kind for each in found] == kinds
+
+
+def test_what_lies_in_the_place_of_a_file_goes(tmp_path: Path) -> None:
+    me = os.geteuid()
+    for folder in ("etc/r1prov/network", "usr/local/lib/r1prov-folder/x"):
+        (tmp_path / folder).mkdir(parents=True)
+    for folder in tmp_path.rglob("*"):
+        folder.chmod(0o755)
+    (tmp_path / "etc/r1prov/network/r1prov-x.nft").mkdir()
+    os.mkfifo(tmp_path / "etc/r1prov/pipe")
+    (tmp_path / "usr/local/lib/r1prov-link").symlink_to("/bin/true")
+    found = [each for each in place_look.look(tmp_path, me) if each.kind == "kind"]
+    assert [Path(each.place).name for each in found] == ["r1prov-x.nft", "pipe", "r1prov-folder", "r1prov-link"]
+    place_look.mend(found)
+    assert not [each for each in place_look.look(tmp_path, me) if each.kind == "kind"]
+    assert not [each for each in found if os.path.lexists(each.place)]
+
+
 @pytest.fixture
 def packaged(tmp_path: Path) -> Path:
     """A host with one package: a program, a link to it, its documentation and its configuration."""
@@ -325,6 +365,7 @@ def looked(root: Path, record: dict[str, list[int]]) -> tuple[list[str], dict[st
     [
         ("rm usr/bin/tool", "is gone"),
         ("rm usr/bin/t", "/usr/bin/t of the package tool is gone"),
+        ("rm usr/bin/tool; mkfifo usr/bin/tool", "has other bytes"),
         ("truncate -s 0 usr/bin/tool", "has other bytes"),
         (
             "touch -r usr/bin/tool t; printf X | dd of=usr/bin/tool conv=notrunc status=none; touch -r t usr/bin/tool",
@@ -340,6 +381,15 @@ def test_files_of_a_package(packaged: Path, change: str, says: str, known: bool)
     told, _ = looked(packaged, record if known else {})
     assert len(told) == bool(says)
     assert says in "".join(told)
+
+
+def test_where_a_packaged_link_leads_is_known_from_the_last_look(packaged: Path) -> None:
+    _, record = looked(packaged, {})
+    (packaged / "usr/bin/t").unlink()
+    (packaged / "usr/bin/t").symlink_to("/bin/true")
+    assert looked(packaged, record)[0] == ["/usr/bin/t of the package tool leads to /bin/true, and led to tool"]
+    os.utime(packaged / "dpkg/info/tool.list")  # Another version was installed.
+    assert looked(packaged, record)[0] == []
 
 
 def test_a_mode_of_a_packaged_file_is_known_from_the_last_look(packaged: Path) -> None:

@@ -103,6 +103,18 @@ def test_what_lies_elsewhere_is_no_release(tmp_path: Path) -> None:
     assert not release.proven(tmp_path)
 
 
+def test_a_folder_of_the_same_name_elsewhere_is_not_current(tmp_path: Path, progress: Progress) -> None:
+    home = tmp_path / "home"
+    release.install(home, Made("a"), progress)
+    assert release.is_current(home, "a")
+    shutil.copytree(release.path(home, "a"), tmp_path / "a")
+    (home / "current").unlink()
+    (home / "current").symlink_to(tmp_path / "a")
+    assert not release.is_current(home, "a")
+    release.install(home, Made("a"), progress)
+    assert release.is_current(home, "a")
+
+
 def test_a_failure_leaves_what_serves_and_nothing_beside_it(tmp_path: Path, progress: Progress) -> None:
     release.install(tmp_path, Made("a"), progress)
     with pytest.raises(ReleaseError):
