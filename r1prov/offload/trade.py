@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from r1prov.common.units import MIB
 from r1prov.offload import search, speed
 from r1prov.offload.costs import costs
 from r1prov.offload.memory import memory
@@ -69,9 +70,10 @@ def trade(model: Model, chosen: Setting, one: Setting, space: Space, workload: W
 
     def placed(slots: int, goal: Goal = Goal.END) -> Setting | None:
         found = search.best(model, with_slots(one, slots), space, workload, goal=goal)
-        if not found or memory(model, found, space.cards).host.total > space.room_in_ram:
+        left = space.room_in_ram - memory(model, found, space.cards).host.total if found else -1
+        if not found or left < 0:
             return None
-        return replace(found, prompts=chosen.prompts)
+        return replace(found, prompts=min(chosen.prompts, left // MIB * MIB))
 
     ways = {
         "fastest prompt": placed(chosen.slots, Goal.PROMPT),

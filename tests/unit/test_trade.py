@@ -114,6 +114,20 @@ def test_floors_of_slots_and_of_the_first_token_are_kept_together(capsys: pytest
     assert kept["slots"]["number"] == 16
 
 
+def test_with_little_ram_the_trade_still_fits(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Placements that leave more in RAM than the plan keep fewer past prompts."""
+    small = tmp_path / "small.yml"
+    small.write_text(re.sub("count: 4", "count: 1", profile.source("4x4090")).replace("ram: 480 GB", "ram: 140 GB"))
+    told = planned(capsys, "--profile", str(small), "--workload", "documents")
+    machine = profile.load_profile(str(small)).machine
+    kept = set()
+    for choice in told["trade"]:
+        setting = parse(choice["arguments"], cards=1)
+        assert outcome(layout.model("UD-IQ1_S", mla=True), setting, Space(machine.cards, machine.ram)).fits, choice
+        kept.add(setting.prompts)
+    assert len(kept) > 1
+
+
 @pytest.mark.parametrize(
     ("key", "flag", "value", "what"),
     [
