@@ -127,23 +127,30 @@ NamedWorkload = Annotated[Workload, BeforeValidator(_by_name, json_schema_input_
 """A workload in a file: the name of one that comes with r1prov, or its exchanges."""
 
 
-def check_length(workload: Workload, context: int, most: int) -> None:
+def check_length(workload: Workload, context: int, most: int, slots: int | None = None) -> None:
     """Check that no exchange is longer than the context of a slot.
 
     Args:
         workload: The exchanges.
         context: The tokens of a slot.
         most: The tokens for which the model was trained.
+        slots: The slots that share the context of llama-server's own --ctx-size; None where the option of r1prov is meant, for each slot.
 
     Raises:
         SiteError: An exchange is. It carries one problem for each.
     """
+
+    def raised(tokens: int) -> str:
+        if slots is None:
+            return f"--ctx-size (context_per_slot) to {tokens:,}"
+        return f"--ctx-size to {tokens * slots:,}" + (f", for {slots} slots" if slots > 1 else "")
+
     problems = [
         Problem(
             "workload",
             f"an exchange of {exchange.cached:,} + {exchange.prompt:,} + {exchange.answer:,} tokens"
             f" does not fit in a slot of {context:,}",
-            f"raise --ctx-size (context_per_slot) to {exchange.tokens:,}, or name a workload with shorter exchanges"
+            f"raise {raised(exchange.tokens)}, or name a workload with shorter exchanges"
             if exchange.tokens <= most
             else f"name a workload with exchanges of {most:,} tokens at most: the model was trained for no more",
         )

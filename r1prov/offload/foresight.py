@@ -7,10 +7,12 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from r1prov.common.errors import Problem, SiteError
+from r1prov.machines.workload import check_length
 from r1prov.models import latent
 from r1prov.offload import compare, running, waits
 from r1prov.offload.arguments import mended, model_named, parse
 from r1prov.offload.conversation import conversation
+from r1prov.offload.memory import context_per_slot
 from r1prov.offload.outcome import Space, outcome, remarks
 from r1prov.offload.plan import plan_model
 from r1prov.offload.plan import wanted as wanted_setting
@@ -210,6 +212,9 @@ def foresee_arguments(
             tuple(compare.settings_that_start(model, setting, space.cards)) if setting else _rewritten(words, space)
         )
         return ForeseenArguments(model, environment, None, None, str(refusal), starts)
+    if asked:
+        shared = 1 if setting.unified else setting.slots
+        check_length(asked, context_per_slot(model, setting), model.context_length, shared)
     result = replace(result, notes=(*result.notes, *_ignored_model(model, words), *remarks(model, setting, result)))
     fits = () if result.fits else tuple(compare.settings_that_fit(model, setting, space, result))
     in_mla_form = False

@@ -1,6 +1,7 @@
 """Tests what the plan says about waiting: against published measurements, against simulations, and in what it prints."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -193,6 +194,14 @@ def test_an_unknown_or_too_long_workload_is_refused(capsys: pytest.CaptureFixtur
     told = refused(capsys, "plan", "--workload", "documents", "--ctx-size", "8192")
     assert "0 + 8,000 + 1,500 tokens does not fit in a slot of 8,192" in told
     assert "raise --ctx-size (context_per_slot) to 10,100" in told
+    words = ("explain", "--gpus", "0", "--ram", "480GiB", "--workload", "chat", "--", "--parallel", "4", "--ctx-size")
+    for shared, times in ((("--no-kv-unified",), 4), (("--kv-unified",), 1)):
+        told = refused(capsys, *words, "2048", *shared)
+        (most,) = {max(int(each.replace(",", "")) for each in re.findall(r"raise --ctx-size to ([\d,]+)", told))}
+        assert most == 5000 * times
+        with pytest.raises(SystemExit) as ended:  # With the context that the remedy names it is accepted.
+            main([*words, str(most), *shared])
+        assert not ended.value.code
     profile = tmp_path / "profile.yml"
     text = (Path(__file__).parents[2] / "inventory" / "profiles" / "4x4090.yml").read_text()
     profile.write_text(text.replace("serving:\n", "serving:\n  workload: office\n"))
