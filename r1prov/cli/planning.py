@@ -148,7 +148,7 @@ def explain(
     reserve: Reserve = DEFAULT_RESERVE,
     json: options.Json = False,
 ) -> None:
-    """Say what llama-server would take with these arguments, on each card and in RAM, whether that fits, and how long people would wait.
+    """Say what llama-server would take with these arguments on each card and in RAM, whether that fits, and how long people would wait.
 
     The machine is --gpus and --ram, or that of --profile or --host, from which model, form, workload and the link of the first card then
     come, too. Without these the model is UD-IQ1_S as published, with PCIe 4.0 x16.

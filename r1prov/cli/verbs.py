@@ -30,7 +30,7 @@ VERBS = {
     ),
     "explain": (
         "planning:explain",
-        "Say what llama-server would take with these arguments, on each card and in RAM, and whether that fits.",
+        "Say what llama-server would take with these arguments on each card and in RAM, whether that fits, and how long people would wait.",
     ),
     "render": (
         "render:render",
