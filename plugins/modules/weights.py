@@ -136,7 +136,7 @@ class TransferError(Exception):
 
 
 def is_elsewhere(path: Path, mounts: str) -> bool:
-    """Whether another machine keeps the file system of a path, where root here may have no say. `mounts` is the text of /proc/self/mounts."""
+    """Whether another machine keeps a path's file system, where root may have no say. `mounts` is the text of /proc/self/mounts."""
     rows = [line.split()[1:3] for line in mounts.splitlines()]
     over = [(place, kind) for place, kind in rows if path.is_relative_to(place)]
     return bool(over) and max(over, key=lambda row: len(row[0]))[1].startswith(_OF_OTHERS)
