@@ -91,10 +91,10 @@ class Outcome:
         return self.applied and self.found and self.named and self.foretold and self.healed and self.quiet
 
 
-def matrix() -> list[Mutation]:
-    """All entries of matrix.yml."""
-    entries = yaml.safe_load((Path(__file__).parent / "matrix.yml").read_text())
-    return [Mutation(**entry) for entry in entries]
+def matrix(*files: str) -> list[Mutation]:
+    """The entries of these files; of all where none is named."""
+    texts = [(Path(__file__).parent / name).read_text() for name in files or ("matrix.yml", "more.yml")]
+    return [Mutation(**entry) for text in texts for entry in yaml.safe_load(text)]
 
 
 def batches(mutations: list[Mutation], size: int) -> list[list[Mutation]]:
@@ -116,7 +116,7 @@ def batches(mutations: list[Mutation], size: int) -> list[list[Mutation]]:
 
 def sample(seed: int, count: int) -> list[Mutation]:
     """As many mutations, which may be tried in one run."""
-    mutations = [each for each in matrix() if not each.remedy]
+    mutations = matrix("matrix.yml")
     random.Random(seed).shuffle(mutations)
     return batches(mutations, count)[0]
 

@@ -4,6 +4,7 @@ import getpass
 import grp
 import json
 import os
+import pwd
 import subprocess
 import tempfile
 from pathlib import Path
@@ -208,3 +209,29 @@ def test_whether_files_are_as_they_were_verified(tmp_path: Path) -> None:
     remember()
     (tmp_path / "a.gguf").unlink()
     assert not is_as_verified(tmp_path, FILES, state)
+
+
+MOUNTS = "/dev/sda / ext4 rw 0 0\nhost:/x /srv/r1prov nfs4 rw 0 0\n/dev/sdb /srv/r1prov/models/local xfs rw 0 0\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "far"), [("/srv/r1prov/models/a", True), ("/srv/r1prov/models/local/a", False), ("/srv/other", False)]
+)
+def test_a_file_system_that_another_machine_keeps(path: str, far: bool) -> None:
+    assert weights.is_elsewhere(Path(path), MOUNTS) == far
+
+
+def test_files_of_a_model_that_others_may_write_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "USER", pwd.getpwuid(os.geteuid()).pw_name)
+    for name in ("a.gguf", "b.gguf", "whole.gguf"):
+        (tmp_path / name).touch()
+        (tmp_path / name).chmod(0o644)
+    files = [{"name": "a.gguf"}, {"name": "b.gguf"}, {"name": "gone.gguf"}]
+    assert weights.wrong_files(tmp_path, files, "whole.gguf") == []
+    (tmp_path / "a.gguf").chmod(0o666)
+    (tmp_path / "whole.gguf").chmod(0o600)
+    found = weights.wrong_files(tmp_path, files, "whole.gguf")
+    assert [Path(each.place).name for each in found] == ["a.gguf", "whole.gguf"]
+    for each in found:
+        weights.put_right(each)
+    assert weights.wrong_files(tmp_path, files, "whole.gguf") == []
