@@ -84,7 +84,7 @@ def in_words(host: str, found: History, last: int) -> Iterator[str]:
         for difference in record.differences:
             yield f"  {done}: {difference}"
         if record.changes:
-            count = len(record.changes)
+            count = record.changed
             yield f"  {count} {'change' if count == 1 else 'changes'}: {'; '.join(record.changes[:3])}{'; …' * (count > 3)}"
         if record.message:
             yield f"  {record.message}"

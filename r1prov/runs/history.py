@@ -53,7 +53,8 @@ class Record(BaseModel):
         before: engine, quant and versions of the last run before it that went well.
         after: the same of this run, where it went well.
         differences: what somebody had changed behind r1prov's back. Where the run went well, it has put that right.
-        changes: the tasks that changed something, as `step: task`.
+        changed: how many tasks changed something.
+        changes: the first of these tasks, as `step: task`.
         log: where Ansible's output lies on the controller, as long as it is kept.
     """
 
@@ -69,6 +70,7 @@ class Record(BaseModel):
     before: dict[str, str] = {}
     after: dict[str, str] = {}
     differences: list[str] = []
+    changed: int = 0
     changes: list[str] = []
     log: str = ""
 
@@ -144,6 +146,7 @@ def outcome(decision: Decision, report: RunReport, name: str, log: Path) -> dict
         "message": "; ".join(problem["what"] for problem in host.problems),
         "after": serves | versions.of(decision.site, name) if is_well and not host.removal else {},
         "differences": list(dict.fromkeys([*looked, *host.differences])),
+        "changed": len(host.changes),
         "changes": host.changes,
         "log": str(log),
     }

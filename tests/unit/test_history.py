@@ -34,7 +34,8 @@ OK: dict[str, Any] = {
     "result": "ok",
     "after": {"engine": "llama-server", "quant": "UD-IQ1_S", "llama_cpp": "b2"},
     "differences": ["/etc/r1prov/network has the mode 0777, and should have 0755"],
-    "changes": ["service: Make the folder"],
+    "changed": 41,
+    "changes": ["service: Make the folder", "a: b", "c: d", "e: f"],
 }
 
 
@@ -131,7 +132,7 @@ SHOWN = """\
 gpu1  2026-11-29 08:00  ann@laptop  r1prov up: ok after 2:05
   engine llama-server, quant UD-IQ1_S, llama_cpp b1 -> b2
   put right: /etc/r1prov/network has the mode 0777, and should have 0755
-  1 change: service: Make the folder
+  41 changes: service: Make the folder; a: b; c: d; …
 gpu1  2026-11-29 08:00  eve@desk  r1prov upgrade: failed (exit code 6)
   Build llama.cpp: ]0; failed
 gpu1  2026-11-29 08:00  ann@laptop  r1prov up: no end known
