@@ -170,7 +170,8 @@ def who_works(name: str, status: dict[str, Any]) -> list[str]:
         return [f"{name} is still locked: {ended(lock)}. `r1prov up` on this machine takes the lock over, and goes on"]
     since = datetime.fromisoformat(lock["since"]).astimezone() if lock["since"] else None
     when = f" since {since:%H:%M}" if since else ""
-    return [f"{name}: {lock['user']}@{lock['controller']} has been at work on it{when} ({lock['command']})"]
+    who = f"{lock['user']}@{lock['controller']}" if lock["controller"] else lock["user"]
+    return [f"{name}: {who} has been at work on it{when} ({lock['command']})"]
 
 
 def restarts_wanted(name: str, status: dict[str, Any]) -> list[str]:

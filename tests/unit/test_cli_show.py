@@ -133,6 +133,9 @@ def test_status_rows():
     }
     (told,) = show.who_works("gpu1", status)
     assert re.fullmatch(r"gpu1: ann@laptop has been at work on it since \d\d:\d\d \(r1prov up\)", told)
+    damaged = {"user": "somebody", "controller": "", "since": "", "command": "/run/r1prov/lock.json there is damaged"}
+    (told,) = show.who_works("gpu1", {"lock": damaged})
+    assert told == "gpu1: somebody has been at work on it (/run/r1prov/lock.json there is damaged)"
     status["lock"]["dead"] = True
     (told,) = show.who_works("gpu1", status)
     assert re.match(

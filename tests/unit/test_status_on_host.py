@@ -53,6 +53,13 @@ def test_the_release_that_runs_is_that_of_the_process_and_not_of_the_link(status
             process.kill()
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"word"', "{}"])
+def test_a_damaged_document_is_none(status: dict, tmp_path: Path, text: str) -> None:
+    (tmp_path / "state.json").write_text(text)
+    assert not status["document"](tmp_path / "state.json")
+    assert status["document"](tmp_path / "none.json") is None
+
+
 @pytest.mark.parametrize(
     ("unit", "elapsed_s"),
     [

@@ -27,6 +27,8 @@ ARTEFACTS = ("llama.cpp", "ollama", "open-webui")
 HEALTH = {"llama-server": "/health", "ollama": "/api/version"}
 REMEMBERED = Path("/var/lib/r1prov")
 LOCK = Path("/run/r1prov/lock.json")
+NOBODY = {"user": "somebody", "controller": "", "since": "", "command": f"{LOCK} there is damaged"}
+"""Who holds a host whose lock is damaged."""
 NO_MODEL = "model missing"
 UNIT_KEYS = ("ActiveState", "SubState", "UnitFileState", "NRestarts", "ActiveEnterTimestamp", "MainPID")
 
@@ -52,7 +54,7 @@ def main() -> None:
         "props": props,
         "weights": document(REMEMBERED / "weights" / "state.json"),
         "benchmark": document(REMEMBERED / "smoke_bench" / "last.json"),
-        "lock": document(LOCK),
+        "lock": document(LOCK) or (NOBODY if LOCK.exists() else None),
     }
     print(json.dumps(status))  # noqa: T201 - stdout is the interface
 
@@ -127,9 +129,12 @@ def read(path: Path) -> str:
 
 
 def document(path: Path) -> dict[str, Any] | None:
-    """A JSON document on the host; None where there is none."""
-    text = read(path)
-    return json.loads(text) if text else None
+    """A JSON document on the host; None where there is none, or where it is damaged."""
+    try:
+        found = json.loads(read(path) or "null")
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 main()
