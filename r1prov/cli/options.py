@@ -49,7 +49,7 @@ OneHost = Annotated[
 Profile = Annotated[
     str | None,
     typer.Option(
-        help="The kind of server: a name of `r1prov profiles`, or a .yml file of your own.",
+        help="The kind of server: a name of `r1prov profiles`, or a YAML file of your own.",
         callback=not_empty,
         autocompletion=complete.profiles,
     ),

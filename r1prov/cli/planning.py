@@ -54,7 +54,7 @@ Workload = Annotated[
     str | None,
     typer.Option(
         metavar="NAME|FILE",
-        help="What people ask for: chat, documents, thinking, team, or a .yml file of your own.",
+        help="What people ask for: chat, documents, thinking, team, or a YAML file of your own.",
         callback=options.not_empty,
     ),
 ]

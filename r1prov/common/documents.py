@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from r1prov.common import paths
 from r1prov.common.errors import Problem, SiteError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from pydantic_core import ErrorDetails
 
@@ -24,6 +24,17 @@ class Keys(BaseModel):
     """The keys of a mapping that people write. Other keys are refused. The docstring below a key describes it in docs/site.md."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text.split())
+    if not line.isprintable():
+        raise ValueError("it has characters that cannot be printed: write words")
+    return line
+
+
+OneLine = Annotated[str, AfterValidator(_one_line)]
+"""Words for people, which are shown in one line."""
 
 
 def load(path: Path, model: type[M]) -> M:
@@ -47,6 +58,8 @@ def load(path: Path, model: type[M]) -> M:
         raise SiteError(
             Problem(f"{path}:{line}", f"is not YAML: {error.problem}", "correct this line, or one just above it")
         ) from None
+    except RecursionError:
+        raise SiteError(Problem(str(path), "is nested too deeply to be read", "write it with fewer levels")) from None
     if node is None or not isinstance(data, dict):
         raise SiteError(
             Problem(str(path), "is not a mapping of keys and values", f"start from the example in {_site_page()}")
@@ -89,11 +102,17 @@ def _doubled(path: Path, node: yaml.Node) -> Iterator[Problem]:
                 left.append(value)
 
 
+def names_file(text: str) -> bool:
+    """Whether what somebody has written is a file, and not the name of something that comes with r1prov."""
+    path = Path(text)
+    return path.suffix.lower() in {".yml", ".yaml"} or len(path.parts) > 1 or path.exists()
+
+
 def glance(path: Path, key: str) -> Any:
     """Read one key at the top of a document that may be wrong elsewhere; None where the key cannot be read."""
     try:
         data = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return None
     return data.get(key) if isinstance(data, dict) else None
 
@@ -114,7 +133,8 @@ def _problem(path: Path, node: yaml.Node, model: type[BaseModel], detail: ErrorD
     if not key:  # The mistake lies in several keys together, and the message names them.
         return Problem(str(path), words(detail), f"{_site_page()} describes the keys")
     # Only a plain value is shown. A whole mapping would be long, and might hold a password.
-    value = f"it says `{detail['input']}`; " if isinstance(detail["input"], str | int | float) else ""
+    told = "".join(each if each.isprintable() else "?" for each in str(detail["input"]))
+    value = f"it says `{told}`; " if isinstance(detail["input"], str | int | float) else ""
     return Problem(where, f"`{key}`: {words(detail)}", f"{value}{_site_page()} describes the keys")
 
 

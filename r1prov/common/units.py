@@ -11,6 +11,7 @@ _FACTORS: dict[str, int] = {"B": 1} | {
 }
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)\s*")
 
+_DURATION = re.compile(r"(?:(?P<h>\d{1,9}) ?h ?)?(?:(?P<m>\d{1,9}) ?m ?)?(?:(?P<s>\d{1,9}) ?s)?", re.ASCII)
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 LONGEST_S = 7 * 24 * 3600
 """systemd, which is told of it, would refuse a number that is too large only on the host."""
@@ -36,17 +37,18 @@ def parse_size(text: str) -> int:
 
 
 def parse_duration(text: str) -> int:
-    """Parse a duration such as `90s`, `20m` or `1h` into seconds.
+    """Parse a duration such as `90s`, `20m`, `1h` or `1m30s` into seconds. Blanks between its parts do not matter.
 
     Raises:
         ValueError: the text has another form, or the duration is 0 or longer than a week.
     """
-    number, unit = text[:-1], text[-1:]
-    if not number.isdecimal() or int(number) == 0 or unit not in _SECONDS:
-        raise ValueError(f"`{text}` is not a duration: write a number and s, m or h, e.g. `20m`")
-    if int(number) * _SECONDS[unit] > LONGEST_S:
+    found = _DURATION.fullmatch(text.strip())
+    seconds = sum(int(number or 0) * _SECONDS[unit] for unit, number in found.groupdict().items()) if found else 0
+    if seconds == 0:
+        raise ValueError(f"`{text}` is not a duration: write whole numbers and h, m or s, e.g. `20m` or `1m30s`")
+    if seconds > LONGEST_S:
         raise ValueError(f"`{text}` is longer than a week")
-    return int(number) * _SECONDS[unit]
+    return seconds
 
 
 def gib(n_bytes: float) -> str:

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BeforeValidator, Field, PlainSerializer
 
 from r1prov.common import documents, paths
-from r1prov.common.documents import Keys
+from r1prov.common.documents import Keys, OneLine
 from r1prov.common.errors import Problem, SiteError
 from r1prov.common.units import parse_duration, parse_size
 from r1prov.machines.workload import NamedWorkload
@@ -155,7 +155,7 @@ class Serving(Keys):
 class Published(Keys):
     """A speed that others measured on such a machine and published."""
 
-    what: str
+    what: OneLine
     """The hardware, the engine and its settings."""
     decode_tokens_per_second: float
     """The measured speed, in decoded tokens per second."""
@@ -175,7 +175,7 @@ class Question(Keys):
 class Profile(Keys):
     """A kind of server, and how it serves unless the site says otherwise."""
 
-    description: str
+    description: OneLine
     """The line that `r1prov profiles` shows."""
     machine: Machine
     floors: Floors
@@ -192,18 +192,19 @@ def names() -> list[str]:
 
 
 def load_profile(name_or_path: str) -> Profile:
-    """A profile by name, or the operator's own from a `.yml` file.
+    """A profile by name, or the operator's own from a YAML file.
 
     Raises:
         SiteError: The name is unknown (the remedy shows similar names), the file is unreadable, or its content is wrong.
             The error names all problems at once.
     """
-    path = Path(name_or_path) if name_or_path.endswith((".yml", ".yaml")) else _folder() / f"{name_or_path}.yml"
-    if not path.is_file():
+    is_own = name_or_path not in names() and documents.names_file(name_or_path)
+    path = Path(name_or_path) if is_own else _folder() / f"{name_or_path}.yml"
+    if not is_own and not path.is_file():
         near = difflib.get_close_matches(name_or_path, names(), n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(names())}."
         raise SiteError(
-            Problem("profile", f"there is no profile `{name_or_path}`", f"{hint} Or name a .yml file of your own.")
+            Problem("profile", f"there is no profile `{name_or_path}`", f"{hint} Or name a YAML file of your own.")
         )
     profile = documents.load(path, Profile)
     if profile.serving.quant == BEST_ON_GPUS and not profile.machine.gpus:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from r1prov.common import documents
-from r1prov.common.documents import Keys
+from r1prov.common.documents import Keys, OneLine
 from r1prov.common.errors import Problem, SiteError
 
 SAID = 400
@@ -39,7 +39,7 @@ class Exchange(Keys):
 class Workload(Keys):
     """The exchanges of a day."""
 
-    description: str = "own figures"
+    description: OneLine = "own figures"
     """The words for it that `r1prov plan` shows."""
     exchanges: tuple[Exchange, ...] = Field(min_length=1)
     """The exchanges."""
@@ -101,18 +101,18 @@ def named(name: str) -> Workload:
         near = difflib.get_close_matches(name, WORKLOADS, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(WORKLOADS)}."
         raise SiteError(
-            Problem("workload", f"there is no workload `{name}`", f"{hint} Or name a .yml file of your own.")
+            Problem("workload", f"there is no workload `{name}`", f"{hint} Or name a YAML file of your own.")
         )
     return WORKLOADS[name]
 
 
 def load_workload(name_or_path: str) -> Workload:
-    """A workload by name, or the operator's own from a `.yml` file.
+    """A workload by name, or the operator's own from a YAML file.
 
     Raises:
         SiteError: The name is unknown, the file is unreadable, or its content is wrong.
     """
-    if name_or_path.endswith((".yml", ".yaml")):
+    if name_or_path not in WORKLOADS and documents.names_file(name_or_path):
         return documents.load(Path(name_or_path), Workload)
     return named(name_or_path)
 

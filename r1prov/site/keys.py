@@ -180,7 +180,7 @@ class SiteFile(Keys):
     """The keys of `r1prov.yml`. The profile says what this file does not."""
 
     profile: str
-    """The name of a profile that comes with r1prov, or a .yml file of your own, relative to this file."""
+    """The name of a profile that comes with r1prov, or a YAML file of your own, relative to this file."""
     hosts: tuple[HostEntry, ...] = Field(min_length=1)
     """The servers. Each is `[user@]address[:port]`, or a mapping of name, address, user, port and identity_file."""
     quant: str | None = None

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1prov.common.units import GB, GIB, gib, parse_size
+from r1prov.common.units import GB, GIB, gib, parse_duration, parse_size
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,26 @@ def test_sizes_are_read_with_their_unit(text: str, n_bytes: int) -> None:
 def test_a_size_without_a_clear_unit_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not a size"):
         parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("20m", 1200), ("1h", 3600), ("1m30s", 90), ("15 s", 15), (" 1h 5 m 2s", 3902), ("0h10s", 10)],
+)
+def test_durations_are_read_with_their_units(text: str, seconds: int) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "s", "90", "0s", "0.5s", "-3m", "5s1m", "1d", "1m30", "٣s"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a duration"):
+        parse_duration(text)
+
+
+def test_a_duration_is_a_week_at_most() -> None:
+    assert parse_duration("168h") == 7 * 24 * 3600
+    with pytest.raises(ValueError, match="longer than a week"):
+        parse_duration("168h1s")
 
 
 @given(st.integers(min_value=0, max_value=2**50))

@@ -208,6 +208,31 @@ def test_an_unknown_or_too_long_workload_is_refused(capsys: pytest.CaptureFixtur
     assert "there is no workload `office`" in refused(capsys, "plan", "--profile", str(profile))
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("day.txt", "words", "day.txt: is not a mapping of keys and values"),
+        ("day.YML", "exchanges: [{prompt: 5}]", "`exchanges.0.answer` is missing"),
+        ("day.yml", f"exchanges: {'[' * 3000}", "day.yml: is nested too deeply to be read"),
+        ("day.yml", 'description: "a\\eb"\nexchanges: [{prompt: 5, answer: 5}]', "it says `a?b`"),
+        ("day", None, "day: cannot be read: Is a directory"),
+        ("gone/day", "", "gone/day: cannot be read: No such file or directory"),
+    ],
+)
+def test_a_file_of_any_name_is_read_and_what_is_wrong_in_it_is_said(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str, text: str | None, says: str
+) -> None:
+    path = tmp_path / name
+    if text is None:
+        path.mkdir()
+    elif text:
+        path.write_text(text)
+    for option in ("--workload", "--profile"):
+        told = refused(capsys, "plan", option, str(path))
+        assert "\x1b" not in told
+        assert says in told or option == "--profile", told
+
+
 FITTED = [
     answer
     for answer in json.loads((DATA / "engine_fit.json").read_text())
