@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from r1prov import lab
 from tests.drift.host import converged
-from tests.drift.matrix import Outcome, apply, batches, drifted, matrix, outcomes, said
+from tests.drift.matrix import Outcome, apply, batches, drifted, matrix, outcomes, said, surprises
 
 if TYPE_CHECKING:
     from r1prov.lab.hosts import LabHost
@@ -75,7 +75,7 @@ def _try(operator: Operator, host: LabHost, batch: list[Mutation]) -> list[Outco
         _say(f"{'ok  ' if each.well else 'MISS'} {each}")
     if not all(each.well for each in found) or ended.returncode:
         _say(f"drift said:\n{told.text}\nup ended with {ended.returncode} and said:\n{said(report)}")
-        _say(f"not foretold: {sorted(set(report['hosts'][host.name]['changes']) ^ told.tasks)}")
+        _say(f"not foretold: {sorted(surprises(host, told, report))}")
         _say(f"drift said afterwards:\n{quiet.text}")
     if ended.returncode or not quiet.clean:  # The next batch shall begin on a host that is well.
         operator.run("up", "--full")

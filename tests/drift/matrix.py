@@ -54,12 +54,10 @@ class Told:
 
     Attributes:
         clean: whether nothing differs, and all was told.
-        tasks: the steps and tasks that it says a run would change something in.
         text: all that it says.
     """
 
     clean: bool
-    tasks: frozenset[str]
     text: str
 
 
@@ -72,7 +70,7 @@ class Outcome:
         applied: whether it had an effect.
         found: whether `r1prov drift` named it.
         named: whether `r1prov up` did.
-        foretold: whether the run did just what `r1prov drift` had said, as far as its whole batch is concerned.
+        foretold: whether `r1prov drift` had said all that the run put right, as far as its whole batch is concerned.
         healed: whether it was as before afterwards.
         quiet: whether `r1prov drift` found nothing afterwards, as far as its whole batch is concerned.
     """
@@ -139,11 +137,10 @@ def drifted(operator: Operator, host: LabHost) -> Told:
     try:
         found = json.loads(done.stdout)["hosts"][host.name]
     except (ValueError, KeyError):
-        return Told(clean=False, tasks=frozenset(), text=f"{done.stdout}\n{done.stderr}")
+        return Told(clean=False, text=f"{done.stdout}\n{done.stderr}")
     differences = found["differences"]
     words = [*(each["what"] for each in differences), *found["stays"], found["unknown"]]
-    tasks = frozenset(f"{each['step']}: {each['task']}" for each in differences)
-    return Told(clean=found["state"] == "as wanted", tasks=tasks, text="\n".join(words).strip())
+    return Told(clean=found["state"] == "as wanted", text="\n".join(words).strip())
 
 
 def outcomes(
@@ -160,8 +157,7 @@ def outcomes(
         after: what a look said after the run.
     """
     text = said(report)
-    # What a run refuses to do it does not do in full.
-    foretold = told.tasks == set(report["hosts"][host.name]["changes"]) or any(each.remedy for each in mutations)
+    foretold = not surprises(host, told, report)
     return [
         Outcome(
             each.name,
@@ -174,6 +170,11 @@ def outcomes(
         )
         for each in mutations
     ]
+
+
+def surprises(host: LabHost, told: Told, report: dict[str, Any]) -> set[str]:
+    """What a run put right on a host although no look had said it."""
+    return set(report["hosts"][host.name]["differences"]) - set(told.text.splitlines())
 
 
 def said(report: dict[str, Any]) -> str:
