@@ -60,6 +60,8 @@ from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
 
 JOB = Path("/etc/r1prov/measure/job.json")
 UNIT = "r1prov-measure.service"
+STAYS = Path("/run/r1prov/engine-stays-stopped")
+"""Tells the unit that somebody had stopped the engine before, so that it is not started afterwards. The engine starts at the next boot."""
 POLL_S = 0.5
 GONE_S = 10.0
 """An engine that is to start is stopped for a moment. After so long it is not coming back."""
@@ -126,6 +128,17 @@ def await_answers(module: AnsibleModule) -> None:
     progress.finish()
 
 
+def remember_whether_stopped(engine: str) -> bool:
+    """Whether somebody had stopped the engine before it was measured. While a measurement works, it has stopped the engine itself."""
+    if units.show(UNIT, "ActiveState")["ActiveState"] in ("inactive", "failed"):
+        now = units.show(engine, "ActiveState", "Job")
+        STAYS.unlink(missing_ok=True)
+        if now["ActiveState"] == "inactive" and now.get("Job") in ("", "0", None):
+            STAYS.parent.mkdir(mode=0o755, exist_ok=True)
+            STAYS.touch(mode=0o644)
+    return STAYS.exists()
+
+
 def await_engine(engine: str) -> str:
     """Waits until the engine is ready; why it is not, or nothing."""
     progress, gone_s = Progress("measure"), time.monotonic()
@@ -160,6 +173,9 @@ def main() -> None:
         await_answers(module)
     if force:
         file.unlink(missing_ok=True)
+    stopped = remember_whether_stopped(engine)
+    if stopped:
+        module.warn(f"{engine} was stopped by somebody, and stays stopped. `r1prov up` starts it")
     units.reset_failed(UNIT)
     # A unit that still works for a controller that is gone is started again, and goes on where it was.
     units.systemctl("restart", "--no-block", UNIT)
@@ -179,7 +195,7 @@ def main() -> None:
         why = units.last_words(state["InvocationID"]) or state["Result"]
         remedy = f"mend that and run the same again; the whole log: journalctl -u {UNIT.removesuffix('.service')}"
         wrong.append(f"{why}. Remedy: {remedy}")
-    if options["await_engine"]:
+    if options["await_engine"] and not stopped:
         wrong += filter(None, [await_engine(engine)])
     if wrong:
         module.fail_json(msg="; ".join(wrong), result=result if result.get("job") == job else {})

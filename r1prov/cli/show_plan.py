@@ -230,7 +230,9 @@ def _conversation(conversation: Conversation | None, found: Outcome) -> None:
         return
     talk = conversation.talk
     thought = f"{talk.thought:,} tokens of thought and {talk.said:,} said" if talk.thought else f"{talk.said:,} tokens"
-    output.line(f"A conversation of {talk.turns} turns, where each answer has {thought} (not measured):")
+    output.line(
+        f"A conversation of {talk.turns} {'turn' if talk.turns == 1 else 'turns'}, where each answer has {thought} (not measured):"
+    )
     columns = ("its cache meanwhile", "computed anew>", "further first tokens s>", "answers in all s>")
     output.table(columns, [_course(course) for course in conversation.courses])
     output.line()

@@ -218,8 +218,8 @@ def down_all(*, say: Callable[[str], None] = lambda _: None) -> None:
 
 def hosts() -> list[LabHost]:
     """The hosts of this lab, which is that of this user's cache folder, sorted by name."""
-    names = sorted(path.stem for path in _RECORDS.glob("*.json"))
-    return [host for name in names if (host := _recorded(name)) and host.directory.parent == _hosts_dir()]
+    names, ours = sorted(path.stem for path in _RECORDS.glob("*.json")), _hosts_dir().resolve()
+    return [host for name in names if (host := _recorded(name)) and host.directory.parent.resolve() == ours]
 
 
 def get(name: str) -> LabHost:

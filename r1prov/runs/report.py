@@ -310,7 +310,9 @@ def failure(event: HostFailed | HostUnreachable) -> R1provError:
             )
         )
     if isinstance(event, HostUnreachable):
-        first = event.message.splitlines()[0] if event.message else "no reason given"
+        # Ansible begins with what it was about to do, and ssh ends with the reason.
+        lines = [line.strip() for line in event.message.splitlines() if line.strip()]
+        first = lines[-1].rpartition("ssh: ")[2] if lines else "no reason given"
         return UnreachableError(
             Problem(event.host, f"the connection is lost: {first}", "run the same command again to go on")
         )

@@ -290,6 +290,14 @@ def test_now_does_not_wait(tuner: Operator, host: LabHost) -> None:
     assert answers(host)
 
 
+def test_an_engine_that_somebody_has_stopped_stays_stopped(tuner: Operator, host: LabHost) -> None:
+    told(host, "systemctl stop r1prov-llama-server")
+    talk = tuner.does("bench", "--modes", "cpu", "--limit", "20s").stderr
+    assert "r1prov-llama-server was stopped by somebody, and stays stopped" in " ".join(talk.split())
+    told(host, "! systemctl is-active r1prov-llama-server; systemctl start r1prov-llama-server")
+    assert answers(host)
+
+
 def test_an_engine_that_does_not_come_back_is_told(tuner: Operator, host: LabHost) -> None:
     with picky_engine(host, "echo out of luck; exit 1"):
         talk = tuner.does("bench", "--modes", "cpu", "--limit", "20s", code=Exit.RUN_FAILED).stderr

@@ -186,7 +186,12 @@ def programs(options: argparse.Namespace) -> Path:
         RuntimeError: There is none.
     """
     if options.programs:
-        return Path(options.programs)
+        folder = Path(options.programs)
+        if not (folder / "llama-batched-bench").is_file():
+            raise RuntimeError(
+                f"{folder} has no llama-batched-bench: --programs names the folder of an engine's programs"
+            )
+        return folder
     return build.programs(options)
 
 

@@ -117,17 +117,23 @@ CUT_OFF = {
 }
 
 
+LOST = (
+    'Task failed: Data could not be sent to remote host "10.0.0.7". Make sure this host can be reached over ssh:\n'
+    "ssh: connect to host 10.0.0.7 port 22: Connection refused\n"
+)
+
+
 def test_a_host_that_goes_down_in_the_middle_of_a_module_is_lost_and_has_not_failed():
     record = recorder("a", "b")
     for event in (
         HostFailed("a", "measure", "Measure", CUT_OFF),
         HostFailed("b", "measure", "Measure", CUT_OFF),
-        HostUnreachable("a", "measure", "Connection refused"),
+        HostUnreachable("a", "measure", LOST),
         Recap({"a": Tally(3, 0, 1, 1, 0), "b": Tally(3, 0, 1, 0, 0)}),
     ):
         record.event(event, 0.0)
     assert [each["what"] for each in record.report.hosts["a"].problems] == [
-        "the connection is lost: Connection refused"
+        "the connection is lost: connect to host 10.0.0.7 port 22: Connection refused"
     ]
     assert record.report.hosts["a"].result == "unreachable"
     (problem,) = record.report.hosts["b"].problems
