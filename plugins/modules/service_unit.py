@@ -440,8 +440,13 @@ class Service:
         units.systemctl("stop", self.unit)
 
     def _reload(self) -> None:
-        units.systemctl("reload", self.unit)
-        self._remember(self._known()[1])
+        """Lets the service read its configuration again. Where it cannot, because what it has made is gone, it starts again."""
+        try:
+            units.systemctl("reload", self.unit)
+        except units.UnitError:
+            self._start("restart")
+        else:
+            self._remember(self._known()[1])
 
     def _remember(self, ended: str) -> None:
         _write(self.remembered, f"{' '.join(self._inputs())}\n{ended}\n{self._own_files()}\n", 0o644)
