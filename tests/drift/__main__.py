@@ -49,9 +49,10 @@ def main() -> int:
     with converged(asked.release) as (operator, host):
         if asked.tree:
             operator.environment["PYTHONPATH"] = asked.tree
-        for batch in batches(waiting, asked.batch):
+        first = 1 + max((each.batch for each in found), default=0)
+        for number, batch in enumerate(batches(waiting, asked.batch), first):
             began = time.monotonic()
-            found += _try(operator, host, batch)
+            found += _try(operator, host, batch, number)
             _keep(kept, asked.release, found, whole=len(found) == len(mutations))
             _say(f"{len(found)} of {len(mutations)}; {len(batch)} in {time.monotonic() - began:.0f} s")
     missed = [each for each in found if not each.well]
@@ -60,7 +61,7 @@ def main() -> int:
     return 1 if missed else 0
 
 
-def _try(operator: Operator, host: LabHost, batch: list[Mutation]) -> list[Outcome]:
+def _try(operator: Operator, host: LabHost, batch: list[Mutation], number: int) -> list[Outcome]:
     applied = apply(host, batch)
     told = drifted(operator, host)
     ended = operator.run("up")
@@ -70,7 +71,7 @@ def _try(operator: Operator, host: LabHost, batch: list[Mutation]) -> list[Outco
             lab.ssh(host, ["sh", "-c", each.remedy], timeout_s=120)
             ended = operator.run("up")
     quiet = drifted(operator, host)
-    found = outcomes(host, batch, applied, told, report, quiet)
+    found = outcomes(host, batch, applied, told, report, quiet, number)
     for each in found:
         _say(f"{'ok  ' if each.well else 'MISS'} {each}")
     if not all(each.well for each in found) or ended.returncode:

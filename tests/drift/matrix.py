@@ -22,6 +22,9 @@ _NAMES = re.compile(
 )
 
 
+RESULT = Path(__file__).parent / "last-result-bookworm.json"
+
+
 @dataclass(frozen=True)
 class Mutation:
     """One thing put wrong.
@@ -67,6 +70,7 @@ class Outcome:
 
     Attributes:
         name: of the mutation.
+        batch: the number of its batch. Mutations of a batch are tried together.
         applied: whether it had an effect.
         found: whether `r1prov drift` named it.
         named: whether `r1prov up` did.
@@ -76,6 +80,7 @@ class Outcome:
     """
 
     name: str
+    batch: int
     applied: bool
     found: bool
     named: bool
@@ -113,10 +118,15 @@ def batches(mutations: list[Mutation], size: int) -> list[list[Mutation]]:
 
 
 def sample(seed: int, count: int) -> list[Mutation]:
-    """As many mutations, which may be tried in one run."""
-    mutations = matrix("matrix.yml")
-    random.Random(seed).shuffle(mutations)
-    return batches(mutations, count)[0]
+    """So many mutations of one batch. It is a batch of the kept run in which all went well, so no mutation in it hides another."""
+    kept = json.loads(RESULT.read_text())["outcomes"]
+    good: dict[int, list[str]] = {}
+    for each in (Outcome(**outcome) for outcome in kept):
+        good.setdefault(each.batch, []).append(each.name if each.well else "")
+    whole = [names for names in good.values() if all(names)]
+    chosen = random.Random(seed).choice(whole)
+    known = {each.name: each for each in matrix()}
+    return [known[name] for name in chosen[:count]]
 
 
 def apply(host: LabHost, mutations: list[Mutation]) -> dict[str, bool]:
@@ -144,7 +154,13 @@ def drifted(operator: Operator, host: LabHost) -> Told:
 
 
 def outcomes(
-    host: LabHost, mutations: list[Mutation], applied: dict[str, bool], told: Told, report: dict[str, Any], after: Told
+    host: LabHost,
+    mutations: list[Mutation],
+    applied: dict[str, bool],
+    told: Told,
+    report: dict[str, Any],
+    after: Told,
+    batch: int = 0,
 ) -> list[Outcome]:
     """What became of mutations.
 
@@ -155,12 +171,14 @@ def outcomes(
         told: what a look said before the run.
         report: of the run.
         after: what a look said after the run.
+        batch: the number of their batch.
     """
     text = said(report)
     foretold = not surprises(host, told, report)
     return [
         Outcome(
             each.name,
+            batch,
             applied[each.name],
             re.search(each.says, told.text) is not None,
             re.search(each.says, text) is not None,
