@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
 from r1prov.common import documents
 from r1prov.common.documents import Keys, OneLine
 from r1prov.common.errors import Problem, SiteError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SAID = 400
 """The tokens of an answer that are no thought: as many as the answers in Azure's trace of conversations have (docs/workloads.md)."""
@@ -127,7 +130,13 @@ NamedWorkload = Annotated[Workload, BeforeValidator(_by_name, json_schema_input_
 """A workload in a file: the name of one that comes with r1prov, or its exchanges."""
 
 
-def check_length(workload: Workload, context: int, most: int, slots: int | None = None) -> None:
+def check_length(
+    workload: Workload,
+    context: int,
+    most: int,
+    slots: int | None = None,
+    fits: Callable[[int], bool] = lambda _: True,
+) -> None:
     """Check that no exchange is longer than the context of a slot.
 
     Args:
@@ -135,9 +144,10 @@ def check_length(workload: Workload, context: int, most: int, slots: int | None 
         context: The tokens of a slot.
         most: The tokens for which the model was trained.
         slots: The slots that share the context of llama-server's own --ctx-size; None where the option of r1prov is meant, for each slot.
+        fits: Whether slots of so many tokens would fit on the machine. Where they would not, they are not proposed.
 
     Raises:
-        SiteError: An exchange is. It carries one problem for each.
+        SiteError: An exchange is. The error is about the longest one, for whoever has room for it has room for the others.
     """
 
     def raised(tokens: int) -> str:
@@ -145,20 +155,23 @@ def check_length(workload: Workload, context: int, most: int, slots: int | None 
             return f"--ctx-size (context_per_slot) to {tokens:,}"
         return f"--ctx-size to {tokens * slots:,}" + (f", for {slots} slots" if slots > 1 else "")
 
-    problems = [
+    exchange = max(workload.exchanges, key=lambda each: each.tokens)
+    if exchange.tokens <= context:
+        return
+    if exchange.tokens > most:
+        remedy = f"name a workload with exchanges of {most:,} tokens at most: the model was trained for no more"
+    elif fits(exchange.tokens):
+        remedy = f"raise {raised(exchange.tokens)}, or name a workload with shorter exchanges"
+    else:
+        remedy = f"name a workload with shorter exchanges: {exchange.tokens:,} tokens for each slot would not fit on the machine"
+    raise SiteError(
         Problem(
             "workload",
             f"an exchange of {exchange.cached:,} + {exchange.prompt:,} + {exchange.answer:,} tokens"
             f" does not fit in a slot of {context:,}",
-            f"raise {raised(exchange.tokens)}, or name a workload with shorter exchanges"
-            if exchange.tokens <= most
-            else f"name a workload with exchanges of {most:,} tokens at most: the model was trained for no more",
+            remedy,
         )
-        for exchange in workload.exchanges
-        if exchange.tokens > context
-    ]
-    if problems:
-        raise SiteError(*problems)
+    )
 
 
 def shortened(workload: Workload, context: int) -> Workload:

@@ -7,6 +7,7 @@ from itertools import islice, product
 from typing import TYPE_CHECKING
 
 from r1prov.common.units import MIB
+from r1prov.machines.workload import shortened
 from r1prov.offload import search, thumb
 from r1prov.offload.memory import cache_bytes, context_of, flash_on_cards, least, memory, v_type
 from r1prov.offload.outcome import Outcome, Space, outcome
@@ -108,8 +109,39 @@ def experts_in_ram(model: Model, wanted: Setting) -> Setting:
     return replace(wanted, gpu_layers=model.entries, overrides=((EXPERTS, None),))
 
 
+@dataclass(frozen=True)
+class Trial:
+    """What proposals are tried with, so that they hold where somebody follows them.
+
+    Attributes:
+        workload: What people ask for.
+        least_context: The tokens of a slot below which a plan would be refused.
+        holds: Whether the plan of a proposal fits, with all that the operator asks for. It makes that plan.
+    """
+
+    workload: Workload
+    least_context: int
+    holds: Callable[[Alternative], bool]
+
+    @property
+    def least_steps(self) -> int:
+        """The least context in steps."""
+        return max(-(-self.least_context // CONTEXT_STEP), 1)
+
+    def fits(self, model: Model, wanted: Setting, space: Space) -> bool:
+        """Whether the placement of a requested setting fits."""
+        if context_of(model, wanted) < self.least_context * wanted.slots or not _may_fit(model, wanted, space):
+            return False
+        asked = shortened(self.workload, context_of(model, wanted) // wanted.slots)
+        try:
+            placed = search.best(model, wanted, space, asked) if space.cards else None
+        except RefusedError:
+            return False
+        return _fits(model, placed or wanted, space)
+
+
 def plans_that_fit(
-    model: Model, wanted: Setting, space: Space, found: Outcome, others: Sequence[Other]
+    model: Model, wanted: Setting, space: Space, found: Outcome, others: Sequence[Other], *, trial: Trial
 ) -> Iterator[Alternative]:
     """Changes to a plan that does not fit: for each option that can change, the smallest change that fits.
 
@@ -121,16 +153,21 @@ def plans_that_fit(
         space: The cards and the RAM.
         found: The outcome of the best placement, which does not fit.
         others: What may be served instead, the best first.
+        trial: What the changes are tried with.
     """
-    single = list(_single_changes(model, _for(model, wanted, space), space, found, others))
-    yield from single or _together([Other((), model), *others], wanted, space)
+    single = [
+        each
+        for each in _single_changes(model, _for(model, wanted, space), space, found, others, trial=trial)
+        if trial.holds(each)
+    ]
+    yield from single or _together([Other((), model), *others], wanted, space, trial)
 
 
 def _single_changes(
-    model: Model, wanted: Setting, space: Space, found: Outcome, others: Sequence[Other]
+    model: Model, wanted: Setting, space: Space, found: Outcome, others: Sequence[Other], *, trial: Trial
 ) -> Iterator[Alternative]:
     def fits(**changes: int | str) -> bool:
-        return _plan_fits(model, replace(wanted, **changes), space)  # type: ignore[arg-type]
+        return trial.fits(model, replace(wanted, **changes), space)  # type: ignore[arg-type]
 
     def another(key: str) -> Iterator[Alternative]:
         ways = (other for other in others if [name for name, _ in other.changes] == [key])
@@ -138,7 +175,7 @@ def _single_changes(
             (
                 _joined([_flag(*change) for change in other.changes])
                 for other in ways
-                if _plan_fits(other.model, _for(other.model, wanted, space), space)
+                if trial.fits(other.model, _for(other.model, wanted, space), space)
             ),
             1,
         )
@@ -148,7 +185,9 @@ def _single_changes(
     lacking = sum(max(device.reserve - device.free, 0) for device in devices)
     slot_context = context_of(model, wanted) // wanted.slots
     if lacking <= sum(device.kv + device.compute for device in devices):  # otherwise no smaller cache would suffice
-        steps = _most(lambda n: fits(context=n * CONTEXT_STEP * wanted.slots), -(-slot_context // CONTEXT_STEP))
+        steps = _most(
+            lambda n: fits(context=n * CONTEXT_STEP * wanted.slots), -(-slot_context // CONTEXT_STEP), trial.least_steps
+        )
         if steps:
             yield _flag("ctx_size", steps * CONTEXT_STEP)
         slots = _most(lambda n: fits(context=slot_context * n, slots=n), wanted.slots)
@@ -160,7 +199,7 @@ def _single_changes(
                 break
     yield from another("quant")
     for reserve in LESS_RESERVE:
-        if lacking <= len(space.cards) * (space.reserve - reserve) and _plan_fits(
+        if lacking <= len(space.cards) * (space.reserve - reserve) and trial.fits(
             model, wanted, replace(space, reserve=reserve)
         ):
             yield _less_reserve(reserve)
@@ -172,7 +211,7 @@ def _for(model: Model, wanted: Setting, space: Space) -> Setting:
     return replace(wanted, type_v=v_type(model, wanted.type_k), flash=flash_on_cards(model) or not space.cards)
 
 
-def _together(models: Sequence[Other], wanted: Setting, space: Space) -> list[Alternative]:
+def _together(models: Sequence[Other], wanted: Setting, space: Space, trial: Trial) -> list[Alternative]:
     """The fewest changes that fit together: another model, fewer slots, a smaller cache type, a smaller reserve, and a smaller context.
 
     Of each option the request and its end are tried, and of the context the largest that fits.
@@ -202,12 +241,12 @@ def _together(models: Sequence[Other], wanted: Setting, space: Space) -> list[Al
 
         def fits(n: int, model: Model = other.model, setting: Setting = setting, room: Space = room) -> bool:
             context = min(n * CONTEXT_STEP, slot_context) * setting.slots
-            return _plan_fits(model, _for(model, replace(setting, context=context), room), room)
+            return trial.fits(model, _for(model, replace(setting, context=context), room), room)
 
-        most = _most(fits, steps + 1)
+        most = _most(fits, steps + 1, min(trial.least_steps, steps))
         if most < steps:
             changes.append(_flag("ctx_size", most * CONTEXT_STEP))
-        if most and len(changes) <= fewest:
+        if most and len(changes) <= fewest and trial.holds(_joined(changes)):
             found = [*(found if len(changes) == fewest else ()), _joined(changes)]
             fewest = len(changes)
     return found[:_MOST_TOGETHER]
@@ -227,13 +266,22 @@ def _joined(changes: Sequence[Alternative]) -> Alternative:
     return Alternative(keys, tuple(word for each in changes for word in each.arguments))
 
 
-def settings_that_fit(model: Model, setting: Setting, space: Space, found: Outcome) -> Iterator[Alternative]:
+def settings_that_fit(
+    model: Model, setting: Setting, space: Space, found: Outcome, least_context: int = 1
+) -> Iterator[Alternative]:
     """Changes to arguments that do not fit. What keeps most of the model on the cards comes first, and the plan's own placement last.
 
     Of a model with experts the first help is one that places experts. If no small change is of that kind, the plan's placement is it.
+
+    Args:
+        model: The model.
+        setting: The arguments.
+        space: The cards and the RAM.
+        found: The outcome of the arguments.
+        least_context: The fewest tokens of the whole cache with which the workload that is asked for fits in a slot.
     """
-    small = list(_small_changes(model, setting, space, found))
-    planned = [] if small and not space.cards else list(as_planned(model, setting, space))
+    small = list(_small_changes(model, setting, space, found, least_context))
+    planned = [] if small and not space.cards else list(as_planned(model, setting, space, least_context))
     new = [each for each in planned if each.change not in [other.change for other in small]]
     helps = {"cache_ram"} if small and "cache_ram" in small[0].change else {"n_cpu_moe", "tensor_split"}
     if model.experts_used and not any(helps & each.change.keys() for each in small):
@@ -242,7 +290,9 @@ def settings_that_fit(model: Model, setting: Setting, space: Space, found: Outco
         yield from (*small, *new)
 
 
-def _small_changes(model: Model, setting: Setting, space: Space, found: Outcome) -> Iterator[Alternative]:
+def _small_changes(
+    model: Model, setting: Setting, space: Space, found: Outcome, least_context: int
+) -> Iterator[Alternative]:
     """For each option the best value that fits. What fits can be a window in each dimension, so each is gone through from its best end."""
 
     def first(changes: Iterable[tuple[dict[str, object], Alternative]]) -> Iterator[Alternative]:
@@ -282,6 +332,7 @@ def _small_changes(model: Model, setting: Setting, space: Space, found: Outcome)
     steps = _most(
         lambda n: _fits(model, replace(setting, context=n * CONTEXT_STEP), space),
         -(-context_of(model, setting) // CONTEXT_STEP),
+        -(-least_context // CONTEXT_STEP),
     )
     if steps:
         yield _flag("ctx_size", steps * CONTEXT_STEP)
@@ -304,13 +355,13 @@ def _cache_types(setting: Setting, k: str, v: str) -> Alternative:
     return _joined([_flag(key, new.lower()) for key, (new, old) in changed.items() if new != old])
 
 
-def as_planned(model: Model, setting: Setting, space: Space) -> Iterator[Alternative]:
+def as_planned(model: Model, setting: Setting, space: Space, least_context: int = 1) -> Iterator[Alternative]:
     """The placement that a plan would choose for these arguments.
 
     Where none fits, this is a placement with a smaller cache type, or with the largest half of the context that has one.
     """
     context, placed = context_of(model, setting), None
-    while placed is None and context >= CONTEXT_STEP:
+    while placed is None and context >= max(least_context, CONTEXT_STEP):
         for k, v in ((setting.type_k, setting.type_v), *_smaller_types(model, setting, space)):
             wanted = replace(setting, context=context, type_k=k, type_v=v, gpu_layers=0, split=(), overrides=())
             placed = _placed(model, replace(wanted, prompts=0, only=None), space)
@@ -381,11 +432,14 @@ def _flag(key: str, value: int | str) -> Alternative:
     return Alternative({key: value}, (f"--{key.replace('_', '-')}", str(value)))
 
 
-def _most(fits: Callable[[int], bool], too_many: int) -> int:
-    """The largest number below `too_many` that fits, or 0. The bisection assumes that below a number that fits, all numbers fit."""
-    if too_many < 2 or not fits(1):  # in most cases no number fits, and one attempt shows it
+def _most(fits: Callable[[int], bool], too_many: int, least: int = 1) -> int:
+    """The largest number from `least` on and below `too_many` that fits, or 0.
+
+    The bisection assumes that below a number that fits, all numbers fit.
+    """
+    if too_many <= least or not fits(least):  # in most cases no number fits, and one attempt shows it
         return 0
-    low, high = 1, too_many
+    low, high = least, too_many
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
@@ -396,16 +450,6 @@ def _may_fit(model: Model, wanted: Setting, space: Space) -> bool:
     """Whether weights and cache are no more than all devices have. This check is immediate, and a search takes 0.1 s."""
     least_of_all = model.n_bytes + model.layers * cache_bytes(model, wanted)
     return least_of_all <= sum(space.rooms) + space.room_in_ram
-
-
-def _plan_fits(model: Model, wanted: Setting, space: Space) -> bool:
-    if not _may_fit(model, wanted, space):
-        return False
-    try:
-        placed = search.best(model, wanted, space) if space.cards else None
-    except RefusedError:
-        return False
-    return _fits(model, placed or wanted, space)
 
 
 def _fits(model: Model, setting: Setting, space: Space) -> bool:

@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from r1prov.offload.waits import Day, Range
 
 
+_KEYS = {"ctx_size": "context_per_slot", "parallel": "slots", "cache_type_k": "kv_type_k", "attention": "attention"}
+"""What the keys of an alternative are called in a profile."""
+
+
 @dataclass(frozen=True)
 class ForeseenPlan:
     """A plan with its outcome, its baselines and its alternatives.
@@ -166,7 +170,23 @@ def foresee_plan(
                 for other in quants
                 if latent.is_legacy(other)
             ]
-        alternatives = tuple(compare.plans_that_fit(model, requested, space, plan.outcome, others))
+        needed = max(exchange.tokens for exchange in serving.workload.exchanges) if serving.workload else 1
+        served = {frozenset(other.changes): other.model for other in (compare.Other((), model), *others)}
+
+        def holds(proposal: Alternative) -> bool:
+            change = proposal.change
+            new = serving.model_copy(update={_KEYS[key]: value for key, value in change.items() if key in _KEYS})
+            which = frozenset((key, str(change[key])) for key in ("attention", "quant") if key in change)
+            free = int(change.get("reserve_bytes", reserve))
+            other = served[which]
+            try:
+                found = plan_model(other, machine, new, speeds, floor=0, n_bytes=other.n_bytes, reserve=free).outcome
+            except (SiteError, RefusedError):
+                return False
+            return found is not None and found.fits
+
+        trial = compare.Trial(day.workload, needed, holds)
+        alternatives = tuple(compare.plans_that_fit(model, requested, space, plan.outcome, others, trial=trial))
     talk = conversation(model, plan.setting, space.cards, day.workload, space.speeds) if plan.outcome.exact else None
     return ForeseenPlan(model, plan, plan.outcome, day, choices, talk, baselines, alternatives)
 
@@ -212,11 +232,19 @@ def foresee_arguments(
             tuple(compare.settings_that_start(model, setting, space.cards)) if setting else _rewritten(words, space)
         )
         return ForeseenArguments(model, environment, None, None, str(refusal), starts)
+    shared, needed = 1 if setting.unified else setting.slots, 1
     if asked:
-        shared = 1 if setting.unified else setting.slots
-        check_length(asked, context_per_slot(model, setting), model.context_length, shared)
+
+        def room_for(tokens: int) -> bool:
+            try:
+                return outcome(model, replace(setting, context=tokens * shared), space).fits
+            except RefusedError:
+                return False
+
+        check_length(asked, context_per_slot(model, setting), model.context_length, shared, room_for)
+        needed = max(exchange.tokens for exchange in asked.exchanges) * shared
     result = replace(result, notes=(*result.notes, *_ignored_model(model, words), *remarks(model, setting, result)))
-    fits = () if result.fits else tuple(compare.settings_that_fit(model, setting, space, result))
+    fits = () if result.fits else tuple(compare.settings_that_fit(model, setting, space, result, needed))
     in_mla_form = False
     if not result.fits and not fits and latent.is_legacy(model):
         in_mla_form = any(compare.as_planned(latent.in_mla_form(model), replace(setting, type_v=setting.type_k), space))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from r1prov.common.errors import Problem, SiteError
 from r1prov.common.units import GB, MIB, gib
@@ -20,7 +20,7 @@ from r1prov.offload.conversation import past_prompts
 from r1prov.offload.engine import graphs
 from r1prov.offload.memory import CELLS_MULTIPLE, flash_on_cards, v_type
 from r1prov.offload.outcome import RESERVE_BYTES, Device, Outcome, Space, outcome
-from r1prov.offload.setting import Setting, batches, rules, with_slots
+from r1prov.offload.setting import RefusedError, Setting, batches, rules, with_slots
 from r1prov.offload.speed import of_machine
 from r1prov.offload.waits import workload_for
 
@@ -149,20 +149,61 @@ def plan_model(
         SiteError: A slot would hold more tokens than the model was trained for, or no placement keeps the floors.
         RefusedError: The engine would not start with these cache types.
     """
+
+    def planned(serving: Serving) -> Plan:
+        return _planned(model, machine, serving, speeds, floor=floor, n_bytes=n_bytes, reserve=reserve)
+
+    def holds(**changes: Any) -> bool:
+        try:
+            result = planned(serving.model_copy(update=changes)).outcome
+        except (floors.UnmetError, SiteError, RefusedError):
+            return False
+        return result is not None and result.fits
+
+    try:
+        return planned(serving)
+    except floors.UnmetError as unmet:
+        raise unmet.refusal(holds) from None
+
+
+def _planned(
+    model: Model,
+    machine: Machine,
+    serving: Serving,
+    speeds: Speeds | None,
+    *,
+    floor: int,
+    n_bytes: int,
+    reserve: int,
+) -> Plan:
+    """Plans a model as `plan_model` does.
+
+    Raises:
+        UnmetError: No placement keeps the floors, or the workload that is asked for is longer than the context that is asked for.
+        SiteError: A slot would hold more tokens than the model was trained for.
+        RefusedError: The engine would not start with these cache types.
+    """
     space = Space(machine.cards, machine.ram, reserve, speeds or of_machine(machine))
     # The plan sets this itself. The engine would keep V in the form for flash attention, and transpose it for every batch.
     flash = flash_on_cards(model) or not machine.cards
     context, context_reason = _context(model, serving)
     setting = replace(wanted(serving, model), flash=flash)
     setting = replace(setting, context=context * setting.slots)
+    asked = serving.workload
+    if asked and max(exchange.tokens for exchange in asked.exchanges) > context:
+        raise floors.UnmetError(lambda holds: floors.too_long(asked, context, model, holds))
     workload, slots_reason = _workload(model, setting, space, serving), ""
     floored = serving.fixed_slots is None and serving.slots is not None
     if floored and not floors.slots_fit(model, setting, space, workload):
-        shorter = 0
-        if serving.context_per_slot is None:
+        named, needed, shorter = serving.context_per_slot is not None, _needed(asked) if asked else CELLS_MULTIPLE, 0
+        if not named:
+            needed = min(_needed(workload), context)
             shorter = floors.longest_context(model, setting, space, workload, context)
-        if shorter < _needed(serving.workload or workload):
-            raise floors.too_many_slots(model, setting, space, workload)
+        if shorter < needed:
+            least = setting if named else replace(setting, context=needed * setting.slots)
+            raise floors.UnmetError(
+                lambda holds: floors.too_many_slots(model, least, space, workload, holds, needed=needed, named=named)
+            )
         context, context_reason = shorter, f"with more, {serving.least_slots} slots would not fit"
         setting = replace(setting, context=context * setting.slots)
     limit = serving.first_token or math.inf
@@ -185,7 +226,11 @@ def plan_model(
             if serving.fixed_slots or not space.cards
             else search.numbers_of_slots(workload, serving.least_slots)
         )
-        raise floors.too_late(model, setting, space, workload, first_token=int(limit), numbers=numbers)
+        raise floors.UnmetError(
+            lambda holds: floors.too_late(
+                model, setting, space, workload, holds, first_token=int(limit), numbers=numbers
+            )
+        )
     return replace(
         _plan(model.name, n_bytes, machine, serving, finished, options=options),
         floor=floor,

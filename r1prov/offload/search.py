@@ -69,7 +69,6 @@ class Goal(Enum):
     DECODING = "a token of somebody who is alone"
 
 
-@lru_cache(maxsize=64)
 def best(
     model: Model,
     wanted: Setting,
@@ -91,6 +90,15 @@ def best(
         goal: What is to be over first, at the low speeds.
         first_token: The seconds after which every answer shall have begun. Where no placement does that, they do not count.
     """
+    return _best(
+        model, wanted, space, workload, goal=goal, first_token=first_token
+    )  # as it caches them, with or without the defaults
+
+
+@lru_cache(maxsize=64)
+def _best(
+    model: Model, wanted: Setting, space: Space, workload: Workload | None, *, goal: Goal, first_token: float
+) -> Setting | None:
     asked = workload or filling(context_per_slot(model, wanted))
     chosen, least, attempts = None, math.inf, 0
     for setting in _fastest_first(
@@ -269,6 +277,30 @@ def numbers_of_slots(workload: Workload, least: int) -> list[int]:
     return sorted(
         {least, max(at_once, least), *(2**power for power in range(at_once.bit_length()) if 2**power > least)}
     )
+
+
+def most(fits: Callable[[int], bool], largest: int, *, sketched: Callable[[int], bool]) -> int:
+    """The largest number up to `largest` that fits; 0 where none does. Below a number that fits all fit.
+
+    Args:
+        fits: Whether a number fits, which takes long. It is asked near the number that the sketches find.
+        largest: The largest number.
+        sketched: Whether a number fits in a sketch.
+    """
+
+    def between(low: int, high: int, fits: Callable[[int], bool]) -> int:
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle)
+        return low
+
+    low, high, step = between(0, largest + 1, sketched), largest + 1, 1
+    while low > 0 and not fits(low):
+        low, high, step = max(low - step, 0), low, 2 * step
+    step = 1
+    while (number := min(low + step, high)) < high and fits(number):
+        low, step = number, 2 * step
+    return between(low, min(low + step, high), fits)
 
 
 def nearest_sketch(

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,54 @@ def test_a_floor_of_slots_is_kept_or_refused_with_the_most(capsys: pytest.Captur
     assert f"{kept['context']['tokens_per_slot']:,}" == context
     assert kept["context"]["reason"] == "with more, 32 slots would not fit"
     assert kept["fits"]
+
+
+def followed(words: tuple[str, ...], told: str) -> Iterator[tuple[str, ...]]:
+    """The words with each of the proposals that an error makes."""
+    remedy = told[told.index("  -> ") :]
+    for pattern, option in ((r"write `slots: (at least \d+)`", "--parallel"), (r"\) to ([\d,]+)", "--ctx-size")):
+        for value in re.findall(pattern, remedy):
+            yield *words, option, value.replace(",", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "proposals"),
+    [
+        (("--ctx-size", "163840", "--parallel", "at least 50"), 2),
+        (("--quant", "Q4_K_M", "--ctx-size", "65536", "--parallel", "at least 48"), 2),
+        (("--quant", "Q6_K", "--workload", "team", "--parallel", "at least 64"), 1),
+        (("--workload", "documents", "--ctx-size", "4096"), 1),
+        (("--workload", "documents", "--ctx-size", "4096", "--parallel", "at least 64", "--quant", "Q6_K"), 0),
+    ],
+)
+def test_what_a_refusal_proposes_holds_where_it_is_followed(
+    capsys: pytest.CaptureFixture[str], words: tuple[str, ...], proposals: int
+) -> None:
+    told = refused(capsys, *words)
+    better = list(followed(words, told))
+    assert len(better) == proposals, told
+    for each in better:
+        assert planned(capsys, *each)["fits"], each
+    for most in re.findall(r"the most are (\d+)", told):  # one more does not fit
+        assert f"the most are {most}" in refused(capsys, *words, "--parallel", f"at least {int(most) + 1}")
+
+
+def test_what_would_fit_leaves_room_for_the_workload(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    small = tmp_path / "small.yml"
+    small.write_text(profile.source("4x4090").replace("count: 4", "count: 1").replace("480 GB", "112 GiB"))
+    words = ("--profile", str(small), "--workload", "documents")
+    told = planned(capsys, *words)
+    assert not told["fits"]
+    assert told["alternatives"]
+    for change in told["alternatives"]:
+        assert planned(capsys, *words, *change["arguments"])["fits"], change
+    line = ("explain", "--gpus", "4x24GiB", "--ram", "480GiB", "--workload", "documents", "--json")
+    words = ("-np", "2", "--no-kv-unified", "-c", "65536", "-ngl", "62", "--cpu-moe", "-cram", "0")
+    told = document(capsys, *line, "--", *words)
+    assert not told["fits"]
+    assert told["alternatives"]
+    for change in told["alternatives"]:
+        assert document(capsys, *line, "--", *words, *change["arguments"])["fits"], change
 
 
 def test_floors_of_slots_and_of_the_first_token_are_kept_together(capsys: pytest.CaptureFixture[str]) -> None:

@@ -192,7 +192,7 @@ def test_a_wrong_workload_is_refused_with_its_mistakes(
 def test_an_unknown_or_too_long_workload_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "did you mean documents?" in refused(capsys, "plan", "--workload", "document")
     told = refused(capsys, "plan", "--workload", "documents", "--ctx-size", "8192")
-    assert "0 + 8,000 + 1,500 tokens does not fit in a slot of 8,192" in told
+    assert "8,000 + 600 + 1,500 tokens does not fit in a slot of 8,192" in told
     assert "raise --ctx-size (context_per_slot) to 10,100" in told
     words = ("explain", "--gpus", "0", "--ram", "480GiB", "--workload", "chat", "--", "--parallel", "4", "--ctx-size")
     for shared, times in ((("--no-kv-unified",), 4), (("--kv-unified",), 1)):
