@@ -187,7 +187,8 @@ def _day(day: Day, found: Outcome) -> None:
     if longest.copying[0]:
         copies, new = _figures(*reversed(longest.copying)), longest.exchange.prompt
         output.line(f"{copies} s of the first token behind {new:,} new ones are copies from RAM to CUDA0.")
-    output.line(f"In the mean an exchange takes {_figures(*reversed(day.mean))} s.")
+    begins, ends = (_figures(*reversed(each)) for each in (day.first_token, day.mean))
+    output.line(f"In the mean an answer begins after {begins} s, and an exchange takes {ends} s.")
     output.line()
 
 
@@ -200,6 +201,8 @@ def _trade(choices: Sequence[Choice]) -> None:
     output.table(columns, [_of_choice(choice) for choice in choices])
     output.line("first: the longest wait for a first token; mean: until an answer is whole")
     output.line("alone: tokens/s of one person; all: of one at each slot; GB: from RAM")
+    if any("most users" in choice.names for choice in choices):
+        output.line("most users: most tokens/s in all, of this plan's slots and powers of two above")
     output.line()
 
 

@@ -167,6 +167,7 @@ def _choice(choice: Choice) -> dict[str, Any]:
 def _day(day: Day) -> dict[str, Any]:
     return {
         "description": day.workload.description,
+        "mean_first_token_seconds": _seconds(day.first_token),
         "mean_seconds": _seconds(day.mean),
         "exchanges": [_wait(wait) for wait in day.waits],
     }

@@ -224,7 +224,9 @@ def _planned(
         numbers = (
             [setting.slots]
             if serving.fixed_slots or not space.cards
-            else search.numbers_of_slots(workload, serving.least_slots)
+            else search.Slots(
+                model, with_slots(setting, 1), space, workload, least=serving.least_slots, first_token=limit
+            ).numbers()
         )
         raise floors.UnmetError(
             lambda holds: floors.too_late(

@@ -12,9 +12,9 @@ real memory.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import Enum
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 from r1prov.models.model import is_embedding, layer_of
@@ -234,6 +234,8 @@ def slots_for(
     wait longer for the end. So these are the most slots with which they wait at most `_HARDLY_LONGER` times the least for the first token
     and for the end, both together. What lies wholly on the cards stays there.
 
+    Sketches say which numbers are worth a look. What the reason says of a number comes from its placement.
+
     Args:
         model: The model that is served.
         wanted: The setting with one slot, before the placement.
@@ -242,41 +244,120 @@ def slots_for(
         least: The fewest slots that the operator accepts. If they do not fit, they are chosen nevertheless.
         first_token: The seconds after which every answer shall have begun, if so many slots can do that.
     """
-    at_once = min(max(exchange.at_once for exchange in workload.exchanges), MOST_SLOTS)
+    people = max(exchange.at_once for exchange in workload.exchanges)
+    at_once = min(people, MOST_SLOTS)
     if at_once <= least:
         return least, "you want so many at least" if least > 1 else "one person asks at a time"
-    found: dict[int, Means] = {}
-    is_whole = False
-    for slots in numbers_of_slots(workload, least):
-        nearest = nearest_sketch(model, with_slots(wanted, slots), space, workload, first_token)
-        if nearest is None:
-            break
-        is_whole = is_whole or (not found and nearest.whole)
-        if is_whole and not nearest.whole:
-            break
-        found[slots] = means(nearest.costs, slots, workload)
-    prompt = [slots for slots, each in found.items() if each.longest_first_token <= first_token]
-    waits = {slots: each.waiting for slots, each in found.items() if slots in prompt or not prompt}
-    shortest = min(waits.values(), default=0)
-    chosen = max((slots for slots, waited in waits.items() if waited <= _HARDLY_LONGER * shortest), default=least)
-    if chosen == at_once:
-        return chosen, "so many people ask at once"
-    larger = min((slots for slots in waits if slots > chosen), default=0)
-    if not larger:
-        later = [slots for slots in found if slots > chosen]
-        if later:
-            return chosen, "with more the first token would come too late"
-        return chosen, "more do not fit" + (" on the cards" if is_whole else "")
-    longer = waits[larger] / shortest - 1
-    return chosen, f"with {larger} people would wait {longer:.0%} longer in all"
-
-
-def numbers_of_slots(workload: Workload, least: int) -> list[int]:
-    """The numbers of slots among which the plan chooses: powers of two from `least` up to as many as people ask at once."""
-    at_once = min(max(exchange.at_once for exchange in workload.exchanges), MOST_SLOTS)
-    return sorted(
-        {least, max(at_once, least), *(2**power for power in range(at_once.bit_length()) if 2**power > least)}
+    slots = Slots(model, wanted, space, workload, least=least, first_token=first_token)
+    numbers = slots.numbers()
+    if not numbers:
+        return least, "you want so many at least" if least > 1 else "not even one fits"
+    sketched = {number: found for number in numbers if (found := slots.sketched(number) or slots.placed(number))}
+    prompt = [number for number, each in sketched.items() if slots.early(number, each)]
+    waits = {number: each.waiting for number, each in sketched.items() if number in prompt or not prompt}
+    best_number = min(waits, key=lambda number: waits[number])
+    most_seconds = _HARDLY_LONGER * waits[best_number]
+    chosen = max(number for number, waited in waits.items() if waited <= most_seconds)
+    most_seconds = _HARDLY_LONGER * slots.waiting(best_number)
+    while chosen > best_number and slots.waiting(chosen) > most_seconds:
+        chosen = max(number for number in waits if number < chosen)
+    for larger in (number for number in numbers if number > chosen):
+        found = slots.placed(larger)
+        if found and prompt and found.longest_first_token > first_token:
+            return chosen, f"with {larger} the first token would come after {found.longest_first_token:,.0f} s"
+        if found and found.waiting > most_seconds:
+            return chosen, _longer(larger, found, best_number, slots.placed(best_number) or found)
+        chosen = larger
+    why = (
+        "so many people ask at once"
+        if people == at_once
+        else f"{people} people ask at once, and the plan chooses no more"
     )
+    if chosen < at_once:
+        on_cards = " on the cards" if slots.whole else ""
+        why = f"more slots of {context_per_slot(model, wanted):,} tokens do not fit{on_cards} beside {model.name}"
+    return chosen, why
+
+
+def _longer(number: int, found: Means, best_number: int, best_means: Means) -> str:
+    """Why there are not so many slots: how much longer people would wait than with the best number."""
+    longer = found.waiting / best_means.waiting - 1
+    least = f"with {best_number} after {best_means.first_token:,.0f} s and {best_means.end:,.0f} s"
+    return (
+        f"with {number} slots an answer would begin after {found.first_token:,.0f} s and be whole after {found.end:,.0f} s"
+        f" in the mean, {least}: both together {longer:.0%} longer (at the low speeds)"
+    )
+
+
+@dataclass(frozen=True)
+class Slots:
+    """What people wait for with numbers of slots.
+
+    Attributes:
+        model: The model that is served.
+        wanted: The setting with one slot, before the placement.
+        space: The cards and the RAM.
+        workload: What people ask for.
+        least: The fewest slots that the operator accepts.
+        first_token: The seconds after which every answer shall have begun, if so many slots can do that.
+    """
+
+    model: Model
+    wanted: Setting
+    space: Space
+    workload: Workload
+    least: int
+    first_token: float
+
+    @cached_property
+    def whole(self) -> bool:
+        """Whether everything lies on the cards with the fewest slots; then it stays there."""
+        first = self._sketch(self.least)
+        return first is not None and first.whole
+
+    def numbers(self) -> list[int]:
+        """The numbers among which the plan chooses, of those that fit.
+
+        These are powers of two from the fewest up to as many as people ask at once, and where memory decides, the most that fit.
+        """
+        at_once = min(max(exchange.at_once for exchange in self.workload.exchanges), MOST_SLOTS)
+        powers = (2**power for power in range(at_once.bit_length()))
+        numbers = sorted({self.least, max(at_once, self.least), *(each for each in powers if each > self.least)})
+        if self.sketched(numbers[-1]) and self.placed(numbers[-1]):
+            return numbers
+        largest = most(lambda number: bool(self.placed(number)), numbers[-1], sketched=lambda n: bool(self.sketched(n)))
+        return sorted({number for number in (*numbers, largest) if self.least <= number <= largest})
+
+    def sketched(self, slots: int) -> Means | None:
+        """What people wait for with a sketch; None where none fits."""
+        found = self._sketch(slots)
+        return means(found.costs, slots, self.workload) if found and found.whole >= self.whole else None
+
+    def placed(self, slots: int) -> Means | None:
+        """What people wait for with a placement; None where none fits."""
+        wanted = with_slots(self.wanted, slots)
+        setting = best(self.model, wanted, self.space, self.workload, first_token=self.first_token)
+        if setting is None or memory(self.model, setting, self.space.cards).host.total > self.space.room_in_ram:
+            return None
+        found = costs(self.model, setting, self.space.cards, self.space.speeds)
+        return means(found, slots, self.workload) if found.whole >= self.whole else None
+
+    def _sketch(self, slots: int) -> Sketch | None:
+        return nearest_sketch(self.model, with_slots(self.wanted, slots), self.space, self.workload, self.first_token)
+
+    def early(self, slots: int, sketched: Means) -> bool:
+        """Whether every answer begins in time."""
+        if self.first_token == math.inf:
+            return True
+        if sketched.longest_first_token > self.first_token * _SKETCH_ERROR:
+            return False
+        found = self.placed(slots)
+        return found is not None and found.longest_first_token <= self.first_token
+
+    def waiting(self, slots: int) -> float:
+        """How long people wait with a placement; infinite where none fits."""
+        found = self.placed(slots)
+        return found.waiting if found else math.inf
 
 
 def most(fits: Callable[[int], bool], largest: int, *, sketched: Callable[[int], bool]) -> int:

@@ -48,11 +48,19 @@ class Wait:
 
 @dataclass(frozen=True)
 class Day:
-    """What a workload comes to. `mean` is the mean of `Wait.mean`, weighted by the shares."""
+    """What a workload comes to, in the mean of all who ask, weighted by the shares.
+
+    Attributes:
+        workload: The workload.
+        waits: What each exchange comes to.
+        mean: The seconds until an answer is whole.
+        first_token: The seconds until an answer begins.
+    """
 
     workload: Workload
     waits: tuple[Wait, ...]
     mean: Range
+    first_token: Range
 
 
 def workload_for(asked: Workload | None, model: Model, setting: Setting, cards: tuple[int, ...]) -> Workload:
@@ -92,8 +100,8 @@ def day(
     workload = workload_for(asked, model, setting, cards)
     found, slots = costs(model, setting, cards, speeds), setting.slots
     waits = tuple(_wait(found, exchange, slots) for exchange in workload.exchanges)
-    slow, fast = (sum(workload.weight(wait.exchange) * wait.mean[which] for wait in waits) for which in (0, 1))
-    return Day(workload, waits, (slow, fast))
+    slow, fast = (means(found, slots, workload, which) for which in (0, 1))
+    return Day(workload, waits, (slow.end, fast.end), (slow.first_token, fast.first_token))
 
 
 def filling(context: int) -> Workload:

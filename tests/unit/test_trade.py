@@ -217,6 +217,54 @@ def test_floors_of_a_profile_and_of_a_site_hold(capsys: pytest.CaptureFixture[st
     assert re.search(r"ollama_slots: 2\b", (tmp_path / "inventory/group_vars/all.yml").read_text())
 
 
+def test_more_slots_do_not_fit_where_the_plan_says_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The number is the largest, also between powers of two, and one more leaves the cards or does not fit."""
+    crowd = tmp_path / "crowd.yml"
+    crowd.write_text("exchanges: [{cached: 1600, prompt: 700, answer: 1000, at_once: 100}]\n")
+    for words, on_cards in (
+        (("--profile", "4xh800", "--quant", "UD-Q2_K_XL", "--workload", str(crowd)), True),
+        (("--workload", "team", "--quant", "Q6_K"), False),
+    ):
+        told = planned(capsys, *words)
+        number = told["slots"]["number"]
+        assert number.bit_count() > 1
+        where = " on the cards" if on_cards else ""
+        assert told["slots"]["reason"] == f"more slots of 32,768 tokens do not fit{where} beside {told['model']}"
+        assert told["fits"]
+        more = planned(capsys, *words, "--parallel", str(number + 1))
+        assert (more["bytes_per_token"]["host"] > MIB) if on_cards else not more["fits"]
+        # A floor of fewer slots does not take fewer.
+        assert planned(capsys, *words, "--parallel", f"at least {number - 2}")["slots"]["number"] == number
+    told = planned(capsys, "--profile", "4xh800", "--workload", str(crowd), "--ctx-size", "4096")
+    assert told["slots"] == {"number": 64, "reason": "100 people ask at once, and the plan chooses no more"}
+
+
+def test_the_reason_for_the_slots_is_in_figures_that_the_plan_shows(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    desk = tmp_path / "desk.yml"
+    desk.write_text(
+        "exchanges: [{prompt: 700, cached: 1500, answer: 900, at_once: 12}, {prompt: 9000, answer: 1500}]\n"
+    )
+    figure = r"([\d,]+)"
+    for workload in ("team", str(desk)):
+        told = planned(capsys, "--workload", workload)["slots"]
+        pattern = (
+            rf"with (\d+) slots an answer would begin after {figure} s and be whole after {figure} s in the mean,"
+            rf" with (\d+) after {figure} s and {figure} s: both together (\d+)% longer \(at the low speeds\)"
+        )
+        larger, *its, fewer, begins, ends, percent = re.fullmatch(pattern, told["reason"]).groups()  # type: ignore[union-attr]
+        assert int(larger) > told["number"] >= int(fewer)
+        both = []
+        for number, said in ((larger, its), (fewer, (begins, ends))):
+            shown = planned(capsys, "--workload", workload, "--parallel", number)["workload"]
+            seconds = [shown[key]["high"] for key in ("mean_first_token_seconds", "mean_seconds")]
+            assert list(said) == [f"{each:,.0f}" for each in seconds]
+            both.append(sum(seconds))
+        assert f"{both[0] / both[1] - 1:.0%}" == f"{percent}%"
+        assert int(percent) >= 10
+
+
 def test_the_plan_chooses_the_context_where_nobody_names_one(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
