@@ -46,6 +46,10 @@ class UnmetError(Exception):
         self.refusal = refusal
 
 
+class SlotsUnmetError(UnmetError):
+    """So many slots do not fit."""
+
+
 def slots_fit(model: Model, wanted: Setting, space: Space, workload: Workload) -> bool:
     """Whether a placement with the slots and the context of `wanted` fits."""
     placed = search.best(model, wanted, space, workload) if space.cards else None

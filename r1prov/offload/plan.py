@@ -25,7 +25,7 @@ from r1prov.offload.speed import of_machine
 from r1prov.offload.waits import workload_for
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from r1prov.machines.profile import Machine, Serving
     from r1prov.machines.workload import Workload
@@ -89,6 +89,7 @@ def plan(
     *,
     speeds: Speeds | None = None,
     header: Model | None = None,
+    propose: bool = True,
 ) -> Plan:
     """Plans the placement with which an exchange is fastest, with the reserve free on every card.
 
@@ -99,6 +100,7 @@ def plan(
         reserve: The bytes that stay free on each card.
         speeds: How fast the server is; None for what the profile tells of it.
         header: The model as the headers of its files describe it, where the catalogue does not.
+        propose: Where something is not met, the error says what would be. Otherwise it is the bare UnmetError.
 
     Raises:
         SiteError: The layers of the model are not known, so it cannot be placed on GPUs; or it was trained for a smaller context.
@@ -108,7 +110,9 @@ def plan(
     if published:
         model = latent.served(placeable(published, quant.name), serving.attention)
         n_bytes = quant.bytes - published.n_bytes + model.n_bytes
-        return plan_model(model, machine, serving, speeds, floor=_floor(quant), n_bytes=n_bytes, reserve=reserve)
+        return plan_model(
+            model, machine, serving, speeds, floor=_floor(quant), n_bytes=n_bytes, reserve=reserve, propose=propose
+        )
     if machine.gpus:
         raise SiteError(
             Problem(
@@ -133,6 +137,7 @@ def plan_model(
     floor: int,
     n_bytes: int,
     reserve: int = RESERVE_BYTES,
+    propose: bool = True,
 ) -> Plan:
     """Plans a model whose tensors are known, from the catalogue or from a header.
 
@@ -144,6 +149,7 @@ def plan_model(
         floor: The RAM + VRAM that the machine must have.
         n_bytes: The size of the model's files.
         reserve: The bytes that stay free on each card.
+        propose: Where something is not met, the error says what would be. Otherwise it is the bare UnmetError.
 
     Raises:
         SiteError: A slot would hold more tokens than the model was trained for, or no placement keeps the floors.
@@ -152,6 +158,12 @@ def plan_model(
 
     def planned(serving: Serving) -> Plan:
         return _planned(model, machine, serving, speeds, floor=floor, n_bytes=n_bytes, reserve=reserve)
+
+    return _proposing(planned, serving) if propose else planned(serving)
+
+
+def _proposing(planned: Callable[[Serving], Plan], serving: Serving) -> Plan:
+    """The plan for what is asked for. Where something is not met, the error says what would be, which is planned before it is said."""
 
     def holds(**changes: Any) -> bool:
         try:
@@ -201,7 +213,7 @@ def _planned(
             shorter = floors.longest_context(model, setting, space, workload, context)
         if shorter < needed:
             least = setting if named else replace(setting, context=needed * setting.slots)
-            raise floors.UnmetError(
+            raise floors.SlotsUnmetError(
                 lambda holds: floors.too_many_slots(model, least, space, workload, holds, needed=needed, named=named)
             )
         context, context_reason = shorter, f"with more, {serving.least_slots} slots would not fit"
@@ -326,28 +338,61 @@ def best_on_gpus(candidates: Sequence[Quant], machine: Machine, serving: Serving
     Raises:
         SiteError: No candidate does.
     """
-    late: floors.FloorError | None = None
-    for quant in candidates:
-        if quant.bytes > machine.vram:
-            continue
-        try:
-            on_gpus = plan(quant, machine, serving, speeds=speeds)
-        except floors.FloorError as error:
-            late = error
-            continue
-        if on_gpus.whole:
-            return on_gpus
-    if late:
-        raise late
-    smallest, slots = candidates[-1], serving.least_slots
-    context = serving.context_per_slot or DEFAULT_CONTEXT
-    raise SiteError(
+
+    def first(asked: Serving) -> Plan:
+        """The first candidate that lies on the cards, or the quant that is named instead."""
+        if asked.quant in (quant.name for quant in candidates):
+            named = next(quant for quant in candidates if quant.name == asked.quant)
+            return plan(named, machine, asked, speeds=speeds, propose=False)
+        unmet: floors.UnmetError | None = None
+        for quant in candidates:
+            if quant.bytes > machine.vram:
+                continue
+            try:
+                on_gpus = plan(quant, machine, asked, speeds=speeds, propose=False)
+            except floors.SlotsUnmetError:
+                continue
+            except floors.UnmetError as error:
+                unmet = error
+                continue
+            if on_gpus.whole:
+                return on_gpus
+        raise unmet or floors.UnmetError(lambda holds: _none_on_gpus(candidates[-1], machine, serving, holds))
+
+    return _proposing(first, serving.model_copy(update={"quant": BEST_ON_GPUS}))
+
+
+def _none_on_gpus(smallest: Quant, machine: Machine, serving: Serving, holds: floors.Holds) -> SiteError:
+    """The error about a machine on whose cards no dynamic quant fits, with what would fit there."""
+    slots, context, model = serving.least_slots, serving.context_per_slot or DEFAULT_CONTEXT, model_of(smallest)
+    ways = []
+    if model:
+        model, space = latent.served(model, serving.attention), Space(machine.cards, machine.ram)
+        setting = replace(wanted(serving, model), flash=flash_on_cards(model))
+
+        def fits(number: int, tokens: int) -> bool:
+            return search.whole(model, replace(setting, slots=number, context=number * tokens), space) is not None
+
+        number = search.most(lambda n: fits(n, context), slots - 1, sketched=lambda n: fits(n, context))
+        floored = serving.fixed_slots is None
+        if number and holds(slots=f"at least {number}" if floored else number):
+            ways.append(f"write `slots: {'at least ' * floored}{number}`")
+        steps = search.most(
+            lambda n: fits(slots, n * CELLS_MULTIPLE),
+            (context - 1) // CELLS_MULTIPLE,
+            sketched=lambda n: fits(slots, n * CELLS_MULTIPLE),
+        )
+        if steps and holds(context_per_slot=steps * CELLS_MULTIPLE):
+            ways.append(f"lower --ctx-size (context_per_slot) to {steps * CELLS_MULTIPLE:,}")
+    if holds(quant=smallest.name):
+        ways.append(f"name the quant {smallest.name}, of which a part then lies in RAM")
+    return SiteError(
         Problem(
             BEST_ON_GPUS,
             f"no dynamic quant fits on the cards: the smallest, {smallest.name}, has {gib(smallest.bytes)},"
             f" the cards have {gib(machine.vram)},"
             f" and {slots} slot{'s' * (slots > 1)} of {context:,} tokens need room too",
-            "name a quant (the rest goes to RAM), or lower slots or context_per_slot",
+            ", or ".join(ways) or "use more cards: neither fewer slots, a shorter context nor RAM beside them would do",
         )
     )
 

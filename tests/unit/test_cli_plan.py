@@ -294,7 +294,7 @@ def test_plan_takes_the_quant_that_the_profile_takes(capsys: pytest.CaptureFixtu
         ),
         (
             ("plan", "--first-token", "soon"),
-            "--first-token: `soon` is not a duration\n  -> write a number and s, m or h",
+            "--first-token: `soon` is not a duration\n  -> write whole numbers and h, m or s",
         ),
         (("explain", "--gpus", "3x", "--ram", "1GiB"), "`3x` is not a set of cards"),
         (("explain", "--gpus", "4x24GiB,0", "--ram", "1GiB"), "`4x24GiB,0` is not a set of cards"),

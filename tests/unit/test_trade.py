@@ -108,7 +108,11 @@ def test_a_floor_of_slots_is_kept_or_refused_with_the_most(capsys: pytest.Captur
 def followed(words: tuple[str, ...], told: str) -> Iterator[tuple[str, ...]]:
     """The words with each of the proposals that an error makes."""
     remedy = told[told.index("  -> ") :]
-    for pattern, option in ((r"write `slots: (at least \d+)`", "--parallel"), (r"\) to ([\d,]+)", "--ctx-size")):
+    for pattern, option in (
+        (r"write `slots: ((?:at least )?\d+)`", "--parallel"),
+        (r"\) to ([\d,]+)", "--ctx-size"),
+        (r"the quant ([\w-]+)", "--quant"),
+    ):
         for value in re.findall(pattern, remedy):
             yield *words, option, value.replace(",", "")
 
@@ -119,6 +123,8 @@ def followed(words: tuple[str, ...], told: str) -> Iterator[tuple[str, ...]]:
         (("--ctx-size", "163840", "--parallel", "at least 50"), 2),
         (("--quant", "Q4_K_M", "--ctx-size", "65536", "--parallel", "at least 48"), 2),
         (("--quant", "Q6_K", "--workload", "team", "--parallel", "at least 64"), 1),
+        (("--profile", "4xh800", "--ctx-size", "163840", "--parallel", "at least 40"), 3),
+        (("--profile", "4xh800", "--ctx-size", "163840", "--parallel", "40"), 3),
         (("--workload", "documents", "--ctx-size", "4096"), 1),
         (("--workload", "documents", "--ctx-size", "4096", "--parallel", "at least 64", "--quant", "Q6_K"), 0),
     ],
@@ -180,7 +186,7 @@ def test_with_little_ram_the_trade_still_fits(capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("key", "flag", "value", "what"),
     [
-        ("first_token", "--first-token", "15", "`15` is not a duration: write a number and s, m or h"),
+        ("first_token", "--first-token", "15", "`15` is not a duration: write whole numbers and h, m or s"),
         ("first_token", "--first-token", "soon", "`soon` is not a duration"),
         ("first_token", "--first-token", "0s", "`0s` is not a duration"),
         ("slots", "--parallel", "0", "`0` is no number of slots"),
