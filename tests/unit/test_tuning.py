@@ -441,12 +441,6 @@ def test_what_holds_no_rates(said: str) -> None:
         settings.points(said, 1, 1)
 
 
-def test_the_engines_log_between_its_rates_does_not_hide_them() -> None:
-    rates = '{"n_kv_max": 512, "pp": 8, "tg": 4, "pl": 1, "t_pp": 0.5, "t_tg": 2.0}'
-    (point,) = settings.points(f"0.27 I main: {{n}} {rates}\n{rates}0.28 I done\n", 1, 2)
-    assert (point["prompt_s"], point["token_s"]) == ([0.5, 0.5], [0.5, 0.5])
-
-
 # --- the module ---
 
 

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import subprocess
 import sys
 import time
@@ -99,10 +98,6 @@ def between(found: Sequence[tuple[float, float]], at: float) -> float:
     return below[1] + (above[1] - below[1]) * (at - below[0]) / (above[0] - below[0])
 
 
-_DOCUMENT = re.compile(r'\{[^{}]*"pp":[^{}]*\}')
-"""The engine's log goes to stdout too, from a thread of its own, so a document may stand behind other words in its line."""
-
-
 def points(text: str, users: int, repetitions: int) -> list[Point]:
     """What llama-batched-bench has measured, from its JSON lines.
 
@@ -111,8 +106,10 @@ def points(text: str, users: int, repetitions: int) -> list[Point]:
     """
     found: dict[int, Point] = {}
     try:
-        for document in _DOCUMENT.findall(text):
-            test = json.loads(document)
+        for line in text.splitlines():
+            if not line.startswith("{"):
+                continue
+            test = json.loads(line)
             point = found.setdefault(
                 test["pp"],
                 {
