@@ -11,7 +11,7 @@ _FACTORS: dict[str, int] = {"B": 1} | {
 }
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)\s*")
 
-_DURATION = re.compile(r"(?:(?P<h>\d{1,9}) ?h ?)?(?:(?P<m>\d{1,9}) ?m ?)?(?:(?P<s>\d{1,9}) ?s)?", re.ASCII)
+_DURATION = re.compile(r"(?:(?P<h>\d+) ?h ?)?(?:(?P<m>\d+) ?m ?)?(?:(?P<s>\d+) ?s)?", re.ASCII)
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 LONGEST_S = 7 * 24 * 3600
 """systemd, which is told of it, would refuse a number that is too large only on the host."""
