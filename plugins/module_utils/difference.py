@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import stat
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import os
 
 
 @dataclass(frozen=True)
@@ -30,3 +35,8 @@ class Difference:
 def owner_and_mode(uid: int, gid: int, mode: int) -> str:
     """An owner, a group and permissions, as messages show them."""
     return f"{uid}:{gid} {mode:04o}"
+
+
+def owner_and_mode_of(status: os.stat_result) -> str:
+    """The same of what the file system says of an entry."""
+    return owner_and_mode(status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode))

@@ -36,7 +36,7 @@ def process_started(pid: int) -> str:
 
 def on_this_controller(holder: dict[str, Any]) -> bool:
     """Whether the holder's process can be looked up here."""
-    return bool(holder["controller_id"]) and holder["controller_id"] == this_controller_id()
+    return bool(holder.get("controller_id")) and holder["controller_id"] == this_controller_id()
 
 
 def is_dead(holder: dict[str, Any]) -> bool:
@@ -44,15 +44,25 @@ def is_dead(holder: dict[str, Any]) -> bool:
     return on_this_controller(holder) and process_started(holder["pid"]) != holder["pid_started"]
 
 
+def who(holder: dict[str, Any]) -> str:
+    """Names whoever holds a lock."""
+    return f"{holder['user']}@{holder['controller']}" if holder["controller"] else str(holder["user"])
+
+
+def ended(holder: dict[str, Any]) -> str:
+    """Says of a dead holder which run it was, as a sentence."""
+    since = datetime.fromisoformat(holder["since"]).astimezone()
+    return f"the run of {who(holder)} of {since:%H:%M} ({holder['command']}) was cut off"
+
+
 def sentence(holder: dict[str, Any]) -> str:
     """Says who changes a host, since when, and with what. The time is in this controller's time zone."""
-    who = f"{holder['user']}@{holder['controller']}" if holder["controller"] else holder["user"]
     if not holder["since"]:
-        return f"is locked by {who}: /run/r1prov/lock.json there is damaged"
+        return f"is locked by {who(holder)}: /run/r1prov/lock.json there is damaged"
     since = datetime.fromisoformat(holder["since"]).astimezone()
     today = datetime.now(timezone.utc).astimezone().date()
     when = f"{since:%H:%M}" if since.date() == today else f"{since:%Y-%m-%d %H:%M}"
-    return f"is being changed by {who} since {when} ({holder['command']}, process {_process(holder)})"
+    return f"is being changed by {who(holder)} since {when} ({holder['command']}, process {_process(holder)})"
 
 
 def remedy(holder: dict[str, Any]) -> str:

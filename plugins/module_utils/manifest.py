@@ -154,7 +154,7 @@ def _entries(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             if name in _OWN:
                 yield name, _unread([status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)])
             else:
-                yield name, _entry(status, os.readlink(folder / name) if stat.S_ISLNK(status.st_mode) else "")  # noqa: PTH115 - often
+                yield name, _entry(status, str((folder / name).readlink()) if stat.S_ISLNK(status.st_mode) else "")
 
 
 def _folders(folder: Path) -> Iterator[tuple[str, list[tuple[str, os.stat_result]]]]:

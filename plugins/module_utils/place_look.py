@@ -35,7 +35,9 @@ _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def look(root: Path = Path("/"), owner: int = 0) -> list[Difference]:
-    """The entries that do not belong to root, or that others may write to; folders that others may not enter, or may enter and should not.
+    """The entries that are not root's, that others may write to, or that are not what should lie there.
+
+    The other folders are for everybody to enter, and those in CLOSED for root alone.
 
     Args:
         root: where the host's files lie.

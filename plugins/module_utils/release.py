@@ -131,7 +131,7 @@ def prove(home: Path, *, look: bool = False) -> bool:
         whether something was changed, or would be.
     """
     now, last, earlier = (_linked(home, name) for name in ("current", "proven", "previous"))
-    if not now or (home / "current").readlink() != Path("releases", now):
+    if not is_current(home, now):
         return False
     keep = {now, earlier if last == now else last}
     surplus = any(found.name not in keep for found in _releases(home))

@@ -55,10 +55,12 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 def main(job: dict[str, Any]) -> None:
     """Does on a host what the controller asks: adds the `outcome` of a `run`, or tells all records and who holds the host."""
+    told: dict[str, Any] = {}
     if job.get("run"):
         end(FOLDER, job["run"], job["outcome"])
     else:
-        print(json.dumps({"records": read(FOLDER), "holder": _document(LOCK)}))  # noqa: T201 - stdout is the interface
+        told = {"records": read(FOLDER), "holder": _document(LOCK)}
+    print(json.dumps(told))  # noqa: T201 - stdout is the interface
 
 
 def _write(folder: Path, record: dict[str, Any]) -> None:

@@ -38,7 +38,6 @@ differences: {type: list, elements: str, returned: success, description: "What i
 
 import json
 import os
-import stat
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -47,7 +46,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils import fetching
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
 from ansible_collections.r1.prov.plugins.module_utils.artefact import Artefact, ArtefactError
-from ansible_collections.r1.prov.plugins.module_utils.difference import owner_and_mode
+from ansible_collections.r1.prov.plugins.module_utils.difference import owner_and_mode, owner_and_mode_of
 from ansible_collections.r1.prov.plugins.module_utils.digest import sha256_of
 from ansible_collections.r1.prov.plugins.module_utils.files import read_json, write_whole
 from ansible_collections.r1.prov.plugins.module_utils.minilm import ModelError, gguf
@@ -101,8 +100,7 @@ def wrong_modes(path: Path) -> dict[Path, tuple[int, str]]:
     found = {}
     for entry, mode in ((path.parent, 0o755), (path, 0o644)):
         if entry.exists():
-            status, wanted = entry.stat(), owner_and_mode(0, 0, mode)
-            has = owner_and_mode(status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode))
+            has, wanted = owner_and_mode_of(entry.stat()), owner_and_mode(0, 0, mode)
             if has != wanted:
                 found[entry] = (mode, f"{entry} has owner and mode {has}, and should have {wanted}")
     return found
@@ -125,9 +123,10 @@ def main() -> None:
     differences = [] if made else [f"{path} {'is gone' if not path.exists() else 'is not as it was made'}"]
     modes = wrong_modes(path)
     differences += [said for _, said in modes.values()]
-    for entry, (mode, _) in () if module.check_mode else modes.items():
-        os.chown(entry, 0, 0)
-        entry.chmod(mode)
+    if not module.check_mode:
+        for entry, (mode, _) in modes.items():
+            os.chown(entry, 0, 0)
+            entry.chmod(mode)
     # A file that was made of another source is a new wish.
     drift = differences if read_json(_record(path)).get("source") == sha256 else []
     if not made and not module.check_mode:

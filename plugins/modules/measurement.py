@@ -133,7 +133,7 @@ def remember_whether_stopped(engine: str) -> bool:
     if units.show(UNIT, "ActiveState")["ActiveState"] in ("inactive", "failed"):
         now = units.show(engine, "ActiveState", "Job")
         STAYS.unlink(missing_ok=True)
-        if now["ActiveState"] == "inactive" and now.get("Job") in ("", "0", None):
+        if now["ActiveState"] == "inactive" and not now.get("Job"):
             STAYS.parent.mkdir(mode=0o755, exist_ok=True)
             STAYS.touch(mode=0o644)
     return STAYS.exists()

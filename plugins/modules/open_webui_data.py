@@ -82,7 +82,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
-from ansible_collections.r1.prov.plugins.module_utils.difference import owner_and_mode
+from ansible_collections.r1.prov.plugins.module_utils.difference import owner_and_mode_of
 from ansible_collections.r1.prov.plugins.module_utils.files import give, read_json, write_whole
 from ansible_collections.r1.prov.plugins.module_utils.locks import alone
 from ansible_collections.r1.prov.plugins.module_utils.open_webui import (
@@ -317,8 +317,7 @@ def _wrong(wanted: dict[str, Any], data: Path, backups: Path, history: History) 
     """What somebody has done to the data, in a sentence each, by the sort of thing."""
     wrong = {}
     if backups.is_dir():
-        status = backups.stat()
-        has = owner_and_mode(status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode))
+        has = owner_and_mode_of(backups.stat())
         if has != "0:0 0700":
             wrong["backups"] = f"{backups} has owner and mode {has}, and should have 0:0 0700"
     database = data / DATABASE

@@ -98,7 +98,7 @@ from typing import TYPE_CHECKING, Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils import account_look, process_look, remedies, unit_look, units
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
-from ansible_collections.r1.prov.plugins.module_utils.difference import Difference, owner_and_mode
+from ansible_collections.r1.prov.plugins.module_utils.difference import Difference, owner_and_mode, owner_and_mode_of
 from ansible_collections.r1.prov.plugins.module_utils.files import give, give_within, write_whole
 from ansible_collections.r1.prov.plugins.module_utils.host_probe import probe
 from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
@@ -562,10 +562,9 @@ def _others(folder: Path, uid: int) -> Iterator[str]:
 
 def _owner(path: Path) -> str:
     try:
-        status = path.stat(follow_symlinks=False)
+        return owner_and_mode_of(path.stat(follow_symlinks=False))
     except FileNotFoundError:
         return "gone"
-    return owner_and_mode(status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode))
 
 
 def _remove(path: Path) -> None:

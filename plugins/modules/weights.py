@@ -97,7 +97,7 @@ from typing import Any, Callable, Dict
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils.account_look import own_uid
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
-from ansible_collections.r1.prov.plugins.module_utils.difference import Difference, owner_and_mode
+from ansible_collections.r1.prov.plugins.module_utils.difference import Difference, owner_and_mode_of
 from ansible_collections.r1.prov.plugins.module_utils.files import give, read_json
 from ansible_collections.r1.prov.plugins.module_utils.gguf_header import GgufError
 from ansible_collections.r1.prov.plugins.module_utils.gguf_stream import DamagedError, StreamError
@@ -157,8 +157,7 @@ def wrong_folders(path: Path) -> list[Difference]:
     found = []
     for parent in above(path):
         if parent.is_dir() and not parent.is_symlink():
-            status = parent.stat()
-            has, wanted = owner_and_mode(status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)), "0:0 0755"
+            has, wanted = owner_and_mode_of(parent.stat()), "0:0 0755"
             if has != wanted:
                 said = f"{parent} has owner and mode {has}, and should have {wanted}"
                 found.append(Difference("mode", str(parent), wanted, has, said))
@@ -179,7 +178,7 @@ def wrong_files(path: Path, files: list[dict[str, Any]], merged: str) -> list[Di
             # What was linked from elsewhere stays what it is.
             is_ours = name == merged or status.st_uid == uid
             if is_ours and (status.st_uid != uid or mode not in (0o444, 0o644)):
-                has = owner_and_mode(status.st_uid, status.st_gid, mode)
+                has = owner_and_mode_of(status)
                 said = f"{file} has owner and mode {has}, and should belong to {USER} and have 0644"
                 found.append(Difference("file mode", str(file), str(uid), has, said))
     return found
@@ -331,8 +330,7 @@ def _in_words(path: Path, action: str) -> str:
         return f"{place} is no folder"
     if not place.is_dir():
         return f"{place} is gone"
-    status = place.stat()
-    has = owner_and_mode(status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode))
+    has = owner_and_mode_of(place.stat())
     return f"{place} has owner and mode {has}, and should belong to {USER} and be closed to others than {READERS}"
 
 

@@ -10,7 +10,6 @@ from r1prov import output
 from r1prov.cli.options import site_words
 from r1prov.common import paths
 from r1prov.common.units import GIB, gib
-from r1prov.hosts.looking import ended
 from r1prov.machines import tuned
 from r1prov.output.pace import clock
 from r1prov.runs import prompts
@@ -166,12 +165,14 @@ def who_works(name: str, status: dict[str, Any]) -> list[str]:
         return [f"{name}: {pause}"]
     if not lock:
         return []
+    holder = paths.module_util("lock_holder")
     if lock.get("dead"):
-        return [f"{name} is still locked: {ended(lock)}. `r1prov up` on this machine takes the lock over, and goes on"]
+        return [
+            f"{name} is still locked: {holder.ended(lock)}. `r1prov up` on this machine takes the lock over, and goes on"
+        ]
     since = datetime.fromisoformat(lock["since"]).astimezone() if lock["since"] else None
     when = f" since {since:%H:%M}" if since else ""
-    who = f"{lock['user']}@{lock['controller']}" if lock["controller"] else lock["user"]
-    return [f"{name}: {who} has been at work on it{when} ({lock['command']})"]
+    return [f"{name}: {holder.who(lock)} has been at work on it{when} ({lock['command']})"]
 
 
 def restarts_wanted(name: str, status: dict[str, Any]) -> list[str]:

@@ -10,18 +10,16 @@ import base64
 import hashlib
 import importlib.util
 import io
-import json
 import time
 import zipfile
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import cache
 from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from r1prov.common import paths
-from r1prov.common.errors import Problem, UnreachableError
+from r1prov.hosts.asking import ask
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -112,7 +110,9 @@ def look(connection: HostConnection, expectations: Sequence[Expectation]) -> Loo
     job = {"digest": digest, "code": "", "version": metadata.version("ansible-core"), "dead": "", "asked": asked}
     said, locked = _ask(connection, job), []
     if (holder := said.get("holder")) and is_dead(holder):
-        locked = [Difference("lock", "Lock the host", f"it is still locked: {ended(holder)}")]
+        locked = [
+            Difference("lock", "Lock the host", f"it is still locked: {paths.module_util('lock_holder').ended(holder)}")
+        ]
         job["dead"] = holder["run"]
         said = _ask(connection, job)
     if said.get("missing") and not said["holder"]:
@@ -136,17 +136,7 @@ def look(connection: HostConnection, expectations: Sequence[Expectation]) -> Loo
 
 def is_dead(holder: Any) -> bool:
     """Whether the run that holds a lock has certainly ended without releasing it. A damaged lock is somebody's."""
-    return (
-        isinstance(holder, dict)
-        and "controller_id" in holder
-        and bool(paths.module_util("lock_holder").is_dead(holder))
-    )
-
-
-def ended(holder: dict[str, Any]) -> str:
-    """Say of a dead holder which run it was, as a sentence."""
-    since = datetime.fromisoformat(holder["since"]).astimezone()
-    return f"the run of {holder['user']}@{holder['controller']} of {since:%H:%M} ({holder['command']}) was cut off"
+    return isinstance(holder, dict) and bool(paths.module_util("lock_holder").is_dead(holder))
 
 
 def differences(expectation: Expectation, answer: Mapping[str, Any]) -> list[Difference]:
@@ -190,16 +180,7 @@ def _of_file(path: str, answer: Mapping[str, Any]) -> list[str]:
 
 def _ask(connection: HostConnection, job: dict[str, Any]) -> dict[str, Any]:
     program = (resources.files("r1prov.hosts") / "on_host" / "look.py").read_text()
-    # Everything goes through stdin: argument lists have a limit, and everybody on the host may read them.
-    script = f"{program}\n\nmain(json.loads({json.dumps(job)!r}))\n"
-    result = connection.run(["python3", "-I", "-"], script, root=True, timeout_s=LIMIT_S)
-    try:
-        said: dict[str, Any] = json.loads(result.out)
-    except ValueError:
-        reason = result.err.strip().rpartition("\n")[2] or "no reason given"
-        remedy = "log in there by hand, and see whether `sudo python3 --version` works"
-        raise UnreachableError(Problem(connection.host.name, f"it cannot be looked at: {reason}", remedy)) from None
-    return said
+    return ask(connection, program, job, "it cannot be looked at", LIMIT_S)
 
 
 @cache

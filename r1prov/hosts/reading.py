@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import paramiko
 
+from r1prov.common import paths
 from r1prov.common.errors import Problem, UnreachableError
 from r1prov.hosts.connection import HostConnection, connect
 from r1prov.hosts.looking import is_dead
@@ -165,7 +166,7 @@ def read_pause(connection: HostConnection) -> Pause | None:
     lock = told["lock"] or {}
     since = datetime.now(UTC) - timedelta(seconds=told["elapsed_s"])
     return Pause(
-        by=f"{lock['user']}@{lock['controller']}" if lock.get("user") else "",
+        by=paths.module_util("lock_holder").who(lock) if lock.get("user") else "",
         command=lock.get("command", ""),
         since=since,
         until=since + timedelta(seconds=told["limit_s"]) if told["limit_s"] else None,

@@ -47,6 +47,16 @@ class Workload(Keys):
     exchanges: tuple[Exchange, ...] = Field(min_length=1)
     """The exchanges."""
 
+    @property
+    def tokens(self) -> int:
+        """The tokens of a slot that its longest exchange fills."""
+        return max(exchange.tokens for exchange in self.exchanges)
+
+    @property
+    def people(self) -> int:
+        """The most people who ask at once."""
+        return max(exchange.at_once for exchange in self.exchanges)
+
     def weight(self, exchange: Exchange) -> float:
         """The share of an exchange, where all shares come to 1."""
         return exchange.share / sum(other.share for other in self.exchanges)

@@ -230,7 +230,7 @@ def past_prompts(model: Model, setting: Setting, space: Space, workload: Workloa
     """
     talk = talk_of(workload, model, context_per_slot(model, setting))
     one = state_bytes(model, setting, talk.held(talk.turns - 1))
-    wanted = CONVERSATIONS * max(exchange.at_once for exchange in workload.exchanges)
+    wanted = CONVERSATIONS * workload.people
     most = max(room, 0) // 2  # The system keeps files in the rest, and `tune` tries micro-batches that need more.
     possible = most // one
     found = costs(model, setting, space.cards, space.speeds)

@@ -170,7 +170,7 @@ def foresee_plan(
                 for other in quants
                 if latent.is_legacy(other)
             ]
-        needed = max(exchange.tokens for exchange in serving.workload.exchanges) if serving.workload else 1
+        needed = serving.workload.tokens if serving.workload else 1
         served = {frozenset(other.changes): other.model for other in (compare.Other((), model), *others)}
 
         def holds(proposal: Alternative) -> bool:
@@ -242,7 +242,7 @@ def foresee_arguments(
                 return False
 
         check_length(asked, context_per_slot(model, setting), model.context_length, shared, room_for)
-        needed = max(exchange.tokens for exchange in asked.exchanges) * shared
+        needed = asked.tokens * shared
     result = replace(result, notes=(*result.notes, *_ignored_model(model, words), *remarks(model, setting, result)))
     fits = () if result.fits else tuple(compare.settings_that_fit(model, setting, space, result, needed))
     in_mla_form = False

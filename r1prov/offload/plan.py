@@ -202,7 +202,7 @@ def _planned(
     setting = replace(wanted(serving, model), flash=flash)
     setting = replace(setting, context=context * setting.slots)
     asked = serving.workload
-    if asked and max(exchange.tokens for exchange in asked.exchanges) > context:
+    if asked and asked.tokens > context:
         raise floors.UnmetError(lambda holds: floors.too_long(asked, context, model, holds))
     workload, slots_reason = _workload(model, setting, space, serving), ""
     floored = serving.fixed_slots is None and serving.slots is not None
@@ -260,8 +260,7 @@ def _planned(
 
 def _needed(workload: Workload) -> int:
     """The tokens of the longest exchange, rounded up as the engine rounds a cache."""
-    longest = max(exchange.tokens for exchange in workload.exchanges)
-    return longest + -longest % CELLS_MULTIPLE
+    return workload.tokens + -workload.tokens % CELLS_MULTIPLE
 
 
 def _context(model: Model, serving: Serving) -> tuple[int, str]:
@@ -373,15 +372,11 @@ def _none_on_gpus(smallest: Quant, machine: Machine, serving: Serving, holds: fl
         def fits(number: int, tokens: int) -> bool:
             return search.whole(model, replace(setting, slots=number, context=number * tokens), space) is not None
 
-        number = search.most(lambda n: fits(n, context), slots - 1, sketched=lambda n: fits(n, context))
+        number = search.most(lambda n: fits(n, context), slots - 1)
         floored = serving.fixed_slots is None
         if number and holds(slots=f"at least {number}" if floored else number):
             ways.append(f"write `slots: {'at least ' * floored}{number}`")
-        steps = search.most(
-            lambda n: fits(slots, n * CELLS_MULTIPLE),
-            (context - 1) // CELLS_MULTIPLE,
-            sketched=lambda n: fits(slots, n * CELLS_MULTIPLE),
-        )
+        steps = search.most(lambda n: fits(slots, n * CELLS_MULTIPLE), (context - 1) // CELLS_MULTIPLE)
         if steps and holds(context_per_slot=steps * CELLS_MULTIPLE):
             ways.append(f"lower --ctx-size (context_per_slot) to {steps * CELLS_MULTIPLE:,}")
     if holds(quant=smallest.name):

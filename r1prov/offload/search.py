@@ -90,9 +90,8 @@ def best(
         goal: What is to be over first, at the low speeds.
         first_token: The seconds after which every answer shall have begun. Where no placement does that, they do not count.
     """
-    return _best(
-        model, wanted, space, workload, goal=goal, first_token=first_token
-    )  # as it caches them, with or without the defaults
+    # The cache would keep a call that names a default apart from one that leaves it out.
+    return _best(model, wanted, space, workload, goal=goal, first_token=first_token)
 
 
 @lru_cache(maxsize=64)
@@ -244,8 +243,7 @@ def slots_for(
         least: The fewest slots that the operator accepts. If they do not fit, they are chosen nevertheless.
         first_token: The seconds after which every answer shall have begun, if so many slots can do that.
     """
-    people = max(exchange.at_once for exchange in workload.exchanges)
-    at_once = min(people, MOST_SLOTS)
+    people, at_once = workload.people, min(workload.people, MOST_SLOTS)
     if at_once <= least:
         return least, "you want so many at least" if least > 1 else "one person asks at a time"
     slots = Slots(model, wanted, space, workload, least=least, first_token=first_token)
@@ -320,7 +318,7 @@ class Slots:
 
         These are powers of two from the fewest up to as many as people ask at once, and where memory decides, the most that fit.
         """
-        at_once = min(max(exchange.at_once for exchange in self.workload.exchanges), MOST_SLOTS)
+        at_once = min(self.workload.people, MOST_SLOTS)
         powers = (2**power for power in range(at_once.bit_length()))
         numbers = sorted({self.least, max(at_once, self.least), *(each for each in powers if each > self.least)})
         if self.sketched(numbers[-1]) and self.placed(numbers[-1]):
@@ -360,13 +358,13 @@ class Slots:
         return found.waiting if found else math.inf
 
 
-def most(fits: Callable[[int], bool], largest: int, *, sketched: Callable[[int], bool]) -> int:
+def most(fits: Callable[[int], bool], largest: int, *, sketched: Callable[[int], bool] | None = None) -> int:
     """The largest number up to `largest` that fits; 0 where none does. Below a number that fits all fit.
 
     Args:
-        fits: Whether a number fits, which takes long. It is asked near the number that the sketches find.
+        fits: Whether a number fits.
         largest: The largest number.
-        sketched: Whether a number fits in a sketch.
+        sketched: Whether a number fits in a sketch. `fits` may take long, so it is then asked near the number that the sketches find.
     """
 
     def between(low: int, high: int, fits: Callable[[int], bool]) -> int:
@@ -375,6 +373,8 @@ def most(fits: Callable[[int], bool], largest: int, *, sketched: Callable[[int],
             low, high = (middle, high) if fits(middle) else (low, middle)
         return low
 
+    if sketched is None:
+        return between(0, largest + 1, fits)
     low, high, step = between(0, largest + 1, sketched), largest + 1, 1
     while low > 0 and not fits(low):
         low, high, step = max(low - step, 0), low, 2 * step

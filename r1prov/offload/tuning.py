@@ -230,7 +230,7 @@ def _placements(plan: Plan, model: Model | None, machine: Machine, subject: Subj
     """
     setting, workload = plan.setting, subject.workload
     longest = max(exchange.prompt for exchange in workload.exchanges) if workload else setting.micro_batch
-    people = max(exchange.at_once for exchange in workload.exchanges) if workload else 1
+    people = workload.people if workload else 1
     half = setting.micro_batch // 2
     double = replace(setting, micro_batch=setting.micro_batch * 2, batch=max(setting.batch, setting.micro_batch * 2))
     candidates: list[tuple[str, tuple[str, ...] | None]] = []

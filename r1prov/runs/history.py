@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import getpass
 import inspect
-import json
 import platform
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ValidationError
 
 from r1prov.common import paths
-from r1prov.common.errors import Problem, UnreachableError
+from r1prov.common.errors import UnreachableError
 from r1prov.hosts import at_once, met
+from r1prov.hosts.asking import ask
 from r1prov.hosts.looking import is_dead
 from r1prov.runs.ansible import log_of
 from r1prov.site import versions
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
+    from r1prov.common.errors import Problem
     from r1prov.decision import Decision
     from r1prov.hosts import HostConnection, Login
     from r1prov.runs.report import RunReport
@@ -204,15 +205,4 @@ def _files() -> Any:
 
 
 def _ask(connection: HostConnection, job: dict[str, Any]) -> dict[str, Any]:
-    # Everything goes through stdin, because everybody on the host may read argument lists.
-    script = f"{inspect.getsource(_files())}\n\nmain(json.loads({json.dumps(job)!r}))\n"
-    result = connection.run(["python3", "-I", "-"], script, root=True, timeout_s=LIMIT_S)
-    try:
-        said: dict[str, Any] = json.loads(result.out or "{}")
-    except ValueError:
-        said = {}
-    if result.code or (not said and not job):
-        reason = result.err.strip().rpartition("\n")[2] or "no reason given"
-        remedy = "log in there by hand, and see whether `sudo python3 --version` works"
-        raise UnreachableError(Problem(connection.host.name, f"its history cannot be read: {reason}", remedy))
-    return said
+    return ask(connection, inspect.getsource(_files()), job, "its history cannot be read", LIMIT_S)

@@ -1,4 +1,4 @@
-"""Runs on a host as root: asks modules of Ansible, in check mode and in one process, whether what a run left is still as it was.
+"""Runs on a host as root: asks modules of Ansible, in check mode and in a few processes, whether what a run left is still as it was.
 
 It is sent as text, followed by a call of `main`, so it needs only Python 3.10 and the standard library. It prints one line of JSON.
 The modules come as a zip file. Unpacked they stay in /run for the next look, beside what Python has compiled of them.
