@@ -109,9 +109,10 @@ def await_answers(module: AnsibleModule) -> None:
     """Waits until the engine gives no answers, or fails."""
     progress, began_s = Progress("measure"), time.monotonic()
     mode = "the option --now (measure_now in plain Ansible) does not wait"
+    patience = f"for {module.params['patience_s']} s at most; --now does not wait"
     try:
         while said := answers(module):
-            progress.wait(said)
+            progress.wait(f"{said} ({patience})")
             if not heard(STDOUT):
                 progress.finish(failed=True)
                 sys.exit(1)

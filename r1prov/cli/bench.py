@@ -70,7 +70,7 @@ def bench(
         typer.Option(
             "--check",
             "--dry-run",
-            help="With --modes: contact nobody; say of each mode whether it fits and what it would take.",
+            help="With --modes: contact no host; say of each mode whether it fits and what it would take.",
         ),
     ] = False,
     profile: options.Profile = None,
@@ -87,7 +87,8 @@ def bench(
     planned, on the GPUs alone, by the rule of thumb, by Ollama. Each host pauses for that, one after the other, and serves as before
     afterwards, however it ends.
 
-    With --check and --profile it says what each mode would take on any server of that kind, which need not be there.
+    With --check and --profile it says what each mode would take on any server of that kind, which need not be there. Of a model of your
+    own the header is read from its source, once.
 
     Example: `r1prov bench --modes cpu,hybrid,gpu gpu1`
     """

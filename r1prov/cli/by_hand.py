@@ -9,7 +9,7 @@ import typer
 
 from r1prov import output
 from r1prov.cli import complete, options
-from r1prov.common.errors import Problem, SiteError
+from r1prov.common.errors import Exit, Problem, SiteError
 from r1prov.decision import decide
 from r1prov.models import catalogue
 from r1prov.offload import modes
@@ -49,15 +49,16 @@ def by_hand(
     site: options.SiteFile = None,
     json: options.Json = False,
 ) -> None:
-    """Print the guide's command line for a host, in today's spelling. Contacts no host, and runs nothing.
+    """Print the guide's command line for a host, in today's spelling. Contacts no host, and runs nothing. Exit code 5: it does not fit.
 
-    With --profile it is the line for any server of that kind, which need not be there.
+    With --profile it is the line for any server of that kind, which need not be there. Of a model of your own the header is read from its
+    source, once.
 
     Example: `r1prov by-hand --mode rule gpu1`
     """
-    named = [host] if host else []
+    wanted, named = _known(mode), [host] if host else []
     decision, target = _of_kind(options.alone(profile, site, named)) if profile else _on_host(site, named)
-    chosen = _mode(mode, decision)
+    chosen = _mode(wanted, decision)
     serving, plan = decision.arguments(target.name), decision.plan_for(target.name)
     arguments = modes.arguments(chosen, decision.model, plan, serving, decision.machine_of(target.name))
     fits, reasons = _foreseen(chosen, decision, target.name, arguments)
@@ -77,21 +78,27 @@ def by_hand(
                 "line": line,
             }
         )
-        return
-    output.say(f"{target.name}, {chosen}: {modes.BY_HAND[chosen]}.")
+    else:
+        output.say(f"{target.name}, {chosen}: {modes.BY_HAND[chosen]}.")
+        _explain(decision, chosen, reasons, "such a server" if profile else target.name)
+        output.write(f"{line}\n")
+    if fits is False:
+        raise typer.Exit(Exit.PREFLIGHT)
+
+
+def _explain(decision: Decision, mode: str, reasons: Sequence[str], where: str) -> None:
+    """Say why the line does not fit, and who runs it where."""
     for reason in reasons:
         output.say(f"It does not fit: {reason}", "yellow")
-    if reasons and chosen != modes.HYBRID:
+    if reasons and mode != modes.HYBRID:
         output.say("What fits is the plan, --mode hybrid; `r1prov explain` says the nearest that would do.", "yellow")
-    if chosen == modes.FIT:
+    if mode == modes.FIT:
         output.say("--fit counts what is free at its start: beside the running service it chooses fewer layers.")
-    where = "such a server" if profile else target.name
     output.say(f"Run it on {where} as a member of the group r1prov-operators.")
     unit = f"r1prov-{decision.site.file.engine}"
     output.say(
         f"The service goes on meanwhile. Where a second copy does not fit beside it: sudo systemctl stop {unit}, and start it afterwards."
     )
-    output.write(f"{line}\n")
 
 
 def _on_host(path: Path | None, named: Sequence[str]) -> tuple[Decision, Host]:
@@ -108,16 +115,30 @@ def _of_kind(profile: str) -> tuple[Decision, Host]:
     return decide(site, output.say), target
 
 
-def _mode(text: str | None, decision: Decision) -> str:
-    machine, named = decision.site.profile.machine, text and text.strip().lower()
-    there = modes.modes_of(machine)
+def _known(text: str | None) -> str | None:
+    """The mode that an option names, if it is given.
+
+    Raises:
+        BadParameter: there is none of that name.
+    """
+    named = text and text.strip().lower()
+    if named is None or named in modes.BY_HAND:
+        return named
+    others = " `r1prov bench --modes` knows it" if named in modes.MODES else ""
+    raise typer.BadParameter(
+        f"--mode: there is no mode `{text}` by hand; there are: {', '.join(modes.BY_HAND)}.{others}"
+    )
+
+
+def _mode(named: str | None, decision: Decision) -> str:
+    """The mode, or without a name the one that the machine serves in.
+
+    Raises:
+        SiteError: the machine has no cards, and the mode wants some.
+    """
+    there = modes.modes_of(decision.site.profile.machine)
     if named is None:
         return modes.HYBRID if modes.HYBRID in there else modes.CPU
-    if named not in modes.BY_HAND:
-        others = " `r1prov bench --modes` knows it" if named in modes.MODES else ""
-        raise typer.BadParameter(
-            f"--mode: there is no mode `{text}` by hand; there are: {', '.join(modes.BY_HAND)}.{others}"
-        )
     if named not in there:
         what = f"the profile {decision.site.file.profile} has no cards"
         raise SiteError(Problem("--mode", what, f"what it has: {', '.join(there)}"))

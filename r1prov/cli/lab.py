@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from r1prov import lab, output
+from r1prov.cli.command import App
 
-app = typer.Typer(no_args_is_help=True, help="Throwaway hosts on this machine: real systemd, real ssh. Needs root.")
+app = App(no_args_is_help=True, help="Throwaway hosts on this machine: real systemd, real ssh. Needs root.")
 
 
 def _say(line: str) -> None:

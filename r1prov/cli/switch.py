@@ -9,12 +9,13 @@ import typer
 
 from r1prov import output
 from r1prov.cli import options, running
+from r1prov.cli.command import App
 from r1prov.common.errors import Problem, SiteError
 from r1prov.runs import rotation
 from r1prov.site.select import last_applied, with_choices
 from r1prov.site.state import ADMIN_PASSWORD, API_KEY, PAGE_KEY, SiteState, secrets_of
 
-secrets = typer.Typer(no_args_is_help=True, help="The secrets of a site.")
+secrets = App(no_args_is_help=True, help="The secrets of a site.")
 
 
 class Engine(StrEnum):

@@ -15,6 +15,7 @@ from typer.exceptions import TyperException
 
 from r1prov import output
 from r1prov.cli import empty
+from r1prov.cli.command import App
 from r1prov.common.errors import Exit, Problem
 
 MARKUP: Final = "markdown"
@@ -64,7 +65,7 @@ VERBS = {
     ),
     "by-hand": (
         "by_hand:by_hand",
-        "Print the guide's command line for a host, in today's spelling. Contacts no host, and runs nothing.",
+        "Print the guide's command line for a host, in today's spelling. Contacts no host, and runs nothing. Exit code 5: it does not fit.",
     ),
     "tune": (
         "tune:tune",
@@ -135,7 +136,7 @@ def command(verb: str) -> Any:
     found = getattr(importlib.import_module(f"r1prov.cli.{module}"), name)
     if isinstance(found, typer.Typer):
         return typer.main.get_group(found)
-    alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=MARKUP)
+    alone = App(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=MARKUP)
     # Arguments for another program may look like options of the verb.
     passes_on = {"ignore_unknown_options": True} if verb in PASSING_ON else None
     alone.command(verb, context_settings=passes_on)(found)

@@ -9,12 +9,13 @@ import typer
 
 from r1prov import output
 from r1prov.cli import options, verify
+from r1prov.cli.command import App
 from r1prov.common.errors import Exit
 from r1prov.models import convert as weights
 from r1prov.models import perplexity
 from r1prov.models.perplexity import PROGRAM, Run
 
-app = typer.Typer(
+app = App(
     no_args_is_help=True,
     help="A model's files: verify them on the hosts; by hand, bring them into MLA form and compare two of them.",
 )

@@ -80,6 +80,7 @@ class _Step:
     why: str = ""
     changes: int = 0
     tasks: int = 0
+    waits: set[str] = field(default_factory=set)
 
     @property
     def label(self) -> str:
@@ -102,7 +103,6 @@ class _Host:
     progress: dict[str, Progress] = field(default_factory=dict)
     pace: dict[tuple[str, str], Pace] = field(default_factory=dict)
     last_said_s: float = 0.0
-    last_said: str = ""
 
 
 class LiveRun:
@@ -291,13 +291,15 @@ class LiveRun:
         if not host.step:
             return
         pause_s = max(PLAIN_EVERY_S, PLAIN_EVERY_SHARE * (self._now() - host.step.started_s))
-        # That a step waits, and for whom, is said at once.
-        waits = progress.label.startswith("waiting") and progress.label != host.last_said
-        if waits or self._now() - host.last_said_s >= pause_s:
-            host.last_said_s, host.last_said = self._now(), progress.label
+        waits = progress.label.startswith("waiting")
+        # That a step waits, and for whom, is said at once. It may wait for two in turn, and that is said once of each.
+        if (waits and progress.label not in host.step.waits) or self._now() - host.last_said_s >= pause_s:
+            again = f", {clock(self._now() - host.step.started_s)} so far" if progress.label in host.step.waits else ""
+            host.last_said_s = self._now()
+            host.step.waits |= {progress.label} if waits else set()
             share = f"{progress.done / progress.total:.0%}, " if progress.total else ""
             told = _joined(progress.label, f"{share}{self._amounts(host, progress)}", " ")
-            self._say(host, f"{host.step.label}: {told}")
+            self._say(host, f"{host.step.label}: {told}{again}")
 
     def _lines(self) -> Group:
         """Build the lines that the terminal shows now."""

@@ -42,8 +42,12 @@ WITHOUT_PACKAGES = ("cards", "build")
 
 
 def run(name: str, options: argparse.Namespace) -> bool:
-    """Runs a piece and keeps its result. Returns whether the piece passed."""
-    started = time.time()
+    """Runs a piece and keeps its result. Returns whether the piece passed.
+
+    The result of an earlier call goes first: a piece that is stopped has none, and does not seem to have passed.
+    """
+    started, kept = time.time(), options.results / f"{name}.json"
+    kept.unlink(missing_ok=True)
     options.until_s = time.monotonic() + options.limit_s
     try:
         result = {"failed": "", **_called(name, options)}
@@ -53,7 +57,7 @@ def run(name: str, options: argparse.Namespace) -> bool:
     result |= {"piece": name, "started_unix_s": round(started), "wall_s": round(time.time() - started, 1)}
     part = options.results / f".{name}.json.part"
     part.write_text(json.dumps(result, indent=2) + "\n")
-    part.rename(options.results / f"{name}.json")
+    part.rename(kept)
     sys.stdout.write(f"{name}: {result['failed'] or 'done'} ({result['wall_s']} s)\n")
     if result.get("cards") == []:
         sys.stdout.write(

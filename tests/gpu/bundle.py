@@ -88,11 +88,13 @@ def unpack(folder: Path, target: Path) -> None:
     Raises:
         RuntimeError: it is missing, or has not the sha256 with which it was packed.
     """
-    archive = folder / SOURCE
-    if not archive.exists():
-        raise RuntimeError(f"{archive} is missing. Run `make gpu-bundle` where there is a network, and carry it along.")
+    archive, digest = folder / SOURCE, folder / f"{SOURCE}.sha256"
+    if missing := [str(path) for path in (archive, digest) if not path.is_file()]:
+        raise RuntimeError(
+            f"{' and '.join(missing)}: not there. Run `make gpu-bundle` where there is a network, and carry the folder along."
+        )
     content = archive.read_bytes()
-    if hashlib.sha256(content).hexdigest() != (folder / f"{SOURCE}.sha256").read_text().strip():
+    if hashlib.sha256(content).hexdigest() != digest.read_text(encoding="utf-8").strip():
         raise RuntimeError(f"{archive} is not what was packed. Run `make gpu-bundle` again.")
     with tarfile.open(fileobj=io.BytesIO(content)) as source:
         for member in source:

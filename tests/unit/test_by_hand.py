@@ -39,8 +39,8 @@ def test_each_mode_of_the_reference_machines_is_golden(site: Path, capsys: pytes
         site.write_text(f"profile: {profile}\nhosts: [gpu1.example.com]\n")
         for mode in modes.BY_HAND:
             code, out, err = printed(capsys, "--mode", mode)
-            assert code == 0
             reasons = [line for line in err.splitlines() if line.startswith("It does not fit")]
+            assert code == (Exit.PREFLIGHT if reasons else Exit.OK)
             found[f"{profile}-{mode}.txt"] = "\n".join([*reasons, out])
     assert_golden(found, "by_hand")
 
@@ -53,6 +53,17 @@ def test_the_line_is_the_command_and_says_whether_it_fits(site: Path, capsys: py
     words = shlex.split(told["line"])
     assert words == [*(f"{name}={value}" for name, value in told["environment"].items()), *told["command"]]
     assert json.loads(printed(capsys, "--json")[1])["fits"]
+
+
+def test_a_mode_that_there_is_not_is_refused_before_anything_is_read(
+    site: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.write_text("profile: demo\nhosts: [gpu1.example.com]\n")
+    monkeypatch.setattr("r1prov.cli.by_hand.last_applied", lambda *_: pytest.fail("the site was read"))
+    code, _, err = printed(capsys, "--mode", "legacy")
+    assert code == Exit.USAGE
+    assert err.startswith("r1prov by-hand: ")
+    assert "no mode `legacy` by hand" in err
 
 
 def test_a_machine_without_cards_has_one_mode_and_says_so(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,7 +94,7 @@ def test_a_kind_of_server_needs_no_site_and_leaves_none(
     monkeypatch.chdir(elsewhere)
     monkeypatch.setenv("XDG_STATE_HOME", str(elsewhere / "state"))
     code, out, err = printed(capsys, "--profile", "4x4090", "--mode", mode.upper(), "--json")
-    assert code == 0, err
+    assert code == (Exit.PREFLIGHT if mode in (modes.GPU, modes.RULE) else Exit.OK), err
     assert json.loads(out) == on_host | {"host": "4x4090"}
     assert "/srv/r1prov/models/" in out
     assert "on such a server" in printed(capsys, "--profile", "4x4090", "--mode", mode)[2]

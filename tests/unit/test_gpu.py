@@ -145,11 +145,18 @@ def test_a_step_that_fails_says_its_last_words(tmp_path: Path):
 
 @needs_cmake
 def test_a_bundle_that_was_changed_or_is_missing_is_refused(tmp_path: Path):
-    assert "is missing" in run(tmp_path, "build")[1]["build"]["failed"]
+    assert "not there" in run(tmp_path, "build")[1]["build"]["failed"]
     bundle.pack(*sdist(tmp_path, engine("true")), tmp_path / "bundle")
     with (tmp_path / "bundle" / bundle.SOURCE).open("ab") as archive:
         archive.write(b"x")
     assert "is not what was packed" in run(tmp_path, "build")[1]["build"]["failed"]
+
+
+def test_half_a_bundle_is_named_file_by_file(tmp_path: Path):
+    bundle.pack(*sdist(tmp_path, engine("true")), tmp_path / "bundle")
+    (tmp_path / "bundle" / f"{bundle.SOURCE}.sha256").unlink()
+    with pytest.raises(RuntimeError, match=r"^\S+engine\.tar\.xz\.sha256: not there\. Run `make gpu-bundle`"):
+        bundle.unpack(tmp_path / "bundle", tmp_path / "tree")
 
 
 @needs_cmake
@@ -173,6 +180,9 @@ def test_no_two_builds_write_into_one_folder(tmp_path: Path, number: signal.Sign
     """A build that is stopped ends its compilers. Where it was killed and could not, the next one refuses while they live."""
     (tmp_path / "programs").mkdir()
     bundle.pack(*sdist(tmp_path, slow_engine()), tmp_path / "bundle")
+    of_an_earlier_build = tmp_path / "out" / "build.json"
+    of_an_earlier_build.parent.mkdir()
+    of_an_earlier_build.write_text('{"failed": ""}')
     with subprocess.Popen(
         command(tmp_path, "build"),
         env=environment(tmp_path),
@@ -188,6 +198,7 @@ def test_no_two_builds_write_into_one_folder(tmp_path: Path, number: signal.Sign
         assert building.stderr
         if number != signal.SIGKILL:
             assert building.stderr.read() == "Stopped. The same command goes on where this was.\n"
+    assert not of_an_earlier_build.exists()
     again = subprocess.run(
         command(tmp_path, "cards"), env=environment(tmp_path), capture_output=True, text=True, check=False
     )
@@ -256,7 +267,7 @@ def test_the_page_has_a_row_per_card_and_driver(tmp_path: Path):
     (tmp_path / "out" / "two").parent.mkdir()
     kept.rename(tmp_path / "out" / "two")
     page = rows(tmp_path / "out")
-    missing = f"{tmp_path / 'bundle' / bundle.SOURCE} is missing"
+    missing = f"{tmp_path / 'bundle' / bundle.SOURCE} and {tmp_path / 'bundle' / bundle.SOURCE}.sha256: not there"
     assert f"| NVIDIA H200 | 9.0 | 580.65.06 | 143,771 MiB | {missing}" in page
     assert f"| Tesla P40 | 6.1 | 535.183.01 | 24,576 MiB | {missing}" in page
 

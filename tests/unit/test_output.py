@@ -117,6 +117,21 @@ def test_whom_a_step_waits_for_is_said_at_once_and_once(clock):
     assert text_of(plain).splitlines() == ["gpu1  [2/3] llama_cpp: waiting: flock holds it"]
 
 
+def test_a_step_that_waits_for_two_in_turn_does_not_repeat_them_and_says_later_how_long_it_waits(clock):
+    plain = console(terminal=False)
+    live = output.LiveRun(["gpu1"], console=plain, now=clock)
+    live.event(StepStarted("gpu1", "measure", 2, 3))
+    for second in range(0, 13, 2):
+        clock.now = second
+        label = "waiting: it gives 1 answer" if second % 4 else "waiting: it is too busy to say"
+        live.progress(progress("measure", 0, 0, label=label, at=second))
+    assert text_of(plain).splitlines() == [
+        "gpu1  [2/3] measure: waiting: it is too busy to say",
+        "gpu1  [2/3] measure: waiting: it gives 1 answer",
+        "gpu1  [2/3] measure: waiting: it is too busy to say, 0:12 so far",
+    ]
+
+
 def test_an_empty_column_takes_no_room_from_the_others():
     assert layout._widths(["mode", "what it is", ""], [("ollama", "Ollama, which places whole layers", "")], 1000) == [
         6,
