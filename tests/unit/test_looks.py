@@ -173,8 +173,9 @@ def test_a_process_that_is_as_declared(sleeper: subprocess.Popen[bytes]) -> None
         ({"environment": {"A": "c"}}, "process environment"),
         ({"environment": {"A": "b", "MORE": "1"}}, "process environment"),
         ({"environment": {}}, "process environment"),
-        ({"confined": True, "umask": "0777"}, "process umask"),
-        ({"confined": True}, "process confinement"),
+        ({"unit_file": "NoNewPrivileges=yes\nUMask=0777\n"}, "process umask"),
+        ({"unit_file": "NoNewPrivileges=yes\n"}, "process confinement"),
+        ({"unit_file": "NoNewPrivileges=yes\n", "group": "/system.slice/u.service"}, "process group of control"),
     ],
 )
 def test_a_process_that_is_not(sleeper: subprocess.Popen[bytes], declared: dict[str, object], kind: str) -> None:
