@@ -31,8 +31,8 @@ options: {
       than at the last start, links followed, the service restarts."},
   "configuration": {"type": "list", "elements": "path", "default": [], "description": "Files that the service reads again when it is told
       to reload. When one is another than before, it is told."},
-  "ports": {"type": "list", "elements": "int", "default": [], "description": "TCP ports it listens on. When it does not start, another
-      process that holds one is named."},
+  "ports": {"type": "list", "elements": "int", "default": [], "description": "TCP ports it listens on, in its network. When it does not
+      start, another process that holds one is named."},
   "load_step": {"type": "str", "default": "", "description": "While it starts, what it has read is shown as the progress of this step.
       Empty for no progress."},
   "load_bytes": {"type": "int", "default": 0, "description": "How much it reads before it is ready."},
@@ -169,7 +169,8 @@ class Service:
         self.start_s = 0.0
         self.found = unit_look.look(self.unit, self.now.get("DropInPaths", "").split())
         self.found += self._own_changed() + self._state_differences()
-        self.own = unit_look.administrators(self.unit)
+        self.inherited = units.environment_names()
+        self.own = [*unit_look.administrators(self.unit), *unit_look.variables(self.inherited)]
 
     def _show(self) -> dict[str, Any]:
         return units.show(self.unit, *_KEYS)
@@ -248,9 +249,7 @@ class Service:
             unit_file=self.wanted["content"],
             group=self.now["ControlGroup"],
         )
-        found = process_look.look(
-            self.unit, self.now["MainPID"], self._processes(), declared, inherited=units.environment_names()
-        )
+        found = process_look.look(self.unit, self.now["MainPID"], self._processes(), declared, inherited=self.inherited)
         return found if found or self._is_frozen() else self._hung()
 
     def _processes(self) -> list[str]:
@@ -502,7 +501,9 @@ class Service:
 
     def explain(self, error: ServiceError) -> str:
         """What went wrong and what to do next."""
-        listeners = probe(ports=self.wanted["ports"])["listeners"] if self.wanted["ports"] else []
+        # A door is in the private network, and systemd holds its port on the host.
+        network = "" if self.socket else (self.wanted["process"] or {}).get("network") or ""
+        listeners = probe(ports=self.wanted["ports"], network=network)["listeners"] if self.wanted["ports"] else []
         holders = [found for found in listeners if found["unit"] not in (self.unit, self.socket)]
         if holders:
             port, who = holders[0]["port"], holders[0]
