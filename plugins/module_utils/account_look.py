@@ -93,10 +93,17 @@ def read(name: str, etc: Path = ETC) -> Account:
         own_gid=int(group[2]) if group else None,
         groups=tuple(row[0] for row in groups if row[0] != name and name in row[3].split(",")),
         members=tuple(filter(None, group[3].split(","))) if group else (),
-        password=next((row[1] for row in shadow if row[0] == name), "")[:1],
+        password=_password(own, shadow),
         twins=tuple(row[0] for row in users if own and row[0] != name and row[2] == own[2]),
         is_group_locked=not group or _is_locked(group, etc, alone=True),
     )
+
+
+def _password(own: list[str] | None, shadow: list[list[str]]) -> str:
+    """How an account's password begins. One in the file that everybody may read counts before that in the file of root's."""
+    if own and own[1] != "x":
+        return own[1][:1]
+    return next((row[1] for row in shadow if own and row[0] == own[0]), "")[:1]
 
 
 def own_uid(name: str) -> int:

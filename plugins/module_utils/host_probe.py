@@ -34,12 +34,13 @@ PACKAGE_LOCKS = (
 )
 
 
-def probe(paths: list[str] | None = None, ports: list[int] | None = None) -> dict[str, Any]:
+def probe(paths: list[str] | None = None, ports: list[int] | None = None, network: str = "") -> dict[str, Any]:
     """Reads this host.
 
     Args:
         paths: places that will be written to. They need not exist yet.
         ports: TCP ports whose listeners are asked for; none named means all.
+        network: the file of the network namespace in which they listen; empty for the host's own.
 
     Returns:
         Values for JSON. Sizes end in `_bytes`, times in `_s`. What cannot be read is None or empty.
@@ -55,7 +56,7 @@ def probe(paths: list[str] | None = None, ports: list[int] | None = None) -> dic
         "ram": _ram(),
         "cpu": _cpu(),
         "disks": [_disk(path) for path in paths or []],
-        "listeners": _listeners(ports),
+        "listeners": _listeners(ports, network),
         "user": _user(),
         "sudo": _sudo(),
         "package_locks": [path for path in PACKAGE_LOCKS if _is_locked(path)],
@@ -285,14 +286,16 @@ def _disk(path: str) -> dict[str, Any]:
     }
 
 
-def _listeners(ports: list[int] | None) -> list[dict[str, Any]]:
+def _listeners(ports: list[int] | None, network: str) -> list[dict[str, Any]]:
     """Listening TCP sockets: port, and the owner (pid, process, unit) where this user may see it."""
     by_inode = {}
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        for line in _read(table).splitlines()[1:]:
-            fields = line.split()
+    tables = ("/proc/net/tcp", "/proc/net/tcp6")
+    texts = [_run(["nsenter", f"--net={network}", "cat", *tables])[1]] if network else map(_read, tables)
+    for line in "".join(texts).splitlines():
+        fields = line.split()
+        if fields[3] == "0A":
             port = int(fields[1].rpartition(":")[2], 16)
-            if fields[3] == "0A" and (not ports or port in ports):
+            if not ports or port in ports:
                 by_inode[fields[9]] = port
     owners = _socket_owners(set(by_inode)) if by_inode else {}
     held = _held_by_systemd() if 1 in owners.values() else {}

@@ -96,6 +96,7 @@ def look(folder: Path) -> Look:
     moved = [name for name in same if known[name]["stamps"] != found[name]["stamps"]]
     digests = _sha256s(folder, {*moved, *(name for name in same if name.startswith(_PROGRAMS))})
     wrong |= {name: "has other bytes" for name, sha256 in digests.items() if sha256 != known[name]["sha256"]}
+    wrong |= {name: "has capabilities, and had none" for name in moved if _is_capable(folder / name)}
     return Look(dict(sorted(wrong.items())), stale=not wrong)
 
 
@@ -128,6 +129,14 @@ def put_right(folder: Path) -> Look:
             _save(folder, stamped)
         _put_seal(folder, stat.S_IMODE(folder.stat().st_mode))
     return after
+
+
+def _is_capable(file: Path) -> bool:
+    """Whether whoever runs a file gets capabilities by that. Such a mark changes `ctime`, and neither mode nor bytes."""
+    try:
+        return bool(os.getxattr(file, "security.capability", follow_symlinks=False))
+    except OSError:
+        return False
 
 
 def _differs(was: dict[str, Any], now: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ansible_collections.r1.prov.plugins.module_utils import account_look
+from ansible_collections.r1.prov.plugins.module_utils import account_look, confinement_look
 from ansible_collections.r1.prov.plugins.module_utils.difference import Difference
 
 if TYPE_CHECKING:
@@ -41,9 +41,8 @@ class Declared:
         groups: its other groups, as numbers.
         network: the file of the network namespace that it is in; None for any.
         data: the folders and files whose old content it must not have in memory.
-        confined: whether its unit restricts it as each one of ours does.
-        oom: how soon it is ended for want of memory, of its unit; empty where that is not known.
-        umask: of its unit; empty where that is not known.
+        unit_file: the text of its unit, which says how it is restricted.
+        group: the control group of its unit; empty where that is not known.
     """
 
     argv: Sequence[str]
@@ -54,9 +53,8 @@ class Declared:
     groups: Collection[int]
     network: Path | None = None
     data: Collection[str] = ()
-    confined: bool = False
-    umask: str = ""
-    oom: str = ""
+    unit_file: str = ""
+    group: str = ""
 
 
 def look(
@@ -186,26 +184,8 @@ def _network(unit: str, pid: str, declared: Declared) -> list[Difference]:
 
 
 def _confinement(unit: str, pid: str, declared: Declared) -> list[Difference]:
-    """Whether it was started without the restrictions that each unit of ours has."""
-    if not declared.confined:
-        return []
-    status = _status(pid)
-    found = []
-    if status.get("NoNewPrivs") == "0":
-        found.append(_differs((unit, pid), "confinement", "1", "0", "may gain new privileges, and should not"))
-    if status.get("Seccomp") == "0":
-        found.append(_differs((unit, pid), "confinement", "2", "0", "may make any system call, and should not"))
-    if declared.umask and int(status.get("Umask", declared.umask), 8) != int(declared.umask, 8):
-        said = f"has the umask {status['Umask']}, and should have {declared.umask}"
-        found.append(_differs((unit, pid), "umask", declared.umask, status["Umask"], said))
-    oom, least = (_text(Path(f"/proc/{each}/oom_score_adj")).strip() for each in (pid, "1"))
-    # In a container systemd may not protect a process better than itself.
-    if declared.oom and oom and int(oom) > max(int(declared.oom), int(least or 0)):
-        said = f"is ended for want of memory at {oom}, and should be at {declared.oom}"
-        found.append(_differs((unit, pid), "oom", declared.oom, oom, said))
-    if Path(f"/proc/{pid}/ns/mnt").stat().st_ino == Path("/proc/self/ns/mnt").stat().st_ino:
-        found.append(_differs((unit, pid), "confinement", "", "", "may write wherever its user may, and should not"))
-    return found
+    lacking = confinement_look.look(pid, declared.unit_file, _status(pid), declared.group)
+    return [_differs((unit, pid), each.kind, each.expected, each.found, each.said) for each in lacking]
 
 
 def _state(unit: str, pid: str) -> list[Difference]:

@@ -36,6 +36,9 @@ FOLDERS = (
 """Where systemd looks for units, except for the second names of these folders."""
 DEPENDENCIES = ("wants", "requires", "upholds")
 WANTED_BY = {"service": "multi-user.target", "socket": "sockets.target", "timer": "timers.target"}
+_OF_EVERY_HOST = re.compile(
+    r"LANG|LANGUAGE|LC_\w+|PATH|TZ|HOME|USER|LOGNAME|SHELL|TERM|container\w*|\w+_(proxy|PROXY)|SSL_CERT_\w+"
+)
 _SETTING = re.compile(r"^\s*([A-Z][A-Za-z]*)\s*=", re.MULTILINE)
 
 
@@ -69,6 +72,19 @@ def administrators(unit: str, folders: Collection[Path] = FOLDERS) -> list[Diffe
     return [
         Difference("drop-in for all", str(path), "", settings, said.format(path, settings, kind))
         for path, settings in ((path, _settings(path)) for path in paths)
+    ]
+
+
+def variables(names: Iterable[str]) -> list[Difference]:
+    """Variables that systemd gives to every service, as an administrator has told it to. Programs of ours may heed them."""
+    said = (
+        "systemd gives every service the variable {0}, those of r1prov too. It is not r1prov's, so it stays: "
+        "`systemctl unset-environment {0}` takes it away"
+    )
+    return [
+        Difference("variable for all", name, "", name, said.format(name))
+        for name in names
+        if not _OF_EVERY_HOST.fullmatch(name)
     ]
 
 

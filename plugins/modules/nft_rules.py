@@ -79,8 +79,8 @@ def sentence(place: str, expected: str, found: str) -> str:
 
 
 def links(namespace: str) -> list[dict[str, Any]]:
-    """The network interfaces in a namespace, as `ip` tells of them."""
-    found: list[dict[str, Any]] = json.loads(_run("ip", "-json", "-netns", namespace, "link", "show"))
+    """The network interfaces in a namespace with their addresses, as `ip` tells of them."""
+    found: list[dict[str, Any]] = json.loads(_run("ip", "-json", "-netns", namespace, "address", "show"))
     return found
 
 
@@ -97,8 +97,24 @@ def wrong_links(namespace: str) -> dict[str, str]:
     return found
 
 
+def wrong_addresses(namespace: str) -> dict[str, str]:
+    """The addresses of its loopback that a namespace of ours should not have, each with a sentence."""
+    more = [
+        f"{address['local']}/{address['prefixlen']}"
+        for each in links(namespace)
+        if each["ifname"] == "lo"
+        for address in each.get("addr_info", [])
+        if address["local"] not in ("127.0.0.1", "::1")
+    ]
+    said = "the network {} has the address {}, and should have nothing but a loopback"
+    return {address: said.format(namespace, address) for address in more}
+
+
 def put_right(namespace: str, name: str) -> None:
-    """Sets a loopback up, or removes an interface. One of the host's own hardware goes back to the host."""
+    """Sets a loopback up, removes an address of it, or an interface. One of the host's own hardware goes back to the host."""
+    if "/" in name:
+        _run("ip", "-netns", namespace, "address", "delete", name, "dev", "lo")
+        return
     if name == "lo":
         _run("ip", "-netns", namespace, "link", "set", "lo", "up")
         return
@@ -136,7 +152,8 @@ def main() -> None:
             if not module.check_mode:
                 units.systemctl("restart", unit)
         else:
-            for name, said in (wrong_links(namespace) if namespace else {}).items():
+            wrong = {**wrong_links(namespace), **wrong_addresses(namespace)} if namespace else {}
+            for name, said in wrong.items():
                 differences.append(said)
                 if not module.check_mode:
                     put_right(namespace, name)

@@ -72,6 +72,8 @@ def mend(name: str, has: Account, known_uid: int | None) -> None:
         edit(f"^{name}:[^:]*:", f"{name}:x:", "--group")
         edit(f"^{name}:[^:]*:.*$", f"{name}:!::", "--gshadow")
     if has.password not in account_look.LOCKED:
+        edit(f"^{name}:[^:]*:", f"{name}:x:", "--passwd")
+        run("pwconv")  # It adds a line to the file of passwords where there is none.
         edit(f"^{name}:[^:]*:", f"{name}:!:", "--shadow")
 
 

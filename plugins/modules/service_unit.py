@@ -31,8 +31,8 @@ options: {
       than at the last start, links followed, the service restarts."},
   "configuration": {"type": "list", "elements": "path", "default": [], "description": "Files that the service reads again when it is told
       to reload. When one is another than before, it is told."},
-  "ports": {"type": "list", "elements": "int", "default": [], "description": "TCP ports it listens on. When it does not start, another
-      process that holds one is named."},
+  "ports": {"type": "list", "elements": "int", "default": [], "description": "TCP ports it listens on, in its network. When it does not
+      start, another process that holds one is named."},
   "load_step": {"type": "str", "default": "", "description": "While it starts, what it has read is shown as the progress of this step.
       Empty for no progress."},
   "load_bytes": {"type": "int", "default": 0, "description": "How much it reads before it is ready."},
@@ -96,7 +96,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.r1.prov.plugins.module_utils import account_look, process_look, remedies, unit_look, units
+from ansible_collections.r1.prov.plugins.module_utils import (
+    account_look,
+    listening,
+    process_look,
+    remedies,
+    unit_look,
+    units,
+)
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
 from ansible_collections.r1.prov.plugins.module_utils.difference import Difference, owner_and_mode, owner_and_mode_of
 from ansible_collections.r1.prov.plugins.module_utils.files import give, give_within, write_whole
@@ -122,6 +129,7 @@ _WRONG = {
     "enabled": "it would not start with the host",
     "enabled the socket": "its socket would not open with the host",
     _OPENED: "its socket is closed",
+    _RELOADED: "systemd has not read its files as they are now",
     "started": "it does not run",
     "restarted": "it was started with something else than is there now",
     "reloaded": "it has not read its configuration again",
@@ -161,7 +169,8 @@ class Service:
         self.start_s = 0.0
         self.found = unit_look.look(self.unit, self.now.get("DropInPaths", "").split())
         self.found += self._own_changed() + self._state_differences()
-        self.own = unit_look.administrators(self.unit)
+        self.inherited = units.environment_names()
+        self.own = [*unit_look.administrators(self.unit), *unit_look.variables(self.inherited)]
 
     def _show(self) -> dict[str, Any]:
         return units.show(self.unit, *_KEYS)
@@ -203,7 +212,7 @@ class Service:
         if self.wanted["state"] != "started" or not self.remembered.exists():
             return []
         found = []
-        if self.now.get("FreezerState") == "frozen":
+        if self._is_frozen():
             found.append(Difference("state", self.unit, "running", "frozen", f"{self.unit} is frozen"))
         if self.now["ActiveState"] in ("inactive", "failed"):
             found.append(Difference("state", self.unit, "active", self.now["ActiveState"], f"{self.unit} does not run"))
@@ -237,17 +246,25 @@ class Service:
             ],
             network=Path(wanted["network"]) if wanted["network"] else None,
             data=wanted["inputs"],
-            confined="\nNoNewPrivileges=yes\n" in self.wanted["content"],
-            oom="".join(re.findall(r"^OOMScoreAdjust=(-?\d+)$", self.wanted["content"], re.MULTILINE)),
-            umask="".join(re.findall(r"^UMask=(\d+)$", self.wanted["content"], re.MULTILINE)),
+            unit_file=self.wanted["content"],
+            group=self.now["ControlGroup"],
         )
-        found = process_look.look(
-            self.unit, self.now["MainPID"], self._processes(), declared, inherited=units.environment_names()
-        )
-        return found if found or self.now.get("FreezerState") == "frozen" else self._hung()
+        found = process_look.look(self.unit, self.now["MainPID"], self._processes(), declared, inherited=self.inherited)
+        return found if found or self._is_frozen() else self._hung()
 
     def _processes(self) -> list[str]:
         return _text(self._group() / "cgroup.procs").split()
+
+    def _is_frozen(self) -> bool:
+        """Whether its processes get no time. systemd does not know of it where somebody has asked the kernel for that."""
+        by_systemd = self.now.get("FreezerState") == "frozen"
+        return by_systemd or (bool(self.now["ControlGroup"]) and _text(self._group() / "cgroup.freeze").strip() == "1")
+
+    def _thaw(self) -> None:
+        if self.now.get("FreezerState") == "frozen":
+            units.systemctl("thaw", self.unit)
+        else:
+            (self._group() / "cgroup.freeze").write_text("0", encoding="ascii")
 
     def _group(self) -> Path:
         return Path(f"/sys/fs/cgroup{self.now['ControlGroup']}")
@@ -319,11 +336,9 @@ class Service:
         """What is wrong: what a look has found, or else what has to be done."""
         if self.found:
             return list(dict.fromkeys(map(str, self.found)))
-        said = [
-            _WRONG.get(action) or f"{action.removeprefix('wrote ')} is not as it should be"
-            for action in actions
-            if action != _RELOADED
-        ]
+        # Where there is something else to be done, systemd reads its files again because of that.
+        wrong = [action for action in actions if action != _RELOADED] or actions
+        said = [_WRONG.get(each) or f"{each.removeprefix('wrote ')} is not as it should be" for each in wrong]
         return [f"{self.unit}: {each}" for each in said]
 
     def _read_others(self) -> bool:
@@ -383,11 +398,12 @@ class Service:
         read = {*now.get("DropInPaths", "").split(), now.get("FragmentPath", "")}
         todo |= self._removals(found, file)
         before = _text(file)
+        shut = now["ActiveState"] != "active" or listening.closed(self.wanted["socket"])
         if self.remembered.exists():
             if before != self.wanted["socket"]:
                 said = f"{file} is gone" if not before else f"{file} has other content than r1prov gives it"
                 self.found.append(Difference("file", str(file), "", "", said))
-            if now["ActiveState"] != "active":
+            if shut:
                 said = f"{self.socket} does not hold its port"
                 self.found.append(Difference("state", self.socket, "active", now["ActiveState"], said))
             if now["UnitFileState"] != "enabled":
@@ -398,15 +414,15 @@ class Service:
         if now["UnitFileState"] != "enabled":
             todo["enabled the socket"] = lambda: units.systemctl("enable", "--quiet", self.socket)
         reread = any(each.place in read for each in found)
-        if now["ActiveState"] != "active" or reread or "wrote the socket's unit file" in todo:
+        if shut or reread or "wrote the socket's unit file" in todo:
             todo[_OPENED] = self._open
         return todo
 
     def _state_actions(self, *, written: bool, stale: bool, reopened: bool) -> dict[str, Any]:
         """What has to be done so that the service is in its state."""
         todo: dict[str, Any] = {}
-        if self.now.get("FreezerState") == "frozen":
-            todo["thawed"] = lambda: units.systemctl("thaw", self.unit)
+        if self._is_frozen():
+            todo["thawed"] = self._thaw
         if self.wanted["state"] == "started":
             if self.now["UnitFileState"] != "enabled":
                 todo["enabled"] = lambda: units.systemctl("enable", "--quiet", self.unit)
@@ -485,7 +501,9 @@ class Service:
 
     def explain(self, error: ServiceError) -> str:
         """What went wrong and what to do next."""
-        listeners = probe(ports=self.wanted["ports"])["listeners"] if self.wanted["ports"] else []
+        # A door is in the private network, and systemd holds its port on the host.
+        network = "" if self.socket else (self.wanted["process"] or {}).get("network") or ""
+        listeners = probe(ports=self.wanted["ports"], network=network)["listeners"] if self.wanted["ports"] else []
         holders = [found for found in listeners if found["unit"] not in (self.unit, self.socket)]
         if holders:
             port, who = holders[0]["port"], holders[0]

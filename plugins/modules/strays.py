@@ -9,13 +9,16 @@ short_description: Removes units that carry r1prov's name and that no role makes
 description:
   - Stock Ansible cannot do it, because it finds only what it is told the name of.
   - A unit, a drop-in folder or a link below systemd's folders whose name begins with C(r1prov) and is not in I(known) is stopped and
-    removed. So are rules of nftables in C(/etc/r1prov/network) that belong to no unit, and programs that no role installs. A system
-    account of that kind is named and stays, because somebody may use it.
+    removed. So are files in C(/etc/r1prov) that no role writes, such as rules that belong to no unit, and programs that no role installs.
+    A system account of that kind is named and stays, because somebody may use it. So does what the host itself would use, such as a job of
+    cron.
   - Folders and files of r1prov that are root's must belong to root, and nobody else may write to them.
 author: The r1prov team
 options: {
   "known": {"type": "list", "elements": "str", "required": true, "description": "All units that roles make, with their types."},
   "programs": {"type": "list", "elements": "str", "required": true, "description": "All programs that roles install in C(/usr/local/lib)."},
+  "configuration": {"type": "list", "elements": "str", "required": true, "description": "All files that roles write in C(/etc/r1prov), as
+      paths there, without the rules of single units."},
   "accounts": {"type": "list", "elements": "str", "required": true, "description": "All system accounts that roles make."}
   }
 """
@@ -25,6 +28,7 @@ EXAMPLES = r"""
   r1.prov.strays:
     known: [r1prov-network.service]
     programs: [r1prov-await-ready]
+    configuration: [network/network.nft]
     accounts: [r1prov-door]
 """
 
@@ -35,36 +39,14 @@ differences: {type: list, elements: str, returned: always, description: "What wa
 import pwd
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.r1.prov.plugins.module_utils import place_look, unit_look, units
+from ansible_collections.r1.prov.plugins.module_utils import place_look, stray_look, unit_look, units
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
-from ansible_collections.r1.prov.plugins.module_utils.difference import Difference
 
-_RULES = Path("/etc/r1prov/network")
-
-
-def of_rules(known: list[str], folder: Path = _RULES) -> list[Difference]:
-    """Files with rules that belong to no unit. The kernel would be given them, too."""
-    names = {each.rpartition(".")[0] for each in known}
-    return [
-        Difference(
-            "stray", str(path), "", path.name, f"{path} carries r1prov's name, and no part of r1prov has made it"
-        )
-        for path in sorted(folder.glob("r1prov*.nft"))
-        if path.stem not in names
-    ]
-
-
-def of_programs(known: list[str], folder: Path = Path(place_look.PROGRAMS)) -> list[Difference]:
-    """Programs that no role installs."""
-    return [
-        Difference(
-            "stray", str(path), "", path.name, f"{path} carries r1prov's name, and no part of r1prov has made it"
-        )
-        for path in sorted(folder.glob("r1prov-*"))
-        if path.name not in known
-    ]
+if TYPE_CHECKING:
+    from ansible_collections.r1.prov.plugins.module_utils.difference import Difference
 
 
 def of_accounts(known: list[str]) -> list[str]:
@@ -88,11 +70,14 @@ def main() -> None:
     known = module.params["known"]
     running = units.in_memory("r1prov*")
     strays = unit_look.strays(known, running)
-    programs = of_programs(module.params["programs"])
-    timers, rules = of_timers(known), of_rules(known)
-    gone = {each.place for each in programs}
+    files = stray_look.of_programs(module.params["programs"])
+    files += stray_look.of_configuration(module.params["configuration"], known)
+    timers = of_timers(known)
+    gone = {each.place for each in files}
     places = [each for each in place_look.look() if each.place not in gone]
-    differences = [*strays, *timers, *rules, *programs, *places]
+    differences = [*strays, *timers, *files, *places]
+    for said in stray_look.administrators(module.params["accounts"]):
+        module.warn(said)
     for name in of_accounts(module.params["accounts"]):
         module.warn(
             f"the account {name} carries r1prov's name, and no part of r1prov has made it. It stays: `userdel {name}` removes it"
@@ -102,7 +87,7 @@ def main() -> None:
             for name in running:
                 if name not in known:
                     units.systemctl("stop", name)
-            for each in (*strays, *timers, *rules, *programs):
+            for each in (*strays, *timers, *files):
                 _remove(Path(each.place))
             place_look.mend(places)
             if strays or timers:

@@ -12,6 +12,7 @@ import argparse
 import json
 import random
 import re
+import subprocess
 import sys
 import time
 from dataclasses import asdict
@@ -71,16 +72,22 @@ def _try(operator: Operator, host: LabHost, batch: list[Mutation], number: int) 
             lab.ssh(host, ["sh", "-c", each.remedy], timeout_s=120)
             ended = operator.run("up")
     quiet = drifted(operator, host)
-    found = outcomes(host, batch, applied, told, report, quiet, number)
-    for each in found:
-        _say(f"{'ok  ' if each.well else 'MISS'} {each}")
-    if not all(each.well for each in found) or ended.returncode:
+    found = outcomes(host, batch, applied, told, report, quiet, number, _commit())
+    for outcome in found:
+        _say(f"{'ok  ' if outcome.well else 'MISS'} {outcome}")
+    if not all(outcome.well for outcome in found) or ended.returncode:
         _say(f"drift said:\n{told.text}\nup ended with {ended.returncode} and said:\n{said(report)}")
         _say(f"not foretold: {sorted(surprises(host, told, report))}")
         _say(f"drift said afterwards:\n{quiet.text}")
     if ended.returncode or not quiet.clean:  # The next batch shall begin on a host that is well.
         operator.run("up", "--full")
     return found
+
+
+def _commit() -> str:
+    """Of the tree that is tried: what a kept result is a result of."""
+    here = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    return subprocess.run(here, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _begun(kept: Path) -> list[Outcome]:

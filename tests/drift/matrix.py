@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 _NAMES = re.compile(
     r"r1prov[-_][a-z-]*[a-z]|numpy|nginx|cmake|ninja|gcc|nft\b|netns|gguf|/opt/r1prov|/srv/r1prov|/var/lib/r1prov|/usr/local/bin"
 )
-
+_NETWORK = re.compile(r"ip netns|ip -n |systemctl \S+ r1prov-network")
+_PROCESS = re.compile(r"systemctl (?:start|restart|stop|kill|freeze)|systemd-run|/proc/")
 
 RESULT = Path(__file__).parent / "last-result-bookworm.json"
 
@@ -50,6 +51,23 @@ class Mutation:
         """What it concerns. Two mutations of one thing may hide each other."""
         return set(_NAMES.findall(f"{self.do} {self.says}"))
 
+    def hides(self, other: Mutation) -> bool:
+        """Whether it may hide another one or be hidden by it, if both are tried in one run.
+
+        All services live in the private network. One that is started anew may start the network, which has its rules again then, and a
+        network that goes takes the services with it.
+        """
+        at_once = (self._of_network and other._of_process) or (other._of_network and self._of_process)
+        return bool(self.about & other.about) or at_once or bool(self.remedy or other.remedy)
+
+    @property
+    def _of_network(self) -> bool:
+        return _NETWORK.search(self.do) is not None
+
+    @property
+    def _of_process(self) -> bool:
+        return _PROCESS.search(self.do) is not None
+
 
 @dataclass(frozen=True)
 class Told:
@@ -71,6 +89,7 @@ class Outcome:
     Attributes:
         name: of the mutation.
         batch: the number of its batch. Mutations of a batch are tried together.
+        commit: of r1prov as it was tried.
         applied: whether it had an effect.
         found: whether `r1prov drift` named it.
         named: whether `r1prov up` did.
@@ -81,6 +100,7 @@ class Outcome:
 
     name: str
     batch: int
+    commit: str
     applied: bool
     found: bool
     named: bool
@@ -104,12 +124,8 @@ def batches(mutations: list[Mutation], size: int) -> list[list[Mutation]]:
     """Mutations in groups that may be tried in one run."""
     found: list[list[Mutation]] = []
     for each in mutations:
-        fitting = (
-            batch
-            for batch in found
-            if len(batch) < size and not any(each.about & other.about or other.remedy for other in batch)
-        )
-        batch = None if each.remedy else next(fitting, None)
+        fitting = (batch for batch in found if len(batch) < size and not any(each.hides(other) for other in batch))
+        batch = next(fitting, None)
         if batch is None:
             found.append([each])
         else:
@@ -161,6 +177,7 @@ def outcomes(
     report: dict[str, Any],
     after: Told,
     batch: int = 0,
+    commit: str = "",
 ) -> list[Outcome]:
     """What became of mutations.
 
@@ -172,6 +189,7 @@ def outcomes(
         report: of the run.
         after: what a look said after the run.
         batch: the number of their batch.
+        commit: of r1prov as it is.
     """
     text = said(report)
     foretold = not surprises(host, told, report)
@@ -179,6 +197,7 @@ def outcomes(
         Outcome(
             each.name,
             batch,
+            commit,
             applied[each.name],
             re.search(each.says, told.text) is not None,
             re.search(each.says, text) is not None,

@@ -76,6 +76,11 @@ def test_a_drop_in_for_all_services_is_the_administrators(folders: dict[str, Pat
     )
 
 
+def test_a_variable_for_every_service_is_the_administrators() -> None:
+    (told,) = unit_look.variables(["LANG", "PATH", "https_proxy", "LLAMA_ARG_HOST"])
+    assert told.sentence.startswith("systemd gives every service the variable LLAMA_ARG_HOST, those of r1prov too")
+
+
 def test_a_drop_in_that_systemd_has_read_under_another_name_counts(folders: dict[str, Path]) -> None:
     drop_in(folders["etc"], "alias.service")
     path = folders["etc"] / "alias.service.d" / "x.conf"
@@ -173,8 +178,9 @@ def test_a_process_that_is_as_declared(sleeper: subprocess.Popen[bytes]) -> None
         ({"environment": {"A": "c"}}, "process environment"),
         ({"environment": {"A": "b", "MORE": "1"}}, "process environment"),
         ({"environment": {}}, "process environment"),
-        ({"confined": True, "umask": "0777"}, "process umask"),
-        ({"confined": True}, "process confinement"),
+        ({"unit_file": "NoNewPrivileges=yes\nUMask=0777\n"}, "process umask"),
+        ({"unit_file": "NoNewPrivileges=yes\n"}, "process confinement"),
+        ({"unit_file": "NoNewPrivileges=yes\n", "group": "/system.slice/u.service"}, "process group of control"),
     ],
 )
 def test_a_process_that_is_not(sleeper: subprocess.Popen[bytes], declared: dict[str, object], kind: str) -> None:
@@ -249,6 +255,9 @@ def account(tmp_path: Path, *, passwd: str = "", group: str = "", shadow: str = 
         ({"group": "r1prov-x:x:0:\n"}, ["group"]),
         ({"shadow": "r1prov-x:$6$a:1::::::\n"}, ["password"]),
         ({"shadow": "r1prov-x::1::::::\n"}, ["password"]),
+        ({"shadow": "root:*:1::::::\n"}, ["password"]),
+        ({"passwd": "r1prov-x::99:98::/nonexistent:/usr/sbin/nologin\n"}, ["password"]),
+        ({"passwd": "r1prov-x:x7RwJ0hBsTIIg:99:98::/nonexistent:/usr/sbin/nologin\n"}, ["password"]),
         ({"gshadow": "r1prov-x:$6$a::\n"}, ["group password"]),
         ({"gshadow": "r1prov-x:!:mallory:\n"}, ["group password"]),
         ({"group": "r1prov-x:$6$a:98:\n"}, ["group password"]),
@@ -409,3 +418,14 @@ def test_a_mode_of_a_packaged_file_is_known_from_the_last_look(packaged: Path) -
 )
 def test_how_the_kernels_rules_differ_is_said(found: str, says: str) -> None:
     assert says in nft_rules.sentence("the table t", "b\na\n", found)
+
+
+def test_an_address_more_in_the_private_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    addresses = [
+        {"local": name, "prefixlen": size} for name, size in (("127.0.0.1", 8), ("10.9.9.9", 24), ("::1", 128))
+    ]
+    loopback = {"ifname": "lo", "flags": ["UP"], "link_type": "loopback", "addr_info": addresses}
+    monkeypatch.setattr(nft_rules, "links", lambda _: [loopback])
+    assert nft_rules.wrong_addresses("r1prov") == {
+        "10.9.9.9/24": "the network r1prov has the address 10.9.9.9/24, and should have nothing but a loopback"
+    }

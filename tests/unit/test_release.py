@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import tarfile
@@ -169,11 +170,20 @@ def swapped(file: Path, link: str) -> None:
     file.symlink_to(link)
 
 
+def capable(file: Path) -> None:
+    """Gives whoever runs a file a capability."""
+    try:
+        os.setxattr(file, "security.capability", struct.pack("<IIIII", 0x02000001, 1 << 21, 0, 0, 0))
+    except OSError:
+        pytest.skip("only root may do this, and not on every file system")
+
+
 DAMAGES = {
     "a program is gone": (lambda at: (at / "bin/serve").unlink(), "bin/serve is gone"),
     "a program is cut": (lambda at: os.truncate(at / "bin/serve", 3), "bin/serve has 3 bytes, and had 9"),
     "a program is empty": (lambda at: os.truncate(at / "bin/serve", 0), "bin/serve has 0 bytes"),
     "a program has other bytes": (lambda at: in_secret(at / "bin/serve"), "bin/serve has other bytes"),
+    "a program gives capabilities": (lambda at: capable(at / "bin/serve"), "bin/serve has capabilities, and had none"),
     "a file has other bytes": (lambda at: in_secret(at / "lib/deep/code.py"), "lib/deep/code.py has other bytes"),
     "a folder is gone": (lambda at: shutil.rmtree(at / "lib/deep"), "lib/deep is gone, lib/deep/code.py is gone"),
     "a folder is a file": (

@@ -1,0 +1,104 @@
+"""Looks for files that carry r1prov's name, or lie in its folders, and that no role makes.
+
+What lies where r1prov's services would use it goes. What the host itself would use, as a job of cron, may be an administrator's own. It is
+named and stays.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ansible_collections.r1.prov.plugins.module_utils import place_look
+from ansible_collections.r1.prov.plugins.module_utils.difference import Difference
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+_CONFIGURATION = Path("etc/r1prov")
+_RULES = _CONFIGURATION / "network"
+_LIMITS = Path("etc/security/limits.d")
+_OWN_LIMITS = "r1prov-operators.conf"
+_JOBS = Path("var/spool/cron/crontabs")
+_USED_BY_THE_HOST = (
+    *(f"etc/cron.{name}" for name in ("d", "hourly", "daily", "weekly", "monthly")),
+    *(f"etc/{name}.d" for name in ("logrotate", "modprobe", "nftables", "profile", "sudoers", "sysctl", "sysusers")),
+    "etc/ld.so.conf.d",
+    "etc/modules-load.d",
+    "etc/polkit-1/rules.d",
+    "etc/systemd/system-generators",
+    "etc/systemd/system-preset",
+    "etc/systemd/user",
+    "etc/tmpfiles.d",
+    "etc/udev/rules.d",
+)
+_PROGRAMS_OF_PEOPLE = ("usr/local/bin", "usr/local/sbin")
+
+
+def of_programs(known: Collection[str], root: Path = Path("/")) -> list[Difference]:
+    """Programs that no role installs."""
+    folder = root / place_look.PROGRAMS.lstrip("/")
+    return [_stray(path) for path in sorted(folder.glob("r1prov-*")) if path.name not in known]
+
+
+def of_configuration(known: Collection[str], units: Collection[str], root: Path = Path("/")) -> list[Difference]:
+    """Files of configuration that no role writes. The kernel would be given rules among them, too.
+
+    Args:
+        known: the files that roles write, as paths in /etc/r1prov, without the rules of single services.
+        units: the units that roles make. The rules of each are called as it is.
+        root: where the host's files lie.
+    """
+    names = {f"{each.rpartition('.')[0]}.nft" for each in units}
+    found = []
+    for path in sorted((root / _CONFIGURATION).rglob("*")):
+        is_known = str(path.relative_to(root / _CONFIGURATION)) in known
+        is_rule = path.parent == root / _RULES and path.name in names
+        if not is_known and not is_rule and (path.is_symlink() or not path.is_dir()):
+            found.append(_stray(path))
+    limits = sorted((root / _LIMITS).glob("r1prov*"))
+    return [*found, *(_stray(path) for path in limits if path.name != _OWN_LIMITS)]
+
+
+def administrators(accounts: Collection[str], root: Path = Path("/")) -> list[str]:
+    """Sentences about what the host itself would use, and that is none of r1prov's.
+
+    Args:
+        accounts: the system accounts that roles make.
+        root: where the host's files lie.
+    """
+    paths = [path for name in _USED_BY_THE_HOST for path in sorted((root / name).glob("r1prov*"))]
+    paths += [path for name in _PROGRAMS_OF_PEOPLE for path in sorted((root / name).glob("r1prov-*"))]
+    found = [
+        f"{path} carries r1prov's name, and no part of r1prov has made it. It stays: `rm -r {path}` removes it"
+        for path in paths
+    ]
+    found += [
+        f"{path} holds jobs of the service account {path.name}. They are not r1prov's, so they stay: "
+        f"`crontab -r -u {path.name}` removes them"
+        for path in (root / _JOBS / name for name in sorted(accounts))
+        if path.exists()
+    ]
+    sudo = root / "etc/sudoers"
+    rules = [sudo, *sorted((root / "etc/sudoers.d").glob("*"))]
+    names = "|".join(map(re.escape, sorted(accounts)))
+    for path in rules:
+        for name in dict.fromkeys(re.findall(rf"^\s*%?({names})\s", _text(path), re.MULTILINE)):
+            found.append(
+                f"{path} lets the service account {name} become another user. It is not r1prov's, so it stays: "
+                f"`visudo -f {path}` changes it"
+            )
+    return found
+
+
+def _stray(path: Path) -> Difference:
+    said = f"{path} carries r1prov's name, and no part of r1prov has made it"
+    return Difference("stray", str(path), "", path.name, said)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    except OSError:
+        return ""
