@@ -45,7 +45,7 @@ from r1prov.runs.events import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 
     from r1prov.hosts import Passwords
 
@@ -107,6 +107,7 @@ def playbook_command(
     check: bool = False,
     diff: bool = False,
     told_as: str = "",
+    due: Sequence[str] = (),
 ) -> Command:
     """The command that runs a playbook of the collection.
 
@@ -121,6 +122,7 @@ def playbook_command(
         check: nothing is changed; Ansible says what would be.
         diff: Ansible shows what changes in files.
         told_as: what the lock on a host calls this run.
+        due: only the steps with one of these tags; all without.
     """
     argv = [
         str(Path(sys.executable).with_name("ansible-playbook")),
@@ -128,6 +130,7 @@ def playbook_command(
         "-i",
         str(inventory),
         *(["--limit", ",".join(limit)] if limit else []),
+        *(["--tags", ",".join(due)] if due else []),
         *(["-e", json.dumps(dict(variables))] if variables else []),
         *(["--check"] if check else []),
         *(["--diff"] if diff else []),
@@ -148,16 +151,26 @@ def playbook_command(
     return Command(tuple(argv), env, inventory.parent)
 
 
+ALWAYS = "always"
+"""Ansible's name of the tag of what is due in every run."""
+
+
 class Step(NamedTuple):
     """A step of a run.
 
     Attributes:
         role: the role that the playbook brings in.
         why: what for, in the words of the playbook, where the role comes more than once; else empty.
+        tags: where one of these roles differs, the step is due. `always` says that it is due in every run.
     """
 
     role: str
     why: str = ""
+    tags: tuple[str, ...] = ()
+
+    def is_due(self, due: Collection[str]) -> bool:
+        """Whether a run takes the step, given the tags that it is for. Without tags a run is for all."""
+        return not due or not {ALWAYS, *due}.isdisjoint(self.tags)
 
 
 def forks(n_hosts: int, cpus: int, memory: int) -> int:
@@ -165,12 +178,19 @@ def forks(n_hosts: int, cpus: int, memory: int) -> int:
     return max(1, min(n_hosts, cpus * FORKS_PER_CPU, memory // 4 // FORK_BYTES))
 
 
-def steps_of(playbook: str) -> list[Step]:
-    """The steps of a run: the roles that its playbook brings in, in order. A role may come again later."""
+def steps_of(playbook: str, due: Collection[str] = ()) -> list[Step]:
+    """The steps of a run: the roles that its playbook brings in, in order. A role may come again later.
+
+    Args:
+        playbook: its name.
+        due: as in `playbook_command`.
+    """
     plays = yaml.safe_load((paths.collection() / "playbooks" / f"{playbook}.yml").read_text())
-    found = [next(same) for _, same in groupby(_roles(plays), attrgetter("role"))]
+    found = [
+        next(same) for _, same in groupby(filter(lambda step: step.is_due(due), _roles(plays)), attrgetter("role"))
+    ]
     times = Counter(step.role for step in found)
-    return [step if times[step.role] > 1 else Step(step.role) for step in found]
+    return [step if times[step.role] > 1 else step._replace(why="") for step in found]
 
 
 def _roles(node: Any) -> Iterator[Step]:
@@ -178,10 +198,11 @@ def _roles(node: Any) -> Iterator[Step]:
         for item in node:
             yield from _roles(item)
     elif isinstance(node, dict):
+        tags = tuple(node.get("tags", ()))
         for key, value in node.items():
             if key.rpartition(".")[2] in {"import_role", "include_role"}:
                 why = node.get("name", "")
-                yield Step(value["name"].rpartition(".")[2], why[:1].lower() + why[1:])
+                yield Step(value["name"].rpartition(".")[2], why[:1].lower() + why[1:], tags)
             elif key == "roles":
                 names = (role if isinstance(role, str) else role["role"] for role in value)
                 yield from (Step(name.rpartition(".")[2]) for name in names)

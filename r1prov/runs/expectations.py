@@ -18,7 +18,7 @@ from r1prov.common.files import write_whole
 from r1prov.hosts.looking import STOCK, Expectation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from r1prov.runs.events import TaskDone
     from r1prov.site.state import SiteState
@@ -68,7 +68,29 @@ def _given(arguments: dict[str, Any]) -> dict[str, Any]:
 
 def once(expectations: Sequence[Expectation]) -> list[Expectation]:
     """The expectations, each question once: the last of those with the same module and arguments."""
-    return list({json.dumps([each.module, each.arguments], sort_keys=True): each for each in expectations}.values())
+    return list({_question(each): each for each in expectations}.values())
+
+
+def merged(earlier: Sequence[Expectation], found: Sequence[Expectation], steps: Collection[str]) -> list[Expectation]:
+    """What is expected of a host after a run of some steps.
+
+    Args:
+        earlier: what was expected before, in the order of a run of all steps.
+        found: what these steps expect.
+        steps: their roles.
+
+    Returns:
+        Each question once, in the order of a run of all steps, and at the end what was not asked before.
+    """
+    new = {_question(each): each for each in found}
+    kept = [
+        new.pop(question, each) for each in earlier if (question := _question(each)) in new or each.step not in steps
+    ]
+    return [*kept, *new.values()]
+
+
+def _question(expectation: Expectation) -> str:
+    return json.dumps([expectation.module, expectation.arguments], sort_keys=True)
 
 
 def keep(state: SiteState, host: str, made_of: str, expectations: Sequence[Expectation]) -> None:

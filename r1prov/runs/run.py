@@ -114,6 +114,15 @@ class Prepared:
         clean = {name for name, found in self.looks.items() if found.clean}
         return [host for host in self.targets if host.name not in away | clean]
 
+    @property
+    def due(self) -> tuple[str, ...]:
+        """The steps that differ on the hosts that the run is over. Empty, which means all steps, where that is not known of one of them."""
+        found = [self.looks.get(host.name) for host in self.hosts]
+        if not all(look and not look.unknown for look in found):
+            return ()
+        steps = {difference.step for look in found if look for difference in look.differences}
+        return tuple(sorted(steps))
+
     def refuse_away(self) -> None:
         """Say which hosts are left out.
 
@@ -331,6 +340,7 @@ def command(prepared: Prepared, login: Login, request: Request) -> Command:
         check=request.check,
         diff=request.diff,
         told_as=request.told_as,
+        due=prepared.due,
     )
 
 
@@ -393,15 +403,19 @@ def play(prepared: Prepared, login: Login, request: Request, watcher: Watcher) -
 
 
 def _keep_expectations(prepared: Prepared, recorder: Recorder, login: Login, request: Request) -> None:
-    """Keep what the run expects of each host on which it went well.
+    """Keep what the run expects of each host on which it went well. Of steps that were not due, what an earlier run has kept stays.
 
     Where it has changed something, some of its tasks may ask what a later run does not ask. So these hosts are looked at once more, and
     only what holds for a host as it is now is kept.
     """
     site = prepared.decision.site
     state = SiteState.of(site.path)
-    made_of = expectations.made_of(state)
-    seen = {host.name: found for host in prepared.hosts if (found := recorder.expectations(host.name))}
+    made_of, ran = expectations.made_of(state), {step.role for step in ansible.steps_of(request.playbook, prepared.due)}
+    seen = {
+        host.name: expectations.merged(expectations.recall(state, host.name, made_of), found, ran)
+        for host in prepared.hosts
+        if (found := recorder.expectations(host.name))
+    }
     changed = [host for host in prepared.hosts if host.name in seen and recorder.report.hosts[host.name].changes]
     well = seen.keys() - {host.name for host in changed}
     if changed and not request.check:
@@ -419,7 +433,7 @@ def _execute(prepared: Prepared, login: Login, request: Request, watcher: Watche
     events = ansible.execute(
         command(prepared, login, request),
         state.artifacts,
-        steps=ansible.steps_of(request.playbook),
+        steps=ansible.steps_of(request.playbook, prepared.due),
         passwords=login.passwords,
         run=recorder.report.run,
     )

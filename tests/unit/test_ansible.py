@@ -99,12 +99,40 @@ def test_steps_are_the_roles_of_a_playbook():
 def test_a_step_that_comes_again_says_what_for():
     steps = ansible.steps_of("up")
     again = [step for step in steps if sum(step.role == other.role for other in steps) > 1]
-    twice = {"weights", "cuda_toolkit", "llama_cpp", "ollama", "open_webui", "gateway", "llama_server"}
+    twice = {"service", "weights", "cuda_toolkit", "llama_cpp", "ollama", "open_webui", "gateway", "llama_server"}
     assert {step.role for step in again} == twice
     assert all(step.why and len(step.why) <= 40 for step in again)
     assert len(set(again)) == len(again)
-    assert Step("ollama", "install") in again
+    assert ("ollama", "install") in [(step.role, step.why) for step in again]
     assert not any(step.why for step in steps if step not in again)
+
+
+def test_a_step_is_due_where_what_it_builds_upon_differs():
+    def due(*tags):
+        return list(dict.fromkeys(step.role for step in ansible.steps_of("up", tags)))
+
+    assert due("lock") == ["preflight", "smoke_bench"]
+    assert due("gateway") == ["preflight", "gateway", "smoke_bench"]
+    assert due("cuda_toolkit") == [
+        "preflight",
+        "cuda_toolkit",
+        "llama_cpp",
+        "llama_server",
+        "embeddings",
+        "smoke_bench",
+    ]
+    assert due("weights", "gateway") == ["preflight", "gateway", "weights", "ollama", "llama_server", "smoke_bench"]
+    every = {step.role for step in ansible.steps_of("up")}
+    assert set(due("build_deps")) == every - {"operators"}
+    assert every - {"preflight", "smoke_bench"} <= {tag for step in ansible.steps_of("up") for tag in step.tags}
+
+
+def test_all_steps_of_a_role_are_due_together():
+    """Otherwise what a run of some steps expects would be taken for all that its roles do."""
+    found = {}
+    for step in ansible.steps_of("up"):
+        assert found.setdefault(step.role, step.tags) == step.tags
+        assert step.role in step.tags or step.tags == ("always",)
 
 
 def raw(event, **data):

@@ -297,6 +297,21 @@ def test_what_was_seen_holds_until_a_run_would_be_made_of_something_else(state: 
     assert not expectations.recall(state, "gpu2", expectations.made_of(state))
 
 
+def test_what_a_run_of_some_steps_expects_takes_the_place_of_what_these_expected() -> None:
+    def asked(step: str, path: str, task: str = "before") -> Expectation:
+        return Expectation(step, task, FILE, {"path": path})
+
+    earlier = [asked("operators", "/a"), asked("gateway", "/b"), asked("gateway", "/old"), asked("weights", "/c")]
+    found = [asked("gateway", "/new", "now"), asked("gateway", "/b", "now")]
+    assert expectations.merged(earlier, found, {"gateway"}) == [
+        asked("operators", "/a"),
+        asked("gateway", "/b", "now"),
+        asked("weights", "/c"),
+        asked("gateway", "/new", "now"),
+    ]
+    assert expectations.merged([], found, {"gateway"}) == found
+
+
 def test_other_code_of_the_collection_is_another_run(
     state: SiteState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

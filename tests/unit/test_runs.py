@@ -12,7 +12,7 @@ from sshd import Sshd
 
 from r1prov.cli import main
 from r1prov.common.errors import Exit, Problem, RunError, SiteError, UnreachableError
-from r1prov.hosts import Login
+from r1prov.hosts import Difference, Login, Look
 from r1prov.runs import run as runs
 from r1prov.runs import secrets
 from r1prov.runs.report import HostReport, RunReport
@@ -246,6 +246,32 @@ def test_the_command_is_limited_to_the_hosts_meant(tmp_path, monkeypatch):
     command = runs.command(prepared, Login(), Request("up", "r1prov up gpu2", verbosity=1))
     assert command.argv[-2:] == ("--limit", "gpu2")  # the first -v is for r1prov itself
     assert command.env["R1PROV_COMMAND"] == "r1prov up gpu2"
+
+
+def found_by_look(*steps, unknown=""):
+    return Look(9, 0.1, tuple(Difference(step, "a task", f"{step} differs") for step in steps), unknown)
+
+
+@pytest.mark.parametrize(
+    ("looks", "due"),
+    [
+        ({"gpu1": found_by_look("gateway", "operators", "gateway"), "gpu2": found_by_look()}, ("gateway", "operators")),
+        ({"gpu1": found_by_look("gateway"), "gpu2": found_by_look("lock")}, ("gateway", "lock")),
+        ({"gpu1": found_by_look("gateway"), "gpu2": found_by_look(unknown="it is silent")}, ()),
+        ({"gpu1": found_by_look("gateway")}, ()),
+        ({}, ()),
+    ],
+)
+def test_only_the_steps_that_differ_are_due_and_all_where_that_is_not_known_of_a_host(
+    tmp_path, monkeypatch, looks, due
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r1prov.yml").write_text("profile: demo\nhosts: [gpu1, gpu2]\n")
+    chosen, hosts = select(None, [])
+    prepared = Prepared(runs.settle(chosen, lambda _: None), hosts, (), looks)
+    assert prepared.due == due
+    argv = runs.command(prepared, Login(), Request("up", "r1prov up")).argv
+    assert (f"--tags {','.join(due)}" in " ".join(argv)) == bool(due)
 
 
 def test_a_weak_password_of_the_operators_is_refused_before_anyone_is_contacted(server, tmp_path):
