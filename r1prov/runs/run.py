@@ -398,11 +398,13 @@ def play(prepared: Prepared, login: Login, request: Request, watcher: Watcher) -
         if is_kept:
             history.end(prepared.decision, prepared.hosts, login, report)
     if request.playbook == "up":
-        _keep_expectations(prepared, recorder, login, request)
+        _keep_expectations(prepared, recorder, login, request, watcher)
     return Done(prepared.decision, report, error)
 
 
-def _keep_expectations(prepared: Prepared, recorder: Recorder, login: Login, request: Request) -> None:
+def _keep_expectations(
+    prepared: Prepared, recorder: Recorder, login: Login, request: Request, watcher: Watcher
+) -> None:
     """Keep what the run expects of each host on which it went well. Of steps that were not due, what an earlier run has kept stays.
 
     Where it has changed something, some of its tasks may ask what a later run does not ask. So these hosts are looked at once more, and
@@ -420,7 +422,13 @@ def _keep_expectations(prepared: Prepared, recorder: Recorder, login: Login, req
     well = seen.keys() - {host.name for host in changed}
     if changed and not request.check:
         with met(changed, site, login) as meeting:
-            well |= {name for name, found in _look(meeting, seen).items() if found.clean}
+            after = _look(meeting, seen)
+        well |= {name for name, found in after.items() if found.clean}
+        for name, now in after.items() if prepared.due else ():
+            if left := "; ".join(difference.what for difference in now.differences):
+                watcher.note(
+                    name, f"still differs after the steps that were due: {left}. `r1prov up --full` runs all steps"
+                )
     for name in well:
         expectations.keep(state, name, made_of, seen[name])
 
