@@ -99,7 +99,7 @@ def test_steps_are_the_roles_of_a_playbook():
 def test_a_step_that_comes_again_says_what_for():
     steps = ansible.steps_of("up")
     again = [step for step in steps if sum(step.role == other.role for other in steps) > 1]
-    twice = {"service", "weights", "cuda_toolkit", "llama_cpp", "ollama", "open_webui", "gateway", "llama_server"}
+    twice = {"weights", "cuda_toolkit", "llama_cpp", "ollama", "open_webui", "gateway", "llama_server"}
     assert {step.role for step in again} == twice
     assert all(step.why and len(step.why) <= 40 for step in again)
     assert len(set(again)) == len(again)
@@ -125,6 +125,13 @@ def test_a_step_is_due_where_what_it_builds_upon_differs():
     every = {step.role for step in ansible.steps_of("up")}
     assert set(due("build_deps")) == every - {"operators"}
     assert every - {"preflight", "smoke_bench"} <= {tag for step in ansible.steps_of("up") for tag in step.tags}
+
+
+def test_a_role_that_other_steps_bring_in_is_a_step_before_them():
+    """A step is known by its role. One that came later would be taken for what the others bring in."""
+    roles = [step.role for step in ansible.steps_of("up")]
+    assert roles.index("service") < roles.index("weights")
+    assert (roles.count("service"), roles.count("operators")) == (1, 1)
 
 
 def test_all_steps_of_a_role_are_due_together():
