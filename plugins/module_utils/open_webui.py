@@ -93,8 +93,9 @@ def apply(database: Path, settings: dict[str, Any], models: list[str], login: Gi
                 "VALUES (?, ?, ?, '{}', '{}', 1, ?, ?)",
                 (model, owner[0], model, now, now),
             )
+            # It stays where only the model's own row is gone, and the page's table takes each grant once.
             connection.execute(
-                "INSERT INTO access_grant (id, resource_type, resource_id, principal_type, principal_id, permission, created_at) "
+                "INSERT OR IGNORE INTO access_grant (id, resource_type, resource_id, principal_type, principal_id, permission, created_at) "
                 "VALUES (?, 'model', ?, ?, ?, 'read', ?)",
                 (str(uuid.uuid4()), model, *_EVERYBODY, now),
             )

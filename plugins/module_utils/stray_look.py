@@ -55,7 +55,9 @@ def of_configuration(known: Collection[str], units: Collection[str], root: Path 
     for path in sorted((root / _CONFIGURATION).rglob("*")):
         is_known = str(path.relative_to(root / _CONFIGURATION)) in known
         is_rule = path.parent == root / _RULES and path.name in names
-        if not is_known and not is_rule and (path.is_symlink() or not path.is_dir()):
+        # A link in the place of a folder is told of by the look at places.
+        holds = any(each.startswith(f"{path.relative_to(root / _CONFIGURATION)}/") for each in known)
+        if not is_known and not is_rule and not holds and (path.is_symlink() or not path.is_dir()):
             found.append(_stray(path))
     limits = sorted((root / _LIMITS).glob("r1prov*"))
     return [*found, *(_stray(path) for path in limits if path.name != _OWN_LIMITS)]

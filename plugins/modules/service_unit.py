@@ -267,7 +267,7 @@ class Service:
             (self._group() / "cgroup.freeze").write_text("0", encoding="ascii")
 
     def _group(self) -> Path:
-        return Path(f"/sys/fs/cgroup{self.now['ControlGroup']}")
+        return Path(f"{_groups()}{self.now['ControlGroup']}")
 
     def _hung(self) -> list[Difference]:
         """Whether it does not answer. One that computes gets more time, because it may be busy with the answers to many people."""
@@ -496,7 +496,7 @@ class Service:
 
     def _bytes_read(self) -> int:
         """How much the busiest of its processes has read, or has in memory of files it maps, whichever is more."""
-        group = Path(f"/sys/fs/cgroup{self._show()['ControlGroup']}/cgroup.procs")
+        group = Path(f"{_groups()}{self._show()['ControlGroup']}/cgroup.procs")
         return max(map(_bytes_read, _text(group).split()), default=0)
 
     def explain(self, error: ServiceError) -> str:
@@ -523,6 +523,12 @@ class ServiceError(Exception):
         super().__init__(message)
         self.log = log or []
         self.result = result
+
+
+def _groups() -> Path:
+    """Where the control groups of systemd lie. A kernel with the older ones besides has them one folder deeper."""
+    deeper = Path("/sys/fs/cgroup/unified")
+    return deeper if deeper.is_dir() else deeper.parent
 
 
 def _identity(files: Iterable[str | Path]) -> str:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _NAMES = re.compile(
     r"r1prov[-_][a-z-]*[a-z]|numpy|nginx|cmake|ninja|gcc|nft\b|netns|gguf|/opt/r1prov|/srv/r1prov|/var/lib/r1prov|/usr/local/bin"
 )
-_NETWORK = re.compile(r"ip netns|ip -n |systemctl \S+ r1prov-network")
+_NETWORK = re.compile(r"ip netns|ip -n |systemctl \S+ r1prov-network|rm -r /etc/r1prov$")
 _PROCESS = re.compile(r"systemctl (?:start|restart|stop|kill|freeze)|systemd-run|/proc/")
 
 RESULT = Path(__file__).parent / "last-result-bookworm.json"
@@ -57,7 +57,8 @@ class Mutation:
         All services live in the private network. One that is started anew may start the network, which has its rules again then, and a
         network that goes takes the services with it.
         """
-        at_once = (self._of_network and other._of_process) or (other._of_network and self._of_process)
+        both = self._of_network and other._of_network
+        at_once = both or (self._of_network and other._of_process) or (other._of_network and self._of_process)
         return bool(self.about & other.about) or at_once or bool(self.remedy or other.remedy)
 
     @property

@@ -39,6 +39,14 @@ def test_a_process_and_the_network_are_put_wrong_apart() -> None:
     assert [len(batch) for batch in batches([process, flushed, stopped, file], 16)] == [2, 1, 1]
 
 
+def test_the_network_is_put_wrong_in_one_way_at_a_time() -> None:
+    address, table = (
+        entry("ip -n r1prov address add 10.9.9.9/24 dev lo"),
+        entry("ip netns exec r1prov nft add table inet x"),
+    )
+    assert [len(batch) for batch in batches([address, table], 16)] == [1, 1]
+
+
 def test_what_a_run_refuses_is_tried_alone() -> None:
     refused = entry("systemctl stop a", remedy="systemctl start a")
     assert [len(batch) for batch in batches([refused, entry("chmod 777 /b")], 16)] == [1, 1]

@@ -127,7 +127,8 @@ def database(tmp_path: Path) -> Path:
             CREATE TABLE model (id TEXT PRIMARY KEY, user_id TEXT, base_model_id TEXT, name TEXT, params TEXT, meta TEXT,
                 is_active BOOLEAN, updated_at BIGINT, created_at BIGINT);
             CREATE TABLE access_grant (id TEXT, resource_type TEXT, resource_id TEXT, principal_type TEXT, principal_id TEXT,
-                permission TEXT, created_at BIGINT);
+                permission TEXT, created_at BIGINT,
+                UNIQUE (resource_type, resource_id, principal_type, principal_id, permission));
             INSERT INTO config VALUES ('ui.enable_signup', 'true', 1), ('ui.banners', '["mine"]', 1), ('rag.chunk_size', '1000', 1);
             CREATE TABLE auth (id TEXT, session_stamp TEXT);
             INSERT INTO user VALUES ('u2', 'admin', 2), ('u1', 'admin', 1), ('u0', 'user', 0);
@@ -163,6 +164,16 @@ def test_only_what_differs_is_written_and_nothing_else_touched(database: Path) -
     assert json.loads(rows["ui.banners"]) == ["mine"]
     assert grants == [("demo", "user", "*", "read")]
     assert owner == ("u1",)
+
+
+def test_a_model_whose_row_alone_is_gone_is_known_again(database: Path) -> None:
+    """Its grant is still there, and the page's own table takes no second one."""
+    apply(database, {}, ["demo"])
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("DELETE FROM model")
+        connection.commit()
+    apply(database, {}, ["demo"])
+    assert read(database).differing({}, ["demo"]) == ([], [])
 
 
 def test_a_model_that_an_administrator_has_decided_about_is_left_alone(database: Path) -> None:

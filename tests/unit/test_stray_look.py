@@ -57,6 +57,12 @@ def test_a_link_is_a_stray(tmp_path: Path) -> None:
     assert strays(tmp_path) == ["etc/r1prov/evil"]
 
 
+def test_a_link_in_the_place_of_a_folder_is_for_the_look_at_places(tmp_path: Path) -> None:
+    (tmp_path / "etc/r1prov").mkdir(parents=True)
+    (tmp_path / "etc/r1prov/embeddings").symlink_to("/")
+    assert strays(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     "name", ["etc/cron.d/r1prov", "etc/sudoers.d/r1prov", "etc/systemd/user/r1prov-x.service", "usr/local/bin/r1prov-x"]
 )
