@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from r1prov import output
 from r1prov.cli import options, running
 from r1prov.common.errors import Exit
+from r1prov.runs.drift import both, read
 from r1prov.runs.drift import drift as look
-from r1prov.site.select import wanted
+from r1prov.site.select import last_applied, wanted
 
 if TYPE_CHECKING:
     from r1prov.hosts import Look
@@ -23,6 +24,14 @@ def drift(
     *,
     site: options.SiteFile = None,
     login_options: options.LoginOptions,
+    deep: Annotated[
+        bool,
+        typer.Option(
+            "--deep",
+            help="Also read every file that is installed, and all weights: finds a byte that a disk has changed. It takes the "
+            "lock of a server, and as long as its disk takes.",
+        ),
+    ] = False,
     verbose: options.Verbose = 0,
     json: options.Json = False,
 ) -> None:
@@ -35,6 +44,12 @@ def drift(
     login = login_options.ask()
     request = running.request("up", check=True, looks=True, verbosity=verbose)
     found = running.watched(asked, targets, request, lambda live: look(decision, targets, login, request, live))
+    if deep:
+        applied, there = last_applied(site, hosts or ())
+        brought = running.settle(applied)
+        reading = running.request("read", verbosity=verbose)
+        damage = running.watched(applied, there, reading, lambda live: read(brought, there, login, reading, live))
+        found |= {name: both(found[name], each) for name, each in damage.items() if name in found}
     code = exit_code(found)
     if json:
         output.data(document(found, code))
