@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -32,6 +32,14 @@ def drift(
             "lock of a server, and as long as its disk takes.",
         ),
     ] = False,
+    diff: Annotated[
+        bool,
+        typer.Option(
+            "--diff",
+            help="Also show how the content of files differs. Ansible checks the servers on which something differs, which takes as "
+            "long as a run.",
+        ),
+    ] = False,
     verbose: options.Verbose = 0,
     json: options.Json = False,
 ) -> None:
@@ -42,8 +50,9 @@ def drift(
     asked, targets = wanted(site, hosts or ())
     decision = running.settle(asked)
     login = login_options.ask()
-    request = running.request("up", check=True, looks=True, verbosity=verbose)
-    found = running.watched(asked, targets, request, lambda live: look(decision, targets, login, request, live))
+    request = running.request("up", check=True, verbosity=verbose)
+    asking = replace(request, diff=diff)  # What differs is shown at the end, and not as it happens, too.
+    found = running.watched(asked, targets, request, lambda live: look(decision, targets, login, asking, live))
     if deep:
         applied, there = last_applied(site, hosts or ())
         brought = running.settle(applied)
@@ -75,6 +84,7 @@ def document(found: dict[str, Look], code: Exit) -> dict[str, Any]:
             name: {
                 "state": "drifted" if each.differences else "unknown" if each.unknown else "as wanted",
                 "differences": [asdict(difference) for difference in each.differences],
+                "diffs": [asdict(diff) for diff in each.diffs],
                 "unknown": each.unknown,
                 "stays": list(each.stays),
                 "asked": each.asked,
@@ -89,6 +99,9 @@ def _show(found: dict[str, Look]) -> None:
     rows = [(name, each.what, each.step) for name, host in found.items() for each in host.differences]
     if rows:
         output.table(("host", "what differs", "mended by"), rows)
+    for name, each in found.items():
+        for diff in each.diffs:
+            output.write(f"\n{name}: {diff.path}, mended by {diff.step}\n{diff.diff}\n")
     for name, each in found.items():
         for text in each.stays:
             output.say(f"{name}: {text}")

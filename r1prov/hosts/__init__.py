@@ -16,7 +16,7 @@ from r1prov.hosts.adoption import adopt
 from r1prov.hosts.connection import HostConnection, Result, Sudo, connect
 from r1prov.hosts.first import Contact, Meeting, at_once, contact_all
 from r1prov.hosts.login import Login, Passwords, met
-from r1prov.hosts.looking import Difference, Look, look
+from r1prov.hosts.looking import Difference, FileDiff, Look, look
 from r1prov.hosts.reading import Pause, Progress, ProgressWatch, read_pause, read_secret, read_status
 from r1prov.hosts.ssh import Access
 from r1prov.hosts.tunnel import Tunnel
@@ -25,6 +25,7 @@ __all__ = [
     "Access",
     "Contact",
     "Difference",
+    "FileDiff",
     "HostConnection",
     "Login",
     "Look",

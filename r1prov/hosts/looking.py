@@ -70,6 +70,23 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class FileDiff:
+    """How one file differs.
+
+    Attributes:
+        step: the role that mends it.
+        task: the task that does.
+        path: the file.
+        diff: a unified diff from what should be there to what is there, or why there is none.
+    """
+
+    step: str
+    task: str
+    path: str
+    diff: str
+
+
+@dataclass(frozen=True)
 class Look:
     """What came of a look at a host.
 
@@ -80,6 +97,7 @@ class Look:
         unknown: why nothing or not all could be told; empty where all was.
         stays: what is an administrator's own and concerns r1prov: a run warns of it and leaves it.
         benchmark: the last result of the role smoke_bench; None where it was not asked.
+        diffs: how the content of files differs, where that was asked for.
     """
 
     asked: int
@@ -88,6 +106,7 @@ class Look:
     unknown: str = ""
     stays: tuple[str, ...] = ()
     benchmark: dict[str, Any] | None = None
+    diffs: tuple[FileDiff, ...] = ()
 
     @property
     def clean(self) -> bool:

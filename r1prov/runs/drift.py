@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from r1prov.hosts import Difference, Look
+from r1prov.runs.diffs import file_diffs
 from r1prov.runs.events import HostFailed, TaskDone
 from r1prov.runs.run import play, prepare
 from r1prov.site.state import SiteState
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from r1prov.decision import Decision
-    from r1prov.hosts import Login
+    from r1prov.hosts import FileDiff, Login
     from r1prov.runs.events import Event
     from r1prov.runs.report import HostReport
     from r1prov.runs.run import Request, Watcher
@@ -25,6 +26,8 @@ def drift(
     decision: Decision, hosts: Sequence[Host], login: Login, request: Request, watcher: Watcher
 ) -> dict[str, Look]:
     """Look at hosts. Where no run has shown yet what is expected of a host, Ansible checks it, which takes as long as a run.
+
+    With `request.diff` Ansible also checks hosts on which something differs, because it knows what files shall hold.
 
     Args:
         decision: from `settle`.
@@ -39,14 +42,18 @@ def drift(
     prepared = prepare(decision, hosts, login, watcher, looks=True)
     found = dict(prepared.looks)
     found |= {each.host: _untold("; ".join(problem.what for problem in each.problems)) for each in prepared.away}
-    if rest := [host for host in prepared.targets if host.name not in found]:
+    rest = [host for host in prepared.targets if host.name not in found]
+    differ = [host for host in prepared.targets if request.diff and host.name in found and found[host.name].differences]
+    if rest or differ:
         for host in rest:
             watcher.note(
                 host.name,
                 "nothing is kept of a run over it that asked the same and went well, so Ansible checks it in full",
             )
-        report = play(replace(prepared, targets=rest, away=(), looks={}), login, request, watcher).report
+        seen = _Seen(watcher)
+        report = play(replace(prepared, targets=rest + differ, away=(), looks={}), login, request, seen).report
         found |= {host.name: _checked(report.hosts[host.name]) for host in rest}
+        found |= {name: replace(found[name], diffs=tuple(diffs.values())) for name, diffs in seen.diffs.items()}
     return {host.name: found[host.name] for host in hosts}
 
 
@@ -78,10 +85,11 @@ def read(
 
 
 class _Seen:
-    """Keeps which task has named each difference, and passes on what it is told."""
+    """Keeps which task has named each difference and shown each file, and passes on what it is told."""
 
     def __init__(self, watcher: Watcher) -> None:
         self.differences: dict[str, list[Difference]] = {}
+        self.diffs: dict[str, dict[str, FileDiff]] = {}
         self.note, self.progress = watcher.note, watcher.progress
         self._watcher = watcher
 
@@ -91,6 +99,9 @@ class _Seen:
             damaged = [f"{file['path']} is damaged: {file['why']}" for file in _files(event.result) if file["why"]]
             found = [Difference(event.step, event.task, what) for what in (*event.differences, *damaged)]
             self.differences.setdefault(event.host, []).extend(found)
+        if isinstance(event, TaskDone):
+            for each in file_diffs(event):
+                self.diffs.setdefault(event.host, {}).setdefault(each.path, each)
         self._watcher.event(event)
 
 
