@@ -19,7 +19,7 @@ FILE = "/var/lib/r1prov/watch/look.pyz"
 LIMIT_S = 60
 
 LEFT = Expectation(
-    step="service",
+    step="watch",
     task="Leave the host what it looks by",
     module="ansible.modules.file",
     arguments={"path": FILE, "state": "file", "owner": "root", "group": "root", "mode": "0600"},

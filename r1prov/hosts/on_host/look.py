@@ -79,6 +79,7 @@ def _ask(asked: dict[str, Any], version: str, scratch: str) -> dict[str, Any]:
     internal = {
         "check_mode": not asked["said"],  # A command that only reads answers nothing in check mode.
         "diff": True,
+        "no_log": True,  # A module would write all its arguments to the journal each time.
         "version": version,
         "module_name": asked["module"],
         "remote_tmp": scratch,
