@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ansible_collections.r1.prov.plugins.module_utils import release
 from ansible_collections.r1.prov.plugins.module_utils.release import ReleaseError
-from ansible_collections.r1.prov.plugins.module_utils.uv import Uv
+from ansible_collections.r1.prov.plugins.module_utils.uv import Uv, kept
 
 if TYPE_CHECKING:
     from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
@@ -31,6 +31,7 @@ class OpenWebui(release.Build):
     def __init__(self, wanted: dict[str, Any], version: str, cache: Path) -> None:
         self._wanted, self._version, self._cache = wanted, version, cache
         decides = f"{wanted['requirements_sha256']} {wanted['python']}"
+        self.shares = kept(cache)
         self.id = f"{version}-{hashlib.sha256(decides.encode()).hexdigest()[:12]}"
         self.record = {"requirements": wanted["requirements_sha256"], "python": wanted["python"]}
 
@@ -72,6 +73,7 @@ class CudaToolkit(release.Build):
 
     def __init__(self, wanted: dict[str, Any], version: str, cache: Path) -> None:
         self._wanted, self._cache = wanted, cache
+        self.shares = kept(cache)
         self.id = f"{version}-{wanted['requirements_sha256'][:12]}"
         self.record = {"requirements": wanted["requirements_sha256"]}
 

@@ -3,7 +3,7 @@
 `release.json` says what decided the release. The file `manifest.json` beside it has one line for each other entry of the folder. A look
 compares what the file system says of each entry. It reads the content of programs, and of files whose time stamps have changed. `ctime`
 is among these stamps because no program can set it back. So a change that leaves every stamp alone, as a failing disk does, is found in
-programs only.
+programs only. `read` finds it everywhere, because it reads everything.
 
 The page's environment has 40,000 entries, and almost always all of them are as they were. So the file `manifest.seal` keeps one digest of
 what the file system says of them all. Where that digest is the same, the manifest need not be read.
@@ -11,6 +11,7 @@ what the file system says of them all. Where that digest is the same, the manife
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -19,11 +20,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ansible_collections.r1.prov.plugins.module_utils.digest import sha256_of
 from ansible_collections.r1.prov.plugins.module_utils.files import read_json, write_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
+
+    from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
 
 RECORD, MANIFEST, _SEAL = "release.json", "manifest.json", "manifest.seal"
 _OWN = (RECORD, MANIFEST, _SEAL)
@@ -32,6 +36,7 @@ _COMPILED = "/__pycache__/"  # Python leaves files in such a folder whenever roo
 _BLOCK_BYTES = 1 << 20
 _FOLDER_MODE, _FILE_MODE = 0o755, 0o644
 _TOLD = 3
+_OTHER_BYTES = "has other bytes"
 
 
 @dataclass(frozen=True)
@@ -63,8 +68,7 @@ def write(folder: Path) -> None:
     uid, gid, _ = found["."]["owner"]
     found["."]["owner"] = [uid, gid, _FOLDER_MODE]  # nobody else may look into it before it has its name
     found |= {name: _unread([uid, gid, _FILE_MODE]) for name in _OWN}
-    digests = _sha256s(folder, [name for name, entry in found.items() if entry["stamps"]])
-    for name, sha256 in digests.items():
+    for name, sha256 in _sha256s(folder, [name for name, entry in found.items() if entry["stamps"]]):
         found[name]["sha256"] = sha256
     _save(folder, found)
     _put_seal(folder, _FOLDER_MODE)
@@ -95,9 +99,38 @@ def look(folder: Path) -> Look:
             same.append(name)
     moved = [name for name in same if known[name]["stamps"] != found[name]["stamps"]]
     digests = _sha256s(folder, {*moved, *(name for name in same if name.startswith(_PROGRAMS))})
-    wrong |= {name: "has other bytes" for name, sha256 in digests.items() if sha256 != known[name]["sha256"]}
+    wrong |= {name: _OTHER_BYTES for name, sha256 in digests if sha256 != known[name]["sha256"]}
     wrong |= {name: "has capabilities, and had none" for name in moved if _is_capable(folder / name)}
     return Look(dict(sorted(wrong.items())), stale=not wrong)
+
+
+def read(folder: Path, progress: Progress) -> Look:
+    """Reads every file of a folder as the disk holds it, and compares all with what was written down.
+
+    A file that has other bytes keeps its time stamps where a disk is failing, so a later look would not read it. The manifest is made to
+    forget the stamps of such files. So every later look finds what this one has found, and the release is made anew.
+
+    Raises:
+        OSError: something in it cannot be read, for another reason than a failing disk.
+    """
+    wrong = dict(look(folder).wrong)
+    known = read_json(folder / MANIFEST)
+    sizes = {name: entry["size"] for name, entry in known.items() if entry["stamps"] and name not in wrong}
+    progress.begin("reading what is installed", sum(sizes.values()), "bytes")
+    done = 0
+    damaged = {}
+    for name, sha256 in _sha256s(folder, sizes, sha256_of):
+        done += sizes[name]
+        progress.update(done)
+        if sha256 != known[name]["sha256"]:
+            damaged[name] = _OTHER_BYTES
+    if damaged:
+        _save(
+            folder, {name: {**entry, "stamps": [0, 0]} if name in damaged else entry for name, entry in known.items()}
+        )
+        write_whole(folder / _SEAL, "")
+    progress.finish()
+    return Look(dict(sorted({**wrong, **damaged}.items())))
 
 
 def put_right(folder: Path) -> Look:
@@ -213,7 +246,7 @@ def _seal(folder: Path, mode: int) -> str:
                 if path.startswith(_PROGRAMS) and stat.S_ISREG(status.st_mode):
                     programs.append(path)
         seal.update(repr((place, told)).encode())
-    seal.update(repr(sorted(_sha256s(folder, programs).items())).encode())
+    seal.update(repr(sorted(_sha256s(folder, programs))).encode())
     return seal.hexdigest()
 
 
@@ -237,11 +270,22 @@ def _entry(status: os.stat_result, target: str) -> dict[str, Any]:
 _KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFLNK: "link"}
 
 
-def _sha256s(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """The sha256 of files below a folder, worked out on all processors."""
+def _sha256s(
+    folder: Path, names: Iterable[str], digest: Callable[[Path], str] | None = None
+) -> Iterator[tuple[str, str]]:
+    """Files below a folder, each with its sha256 as soon as that is known; it is empty for what a disk cannot read. All processors work."""
+
+    def one(name: str) -> str:
+        try:
+            return (digest or _sha256)(folder / name)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return ""
+
     names = list(names)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return dict(zip(names, pool.map(lambda name: _sha256(folder / name), names), strict=True))
+        yield from zip(names, pool.map(one, names), strict=True)
 
 
 def _sha256(file: Path) -> str:

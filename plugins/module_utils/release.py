@@ -39,10 +39,12 @@ class Build(ABC):
         id: the name of the release's folder: its version, and a digest of everything that decides it.
         record: what decides the release, as JSON values. It is kept in the release's `release.json`, beside the
             manifest of what lies in the release.
+        shares: a folder with other names of the release's files, out of which it is made again. What is damaged in one is damaged in both.
     """
 
     id: str
     record: dict[str, Any]
+    shares: Path | None = None
 
     @abstractmethod
     def fill(self, folder: Path, progress: Progress) -> None:
@@ -96,6 +98,8 @@ def install(home: Path, build: Build, progress: Progress) -> None:
     with alone(home / ".lock", progress.wait):
         place = path(home, build.id)
         if not place.is_dir() or manifest.put_right(place).wrong:
+            if place.is_dir() and build.shares:
+                shutil.rmtree(build.shares, ignore_errors=True)
             with whole_folder(place) as folder:
                 build.fill(folder, progress)
                 record = json.dumps({"id": build.id, **build.record}, indent=2)

@@ -25,6 +25,11 @@ _UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _LOG_LINES = 8
 
 
+def kept(cache: Path) -> Path:
+    """The folder in a cache with what uv keeps. uv links files out of it, and never compares them with what they were."""
+    return cache / "uv"
+
+
 class Uv:
     """uv on this host. Its program is fetched when it is first needed.
 
@@ -62,15 +67,15 @@ class Uv:
             ReleaseError, ArtefactError: see `install`.
         """
         # uv makes lock files that everybody may write to: in its cache, in the folder for temporary files, and where it installs.
-        kept = self._cache / "uv"
-        temporary = kept / "tmp"
-        for folder in (kept, temporary):
+        own = kept(self._cache)
+        temporary = own / "tmp"
+        for folder in (own, temporary):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             folder.chmod(0o700)
         environment = {
             **os.environ,
             "TMPDIR": str(temporary),
-            "UV_CACHE_DIR": str(kept),
+            "UV_CACHE_DIR": str(own),
             "UV_DEFAULT_INDEX": index_url(),
             "UV_NO_CONFIG": "1",
             "UV_PYTHON_DOWNLOADS": "never",

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from r1prov import output
 from r1prov.cli import options, running
 from r1prov.common.errors import Exit
+from r1prov.runs.drift import both, read
 from r1prov.runs.drift import drift as look
-from r1prov.site.select import wanted
+from r1prov.site.select import last_applied, wanted
 
 if TYPE_CHECKING:
     from r1prov.hosts import Look
@@ -23,6 +24,22 @@ def drift(
     *,
     site: options.SiteFile = None,
     login_options: options.LoginOptions,
+    deep: Annotated[
+        bool,
+        typer.Option(
+            "--deep",
+            help="Also read every file that is installed, and all weights: finds a byte that a disk has changed. It takes the "
+            "lock of a server, and as long as its disk takes.",
+        ),
+    ] = False,
+    diff: Annotated[
+        bool,
+        typer.Option(
+            "--diff",
+            help="Also show how the content of files differs. Ansible checks the servers on which something differs, which takes as "
+            "long as a run.",
+        ),
+    ] = False,
     verbose: options.Verbose = 0,
     json: options.Json = False,
 ) -> None:
@@ -33,8 +50,15 @@ def drift(
     asked, targets = wanted(site, hosts or ())
     decision = running.settle(asked)
     login = login_options.ask()
-    request = running.request("up", check=True, looks=True, verbosity=verbose)
-    found = running.watched(asked, targets, request, lambda live: look(decision, targets, login, request, live))
+    request = running.request("up", check=True, verbosity=verbose)
+    asking = replace(request, diff=diff)  # What differs is shown at the end, and not as it happens, too.
+    found = running.watched(asked, targets, request, lambda live: look(decision, targets, login, asking, live))
+    if deep:
+        applied, there = last_applied(site, hosts or ())
+        brought = running.settle(applied)
+        reading = running.request("read", verbosity=verbose)
+        damage = running.watched(applied, there, reading, lambda live: read(brought, there, login, reading, live))
+        found |= {name: both(found[name], each) for name, each in damage.items() if name in found}
     code = exit_code(found)
     if json:
         output.data(document(found, code))
@@ -60,6 +84,7 @@ def document(found: dict[str, Look], code: Exit) -> dict[str, Any]:
             name: {
                 "state": "drifted" if each.differences else "unknown" if each.unknown else "as wanted",
                 "differences": [asdict(difference) for difference in each.differences],
+                "diffs": [asdict(diff) for diff in each.diffs],
                 "unknown": each.unknown,
                 "stays": list(each.stays),
                 "asked": each.asked,
@@ -74,6 +99,9 @@ def _show(found: dict[str, Look]) -> None:
     rows = [(name, each.what, each.step) for name, host in found.items() for each in host.differences]
     if rows:
         output.table(("host", "what differs", "mended by"), rows)
+    for name, each in found.items():
+        for diff in each.diffs:
+            output.write(f"\n{name}: {diff.path}, mended by {diff.step}\n{diff.diff}\n")
     for name, each in found.items():
         for text in each.stays:
             output.say(f"{name}: {text}")

@@ -85,6 +85,9 @@ def status(
         for name, each in found.items():
             for text in (*show.who_works(name, each), *show.restarts_wanted(name, each)):
                 output.say(text, "yellow")
+            text, is_news = show.own_watch(name, each)
+            if text:
+                output.say(text, "yellow" if is_news else "")
             if each["health"] == "model missing":
                 output.say(
                     f"{name}: somebody has removed the model from Ollama; `r1prov up` registers it again", "yellow"

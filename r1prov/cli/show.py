@@ -175,6 +175,24 @@ def who_works(name: str, status: dict[str, Any]) -> list[str]:
     return [f"{name}: {holder.who(lock)} has been at work on it{when} ({lock['command']})"]
 
 
+def own_watch(name: str, status: dict[str, Any]) -> tuple[str, bool]:
+    """What a host has found when it looked by itself, and whether that is worth a look; nothing where it does not look by itself."""
+    watch = status.get("watch")
+    if not watch:
+        return "", False
+    if not watch["looked"]:
+        return f"{name} has not looked by itself yet, and does so every {clock(watch['every_s'])}", True
+    told = [each["what"] for each in watch["differences"]]
+    told += [f"not all could be told: {watch['unknown']}"] if watch["unknown"] else []
+    text = f"{name} looked by itself {clock(watch['age_s'])} ago: {'; '.join(told) or 'nothing differs'}"
+    if is_late := watch["age_s"] > 2 * watch["every_s"]:
+        text += (
+            f". That is long ago, because it shall look every {clock(watch['every_s'])}: "
+            "`journalctl -u r1prov-watch` there says why, and while a run holds the host it does not look"
+        )
+    return text, bool(told) or is_late
+
+
 def restarts_wanted(name: str, status: dict[str, Any]) -> list[str]:
     """Say which services of a host still run something else than what is installed, because a run was cut off between the two."""
     told = []

@@ -7,16 +7,18 @@ connect        one open connection, with `run`, `follow` and `open_http`
 ProgressWatch  what long steps are doing, while Ansible runs
 read_status    what is installed, running and healthy
 read_pause     the measurement that keeps the engine from answering
+ask            what one of our programs, which is sent there, tells of a host
 look           whether a host is still as its last run has left it
 read_secret    a secret that the host holds, for a new controller to take over
 Tunnel         a port of this machine that leads to a port of a host
 """
 
 from r1prov.hosts.adoption import adopt
+from r1prov.hosts.asking import ask
 from r1prov.hosts.connection import HostConnection, Result, Sudo, connect
 from r1prov.hosts.first import Contact, Meeting, at_once, contact_all
 from r1prov.hosts.login import Login, Passwords, met
-from r1prov.hosts.looking import Difference, Look, look
+from r1prov.hosts.looking import Difference, Expectation, FileDiff, Look, look, modules, zipped
 from r1prov.hosts.reading import Pause, Progress, ProgressWatch, read_pause, read_secret, read_status
 from r1prov.hosts.ssh import Access
 from r1prov.hosts.tunnel import Tunnel
@@ -25,6 +27,8 @@ __all__ = [
     "Access",
     "Contact",
     "Difference",
+    "Expectation",
+    "FileDiff",
     "HostConnection",
     "Login",
     "Look",
@@ -37,12 +41,15 @@ __all__ = [
     "Sudo",
     "Tunnel",
     "adopt",
+    "ask",
     "at_once",
     "connect",
     "contact_all",
     "look",
     "met",
+    "modules",
     "read_pause",
     "read_secret",
     "read_status",
+    "zipped",
 ]

@@ -12,7 +12,7 @@ import importlib.util
 import io
 import time
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib import metadata, resources
 from pathlib import Path
@@ -70,6 +70,23 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class FileDiff:
+    """How one file differs.
+
+    Attributes:
+        step: the role that mends it.
+        task: the task that does.
+        path: the file.
+        diff: a unified diff from what should be there to what is there, or why there is none.
+    """
+
+    step: str
+    task: str
+    path: str
+    diff: str
+
+
+@dataclass(frozen=True)
 class Look:
     """What came of a look at a host.
 
@@ -80,6 +97,7 @@ class Look:
         unknown: why nothing or not all could be told; empty where all was.
         stays: what is an administrator's own and concerns r1prov: a run warns of it and leaves it.
         benchmark: the last result of the role smoke_bench; None where it was not asked.
+        diffs: how the content of files differs, where that was asked for.
     """
 
     asked: int
@@ -88,6 +106,7 @@ class Look:
     unknown: str = ""
     stays: tuple[str, ...] = ()
     benchmark: dict[str, Any] | None = None
+    diffs: tuple[FileDiff, ...] = ()
 
     @property
     def clean(self) -> bool:
@@ -103,10 +122,7 @@ def look(connection: HostConnection, expectations: Sequence[Expectation]) -> Loo
     """
     began = time.monotonic()
     code, digest = modules()
-    asked = [
-        {"module": each.module, "arguments": each.arguments, "sha1": each.sha1, "said": each.said}
-        for each in expectations
-    ]
+    asked = [asdict(each) for each in expectations]
     job = {"digest": digest, "code": "", "version": metadata.version("ansible-core"), "dead": "", "asked": asked}
     said, locked = _ask(connection, job), []
     if (holder := said.get("holder")) and is_dead(holder):
@@ -116,66 +132,25 @@ def look(connection: HostConnection, expectations: Sequence[Expectation]) -> Loo
         job["dead"] = holder["run"]
         said = _ask(connection, job)
     if said.get("missing") and not said["holder"]:
-        said = _ask(connection, job | {"code": base64.b64encode(_zipped(code)).decode()})
+        said = _ask(connection, job | {"code": base64.b64encode(zipped(code)).decode()})
     if said.get("holder"):
         return Look(0, 0.0, unknown="another run is at work on it")
-    answers = list(zip(expectations, said["answers"], strict=True))
-    silent = [f"{each.step}, {each.task}: {answer['error']}" for each, answer in answers if "error" in answer]
-    found = [difference for each, answer in answers for difference in differences(each, answer)]
-    # Where two modules name the same thing, the first one mends it.
-    told = {each.what: each for each in reversed(found)}
+    answers = said["answers"]
+    told = paths.module_util("looked").summary(asked, answers)
+    of_benchmark = (answer for each, answer in zip(asked, answers, strict=True) if each["step"] == "smoke_bench")
     return Look(
-        asked=len(expectations),
+        asked=len(asked),
         seconds=round(time.monotonic() - began, 1),
-        differences=(*locked, *(each for each in found if told[each.what] is each)),
-        unknown="; ".join(silent),
-        stays=tuple(dict.fromkeys(text for _, answer in answers for text in answer.get("warnings", ()))),
-        benchmark=next((answer.get("result") for each, answer in answers if each.step == "smoke_bench"), None),
+        differences=(*locked, *(Difference(**each) for each in told["differences"])),
+        unknown=told["unknown"],
+        stays=tuple(told["stays"]),
+        benchmark=next((answer.get("result") for answer in of_benchmark), None),
     )
 
 
 def is_dead(holder: Any) -> bool:
     """Whether the run that holds a lock has certainly ended without releasing it. A damaged lock is somebody's."""
     return isinstance(holder, dict) and bool(paths.module_util("lock_holder").is_dead(holder))
-
-
-def differences(expectation: Expectation, answer: Mapping[str, Any]) -> list[Difference]:
-    """What differs from an expectation, by what its module answered in check mode."""
-    step, task = expectation.step, expectation.task
-    if answer.get("failed"):
-        msg = str(answer.get("msg", "it fails")).strip()
-        is_gone = expectation.module == "ansible.modules.file" and msg.endswith("is absent, cannot continue")
-        return [Difference(step, task, f"{expectation.arguments['path']} is missing" if is_gone else msg)]
-    if not answer.get("changed"):
-        return []
-    return [Difference(step, task, what) for what in _in_words(expectation, answer)]
-
-
-def _in_words(expectation: Expectation, answer: Mapping[str, Any]) -> list[str]:
-    if told := answer.get("differences"):
-        return [str(each) for each in told]
-    arguments, kind = expectation.arguments, expectation.module.rpartition(".")[2]
-    if kind == "file":
-        return _of_file(str(arguments["path"]), answer)
-    if kind == "systemd_service":
-        wanted = "started and enabled" if arguments.get("enabled", True) else "disabled"
-        return [f"{arguments['name']} is not {wanted}"]
-    return [f"a run would do this: {expectation.task}"]
-
-
-def _of_file(path: str, answer: Mapping[str, Any]) -> list[str]:
-    diff = answer.get("diff") or {}
-    before, after = diff.get("before") or {}, diff.get("after") or {}
-    if before.get("state") == "absent":
-        return [f"{path} is missing"]
-    found = [
-        f"{path} has the {key} {before[key]}, and should have {after[key]}"
-        for key in before
-        if key != "path" and key in after
-    ]
-    return found + [f"{path} has another content than it should have"] * bool(answer.get("content")) or [
-        f"{path} is not as it should be"
-    ]
 
 
 def _ask(connection: HostConnection, job: dict[str, Any]) -> dict[str, Any]:
@@ -207,9 +182,10 @@ def modules() -> tuple[dict[str, bytes], str]:
     return files, digest.hexdigest()
 
 
-def _zipped(files: Mapping[str, bytes]) -> bytes:
+def zipped(files: Mapping[str, bytes]) -> bytes:
+    """A zip file of files, by their places. Of the same files it is always the same."""
     whole = io.BytesIO()
     with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in files.items():
-            archive.writestr(name, content)
+            archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
     return whole.getvalue()

@@ -138,6 +138,8 @@ def read_status(connection: HostConnection, service: dict[str, Any]) -> dict[str
             where Ollama answers and does not have the model any more.
         props: what llama-server says of itself.
         lock: the run that holds the host, as it describes itself. `dead` says whether it has certainly ended without releasing the host.
+        watch: what the host's own watch has found last: `looked` (when), `age_s` (how long ago), `seconds`, `asked`, `every_s`,
+            `differences`, each with `step`, `task` and `what`, `unknown` and `stays`.
         weights, benchmark: the JSON documents that the host keeps about them.
 
     Raises:

@@ -64,6 +64,8 @@ def statuses(path: Path | None, named: Sequence[str], login: Login) -> dict[str,
         if pause:
             found["health"] = "paused"
         found["pause"] = pause.in_words(site.file.engine) if pause else ""
+        every_s = site.file.watch
+        found["watch"] = {"every_s": every_s, "looked": None, **(found["watch"] or {})} if every_s else None
         return {"reachable": True, **found, "tuned": in_words(settings, lapsed)}
 
     with met(hosts, site, login) as meeting:

@@ -261,7 +261,10 @@ class Recorder:
 
     def _looked(self, event: HostLooked) -> None:
         host, found = self._host(event.host), asdict(event.look)
-        del found["benchmark"]  # It has a place of its own in the report.
+        del (
+            found["benchmark"],
+            found["diffs"],
+        )  # The one has a place of its own in the report, and no look before a run has the others.
         host.looked = found
         if event.look.clean:
             host.result = "ok"

@@ -14,7 +14,7 @@ from r1prov.common.units import gib
 from r1prov.decision import decide
 from r1prov.hosts import Look, Progress, ProgressWatch, at_once, look, met
 from r1prov.offload.speed import DEFAULT_LINK, of_machine
-from r1prov.runs import ansible, expectations, history, secrets, speeds
+from r1prov.runs import ansible, expectations, history, secrets, speeds, watch
 from r1prov.runs.events import HostAway, HostLooked, TaskDone
 from r1prov.runs.report import HostReport, Recorder, RunReport, now
 from r1prov.site import archives, authority, pins
@@ -405,32 +405,59 @@ def play(prepared: Prepared, login: Login, request: Request, watcher: Watcher) -
 def _keep_expectations(
     prepared: Prepared, recorder: Recorder, login: Login, request: Request, watcher: Watcher
 ) -> None:
-    """Keep what the run expects of each host on which it went well. Of steps that were not due, what an earlier run has kept stays.
+    """Keep what the run expects of each host on which it went well, and leave it there where the host looks by itself.
+
+    Of steps that were not due, what an earlier run has kept stays.
 
     Where it has changed something, some of its tasks may ask what a later run does not ask. So these hosts are looked at once more, and
     only what holds for a host as it is now is kept.
     """
     site = prepared.decision.site
-    state = SiteState.of(site.path)
+    state, every_s = SiteState.of(site.path), site.file.watch or 0
     made_of, ran = expectations.made_of(state), {step.role for step in ansible.steps_of(request.playbook, prepared.due)}
     seen = {
-        host.name: expectations.merged(expectations.recall(state, host.name, made_of), found, ran)
+        host.name: expectations.merged(
+            [each for each in expectations.recall(state, host.name, made_of) if each != watch.LEFT], found, ran
+        )
         for host in prepared.hosts
         if (found := recorder.expectations(host.name))
     }
-    changed = [host for host in prepared.hosts if host.name in seen and recorder.report.hosts[host.name].changes]
-    well = seen.keys() - {host.name for host in changed}
-    if changed and not request.check:
-        with met(changed, site, login) as meeting:
-            after = _look(meeting, seen)
-        well |= {name for name, found in after.items() if found.clean}
-        for name, now in after.items() if prepared.due else ():
-            if left := "; ".join(difference.what for difference in now.differences):
-                watcher.note(
-                    name, f"still differs after the steps that were due: {left}. `r1prov up --full` runs all steps"
-                )
+    changed = {name for name in seen if recorder.report.hosts[name].changes}
+    well = seen.keys() - changed
+    leaves = bool(every_s) and not request.check
+    visited = [host for host in prepared.hosts if host.name in (seen if leaves else changed)]
+    if visited and not request.check:
+        with met(visited, site, login) as meeting:
+            again = {name: found for name, found in seen.items() if name in changed & meeting.contacts.keys()}
+            after = _look(meeting, again) if again else {}
+            well |= {name for name, found in after.items() if found.clean}
+            if prepared.due:
+                _tell_what_is_left(after, watcher)
+            if leaves:
+                known = {name: seen[name] if name in well else [] for name in meeting.contacts}
+                _leave(meeting, known, every_s, watcher)
     for name in well:
-        expectations.keep(state, name, made_of, seen[name])
+        expectations.keep(state, name, made_of, [*seen[name], *([watch.LEFT] if every_s else [])])
+
+
+def _tell_what_is_left(after: Mapping[str, Look], watcher: Watcher) -> None:
+    """Say of each host what differs there although all steps that were due have run."""
+    for name, found in after.items():
+        if left := "; ".join(difference.what for difference in found.differences):
+            watcher.note(name, f"still differs after the steps that were due: {left}. `r1prov up --full` runs all steps")
+
+
+def _leave(meeting: Meeting, known: Mapping[str, Sequence[Expectation]], every_s: int, watcher: Watcher) -> None:
+    """Leave hosts what they look by. Where that fails, the next look from here says that it is not there."""
+
+    def one(name: str) -> None:
+        try:
+            watch.leave(meeting.contacts[name].connection, known[name], every_s)
+        except UnreachableError as error:
+            what = "; ".join(problem.what for problem in error.problems)
+            watcher.note(name, f"{what}. It goes on looking by what an earlier run has left")
+
+    at_once(one, [*known])
 
 
 def _execute(prepared: Prepared, login: Login, request: Request, watcher: Watcher, recorder: Recorder) -> None:

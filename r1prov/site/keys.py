@@ -217,6 +217,8 @@ class SiteFile(Keys):
     """The chat page."""
     gateway: Gateway | None = None
     """The gateway, which offers page and API to others over TLS. It is off unless this key is there."""
+    watch: Annotated[Duration, Field(ge=60)] | None = None
+    """How often each host looks by itself whether it is still as it should be (`1h`), one minute at least. Off unless this key is there."""
 
     @property
     def api(self) -> tuple[str, int]:

@@ -22,7 +22,7 @@ from tests.drift import matrix
 from tests.golden import assert_golden, kept
 
 from .page import Page
-from .people import MODEL, QUESTION, Operator
+from .people import MODEL, QUESTION, Operator, told
 
 pytestmark = pytest.mark.host
 CREDENTIALS = "/run/credentials/r1prov-gateway.service"
@@ -88,7 +88,7 @@ def test_a_gpu_profile_passes_a_check_run_on_a_fresh_host(
 def door(owner: Operator, alone: LabHost, sources: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """What `r1prov open` says of the host, whose gateway is open as long as this lasts."""
     gateway = {"server_name": alone.address, "tls": {"type": "local-authority"}}
-    owner.site([alone], sources=sources, gateway=gateway)
+    owner.site([alone], sources=sources, gateway=gateway, watch="1h")
     owner.does("up")
     with owner.opens(alone) as doors:
         yield doors
@@ -151,6 +151,29 @@ def test_a_certificate_for_another_name_is_refused_before_anyone_is_contacted(
     assert "not for r1.example.com" in other.does("up", code=Exit.SITE).stderr
 
 
+def test_the_host_sees_by_itself_what_drift_sees(owner: Operator, alone: LabHost, door: dict[str, Any]) -> None:
+    def looked() -> dict[str, Any]:
+        told(alone, "systemctl start r1prov-watch")
+        return json.loads(owner.does("status", "--json").stdout)["hosts"][alone.name]["watch"]  # type: ignore[no-any-return]
+
+    assert told(alone, "systemctl is-active r1prov-watch.timer").strip() == "active"
+    clean = looked()
+    assert (clean["differences"], clean["unknown"], clean["every_s"]) == ([], "", 3600)
+    assert clean["asked"] > 40
+    told(alone, "chmod 0777 /etc/r1prov/network; echo '# more' >> /usr/local/lib/r1prov-await-ready")
+    drift = json.loads(owner.does("drift", "--json", "--diff", code=Exit.DRIFTED).stdout)["hosts"][alone.name]
+    seen = looked()["differences"]
+    assert len(seen) >= 2
+    assert seen == drift["differences"]
+    assert [each["path"] for each in drift["diffs"]] == ["/usr/local/lib/r1prov-await-ready"]
+    assert "\n+# more" in drift["diffs"][0]["diff"]
+    assert f"{alone.name} looked by itself" in owner.does("status").stderr
+    said = told(alone, "journalctl --identifier=r1prov-watch --output=cat")
+    assert all(each["what"] in said for each in seen)
+    told(alone, "chmod 0755 /etc/r1prov/network; sed -i '$d' /usr/local/lib/r1prov-await-ready")
+    assert looked()["differences"] == []
+
+
 def test_ten_things_put_wrong_are_named_and_put_right_by_one_run(
     owner: Operator, alone: LabHost, door: dict[str, Any]
 ) -> None:
@@ -158,9 +181,9 @@ def test_ten_things_put_wrong_are_named_and_put_right_by_one_run(
     seed = int(os.environ.get("R1PROV_DRIFT_SEED") or time.time())
     mutations = matrix.sample(seed, 10)
     applied = matrix.apply(alone, mutations)
-    told = matrix.drifted(owner, alone)
+    before = matrix.drifted(owner, alone)
     owner.does("up")
     report, after = owner.report, matrix.drifted(owner, alone)
-    outcomes = matrix.outcomes(alone, mutations, applied, told, report, after)
+    outcomes = matrix.outcomes(alone, mutations, applied, before, report, after)
     missed = [each for each in outcomes if not (each.found and each.named and each.healed)]
-    assert not missed, f"R1PROV_DRIFT_SEED={seed}: {missed}\n{told.text}\n{matrix.said(report)}\n{after.text}"
+    assert not missed, f"R1PROV_DRIFT_SEED={seed}: {missed}\n{before.text}\n{matrix.said(report)}\n{after.text}"

@@ -22,7 +22,7 @@ DISTRIBUTIONS = packages_distributions()
 ON_THE_CONTROLLER = ("r1prov", "plugins/action", "plugins/filter")
 ITS_HELPERS = ("plugins/module_utils/certificate.py", "plugins/module_utils/password.py")
 """The two files of module_utils that only filters use. They are never sent to hosts."""
-ON_HOSTS = ("plugins/modules", "plugins/module_utils", "r1prov/hosts/on_host")
+ON_HOSTS = ("plugins/modules", "plugins/module_utils", "r1prov/hosts/on_host", "r1prov/runs/on_host")
 OF_THE_PAGE = ROOT / "roles/open_webui/files/account.py"
 """The chat page's own Python runs it, with what the page's requirements bring."""
 FOR_DEVELOPERS = ("tests", "benchmarks", "docs", "roles")

@@ -119,7 +119,7 @@ def test_strays_are_what_no_role_makes(folders: dict[str, Path]) -> None:
 
 def test_the_list_of_units_is_what_the_roles_make() -> None:
     known = set(yaml.safe_load((ROOT / "roles/service/vars/main.yml").read_text())["__service_units"])
-    made = {"r1prov-network.service"}
+    made = {"r1prov-network.service", "r1prov-watch.service"}
     for path in ROOT.glob("roles/*/tasks/*.yml"):
         text = path.read_text()
         made |= set(re.findall(r"/etc/systemd/system/(r1prov-\S+[.]timer)", text))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -259,6 +260,43 @@ def test_other_time_stamps_alone_are_no_damage_and_are_read_once(tmp_path: Path,
     assert manifest.look(place) == manifest.Look({}, stale=True)
     manifest.put_right(place)
     assert manifest.look(place) == manifest.Look({})
+
+
+def rotten(place: Path, name: str) -> None:
+    """Changes a file as a failing disk does, which moves no time stamp. Here, manifest and seal are told the new ones."""
+    in_secret(place / name)
+    entries = json.loads((place / "manifest.json").read_text())
+    status = (place / name).stat()
+    entries[name]["stamps"] = [status.st_mtime_ns, status.st_ctime_ns]
+    (place / "manifest.json").write_text(json.dumps(entries))
+    manifest._put_seal(place, 0o755)
+
+
+def test_a_byte_that_a_disk_has_changed_is_found_where_all_is_read(tmp_path: Path, progress: Progress) -> None:
+    release.install(tmp_path, Full(), progress)
+    place = release.path(tmp_path, "1")
+    rotten(place, "lib/deep/data")
+    assert not manifest.look(place).wrong
+    assert manifest.read(place, progress).wrong == {"lib/deep/data": "has other bytes"}
+    told = json.loads((tmp_path / "run" / "ollama" / "progress.json").read_text())
+    n_bytes = sum(map(len, ("bin/serve", "lib/deep/code.py", "lib/deep/data")))
+    assert (told["unit"], told["done"], told["state"]) == ("bytes", n_bytes, "done")
+    # From now on a plain look finds it, too, so that a run mends it.
+    assert manifest.look(place).wrong == {"lib/deep/data": "has other bytes"}
+    release.install(tmp_path, Full(), progress)
+    assert (place / "lib" / "deep" / "data").read_text() == "lib/deep/data"
+    assert not manifest.read(place, progress).wrong
+
+
+def test_reading_a_whole_release_changes_nothing(tmp_path: Path, progress: Progress) -> None:
+    release.install(tmp_path, Full(), progress)
+    place = release.path(tmp_path, "1")
+    before = {path: path.lstat() for path in place.rglob("*")}
+    assert manifest.read(place, progress) == manifest.Look({})
+    assert {path: path.lstat() for path in place.rglob("*")}.keys() == before.keys()
+    assert all(path.lstat().st_ctime_ns == status.st_ctime_ns for path, status in before.items())
+    (place / "lib" / "deep" / "data").unlink()
+    assert manifest.read(place, progress).wrong == {"lib/deep/data": "is gone"}
 
 
 # --- Archives
@@ -542,6 +580,23 @@ def test_wheels_become_a_page_that_says_its_version(
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout == "1\n"
+
+
+def test_a_damaged_page_is_not_made_of_the_same_damaged_files(
+    tmp_path: Path, progress: Progress, wheels: Wheels
+) -> None:
+    """uv links files out of its cache, so a file of the page that was changed in place is changed there, too."""
+    requirements = tmp_path / "requirements.txt"
+    page = {"open_webui/__init__.py": "", "open_webui/main.py": "print('hello')", "open_webui/env.py": "VERSION = '1'"}
+    requirements.write_text(wheels.pin("open_webui", page))
+    wanted = {"requirements": str(requirements), "requirements_sha256": "0", "python": sys.executable}
+    build, home = OpenWebui(wanted, "1", wheels.cache), tmp_path / "page"
+    release.install(home, build, progress)
+    (main,) = home.glob("releases/*/lib/*/site-packages/open_webui/main.py")
+    with main.open("r+") as file:
+        file.write("print('HELLO')")
+    release.install(home, build, progress)
+    assert main.read_text() == "print('hello')"
 
 
 def test_a_wheel_with_another_hash_is_not_installed(tmp_path: Path, progress: Progress, wheels: Wheels) -> None:

@@ -1,7 +1,8 @@
 """Runs on a host as root: asks modules of Ansible, in check mode and in a few processes, whether what a run left is still as it was.
 
 It is sent as text, followed by a call of `main`, so it needs only Python 3.10 and the standard library. It prints one line of JSON.
-The modules come as a zip file. Unpacked they stay in /run for the next look, beside what Python has compiled of them.
+The modules come as a zip file. Unpacked they stay in /run for the next look, beside what Python has compiled of them. The host's own
+watch (watch.py) imports this file.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def main(job: dict[str, Any]) -> None:
         job: `digest` of the modules, `code`, which is a zip file of them in base64 or empty, `version` of ansible-core, `dead`, which
             names a run whose lock does not count, and `asked`, a list of {module, arguments, sha1, said}.
     """
-    holder = _document(LOCK)
+    holder = document(LOCK)
     if isinstance(holder, dict) and holder.get("run") == job["dead"]:
         holder = None
     code = _code(job["digest"], job["code"])
@@ -43,15 +44,25 @@ def main(job: dict[str, Any]) -> None:
         print(json.dumps({"holder": holder, "missing": not code}))  # noqa: T201 - stdout is the interface
         return
     sys.path.insert(0, str(code))
+    print(json.dumps({"answers": answers(job["asked"], job["version"], str(FOLDER))}))  # noqa: T201
+
+
+def answers(asked: list[dict[str, Any]], version: str, scratch: str) -> list[dict[str, Any]]:
+    """What the modules answer, which can be imported.
+
+    Args:
+        asked: as `main` is given it.
+        version: of ansible-core.
+        scratch: a folder for what modules write while they work.
+    """
     # All are imported before the processes begin, which then need not do so.
-    for name in sorted({each["module"] for each in job["asked"]}):
+    for name in sorted({each["module"] for each in asked}):
         importlib.import_module(name)
     os.environ["LC_ALL"] = "C.UTF-8"
     context = multiprocessing.get_context("fork")
     with context.Pool(os.cpu_count() or 1, _alone) as pool:
-        pending = [pool.apply_async(_ask, (each, job["version"])) for each in job["asked"]]
-        answers = [_answer(each) for each in pending]
-    print(json.dumps({"answers": answers}))  # noqa: T201
+        pending = [pool.apply_async(_ask, (each, version, scratch)) for each in asked]
+        return [_answer(each) for each in pending]
 
 
 def _answer(pending: Any) -> dict[str, Any]:
@@ -62,15 +73,16 @@ def _answer(pending: Any) -> dict[str, Any]:
     return answer
 
 
-def _ask(asked: dict[str, Any], version: str) -> dict[str, Any]:
+def _ask(asked: dict[str, Any], version: str, scratch: str) -> dict[str, Any]:
     """What a module answers in check mode; `error` where it gives no answer."""
     basic = importlib.import_module("ansible.module_utils.basic")
     internal = {
         "check_mode": not asked["said"],  # A command that only reads answers nothing in check mode.
         "diff": True,
+        "no_log": True,  # A module would write all its arguments to the journal each time.
         "version": version,
         "module_name": asked["module"],
-        "remote_tmp": str(FOLDER),
+        "remote_tmp": scratch,
     }
     arguments = asked["arguments"] | {f"_ansible_{name}": value for name, value in internal.items()}
     # Ansible hands a module its arguments in the same way.
@@ -127,7 +139,7 @@ def _code(digest: str, code: str) -> Path | None:
     return path
 
 
-def _document(path: Path) -> Any:
+def document(path: Path) -> Any:
     """A JSON document; None where there is none, and True where it is damaged."""
     try:
         return json.loads(path.read_text())

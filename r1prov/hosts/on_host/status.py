@@ -17,8 +17,10 @@ import json
 import ssl
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +56,18 @@ def main() -> None:
         "props": props,
         "weights": document(REMEMBERED / "weights" / "state.json"),
         "benchmark": document(REMEMBERED / "smoke_bench" / "last.json"),
+        "watch": watch(),
         "lock": document(LOCK) or (NOBODY if LOCK.exists() else None),
     }
     print(json.dumps(status))  # noqa: T201 - stdout is the interface
+
+
+def watch() -> dict[str, Any] | None:
+    """What the host's own watch has found last, and how many seconds ago; None where it has not looked."""
+    found = document(REMEMBERED / "watch" / "last.json")
+    if not found or "looked" not in found:
+        return None
+    return {**found, "age_s": round(time.time() - datetime.fromisoformat(found["looked"]).timestamp())}
 
 
 def release(name: str) -> str | None:
