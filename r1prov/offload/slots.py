@@ -155,7 +155,7 @@ class Pairs:
         if not longest:
             return None
         context = self._context(longest)
-        number, why = self._number(context)
+        number, why = self._number(context, longest)
         setting = with_slots(replace(self.one, context=context), number)
         return Pair(setting, why, self._context_reason(context, longest))
 
@@ -191,8 +191,12 @@ class Pairs:
         numbers = [self.asked.slots] if self.asked.slots else slots.powers()
         return min((slots.sketched_waiting(number), number) for number in numbers)
 
-    def _number(self, context: int) -> tuple[int, str]:
-        return (self.asked.slots, "") if self.asked.slots else self.at(context).chosen()
+    def _number(self, context: int, longest: int) -> tuple[int, str]:
+        """The number of slots of so many tokens, and why. Where slots are shorter, people wait less than with the longest."""
+        if self.asked.slots:
+            return self.asked.slots, ""
+        slots = self.at(context)
+        return (replace(slots, limit=self._best(longest)[0]) if context < longest else slots).chosen()
 
     def _context_reason(self, context: int, longest: int) -> str:
         """Why a slot of so many tokens is not longer."""
@@ -225,6 +229,7 @@ class Slots:
         first_token: The seconds after which every answer shall have begun, if so many slots can do that.
         longest: The most tokens of a slot with which this length is compared.
         whole: Whether everything stays on the cards.
+        limit: How long people may wait at most.
     """
 
     model: Model
@@ -235,6 +240,7 @@ class Slots:
     first_token: float
     longest: int
     whole: bool = False
+    limit: float = math.inf
 
     def chosen(self) -> tuple[int, str]:
         """The number of slots, and the reason in words that go on `because`."""
@@ -247,9 +253,9 @@ class Slots:
         prompt = [number for number, each in sketched.items() if self.early(number, each)]
         waits = {number: each.waiting for number, each in sketched.items() if number in prompt or not prompt}
         best_number = min(waits, key=lambda number: waits[number])
-        most_seconds = _HARDLY_LONGER * waits[best_number]
+        most_seconds = max(min(_HARDLY_LONGER * waits[best_number], self.limit), waits[best_number])
         chosen = max(number for number, waited in waits.items() if waited <= most_seconds)
-        most_seconds = _HARDLY_LONGER * self.waiting(best_number)
+        most_seconds = min(_HARDLY_LONGER * self.waiting(best_number), self.limit)
         while chosen > best_number and self.waiting(chosen) > most_seconds:
             chosen = max(number for number in waits if number < chosen)
         for larger in (number for number in numbers if number > chosen):
