@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 from r1prov.common.errors import Problem, SiteError
 from r1prov.machines.profile import BEST_ON_GPUS
 from r1prov.machines.tuned import Hardware, Subject
-from r1prov.machines.workload import CHAT, shortened
 from r1prov.models import catalogue, headers, latent
-from r1prov.offload import DYNAMIC_QUANTS, best_on_gpus, model_of, plan, plan_model, waits
+from r1prov.offload import DYNAMIC_QUANTS, best_on_gpus, model_of, plan, plan_model
 from r1prov.offload.outcome import Space
 from r1prov.offload.plan import arguments, completed
 from r1prov.offload.speed import is_like, of_machine
@@ -104,11 +103,8 @@ class Decision:
 
     @property
     def workload(self) -> Workload:
-        """What people ask of the hosts: what the operator says, or what suits the machine, as long as a slot at most."""
-        asked = self.site.profile.serving.workload
-        if not self.model:
-            return shortened(asked or CHAT, self.plan.context_per_slot)
-        return waits.workload_for(asked, self.model, self.plan.setting, self.site.profile.machine.cards)
+        """What people ask of the hosts: what the operator says, or what suits the machine."""
+        return self.plan.workload
 
     def arguments(self, host: str) -> tuple[str, ...]:
         """The arguments with which llama-server serves on a host: what it was tuned to, or the plan's own."""

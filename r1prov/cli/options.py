@@ -58,7 +58,22 @@ Quant = Annotated[
     str | None,
     typer.Option(help="Which files of the model, e.g. UD-IQ1_S.", callback=not_empty, autocompletion=complete.quants),
 ]
-ContextSize = Annotated[int | None, typer.Option("--ctx-size", help="Tokens of context, for each slot.")]
+
+
+def _tokens(text: str) -> int:
+    """A number of tokens. Numbers are shown with commas, so people write them so."""
+    try:
+        return int(text)
+    except ValueError:
+        digits = "".join(each for each in text if each.isdecimal())
+        hint = f"{digits}" if digits and text.replace(",", "").isdecimal() else "32768"
+        raise typer.BadParameter(f"`{text}` is no number of tokens: write digits alone, e.g. {hint}") from None
+
+
+ContextSize = Annotated[
+    int | None,
+    typer.Option("--ctx-size", metavar="TOKENS", help="Tokens of context, for each slot.", parser=_tokens),
+]
 Slots = Annotated[
     str | None,
     typer.Option(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import urllib.parse
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +13,7 @@ from r1prov import output
 from r1prov.cli import complete, options, show_plan
 from r1prov.common import documents
 from r1prov.common.errors import Problem, SiteError
+from r1prov.common.paths import SITE_FILE
 from r1prov.common.units import parse_cards, parse_size
 from r1prov.machines import profile as machine
 from r1prov.machines.workload import load_workload
@@ -25,11 +25,14 @@ from r1prov.offload.setting import UnknownArgumentError
 from r1prov.offload.speed import of_machine, with_measured
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pydantic_core import ErrorDetails
 
     from r1prov.machines.known import MeasuredSpeed
     from r1prov.machines.profile import Profile, Serving
     from r1prov.models.model import Model
+    from r1prov.offload.foresight import ForeseenArguments
     from r1prov.offload.speed import Speeds
 
 File = Annotated[
@@ -73,6 +76,7 @@ Measured = Annotated[
 CacheType = Annotated[str | None, typer.Option("--cache-type-k", help="The type of K in the cache, e.g. q4_0.")]
 DEFAULT_RESERVE = "1024MiB"
 DEFAULT_QUANT = "UD-IQ1_S"
+DEFAULT_PROFILE = "4x4090"
 
 
 def plan(
@@ -95,12 +99,12 @@ def plan(
 ) -> None:
     """Say where the model would lie on a kind of server, how long people would wait, and what the rule of thumb would do there.
 
-    Without --profile and --host it is the profile `4x4090`. A host of the site has told how much RAM it has and how its first card is
-    attached, and what was measured there is shown beside the plan.
+    Without --profile and --host it is what the site file wants, with its floors, or where there is none the profile `4x4090`. A host of the
+    site has told how much RAM it has and how its first card is attached, and what was measured there is shown beside the plan.
 
     Example: `r1prov plan --profile 4x4090 --quant UD-IQ1_M --ctx-size 4096`
     """
-    chosen, speeds, (name, there) = _chosen(profile or (None if host else "4x4090"), host, site, measured=measured)
+    chosen, speeds, (name, there) = _chosen(profile, host, site, measured=measured)
     kv_type = cache_type_k and cache_type_k.lower()
     flags = {
         "--ctx-size": ctx_size,
@@ -115,14 +119,22 @@ def plan(
     free = _size("--reserve", reserve)
     _only_one(quant=quant, gguf=file)
     _only_one(source=source, gguf=file)
-    published, n_bytes = _of_file(file) if file else _of_profile(chosen, serving, quant, source)
+    serving = serving.model_copy(update={"quant": quant} if quant else {})
+    published, n_bytes, quant_reason = (*_of_file(file), "") if file else _of_profile(chosen, serving, quant, source)
     context = serving.context_per_slot
     if file and ctx_size is None and context is not None:  # the profile's context is meant for its own model
         serving = serving.model_copy(update={"context_per_slot": min(context, published.context_length)})
     found = foresee_plan(
-        published, n_bytes, chosen.machine, serving, speeds, reserve=free, smaller=lambda: _smaller(published)
+        published,
+        n_bytes,
+        chosen.machine,
+        serving,
+        speeds,
+        reserve=free,
+        smaller=lambda: _smaller(published),
+        quant_reason=quant_reason,
     )
-    beside = at_measured(found, name, with_measured(speeds, there), serving.workload) if there else None
+    beside = at_measured(found, name, with_measured(speeds, there)) if there else None
     if json:
         output.data(document.of_plan(found, beside))
         return
@@ -157,30 +169,41 @@ def explain(
     """
     _only_one(quant=quant, gguf=file)
     _only_one(source=source, gguf=file)
-    free = _size("--reserve", reserve)
-    asked, form = load_workload(workload) if workload else None, attention or "legacy"
+    asked = load_workload(workload) if workload else None
+    words, free = arguments or [], _size("--reserve", reserve)
     if profile or host:
-        if gpus is not None or ram is not None:
-            raise typer.BadParameter(
-                "--gpus and --ram describe a machine, as --profile and --host do: give one of them"
-            )
+        _refuse_sizes(gpus, ram)
         chosen, speeds, _ = _chosen(profile, host, site, measured=measured)
-        machine_there, serving = chosen.machine, chosen.serving
-        space = Space(machine_there.cards, machine_there.ram, free, speeds)
-        published, _ = _of_file(file) if file else _of_profile(chosen, serving, quant, source)
+        serving, space = chosen.serving, Space(chosen.machine.cards, chosen.machine.ram, free, speeds)
+        published = _of_file(file)[0] if file else _of_profile(chosen, serving, quant, source)[0]
         asked, form = asked or serving.workload, attention or serving.attention
-    elif gpus is None or ram is None:
-        raise typer.BadParameter("which machine? Give --gpus and --ram, or --profile, or --host")
     else:
-        if measured or source:
-            raise typer.BadParameter("--measured goes with --host, and --source with --profile or --host")
-        space = Space(_cards(gpus), _size("--ram", ram), free)
+        space = _described(gpus, ram, free, measured=measured, source=source)
         published, _ = _of_file(file) if file else _of_catalogue(quant or DEFAULT_QUANT)
-    words = arguments or []
+        form = attention or "legacy"
     try:
         found = foresee_arguments(latent.served(published, form), words, space, asked)
     except UnknownArgumentError as error:
         raise typer.BadParameter(str(error)) from None
+    _show_explained(found, words, json=json)
+
+
+def _refuse_sizes(gpus: str | None, ram: str | None) -> None:
+    """Refuse a machine in figures beside a profile or a host."""
+    if gpus is not None or ram is not None:
+        raise typer.BadParameter("--gpus and --ram describe a machine, as --profile and --host do: give one of them")
+
+
+def _described(gpus: str | None, ram: str | None, reserve: int, *, measured: bool, source: str | None) -> Space:
+    """The machine that --gpus and --ram describe."""
+    if gpus is None or ram is None:
+        raise typer.BadParameter("which machine? Give --gpus and --ram, or --profile, or --host")
+    if measured or source:
+        raise typer.BadParameter("--measured goes with --host, and --source with --profile or --host")
+    return Space(_cards(gpus), _size("--ram", ram), reserve)
+
+
+def _show_explained(found: ForeseenArguments, words: Sequence[str], *, json: bool) -> None:
     if json:
         output.data(document.of_arguments(found, words))
     elif found.outcome and found.day:
@@ -201,15 +224,32 @@ def _chosen(
 ) -> tuple[Profile, Speeds, tuple[str, dict[str, MeasuredSpeed]]]:
     """The kind of server that the options name, how fast it is, and the name of its host with the speeds that were measured there."""
     _only_one(profile=profile, host=host)
-    if site and not host and os.environ.get(complete.SITE_VARIABLE) != str(site):
-        raise typer.BadParameter("--site goes with --host, which names one of its hosts")
-    chosen, name, speeds, there = _on_host(site, host) if host else _anywhere(profile or "")
+    file = site or (Path(SITE_FILE) if Path(SITE_FILE).is_file() else None)
+    if profile and site:
+        options.alone(profile, site, [])
+    if host:
+        chosen, name, speeds, there = _on_host(site, host)
+    elif profile or not file:
+        chosen, name, speeds, there = _anywhere(profile or DEFAULT_PROFILE)
+        if file:
+            output.say(f"--profile is named, so {file} does not count, nor what it asks for")
+    else:
+        chosen, name, speeds, there = _on_site(file)
     return chosen, _as_measured(host, name, speeds, there) if measured else speeds, (name, there)
 
 
 def _anywhere(profile: str) -> tuple[Profile, str, Speeds, dict[str, MeasuredSpeed]]:
     """A profile, no host, the speeds that the profile tells of, and no measured ones."""
     chosen = machine.load_profile(profile)
+    return chosen, "", of_machine(chosen.machine), {}
+
+
+def _on_site(path: Path) -> tuple[Profile, str, Speeds, dict[str, MeasuredSpeed]]:
+    """The profile of a site as it is wanted, no host, the speeds that the profile tells of, and no measured ones."""
+    # Imported late: what asks about a profile does without.
+    from r1prov.site.load import load  # noqa: PLC0415
+
+    chosen = load(path).profile
     return chosen, "", of_machine(chosen.machine), {}
 
 
@@ -298,20 +338,21 @@ def _of_file(file: str) -> tuple[Model, int]:
     return placeable(model, file), model.n_bytes
 
 
-def _of_profile(profile: Profile, serving: Serving, quant: str | None, source: str | None) -> tuple[Model, int]:
-    """The model that a profile serves, or another published quant, and the bytes of its files."""
+def _of_profile(profile: Profile, serving: Serving, quant: str | None, source: str | None) -> tuple[Model, int, str]:
+    """The model that a profile serves, or another published quant, the bytes of its files, and why it is not a better quant."""
     name, own = quant or serving.quant, profile.model
     if own and own.name == name:
         from r1prov.common.network import Network  # noqa: PLC0415 - brings what speaks HTTP
         from r1prov.models import headers  # noqa: PLC0415 - the same
 
         found = headers.fetch(own, headers.weight_sources(source), Network(), output.say)
-        return placeable(found, own.name), own.bytes
+        return placeable(found, own.name), own.bytes, ""
     if source:
         raise typer.BadParameter(f"--source: {name} is known without; it is for a model of the profile's own")
-    if name == machine.BEST_ON_GPUS:
-        name = best_on_gpus([catalogue.quant(each) for each in DYNAMIC_QUANTS], profile.machine, serving).quant
-    return _of_catalogue(name)
+    if name != machine.BEST_ON_GPUS:
+        return *_of_catalogue(name), ""
+    best = best_on_gpus([catalogue.quant(each) for each in DYNAMIC_QUANTS], profile.machine, serving)
+    return *_of_catalogue(best.quant), best.quant_reason
 
 
 def _of_catalogue(name: str) -> tuple[Model, int]:

@@ -51,7 +51,10 @@ def plan(foreseen: ForeseenPlan) -> None:
         output.line(f"A prompt waits {waits:.1f} s per {batch:,} tokens while experts go from RAM to CUDA0{by}.")
     _day(foreseen.day, found.outcome)
     _conversation(foreseen.talk, found.outcome)
-    _trade(foreseen.trade)
+    if found.outcome.fits:
+        _trade(foreseen.trade, cards=bool(cards))
+    if found.quant_reason:
+        output.line(f"{found.quant}, because {found.quant_reason}.")
     if found.slots_reason:
         output.line(f"{slots.capitalize()}, because {found.slots_reason}.")
     if found.context_reason:
@@ -192,9 +195,15 @@ def _day(day: Day, found: Outcome) -> None:
     output.line()
 
 
-def _trade(choices: Sequence[Choice]) -> None:
+FEW_CHOICES = 3
+"""With fewer placements it is said why there are no more."""
+
+
+def _trade(choices: Sequence[Choice], *, cards: bool) -> None:
     """Shows the placements among which the plan chose."""
-    if not choices:
+    if not cards:
+        output.line("There is no trade: without cards all of the model lies in RAM, whatever people ask for.")
+        output.line()
         return
     output.line("The trade, of placements that fit (not measured):")
     columns = ("", "slots>", "ubatch>", "first s>", "mean s>", "alone>", "all>", "GB>")
@@ -203,6 +212,8 @@ def _trade(choices: Sequence[Choice]) -> None:
     output.line("alone: tokens/s of one person; all: of one at each slot; GB: from RAM")
     if any("most users" in choice.names for choice in choices):
         output.line("most users: most tokens/s in all, of this plan's slots and powers of two above")
+    if len(choices) < FEW_CHOICES:
+        output.line("No other placement that fits is faster for a prompt, for a token, or for more users.")
     output.line()
 
 

@@ -13,7 +13,7 @@ from r1prov.common import paths
 from r1prov.common.errors import Problem, SiteError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from pydantic_core import ErrorDetails
 
@@ -77,7 +77,17 @@ def load(path: Path, model: type[M]) -> M:
             if not any(other["loc"][: len(d["loc"])] == d["loc"] and other is not d for other in details)
         ]
         causes.sort(key=lambda detail: _line(node, detail["loc"]))
-        raise SiteError(*(_problem(path, node, model, detail) for detail in causes)) from None
+        raise SiteError(*(_problem(path, node, model, alike) for alike in _alike(causes))) from None
+
+
+def _alike(details: Iterable[ErrorDetails]) -> Iterable[list[ErrorDetails]]:
+    """The mistakes, of which those in one list that are wrong in the same key and in the same way are one."""
+    groups: dict[tuple[Any, ...], list[ErrorDetails]] = {}
+    for detail in details:
+        alone = detail["type"] in {"extra_forbidden", "missing"}
+        place = detail["loc"] if alone else tuple(part for part in detail["loc"] if not isinstance(part, int))
+        groups.setdefault((place, words(detail)), []).append(detail)
+    return groups.values()
 
 
 def _doubled(path: Path, node: yaml.Node) -> Iterator[Problem]:
@@ -122,8 +132,9 @@ def _site_page() -> Path:
     return paths.page("site.md")
 
 
-def _problem(path: Path, node: yaml.Node, model: type[BaseModel], detail: ErrorDetails) -> Problem:
-    location = detail["loc"]
+def _problem(path: Path, node: yaml.Node, model: type[BaseModel], alike: Sequence[ErrorDetails]) -> Problem:
+    """The problem of one mistake, or of several that are alike."""
+    detail, location = alike[0], alike[0]["loc"]
     where = f"{path}:{_line(node, location)}"
     key = ".".join(str(part) for part in location)
     if detail["type"] == "extra_forbidden":
@@ -133,9 +144,14 @@ def _problem(path: Path, node: yaml.Node, model: type[BaseModel], detail: ErrorD
     if not key:  # The mistake lies in several keys together, and the message names them.
         return Problem(str(path), words(detail), f"{_site_page()} describes the keys")
     # Only a plain value is shown. A whole mapping would be long, and might hold a password.
-    told = "".join(each if each.isprintable() else "?" for each in str(detail["input"]))
-    value = f"it says `{told}`; " if isinstance(detail["input"], str | int | float) else ""
-    return Problem(where, f"`{key}`: {words(detail)}", f"{value}{_site_page()} describes the keys")
+    told = [_printable(str(each["input"])) for each in alike if isinstance(each["input"], str | int | float)]
+    value = f"it says `{'` and `'.join(told)}`; " if told else ""
+    keys = "` and `".join(".".join(str(part) for part in each["loc"]) for each in alike)
+    return Problem(where, f"`{keys}`: {words(detail)}", f"{value}{_site_page()} describes the keys")
+
+
+def _printable(text: str) -> str:
+    return "".join(each if each.isprintable() else "?" for each in text)
 
 
 _FORMS = {r"^\d+\.\d+\.\d+$": "is not a version of three numbers, as 0.12.4 is"}

@@ -185,12 +185,14 @@ def _single_changes(
     lacking = sum(max(device.reserve - device.free, 0) for device in devices)
     slot_context = context_of(model, wanted) // wanted.slots
     if lacking <= sum(device.kv + device.compute for device in devices):  # otherwise no smaller cache would suffice
-        steps = _most(
-            lambda n: fits(context=n * CONTEXT_STEP * wanted.slots), -(-slot_context // CONTEXT_STEP), trial.least_steps
+        steps = search.most(
+            lambda n: fits(context=n * CONTEXT_STEP * wanted.slots),
+            -(-slot_context // CONTEXT_STEP) - 1,
+            least=trial.least_steps,
         )
         if steps:
             yield _flag("ctx_size", steps * CONTEXT_STEP)
-        slots = _most(lambda n: fits(context=slot_context * n, slots=n), wanted.slots)
+        slots = search.most(lambda n: fits(context=slot_context * n, slots=n), wanted.slots - 1)
         if slots:
             yield _flag("parallel", slots)
         for kind in SMALLER_TYPES[wanted.type_k]:
@@ -243,7 +245,7 @@ def _together(models: Sequence[Other], wanted: Setting, space: Space, trial: Tri
             context = min(n * CONTEXT_STEP, slot_context) * setting.slots
             return trial.fits(model, _for(model, replace(setting, context=context), room), room)
 
-        most = _most(fits, steps + 1, min(trial.least_steps, steps))
+        most = search.most(fits, steps, least=min(trial.least_steps, steps))
         if most < steps:
             changes.append(_flag("ctx_size", most * CONTEXT_STEP))
         if most and len(changes) <= fewest and trial.holds(_joined(changes)):
@@ -329,10 +331,10 @@ def _small_changes(
     )
     if space.cards:
         yield from first(({"gpu_layers": n}, _flag("n_gpu_layers", n)) for n in range(model.entries, -1, -1))
-    steps = _most(
+    steps = search.most(
         lambda n: _fits(model, replace(setting, context=n * CONTEXT_STEP), space),
-        -(-context_of(model, setting) // CONTEXT_STEP),
-        -(-least_context // CONTEXT_STEP),
+        -(-context_of(model, setting) // CONTEXT_STEP) - 1,
+        least=-(-least_context // CONTEXT_STEP),
     )
     if steps:
         yield _flag("ctx_size", steps * CONTEXT_STEP)
@@ -430,20 +432,6 @@ def settings_that_start(model: Model, setting: Setting, cards: Sequence[int]) ->
 
 def _flag(key: str, value: int | str) -> Alternative:
     return Alternative({key: value}, (f"--{key.replace('_', '-')}", str(value)))
-
-
-def _most(fits: Callable[[int], bool], too_many: int, least: int = 1) -> int:
-    """The largest number from `least` on and below `too_many` that fits, or 0.
-
-    The bisection assumes that below a number that fits, all numbers fit.
-    """
-    if too_many <= least or not fits(least):  # in most cases no number fits, and one attempt shows it
-        return 0
-    low, high = least, too_many
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
 
 
 def _may_fit(model: Model, wanted: Setting, space: Space) -> bool:

@@ -236,16 +236,17 @@ def past_prompts(model: Model, setting: Setting, space: Space, workload: Workloa
     found = costs(model, setting, space.cards, space.speeds)
     unlimited = replace(setting, prompts=one * wanted)
     from_ram, anew = (course(model, unlimited, found, talk, kept) for kept in (Kept.RAM, Kept.NOWHERE))
-    saved = anew.whole[0] - from_ram.whole[0]
+    slow, fast = (lost - kept for lost, kept in zip(anew.whole, from_ram.whole, strict=True))
     if talk.turns == 1:
         return 0, "a slot holds one question and its answer only"
-    if saved <= 0:
+    if slow <= 0:
         return 0, "a conversation that comes back from RAM would go on no sooner than one that is computed anew"
     if possible < LEAST:
         needed = f"{LEAST} conversations take {LEAST * one // MIB:,} MiB"
         return 0, f"{needed}, and half of the RAM that is left is {most // MIB:,} MiB"
     sooner = (
-        f"a conversation that comes back from there saves {saved / (talk.turns - 1):.1f} s at each of its questions"
+        "a conversation that comes back from there saves"
+        f" {fast / (talk.turns - 1):.1f} to {slow / (talk.turns - 1):.1f} s at each of its questions"
     )
     if possible < wanted:
         return most // MIB * MIB, f"half of the RAM that is left holds {possible} conversations, and {sooner}"

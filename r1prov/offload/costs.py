@@ -11,6 +11,9 @@ Patterson, 2009). The devices work one after the other. So a step of the engine 
   batches, and all with `--no-op-offload`.
 - A prompt is cut into logical batches, and each of these into micro-batches. The rest of each cut is a batch of its own.
 - Attention multiplies each new token with all tokens before it.
+- Where each slot has a cache of its own, a micro-batch takes neighbouring slots only (llama_batch_allocr::split_equal with `sequential`;
+  llama.cpp #25840 measured 38 instead of 166 tokens/s). Who is answered at once may have slots that lie apart. At the low speeds any slots
+  are as likely as others, and at the high ones they are neighbours.
 - Where everything lies on several cards and no override says otherwise, the cards work on the micro-batches of a logical batch as a
   pipeline (llama_context, `pipeline_parallel`).
 
@@ -47,13 +50,22 @@ def _sum(reading: float, computing: float) -> float:
     return reading + computing
 
 
-def distinct(tokens: int, used: int, total: int) -> float:
+def groups(users: int, slots: int) -> float:
+    """The expected number of groups of neighbours that `users` make who have any of `slots`.
+
+    The first slot begins a group with the chance u / s. Each of the s - 1 others does where it is busy, u / s, and the one before it is
+    free, (s - u) / (s - 1). That comes to u (s - u + 1) / s.
+    """
+    return users * (slots - users + 1) / slots
+
+
+def distinct(tokens: float, used: int, total: int) -> float:
     """The share of `total` experts that at least one of `tokens` chooses, where each chooses `used` of them.
 
     The expected share is 1 - (1 - used / total) ^ tokens, if tokens choose independently and all experts are chosen alike. Tokens that
     are related choose fewer, so this is an upper bound.
     """
-    return 1 - (1 - used / total) ** tokens
+    return float(1 - (1 - used / total) ** tokens)
 
 
 @dataclass(frozen=True)
@@ -86,6 +98,7 @@ class Costs:
         batch, micro_batch: The tokens of a logical batch and of a micro-batch.
         copies: Whether large batches have weights copied to the first card.
         stages: The cards of a pipeline that work at once; 1 where there is none.
+        unified: Whether all slots share one cache.
         speeds: How fast the machine is.
     """
 
@@ -97,6 +110,7 @@ class Costs:
     micro_batch: int
     copies: bool
     stages: int = 1
+    unified: bool = False
     speeds: Speeds = DEFAULT
 
     @property
@@ -114,10 +128,25 @@ class Costs:
         """The part of `prompt_seconds` in which weights are copied to the first card."""
         return sum(count * self._copy_seconds(size, which) for size, count in self.batches(tokens * users))
 
-    def token_seconds(self, users: int, depth: float, which: int) -> float:
-        """The seconds for one more token of each of `users`, whose slots hold `depth` tokens."""
-        weights = sum(count * self._weights_seconds(size, which) for size, count in self.batches(users))
+    def token_seconds(self, users: int, depth: float, which: int, slots: int = 1) -> float:
+        """The seconds for one more token of each of `users`, whose slots hold `depth` tokens.
+
+        Args:
+            users: The people who are answered at once.
+            depth: The tokens in the slot of each.
+            which: The low speeds (0) or the high ones (1).
+            slots: The number of slots, where there are more than users.
+        """
+        weights = sum(count * self._weights_seconds(size, which) for size, count in self._steps(users, slots, which))
         return weights + self._attention_seconds(users * depth, users * depth, which)
+
+    def _steps(self, users: int, slots: int, which: int) -> Iterator[tuple[float, float]]:
+        """The sizes of the micro-batches with one token of each user, and how many there are of each."""
+        if which or self.unified or users >= slots:
+            yield from self.batches(users)
+        else:
+            size = min(users / groups(users, slots), self.micro_batch)
+            yield size, users / size
 
     def batches(self, tokens: int) -> Iterator[tuple[int, int]]:
         """The sizes of the micro-batches of so many tokens of prompt, and how many there are of each."""
@@ -152,20 +181,20 @@ class Costs:
         """The speeds at which the CPU reads the RAM, and computes."""
         return self.speeds.ram_bytes_per_second.at(which), self.speeds.cpu_operations_per_second.at(which)
 
-    def _offloaded(self, tokens: int) -> bool:
+    def _offloaded(self, tokens: float) -> bool:
         return self.copies and tokens >= OFFLOAD_TOKENS
 
-    def _read(self, load: Load, tokens: int) -> float:
+    def _read(self, load: Load, tokens: float) -> float:
         return load.always + load.experts * distinct(tokens, self.used, self.total)
 
-    def _copy_seconds(self, tokens: int, which: int) -> float:
+    def _copy_seconds(self, tokens: float, which: int) -> float:
         return (
             self._read(self.host, tokens) / self.speeds.link_bytes_per_second.at(which)
             if self._offloaded(tokens)
             else 0.0
         )
 
-    def _weights_seconds(self, tokens: int, which: int) -> float:
+    def _weights_seconds(self, tokens: float, which: int) -> float:
         """The seconds in which all weights are read, and multiplied with a batch of so many tokens."""
         memory, computing = self._card(which)
         # At the low speeds a card does not read and compute at once.
@@ -223,5 +252,6 @@ def costs(model: Model, setting: Setting, cards: tuple[int, ...], speeds: Speeds
         micro_batch=min(setting.micro_batch, batch),
         copies=setting.offload and host > 0,
         stages=min(host, PIPELINE_COPIES) if pipelined(setting, where, host) else 1,
+        unified=setting.unified,
         speeds=speeds,
     )

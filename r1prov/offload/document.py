@@ -106,6 +106,7 @@ def of_plan(found: ForeseenPlan, measured: Measured | None = None) -> dict[str, 
     plan = found.plan
     told = of_outcome(found.model, found.outcome, plan.arguments, plan.environment, found.alternatives)
     return told | {
+        "quant": {"name": plan.quant, "reason": plan.quant_reason},
         "workload": _day(found.day),
         "speeds": _speeds(found.outcome.speeds),
         "measured": _measured(measured) if measured else None,

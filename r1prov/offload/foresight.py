@@ -115,6 +115,7 @@ def foresee_plan(
     *,
     reserve: int,
     smaller: Callable[[], Sequence[Model]],
+    quant_reason: str = "",
 ) -> ForeseenPlan:
     """Plans a model, compares the plan with baselines, and finds alternatives if it does not fit.
 
@@ -126,6 +127,7 @@ def foresee_plan(
         speeds: How fast the server is; None for what the profile tells of it.
         reserve: The bytes that stay free on each card.
         smaller: Returns other quants of the model, in their published form, largest first. It is called where the plan does not fit.
+        quant_reason: Why it is not a better quant, where somebody has chosen it.
 
     Raises:
         SiteError: The engine would not start with these cache types, a slot would hold more tokens than the model was trained for, or
@@ -137,7 +139,8 @@ def foresee_plan(
 
     def planned(model: Model) -> Plan:
         size = n_bytes - published.n_bytes + model.n_bytes
-        return plan_model(model, machine, serving, speeds, floor=0, n_bytes=size, reserve=reserve)
+        found = plan_model(model, machine, serving, speeds, floor=0, n_bytes=size, reserve=reserve)
+        return replace(found, quant_reason=quant_reason)
 
     model = forms[0]
     try:
@@ -148,7 +151,7 @@ def foresee_plan(
     space = Space(machine.cards, machine.ram, reserve, speeds or of_machine(machine))
     requested = replace(wanted_setting(serving, model), slots=1, context=plan.context_per_slot)
     requested = replace(with_slots(requested, plan.slots), flash=plan.setting.flash)
-    day = waits.day(model, plan.setting, space.cards, serving.workload, space.speeds)
+    day = waits.day(model, plan.setting, space.cards, plan.workload, space.speeds)
     choices: tuple[Choice, ...] = ()
     if plan.outcome.fits and space.cards:
         choices = trade(model, plan.setting, with_slots(requested, 1), space, day.workload)
@@ -191,17 +194,16 @@ def foresee_plan(
     return ForeseenPlan(model, plan, plan.outcome, day, choices, talk, baselines, alternatives)
 
 
-def at_measured(found: ForeseenPlan, host: str, speeds: Speeds, asked: Workload | None) -> Measured:
+def at_measured(found: ForeseenPlan, host: str, speeds: Speeds) -> Measured:
     """What a plan comes to at measured speeds. The placement stays as it is.
 
     Args:
         found: The plan.
         host: The host on which the speeds were measured.
         speeds: The speeds.
-        asked: The workload that the operator asks for, if any.
     """
     cards = tuple(device.capacity for device in found.outcome.devices)
-    day = waits.day(found.model, found.plan.setting, cards, asked, speeds)
+    day = waits.day(found.model, found.plan.setting, cards, found.plan.workload, speeds)
     return Measured(host, speeds, replace(found.outcome, speeds=speeds).tokens_per_second, day)
 
 

@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 from r1prov.common.errors import Problem, SiteError
 from r1prov.common.units import GB, MIB, gib
 from r1prov.machines.profile import BEST_ON_GPUS, DEFAULT_CONTEXT
+from r1prov.machines.workload import CHAT, TEAM, shortened
 from r1prov.models import catalogue, latent, layout
 from r1prov.offload import floors, ollama, running, search, thumb
 from r1prov.offload.conversation import past_prompts
 from r1prov.offload.engine import graphs
-from r1prov.offload.memory import CELLS_MULTIPLE, flash_on_cards, v_type
+from r1prov.offload.memory import CELLS_MULTIPLE, context_per_slot, flash_on_cards, v_type
 from r1prov.offload.outcome import RESERVE_BYTES, Device, Outcome, Space, outcome
 from r1prov.offload.setting import RefusedError, Setting, batches, rules, with_slots
+from r1prov.offload.slots import Asked, Pair, Pairs, choose
 from r1prov.offload.speed import of_machine
 from r1prov.offload.waits import workload_for
 
@@ -46,12 +48,14 @@ class Plan:
 
     Attributes:
         quant: The name of the model.
+        quant_reason: Why it is not a better quant; empty where the operator has named it, or the best is chosen.
         model_bytes: The size of its files in the form in which they are served.
         setting: The setting that `arguments` express.
         gpu_layers: The number of entries on the GPUs, which is 0 to 62 for R1. Some of their experts may lie in RAM.
         whole: Whether everything but the token embedding lies on the cards.
         ollama: The setting for Ollama, which places whole layers.
         thumb_layers: The layers on the GPUs by the rule of thumb; None without GPUs.
+        workload: The exchanges for which it is placed.
         context_per_slot: The tokens of each slot.
         context_reason: Why there are so many; empty where the operator has said the number.
         slots: The number of answers at once.
@@ -64,12 +68,14 @@ class Plan:
     """
 
     quant: str
+    quant_reason: str
     model_bytes: int
     setting: Setting
     gpu_layers: int
     whole: bool
     ollama: Setting
     thumb_layers: int | None
+    workload: Workload
     context_per_slot: int
     context_reason: str
     slots: int
@@ -198,51 +204,40 @@ def _planned(
     space = Space(machine.cards, machine.ram, reserve, speeds or of_machine(machine))
     # The plan sets this itself. The engine would keep V in the form for flash attention, and transpose it for every batch.
     flash = flash_on_cards(model) or not machine.cards
-    context, context_reason = _context(model, serving)
-    setting = replace(wanted(serving, model), flash=flash)
-    setting = replace(setting, context=context * setting.slots)
-    asked = serving.workload
-    if asked and asked.tokens > context:
-        raise floors.UnmetError(lambda holds: floors.too_long(asked, context, model, holds))
-    workload, slots_reason = _workload(model, setting, space, serving), ""
+    most, context_reason = _context(model, serving)
+    one = replace(wanted(serving, model), flash=flash, slots=1, context=most)
+    own = serving.workload
+    if own and own.tokens > most:
+        raise floors.UnmetError(lambda holds: floors.too_long(own, most, model, holds))
+    workload = _workload(model, with_slots(one, serving.fixed_slots or 1), space, serving)
+    asked = _asked(serving, most, workload, space)
+    pair = choose(model, one, space, workload, asked)
     floored = serving.fixed_slots is None and serving.slots is not None
-    if floored and not floors.slots_fit(model, setting, space, workload):
-        named, needed, shorter = serving.context_per_slot is not None, _needed(asked) if asked else CELLS_MULTIPLE, 0
-        if not named:
-            needed = min(_needed(workload), context)
-            shorter = floors.longest_context(model, setting, space, workload, context)
-        if shorter < needed:
-            least = setting if named else replace(setting, context=needed * setting.slots)
-            raise floors.SlotsUnmetError(
-                lambda holds: floors.too_many_slots(model, least, space, workload, holds, needed=needed, named=named)
-            )
-        context, context_reason = shorter, f"with more, {serving.least_slots} slots would not fit"
-        setting = replace(setting, context=context * setting.slots)
-    limit = serving.first_token or math.inf
-    if space.cards:
-        if serving.fixed_slots is None:
-            one = with_slots(setting, 1)
-            slots, slots_reason = search.slots_for(
-                model, one, space, workload, least=serving.least_slots, first_token=limit
-            )
-            setting = with_slots(setting, slots)
-        placed = search.best(model, setting, space, workload, first_token=limit) or setting
-    else:
-        placed = setting
+    if pair is None and (floored or asked.on_cards):
+        least = with_slots(replace(one, context=asked.needed), asked.least)
+        named = serving.context_per_slot is not None
+        needed = _needed(own) if own else CELLS_MULTIPLE
+        raise floors.SlotsUnmetError(
+            lambda holds: floors.too_many_slots(model, least, space, workload, holds, needed=needed, named=named)
+        )
+    pair = pair or Pair(with_slots(one, asked.slots or 1), "" if asked.slots else "not even one fits", "")
+    setting = pair.setting
+    placed = (space.cards and search.best(model, setting, space, workload, first_token=asked.first_token)) or setting
     room = _room_in_ram(outcome(model, placed, space).host)
     prompts, prompts_reason = past_prompts(model, placed, space, workload, room)
     finished, result, options = completed(model, placed, machine, space, prompts)
-    if result.fits and search.means_of(model, placed, space, workload).longest_first_token > limit:
-        numbers = (
-            [setting.slots]
-            if serving.fixed_slots or not space.cards
-            else search.Slots(
-                model, with_slots(setting, 1), space, workload, least=serving.least_slots, first_token=limit
-            ).numbers()
-        )
+    if result.fits and search.means_of(model, placed, space, workload).longest_first_token > asked.first_token:
+        shortest = Pairs(model, one, space, workload, asked).at(asked.needed)
+        numbers = [asked.slots] if asked.slots else shortest.numbers()
         raise floors.UnmetError(
             lambda holds: floors.too_late(
-                model, setting, space, workload, holds, first_token=int(limit), numbers=numbers
+                model,
+                shortest.wanted,
+                space,
+                workload,
+                holds,
+                first_token=int(asked.first_token),
+                numbers=numbers or [setting.slots],
             )
         )
     return replace(
@@ -250,11 +245,24 @@ def _planned(
         floor=floor,
         whole=is_whole(model, finished),
         ollama=ollama.best(model, finished, space),
-        context_reason=context_reason,
-        slots_reason=slots_reason,
+        workload=workload,
+        context_reason=pair.context_reason or context_reason,
+        slots_reason=pair.slots_reason,
         prompts_reason=prompts_reason,
         outcome=result,
         thumb_layers=thumb.layers_on_gpu(machine.vram, n_bytes, model.layers) if space.cards else None,
+    )
+
+
+def _asked(serving: Serving, most: int, workload: Workload, space: Space) -> Asked:
+    """What the operator says of slots. Without cards there are as many as the operator wants, or one."""
+    return Asked(
+        needed=most if serving.context_per_slot else min(_needed(workload), most),
+        most=most,
+        slots=serving.fixed_slots or (None if space.cards else serving.least_slots),
+        least=serving.least_slots,
+        first_token=serving.first_token or math.inf,
+        on_cards=serving.quant == BEST_ON_GPUS,
     )
 
 
@@ -313,12 +321,14 @@ def _plan(
     """The plan of a setting. `options` are the arguments of llama-server that do not change its memory."""
     return Plan(
         quant=name,
+        quant_reason="",
         model_bytes=n_bytes,
         setting=setting,
         gpu_layers=setting.gpu_layers or 0,
         whole=False,
         ollama=setting,
         thumb_layers=thumb.layers_on_gpu(machine.vram, n_bytes) if machine.gpus else None,
+        workload=shortened(serving.workload or CHAT, (setting.context or 0) // setting.slots),
         context_per_slot=(setting.context or 0) // setting.slots,
         context_reason="",
         slots=setting.slots,
@@ -344,27 +354,37 @@ def best_on_gpus(candidates: Sequence[Quant], machine: Machine, serving: Serving
             named = next(quant for quant in candidates if quant.name == asked.quant)
             return plan(named, machine, asked, speeds=speeds, propose=False)
         unmet: floors.UnmetError | None = None
+        better: list[str] = []
         for quant in candidates:
-            if quant.bytes > machine.vram:
-                continue
             try:
-                on_gpus = plan(quant, machine, asked, speeds=speeds, propose=False)
+                on_gpus = (
+                    None if quant.bytes > machine.vram else plan(quant, machine, asked, speeds=speeds, propose=False)
+                )
             except floors.SlotsUnmetError:
-                continue
+                on_gpus = None
             except floors.UnmetError as error:
                 unmet = error
+                better.append(f"{quant.name} keeps no first token of {asked.first_token} s")
                 continue
-            if on_gpus.whole:
-                return on_gpus
+            if on_gpus and on_gpus.whole:
+                return replace(on_gpus, quant_reason=", and ".join(better))
+            better.append(f"{quant.name} does not lie on the cards{_with_slots(asked)}")
         raise unmet or floors.UnmetError(lambda holds: _none_on_gpus(candidates[-1], machine, serving, holds))
 
     return _proposing(first, serving.model_copy(update={"quant": BEST_ON_GPUS}))
 
 
+def _with_slots(asked: Serving) -> str:
+    """The slots that an operator wants, in words that go on `does not lie on the cards`."""
+    number = f"{asked.slots} slot{'s' * (asked.least_slots > 1)}" if asked.slots else ""
+    tokens = f"{asked.context_per_slot:,} tokens" if asked.context_per_slot else ""
+    return f" with {number or 'slots'}{' of ' * bool(tokens)}{tokens}" if number or tokens else ""
+
+
 def _none_on_gpus(smallest: Quant, machine: Machine, serving: Serving, holds: floors.Holds) -> SiteError:
     """The error about a machine on whose cards no dynamic quant fits, with what would fit there."""
-    slots, context, model = serving.least_slots, serving.context_per_slot or DEFAULT_CONTEXT, model_of(smallest)
-    ways = []
+    slots, model, ways = serving.least_slots, model_of(smallest), []
+    context = serving.context_per_slot or min(_needed(serving.workload or TEAM), DEFAULT_CONTEXT)
     if model:
         model, space = latent.served(model, serving.attention), Space(machine.cards, machine.ram)
         setting = replace(wanted(serving, model), flash=flash_on_cards(model))
@@ -419,6 +439,8 @@ def _workload(model: Model, setting: Setting, space: Space, serving: Serving) ->
     Raises:
         SiteError: An exchange that the operator asks for is longer than a slot.
     """
+    if serving.quant == BEST_ON_GPUS and not serving.workload:
+        return shortened(TEAM, context_per_slot(model, setting))
     whole = None if serving.workload else search.whole(model, setting, space)
     return workload_for(serving.workload, model, whole or setting, space.cards)
 

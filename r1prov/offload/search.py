@@ -1,4 +1,4 @@
-"""Searches for the placement with which people wait least: micro-batch, logical batch, slots, and what lies where.
+"""Searches for the placement with which people wait least: micro-batch, logical batch, and what lies where.
 
 Every token reads attention, dense layers, shared experts, output and cache as a whole, but only a few of the routed experts. R1 uses
 8 experts of 256, so a byte of the always-read tensors on a card saves 32 times as much as a byte of experts. Therefore the cards take
@@ -12,9 +12,9 @@ real memory.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from r1prov.models.model import is_embedding, layer_of
@@ -42,19 +42,13 @@ _SIZE_STEP = 64
 _LARGEST_BATCH = 4096
 """The most tokens of a logical batch that is larger than the engine's default. Others wait for their next token until it is over."""
 
-_HARDLY_LONGER = 1.1
-"""More slots are preferred where people wait longer by no more than this: the arithmetic is no more exact, and errs against many slots."""
-
-MOST_SLOTS = 64
-"""The most slots that are chosen."""
-
 _DEALT_OUT = 6
 """The sketches that are dealt out before one of them is worked out. What a card cannot fill differs from one to the next."""
 
 _ATTEMPTS = 6
 """The most sketches that are worked out because those before kept the reserve but not the floor."""
 
-_SKETCH_ERROR = 1.03
+SKETCH_ERROR = 1.03
 """A sketch may tell a time that is too long by this factor."""
 
 _ROUNDS = 6
@@ -159,7 +153,7 @@ def _fastest_first(
         return means(sketch.costs, sketch.setting.slots, workload).longest_first_token
 
     def rank(sketch: Sketch) -> tuple[bool, bool, tuple[float, float]]:
-        late = first_token < math.inf and first_of(sketch) > first_token * _SKETCH_ERROR
+        late = first_token < math.inf and first_of(sketch) > first_token * SKETCH_ERROR
         return not sketch.whole, late, seconds_of(sketch.costs, sketch.setting.slots)
 
     # Large batches copy weights to the first card. If it is too small for them, the CPU computes these batches (offload=False).
@@ -224,146 +218,15 @@ def _batch(micro_batch: int) -> int:
     return micro_batch if Setting.batch % micro_batch else Setting.batch
 
 
-def slots_for(
-    model: Model, wanted: Setting, space: Space, workload: Workload, *, least: int = 1, first_token: float = math.inf
-) -> tuple[int, str]:
-    """The number of slots for a workload, and the reason in words that go on `because`.
-
-    With as many slots as people ask at once, every answer begins at once. But each slot takes memory, and people who are served together
-    wait longer for the end. So these are the most slots with which they wait at most `_HARDLY_LONGER` times the least for the first token
-    and for the end, both together. What lies wholly on the cards stays there.
-
-    Sketches say which numbers are worth a look. What the reason says of a number comes from its placement.
-
-    Args:
-        model: The model that is served.
-        wanted: The setting with one slot, before the placement.
-        space: The cards and the RAM.
-        workload: What people ask for.
-        least: The fewest slots that the operator accepts. If they do not fit, they are chosen nevertheless.
-        first_token: The seconds after which every answer shall have begun, if so many slots can do that.
-    """
-    people, at_once = workload.people, min(workload.people, MOST_SLOTS)
-    if at_once <= least:
-        return least, "you want so many at least" if least > 1 else "one person asks at a time"
-    slots = Slots(model, wanted, space, workload, least=least, first_token=first_token)
-    numbers = slots.numbers()
-    if not numbers:
-        return least, "you want so many at least" if least > 1 else "not even one fits"
-    sketched = {number: found for number in numbers if (found := slots.sketched(number) or slots.placed(number))}
-    prompt = [number for number, each in sketched.items() if slots.early(number, each)]
-    waits = {number: each.waiting for number, each in sketched.items() if number in prompt or not prompt}
-    best_number = min(waits, key=lambda number: waits[number])
-    most_seconds = _HARDLY_LONGER * waits[best_number]
-    chosen = max(number for number, waited in waits.items() if waited <= most_seconds)
-    most_seconds = _HARDLY_LONGER * slots.waiting(best_number)
-    while chosen > best_number and slots.waiting(chosen) > most_seconds:
-        chosen = max(number for number in waits if number < chosen)
-    for larger in (number for number in numbers if number > chosen):
-        found = slots.placed(larger)
-        if found and prompt and found.longest_first_token > first_token:
-            return chosen, f"with {larger} the first token would come after {found.longest_first_token:,.0f} s"
-        if found and found.waiting > most_seconds:
-            return chosen, _longer(larger, found, best_number, slots.placed(best_number) or found)
-        chosen = larger
-    why = (
-        "so many people ask at once"
-        if people == at_once
-        else f"{people} people ask at once, and the plan chooses no more"
-    )
-    if chosen < at_once:
-        on_cards = " on the cards" if slots.whole else ""
-        why = f"more slots of {context_per_slot(model, wanted):,} tokens do not fit{on_cards} beside {model.name}"
-    return chosen, why
-
-
-def _longer(number: int, found: Means, best_number: int, best_means: Means) -> str:
-    """Why there are not so many slots: how much longer people would wait than with the best number."""
-    longer = found.waiting / best_means.waiting - 1
-    least = f"with {best_number} after {best_means.first_token:,.0f} s and {best_means.end:,.0f} s"
-    return (
-        f"with {number} slots an answer would begin after {found.first_token:,.0f} s and be whole after {found.end:,.0f} s"
-        f" in the mean, {least}: both together {longer:.0%} longer (at the low speeds)"
-    )
-
-
-@dataclass(frozen=True)
-class Slots:
-    """What people wait for with numbers of slots.
-
-    Attributes:
-        model: The model that is served.
-        wanted: The setting with one slot, before the placement.
-        space: The cards and the RAM.
-        workload: What people ask for.
-        least: The fewest slots that the operator accepts.
-        first_token: The seconds after which every answer shall have begun, if so many slots can do that.
-    """
-
-    model: Model
-    wanted: Setting
-    space: Space
-    workload: Workload
-    least: int
-    first_token: float
-
-    @cached_property
-    def whole(self) -> bool:
-        """Whether everything lies on the cards with the fewest slots; then it stays there."""
-        first = self._sketch(self.least)
-        return first is not None and first.whole
-
-    def numbers(self) -> list[int]:
-        """The numbers among which the plan chooses, of those that fit.
-
-        These are powers of two from the fewest up to as many as people ask at once, and where memory decides, the most that fit.
-        """
-        at_once = min(self.workload.people, MOST_SLOTS)
-        powers = (2**power for power in range(at_once.bit_length()))
-        numbers = sorted({self.least, max(at_once, self.least), *(each for each in powers if each > self.least)})
-        if self.sketched(numbers[-1]) and self.placed(numbers[-1]):
-            return numbers
-        largest = most(lambda number: bool(self.placed(number)), numbers[-1], sketched=lambda n: bool(self.sketched(n)))
-        return sorted({number for number in (*numbers, largest) if self.least <= number <= largest})
-
-    def sketched(self, slots: int) -> Means | None:
-        """What people wait for with a sketch; None where none fits."""
-        found = self._sketch(slots)
-        return means(found.costs, slots, self.workload) if found and found.whole >= self.whole else None
-
-    def placed(self, slots: int) -> Means | None:
-        """What people wait for with a placement; None where none fits."""
-        wanted = with_slots(self.wanted, slots)
-        setting = best(self.model, wanted, self.space, self.workload, first_token=self.first_token)
-        if setting is None or memory(self.model, setting, self.space.cards).host.total > self.space.room_in_ram:
-            return None
-        found = costs(self.model, setting, self.space.cards, self.space.speeds)
-        return means(found, slots, self.workload) if found.whole >= self.whole else None
-
-    def _sketch(self, slots: int) -> Sketch | None:
-        return nearest_sketch(self.model, with_slots(self.wanted, slots), self.space, self.workload, self.first_token)
-
-    def early(self, slots: int, sketched: Means) -> bool:
-        """Whether every answer begins in time."""
-        if self.first_token == math.inf:
-            return True
-        if sketched.longest_first_token > self.first_token * _SKETCH_ERROR:
-            return False
-        found = self.placed(slots)
-        return found is not None and found.longest_first_token <= self.first_token
-
-    def waiting(self, slots: int) -> float:
-        """How long people wait with a placement; infinite where none fits."""
-        found = self.placed(slots)
-        return found.waiting if found else math.inf
-
-
-def most(fits: Callable[[int], bool], largest: int, *, sketched: Callable[[int], bool] | None = None) -> int:
-    """The largest number up to `largest` that fits; 0 where none does. Below a number that fits all fit.
+def most(
+    fits: Callable[[int], bool], largest: int, *, least: int = 1, sketched: Callable[[int], bool] | None = None
+) -> int:
+    """The largest number from `least` up to `largest` that fits; 0 where none does. Below a number that fits all fit.
 
     Args:
         fits: Whether a number fits.
         largest: The largest number.
+        least: The smallest number.
         sketched: Whether a number fits in a sketch. `fits` may take long, so it is then asked near the number that the sketches find.
     """
 
@@ -373,23 +236,41 @@ def most(fits: Callable[[int], bool], largest: int, *, sketched: Callable[[int],
             low, high = (middle, high) if fits(middle) else (low, middle)
         return low
 
-    if sketched is None:
-        return between(0, largest + 1, fits)
-    low, high, step = between(0, largest + 1, sketched), largest + 1, 1
-    while low > 0 and not fits(low):
-        low, high, step = max(low - step, 0), low, 2 * step
+    if sketched is None:  # in most cases where no number fits, one attempt shows it
+        return between(least, largest + 1, fits) if least <= largest and fits(least) else 0
+    low, high, step = between(least - 1, largest + 1, sketched), largest + 1, 1
+    while low >= least and not fits(low):
+        low, high, step = max(low - step, least - 1), low, 2 * step
     step = 1
     while (number := min(low + step, high)) < high and fits(number):
         low, step = number, 2 * step
-    return between(low, min(low + step, high), fits)
+    low = between(low, min(low + step, high), fits)
+    return low if low >= least else 0
 
 
+@lru_cache(maxsize=256)
 def nearest_sketch(
-    model: Model, wanted: Setting, space: Space, workload: Workload, first_token: float = math.inf
+    model: Model,
+    wanted: Setting,
+    space: Space,
+    workload: Workload,
+    first_token: float = math.inf,
+    *,
+    longest: int = 0,
 ) -> Sketch | None:
-    """The sketch with which the exchanges are over first, of those that keep the floor if there are any; None where none fits."""
-    ranked = []
-    for each in sketches_of(sketcher_for(model, with_slots(wanted, 1), space), wanted, own=True):
+    """The sketch with which the exchanges are over first, of those that keep the floor if there are any; None where none fits.
+
+    Args:
+        model: The model that is served.
+        wanted: The setting before the placement.
+        space: The cards and the RAM.
+        workload: What people ask for.
+        first_token: The seconds after which every answer shall have begun.
+        longest: The most tokens of a slot in a comparison. With flash attention what was worked out for these serves all of it.
+    """
+    one, ranked = with_slots(wanted, 1), []
+    sketcher = sketcher_for(model, replace(one, context=longest) if longest and wanted.flash else one, space)
+    for each in sketches_of(sketcher, wanted, own=True):
         if each.in_ram <= space.room_in_ram:
             found = means(each.costs, wanted.slots, workload)
             late = found.longest_first_token if found.longest_first_token > first_token else 0

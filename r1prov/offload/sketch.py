@@ -1,7 +1,7 @@
 """Estimates what placements would come to before one of them is worked out, which takes a thousand times as long.
 
 A sketch counts the cards as one room. It knows how much of the experts lies there, but not which. The compute buffers are worked out for
-three micro-batches, and lie on a line between these. They depend on the context of a slot, and hardly on the number of slots.
+three micro-batches, and lie on a line between these. They hardly depend on the number of slots.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ class Sketch:
 
 
 class Sketcher:
-    """Sketches placements of one model on one machine, with one context for each slot.
+    """Sketches placements of one model on one machine, with slots of so many tokens or fewer.
+
+    With fewer tokens the compute buffers are no larger. With flash attention they are hardly smaller.
 
     Args:
         model: The model.
@@ -65,6 +67,16 @@ class Sketcher:
     def _entries(self) -> list[Entry]:
         """The entries with the cache of one slot."""
         return entries_of(self._model, self._one)
+
+    @cached_property
+    def _always(self) -> int:
+        """The bytes that every token reads, with the cache of one slot."""
+        return sum(entry.always for entry in self._entries)
+
+    @cached_property
+    def _wholes(self) -> list[int]:
+        """The bytes of each entry, with the cache of one slot."""
+        return [entry.whole for entry in self._entries]
 
     @cached_property
     def _in_ram(self) -> Costs:
@@ -83,15 +95,19 @@ class Sketcher:
 
     @cached_property
     def _cache(self) -> int:
-        """The bytes of one layer's cache for one slot."""
+        """The bytes of one layer's cache for one slot of the most tokens."""
         return cache_bytes(self._model, self._one)
+
+    def _more_cache(self, setting: Setting) -> int:
+        """The bytes by which one layer's cache is larger than that of one slot of the most tokens; negative where it is smaller."""
+        return cache_bytes(self._model, setting) - self._cache
 
     def hybrid(self, setting: Setting) -> Sketch | None:
         """A placement in which the cards take what every token reads, and as many experts as fit beside; None without room."""
         buffers = self._buffers_for(setting, whole=False)
         if not buffers or min(rooms := less(self._space.rooms, buffers[:-1])) < 0:
             return None
-        always = sum(entry.always for entry in self._entries) + self._cache * self._model.layers * (setting.slots - 1)
+        always = self._always + self._more_cache(setting) * self._model.layers
         room, part = sum(rooms), min(sum(rooms) / always, 1.0)
         everything = self._in_ram.host
         share = max(min((room - always) / everything.experts, 1.0), 0.0) if everything.experts else 0.0
@@ -105,17 +121,17 @@ class Sketcher:
         if (
             not buffers
             or min(rooms := less(self._space.rooms, buffers[:-1])) < 0
-            or not fill(self._sizes(setting.slots), rooms)
+            or not fill(self._sizes(setting), rooms)
         ):
             return None
         stages = min(len(rooms), PIPELINE_COPIES)
         found = self._costs(setting, 1.0, 1.0, stages=stages)
         return Sketch(setting, tuple(rooms), found, self._embedding + buffers[-1], whole=True)
 
-    def _sizes(self, slots: int) -> list[int]:
-        """The bytes of each entry with the caches of so many slots."""
-        more, layers = self._cache * (slots - 1), self._model.layers
-        return [entry.whole + (more if number < layers else 0) for number, entry in enumerate(self._entries)]
+    def _sizes(self, setting: Setting) -> list[int]:
+        """The bytes of each entry with the caches of a setting."""
+        more, layers = self._more_cache(setting), self._model.layers
+        return [whole + (more if number < layers else 0) for number, whole in enumerate(self._wholes)]
 
     def _costs(self, setting: Setting, part: float, share: float, *, stages: int) -> Costs:
         """The costs where the cards hold `part` of what every token reads, and `share` of the experts."""
@@ -177,7 +193,7 @@ class Sketcher:
 
     @cached_property
     def _whole_base(self) -> Setting | None:
-        counts = deal_evenly([entry.whole for entry in self._entries], self._space.rooms)
+        counts = deal_evenly(self._wholes, self._space.rooms)
         if not counts:
             return None
         return replace(self._one, gpu_layers=sum(counts), split=tuple(map(float, counts)))

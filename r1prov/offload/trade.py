@@ -10,8 +10,9 @@ from r1prov.common.units import MIB
 from r1prov.offload import search, speed
 from r1prov.offload.costs import costs
 from r1prov.offload.memory import memory
-from r1prov.offload.search import MOST_SLOTS, Goal
+from r1prov.offload.search import Goal
 from r1prov.offload.setting import with_slots
+from r1prov.offload.slots import MOST_SLOTS
 from r1prov.offload.waits import depth_of, means
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from r1prov.common.errors import SiteError
 from r1prov.offload.memory import placement
 from r1prov.offload.outcome import RESERVE_BYTES, Space, outcome
 from r1prov.offload.plan import arguments as arguments_of
@@ -212,12 +213,19 @@ class _Anew:
     speeds: Speeds | None
 
     def plan(self, slots: int, micro_batch: int) -> Plan | None:
-        """The plan with so many slots and a micro-batch of at most so many tokens; None where it does not fit, or wants RAM anew."""
+        """The plan with so many slots of the same length and a micro-batch of at most so many tokens.
+
+        It is None where that does not fit, keeps no floor, or wants RAM anew.
+        """
         if not self.model:
             return None
-        serving = self.serving.model_copy(update={"slots": slots, "micro_batch": micro_batch})
-        n_bytes, floor = self.before.model_bytes, self.before.floor
-        found = plan_model(self.model, self.machine, serving, self.speeds, floor=floor, n_bytes=n_bytes)
+        context = self.before.context_per_slot
+        changes = {"slots": slots, "context_per_slot": context, "micro_batch": micro_batch}
+        serving, n_bytes, floor = self.serving.model_copy(update=changes), self.before.model_bytes, self.before.floor
+        try:
+            found = plan_model(self.model, self.machine, serving, self.speeds, floor=floor, n_bytes=n_bytes)
+        except SiteError:
+            return None
         fits = found.outcome and found.outcome.fits and found.whole == self.before.whole
         return found if fits else None
 

@@ -179,7 +179,7 @@ def _seconds(found: Costs, exchange: Exchange, slots: int, which: int) -> tuple[
     def served(now: int) -> tuple[float, float]:
         """The seconds until so many who are served together have their first tokens, and until they have their answers."""
         first = found.prompt_seconds(exchange.prompt, exchange.cached, now, which)
-        return first, first + exchange.answer * found.token_seconds(now, depth, which)
+        return first, first + exchange.answer * found.token_seconds(now, depth, which, slots)
 
     first, took = served(users)
     # Those of round k wait for the k rounds before.
@@ -191,5 +191,5 @@ def _seconds(found: Costs, exchange: Exchange, slots: int, which: int) -> tuple[
         first, took = served(rest)
         waited_first, waited = waited_first + rest * (end + first), waited + rest * (end + took)
         last, end = end + first, end + took
-    token = found.token_seconds(users, depth, which)
+    token = found.token_seconds(users, depth, which, slots)
     return last, copying, end, waited / exchange.at_once, token, waited_first / exchange.at_once

@@ -113,6 +113,10 @@ PLANNED = (
     ("UD-IQ1_M", True, (SMALL, 16_376, 49_140), 16_384, 2),
     ("UD-IQ1_M", False, (SMALL,) * 8, 16_384, 1),
     ("UD-IQ1_S", True, (SMALL,) * 8, 32_768, 2),
+    # Pairs of slots and a context that the plan chooses where both are open.
+    ("UD-IQ1_S", True, (SMALL,) * 4, 24_576, 8),
+    ("UD-IQ1_S", False, (SMALL,) * 4, 12_288, 1),
+    ("Q6_K", True, (SMALL,) * 4, 16_384, 16),
 )
 
 TRADED = (("UD-IQ1_S", (SMALL,) * 4, 1), ("UD-IQ1_S", (SMALL,) * 4, 8), ("UD-Q2_K_XL", (LARGE,) * 4, 16))

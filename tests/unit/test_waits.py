@@ -17,7 +17,7 @@ from r1prov.machines.workload import CHAT, DOCUMENTS, TEAM, WORKLOADS, Exchange,
 from r1prov.models import layout
 from r1prov.offload import search, speed, waits
 from r1prov.offload.arguments import parse
-from r1prov.offload.costs import Costs, Load, costs, distinct
+from r1prov.offload.costs import Costs, Load, costs, distinct, groups
 from r1prov.offload.memory import context_per_slot
 from r1prov.offload.outcome import Space, outcome
 from r1prov.offload.setting import Setting
@@ -107,6 +107,19 @@ def test_two_answers_cost_less_than_twice_one_and_a_deep_slot_costs_more() -> No
     one, two, deep = (found.token_seconds(*asked, 0) for asked in ((1, 2000), (2, 2000), (1, 30000)))
     assert one < two < 2 * one
     assert one < deep
+
+
+def test_idle_slots_between_busy_ones_cost_steps() -> None:
+    """A micro-batch takes neighbouring slots only where each has a cache of its own (llama.cpp #25840)."""
+    assert groups(16, 16) == groups(1, 16) == 1
+    assert groups(2, 3) == pytest.approx(4 / 3)  # of three pairs one has a gap
+    setting = replace(EXPERTS_IN_RAM, slots=8, context=8 * 32768)
+    apart, shared = (costs(R1, replace(setting, unified=each), CARDS) for each in (False, True))
+    for which, more in ((0, 1.02), (1, 0.999)):
+        together = apart.token_seconds(4, 2000, which, 4)
+        assert apart.token_seconds(4, 2000, which, 8) >= more * together
+        assert shared.token_seconds(4, 2000, which, 8) == pytest.approx(together)
+    assert apart.token_seconds(4, 2000, 1, 8) == pytest.approx(apart.token_seconds(4, 2000, 1, 4))
 
 
 def test_people_beyond_the_slots_wait_for_those_before_them() -> None:
