@@ -444,7 +444,9 @@ def _tell_what_is_left(after: Mapping[str, Look], watcher: Watcher) -> None:
     """Say of each host what differs there although all steps that were due have run."""
     for name, found in after.items():
         if left := "; ".join(difference.what for difference in found.differences):
-            watcher.note(name, f"still differs after the steps that were due: {left}. `r1prov up --full` runs all steps")
+            watcher.note(
+                name, f"still differs after the steps that were due: {left}. `r1prov up --full` runs all steps"
+            )
 
 
 def _leave(meeting: Meeting, known: Mapping[str, Sequence[Expectation]], every_s: int, watcher: Watcher) -> None:
