@@ -163,8 +163,9 @@ def _legacy(mode: str, subject: Subject) -> Server:
         return Server(mode, left_out="the model has no other form than the published one")
     if subject.model == published:
         return Server(mode, left_out=f"the same as {modes.HYBRID}: the files are served as they were published")
-    # Else it would have figures of its own.
-    alike = {"slots": subject.plan.slots, "context_per_slot": subject.plan.context_per_slot, "first_token": None}
+    # Else it would have figures of its own, or be refused where it does not lie on the cards as a whole.
+    plan = subject.plan
+    alike = {"slots": plan.slots, "context_per_slot": plan.context_per_slot, "first_token": None, "quant": plan.quant}
     serving = subject.serving.model_copy(update=alike)
     found = plan_model(published, subject.machine, serving, subject.speeds, floor=0, n_bytes=subject.published_bytes)
     return Server(mode, found.arguments, found.outcome)
