@@ -21,7 +21,7 @@ def sha256_of(file: Path, report: Callable[[int], None] = lambda _done: None) ->
     """The sha256 of a file, in hex.
 
     It is read past the kernel's memory where the file system allows that. So what counts is what the disk holds, and an engine that has
-    mapped its model keeps its memory. One block is read while the one before is hashed.
+    mapped its model keeps its memory.
 
     Args:
         file: the file.
@@ -30,13 +30,32 @@ def sha256_of(file: Path, report: Callable[[int], None] = lambda _done: None) ->
     Raises:
         OSError: it cannot be read.
     """
+    descriptor = os.open(file, os.O_RDONLY)
+    with os.fdopen(descriptor, "rb", buffering=0):
+        with suppress(OSError):
+            _set_direct(descriptor, wanted=True)
+        if os.fstat(descriptor).st_size < _BLOCK_BYTES:
+            return _at_once(descriptor, report)
+        return _block_by_block(descriptor, report)
+
+
+def _at_once(descriptor: int, report: Callable[[int], None]) -> str:
+    """The sha256 of a small file. A release has tens of thousands of them, and a thread for each would take longer than its bytes."""
+    digest, done = hashlib.sha256(), 0
+    block = mmap.mmap(-1, os.fstat(descriptor).st_size // mmap.PAGESIZE * mmap.PAGESIZE + mmap.PAGESIZE)
+    while count := _read(descriptor, block):
+        digest.update(memoryview(block)[:count])
+        done += count
+        report(done)
+    return digest.hexdigest()
+
+
+def _block_by_block(descriptor: int, report: Callable[[int], None]) -> str:
+    """The sha256 of a file of any size. One block is read while the one before is hashed."""
     digest, done = hashlib.sha256(), 0
     # Such reads want memory that begins with a page, as a mapping does.
     block, other = mmap.mmap(-1, _BLOCK_BYTES), mmap.mmap(-1, _BLOCK_BYTES)
-    descriptor = os.open(file, os.O_RDONLY)
-    with ThreadPoolExecutor(1) as reader, os.fdopen(descriptor, "rb", buffering=0):
-        with suppress(OSError):
-            _set_direct(descriptor, wanted=True)
+    with ThreadPoolExecutor(1) as reader:
         count = _read(descriptor, block)
         while count:
             ahead = reader.submit(_read, descriptor, other)
