@@ -37,7 +37,7 @@ def bench(
     *,
     site: options.SiteFile = None,
     modes: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             "--modes",
             metavar="MODE,...",
@@ -46,7 +46,7 @@ def bench(
         ),
     ] = None,
     also: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             "--also",
             metavar="MODE,...",
@@ -131,17 +131,17 @@ def bench(
         raise done.error
 
 
-def _asked(modes: str | None, also: str | None) -> tuple[str, ...]:
+def _asked(modes: Sequence[str] | None, also: Sequence[str] | None) -> tuple[str, ...]:
     """The modes that are asked for, in their order; none where `--modes` is not given.
 
     Raises:
         BadParameter: a list is empty, names a mode that there is not, or both together name one twice.
     """
     asked: list[str] = []
-    for option, text in (("--modes", modes), ("--also", also)):
-        if text is None:
+    for option, lists in (("--modes", modes), ("--also", also)):
+        if lists is None:
             continue
-        names = [name.strip().lower() for name in text.split(",")]
+        names = [name.strip().lower() for text in lists for name in text.split(",")]
         if not any(names):
             raise typer.BadParameter(f"{option} names no mode; there are: {ALL}")
         if unknown := [name for name in names if name not in MODES]:

@@ -123,7 +123,7 @@ def test_a_step_is_due_where_what_it_builds_upon_differs():
     ]
     assert due("weights", "gateway") == ["preflight", "gateway", "weights", "ollama", "llama_server", "smoke_bench"]
     every = {step.role for step in ansible.steps_of("up")}
-    assert set(due("build_deps")) == every - {"operators"}
+    assert set(due("build_deps")) == every - {"operators", "watch"}
     assert every - {"preflight", "smoke_bench"} <= {tag for step in ansible.steps_of("up") for tag in step.tags}
 
 

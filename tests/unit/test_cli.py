@@ -282,26 +282,10 @@ def test_the_help_names_the_variable(r1prov):
     assert "R1PROV_SITE" in r1prov("status", "--help")[1]
 
 
-@pytest.mark.parametrize(
-    ("words", "option"),
-    [
-        (("bench", "--modes", "cpu", "--modes=gpu"), "--modes is given 2 times"),
-        (("plan", "--profile", "demo", "--profile", "4x4090"), "--profile is given 2 times"),
-        (("by-hand", "--mode", "cpu", "--mode", "cpu", "--mode", "gpu"), "--mode is given 3 times"),
-        (("render", "-o", "here", "--output", "there"), "--output is given 2 times"),
-        (("lab", "up", "x", "--release", "trixie", "--release", "bookworm"), "--release is given 2 times"),
-        (("weights", "compare", "a", "b", "--text", "c", "--text", "d"), "--text is given 2 times"),
-    ],
-)
-def test_an_option_with_one_value_is_not_taken_twice(r1prov, words, option):
-    code, out, err = r1prov(*words)
-    assert (code, out) == (Exit.USAGE, "")
-    assert option in err
-    assert f"`r1prov {words[0]}" in err
-
-
-def test_flags_and_counted_options_may_be_given_twice(r1prov):
-    assert r1prov("profiles", "--json", "--json")[0] == Exit.OK
+def test_modes_that_are_named_in_two_options_are_all_taken(r1prov):
+    code, out, _ = r1prov("bench", "--check", "--profile", "4x4090", "--modes", "cpu", "--modes=gpu,rule", "--json")
+    assert code == Exit.OK
+    assert [mode["mode"] for mode in json.loads(out)["hosts"]["4x4090"]["modes"]] == ["cpu", "gpu", "rule"]
 
 
 def test_options_that_contradict_each_other_name_the_verb_whose_help_says_more(r1prov):

@@ -316,7 +316,6 @@ def test_people_read_what_was_measured_beside_the_estimate(
         (["--host", "gpu2", "--measured"], "nothing was measured there"),
         (["--measured"], "--measured goes with --host"),
         (["--host", "gpu1", "--profile", "cpu"], "exclude each other"),
-        (["--site", "r1prov.yml"], "--site goes with --host"),
     ],
 )
 def test_questions_about_a_host_that_have_no_answer(
