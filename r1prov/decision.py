@@ -305,7 +305,7 @@ def _quant(site: Site) -> tuple[Quant, Plan | None]:
 def _refuse_misfit(site: Site, chosen: Plan) -> None:
     """Raise where the machine has no room, unless the operator accepts that."""
     if chosen.outcome and chosen.outcome.reasons and "fit" not in site.file.override:
-        remedy = "`r1prov plan` says what would fit; `--override fit` goes on nevertheless"
+        remedy = "`r1prov plan` says what would fit; `up --override fit`, or `override: [fit]` in the site file, goes on nevertheless"
         raise SiteError(*(Problem(chosen.quant, reason, remedy) for reason in chosen.outcome.reasons))
 
 

@@ -90,8 +90,11 @@ def _explain(decision: Decision, mode: str, reasons: Sequence[str], where: str) 
     """Say why the line does not fit, and who runs it where."""
     for reason in reasons:
         output.say(f"It does not fit: {reason}", "yellow")
-    if reasons and mode != modes.HYBRID:
-        output.say("What fits is the plan, --mode hybrid; `r1prov explain` says the nearest that would do.", "yellow")
+    planned = decision.plan.outcome
+    if reasons and mode != modes.HYBRID and decision.site.profile.machine.cards and planned and planned.fits:
+        output.say("What fits is the plan, --mode hybrid.", "yellow")
+    elif reasons:
+        output.say("`r1prov plan` says what would fit.", "yellow")
     if mode == modes.FIT:
         output.say("--fit counts what is free at its start: beside the running service it chooses fewer layers.")
     output.say(f"Run it on {where} as a member of the group r1prov-operators.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from r1prov import output
 from r1prov.cli import running, show_modes
-from r1prov.common.errors import Problem, R1provError, RunError, SiteError
+from r1prov.common.errors import PreflightError, Problem, R1provError, RunError, SiteError
 from r1prov.runs import modes, speeds
 from r1prov.runs import run as runs
 from r1prov.site.state import SiteState
@@ -57,7 +57,8 @@ def compare(
         json: it is shown as one document.
 
     Raises:
-        SiteError: no mode can be measured.
+        PreflightError: no mode fits on some host.
+        SiteError: some host has none of the modes.
         R1provError: what went wrong on a host. The others were measured.
     """
     decision = running.settle(site)
@@ -92,7 +93,8 @@ def _refuse_nothing(planned: dict[str, tuple[Server, ...]]) -> None:
     """Refuse where on some host nothing would be measured.
 
     Raises:
-        SiteError: there is such a host.
+        PreflightError: there is such a host, and the modes do not fit there.
+        SiteError: there is such a host, and it has none of the modes.
     """
     remedy = "name other modes; `r1prov bench --modes ... --check` says of each what it would take"
     problems = [
@@ -102,7 +104,8 @@ def _refuse_nothing(planned: dict[str, tuple[Server, ...]]) -> None:
         for server in found
     ]
     if problems:
-        raise SiteError(*problems)
+        known = [server.outcome for found in planned.values() for server in found if server.outcome]
+        raise PreflightError(*problems) if any(not each.fits for each in known) else SiteError(*problems)
 
 
 def _announce(site: Site, host: Host, found: Sequence[Server], order: Order) -> None:

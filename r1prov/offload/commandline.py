@@ -48,7 +48,17 @@ _OF_UNIT = re.compile(r"^\s*Environment=(.*)$", re.MULTILINE)
 _OTHER_PROGRAMS = {
     "ollama": "Ollama places the model itself; `r1prov plan` says what to tell it",
     **dict.fromkeys(
-        ("llama-cli", "llama-bench", "llama-perplexity", "llama-run", "llama-swap", "main", "server"),
+        (
+            "llama-cli",
+            "llama-completion",
+            "llama-bench",
+            "llama-batched-bench",
+            "llama-perplexity",
+            "llama-run",
+            "llama-swap",
+            "main",
+            "server",
+        ),
         "it is another program of llama.cpp, with other defaults; write the arguments as for llama-server",
     ),
     **dict.fromkeys(

@@ -130,3 +130,13 @@ def test_the_plan_by_hand_places_the_model_as_the_service_does(
     setting = parse(command[3:end], cards=len(machine.machine.cards))
     assert setting.context == 32_768
     assert setting.split or setting.overrides
+
+
+def test_where_the_plan_does_not_fit_either_it_is_not_recommended(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site.write_text("profile: cpu\nquant: Q4_K_M\noverride: [fit]\nhosts: [gpu1.example.com]\n")
+    code, out, err = printed(capsys)
+    assert (code, "llama-completion" in out) == (Exit.PREFLIGHT, True)
+    assert "--mode hybrid" not in err
+    assert "`r1prov plan` says what would fit" in err

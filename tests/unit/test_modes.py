@@ -370,6 +370,15 @@ def test_modes_of_which_none_can_be_measured_are_refused_before_anyone_is_contac
     assert "gpu1.invalid: gpu: the machine has no cards" in err
 
 
+def test_modes_that_do_not_fit_are_refused_by_the_exit_code_of_what_does_not_fit(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site.write_text("profile: 4x4090\nhosts: [gpu1.invalid]\n")
+    code, _, err = ran(capsys, "--modes", "gpu")
+    assert code == Exit.PREFLIGHT
+    assert "CUDA0 runs out of memory" in err
+
+
 def test_a_host_that_is_away_is_named_and_nothing_is_claimed(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
     site.write_text("profile: cpu\nhosts: [gpu1.invalid]\n")
     code, out, err = ran(capsys, "--modes", "cpu", "--limit", "2m", "--json")
