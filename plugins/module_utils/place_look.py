@@ -29,6 +29,8 @@ PLACES = (
 CLOSED = ("/var/lib/r1prov/history",)
 """Those of them that only root may enter. Their files are for root alone, too."""
 PROGRAMS = "/usr/local/lib"
+_FOLDERS = ("r1prov-measure",)
+"""Programs that are folders, which Python runs. All others are files."""
 ROOTS = ("/var/lib/r1prov/packages", "/var/lib/r1prov/smoke_bench", "/var/lib/r1prov/llama_server")
 """What steps that run as root remember. The folders beside them are of services."""
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
@@ -72,7 +74,8 @@ def misplaced(path: Path, mode: int, root: Path) -> str:
         may_be = path.is_relative_to(root / "opt") or path in {root / place.lstrip("/") for place, _ in PLACES}
         return "" if may_be else f"a link to {path.readlink()}"
     if stat.S_ISDIR(mode):
-        return "a folder" if path.parent == root / PROGRAMS.lstrip("/") or path.suffix == ".nft" else ""
+        is_program = path.parent == root / PROGRAMS.lstrip("/") and path.name not in _FOLDERS
+        return "a folder" if is_program or path.suffix == ".nft" else ""
     return "" if stat.S_ISREG(mode) else "a pipe, a socket or a device"
 
 

@@ -332,8 +332,9 @@ def test_a_group_that_people_join(tmp_path: Path, group: str, gshadow: str, kind
 
 
 def test_what_lies_in_the_place_of_a_file_goes(tmp_path: Path) -> None:
+    """The program that measures is a folder, and stays."""
     me = os.geteuid()
-    for folder in ("etc/r1prov/network", "usr/local/lib/r1prov-folder/x"):
+    for folder in ("etc/r1prov/network", "usr/local/lib/r1prov-folder/x", "usr/local/lib/r1prov-measure/measuring"):
         (tmp_path / folder).mkdir(parents=True)
     for folder in tmp_path.rglob("*"):
         folder.chmod(0o755)
