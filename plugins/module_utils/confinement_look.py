@@ -9,6 +9,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from ansible_collections.r1.prov.plugins.module_utils.files import text_of
+
 _CAPABILITIES = {"CAP_NET_BIND_SERVICE": 1 << 10}
 _SETS = ("CapBnd", "CapPrm", "CapEff", "CapAmb")
 
@@ -98,15 +100,14 @@ def _is_hosts(pid: str, kind: str) -> bool:
 def _rank(pid: str, text: str) -> list[Lacking]:
     found = []
     wanted = _setting(text, "OOMScoreAdjust")
-    oom, least = (_read(f"/proc/{each}/oom_score_adj").strip() for each in (pid, "1"))
+    oom, least = (text_of(Path(f"/proc/{each}/oom_score_adj")).strip() for each in (pid, "1"))
     # In a container systemd may not protect a process better than itself.
     if wanted and oom and int(oom) > max(int(wanted), int(least or 0)):
         said = f"is ended for want of memory at {oom}, and should be at {wanted}"
         found.append(Lacking("oom", wanted, oom, said))
-    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
-    if (
-        fields and int(fields[16]) > 0
-    ):  # Programs may ask for more of the processor than others, and no unit of ours for less.
+    fields = text_of(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
+    # A program may ask for more of the processor than others have. No unit of ours asks for less.
+    if fields and int(fields[16]) > 0:
         found.append(Lacking("rank", "0", fields[16], f"gives way to all others, with the nice value {fields[16]}"))
     return found
 
@@ -120,16 +121,9 @@ def _umask(text: str, status: dict[str, str]) -> list[Lacking]:
 
 
 def _group(pid: str, group: str) -> list[Lacking]:
-    has = "".join(re.findall(r"^0::(.*)$", _read(f"/proc/{pid}/cgroup"), re.MULTILINE))
+    has = "".join(re.findall(r"^0::(.*)$", text_of(Path(f"/proc/{pid}/cgroup")), re.MULTILINE))
     # In a container the kernel may tell the whole path.
     if not group or not has or f"{group}/" in f"{has}/":
         return []
     said = f"is in the control group {has}, where the limits of its unit do not hold"
     return [Lacking("group of control", group, has, said)]
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

@@ -124,6 +124,14 @@ def give_within(folder: Path, owner: str) -> None:
                 os.chown(name, entry.pw_uid, entry.pw_gid, dir_fd=descriptor, follow_symlinks=False)
 
 
+def text_of(path: Path) -> str:
+    """The text of a file; empty where it cannot be read. Nothing else is read, for a pipe in its place would never end."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    except OSError:
+        return ""
+
+
 def sync_folder(folder: Path) -> None:
     """Sees the names in a folder safely to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from ansible_collections.r1.prov.plugins.module_utils import account_look, confinement_look
 from ansible_collections.r1.prov.plugins.module_utils.difference import Difference
+from ansible_collections.r1.prov.plugins.module_utils.files import text_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -222,7 +223,7 @@ def _files(unit: str, pid: str, declared: Declared) -> list[Difference]:
 
 def cpu_seconds(group: Path) -> float:
     """How much of the processors a control group has used so far."""
-    used = re.search(r"^usage_usec (\d+)", _text(group / "cpu.stat"), re.MULTILINE)
+    used = re.search(r"^usage_usec (\d+)", text_of(group / "cpu.stat"), re.MULTILINE)
     return int(used[1]) / 1e6 if used else time.monotonic()
 
 
@@ -238,10 +239,3 @@ def _variables(pid: str) -> dict[str, str]:
 def _status(pid: str) -> dict[str, str]:
     lines = (line.partition(":") for line in (Path("/proc") / pid / "status").read_text(errors="replace").splitlines())
     return {name: value.strip() for name, _, value in lines}
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 from ansible_collections.r1.prov.plugins.module_utils import place_look
 from ansible_collections.r1.prov.plugins.module_utils.difference import Difference
+from ansible_collections.r1.prov.plugins.module_utils.files import text_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
 _CONFIGURATION = Path("etc/r1prov")
-_RULES = _CONFIGURATION / "network"
 _LIMITS = Path("etc/security/limits.d")
 _OWN_LIMITS = "r1prov-operators.conf"
 _JOBS = Path("var/spool/cron/crontabs")
@@ -50,14 +50,13 @@ def of_configuration(known: Collection[str], units: Collection[str], root: Path 
         units: the units that roles make. The rules of each are called as it is.
         root: where the host's files lie.
     """
-    names = {f"{each.rpartition('.')[0]}.nft" for each in units}
+    rules = {f"network/{each.rpartition('.')[0]}.nft" for each in units}
     found = []
     for path in sorted((root / _CONFIGURATION).rglob("*")):
-        is_known = str(path.relative_to(root / _CONFIGURATION)) in known
-        is_rule = path.parent == root / _RULES and path.name in names
+        name = str(path.relative_to(root / _CONFIGURATION))
         # A link in the place of a folder is told of by the look at places.
-        holds = any(each.startswith(f"{path.relative_to(root / _CONFIGURATION)}/") for each in known)
-        if not is_known and not is_rule and not holds and (path.is_symlink() or not path.is_dir()):
+        is_known = name in known or name in rules or any(each.startswith(f"{name}/") for each in known)
+        if not is_known and (path.is_symlink() or not path.is_dir()):
             found.append(_stray(path))
     limits = sorted((root / _LIMITS).glob("r1prov*"))
     return [*found, *(_stray(path) for path in limits if path.name != _OWN_LIMITS)]
@@ -86,7 +85,7 @@ def administrators(accounts: Collection[str], root: Path = Path("/")) -> list[st
     rules = [sudo, *sorted((root / "etc/sudoers.d").glob("*"))]
     names = "|".join(map(re.escape, sorted(accounts)))
     for path in rules:
-        for name in dict.fromkeys(re.findall(rf"^\s*%?({names})\s", _text(path), re.MULTILINE)):
+        for name in dict.fromkeys(re.findall(rf"^\s*%?({names})\s", text_of(path), re.MULTILINE)):
             found.append(
                 f"{path} lets the service account {name} become another user. It is not r1prov's, so it stays: "
                 f"`visudo -f {path}` changes it"
@@ -97,10 +96,3 @@ def administrators(accounts: Collection[str], root: Path = Path("/")) -> list[st
 def _stray(path: Path) -> Difference:
     said = f"{path} carries r1prov's name, and no part of r1prov has made it"
     return Difference("stray", str(path), "", path.name, said)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    except OSError:
-        return ""

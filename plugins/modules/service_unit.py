@@ -106,7 +106,7 @@ from ansible_collections.r1.prov.plugins.module_utils import (
 )
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
 from ansible_collections.r1.prov.plugins.module_utils.difference import Difference, owner_and_mode, owner_and_mode_of
-from ansible_collections.r1.prov.plugins.module_utils.files import give, give_within, write_whole
+from ansible_collections.r1.prov.plugins.module_utils.files import give, give_within, text_of, write_whole
 from ansible_collections.r1.prov.plugins.module_utils.host_probe import probe
 from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
 from ansible_collections.r1.prov.plugins.module_utils.secret import same, without_secrets
@@ -164,7 +164,7 @@ class Service:
         self.remembered = _REMEMBERED / f"{parameters['name']}.started"
         folder = Path(parameters["credentials_dir"])
         self.credentials = {folder / name: str(content) for name, content in parameters["credentials"].items()}
-        self.before = _text(self.file)
+        self.before = text_of(self.file)
         self.now = self._show()
         self.start_s = 0.0
         self.found = unit_look.look(self.unit, self.now.get("DropInPaths", "").split())
@@ -182,12 +182,12 @@ class Service:
 
     def _known(self) -> tuple[list[str], str]:
         """What `_inputs` said at the last start of ours, and which invocation of the unit that start was to end."""
-        lines = [*_text(self.remembered).splitlines(), "", ""]
+        lines = [*text_of(self.remembered).splitlines(), "", ""]
         return lines[0].split(), lines[1].strip()
 
     def _known_files(self) -> str:
         """What `_identity` said of the files that r1prov writes, when the last start of ours began."""
-        return "".join(_text(self.remembered).splitlines()[2:3])
+        return "".join(text_of(self.remembered).splitlines()[2:3])
 
     def _own_files(self) -> str:
         return _identity((self.file, *self.credentials))
@@ -199,7 +199,7 @@ class Service:
         written: list[tuple[Path, str]] = [(self.file, self.wanted["content"]), *self.credentials.items()]
         for path, content in written:
             has = "is gone" if not path.exists() else "has other content than r1prov gave it"
-            if not same(_text(path), content):
+            if not same(text_of(path), content):
                 if others:
                     found.append(Difference("file", str(path), "", has, f"{path} {has}"))
             elif path != self.file and not _is_root_only(path):
@@ -236,7 +236,7 @@ class Service:
         declared = process_look.Declared(
             argv=[str(word) for word in wanted["argv"]],
             environment={name: str(value) for name, value in wanted["environment"].items()},
-            secret=re.findall(r"^(\w+)=", _text(secret), re.MULTILINE) if secret else [],
+            secret=re.findall(r"^(\w+)=", text_of(secret), re.MULTILINE) if secret else [],
             any_environment=wanted["sourced"],
             user=wanted["user"],
             groups=[
@@ -253,12 +253,14 @@ class Service:
         return found if found or self._is_frozen() else self._hung()
 
     def _processes(self) -> list[str]:
-        return _text(self._group() / "cgroup.procs").split()
+        return text_of(self._group() / "cgroup.procs").split()
 
     def _is_frozen(self) -> bool:
         """Whether its processes get no time. systemd does not know of it where somebody has asked the kernel for that."""
         by_systemd = self.now.get("FreezerState") == "frozen"
-        return by_systemd or (bool(self.now["ControlGroup"]) and _text(self._group() / "cgroup.freeze").strip() == "1")
+        return by_systemd or (
+            bool(self.now["ControlGroup"]) and text_of(self._group() / "cgroup.freeze").strip() == "1"
+        )
 
     def _thaw(self) -> None:
         if self.now.get("FreezerState") == "frozen":
@@ -318,7 +320,7 @@ class Service:
             todo["wrote the unit file"] = lambda: _write(self.file, self.wanted["content"], 0o644)
         secrets: dict[str, Any] = {}
         for path, content in self.credentials.items():
-            if not _is_root_only(path) or not same(_text(path), content):
+            if not _is_root_only(path) or not same(text_of(path), content):
                 secrets[f"wrote {path}"] = functools.partial(_write, path, content, 0o600)
         todo |= secrets | self._folder_actions()
         stale = written or bool(secrets) or self._is_stale() or self._read_others()
@@ -397,7 +399,7 @@ class Service:
         self.own += unit_look.administrators(self.socket)
         read = {*now.get("DropInPaths", "").split(), now.get("FragmentPath", "")}
         todo |= self._removals(found, file)
-        before = _text(file)
+        before = text_of(file)
         shut = now["ActiveState"] != "active" or listening.closed(self.wanted["socket"])
         if self.remembered.exists():
             if before != self.wanted["socket"]:
@@ -497,7 +499,7 @@ class Service:
     def _bytes_read(self) -> int:
         """How much the busiest of its processes has read, or has in memory of files it maps, whichever is more."""
         group = Path(f"{_groups()}{self._show()['ControlGroup']}/cgroup.procs")
-        return max(map(_bytes_read, _text(group).split()), default=0)
+        return max(map(_bytes_read, text_of(group).split()), default=0)
 
     def explain(self, error: ServiceError) -> str:
         """What went wrong and what to do next."""
@@ -553,17 +555,9 @@ def _runs_from(pid: str, folder: Path) -> bool:
     return any(word.startswith(f"{folder}/") for word in words)
 
 
-def _text(path: Path) -> str:
-    """The text of a file. Nothing else is read, for a pipe in its place would never end."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    except OSError:
-        return ""
-
-
 def _bytes_read(pid: str) -> int:
-    mapped = re.search(r"^RssFile:\s+(\d+)", _text(Path(f"/proc/{pid}/status")), re.MULTILINE)
-    read = re.search(r"^rchar: (\d+)", _text(Path(f"/proc/{pid}/io")), re.MULTILINE)
+    mapped = re.search(r"^RssFile:\s+(\d+)", text_of(Path(f"/proc/{pid}/status")), re.MULTILINE)
+    read = re.search(r"^rchar: (\d+)", text_of(Path(f"/proc/{pid}/io")), re.MULTILINE)
     return max(int(mapped[1]) * 1024 if mapped else 0, int(read[1]) if read else 0)
 
 

@@ -65,8 +65,8 @@ def _tokens(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        digits = "".join(each for each in text if each.isdecimal())
-        hint = f"{digits}" if digits and text.replace(",", "").isdecimal() else "32768"
+        digits = text.replace(",", "")
+        hint = digits if digits.isdecimal() else "32768"
         raise typer.BadParameter(f"`{text}` is no number of tokens: write digits alone, e.g. {hint}") from None
 
 

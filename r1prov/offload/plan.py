@@ -356,19 +356,17 @@ def best_on_gpus(candidates: Sequence[Quant], machine: Machine, serving: Serving
         unmet: floors.UnmetError | None = None
         better: list[str] = []
         for quant in candidates:
+            why = f"{quant.name} does not lie on the cards{_with_slots(asked)}"
             try:
-                on_gpus = (
-                    None if quant.bytes > machine.vram else plan(quant, machine, asked, speeds=speeds, propose=False)
-                )
+                if quant.bytes <= machine.vram:
+                    on_gpus = plan(quant, machine, asked, speeds=speeds, propose=False)
+                    if on_gpus.whole:
+                        return replace(on_gpus, quant_reason=", and ".join(better))
             except floors.SlotsUnmetError:
-                on_gpus = None
+                pass
             except floors.UnmetError as error:
-                unmet = error
-                better.append(f"{quant.name} keeps no first token of {asked.first_token} s")
-                continue
-            if on_gpus and on_gpus.whole:
-                return replace(on_gpus, quant_reason=", and ".join(better))
-            better.append(f"{quant.name} does not lie on the cards{_with_slots(asked)}")
+                unmet, why = error, f"{quant.name} keeps no first token of {asked.first_token} s"
+            better.append(why)
         raise unmet or floors.UnmetError(lambda holds: _none_on_gpus(candidates[-1], machine, serving, holds))
 
     return _proposing(first, serving.model_copy(update={"quant": BEST_ON_GPUS}))

@@ -291,12 +291,13 @@ class LiveRun:
         if not host.step:
             return
         pause_s = max(PLAIN_EVERY_S, PLAIN_EVERY_SHARE * (self._now() - host.step.started_s))
-        waits = progress.label.startswith("waiting")
+        waits, is_told = progress.label.startswith("waiting"), progress.label in host.step.waits
         # That a step waits, and for whom, is said at once. It may wait for two in turn, and that is said once of each.
-        if (waits and progress.label not in host.step.waits) or self._now() - host.last_said_s >= pause_s:
-            again = f", {clock(self._now() - host.step.started_s)} so far" if progress.label in host.step.waits else ""
+        if (waits and not is_told) or self._now() - host.last_said_s >= pause_s:
             host.last_said_s = self._now()
-            host.step.waits |= {progress.label} if waits else set()
+            if waits:
+                host.step.waits.add(progress.label)
+            again = f", {clock(self._now() - host.step.started_s)} so far" if is_told else ""
             share = f"{progress.done / progress.total:.0%}, " if progress.total else ""
             told = _joined(progress.label, f"{share}{self._amounts(host, progress)}", " ")
             self._say(host, f"{host.step.label}: {told}{again}")

@@ -113,14 +113,8 @@ def _files(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _read(report: HostReport, differences: list[Difference]) -> Look:
     """What came of reading a host. That it has failed where weights are damaged is no reason why something would not be known."""
-    is_told = report.result == "ok" or report.verified
-    why = (
-        ""
-        if is_told
-        else "; ".join(problem["what"] for problem in report.problems) or "the reading did not come to its end"
-    )
-    seconds = round(sum(seconds for _, seconds in report.steps), 1)
-    return Look(asked=0, seconds=seconds, differences=tuple(differences), unknown=why)
+    why = "" if report.result == "ok" or report.verified else _why(report, "reading")
+    return Look(asked=0, seconds=_seconds(report), differences=tuple(differences), unknown=why)
 
 
 def both(look: Look, read: Look) -> Look:
@@ -144,9 +138,15 @@ def _checked(report: HostReport) -> Look:
     for change in report.changes:
         step, _, task = change.partition(": ")
         found.append(Difference(step, task, f"a run would do this: {task}"))
-    seconds = round(sum(seconds for _, seconds in report.steps), 1)
-    why = "; ".join(problem["what"] for problem in report.problems) or (
-        "" if report.result == "ok" else "the check did not come to its end"
-    )
+    why = "" if report.result == "ok" and not report.problems else _why(report, "check")
     told = tuple(found)
-    return Look(asked=report.ok, seconds=seconds, differences=told, unknown=why, stays=tuple(report.warnings))
+    return Look(asked=report.ok, seconds=_seconds(report), differences=told, unknown=why, stays=tuple(report.warnings))
+
+
+def _why(report: HostReport, what: str) -> str:
+    """Why a run over a host has not told all."""
+    return "; ".join(problem["what"] for problem in report.problems) or f"the {what} did not come to its end"
+
+
+def _seconds(report: HostReport) -> float:
+    return round(sum(seconds for _, seconds in report.steps), 1)

@@ -261,10 +261,8 @@ class Recorder:
 
     def _looked(self, event: HostLooked) -> None:
         host, found = self._host(event.host), asdict(event.look)
-        del (
-            found["benchmark"],
-            found["diffs"],
-        )  # The one has a place of its own in the report, and no look before a run has the others.
+        del found["benchmark"]  # It has a place of its own in the report.
+        del found["diffs"]  # A look before a run has none.
         host.looked = found
         if event.look.clean:
             host.result = "ok"

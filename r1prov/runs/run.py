@@ -424,16 +424,15 @@ def _keep_expectations(
     }
     changed = {name for name in seen if recorder.report.hosts[name].changes}
     well = seen.keys() - changed
-    leaves = bool(every_s) and not request.check
-    visited = [host for host in prepared.hosts if host.name in (seen if leaves else changed)]
+    visited = [host for host in prepared.hosts if host.name in (seen if every_s else changed)]
     if visited and not request.check:
         with met(visited, site, login) as meeting:
             again = {name: found for name, found in seen.items() if name in changed & meeting.contacts.keys()}
-            after = _look(meeting, again) if again else {}
+            after = _look(meeting, again)
             well |= {name for name, found in after.items() if found.clean}
             if prepared.due:
                 _tell_what_is_left(after, watcher)
-            if leaves:
+            if every_s:
                 known = {name: seen[name] if name in well else [] for name in meeting.contacts}
                 _leave(meeting, known, every_s, watcher)
     for name in well:

@@ -361,22 +361,20 @@ def test_what_is_asked_wrongly_is_said_at_once(
     assert said in " ".join(err.split())
 
 
+@pytest.mark.parametrize(
+    ("profile", "modes", "expected", "said"),
+    [
+        ("cpu", "gpu,rule", Exit.SITE, "gpu1.invalid: gpu: the machine has no cards"),
+        ("4x4090", "gpu", Exit.PREFLIGHT, "CUDA0 runs out of memory"),
+    ],
+)
 def test_modes_of_which_none_can_be_measured_are_refused_before_anyone_is_contacted(
-    site: Path, capsys: pytest.CaptureFixture[str]
+    site: Path, capsys: pytest.CaptureFixture[str], profile: str, modes: str, expected: Exit, said: str
 ) -> None:
-    site.write_text("profile: cpu\nhosts: [gpu1.invalid]\n")
-    code, _, err = ran(capsys, "--modes", "gpu,rule")
-    assert code == Exit.SITE
-    assert "gpu1.invalid: gpu: the machine has no cards" in err
-
-
-def test_modes_that_do_not_fit_are_refused_by_the_exit_code_of_what_does_not_fit(
-    site: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    site.write_text("profile: 4x4090\nhosts: [gpu1.invalid]\n")
-    code, _, err = ran(capsys, "--modes", "gpu")
-    assert code == Exit.PREFLIGHT
-    assert "CUDA0 runs out of memory" in err
+    site.write_text(f"profile: {profile}\nhosts: [gpu1.invalid]\n")
+    code, _, err = ran(capsys, "--modes", modes)
+    assert code == expected
+    assert said in err
 
 
 def test_a_host_that_is_away_is_named_and_nothing_is_claimed(site: Path, capsys: pytest.CaptureFixture[str]) -> None:

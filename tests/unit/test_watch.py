@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from test_looking import FILE, Here
+from test_looking import Here, file_as_it_is
 
 from r1prov.cli import show
 from r1prov.hosts import Expectation, HostConnection
@@ -63,8 +63,7 @@ def config(tmp_path: Path) -> Path:
 
 
 def expected(path: Path) -> Expectation:
-    arguments = {"path": str(path), "state": "file", "mode": "0644"}
-    return Expectation("gateway", "Write it", FILE, arguments, hashlib.sha1(path.read_bytes()).hexdigest())
+    return replace(file_as_it_is(path), step="gateway")
 
 
 def test_a_host_looks_by_itself_and_says_and_keeps_what_differs(host: Watched, config: Path) -> None:

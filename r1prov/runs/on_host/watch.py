@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import sys
 import tempfile
 import time
 import zipfile
 from pathlib import Path
-from typing import Any
 
 KEPT = Path("/var/lib/r1prov/watch/last.json")
+_UTILS = "ansible_collections.r1.prov.plugins.module_utils"
 
 
 def main() -> None:
     """Look, keep what was found, and say it to the journal."""
-    look: Any = importlib.import_module("look")
-    looked: Any = importlib.import_module("ansible_collections.r1.prov.plugins.module_utils.looked")
+    look = importlib.import_module("look")
+    looked, files = (importlib.import_module(f"{_UTILS}.{name}") for name in ("looked", "files"))
     with zipfile.ZipFile(sys.argv[0]) as whole:
         job = json.loads(whole.read("job.json"))
     began, started = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()), time.monotonic()
@@ -33,7 +32,8 @@ def main() -> None:
         return
     found = looked.summary(job["asked"], answers)
     seconds = round(time.monotonic() - started, 1)
-    _keep({"schema": 1, "looked": began, "seconds": seconds, "asked": len(answers), "every_s": job["every_s"], **found})
+    kept = {"schema": 1, "looked": began, "seconds": seconds, "asked": len(answers), "every_s": job["every_s"], **found}
+    files.write_whole(KEPT, json.dumps(kept), 0o600)
     for each in found["differences"]:
         _say("<4>", f"{each['what']} (mended by {each['step']})")
     if found["unknown"]:
@@ -45,16 +45,6 @@ def main() -> None:
 def _say(priority: str, text: str) -> None:
     """Print a line, which becomes one of the journal. A line break in it would make two."""
     print(priority + " ".join(text.split()), flush=True)  # noqa: T201 - stdout is the journal
-
-
-def _keep(found: dict[str, Any]) -> None:
-    new = KEPT.with_suffix(".new")
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        json.dump(found, file)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(KEPT)
 
 
 if __name__ == "__main__":
