@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,12 +80,17 @@ def merged(earlier: Sequence[Expectation], found: Sequence[Expectation], steps: 
         steps: their roles.
 
     Returns:
-        Each question once, in the order of a run of all steps, and at the end what was not asked before.
+        Each question once, in the order of a run of all steps, and at the end what was not asked before. A step that
+        was not run keeps its questions, even where these steps brought in its role and asked the same.
     """
     new = {_question(each): each for each in found}
-    kept = [
-        new.pop(question, each) for each in earlier if (question := _question(each)) in new or each.step not in steps
-    ]
+    kept = []
+    for each in earlier:
+        again = new.pop(_question(each), None)
+        if each.step not in steps:
+            kept.append(replace(again or each, step=each.step, task=each.task))
+        elif again:
+            kept.append(again)
     return [*kept, *new.values()]
 
 

@@ -258,7 +258,7 @@ def stopped(operator: Operator, pair: list[LabHost], number: signal.Signals) -> 
     running = operator.start("up", stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
     assert running.stderr
     talk = ""
-    while not all(re.search(rf"^{host.name} .*\] cuda_toolkit", talk, re.MULTILINE) for host in pair):
+    while not all(re.search(rf"^{host.name} .*\] llama_cpp .*: compiling", talk, re.MULTILINE) for host in pair):
         line = running.stderr.readline()
         assert line, talk
         talk += line

@@ -73,8 +73,8 @@ def test_an_operators_own_deepseek2_model_is_served_as_published_and_then_in_mla
     own.does("up")
     assert own.changes == {alone.name: []}
 
-    # Random weights answer nonsense, so that it answers is what counts: the figures come after the last token.
-    assert "eval time" in by_hand(own, alone)
+    # Random weights answer nonsense, so that it answers is what counts. The program ends now and then before it has written its figures.
+    assert len(by_hand(own, alone).rpartition("What do random weights say?")[2]) > 100
 
 
 def test_the_demos_model_comes_back(owner: Operator, alone: LabHost, sources: dict[str, Any]) -> None:

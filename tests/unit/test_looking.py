@@ -312,6 +312,15 @@ def test_what_a_run_of_some_steps_expects_takes_the_place_of_what_these_expected
     assert expectations.merged([], found, {"gateway"}) == found
 
 
+def test_what_a_step_asks_that_brings_in_the_role_of_another_stays_with_the_other() -> None:
+    rules = Expectation(
+        "service", "Write the rules", FILE, {"path": "/etc/r1prov/network/rules", "state": "file"}, "0" * 40
+    )
+    again = replace(rules, step="ollama", task="Run Ollama", sha1="1" * 40)
+    assert expectations.merged([rules], [again], {"ollama"}) == [replace(rules, sha1="1" * 40)]
+    assert expectations.merged([rules], [again], {"ollama", "service"}) == [again]
+
+
 def test_other_code_of_the_collection_is_another_run(
     state: SiteState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
