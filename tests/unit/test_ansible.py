@@ -92,7 +92,7 @@ def test_the_shell_line_is_the_same_command(tmp_path):
 def test_steps_are_the_roles_of_a_playbook():
     steps = ansible.steps_of("up")
     roles = [step.role for step in steps]
-    assert roles[:6] == ["preflight", "open_webui", "gateway", "service", "operators", "build_deps"]
+    assert roles[:6] == ["preflight", "open_webui", "gateway", "build_deps", "service", "operators"]
     assert roles.count("weights") == 3  # the transfer starts, the run waits for it, and replaced files go
 
 
