@@ -6,10 +6,20 @@ A holder is what plugins/action/host_lock.py writes into the lock.
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+
+
+def parsed(text: str) -> dict[str, Any]:
+    """The holder that a lock names. A damaged lock has one without a name."""
+    try:
+        holder: dict[str, Any] = json.loads(text)
+    except ValueError:
+        return {"run": "damaged", "user": "somebody", "controller": "", "controller_id": "", "command": "", "since": ""}
+    return holder
 
 
 def this_controller_id() -> str:
@@ -69,7 +79,8 @@ def remedy(holder: dict[str, Any]) -> str:
     """What to do about a living holder, or one that cannot be asked."""
     if on_this_controller(holder):
         return f"wait for it to end, or stop it (`kill {_process(holder)}` on this machine)"
-    return "wait for it to end; if you know that it has ended, break the lock: --break-lock, or plain Ansible's `-e r1prov_break_lock=true`"
+    how = "as `r1prov up --break-lock` does, or plain Ansible with `-e r1prov_break_lock=true`"
+    return f"wait for it to end; if you know that it has ended, break the lock, {how}"
 
 
 def digest(*parts: str) -> str:

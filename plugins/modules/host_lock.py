@@ -77,6 +77,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils import run_history
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
 from ansible_collections.r1.prov.plugins.module_utils.files import write_whole
+from ansible_collections.r1.prov.plugins.module_utils.lock_holder import parsed
 from ansible_collections.r1.prov.plugins.module_utils.locks import LockedError, alone
 
 if TYPE_CHECKING:
@@ -89,12 +90,9 @@ _LIMIT_S = 5.0  # Whoever reads or changes the lock needs milliseconds.
 def read(folder: Path) -> dict[str, Any]:
     """The holder of the lock; empty if nobody holds it. A damaged file has a holder without a name."""
     try:
-        holder: dict[str, Any] = json.loads((folder / "lock.json").read_text())
+        return parsed((folder / "lock.json").read_text())
     except FileNotFoundError:
         return {}
-    except ValueError:
-        return {"run": "damaged", "user": "somebody", "controller": "", "controller_id": "", "command": "", "since": ""}
-    return holder
 
 
 def take(folder: Path, holder: dict[str, Any], replace: str = "") -> tuple[bool, dict[str, Any]]:

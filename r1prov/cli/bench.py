@@ -9,7 +9,6 @@ import typer
 
 from r1prov import output
 from r1prov.cli import options, running, show
-from r1prov.common.units import parse_duration
 from r1prov.decision import decide
 from r1prov.offload.modes import MODES
 from r1prov.runs import prompts
@@ -97,7 +96,7 @@ def bench(
     if modes is None and (lonely := [option for option, given in needing.items() if given]):
         raise typer.BadParameter(f"{', '.join(lonely)} goes with --modes; there are: {ALL}")
     limit = limit or (PROMPTS_LIMIT if modes is None else LIMIT)
-    limit_s = _limit_s(limit)
+    limit_s = options.seconds("--limit", limit)
     if profile and not check:
         raise typer.BadParameter("--profile goes with --modes and --check: only hosts can be measured")
     if asked:
@@ -109,7 +108,7 @@ def bench(
             kind, there = made_up(options.alone(profile, site, hosts or ()))
             experiment.foresee(decide(kind, output.say), there, order, json=json)
             return
-        applied, targets = last_applied(site, hosts or ())
+        applied, targets = last_applied(site, hosts or (), or_else=options.A_KIND if check else "")
         experiment.compare(applied, targets, order, login_options, check=check, json=json)
         return
     applied, targets = last_applied(site, hosts or ())
@@ -151,10 +150,3 @@ def _asked(modes: Sequence[str] | None, also: Sequence[str] | None) -> tuple[str
     if twice := [name for name, count in Counter(asked).items() if count > 1]:
         raise typer.BadParameter(f"--modes and --also name {', '.join(twice)} twice; once is enough")
     return tuple(asked)
-
-
-def _limit_s(text: str) -> int:
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise typer.BadParameter(f"--limit: {error}") from None

@@ -10,18 +10,24 @@ from r1prov.cli import running, show_modes
 from r1prov.common.errors import PreflightError, Problem, R1provError, RunError, SiteError
 from r1prov.runs import modes, speeds
 from r1prov.runs import run as runs
+from r1prov.runs.events import TaskDone
 from r1prov.site.state import SiteState
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from r1prov.cli.options import LoginOptions
     from r1prov.decision import Decision
-    from r1prov.hosts import Login
+    from r1prov.hosts import Login, Progress
     from r1prov.offload.experiment import Server
     from r1prov.output import LiveRun
+    from r1prov.runs.events import Event
     from r1prov.runs.run import Done
     from r1prov.site import Host, Site
+
+
+LOCKS = "r1.prov.host_lock"
+"""The action that takes the lock of a host, and says whether the run holds it then."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,25 @@ def _refuse_nothing(planned: dict[str, tuple[Server, ...]]) -> None:
         raise PreflightError(*problems) if any(not each.fits for each in known) else SiteError(*problems)
 
 
+@dataclass(frozen=True)
+class _Announcing:
+    """Shows a run, and announces what it does as soon as it has the host to itself. Who is refused is told of no pause."""
+
+    live: LiveRun
+    announce: Callable[[], None]
+
+    def note(self, host: str, text: str) -> None:
+        self.live.note(host, text)
+
+    def event(self, event: Event) -> None:
+        self.live.event(event)
+        if isinstance(event, TaskDone) and event.action == LOCKS and event.result.get("held"):
+            self.announce()
+
+    def progress(self, progress: Progress) -> None:
+        self.live.progress(progress)
+
+
 def _announce(site: Site, host: Host, found: Sequence[Server], order: Order) -> None:
     """Say what will be measured, and for how long the service will be away."""
     measured = [server.mode for server in found if not server.left_out]
@@ -115,7 +140,7 @@ def _announce(site: Site, host: Host, found: Sequence[Server], order: Order) -> 
     for server in found:
         if server.left_out:
             output.say(f"  {server.mode} is not measured: {server.left_out}")
-    output.say(f"{host.name} will not answer while that is measured, for up to {order.limit}.")
+    output.say(f"While that is measured, {host.name} will not answer, for up to {order.limit}.")
     running.announce_pause(site, [host])
 
 
@@ -128,10 +153,9 @@ def _measure(
     def work(live: LiveRun) -> tuple[Done, tuple[Server, ...]]:
         prepared = runs.prepare(decision, [host], login, live, needs=f"r1prov-{decision.site.file.engine}")
         found = modes.servers(prepared.decision, host.name, order.asked)
-        if prepared.hosts:
-            _announce(decision.site, host, found, order)
         told = modes.variables(prepared.decision, host.name, found, order.limit_s, at_once=order.now)
-        return runs.play(prepared, login, replace(request, variables=told), live), found
+        watcher = _Announcing(live, lambda: _announce(decision.site, host, found, order))
+        return runs.play(prepared, login, replace(request, variables=told), watcher), found
 
     done, found = running.watched(decision.site, [host], request, work, running.GO_ON_MEASURING)
     result = done.report.hosts[host.name].modes

@@ -20,6 +20,7 @@ from r1prov.cli import complete
 from r1prov.cli.complete import SITE_VARIABLE
 from r1prov.common.errors import Problem, SiteError, UnreachableError
 from r1prov.common.paths import SITE_FILE
+from r1prov.common.units import parse_duration
 from r1prov.models.latent import Attention
 
 if TYPE_CHECKING:
@@ -148,6 +149,22 @@ def alone(profile: str, path: Path | None, hosts: Sequence[str]) -> str:
     if path and os.environ.get(SITE_VARIABLE) != str(path):
         raise typer.BadParameter("--profile and --site exclude each other: the site says of what kind its hosts are")
     return profile
+
+
+A_KIND = "name a kind of server, which need not be there: --profile 4x4090 (`r1prov profiles` lists them)"
+"""What does where no site is known, for a verb that only calculates."""
+
+
+def seconds(option: str, text: str) -> int:
+    """The duration that an option is given, in seconds.
+
+    Raises:
+        BadParameter: it is none.
+    """
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{option}: {error}") from None
 
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]

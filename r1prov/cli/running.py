@@ -44,7 +44,7 @@ def announce_pause(site: Site, targets: Sequence[Host]) -> None:
     for host in targets:
         took_s = report.last_start_s(reports, host.name, f"r1prov-{engine}")
         known = f"; last time that took {took_s:.1f} s" if took_s else ""
-        output.say(f"{host.name} will not answer while {engine} loads the model{known}.")
+        output.say(f"While {engine} loads the model, {host.name} will not answer{known}.")
 
 
 def settle(site: Site) -> Decision:

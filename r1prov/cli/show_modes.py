@@ -26,6 +26,9 @@ def compared(document: Document) -> None:
     _memory(document["modes"])
     for (what, why), named in _remarks(document).items():
         output.line(f"{', '.join(named)}: {what}: {why}")
+    for mode in document["modes"]:
+        if told := mode["ollama"]:
+            output.line(f"{mode['mode']}: {', '.join(f'{name} {value}' for name, value in told.items())}")
     for line in _circumstances(document["modes"]):
         output.line(line)
     for note in document["notes"]:
@@ -38,11 +41,20 @@ def _remarks(document: Document) -> dict[tuple[str, str], list[str]]:
     left_out = "left out" if document["state"] == "planned" else "not measured"
     for mode in document["modes"]:
         why = mode["failed"] or mode["left_out"] or "; ".join(mode["reasons"])
-        misfit = not mode["left_out"] or (document["state"] == "planned" and mode["fits"] is False)
-        what = "failed" if mode["failed"] else "does not fit" if misfit else left_out
+        if mode["failed"]:
+            what = "failed"
+        elif not mode["left_out"]:
+            what = "does not fit, but it serves, so it is measured"
+        else:
+            what = "does not fit" if document["state"] == "planned" and _is_misfit(mode) else left_out
         if why:
             found.setdefault((what, why), []).append(mode["mode"])
     return found
+
+
+def _is_misfit(mode: Document) -> bool:
+    """Whether the outcome of a mode is that it does not fit. One that is the same as another is left out before that counts."""
+    return mode["fits"] is False and mode["left_out"] in ("", "; ".join(mode["reasons"]))
 
 
 def _circumstances(modes: Sequence[Document]) -> Iterator[str]:
@@ -150,9 +162,11 @@ def _estimate(mode: Document) -> str:
 
 
 def _fits(mode: Document) -> str:
-    if mode["fits"] is None:
-        return "not known" if not mode["left_out"] else "left out"
-    return "fits" if mode["fits"] else "does not fit"
+    if _is_misfit(mode):
+        return "does not fit"
+    if mode["left_out"]:
+        return "left out"
+    return "not known" if mode["fits"] is None else "fits"
 
 
 def _span(mode: Document, most: float) -> str:

@@ -11,7 +11,6 @@ import typer
 from r1prov import output
 from r1prov.cli import options, running, show
 from r1prov.common.errors import Exit, UnreachableError
-from r1prov.common.units import parse_duration
 from r1prov.machines.tuned import in_words
 from r1prov.runs import tuning
 from r1prov.site.select import last_applied
@@ -50,10 +49,7 @@ def tune(
 
     Example: `r1prov tune gpu1 --limit 30m`
     """
-    try:
-        limit_s = parse_duration(limit)
-    except ValueError as error:
-        raise typer.BadParameter(f"--limit: {error}") from None
+    limit_s = options.seconds("--limit", limit)
     applied, targets = last_applied(site, hosts or ())
     tuning.require_llama_server(applied)
     decision = running.settle(applied)
@@ -121,7 +117,7 @@ class _Conductor:
 def _announce(applied: Site, waiting: Sequence[Host], limit: str, *, yes: bool) -> None:
     """Say that the service pauses, and ask."""
     for host in waiting:
-        output.say(f"{host.name} will not answer while that is measured, for up to {limit}.")
+        output.say(f"While that is measured, {host.name} will not answer, for up to {limit}.")
     running.announce_pause(applied, waiting)
     if yes:
         return

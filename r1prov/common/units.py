@@ -43,11 +43,13 @@ def parse_duration(text: str) -> int:
         ValueError: the text has another form, or the duration is 0 or longer than a week.
     """
     found = _DURATION.fullmatch(text.strip())
-    seconds = sum(int(number or 0) * _SECONDS[unit] for unit, number in found.groupdict().items()) if found else 0
-    if seconds == 0:
+    if not found or not any(found.groups()):
         raise ValueError(f"`{text}` is not a duration: write whole numbers and h, m or s, e.g. `20m` or `1m30s`")
+    seconds = sum(int(number or 0) * _SECONDS[unit] for unit, number in found.groupdict().items())
+    if seconds == 0:
+        raise ValueError(f"`{text}` is no time at all: write `1s` or more, e.g. `20m`")
     if seconds > LONGEST_S:
-        raise ValueError(f"`{text}` is longer than a week")
+        raise ValueError(f"`{text}` is longer than a week: write `{LONGEST_S // _SECONDS['h']}h` or less")
     return seconds
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from r1prov.site import Host
 
 RECONNECT_S = 5.0
+LOCK = "/run/r1prov/lock.json"
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,17 @@ def read_pause(connection: HostConnection) -> Pause | None:
         since=since,
         until=since + timedelta(seconds=told["limit_s"]) if told["limit_s"] else None,
     )
+
+
+def read_lock(connection: HostConnection) -> dict[str, Any]:
+    """The run that holds a host, as it describes itself; empty where none does, or where it has certainly ended.
+
+    Raises:
+        UnreachableError: the connection is lost.
+    """
+    result = connection.run(["cat", LOCK])
+    holder: dict[str, Any] = paths.module_util("lock_holder").parsed(result.out) if result.code == 0 else {}
+    return {} if is_dead(holder) else holder
 
 
 def read_secret(connection: HostConnection, path: str) -> str | None:

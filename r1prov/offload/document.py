@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from r1prov.common.units import GB
+from r1prov.offload.ollama import parameters
 from r1prov.offload.plan import arguments
 
 if TYPE_CHECKING:
@@ -115,11 +116,7 @@ def of_plan(found: ForeseenPlan, measured: Measured | None = None) -> dict[str, 
         "slots": {"number": plan.slots, "reason": plan.slots_reason},
         "context": {"tokens_per_slot": plan.context_per_slot, "reason": plan.context_reason},
         "trade": [_choice(choice) for choice in found.trade],
-        "ollama": {
-            "num_gpu": plan.ollama.gpu_layers,
-            "num_ctx": plan.context_per_slot,
-            "num_batch": plan.ollama.micro_batch,
-        },
+        "ollama": parameters(plan),
         "baselines": [
             {
                 "name": baseline.name,

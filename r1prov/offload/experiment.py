@@ -10,6 +10,7 @@ from r1prov.models import latent
 from r1prov.offload import compare, modes
 from r1prov.offload.fit import fitted
 from r1prov.offload.foresight import foresee_arguments
+from r1prov.offload.ollama import parameters
 from r1prov.offload.outcome import Space, outcome
 from r1prov.offload.plan import arguments, completed, plan_model
 from r1prov.offload.setting import RefusedError
@@ -71,6 +72,7 @@ class Server:
         outcome: What it would take; None where that is not known, or the mode does not exist there.
         left_out: Why it is not measured; empty where it is.
         comes_to: The arguments that do the same. They are others where `--fit` chooses the placement.
+        ollama: What Ollama is told instead of arguments; None for llama-server, and where there is no Ollama.
     """
 
     mode: str
@@ -78,6 +80,7 @@ class Server:
     outcome: Outcome | None = None
     left_out: str = ""
     comes_to: tuple[str, ...] = ()
+    ollama: dict[str, int | None] | None = None
 
     @property
     def kind(self) -> tuple[tuple[str, ...], bool]:
@@ -175,7 +178,8 @@ def _in_ollama(mode: str, subject: Subject) -> Server:
     if subject.without_ollama:
         return Server(mode, left_out=subject.without_ollama)
     setting = replace(subject.plan.ollama, prompts=0)  # Ollama keeps no past prompts.
-    return Server(mode, outcome=outcome(subject.model, setting, subject.space) if subject.model else None)
+    found = outcome(subject.model, setting, subject.space) if subject.model else None
+    return Server(mode, outcome=found, ollama=parameters(subject.plan))
 
 
 _WAYS = {modes.HYBRID: _serving, modes.LEGACY: _legacy, modes.OLLAMA: _in_ollama}

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from r1prov.models.model import Model
     from r1prov.offload.outcome import Space
+    from r1prov.offload.plan import Plan
     from r1prov.offload.setting import Setting
 
 BATCHES = (512, 256, 128, 64)
@@ -29,6 +30,15 @@ BATCHES = (512, 256, 128, 64)
 
 OVERHEAD_BYTES = 457 * MIB
 """The bytes of each card that Ollama leaves to the CUDA context (`MinimumMemory`)."""
+
+
+def parameters(plan: Plan) -> dict[str, int | None]:
+    """What Ollama is told in its Modelfile of a plan."""
+    return {
+        "num_gpu": plan.ollama.gpu_layers,
+        "num_ctx": plan.context_per_slot,
+        "num_batch": plan.ollama.micro_batch,
+    }
 
 
 @lru_cache(maxsize=64)

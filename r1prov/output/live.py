@@ -50,6 +50,9 @@ BAR_WIDTH = 12
 WIDE = 100
 """From so many columns on, all that is known of a step stands on one line, with a bar."""
 
+MEASURE = ("r1.prov.measurement", "r1.prov.smoke_bench")
+"""The actions that measure. To Ansible a new result is a change."""
+
 _SEVERAL = re.compile("[,;] ")
 
 _moving: list[Live] = []
@@ -79,12 +82,22 @@ class _Step:
     started_s: float
     why: str = ""
     changes: int = 0
+    measured: bool = False
     tasks: int = 0
     waits: set[str] = field(default_factory=set)
 
     @property
     def label(self) -> str:
         return f"[{self.number}/{self.total}] {self.name}{f' ({self.why})' if self.why else ''}"
+
+    @property
+    def outcome(self) -> str:
+        """What came of it. What a measurement brings along for itself is no change of what serves."""
+        if self.measured:
+            return "measured"
+        if not self.changes:
+            return "nothing to change"
+        return f"{self.changes} change{'' if self.changes == 1 else 's'}"
 
 
 @dataclass
@@ -204,6 +217,7 @@ class LiveRun:
         elif isinstance(event, TaskDone) and host.step:
             host.step.tasks += 1
             host.step.changes += event.changed
+            host.step.measured |= event.changed and event.action in MEASURE and event.result.get("measured", True)
             if event.changed:
                 host.changed.add(host.step.name)
             for difference in event.differences:
@@ -240,10 +254,7 @@ class LiveRun:
         """Print how the current step of the host ended and, if `end` is given, how the run ended for the host."""
         if host.step and not host.end:
             took = clock(self._now() - host.step.started_s)
-            changes = f"{host.step.changes} change{'' if host.step.changes == 1 else 's'}"
-            outcome = (
-                f"{took}, {changes if host.step.changes else 'nothing to change'}" if host.step.tasks else "not needed"
-            )
+            outcome = f"{took}, {host.step.outcome}" if host.step.tasks else "not needed"
             self._say(host, f"{host.step.label}: {outcome}{'' if end or self._live else self._rest(host)}")
         if end and not host.end:
             host.end, host.style = f"{end} in {clock(self._now() - self._started_s)}", "green"

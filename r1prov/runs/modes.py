@@ -123,6 +123,7 @@ def _mode(server: Server, measured: Mapping[str, Any], not_reached: str) -> dict
         "what": modes.MODES[server.mode],
         "engine": _engine(server),
         "arguments": list(server.arguments),
+        "ollama": server.ollama,
         "fits": found.fits if found else None,
         "reasons": list(found.reasons) if found else [],
         "left_out": left_out,

@@ -9,10 +9,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from r1prov import inventory
-from r1prov.common.errors import Exit, Problem, R1provError, SiteError, UnhealthyError, UnreachableError
+from r1prov.common import paths
+from r1prov.common.errors import Exit, LockedError, Problem, R1provError, SiteError, UnhealthyError, UnreachableError
 from r1prov.common.units import gib
 from r1prov.decision import decide
-from r1prov.hosts import Look, Progress, ProgressWatch, at_once, look, met
+from r1prov.hosts import Look, Progress, ProgressWatch, at_once, look, met, read_lock
 from r1prov.offload.speed import DEFAULT_LINK, of_machine
 from r1prov.runs import ansible, expectations, history, secrets, speeds, watch
 from r1prov.runs.events import HostAway, HostLooked, TaskDone
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from r1prov.decision import Decision
-    from r1prov.hosts import Login, Meeting
+    from r1prov.hosts import HostConnection, Login, Meeting
     from r1prov.hosts.looking import Expectation
     from r1prov.machines.known import Known
     from r1prov.runs.ansible import Command
@@ -168,6 +169,7 @@ def prepare(
         needs: as in `Request`.
 
     Raises:
+        LockedError: hosts were never set up for this, and runs hold them.
         UnhealthyError: hosts were never set up for this.
     """
     site = decision.site
@@ -216,28 +218,47 @@ def refuse_bare(meeting: Meeting, unit: str) -> None:
         unit: what a host has that was set up.
 
     Raises:
+        LockedError: all such hosts are held by runs, which may be setting them up.
         UnhealthyError: there are such hosts.
     """
 
-    def code(name: str) -> int | UnreachableError:
+    def seen(name: str) -> _Bare | UnreachableError | None:
         try:
-            return meeting.contacts[name].connection.run(["systemctl", "cat", f"{unit}.service"]).code
+            return _bare(name, meeting.contacts[name].connection, unit)
         except UnreachableError as error:
             return error
 
-    codes = dict(zip(meeting.contacts, at_once(code, [*meeting.contacts]), strict=True))
-    for name, lost in codes.items():
+    found = dict(zip(meeting.contacts, at_once(seen, [*meeting.contacts]), strict=True))
+    for name, lost in found.items():
         if isinstance(lost, UnreachableError):
             meeting.contacts.pop(name).connection.close()
             meeting.away[name] = lost
-    what = f"is not set up yet: it has no {unit}.service"
-    bare = [
-        Problem(name, what, "run `r1prov up` first")
-        for name, each in codes.items()
-        if each and name in meeting.contacts
-    ]
+    bare = [each for each in found.values() if isinstance(each, _Bare)]
     if bare:
-        raise UnhealthyError(*bare)
+        kind = LockedError if all(each.is_held for each in bare) else UnhealthyError
+        raise kind(*(each.problem for each in bare))
+
+
+@dataclass(frozen=True)
+class _Bare:
+    """A host that was never set up, and whether a run holds it."""
+
+    problem: Problem
+    is_held: bool
+
+
+def _bare(name: str, connection: HostConnection, unit: str) -> _Bare | None:
+    """What is wrong with a host that has no such unit; None where it has.
+
+    The lock is read first. A run that sets the host up may end in between, and then the unit is there.
+    """
+    holder = read_lock(connection)
+    if connection.run(["systemctl", "cat", f"{unit}.service"]).code == 0:
+        return None
+    if not holder:
+        return _Bare(Problem(name, f"is not set up yet: it has no {unit}.service", "run `r1prov up` first"), False)
+    lock = paths.module_util("lock_holder")
+    return _Bare(Problem(name, f"{lock.sentence(holder)}, and has no {unit}.service yet", lock.remedy(holder)), True)
 
 
 def _look(meeting: Meeting, expected: Mapping[str, Sequence[Expectation]]) -> dict[str, Look]:

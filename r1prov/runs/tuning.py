@@ -52,6 +52,7 @@ def look(
         force: all of them are to be measured again.
 
     Raises:
+        LockedError: hosts have no service that could pause, and runs hold them.
         UnhealthyError: a host has no service that could pause.
     """
     site, state = decision.site, SiteState.of(decision.site.path)

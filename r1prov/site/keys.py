@@ -38,6 +38,12 @@ _ADDRESS = re.compile(
 )
 
 
+def _not_too_often(seconds: int) -> int:
+    if seconds < 60:
+        raise ValueError(f"`{seconds}s` is too often for a host to look: write `1m` or more")
+    return seconds
+
+
 class Host(Keys):
     """One server."""
 
@@ -217,7 +223,7 @@ class SiteFile(Keys):
     """The chat page."""
     gateway: Gateway | None = None
     """The gateway, which offers page and API to others over TLS. It is off unless this key is there."""
-    watch: Annotated[Duration, Field(ge=60)] | None = None
+    watch: Annotated[Duration, AfterValidator(_not_too_often)] | None = None
     """How often each host looks by itself whether it is still as it should be (`1h`), one minute at least. Off unless this key is there."""
 
     @property

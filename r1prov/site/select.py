@@ -72,8 +72,13 @@ def wanted(path: Path | None, named: Sequence[str]) -> Selection:
     return _with_chosen(site), targets
 
 
-def last_applied(path: Path | None, named: Sequence[str]) -> Selection:
+def last_applied(path: Path | None, named: Sequence[str], *, or_else: str = "") -> Selection:
     """The site as it was last applied, for the verbs that name no profile, and the hosts meant.
+
+    Args:
+        path: the site file.
+        named: hosts; none means all.
+        or_else: what else does where no site is known, as an instruction; empty where nothing does.
 
     Raises:
         SiteError: no site is known, or it has no such host, or its files are open to others.
@@ -89,11 +94,8 @@ def last_applied(path: Path | None, named: Sequence[str]) -> Selection:
     elif path:
         site = _with_chosen(load(path, chosen=SiteState.of(path).choices))
     else:
-        raise SiteError(
-            Problem(
-                "site", "no site is known here", "run `r1prov up` first, or name a site file: --site or R1PROV_SITE"
-            )
-        )
+        remedy = "run `r1prov up` first, or name a site file: --site or R1PROV_SITE"
+        raise SiteError(Problem("site", "no site is known here", f"{remedy}; or {or_else}" if or_else else remedy))
     return site, among(site, named)
 
 

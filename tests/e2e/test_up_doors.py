@@ -123,7 +123,7 @@ def test_engine_and_page_go_to_another_version_and_back(operator: Operator, pair
     for llama_cpp, open_webui in (("0.3.35", "0.12.3"), tested):
         versions = ("--llama-cpp", llama_cpp, "--open-webui", open_webui)
         talk = operator.does("upgrade", *versions, *ANY_SPEED, host.name).stderr
-        assert f"{host.name} will not answer while llama-server loads the model; last time that took" in talk
+        assert f"While llama-server loads the model, {host.name} will not answer; last time that took" in talk
         links = "readlink /opt/r1prov/llama.cpp/current /opt/r1prov/open-webui/current"
         releases = told(host, links).splitlines()
         assert releases[0].startswith(f"releases/{llama_cpp}-")

@@ -115,7 +115,7 @@ def test_it_says_what_it_would_do_and_asks(tuner: Operator, host: LabHost, kept:
     assert "settings to measure, within 20m" in talk
     assert "micro-batch 512 as planned, micro-batch 256" in talk
     talk = tuner.does("tune", code=Exit.USAGE).stderr
-    assert "will not answer while that is measured, for up to 20m" in talk
+    assert "will not answer, for up to 20m" in talk
     assert "say --yes" in talk
     assert not kept.exists()
     assert answers(host)

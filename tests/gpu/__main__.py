@@ -10,6 +10,7 @@ that ran out of time goes on where it was when it is called again. The exit stat
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import importlib
 import json
@@ -22,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.gpu import packages
+from tests.gpu import cards, inputs, packages
 
 HERE = Path(__file__).resolve().parent
 PIECES = {
@@ -37,8 +38,6 @@ PIECES = {
     "unit": "unit.piece",
 }
 """The function of each piece, which is imported when it runs."""
-
-WITHOUT_PACKAGES = ("cards", "build")
 
 
 def run(name: str, options: argparse.Namespace) -> bool:
@@ -59,16 +58,12 @@ def run(name: str, options: argparse.Namespace) -> bool:
     part.write_text(json.dumps(result, indent=2) + "\n")
     part.rename(kept)
     sys.stdout.write(f"{name}: {result['failed'] or 'done'} ({result['wall_s']} s)\n")
-    if result.get("cards") == []:
-        sys.stdout.write(
-            "No card was found. The other pieces run on the CPU, and say little of a machine with cards.\n"
-        )
     return not result["failed"]
 
 
 def _called(name: str, options: argparse.Namespace) -> dict[str, Any]:
     module, _, function = PIECES[name].partition(".")
-    if name not in WITHOUT_PACKAGES:
+    if name not in inputs.WITHOUT_ENGINE:
         packages.use(options.bundle, options.work)
     found: dict[str, Any] = getattr(importlib.import_module(f"tests.gpu.{module}"), function)(options)
     return found
@@ -98,6 +93,15 @@ def _prove_writable(folder: Path, parser: argparse.ArgumentParser) -> None:
             pass
     except OSError as error:
         parser.error(f"{folder} must be a folder that can be written to, and is not: {error.strerror}")
+
+
+def _told(problems: list[inputs.Problem]) -> str:
+    """All problems, and below those of one kind what to do about them."""
+    of: dict[str, list[str]] = {}
+    for problem in problems:
+        of.setdefault(problem.remedy, []).append(problem.what)
+    lines = [line for remedy, whats in of.items() for line in (*whats, f"  -> {remedy}")]
+    return "\n".join(["Nothing was begun, because not all is there that these pieces need.", *lines, ""])
 
 
 def main(words: list[str] | None = None) -> int:
@@ -131,7 +135,14 @@ def main(words: list[str] | None = None) -> int:
         parser.exit(
             1, f"Another run, or what is left of one, works in {options.work}. Wait until it ends, or end it.\n"
         )
-    passed = [run(name, options) for name in options.pieces or PIECES]
+    pieces = options.pieces or [*PIECES]
+    if problems := inputs.problems(pieces, options):
+        parser.exit(2, _told(problems))
+    with contextlib.suppress(RuntimeError):  # The piece `cards`, alone, tells of a driver that fails.
+        if not cards.found():
+            sys.stdout.write("No card was found. The pieces run on the CPU, and say little of a machine with cards.\n")
+            sys.stdout.flush()
+    passed = [run(name, options) for name in pieces]
     return 0 if all(passed) else 1
 
 

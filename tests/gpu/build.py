@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _JOB_BYTES = 2 << 30  # what one compiler of CUDA kernels takes at its worst
 _LAST_LINES = 20
+TOOLS = ("c++", "cmake", "ninja")
 PROGRAMS = "programs"
 """The link to the folder with the programs, in the folder where all is built."""
 
@@ -34,18 +35,12 @@ def piece(options: argparse.Namespace) -> dict[str, Any]:
     """Builds, and asks the server for its version and its devices.
 
     Raises:
-        RuntimeError: something is missing, or a step fails or takes too long.
+        RuntimeError: a step fails or takes too long.
     """
     until = time.monotonic() + options.limit_s
-    missing = [tool for tool in ("c++", "cmake", "ninja") if not shutil.which(tool)]
-    if missing:
-        raise RuntimeError(f"{', '.join(missing)} not installed")
     architectures = sorted({card["compute_capability"].replace(".", "") for card in cards.found()})
-    compiler = _compiler() if architectures else None
-    if architectures and not compiler:
-        raise RuntimeError("there are cards, but no nvcc: it is looked for on the PATH and in /usr/local/cuda/bin")
     source = _source(options)
-    flags = _flags(architectures, compiler)
+    flags = _flags(architectures, compiler() if architectures else None)
     tree = options.work / f"build-{hashlib.sha256(json.dumps([source.name, *flags]).encode()).hexdigest()[:12]}"
     log = options.results / "build.log"
     options.results.mkdir(parents=True, exist_ok=True)
@@ -97,14 +92,14 @@ def _recipe() -> ModuleType:
     return module
 
 
-def _flags(architectures: list[str], compiler: str | None) -> list[str]:
+def _flags(architectures: list[str], nvcc: str | None) -> list[str]:
     recipe = _recipe()
     instructions = recipe.cpu_identity(Path("/proc/cpuinfo").read_text(encoding="utf-8"))["instructions"]
     flags: list[str] = recipe.cmake_flags(
-        backend="cuda" if compiler else "cpu",
+        backend="cuda" if nvcc else "cpu",
         architectures=architectures,
-        cuda_root=str(Path(compiler).parents[1]) if compiler else "",
-        libcuda=_libcuda() if compiler else None,
+        cuda_root=str(Path(nvcc).parents[1]) if nvcc else "",
+        libcuda=_libcuda() if nvcc else None,
         amx=any(name.startswith("amx") for name in instructions),
         rpc=False,
         label=bundle.pinned()[0],
@@ -113,7 +108,8 @@ def _flags(architectures: list[str], compiler: str | None) -> list[str]:
     return flags if shutil.which("ccache") else [flag for flag in flags if not flag.endswith("_LAUNCHER=ccache")]
 
 
-def _compiler() -> str | None:
+def compiler() -> str | None:
+    """CUDA's compiler; None where there is none."""
     found = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
     return os.path.realpath(found) if found else None
 
@@ -130,8 +126,7 @@ def _libcuda() -> str | None:
 def _source(options: argparse.Namespace) -> Path:
     """The engine's source, which appears whole. It is unpacked once for each bundle, so that Ninja sees the same times again."""
     archive: Path = options.bundle / bundle.SOURCE
-    digest = hashlib.sha256(archive.read_bytes()).hexdigest()[:12] if archive.exists() else "missing"
-    source: Path = options.work / f"source-{digest}"
+    source: Path = options.work / f"source-{hashlib.sha256(archive.read_bytes()).hexdigest()[:12]}"
     if not source.exists():
         part = options.work / "source.part"
         shutil.rmtree(part, ignore_errors=True)

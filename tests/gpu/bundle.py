@@ -82,21 +82,23 @@ def pack(sdist: Path, sha256: str, folder: Path) -> Path:
     return archive
 
 
+def problems(folder: Path) -> list[str]:
+    """What is wrong with the source of the bundle in `folder`, file by file."""
+    archive, digest = folder / SOURCE, folder / f"{SOURCE}.sha256"
+    if missing := [f"{path}: not there" for path in (archive, digest) if not path.is_file()]:
+        return missing
+    its = hashlib.sha256(archive.read_bytes()).hexdigest()
+    return [] if its == digest.read_text(errors="replace").strip() else [f"{archive}: not what was packed"]
+
+
 def unpack(folder: Path, target: Path) -> None:
     """Unpacks the source of the bundle in `folder` to `target`.
 
     Raises:
-        RuntimeError: it is missing, or has not the sha256 with which it was packed.
+        RuntimeError: it holds what leads out of `target`.
     """
-    archive, digest = folder / SOURCE, folder / f"{SOURCE}.sha256"
-    if missing := [str(path) for path in (archive, digest) if not path.is_file()]:
-        raise RuntimeError(
-            f"{' and '.join(missing)}: not there. Run `make gpu-bundle` where there is a network, and carry the folder along."
-        )
-    content = archive.read_bytes()
-    if hashlib.sha256(content).hexdigest() != digest.read_text(encoding="utf-8").strip():
-        raise RuntimeError(f"{archive} is not what was packed. Run `make gpu-bundle` again.")
-    with tarfile.open(fileobj=io.BytesIO(content)) as source:
+    archive = folder / SOURCE
+    with tarfile.open(archive) as source:
         for member in source:
             place = PurePosixPath(member.name)
             if place.is_absolute() or ".." in place.parts or not member.isfile():

@@ -41,25 +41,37 @@ def fetch(bundle: Path, pythons: Sequence[str] = PYTHONS) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def use(bundle: Path, work: Path) -> None:
-    """Lets this process import the packages, out of the wheels of the bundle that suit this Python.
+def problems(bundle: Path) -> list[str]:
+    """What is wrong with the wheels of the bundle for this Python, file by file."""
+    mine = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if mine not in PYTHONS:
+        return [f"{sys.executable} is Python {mine}: the bundle has wheels for {', '.join(PYTHONS)}"]
+    found, known = [], LOCK.read_text(encoding="utf-8")
+    for stem, path in _wheels(bundle).items():
+        if not path:
+            found.append(f"{bundle / WHEELS / stem}-*.whl for Python {mine}: not there")
+        elif f"sha256:{_sha256(path)}" not in known:
+            found.append(f"{path}: not what {LOCK.name} names")
+    return found
 
-    Raises:
-        RuntimeError: The bundle has none for this Python, or one of them is not what the lock names.
-    """
-    mine = f"cp{sys.version_info.major}{sys.version_info.minor}"
-    fitting = [path for path in sorted((bundle / WHEELS).glob("*.whl")) if path.name.split("-")[-3] in ("py3", mine)]
-    if len(fitting) != len(NAMES):
-        raise RuntimeError(
-            f"{bundle / WHEELS} has {len(fitting)} of {len(NAMES)} wheels for Python {sys.version.split()[0]}. There are wheels for"
-            f" Python {', '.join(PYTHONS)}. Run `make gpu-bundle` where there is a network, and carry the bundle along."
-        )
-    known, digest = LOCK.read_text(encoding="utf-8"), hashlib.sha256()
-    for path in fitting:
-        its = hashlib.sha256(path.read_bytes()).hexdigest()
-        if f"sha256:{its}" not in known:
-            raise RuntimeError(f"{path} is not what requirements.lock names. Run `make gpu-bundle` again.")
-        digest.update(its.encode())
+
+def _wheels(bundle: Path) -> dict[str, Path | None]:
+    """The wheel of each package for this Python, by how its name begins; None where there is none."""
+    pinned = dict(re.findall(r"^(\S+)==(\S+)", LOCK.read_text(encoding="utf-8"), re.MULTILINE))
+    tags = ("py3", f"cp{sys.version_info.major}{sys.version_info.minor}")
+    there = [path for path in sorted((bundle / WHEELS).glob("*.whl")) if path.name.split("-")[-3] in tags]
+    stems = [f"{name.replace('-', '_')}-{pinned[name]}" for name in NAMES]
+    return {stem: next((path for path in there if path.name.lower().startswith(f"{stem}-")), None) for stem in stems}
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def use(bundle: Path, work: Path) -> None:
+    """Lets this process import the packages, out of the wheels of the bundle that suit this Python."""
+    fitting = [path for path in _wheels(bundle).values() if path]
+    digest = hashlib.sha256("".join(map(_sha256, fitting)).encode())
     folder = work / f"packages-{digest.hexdigest()[:12]}"
     if not folder.exists():
         part = work / "packages.part"

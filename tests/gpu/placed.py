@@ -63,8 +63,9 @@ CUT_BYTES = 16 * GIB
 CUT_SLOTS = 4
 
 ZEROS = "All weights are zero. Each token goes to the same experts, so prompts read fewer weights than real ones. Cards draw less power."
-FEWER = "The model has {layers} of R1's 61 layers. The shapes of each layer are R1's."
-NARROW = "The layers are narrower than R1's (--small), so these rates say nothing about R1."
+FEWER = "The model has {layers} of R1's 61 layers."
+WIDE = "The shapes of each layer are R1's."
+NARROW = "Each layer is narrower than R1's (--small), so these rates say nothing about R1."
 SMALLER_CARDS = "The plan takes each card for one of {memory:.1f} GiB, so that it keeps experts in RAM."
 
 
@@ -133,8 +134,8 @@ def mixed(options: argparse.Namespace) -> dict[str, Any]:
 def forms(options: argparse.Namespace) -> dict[str, Any]:
     """The piece `forms`."""
     machine = machine_of(options)
-    layers, _, said = _cut(options, machine)
-    case = Case(QUANT, layers, "zeros", (named.HYBRID, named.LEGACY), machine, (ZEROS, said[0]), 1)
+    layers, _, _ = _cut(options, machine)
+    case = Case(QUANT, layers, "zeros", (named.HYBRID, named.LEGACY), machine, (ZEROS,), 1)
     return _measured("forms", options, case)
 
 
@@ -185,14 +186,7 @@ def programs(options: argparse.Namespace) -> Path:
     Raises:
         RuntimeError: There is none.
     """
-    if options.programs:
-        folder = Path(options.programs)
-        if not (folder / "llama-batched-bench").is_file():
-            raise RuntimeError(
-                f"{folder} has no llama-batched-bench: --programs names the folder of an engine's programs"
-            )
-        return folder
-    return build.programs(options)
+    return options.programs or build.programs(options)
 
 
 def machine_of(options: argparse.Namespace) -> Machine:
@@ -244,7 +238,7 @@ def _sizes(options: argparse.Namespace) -> models.Sizes:
 
 
 def _cut(options: argparse.Namespace, machine: Machine) -> tuple[int, Machine, tuple[str, ...]]:
-    """The number of layers, the machine with smaller cards, and what is to be said about both."""
+    """The number of layers, the machine with smaller cards, and what is to be said about these."""
 
     def shapes(layers: int) -> list[Tensor]:
         return models.tensors(QUANT, mla=True, layers=layers, sizes=_sizes(options))
@@ -253,14 +247,13 @@ def _cut(options: argparse.Namespace, machine: Machine) -> tuple[int, Machine, t
     layers = layout.DENSE_LAYERS + 1
     while layers < _all_layers(options) - 1 and sum(each.n_bytes for each in shapes(layers + 1)) <= most:
         layers += 1
-    said = (FEWER.format(layers=layers),)
     plan = _subject(options, Case(QUANT, layers, "zeros", (), machine, (), CUT_SLOTS)).plan
     if not machine.gpus or not plan.whole or not plan.outcome:
-        return layers, machine, said
+        return layers, machine, ()
     experts = sum(each.n_bytes for each in shapes(layers) if each.is_experts) // machine.gpus.count
     memory = RESERVE_BYTES + max(device.taken for device in plan.outcome.devices) - experts // 2
     smaller = machine.model_copy(update={"gpus": machine.gpus.model_copy(update={"memory": memory})})
-    return layers, smaller, (*said, SMALLER_CARDS.format(memory=memory / GIB))
+    return layers, smaller, (SMALLER_CARDS.format(memory=memory / GIB),)
 
 
 def _path(options: argparse.Namespace, case: Case, *, mla: bool) -> Path:
@@ -335,7 +328,10 @@ def _measured(name: str, options: argparse.Namespace, case: Case) -> dict[str, A
 
 
 def _degenerate(options: argparse.Namespace, case: Case) -> list[str]:
-    return [*case.degenerate, *([NARROW] if options.small else [])]
+    if case.layers == layout.LAYERS:
+        return [*case.degenerate]
+    shapes = NARROW if options.small else WIDE
+    return [*case.degenerate, f"{FEWER.format(layers=case.layers)} {shapes}"]
 
 
 def _facts(options: argparse.Namespace, case: Case) -> dict[str, Any]:

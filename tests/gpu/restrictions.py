@@ -32,16 +32,22 @@ def write(bundle: Path) -> Path:
     return path
 
 
-def read(bundle: Path) -> dict[str, Any]:
-    """The restrictions of the bundle.
-
-    Raises:
-        RuntimeError: The bundle has none.
-    """
+def problems(bundle: Path) -> list[str]:
+    """What is wrong with the restrictions of the bundle."""
     path = bundle / FILE
-    if not path.exists():
-        raise RuntimeError(f"{path} is missing. Run `make gpu-bundle` again.")
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        return [f"{path}: {'not there' if isinstance(error, FileNotFoundError) else error.strerror}"]
+    except ValueError as error:
+        return [f"{path}: not whole, or no JSON ({error})"]
+    whole = isinstance(found, dict) and found.get("directives") and "system_calls" in found
+    return [] if whole else [f"{path}: not what was written: it lacks `directives` or `system_calls`"]
+
+
+def read(bundle: Path) -> dict[str, Any]:
+    """The restrictions of the bundle."""
+    found: dict[str, Any] = json.loads((bundle / FILE).read_text(encoding="utf-8"))
     return found
 
 

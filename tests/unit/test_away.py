@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import threading
 from dataclasses import asdict
@@ -149,9 +150,10 @@ def test_status_shows_every_host(gpu1, r1prov, monkeypatch):
     assert (code, [host["reachable"] for host in json.loads(out)["hosts"].values()]) == (Exit.UNREACHABLE, [False] * 2)
 
 
-@pytest.mark.parametrize(
-    "words", [["bench"], ["bench", "--modes", "cpu"], ["tune", "--yes"], ["weights", "verify"]], ids=" ".join
-)
+BEFORE_UP = [["bench"], ["bench", "--modes", "cpu"], ["tune", "--yes"], ["weights", "verify"]]
+
+
+@pytest.mark.parametrize("words", BEFORE_UP, ids=" ".join)
 def test_a_host_that_was_never_set_up_is_refused_before_anything_is_changed(gpu1, tmp_path, r1prov, words):
     on_host(tmp_path, "systemctl", "exit 1")
     code, _, err = r1prov(*words, "gpu1")
@@ -164,6 +166,48 @@ def test_a_host_that_was_never_set_up_is_refused_before_anything_is_changed(gpu1
     state = SiteState.of(tmp_path / "r1prov.yml")
     assert [path.name for path in state.secrets.iterdir()] == ["api-key"]  # No other was made.
     assert not state.inventory.exists()
+
+
+@pytest.mark.parametrize("words", BEFORE_UP, ids=" ".join)
+@pytest.mark.parametrize(
+    ("changes", "code", "says"),
+    [
+        ({}, Exit.LOCKED, f"or stop it (`kill {os.getpid()}` on this machine)"),
+        ({"controller_id": "another"}, Exit.LOCKED, "as `r1prov up --break-lock` does"),
+        ({"pid_started": "long ago"}, Exit.UNHEALTHY, "run `r1prov up` first"),
+    ],
+)
+def test_who_sets_a_host_up_is_named_rather_than_that_it_is_not_set_up(
+    gpu1, tmp_path, r1prov, words, changes, code, says
+):
+    """A run that is dead sets up nothing."""
+    on_host(tmp_path, "systemctl", "exit 1")
+    lock = lock_of_this_process() | changes
+    (tmp_path / "lock.json").write_text(json.dumps(lock))
+    on_host(tmp_path, "cat", f"[ $1 = /run/r1prov/lock.json ] && exec /bin/cat {tmp_path}/lock.json; echo systemd")
+    ended, _, err = r1prov(*words, "gpu1")
+    told = " ".join(err.split())
+    assert ended == code
+    assert says in told
+    assert ("gpu1: is being changed by olga@laptop since" in told) == (code == Exit.LOCKED)
+    assert (", and has no r1prov-" in told) == (code == Exit.LOCKED)
+    assert "will not answer" not in told
+    assert done(tmp_path) == 0
+
+
+def lock_of_this_process():
+    known = paths.module_util("lock_holder")
+    return {
+        "user": "olga",
+        "controller": "laptop",
+        "controller_id": known.this_controller_id(),
+        "pid": os.getpid(),
+        "pid_started": known.process_started(os.getpid()),
+        "stop": os.getpid(),
+        "command": "r1prov up",
+        "since": "2026-10-03T12:03:05+00:00",
+        "run": "a",
+    }
 
 
 def test_bench_measures_the_others(gpu1, tmp_path, r1prov):

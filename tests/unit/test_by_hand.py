@@ -99,6 +99,9 @@ def test_a_kind_of_server_needs_no_site_and_leaves_none(
     assert "/srv/r1prov/models/" in out
     assert "on such a server" in printed(capsys, "--profile", "4x4090", "--mode", mode)[2]
     assert not list(elsewhere.iterdir())
+    code, _, err = printed(capsys)
+    assert code == Exit.SITE
+    assert "or name a kind of server, which need not be there: --profile 4x4090" in " ".join(err.split())
 
 
 def test_a_kind_and_a_host_exclude_each_other(site: Path, capsys: pytest.CaptureFixture[str]) -> None:

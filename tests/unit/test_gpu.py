@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import runpy
 import shutil
 import signal
@@ -19,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from tests.gpu import __main__ as gpu
-from tests.gpu import build, bundle
+from tests.gpu import build, bundle, inputs, restrictions
 
 ROOT = Path(__file__).parents[2]
 H200 = "0, NVIDIA H200, 9.0, 580.65.06, 143771, 0, 531, Disabled"
@@ -88,6 +89,7 @@ needs_cmake = pytest.mark.skipif(
     not all(map(shutil.which, ("cmake", "ninja", "c++"))), reason="no CMake, ninja or compiler"
 )
 VERSION = bundle.pinned()[0]
+FETCH = f"  -> {inputs.FETCH}"
 
 
 def test_the_facts_of_two_cards(tmp_path: Path):
@@ -143,20 +145,61 @@ def test_a_step_that_fails_says_its_last_words(tmp_path: Path):
     assert "broken" in results["build"]["failed"]
 
 
+def refused(folder: Path, *words: str) -> list[str]:
+    """Runs pieces that cannot be run. Returns what is said, line by line."""
+    done = subprocess.run(command(folder, *words), env=environment(folder), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert not list((folder / "out").iterdir())
+    first, *lines = done.stderr.splitlines()
+    assert first.startswith("Nothing was begun")
+    return lines
+
+
 @needs_cmake
-def test_a_bundle_that_was_changed_or_is_missing_is_refused(tmp_path: Path):
-    assert "not there" in run(tmp_path, "build")[1]["build"]["failed"]
+def test_a_bundle_that_was_changed_or_is_missing_is_refused_file_by_file(tmp_path: Path):
+    source = tmp_path / "bundle" / bundle.SOURCE
+    assert refused(tmp_path, "build") == [f"{source}: not there", f"{source}.sha256: not there", FETCH]
     bundle.pack(*sdist(tmp_path, engine("true")), tmp_path / "bundle")
-    with (tmp_path / "bundle" / bundle.SOURCE).open("ab") as archive:
+    with source.open("ab") as archive:
         archive.write(b"x")
-    assert "is not what was packed" in run(tmp_path, "build")[1]["build"]["failed"]
+    assert refused(tmp_path, "build") == [f"{source}: not what was packed", FETCH]
+    Path(f"{source}.sha256").unlink()
+    assert refused(tmp_path, "build") == [f"{source}.sha256: not there", FETCH]
 
 
-def test_half_a_bundle_is_named_file_by_file(tmp_path: Path):
-    bundle.pack(*sdist(tmp_path, engine("true")), tmp_path / "bundle")
-    (tmp_path / "bundle" / f"{bundle.SOURCE}.sha256").unlink()
-    with pytest.raises(RuntimeError, match=r"^\S+engine\.tar\.xz\.sha256: not there\. Run `make gpu-bundle`"):
-        bundle.unpack(tmp_path / "bundle", tmp_path / "tree")
+def test_all_that_is_missing_is_said_at_once_before_anything_is_done(tmp_path: Path):
+    """Also of pieces whose turn would come an hour later."""
+    (tmp_path / "programs").mkdir()
+    (tmp_path / "programs" / "nvidia-smi").write_text(f"#!/bin/sh\necho '{H200}'\n")
+    (tmp_path / "programs" / "nvidia-smi").chmod(0o755)
+    named = tmp_path / "engine"
+    named.mkdir()
+    said = "\n".join(refused(tmp_path, "--programs", str(named)))
+    for name in ("pydantic_core", "pyyaml", "annotated_types", "typing_extensions"):
+        assert re.search(rf"^\S+/wheels/{name}-[\d.]+-\*\.whl for Python 3\.\d+: not there$", said, re.MULTILINE)
+    assert f"{tmp_path / 'bundle' / restrictions.FILE}: not there\n" in said
+    assert f"{tmp_path / 'bundle' / bundle.SOURCE}: not there\n" in said
+    assert f"{named}: no llama-server, llama-bench, llama-batched-bench there that can be run\n" in said
+    assert "nvcc: there are cards, and it is neither" in said
+    assert said.count("  -> run `make gpu-bundle`") == 1
+    assert "no engine is built yet" in "\n".join(refused(tmp_path, "unit", "build"))  # in this order
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [("{", "not whole, or no JSON"), ("", "not whole, or no JSON"), ("[]", "not what was written")]
+)
+def test_broken_restrictions_are_named(tmp_path: Path, text: str, says: str):
+    path = tmp_path / "bundle" / restrictions.FILE
+    path.parent.mkdir()
+    path.write_text(text)
+    assert any(line.startswith(f"{path}: {says}") for line in refused(tmp_path, "unit"))
+
+
+def test_a_driver_that_fails_keeps_pieces_from_beginning(tmp_path: Path):
+    (tmp_path / "programs").mkdir()
+    (tmp_path / "programs" / "nvidia-smi").write_text("#!/bin/sh\necho NVIDIA-SMI has failed; exit 9\n")
+    (tmp_path / "programs" / "nvidia-smi").chmod(0o755)
+    assert "nvidia-smi ended with 9: NVIDIA-SMI has failed" in refused(tmp_path, "cards", "build")
 
 
 @needs_cmake
@@ -259,17 +302,17 @@ def test_an_sdist_that_is_not_the_pinned_one_is_refused(tmp_path: Path):
         bundle.pack(path, "0" * 64, tmp_path)
 
 
+@needs_cmake
 def test_the_page_has_a_row_per_card_and_driver(tmp_path: Path):
     rows = runpy.run_path(str(ROOT / "docs" / "generate.py"))["_cards"]
     assert "nobody has run" in rows(tmp_path / "out")
-    run(tmp_path, "cards", "build", smi=f"{H200}\n{A_CARD_OF_OLD}")  # there is no bundle, so the build fails
+    run(tmp_path, "cards", "build", smi=f"{H200}\n{A_CARD_OF_OLD}", cmake="message(FATAL_ERROR broken)")
     kept = (tmp_path / "out").rename(tmp_path / "kept")
     (tmp_path / "out" / "two").parent.mkdir()
     kept.rename(tmp_path / "out" / "two")
     page = rows(tmp_path / "out")
-    missing = f"{tmp_path / 'bundle' / bundle.SOURCE} and {tmp_path / 'bundle' / bundle.SOURCE}.sha256: not there"
-    assert f"| NVIDIA H200 | 9.0 | 580.65.06 | 143,771 MiB | {missing}" in page
-    assert f"| Tesla P40 | 6.1 | 535.183.01 | 24,576 MiB | {missing}" in page
+    assert "| NVIDIA H200 | 9.0 | 580.65.06 | 143,771 MiB | cmake ended with 1" in page
+    assert "| Tesla P40 | 6.1 | 535.183.01 | 24,576 MiB | cmake ended with 1" in page
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,10 @@ from r1prov.machines.tuned import Hardware, Measurement, Tuned
 from r1prov.offload import experiment, modes
 from r1prov.offload.experiment import Subject, servers
 from r1prov.runs import modes as measured_modes
-from r1prov.runs.events import HostFailed, TaskDone
+from r1prov.runs import run as runs
+from r1prov.runs.events import Finished, HostFailed, TaskDone
 from r1prov.runs.report import HostReport, Recorder, RunReport
+from r1prov.runs.run import Prepared
 from r1prov.site.select import last_applied
 from r1prov.site.state import SiteState
 from tests.cuda import experiments
@@ -26,7 +29,7 @@ from tests.cuda import models as other_models
 from tests.golden import assert_golden
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from r1prov.decision import Decision
@@ -130,6 +133,11 @@ def test_a_check_of_a_kind_of_server_needs_no_site_and_leaves_none(
     assert code == 0
     assert json.loads(out)["hosts"] == {"4x4090": with_site | {"host": "4x4090"}}
     assert not list(elsewhere.iterdir())
+    code, _, err = ran(capsys, "--modes", "cpu", "--check")
+    assert code == Exit.SITE
+    assert "no site is known here" in err
+    assert "or name a kind of server, which need not be there: --profile 4x4090" in " ".join(err.split())
+    assert "--profile" not in ran(capsys, "--modes", "cpu")[2]  # Such a server cannot be measured.
     for words in (["--modes", "cpu"], ["--modes", "cpu", "--check", "gpu1"], []):
         code, _, err = ran(capsys, *words, "--profile", "4x4090")
         assert code == Exit.USAGE
@@ -250,6 +258,31 @@ def test_what_is_the_same_is_not_measured_twice() -> None:
     assert not by_mode(large, "fit")["fit"].left_out
 
 
+def test_the_table_of_a_check_says_of_each_mode_what_is_done(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A mode that would be the same as another is left out, although it fits."""
+    site.write_text("profile: 4xh800\nhosts: [gpu1]\n")
+    out = ran(capsys, "--modes", "hybrid,gpu,legacy", "--check")[1]
+    outcomes = {line.split()[0]: line for line in reversed(out.splitlines()) if "  " in line}
+    assert "left out" in outcomes["gpu"]
+    assert "gpu: left out: the same as hybrid\n" in out
+    assert "does not fit" in outcomes["legacy"]
+    site.write_text("profile: cpu\nquant: Q4_K_M\noverride: [fit]\nhosts: [gpu1]\n")
+    out = ran(capsys, "--modes", "hybrid,cpu", "--check")[1]
+    assert "hybrid: does not fit, but it serves, so it is measured: " in out
+    assert "cpu: left out: the same as hybrid\n" in out
+    assert re.search(r"^cpu .* left out$", out, re.MULTILINE)
+
+
+def test_what_ollama_is_told_stands_in_document_and_table(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    site.write_text("profile: 4x4090\nhosts: [gpu1]\n")
+    words = ("--modes", "hybrid,ollama", "--check")
+    told = json.loads(ran(capsys, *words, "--json")[1])["hosts"]["gpu1"]["modes"]
+    plan = decided(site, site.read_text()).plan
+    expected = {"num_gpu": plan.ollama.gpu_layers, "num_ctx": 32768, "num_batch": plan.ollama.micro_batch}
+    assert [mode["ollama"] for mode in told] == [None, expected]
+    assert f"ollama: num_gpu {plan.ollama.gpu_layers}, num_ctx 32768, num_batch" in ran(capsys, *words)[1]
+
+
 def test_a_machine_without_cards_has_the_modes_that_mean_something_there() -> None:
     found = by_mode(experiments.subject("cpu"))
     assert found["cpu"].arguments == experiments.subject("cpu").plan.arguments
@@ -346,6 +379,7 @@ def test_a_site_without_ollama_says_so(site: Path, capsys: pytest.CaptureFixture
         (["--modes", "cpu", "--also", "fit,cpu"], "name cpu twice"),
         (["--also", "cpu"], "--also goes with --modes"),
         (["--limit", "5"], "`5` is not a duration"),
+        (["--limit", "0s"], "--limit: `0s` is no time at all: write `1s` or more"),
         (["--now", "--check"], "--now, --check goes with --modes"),
         (["--modes", "cpu", "--limit", "5"], "`5` is not a duration"),
         (["--modes", "cpu", "--check", "--limit", "99999999999999h"], "`99999999999999h` is longer than a week"),
@@ -385,6 +419,34 @@ def test_a_host_that_is_away_is_named_and_nothing_is_claimed(site: Path, capsys:
     assert json.loads(out)["hosts"] == {}
     assert json.loads(out)["problems"][0]["where"] == "gpu1.invalid"
     assert not list(SiteState.of(site).reports.glob("*.modes.json"))
+
+
+@pytest.mark.parametrize("is_held", [False, True])
+def test_a_pause_is_announced_once_the_host_is_locked(
+    site: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *, is_held: bool
+) -> None:
+    site.write_text("profile: cpu\nhosts: [gpu1.invalid]\n")
+    (host,) = last_applied(None, ())[1]
+    locked = {"msg": f"{host.name} is being changed by olga. Remedy: wait for it to end.", "locked": True}
+    answers = {
+        False: HostFailed(host.name, "", "Lock the host", locked),
+        True: TaskDone(host.name, "", "Lock the host", False, {"held": True}, "r1.prov.host_lock"),
+    }
+    said_before = []
+
+    def execute(*_: object, **__: object) -> Iterator[object]:
+        said_before.append(capsys.readouterr().err)
+        yield answers[is_held]
+        yield Finished(0 if is_held else 2, site)
+
+    monkeypatch.setattr(runs, "prepare", lambda decision, hosts, *_, **__: Prepared(decision, hosts, ()))
+    monkeypatch.setattr(runs.ansible, "execute", execute)
+    code, _, err = ran(capsys, "--modes", "cpu,gpu", "--limit", "2m")
+    told = " ".join(err.split())
+    assert code == (Exit.OK if is_held else Exit.LOCKED)
+    assert "will not answer" not in said_before[0]
+    assert (f"While that is measured, {host.name} will not answer, for up to 2m." in told) == is_held
+    assert ("gpu is not measured: the machine has no cards" in told) == is_held
 
 
 def test_the_report_has_what_was_measured_even_where_the_run_failed_afterwards() -> None:

@@ -64,6 +64,25 @@ def test_a_step_that_comes_again_is_told_apart(clock):
     assert "[2/2] ollama (register the model and stop)" in text_of(plain)
 
 
+@pytest.mark.parametrize(
+    ("done", "outcome"),
+    [
+        ([("r1.prov.service_unit", {}), ("r1.prov.measurement", {})], "measured"),
+        ([("r1.prov.smoke_bench", {"measured": True})], "measured"),
+        ([("r1.prov.smoke_bench", {"measured": False})], "1 change"),  # as a check says it
+        ([("r1.prov.service_unit", {})], "1 change"),
+    ],
+)
+def test_what_was_only_measured_is_called_no_change(clock, done, outcome):
+    plain = console(terminal=False)
+    with output.LiveRun(["gpu1"], console=plain, now=clock) as live:
+        live.event(StepStarted("gpu1", "measure", 1, 1))
+        for action, result in done:
+            live.event(TaskDone("gpu1", "measure", "a task", changed=True, result=result, action=action))
+        live.event(Recap({"gpu1": Tally(2, 1, 0, 0, 0)}))
+    assert text_of(plain).splitlines()[0] == f"gpu1  [1/1] measure: 0:00, {outcome}"
+
+
 def test_a_difference_is_told_once_by_the_look_or_by_the_step_that_mends_it(clock):
     plain = console(terminal=False)
     with output.LiveRun(["gpu1"], console=plain, now=clock) as live:

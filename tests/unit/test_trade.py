@@ -188,7 +188,8 @@ def test_with_little_ram_the_trade_still_fits(capsys: pytest.CaptureFixture[str]
     [
         ("first_token", "--first-token", "15", "`15` is not a duration: write whole numbers and h, m or s"),
         ("first_token", "--first-token", "soon", "`soon` is not a duration"),
-        ("first_token", "--first-token", "0s", "`0s` is not a duration"),
+        ("first_token", "--first-token", "0s", "`0s` is no time at all: write `1s` or more"),
+        ("first_token", "--first-token", "200h", "`200h` is longer than a week: write `168h` or less"),
         ("slots", "--parallel", "0", "`0` is no number of slots"),
         ("slots", "--parallel", "at least 65", "`at least 65` is no number of slots: write a number from 1 to 64"),
         ("slots", "--parallel", "at most 4", "`at most 4` is no number of slots"),

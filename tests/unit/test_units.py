@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,15 +36,21 @@ def test_durations_are_read_with_their_units(text: str, seconds: int) -> None:
     assert parse_duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "s", "90", "0s", "0.5s", "-3m", "5s1m", "1d", "1m30", "٣s"])
+@pytest.mark.parametrize("text", ["", "s", "90", "0.5s", "-3m", "5s1m", "1d", "1m30", "٣s"])
 def test_what_is_no_duration_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not a duration"):
         parse_duration(text)
 
 
+@pytest.mark.parametrize("text", ["0s", "0h 0m", " 0m0s "])
+def test_a_duration_is_a_second_at_least(text: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"`{text}` is no time at all: write `1s` or more, e.g. `20m`")):
+        parse_duration(text)
+
+
 def test_a_duration_is_a_week_at_most() -> None:
     assert parse_duration("168h") == 7 * 24 * 3600
-    with pytest.raises(ValueError, match="longer than a week"):
+    with pytest.raises(ValueError, match="`168h1s` is longer than a week: write `168h` or less"):
         parse_duration("168h1s")
 
 
