@@ -16,8 +16,8 @@ setup: ## the Python environment and the packages that throwaway hosts need
 demo: ## a throwaway server, `r1prov up` on it, a question, an answer
 	@$(IN) exec python -m tests.demo
 
-test: ## everything that proves the project: lint, unit, molecule, e2e
-	@$(IN) exec python -m tests.run lint unit molecule e2e
+test: ## lint, unit, the whole way, and those of the other scenarios and groups that are drawn for the day (an hour)
+	@$(IN) exec python -m tests.run lint unit molecule e2e --draw
 
 lint: ## ruff, mypy, yamllint, ansible-lint
 	@$(IN) exec python -m tests.run lint
@@ -29,10 +29,10 @@ thorough: ## plans of 500 random machines and models, other ones each time (2 mi
 	@$(IN) pytest -q --hypothesis-profile=thorough tests/unit/test_offload.py
 
 molecule: ## each role on a fresh host; ROLE=name for one of them
-	@$(IN) exec python -m tests.run molecule $(if $(ROLE),--role $(ROLE))
+	@$(IN) exec python -m tests.run molecule --keep $(if $(ROLE),--role $(ROLE))
 
-e2e: ## the whole way, on Debian 12 and 13
-	@$(IN) exec python -m tests.run e2e
+e2e: ## the whole way, on Debian 12 and 13; GROUP=name for one group of tests
+	@$(IN) exec python -m tests.run e2e --keep $(if $(GROUP),--group $(GROUP))
 
 drift: ## things put wrong on a converged server, each found, named and healed (half an hour); `make test` tries ten. RELEASE=trixie for the other one
 	@$(IN) exec python -m tests.drift $(if $(RELEASE),--release $(RELEASE))

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
@@ -104,9 +105,9 @@ class Outcome:
 class Crew:
     """Workers that take jobs in the order given, each as soon as what it waits for has ended."""
 
-    def __init__(self, logs: Path) -> None:
-        """`logs` is the folder that gets what each command prints."""
-        self._logs = logs
+    def __init__(self, logs: Path, ended: Callable[[Job, Outcome], None] | None = None) -> None:
+        """`logs` is the folder that gets what each command prints, `ended` is called with each job that was not interrupted."""
+        self._logs, self._ended = logs, ended
         self._started = self._spoke = time.monotonic()
         self._changed = threading.Condition()
         self._waiting: list[Job] = []
@@ -155,6 +156,8 @@ class Crew:
                 self.say(f"{job.name}: FAILED, {type(error).__name__}: {error}")
                 outcome = Outcome(failed=[job.name])
             with self._changed:
+                if self._ended and not self._stopped:
+                    self._ended(job, outcome)
                 self._outcomes[job.stage].add(outcome)
                 del self._running[job.name]
                 self._changed.notify_all()

@@ -1,20 +1,30 @@
 """Runs the stages of `make test`, shows what is going on, and ends with what passed, failed and was skipped.
 
-    python -m tests.run lint unit molecule e2e
-    python -m tests.run molecule --role gateway
+    python -m tests.run lint unit molecule e2e --draw
+    python -m tests.run molecule --keep --role gateway
 
 Two jobs run at once, of whatever stage, and beside them what compiles: a host with llama.cpp for each Debian release, two
 versions of Ollama, an ACME server. A test begins when what it needs is compiled.
+
+All scenarios and groups together take longer than anybody waits for `make test`, so `--draw` runs some of them, other ones each
+day. `--keep` writes what came of each into last-result.json, from which `--draw` knows how long they take.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import random
 import shutil
+import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -52,24 +62,20 @@ NEEDS = {
 # What tests of the whole way may run at once. The tests of a group share hosts and run in a row, and the longest group begins first.
 E2E = {
     "pair": ("test_up.py", "test_up_doors.py", "test_up_page.py", "test_up_removal.py"),
+    "engines": ("test_up_engines.py",),
     "alone": ("test_up_gateway.py", "test_up_models.py", "test_up_offline.py"),
     "controller": ("test_controller_trixie.py",),
     "tune": ("test_up_tune.py",),
     "lab": ("test_lab.py", "test_lab_images.py"),
 }
 
-# The seconds that long jobs take, roughly: the longest begin first, so that no worker is left with a long one at the end. Others take less.
-SECONDS = {
-    "e2e pair": 1300,
-    "e2e alone": 700,
-    "molecule llama_cpp": 400,
-    "molecule open_webui": 400,
-    "e2e tune": 300,
-    "molecule ollama": 250,
-    "e2e controller": 250,
-    "molecule open_webui trixie": 200,
-    "molecule measure": 130,
-}
+KEPT = ROOT / "tests" / "last-result.json"
+DRAWN_FROM = ("molecule", "e2e")
+ALWAYS = ("e2e pair",)
+DRAWN_S = 3000
+"""The seconds of one worker that the drawn jobs may take together, as long as they took when that was kept."""
+UNKNOWN_S = {"molecule": 200, "e2e": 1200}
+"""What a job is taken for that nothing is kept of, by stage."""
 
 
 def lint() -> list[Job]:
@@ -82,19 +88,61 @@ def unit() -> list[Job]:
     return [_pytest("unit", name="unit", workers=AT_ONCE)]
 
 
-def e2e() -> list[Job]:
-    """The whole way, a job for each group. Tests that need hosts, or a browser, skip themselves where there is none."""
+def e2e(only: str = "") -> list[Job]:
+    """The whole way, a job for each group, or for one of them. Tests that need hosts, or a browser, skip themselves where there is none."""
     after = tuple(job.name for job in compilers())
     return [
         # The name of the group becomes that of its neighbour, the host from which it looks at others.
         replace(_pytest("e2e", name=f"e2e {group}", files=files, after=after), environment={"R1PROV_TEST_GROUP": group})
         for group, files in E2E.items()
+        if only in {"", group}
     ]
 
 
 def molecule(role: str = "") -> list[Job]:
     """Every scenario of every role, or of one role, each on a fresh host."""
     return [_scenario(path.parent) for path in sorted(ROOT.glob(f"roles/{role or '*'}/molecule/*/molecule.yml"))]
+
+
+def kept() -> dict[str, dict[str, Any]]:
+    """What came of each scenario and group when all were run."""
+    found: dict[str, dict[str, Any]] = json.loads(KEPT.read_text())
+    return found
+
+
+def keep(job: Job, outcome: Outcome) -> None:
+    """Writes what came of a scenario or group into last-result.json."""
+    if job.stage not in DRAWN_FROM:
+        return
+    described = subprocess.run(
+        ["git", "-C", str(ROOT), "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
+    )
+    new = {
+        "passed": outcome.passed,
+        "failed": outcome.failed,
+        "skipped": outcome.skipped,
+        "seconds": round(outcome.ended - outcome.began),
+        "commit": described.stdout.strip(),
+        "day": datetime.now(UTC).date().isoformat(),
+    }
+    KEPT.write_text(json.dumps(dict(sorted((kept() | {job.name: new}).items())), indent=1) + "\n")
+
+
+def drawn(jobs: list[Job], seed: int) -> set[str]:
+    """The names of the scenarios and groups that are run beside those that always are, by seed."""
+    seconds = {job.name: _seconds(job) for job in jobs if job.stage in DRAWN_FROM and job.name not in ALWAYS}
+    names, left = sorted(seconds), DRAWN_S
+    random.Random(seed).shuffle(names)
+    chosen = set()
+    for name in names:
+        if seconds[name] <= left:
+            chosen.add(name)
+            left -= seconds[name]
+    return chosen
+
+
+def _seconds(job: Job) -> int:
+    return int(kept().get(job.name, {}).get("seconds", UNKNOWN_S.get(job.stage, 0)))
 
 
 def compilers() -> list[Job]:
@@ -156,12 +204,16 @@ def _report(outcomes: dict[str, Outcome], crew: Crew) -> Outcome:
     return total
 
 
-def every_job(stages: Iterable[str], role: str) -> list[Job]:
-    """The jobs of stages, and the compilers that they wait for, in the order in which they should begin."""
-    found = {"lint": lint, "unit": unit, "molecule": lambda: molecule(role), "e2e": e2e}
-    jobs = [job for stage in STAGES if stage in stages for job in found[stage]()]
-    # What tells most in the least time comes first, then the longest.
-    jobs.sort(key=lambda job: (job.stage not in {"lint", "unit"}, -SECONDS.get(job.name, 0)))
+def every_job(stages: Iterable[str], role: str = "", group: str = "") -> list[Job]:
+    """The jobs of stages in the order in which they should begin."""
+    found = {"lint": lint(), "unit": unit(), "molecule": molecule(role), "e2e": e2e(group)}
+    jobs = [job for stage in STAGES if stage in stages for job in found[stage]]
+    # What tells most in the least time comes first, then the longest, so that no worker is left with a long one at the end.
+    return sorted(jobs, key=lambda job: (job.stage not in {"lint", "unit"}, -_seconds(job)))
+
+
+def with_compilers(jobs: list[Job]) -> list[Job]:
+    """The jobs, after the compilers that they wait for."""
     wanted = {name for job in jobs for name in job.after}
     return [*(job for job in compilers() if job.name in wanted), *jobs]
 
@@ -171,13 +223,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.run", description=__doc__)
     parser.add_argument("stages", nargs="+", choices=STAGES)
     parser.add_argument("--role", default="", help="molecule: this role only")
+    parser.add_argument("--group", default="", choices=["", *E2E], help="e2e: this group only")
+    parser.add_argument("--draw", action="store_true", help="of the scenarios and groups, those of the day")
+    parser.add_argument("--keep", action="store_true", help="write what came of each into tests/last-result.json")
     options = parser.parse_args()
 
     signals.heed()  # A closed terminal must not leave hosts behind either.
-    crew = Crew(LOGS)
+    crew = Crew(LOGS, keep if options.keep else None)
     if options.role and not molecule(options.role):
         parser.error(f"no role named {options.role} has a scenario")
-    jobs = every_job(options.stages, options.role)
+    jobs = every_job(options.stages, options.role, options.group)
+    seed = int(os.environ.get("R1PROV_DRAW_SEED", time.time() // 86400))
+    left_out = [job for job in jobs if job.stage in DRAWN_FROM and job.name not in {*ALWAYS, *drawn(jobs, seed)}]
+    if options.draw:
+        jobs = [job for job in jobs if job not in left_out]
+    jobs = with_compilers(jobs)
     reason = "; ".join(f"{p.where} {p.what} -> {p.remedy}" for p in lab.requirements())
     unbootable = [job for job in jobs if reason and job.stage in (COMPILE, "molecule")]
     try:
@@ -186,6 +246,9 @@ def main() -> int:
         return Exit.INTERRUPTED
     for job in unbootable:
         outcomes.setdefault(job.stage, Outcome()).skip(f"hosts cannot be booted here: {reason}", job.name)
+    for job in left_out if options.draw else ():
+        reason = f"not drawn today (R1PROV_DRAW_SEED={seed}): `make molecule` and `make e2e` run all, and tests/last-result.json tells when"
+        outcomes.setdefault(job.stage, Outcome()).skip(reason, job.name)
     return 1 if _report(outcomes, crew).failed else 0
 
 

@@ -1,8 +1,8 @@
 """Fresh hosts, a hub, and what hosts may fetch from.
 
 The tests run in groups that may run at once, each with hosts of its own (`E2E` in tests/run.py). `pair` is the story of two servers, which
-builds from test to test. `alone` is that of one server with a gateway and other models, whose packages later serve one without a
-network. `controller`, `tune` and `lab` have short stories.
+builds from test to test. `engines` is that of two others, which change engine and versions. `alone` is that of one server with a gateway
+and other models, whose packages later serve one without a network. `controller`, `tune` and `lab` have short stories.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def fresh(names: dict[str, Release], image: str = "") -> Iterator[list[LabHost]]
 @pytest.fixture(scope="session")
 def pair(bootable: None) -> Iterator[list[LabHost]]:
     """Debian 12 and 13, fresh."""
-    with fresh({"e2e-12": "bookworm", "e2e-13": "trixie"}) as hosts:
+    group = os.environ.get("R1PROV_TEST_GROUP", "main")
+    with fresh({f"e2e-{group}-12": "bookworm", f"e2e-{group}-13": "trixie"}) as hosts:
         yield hosts
 
 

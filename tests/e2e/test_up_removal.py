@@ -14,7 +14,6 @@ import pytest
 from r1prov.common import paths
 from r1prov.common.errors import Exit
 from r1prov.lab.hosts import LabHost
-from tests.fixtures import ollama
 
 from .people import Operator, told, untouched
 
@@ -91,8 +90,7 @@ def test_the_wheel_brings_all_that_a_new_controller_needs(
         [uv, "pip", "install", "--no-deps", "--target", tmp_path / "site", wheel], check=True, capture_output=True
     )
     colleague = Operator(tmp_path, {"PYTHONPATH": str(tmp_path / "site")})
-    # The operator has chosen it with `r1prov upgrade`, which the site file does not tell.
-    colleague.site(pair, sources=sources, versions={"ollama": ollama.OTHER_VERSION})
+    colleague.site(pair, sources=sources)
     (weights,) = [
         line for line in told(pair[1], KEPT).splitlines() if line.endswith("/SmolLM2-135M-Instruct-Q4_1.gguf")
     ]

@@ -9,8 +9,24 @@ from pathlib import Path
 
 import pytest
 
+from tests import run as tests_run
 from tests.jobs import COMPILE, Crew, Job, Outcome
-from tests.run import E2E, LINTERS, ROOT, SECONDS, STAGES, compilers, e2e, every_job, molecule
+from tests.run import (
+    ALWAYS,
+    DRAWN_FROM,
+    DRAWN_S,
+    E2E,
+    LINTERS,
+    ROOT,
+    STAGES,
+    compilers,
+    drawn,
+    e2e,
+    every_job,
+    keep,
+    kept,
+    molecule,
+)
 
 
 def shell(tmp_path: Path, name: str, script: str, *, stage: str = "stage", **settings: object) -> Job:
@@ -154,7 +170,26 @@ def test_every_test_of_the_whole_way_is_in_one_group() -> None:
 
 
 def test_quick_stages_go_first_and_then_the_longest_job() -> None:
-    names = [job.name for job in every_job(STAGES, "") if job.stage != COMPILE]
+    names = [job.name for job in every_job(STAGES)]
     assert names[: names.index("unit") + 1] == [*(" ".join(argv) for argv in LINTERS), "unit"]
-    assert names[names.index("unit") + 1] == "e2e pair"
-    assert set(SECONDS) <= set(names)
+    assert names[names.index("unit") + 1].startswith("e2e ")
+
+
+def test_each_job_is_drawn_some_day_and_no_day_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = every_job(STAGES)
+    every = {job.name for job in jobs if job.stage in DRAWN_FROM} - {*ALWAYS}
+    monkeypatch.setattr(tests_run, "kept", lambda: {name: {"seconds": 400} for name in every})
+    days = [drawn(jobs, seed) for seed in range(60)]
+    assert set().union(*days) == every
+    assert {len(names) for names in days} == {DRAWN_S // 400}
+    assert drawn(jobs, 3) == days[3] != days[4]
+
+
+def test_what_came_of_a_job_is_kept_beside_what_came_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tests_run, "KEPT", tmp_path / "last.json")
+    (tmp_path / "last.json").write_text('{"e2e tune": {"seconds": 9}}')
+    crew = Crew(tmp_path, keep)
+    job = shell(tmp_path, "molecule gateway", "exit 1", stage="molecule")
+    crew.run([job, shell(tmp_path, "unit", "exit 0", stage="unit")], 1)
+    assert set(kept()) == {"e2e tune", "molecule gateway"}
+    assert kept()["molecule gateway"]["failed"] == ["molecule gateway"]

@@ -1,0 +1,100 @@
+"""Two servers change their engine and their versions. The tests build on each other, in this order."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from r1prov.common.errors import Exit
+from r1prov.lab.hosts import LabHost
+from r1prov.site import TESTED_LLAMA_CPP, TESTED_OPEN_WEBUI
+from tests.fixtures import ollama
+
+from .people import MODEL, QUESTION, Operator, told
+
+pytestmark = pytest.mark.host
+ANY_SPEED = ("--at-least", "0")
+"""Cores that are busy with other things measure no speed. That a release which is slower is put back is a unit test of smoke_bench."""
+
+
+def ollama_releases(pair: list[LabHost]) -> list[str]:
+    return [told(host, "readlink /opt/r1prov/ollama/current").split("/")[-1] for host in pair]
+
+
+def assert_served_by(engine: str, other: str, operator: Operator, pair: list[LabHost]) -> None:
+    """The one engine runs and answers, the other does not run, and the page asks the one."""
+    for host in pair:
+        states = told(host, f"systemctl is-active r1prov-{engine} r1prov-{other} || true").split()
+        assert states == ["active", "inactive"]
+        assert "Paris" in operator.asks(host)
+        with operator.opens(host) as doors:
+            page = operator.logs_in(doors)
+            (model,) = page.models()
+            assert "Paris" in page.ask(model, QUESTION)
+
+
+def test_two_servers_answer_by_llama_server(operator: Operator, pair: list[LabHost], sources: dict[str, Any]) -> None:
+    operator.site(pair, sources=sources)
+    operator.does("up")
+    assert_served_by("llama-server", "ollama", operator, pair)
+
+
+def test_the_engine_is_switched_and_the_page_follows(operator: Operator, pair: list[LabHost]) -> None:
+    operator.does("engine", "ollama")
+    assert_served_by("ollama", "llama-server", operator, pair)
+
+
+def test_a_bad_upgrade_is_put_back_and_the_next_host_is_not_touched(operator: Operator, pair: list[LabHost]) -> None:
+    before = ollama_releases(pair)
+    talk = operator.does("upgrade", "--ollama", "9.9.9", code=Exit.RUN_FAILED).stderr
+    assert f"Not touched: {pair[1].name}" in talk
+    assert ollama_releases(pair) == before
+    assert not [host for host in pair if "9.9.9" in told(host, "ls /opt/r1prov/ollama/releases")]
+    assert "Paris" in operator.asks(pair[0])
+
+
+def test_half_an_upgrade_is_left_as_it_is(operator: Operator, pair: list[LabHost]) -> None:
+    """The second server cannot fetch the archive."""
+    first, second = pair
+    cache = "/var/cache/r1prov/ollama"
+    told(second, f"rm -rf {cache}; touch {cache}")
+    operator.does("upgrade", "--ollama", ollama.OTHER_VERSION, *ANY_SPEED, code=Exit.RUN_FAILED)
+    told(second, f"rm {cache}")
+    talk = operator.does("up").stderr
+    assert f"{first.name}: keeps Ollama {ollama.OTHER_VERSION}" in " ".join(talk.split())
+    assert operator.changes == {host.name: [] for host in pair}
+    versions = [release.rpartition("-")[0] for release in ollama_releases(pair)]
+    assert versions == [ollama.OTHER_VERSION, ollama.VERSION]
+    status = json.loads(operator.does("status", "--json").stdout)["hosts"]
+    there = {"installed": ollama.OTHER_VERSION, "wanted": ollama.OTHER_VERSION, "site": ollama.VERSION}
+    assert {name: host["differs"] for name, host in status.items()} == {first.name: {"ollama": there}, second.name: {}}
+
+
+def test_an_upgrade_goes_host_by_host(operator: Operator, pair: list[LabHost]) -> None:
+    operator.does("upgrade", "--ollama", ollama.OTHER_VERSION, *ANY_SPEED)
+    assert all(name.startswith(f"{ollama.OTHER_VERSION}-") for name in ollama_releases(pair))
+    for host in pair:
+        assert "Paris" in operator.asks(host)
+
+
+def test_the_engine_is_switched_back(operator: Operator, pair: list[LabHost]) -> None:
+    operator.does("engine", "llama-server")
+    assert_served_by("llama-server", "ollama", operator, pair)
+
+
+def test_engine_and_page_go_to_another_version_and_back(operator: Operator, pair: list[LabHost]) -> None:
+    """On one host: another compiler would have to compile the other version all over again."""
+    host = pair[0]
+    tested = (TESTED_LLAMA_CPP["pypi"], TESTED_OPEN_WEBUI)
+    for llama_cpp, open_webui in (("0.3.35", "0.12.3"), tested):
+        versions = ("--llama-cpp", llama_cpp, "--open-webui", open_webui)
+        talk = operator.does("upgrade", *versions, *ANY_SPEED, host.name).stderr
+        assert f"While llama-server loads the model, {host.name} will not answer; last time that took" in talk
+        links = "readlink /opt/r1prov/llama.cpp/current /opt/r1prov/open-webui/current"
+        releases = told(host, links).splitlines()
+        assert releases[0].startswith(f"releases/{llama_cpp}-")
+        assert releases[1].startswith(f"releases/{open_webui}-")
+        with operator.opens(host) as doors:
+            assert "Paris" in operator.logs_in(doors).ask(MODEL, QUESTION)
