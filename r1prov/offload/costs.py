@@ -35,7 +35,8 @@ from r1prov.offload.speed import DEFAULT, Speeds
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from r1prov.models.model import Model
+    from r1prov.models.model import Model, Tensor
+    from r1prov.offload.memory import Placement
     from r1prov.offload.setting import Setting
 
 OFFLOAD_TOKENS = 32
@@ -220,34 +221,14 @@ class Costs:
 @lru_cache(maxsize=64)
 def costs(model: Model, setting: Setting, cards: tuple[int, ...], speeds: Speeds = DEFAULT) -> Costs:
     """The costs of `setting` on a machine with `cards` (bytes of each card) and these speeds."""
-    where = placement(model, setting, cards)
-    host = len(cards)
-    sums = [[0, 0, 0, 0.0, 0] for _ in range(host + 1)]
-    total = 1
-    for name, tensor in model.weights.items():
-        if is_embedding(name):
-            continue
-        device = sums[where.tensors[name]]
-        if tensor.is_experts:
-            total = tensor.shape[-1]
-            device[1] += tensor.n_bytes
-            device[3] += 2 * math.prod(tensor.shape) * model.experts_used / total
-        else:
-            device[0] += tensor.n_bytes
-            # The engine computes the output for the last token of a prompt only.
-            device[3] += 0 if name == "output.weight" else 2 * math.prod(tensor.shape)
-    # The scores of a query with a key, and the sum of the values: two operations for each element, in each head.
-    scores = 2 * model.heads * (model.key_length + model.value_length)
-    for device_of_cache in where.caches:
-        sums[device_of_cache][2] += cache_bytes_per_token(model, setting)
-        sums[device_of_cache][4] += scores
-    loads = [Load(int(a), int(e), int(c), p, int(s)) for a, e, c, p, s in sums]
+    where, host = placement(model, setting, cards), len(cards)
+    loads = _loads(model, where, host, cache_bytes_per_token(model, setting))
     batch = min(setting.batch, context_of(model, setting))
     return Costs(
-        cards=tuple(loads[:host]),
+        cards=loads[:host],
         host=loads[host],
         used=model.experts_used or 1,
-        total=total,
+        total=_experts(model),
         batch=batch,
         micro_batch=min(setting.micro_batch, batch),
         copies=setting.offload and host > 0,
@@ -255,3 +236,41 @@ def costs(model: Model, setting: Setting, cards: tuple[int, ...], speeds: Speeds
         unified=setting.unified,
         speeds=speeds,
     )
+
+
+@lru_cache(maxsize=64)
+def _loads(model: Model, where: Placement, host: int, cache: int) -> tuple[Load, ...]:
+    """What lies on each card, then on the host, with `cache` bytes for each token and layer."""
+    sums = [[0, 0, 0, 0.0, 0] for _ in range(host + 1)]
+    for name, is_experts, n_bytes, products in _work(model):
+        device = sums[where.tensors[name]]
+        device[is_experts] += n_bytes
+        device[3] += products
+    # The scores of a query with a key, and the sum of the values: two operations for each element, in each head.
+    scores = 2 * model.heads * (model.key_length + model.value_length)
+    for device_of_cache in where.caches:
+        sums[device_of_cache][2] += cache
+        sums[device_of_cache][4] += scores
+    return tuple(Load(int(a), int(e), int(c), p, int(s)) for a, e, c, p, s in sums)
+
+
+@lru_cache(maxsize=16)
+def _work(model: Model) -> tuple[tuple[str, bool, int, float], ...]:
+    """For each of the weights but the token embedding: its name, whether it holds experts, its bytes, and its products for one token."""
+
+    def products(name: str, tensor: Tensor) -> float:
+        if tensor.is_experts:
+            return 2 * math.prod(tensor.shape) * model.experts_used / tensor.shape[-1]
+        # The engine computes the output for the last token of a prompt only.
+        return 0 if name == "output.weight" else 2 * math.prod(tensor.shape)
+
+    return tuple(
+        (name, tensor.is_experts, tensor.n_bytes, products(name, tensor))
+        for name, tensor in model.weights.items()
+        if not is_embedding(name)
+    )
+
+
+def _experts(model: Model) -> int:
+    """The number of experts of a layer; 1 for a dense model."""
+    return next((tensor.shape[-1] for tensor in model.weights.values() if tensor.is_experts), 1)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from r1prov.models.model import Model, Tensor
+    from r1prov.offload.engine.numbered import Wiring
 
 CELLS_MULTIPLE = 256
 """The engine rounds a cache up to a multiple of this many tokens (GGML_PAD(n_ctx, 256))."""
@@ -59,9 +60,11 @@ class Memory:
     host: Use
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Placement:
     """The device of each tensor, layer and cache. Cards are numbered from 0, and RAM has the number after the last card.
+
+    A placement equals itself only, so that what follows from it can be kept with it as the key. The same arguments have the same one.
 
     Attributes:
         tensors: The device of each of the model's `weights`.
@@ -90,10 +93,10 @@ def memory(model: Model, setting: Setting, cards: Sequence[int]) -> Memory:
     return Memory(uses, alone.host)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)
 def _memory(model: Model, setting: Setting, shares: tuple[float, ...]) -> Memory:
     host = len(shares)
-    where = _placement(model, setting, shares)
+    where = _placed(model, setting, shares)
     flash, transposed_v = _attention(model, setting, layer_on_card=any(device < host for device in where.layers))
     weights, kv = _weights_and_cache(model, setting, where, host)
     compute = _compute(model, setting, where, host, flash=flash, transposed_v=transposed_v)
@@ -112,13 +115,20 @@ def least(model: Model, setting: Setting, cards: Sequence[int]) -> list[int]:
 
 def _weights_and_cache(model: Model, setting: Setting, where: Placement, host: int) -> tuple[list[int], list[int]]:
     """The bytes of the weights and of the KV cache, of each card, then of the host."""
-    weights, kv = [0] * (host + 1), [0] * (host + 1)
+    cache, kv = cache_bytes(model, setting), [0] * (host + 1)
+    for device in where.caches:
+        kv[device] += cache
+    return list(_weights(model, where, host)), kv
+
+
+@lru_cache(maxsize=64)
+def _weights(model: Model, where: Placement, host: int) -> tuple[int, ...]:
+    """The bytes of the weights of each card, then of the host."""
+    weights = [0] * (host + 1)
     lying = {(tensor.name, where.tensors[name]): tensor for name, tensor in model.weights.items()}
     for (_, device), tensor in lying.items():
         weights[device] += weight_bytes(tensor, on_card=device < host)
-    for device in where.caches:
-        kv[device] += cache_bytes(model, setting)
-    return weights, kv
+    return tuple(weights)
 
 
 def placement(model: Model, setting: Setting, cards: Sequence[int]) -> Placement:
@@ -127,7 +137,11 @@ def placement(model: Model, setting: Setting, cards: Sequence[int]) -> Placement
     The engine gives the last `gpu_layers` entries (the layers, then the output) to the cards in order, by the cards' shares. The token
     embedding stays in RAM. The first override that matches a tensor takes precedence over that.
     """
-    return _placement(model, setting, _shares(setting, cards))
+    return _placed(model, setting, _shares(setting, cards))
+
+
+def _placed(model: Model, setting: Setting, shares: tuple[float, ...]) -> Placement:
+    return _placement(model, setting.gpu_layers, setting.overrides, shares, cache_on_cards=setting.cache_on_cards)
 
 
 def _shares(setting: Setting, cards: Sequence[int]) -> tuple[float, ...]:
@@ -138,10 +152,17 @@ def _shares(setting: Setting, cards: Sequence[int]) -> tuple[float, ...]:
     return shares if any(shares) else tuple(cards)
 
 
-@lru_cache(maxsize=16)
-def _placement(model: Model, setting: Setting, shares: tuple[float, ...]) -> Placement:
+@lru_cache(maxsize=64)
+def _placement(
+    model: Model,
+    gpu_layers: int | None,
+    overrides: tuple[tuple[str, int | None], ...],
+    shares: tuple[float, ...],
+    *,
+    cache_on_cards: bool,
+) -> Placement:
     host, entries = len(shares), model.entries
-    gpu_layers = entries if setting.gpu_layers is None else setting.gpu_layers
+    gpu_layers = entries if gpu_layers is None else gpu_layers
     taken = min(gpu_layers, entries) if host else 0
     bounds = list(accumulate(shares))
     devices = [
@@ -150,7 +171,7 @@ def _placement(model: Model, setting: Setting, shares: tuple[float, ...]) -> Pla
     ]
     layers = tuple(devices[: model.layers])
     overridden: dict[str, int] = {}
-    for pattern, device in reversed(setting.overrides):  # the first pattern that matches decides
+    for pattern, device in reversed(overrides):  # the first pattern that matches decides
         overridden |= dict.fromkeys(matched(model, pattern), host if device is None else device)
 
     def device_of(name: str) -> int:
@@ -164,7 +185,7 @@ def _placement(model: Model, setting: Setting, shares: tuple[float, ...]) -> Pla
     return Placement(
         tensors={name: device_of(name) for name in model.weights},
         layers=layers,
-        caches=layers if setting.cache_on_cards else (host,) * model.layers,
+        caches=layers if cache_on_cards else (host,) * model.layers,
         on_cards=gpu_layers >= entries and host > 0,
     )
 
@@ -342,14 +363,22 @@ def _compute(
     )
     shared = tuple((name, where.tensors[name]) for name in model.shared)
     graph = _graph(model, batch, shared)
-    homes = where.tensors | dict(enumerate(where.caches))
     copies = schedule.PIPELINE_COPIES if pipelined(setting, where, cards) else 1
-    plan = schedule.schedule(graph, homes, cards, copies=copies, offload=setting.offload)
+    plan = _schedule(graph.wiring, graph.large, where, cards, copies=copies, offload=setting.offload)
     sizes = buffers.sizes(graph, plan, cards)
     if known(model):
         return sizes
     in_ram = [t.n_bytes for name, t in model.weights.items() if where.tensors[name] == cards and not is_embedding(name)]
     return presumed.bounds(sizes, max(in_ram, default=0) if setting.offload else 0)
+
+
+@lru_cache(maxsize=8)
+def _schedule(
+    wiring: Wiring, large: tuple[bool, ...], where: Placement, cards: int, *, copies: int, offload: bool
+) -> schedule.Schedule:
+    """The schedule of a graph. It depends on the sizes of the batch only through the nodes that are large."""
+    homes = where.tensors | dict(enumerate(where.caches))
+    return schedule.schedule(wiring, large, homes, cards, copies=copies, offload=offload)
 
 
 @lru_cache(maxsize=8)

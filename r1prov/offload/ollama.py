@@ -7,6 +7,7 @@ the engine's arithmetic (`memory`).
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from r1prov.offload.search import fits
 from r1prov.offload.waits import filling, mean_seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from r1prov.models.model import Model
     from r1prov.offload.outcome import Space
@@ -55,19 +56,26 @@ def best(model: Model, served: Setting, space: Space) -> Setting:
     in_ram = replace(alike, micro_batch=BATCHES[0], batch=BATCHES[0], gpu_layers=0, split=())
     if not space.cards:
         return in_ram
-    candidates, count = [], model.entries
-    for batch in reversed(BATCHES):  # a larger one leaves less room
-        placed = _most_layers(model, replace(in_ram, micro_batch=batch, batch=batch), space, count)
-        count = placed.gpu_layers or 0
-        candidates.append(placed)
     exchange = filling(context_per_slot(model, served))
-    return min(
-        reversed(candidates), key=lambda setting: mean_seconds(model, setting, space.cards, exchange, space.speeds)
-    )
+
+    def seconds(setting: Setting) -> float:
+        return mean_seconds(model, setting, space.cards, exchange, space.speeds)
+
+    chosen, most = in_ram, model.entries
+    least_seconds = math.inf
+    for batch in reversed(BATCHES):  # a larger one leaves less room
+        for setting in _fewer_and_fewer(model, replace(in_ram, micro_batch=batch, batch=batch), space, most):
+            most, taken = setting.gpu_layers or 0, seconds(setting)
+            if taken > least_seconds:  # and with fewer layers it would take longer
+                break
+            if not most or fits(memory(model, setting, space.cards), space.rooms):
+                chosen, least_seconds = setting, taken
+                break
+    return chosen
 
 
-def _most_layers(model: Model, in_ram: Setting, space: Space, most: int) -> Setting:
-    """The most layers that fit, up to `most`.
+def _fewer_and_fewer(model: Model, in_ram: Setting, space: Space, most: int) -> Iterator[Setting]:
+    """The settings with `most` layers and fewer that may fit, down to none.
 
     Each number is tried, because Ollama may put fewer layers on fewer cards, where they do not fit.
     """
@@ -86,9 +94,8 @@ def _most_layers(model: Model, in_ram: Setting, space: Space, most: int) -> Sett
         # The whole compute buffer takes a hundred times as long to work out as its largest tensor.
         if any(lying[card] + scores > space.rooms[card] for card in set(layers) if card < len(space.cards)):
             continue
-        if fits(memory(model, placed, space.cards), space.rooms):
-            return placed
-    return in_ram
+        yield placed
+    yield in_ram
 
 
 def _sizes(model: Model, setting: Setting) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -149,17 +150,24 @@ def _deal_for_experts(entries: Sequence[Entry], rooms: Sequence[int]) -> tuple[i
             rooms[card + 1 :]
         )  # with fewer bytes here, the cards after this one could not take the rest
         following: dict[int, tuple[int, int, tuple[int, ...]]] = {}
-        # The ways with the least waste come first, so that most others are discarded without packing.
+        ends = [end for end, upto in enumerate(always) if upto >= least]
+        # The ways with the least waste come first. What they reach without waste, the others need not try.
         for start, (packed, evenness, counts) in sorted(ways.items(), key=lambda way: -way[1][0] - always[way[0]]):
-            for end in range(start, len(always)):
+            most = packed + always[start] + room
+            ends = [end for end in ends if end not in following or most - always[end] >= following[end][0]]
+            for end in ends[bisect_left(ends, start) :]:
                 left = room - (always[end] - always[start])
                 if left < 0:
                     break
                 more = min(left, bytes_[end] - bytes_[start])
-                if always[end] < least or (end in following and packed + more < following[end][0]):
+                if end in following and packed + more < following[end][0]:
                     continue
                 if more == left:  # not all experts fit
-                    supply = [(size, upto[end] - upto[start]) for size, upto in zip(sizes, supplies, strict=True)]
+                    supply = [
+                        (size, available)
+                        for size, upto in zip(sizes, supplies, strict=True)
+                        if (available := upto[end] - upto[start])
+                    ]
                     more, _ = _packed(left, supply)
                 way = packed + more, evenness - (end - start) ** 2, (*counts, end - start)
                 if end not in following or way > following[end]:

@@ -26,7 +26,7 @@ from r1prov.offload.sketch import Sketcher
 from r1prov.offload.waits import Means, depth_of, filling, means
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from r1prov.machines.workload import Workload
     from r1prov.models.model import Model
@@ -119,12 +119,11 @@ def means_of(model: Model, setting: Setting, space: Space, workload: Workload) -
     return means(costs(model, setting, space.cards, space.speeds), setting.slots, workload)
 
 
-def _seconds_of(goal: Goal, workload: Workload) -> Callable[[Costs, int], tuple[float, float]]:
-    """How long the goal takes with some costs and so many slots, at the low speeds; where that is the same, the end in the mean."""
+def _seconds_of(goal: Goal, workload: Workload) -> Callable[[Costs, Means], tuple[float, float]]:
+    """How long the goal takes with some costs and what they come to, at the low speeds; where that is the same, the end in the mean."""
     depth = depth_of(workload)
 
-    def seconds(found: Costs, slots: int) -> tuple[float, float]:
-        waited = means(found, slots, workload)
+    def seconds(found: Costs, waited: Means) -> tuple[float, float]:
         match goal:
             case Goal.END:
                 return waited.end, waited.end
@@ -147,30 +146,28 @@ def _fastest_first(
     seconds_of = _seconds_of(goal, workload)
 
     def seconds(setting: Setting) -> tuple[float, float]:
-        return seconds_of(costs(model, setting, space.cards, space.speeds), setting.slots)
+        found = costs(model, setting, space.cards, space.speeds)
+        return seconds_of(found, means(found, setting.slots, workload))
 
-    def first_of(sketch: Sketch) -> float:
-        return means(sketch.costs, sketch.setting.slots, workload).longest_first_token
-
-    def rank(sketch: Sketch) -> tuple[bool, bool, tuple[float, float]]:
-        late = first_token < math.inf and first_of(sketch) > first_token * SKETCH_ERROR
-        return not sketch.whole, late, seconds_of(sketch.costs, sketch.setting.slots)
+    def rank(sketch: Sketch, waited: Means) -> tuple[bool, bool, bool, tuple[float, float]]:
+        late = waited.longest_first_token > first_token * SKETCH_ERROR
+        return sketch.in_ram > space.room_in_ram, not sketch.whole, late, seconds_of(sketch.costs, waited)
 
     # Large batches copy weights to the first card. If it is too small for them, the CPU computes these batches (offload=False).
     for offload in (True, False)[not wanted.offload :]:
-        sketches = sketches_of(sketcher, replace(wanted, offload=offload), own=own)
-        left = sorted((each for each in sketches if each.in_ram <= space.room_in_ram), key=rank)
-        others = sorted((each for each in sketches if each.in_ram > space.room_in_ram), key=lambda each: each.in_ram)
-        left += others[:1]
+        sketches = sketches_of(sketcher, replace(wanted, offload=offload), workload, own=own)
+        left = sorted(sketches, key=lambda sketch: rank(sketch, sketches[sketch]))
         while left:
-            found, tried = _worked_out(model, left[:_DEALT_OUT], entries, space, seconds)
+            promised = {each: seconds_of(each.costs, sketches[each]) for each in left[:_DEALT_OUT]}
+            found, tried = _worked_out(model, promised, entries, space, seconds)
             if found:
                 yield found
             if found and first_token < math.inf:
                 # A sketch that promises as much less as this placement is too late may keep the floor.
                 late = means_of(model, found, space, workload).longest_first_token / first_token
-                most_seconds = first_of(tried) / max(late, 1)
-                left = [each for each in left if each is not tried and first_of(each) <= most_seconds]
+                most_seconds = sketches[tried].longest_first_token / max(late, 1)
+                early = [each for each in left if sketches[each].longest_first_token <= most_seconds]
+                left = [each for each in early if each is not tried]
             else:  # A larger micro-batch does not fit either.
                 most = tried.setting.micro_batch * 3 // 4
                 left = [each for each in left if each.setting.micro_batch <= most or each.whole < tried.whole]
@@ -182,23 +179,31 @@ def sketcher_for(model: Model, wanted: Setting, space: Space) -> Sketcher:
     return Sketcher(model, wanted, space)
 
 
-def sketches_of(sketcher: Sketcher, wanted: Setting, *, own: bool) -> list[Sketch]:
-    """The sketches of all micro-batches up to the one that is asked for.
+@lru_cache(maxsize=64)
+def sketches_of(sketcher: Sketcher, wanted: Setting, workload: Workload, *, own: bool) -> Mapping[Sketch, Means]:
+    """The sketches of all micro-batches up to the one that is asked for, with what people wait for.
+
+    Of those whose part in RAM does not fit there it is the smallest only.
 
     Args:
         sketcher: What makes them.
         wanted: The setting before the placement.
+        workload: What people ask for.
         own: The plan chooses the logical batch too. Otherwise it stays, and the micro-batch is halved from one to the next.
     """
-    sketches = []
-    for size in _multiples(wanted.micro_batch) if own else micro_batches(wanted):
+    sketches, sizes = [], list(_multiples(wanted.micro_batch) if own else micro_batches(wanted))
+    # With the smallest micro-batch the least lies in RAM.
+    for size in sizes if sketcher.may_fit(wanted) else sizes[-1:]:
         setting = replace(wanted, micro_batch=size, batch=_batch(size) if own else wanted.batch)
         more = _LARGEST_BATCH // size * size
-        larger = replace(setting, batch=more)
         # Only a pipeline gains from more micro-batches in a logical batch.
-        whole = [sketcher.whole(each) for each in ([setting, larger] if own and more > setting.batch else [setting])]
-        sketches += [each for each in whole if each] or [each for each in [sketcher.hybrid(setting)] if each]
-    return sketches
+        larger = [replace(setting, batch=more)] if own and more > setting.batch else []
+        whole = [found for each in (setting, *larger) if (found := sketcher.whole(each))]
+        sketches += whole or [found for each in [setting] if (found := sketcher.hybrid(each))]
+    room = sketcher.space.room_in_ram
+    others = sorted((each for each in sketches if each.in_ram > room), key=lambda each: each.in_ram)
+    counted = (*(each for each in sketches if each.in_ram <= room), *others[:1])
+    return {each: means(each.costs, wanted.slots, workload) for each in counted}
 
 
 def _multiples(largest: int) -> list[int]:
@@ -270,11 +275,10 @@ def nearest_sketch(
     """
     one, ranked = with_slots(wanted, 1), []
     sketcher = sketcher_for(model, replace(one, context=longest) if longest and wanted.flash else one, space)
-    for each in sketches_of(sketcher, wanted, own=True):
-        if each.in_ram <= space.room_in_ram:
-            found = means(each.costs, wanted.slots, workload)
-            late = found.longest_first_token if found.longest_first_token > first_token else 0
-            ranked.append((not each.whole, late, found.end, each))
+    for sketch, waited in sketches_of(sketcher, wanted, workload, own=True).items():
+        if sketch.in_ram <= space.room_in_ram:
+            late = waited.longest_first_token if waited.longest_first_token > first_token else 0
+            ranked.append((not sketch.whole, late, waited.end, sketch))
     return min(ranked, key=lambda each: each[:3])[-1] if ranked else None
 
 
@@ -345,26 +349,30 @@ def splits(model: Model, setting: Setting, space: Space, compute: Sequence[int])
 
 def _worked_out(
     model: Model,
-    sketches: Sequence[Sketch],
+    promised: Mapping[Sketch, tuple[float, float]],
     entries: Sequence[Entry],
     space: Space,
     seconds_of: Callable[[Setting], tuple[float, float]],
 ) -> tuple[Setting | None, Sketch]:
     """Deals out some sketches, the first of which promises most, and works out the best of them.
 
+    A sketch counts the cards as one room. So nothing that is dealt out is faster than its sketch, if the cards have all that every token
+    reads, and the sketches that promise no more than a draft keeps are left out.
+
     Returns:
         The placement, or None where it never fits; and the sketch of it.
     """
-    first = sketches[0]
+    first = next(iter(promised))
     if first.whole:
         return _whole(model, first.setting, entries, space.rooms), first
-    drafts = [
-        (draft, each) for each in sketches if not each.whole and (draft := arranged(each.setting, entries, each.rooms))
-    ]
-    if not drafts:
-        return None, first
-    draft, sketch = min(drafts, key=lambda pair: seconds_of(pair[0]))
-    return _refined(model, draft, entries, space.rooms, seconds_of), sketch
+    best_draft, best_sketch, least = None, first, (math.inf, math.inf)
+    for sketch, seconds in promised.items():
+        if sketch.whole or (seconds >= least and not sketch.costs.host.always):
+            continue
+        draft = arranged(sketch.setting, entries, sketch.rooms)
+        if draft and (taken := seconds_of(draft)) < least:
+            best_draft, best_sketch, least = draft, sketch, taken
+    return best_draft and _refined(model, best_draft, entries, space.rooms, seconds_of), best_sketch
 
 
 def _refined(

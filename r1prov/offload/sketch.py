@@ -29,9 +29,9 @@ _MIDDLE = 1024
 for what it computes than for the weights that are copied to it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sketch:
-    """A placement that is not worked out.
+    """A placement that is not worked out. It equals itself only.
 
     Attributes:
         setting: The setting, whose placement is missing.
@@ -56,11 +56,11 @@ class Sketcher:
     Args:
         model: The model.
         wanted: The setting before the placement.
-        space: The cards and the RAM.
+        space: The cards and the RAM, which it keeps as an attribute.
     """
 
     def __init__(self, model: Model, wanted: Setting, space: Space) -> None:
-        self._model, self._one, self._space = model, with_slots(wanted, 1), space
+        self._model, self._one, self.space = model, with_slots(wanted, 1), space
         self._buffers: dict[tuple[int, bool, bool], list[int] | None] = {}
 
     @cached_property
@@ -81,7 +81,7 @@ class Sketcher:
     @cached_property
     def _in_ram(self) -> Costs:
         """The costs of a setting in which all lies in RAM."""
-        return costs(self._model, replace(self._one, gpu_layers=0), self._space.cards, self._space.speeds)
+        return costs(self._model, replace(self._one, gpu_layers=0), self.space.cards, self.space.speeds)
 
     @cached_property
     def _experts_products(self) -> float:
@@ -105,22 +105,30 @@ class Sketcher:
     def hybrid(self, setting: Setting) -> Sketch | None:
         """A placement in which the cards take what every token reads, and as many experts as fit beside; None without room."""
         buffers = self._buffers_for(setting, whole=False)
-        if not buffers or min(rooms := less(self._space.rooms, buffers[:-1])) < 0:
+        if not buffers or min(rooms := less(self.space.rooms, buffers[:-1])) < 0:
             return None
-        always = self._always + self._more_cache(setting) * self._model.layers
-        room, part = sum(rooms), min(sum(rooms) / always, 1.0)
-        everything = self._in_ram.host
-        share = max(min((room - always) / everything.experts, 1.0), 0.0) if everything.experts else 0.0
-        in_ram = self._embedding + everything.experts * (1 - share) + always * (1 - part) + buffers[-1]
+        part, share, weights = self._dealt(setting, sum(rooms))
         found = self._costs(setting, part, share, stages=1)
-        return Sketch(setting, tuple(rooms), found, round(in_ram), whole=False)
+        return Sketch(setting, tuple(rooms), found, round(weights + buffers[-1]), whole=False)
+
+    def may_fit(self, setting: Setting) -> bool:
+        """Whether the part in RAM would fit there with some micro-batch, if the cards were filled to the reserve."""
+        rooms = self.space.rooms
+        return min(rooms) < 0 or self._dealt(setting, sum(rooms))[2] <= self.space.room_in_ram
+
+    def _dealt(self, setting: Setting, room: int) -> tuple[float, float, float]:
+        """The parts that cards with so much room hold of what every token reads, and of the experts; and the bytes that are left to RAM."""
+        always, experts = self._always + self._more_cache(setting) * self._model.layers, self._in_ram.host.experts
+        part = min(room / always, 1.0)
+        share = max(min((room - always) / experts, 1.0), 0.0) if experts else 0.0
+        return part, share, self._embedding + experts * (1 - share) + always * (1 - part)
 
     def whole(self, setting: Setting) -> Sketch | None:
         """A placement of everything on the cards, which work as a pipeline; None where it does not fit."""
-        buffers = self._buffers_for(setting, whole=True)
+        buffers = self._whole_base and self._buffers_for(setting, whole=True)
         if (
             not buffers
-            or min(rooms := less(self._space.rooms, buffers[:-1])) < 0
+            or min(rooms := less(self.space.rooms, buffers[:-1])) < 0
             or not fill(self._sizes(setting), rooms)
         ):
             return None
@@ -135,7 +143,7 @@ class Sketcher:
 
     def _costs(self, setting: Setting, part: float, share: float, *, stages: int) -> Costs:
         """The costs where the cards hold `part` of what every token reads, and `share` of the experts."""
-        everything, number = self._in_ram.host, len(self._space.cards)
+        everything = self._in_ram.host
         dense = everything.products - self._experts_products
 
         def load(part: float, share: float) -> Load:
@@ -150,7 +158,7 @@ class Sketcher:
         batch = min(setting.batch, setting.context or setting.batch)
         return replace(
             self._in_ram,
-            cards=(load(part / number, share / number),) * number,
+            cards=(load(part, share),),
             host=load(1 - part, 1 - share),
             batch=batch,
             micro_batch=min(setting.micro_batch, batch),
@@ -183,17 +191,17 @@ class Sketcher:
                 self._buffers[key] = None
             else:
                 setting = replace(base, micro_batch=size, batch=max(size, base.batch), offload=offload)
-                taken = memory(self._model, setting, self._space.cards)
+                taken = memory(self._model, setting, self.space.cards)
                 self._buffers[key] = [use.compute for use in (*taken.cards, taken.host)]
         return self._buffers[key]
 
     @cached_property
     def _hybrid_base(self) -> Setting | None:
-        return arranged(self._one, self._entries, self._space.rooms)
+        return arranged(self._one, self._entries, self.space.rooms)
 
     @cached_property
     def _whole_base(self) -> Setting | None:
-        counts = deal_evenly(self._wholes, self._space.rooms)
+        counts = deal_evenly(self._wholes, self.space.rooms)
         if not counts:
             return None
         return replace(self._one, gpu_layers=sum(counts), split=tuple(map(float, counts)))

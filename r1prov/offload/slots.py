@@ -172,7 +172,7 @@ class Pairs:
         if number > 1 and not (self._whole and crowd.sketched(crowd.powers()[-1])):
             most_seconds = _HARDLY_LONGER * min(self._best(contexts[0])[0], self._best(longest)[0])
             if self._best(longest)[0] > most_seconds:
-                number = max(search.most(lambda n: self._best(contexts[n - 1])[0] <= most_seconds, number - 1), 1)
+                number = max(search.most(lambda n: self._within(most_seconds, contexts[n - 1], longest), number - 1), 1)
         while number > 1 and not self._early(contexts[number - 1]):
             number -= 1
         return contexts[number - 1]
@@ -185,11 +185,27 @@ class Pairs:
         numbers = [self.asked.slots] if self.asked.slots else slots.numbers()
         return any(slots.early(number, found) for number in numbers if (found := slots.sketched(number)))
 
+    def _within(self, seconds: float, context: int, longest: int) -> bool:
+        """Whether people wait no longer with some number of slots of so many tokens, by sketches.
+
+        With longer slots they wait no less. So numbers that are too slow with the shortest are not looked at, and those that are best with
+        the longest are looked at first.
+        """
+        slots, numbers = self.at(context), self._numbers(self.at(longest))
+        shortest = self.at(self._contexts(longest)[0])
+        promising = (number for number in numbers if shortest.sketched_waiting(number) <= seconds * SKETCH_ERROR)
+        return any(slots.sketched_waiting(number) <= seconds for number in promising)
+
+    def _numbers(self, slots: Slots) -> list[int]:
+        """The numbers that are compared by sketches, the best first."""
+        numbers = [self.asked.slots] if self.asked.slots else slots.powers()
+        return sorted(numbers, key=slots.sketched_waiting)
+
     def _best(self, context: int) -> tuple[float, int]:
         """How long people wait with the best number of slots of so many tokens, and that number, by sketches."""
         slots = self.at(context)
-        numbers = [self.asked.slots] if self.asked.slots else slots.powers()
-        return min((slots.sketched_waiting(number), number) for number in numbers)
+        number = self._numbers(slots)[0]
+        return slots.sketched_waiting(number), number
 
     def _number(self, context: int, longest: int) -> tuple[int, str]:
         """The number of slots of so many tokens, and why. Where slots are shorter, people wait less than with the longest."""

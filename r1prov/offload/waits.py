@@ -138,8 +138,8 @@ def means(found: Costs, slots: int, workload: Workload, which: int = 0) -> Means
     """What a workload comes to with these costs and so many slots, at the low speeds (0) or at the high ones (1)."""
     waited = [(workload.weight(exchange), _seconds(found, exchange, slots, which)) for exchange in workload.exchanges]
     return Means(
-        end=sum(weight * seconds[3] for weight, seconds in waited),
-        first_token=sum(weight * seconds[5] for weight, seconds in waited),
+        end=sum(weight * seconds[2] for weight, seconds in waited),
+        first_token=sum(weight * seconds[4] for weight, seconds in waited),
         longest_first_token=max(seconds[0] for _, seconds in waited),
     )
 
@@ -162,34 +162,35 @@ def _depth(exchange: Exchange) -> float:
 
 def _wait(found: Costs, exchange: Exchange, slots: int) -> Wait:
     slow, fast = (_seconds(found, exchange, slots, which) for which in (0, 1))
-    first, copying, end, mean, token, _ = zip(slow, fast, strict=True)
+    first, end, mean, token, _ = zip(slow, fast, strict=True)
     users = min(exchange.at_once, slots)
+    together = exchange.at_once % users or users  # of those who see their first token last
+    copying = found.copying_seconds(exchange.prompt, together, 0), found.copying_seconds(exchange.prompt, together, 1)
     each = 1 / token[0], 1 / token[1]
     return Wait(exchange, first, copying, end, mean, each, (users * each[0], users * each[1]))
 
 
-def _seconds(found: Costs, exchange: Exchange, slots: int, which: int) -> tuple[float, ...]:
-    """The seconds to the first token, of copies, to the end, to the end in the mean, for a token of each, and to the first in the mean.
+def _seconds(found: Costs, exchange: Exchange, slots: int, which: int) -> tuple[float, float, float, float, float]:
+    """The seconds to the first token, to the end, to the end in the mean, for a token of each, and to the first in the mean.
 
     As many as there are slots are served at once. Whoever asks beyond that waits until those before have their answers.
     """
     depth, users = _depth(exchange), min(exchange.at_once, slots)
     rounds, rest = divmod(exchange.at_once, users)
 
-    def served(now: int) -> tuple[float, float]:
-        """The seconds until so many who are served together have their first tokens, and until they have their answers."""
+    def served(now: int) -> tuple[float, float, float]:
+        """For so many who are served together: the seconds until first tokens, for a token of each, and until they have their answers."""
         first = found.prompt_seconds(exchange.prompt, exchange.cached, now, which)
-        return first, first + exchange.answer * found.token_seconds(now, depth, which, slots)
+        token = found.token_seconds(now, depth, which, slots)
+        return first, token, first + exchange.answer * token
 
-    first, took = served(users)
+    first, token, took = served(users)
     # Those of round k wait for the k rounds before.
     queued = users * took * rounds * (rounds - 1) / 2
     waited_first, waited = users * rounds * first + queued, users * rounds * took + queued
     last, end = (rounds - 1) * took + first, rounds * took
-    copying = found.copying_seconds(exchange.prompt, rest or users, which)
     if rest:
-        first, took = served(rest)
+        first, _, took = served(rest)
         waited_first, waited = waited_first + rest * (end + first), waited + rest * (end + took)
         last, end = end + first, end + took
-    token = found.token_seconds(users, depth, which, slots)
-    return last, copying, end, waited / exchange.at_once, token, waited_first / exchange.at_once
+    return last, end, waited / exchange.at_once, token, waited_first / exchange.at_once

@@ -40,7 +40,8 @@ def test_it_is_told_the_most_layers_that_fit_with_its_batch(mla: bool, context: 
     assert told.gpu_layers
     assert fits(memory(model, told, space.cards), space.rooms)
     in_ram = replace(told, gpu_layers=0, split=())
-    assert ollama._most_layers(model, in_ram, space, model.entries) == told
+    fewer = ollama._fewer_and_fewer(model, in_ram, space, model.entries)
+    assert next(each for each in fewer if fits(memory(model, each, space.cards), space.rooms)) == told
 
 
 @pytest.mark.parametrize("mla", [False, True])

@@ -141,7 +141,7 @@ class Numbered:
         self.layouts = [layouts[n] for n in order]
         self.host_bytes = [in_ram[n] for n in order]
         self.card_bytes = [on_card[n] for n in order]
-        self.large = [large[n] for n in order]
+        self.large = tuple([large[n] for n in order])
 
     def flash_bytes(self, n: int, *, copied: bool) -> int:
         """The bytes of fused attention on a card: its result, then the F16 copies that the kernel makes of a quantised cache.

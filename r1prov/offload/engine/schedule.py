@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from r1prov.offload.engine.numbered import Numbered, Wiring
+    from r1prov.offload.engine.numbered import Wiring
 
 PIPELINE_COPIES = 4
 """Batches that several cards work on at once, each with its own copy of what goes between them (GGML_SCHED_MAX_COPIES)."""
@@ -51,18 +51,26 @@ class Schedule:
     lasting: set[int]
 
 
-def schedule(graph: Numbered, homes: Mapping[str | int, int], cards: int, *, copies: int, offload: bool) -> Schedule:
-    """Places the nodes of `graph` and plans the copies.
+def schedule(
+    wiring: Wiring,
+    large: Sequence[bool],
+    homes: Mapping[str | int, int],
+    cards: int,
+    *,
+    copies: int,
+    offload: bool,
+) -> Schedule:
+    """Places the nodes of a graph and plans the copies.
 
     Args:
-        graph: The graph of the batch.
+        wiring: The part of the graph that does not depend on sizes.
+        large: Whether each tensor has so many rows that a card computes it even with weights in RAM.
         homes: The device of each weight, by name, and of each layer's cache, by the number of the layer.
         cards: The number of cards.
         copies: PIPELINE_COPIES if the cards work as a pipeline, otherwise 1.
         offload: Whether large operations on weights in RAM may run on a card.
     """
-    wiring = graph.wiring
-    devices = _placed(graph, homes, cards, offload=offload)
+    devices = _placed(wiring, large, homes, cards, offload=offload)
     reads, originals = list(wiring.sources), list[int]()
     splits = _split(wiring, devices, reads, originals, copies)
     kept = _kept(wiring, splits, reads, cards)
@@ -86,15 +94,16 @@ def schedule(graph: Numbered, homes: Mapping[str | int, int], cards: int, *, cop
     return Schedule(devices, originals, reads, leaves + wiring.leaves, steps, lasting)
 
 
-def _placed(graph: Numbered, homes: Mapping[str | int, int], host: int, *, offload: bool) -> list[int]:
+def _placed(
+    wiring: Wiring, large: Sequence[bool], homes: Mapping[str | int, int], host: int, *, offload: bool
+) -> list[int]:
     """The device of each tensor of the graph."""
-    wiring = graph.wiring
     devices = [NOWHERE] * len(wiring.sources)
     for leaf in wiring.leaves:
         devices[leaf] = homes[wiring.homes[leaf]] if leaf in wiring.homes else host
     moves = offload and host > 0
     for leaf, node, stays in wiring.anchors:
-        devices[node] = 0 if moves and devices[leaf] == host and not stays and graph.large[node] else devices[leaf]
+        devices[node] = 0 if moves and devices[leaf] == host and not stays and large[node] else devices[leaf]
     # Nodes on cards first give their device to their neighbours, downwards, then upwards. The host gets the other nodes.
     for cards_only in (True, False):
         _spread(wiring.computed, wiring, devices, host, cards_only=cards_only)
