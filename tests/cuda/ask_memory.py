@@ -116,7 +116,7 @@ PLANNED = (
     # Pairs of slots and a context that the plan chooses where both are open.
     ("UD-IQ1_S", True, (SMALL,) * 4, 24_576, 8),
     ("UD-IQ1_S", False, (SMALL,) * 4, 12_288, 1),
-    ("Q6_K", True, (SMALL,) * 4, 16_384, 16),
+    ("Q6_K", True, (SMALL,) * 4, 20_480, 8),
 )
 
 TRADED = (("UD-IQ1_S", (SMALL,) * 4, 1), ("UD-IQ1_S", (SMALL,) * 4, 8), ("UD-Q2_K_XL", (LARGE,) * 4, 16))

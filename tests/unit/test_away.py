@@ -176,6 +176,7 @@ def test_a_host_that_was_never_set_up_is_refused_before_anything_is_changed(gpu1
         ({"controller_id": "another"}, Exit.LOCKED, "as `r1prov up --break-lock` does"),
         ({"pid_started": "long ago"}, Exit.UNHEALTHY, "run `r1prov up` first"),
     ],
+    ids=["here", "elsewhere", "dead"],
 )
 def test_who_sets_a_host_up_is_named_rather_than_that_it_is_not_set_up(
     gpu1, tmp_path, r1prov, words, changes, code, says
