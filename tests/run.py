@@ -63,7 +63,8 @@ NEEDS = {
 E2E = {
     "pair": ("test_up.py", "test_up_doors.py", "test_up_page.py", "test_up_removal.py"),
     "engines": ("test_up_engines.py",),
-    "alone": ("test_up_gateway.py", "test_up_models.py", "test_up_offline.py"),
+    "alone": ("test_up_gateway.py",),
+    "models": ("test_up_models.py", "test_up_offline.py"),
     "controller": ("test_controller_trixie.py",),
     "tune": ("test_up_tune.py",),
     "lab": ("test_lab.py", "test_lab_images.py"),
@@ -72,7 +73,7 @@ E2E = {
 KEPT = ROOT / "tests" / "last-result.json"
 DRAWN_FROM = ("molecule", "e2e")
 ALWAYS = ("e2e pair",)
-DRAWN_S = 3000
+DRAWN_S = 1800
 """The seconds of one worker that the drawn jobs may take together, as long as they took when that was kept."""
 UNKNOWN_S = {"molecule": 200, "e2e": 1200}
 """What a job is taken for that nothing is kept of, by stage."""

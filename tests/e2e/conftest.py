@@ -1,8 +1,9 @@
 """Fresh hosts, a hub, and what hosts may fetch from.
 
 The tests run in groups that may run at once, each with hosts of its own (`E2E` in tests/run.py). `pair` is the story of two servers, which
-builds from test to test. `engines` is that of two others, which change engine and versions. `alone` is that of one server with a gateway
-and other models, whose packages later serve one without a network. `controller`, `tune` and `lab` have short stories.
+builds from test to test. `engines` is that of two others, which change engine and versions. `alone` is that of one server with a gateway.
+`models` is that of one with other models, whose packages later serve one without a network. `controller`, `tune` and `lab` have short
+stories.
 """
 
 from __future__ import annotations
@@ -49,25 +50,29 @@ def fresh(names: dict[str, Release], image: str = "") -> Iterator[list[LabHost]]
             lab.down(name)
 
 
+def _group() -> str:
+    """The group of tests that this process runs; hosts have its name, because groups may run at once."""
+    return os.environ.get("R1PROV_TEST_GROUP", "main")
+
+
 @pytest.fixture(scope="session")
 def pair(bootable: None) -> Iterator[list[LabHost]]:
     """Debian 12 and 13, fresh."""
-    group = os.environ.get("R1PROV_TEST_GROUP", "main")
-    with fresh({f"e2e-{group}-12": "bookworm", f"e2e-{group}-13": "trixie"}) as hosts:
+    with fresh({f"e2e-{_group()}-12": "bookworm", f"e2e-{_group()}-13": "trixie"}) as hosts:
         yield hosts
 
 
 @pytest.fixture(scope="session")
 def alone(bootable: None) -> Iterator[LabHost]:
     """Debian 12, fresh."""
-    with fresh({"e2e-alone": "bookworm"}) as (host,):
+    with fresh({f"e2e-alone-{_group()}": "bookworm"}) as (host,):
         yield host
 
 
 @pytest.fixture(scope="session")
 def neighbour(bootable: None) -> Iterator[LabHost]:
     """A server with nothing on it, which looks at others from outside. With it comes the lab's bridge, where the fixtures below listen."""
-    with fresh({f"e2e-neighbour-{os.environ.get('R1PROV_TEST_GROUP', 'main')}": "bookworm"}) as (host,):
+    with fresh({f"e2e-neighbour-{_group()}": "bookworm"}) as (host,):
         yield host
 
 
@@ -130,3 +135,12 @@ def operator(tmp_path_factory: pytest.TempPathFactory) -> Operator:
 def owner(tmp_path_factory: pytest.TempPathFactory) -> Operator:
     """The person whose site the server with the gateway is."""
     return Operator(tmp_path_factory.mktemp("owner"))
+
+
+@pytest.fixture(scope="module")
+def gateway(owner: Operator, alone: LabHost, sources: dict[str, Any]) -> LabHost:
+    """The server with the gateway, set up."""
+    gateway = {"server_name": alone.address, "tls": {"type": "local-authority"}}
+    owner.site([alone], sources=sources, gateway=gateway, watch="1h")
+    owner.does("up")
+    return alone

@@ -8,7 +8,6 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +69,8 @@ def example() -> dict[str, str]:
 
 @pytest.mark.parametrize("profile", ["4x4090", "4xh800"])
 def test_a_gpu_profile_passes_a_check_run_on_a_fresh_host(
-    alone: LabHost, sources: dict[str, Any], wheels: Future[Path], tmp_path: Path, example: dict[str, str], profile: str
+    alone: LabHost, sources: dict[str, Any], tmp_path: Path, example: dict[str, str], profile: str
 ) -> None:
-    """The wheels are for test_up_offline.py: they come while this group does other things."""
     other = Operator(tmp_path)
     override = ["gpu_count", "ram", "floor", "disk", "driver", "cpu"]
     other.site([alone], sources=sources, profile=profile, override=override)
@@ -85,12 +83,9 @@ def test_a_gpu_profile_passes_a_check_run_on_a_fresh_host(
 
 
 @pytest.fixture(scope="module")
-def door(owner: Operator, alone: LabHost, sources: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def door(owner: Operator, gateway: LabHost) -> Iterator[dict[str, Any]]:
     """What `r1prov open` says of the host, whose gateway is open as long as this lasts."""
-    gateway = {"server_name": alone.address, "tls": {"type": "local-authority"}}
-    owner.site([alone], sources=sources, gateway=gateway, watch="1h")
-    owner.does("up")
-    with owner.opens(alone) as doors:
+    with owner.opens(gateway) as doors:
         yield doors
 
 

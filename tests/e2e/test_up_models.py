@@ -1,9 +1,10 @@
-"""Other models on the server that test_up_gateway.py has set up, and the demo's model again."""
+"""Other models on a server with a gateway, and the demo's model again. The tests build on each other, in this order."""
 
 from __future__ import annotations
 
 import hashlib
 import re
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ pytestmark = pytest.mark.host
 BIN = "/opt/r1prov/llama.cpp/current/bin"
 
 
-def test_the_demos_shards_are_what_llama_gguf_split_makes(alone: LabHost) -> None:
+def test_the_demos_shards_are_what_llama_gguf_split_makes(gateway: LabHost, wheels: Future[Path]) -> None:
+    """The wheels are for test_up_offline.py: they come while this group does other things."""
     model = load_profile("demo").model
     assert model
     merged = f"/srv/r1prov/models/{model.folder}/{model.folder}.gguf"
@@ -32,7 +34,7 @@ def test_the_demos_shards_are_what_llama_gguf_split_makes(alone: LabHost) -> Non
         cd /tmp; rm -f split-*
         {BIN}/llama-gguf-split --split --split-max-tensors 100 {merged} split > /dev/null
         sha256sum split-*; rm split-*"""
-    assert [line.split()[0] for line in told(alone, script).splitlines()] == [file.sha256 for file in model.files]
+    assert [line.split()[0] for line in told(gateway, script).splitlines()] == [file.sha256 for file in model.files]
 
 
 def test_an_operators_own_deepseek2_model_is_served_as_published_and_then_in_mla_form(
