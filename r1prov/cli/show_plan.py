@@ -211,9 +211,11 @@ def _trade(choices: Sequence[Choice], *, cards: bool) -> None:
     output.line("first: the longest wait for a first token; mean: until an answer is whole")
     output.line("alone: tokens/s of one person; all: of one at each slot; GB: from RAM")
     if any("most users" in choice.names for choice in choices):
-        output.line("most users: most tokens/s in all, of this plan's slots and powers of two above")
+        output.line("most users: the slots with most tokens/s in all, of this plan's and powers of two above")
+    if any({"more users", "fewer users"} & set(choice.names) for choice in choices):
+        output.line("more users, fewer users: with slots halfway to most users, or to one")
     if len(choices) < FEW_CHOICES:
-        output.line("No other placement that fits is faster for a prompt, for a token, or for more users.")
+        output.line("No other placement that fits is the fastest for a prompt or for a token, or serves more users.")
     output.line()
 
 

@@ -58,6 +58,10 @@ def load(path: Path, model: type[M]) -> M:
         raise SiteError(
             Problem(f"{path}:{line}", f"is not YAML: {error.problem}", "correct this line, or one just above it")
         ) from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        what = f"has the character U+{ord(text[error.position]):04X}, which no text has"
+        raise SiteError(Problem(f"{path}:{line}", what, "check that this is the file you meant")) from None
     except RecursionError:
         raise SiteError(Problem(str(path), "is nested too deeply to be read", "write it with fewer levels")) from None
     if node is None or not isinstance(data, dict):

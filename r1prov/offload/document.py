@@ -35,7 +35,6 @@ def of_outcome(
     alternatives: Iterable[Alternative],
 ) -> dict[str, Any]:
     """The document about an outcome of `words` in `environment`, with the alternatives if the model does not fit."""
-    low, high = found.tokens_per_second
     return {
         "model": model.name,
         "mla": model.mla,
@@ -44,13 +43,18 @@ def of_outcome(
         "arguments": list(words),
         "environment": environment,
         "bytes_per_token": {"host": found.reads.host, "devices": list(found.reads.cards)},
-        "decode_tokens_per_second": {"low": round(low, 2), "high": round(high, 2), "basis": _basis(found.speeds)},
+        "decode_tokens_per_second": _decoding(found) if found.fits else None,
         "fits": found.fits,
         "sure": found.sure,
         "reasons": list(found.reasons),
         "notes": list(found.notes),
         "alternatives": [_alternative(alternative) for alternative in alternatives],
     }
+
+
+def _decoding(found: Outcome) -> dict[str, Any]:
+    low, high = found.tokens_per_second
+    return {"low": round(low, 2), "high": round(high, 2), "basis": _basis(found.speeds)}
 
 
 def _basis(speeds: Speeds) -> str:
@@ -93,7 +97,11 @@ def of_arguments(found: ForeseenArguments, words: Sequence[str]) -> dict[str, An
     """The document of `r1prov explain`: the outcome of `words`, or the reason why the engine refuses them."""
     if found.outcome and found.day:
         told = of_outcome(found.model, found.outcome, words, found.environment, found.alternatives)
-        return told | {"workload": _day(found.day), "conversation": _conversation(found.talk)}
+        fits = found.outcome.fits
+        return told | {
+            "workload": _day(found.day) if fits else None,
+            "conversation": _conversation(found.talk) if fits else None,
+        }
     return of_refusal(found.model, found.refusal, words, found.environment, found.alternatives)
 
 
@@ -104,14 +112,14 @@ def of_plan(found: ForeseenPlan, measured: Measured | None = None) -> dict[str, 
         found: The plan.
         measured: The same at the speeds that were measured on a host, if it is about a host where some were.
     """
-    plan = found.plan
+    plan, fits = found.plan, found.outcome.fits
     told = of_outcome(found.model, found.outcome, plan.arguments, plan.environment, found.alternatives)
     return told | {
         "quant": {"name": plan.quant, "reason": plan.quant_reason},
-        "workload": _day(found.day),
+        "workload": _day(found.day) if fits else None,
         "speeds": _speeds(found.outcome.speeds),
         "measured": _measured(measured) if measured else None,
-        "conversation": _conversation(found.talk),
+        "conversation": _conversation(found.talk) if fits else None,
         "cache_ram": {"bytes": plan.setting.prompts, "reason": plan.prompts_reason},
         "slots": {"number": plan.slots, "reason": plan.slots_reason},
         "context": {"tokens_per_slot": plan.context_per_slot, "reason": plan.context_reason},

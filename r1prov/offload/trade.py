@@ -86,7 +86,8 @@ def trade(model: Model, chosen: Setting, one: Setting, space: Space, workload: W
     different = {setting for setting in ways.values() if setting}
     if len(different) < _LEAST:
         name, other = ("more users", most) if most > chosen.slots else ("fewer users", 1)
-        ways[name] = placed(2 ** round(math.log2(chosen.slots * other) / 2))
+        if chosen.slots != other:
+            ways[name] = placed(2 ** round(math.log2(chosen.slots * other) / 2))
     names: dict[Setting, list[str]] = {}
     for name, setting in ways.items():
         if setting:

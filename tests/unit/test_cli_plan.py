@@ -58,6 +58,13 @@ def test_explain_names_the_card_that_runs_out_and_says_what_would_fit(capsys: py
         assert "It does not fit" in run(capsys, *words, "-ngl", "9", *more)[1]
 
 
+def test_nobody_is_told_how_long_people_wait_for_what_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    told = document(capsys, "explain", "--profile", "4x4090", "--json", "--", "-ngl", "62", "-c", "9000")
+    assert told["bytes_per_token"]
+    keys = ("fits", "decode_tokens_per_second", "workload", "conversation")
+    assert [told[key] for key in keys] == [False, None, None, None]
+
+
 def test_explain_says_why_the_engine_would_not_start_and_what_would(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

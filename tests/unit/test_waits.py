@@ -227,6 +227,11 @@ def test_an_unknown_or_too_long_workload_is_refused(capsys: pytest.CaptureFixtur
         ("day.txt", "words", "day.txt: is not a mapping of keys and values"),
         ("day.YML", "exchanges: [{prompt: 5}]", "`exchanges.0.answer` is missing"),
         ("day.yml", f"exchanges: {'[' * 3000}", "day.yml: is nested too deeply to be read"),
+        (
+            "day.yml",
+            "exchanges: [{prompt: 5, answer: 5}]\n# \x01",
+            "day.yml:2: has the character U+0001, which no text has",
+        ),
         ("day.yml", 'description: "a\\eb"\nexchanges: [{prompt: 5, answer: 5}]', "it says `a?b`"),
         ("day", None, "day: cannot be read: Is a directory"),
         ("gone/day", "", "gone/day: cannot be read: No such file or directory"),
