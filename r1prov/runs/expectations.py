@@ -80,17 +80,15 @@ def merged(earlier: Sequence[Expectation], found: Sequence[Expectation], steps: 
         steps: their roles.
 
     Returns:
-        Each question once, in the order of a run of all steps, and at the end what was not asked before. A step that
-        was not run keeps its questions, even where these steps brought in its role and asked the same.
+        Each question once, in the order of a run of all steps, and at the end what was not asked before. A question
+        keeps its step and task, because a step may bring in the role of another, and asks then what that one asks.
     """
     new = {_question(each): each for each in found}
     kept = []
     for each in earlier:
         again = new.pop(_question(each), None)
-        if each.step not in steps:
+        if again or each.step not in steps:
             kept.append(replace(again or each, step=each.step, task=each.task))
-        elif again:
-            kept.append(again)
     return [*kept, *new.values()]
 
 
