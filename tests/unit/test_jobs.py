@@ -177,7 +177,6 @@ def test_quick_stages_go_first_and_then_the_longest_job() -> None:
 
 def test_each_job_is_drawn_some_day_and_no_day_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = every_job(STAGES)
-    assert all(each["seconds"] <= DRAWN_S for name, each in kept().items() if name not in ALWAYS)
     every = {job.name for job in jobs if job.stage in DRAWN_FROM} - {*ALWAYS}
     monkeypatch.setattr(tests_run, "kept", lambda: {name: {"seconds": 400} for name in every})
     days = [drawn(jobs, seed) for seed in range(60)]
