@@ -134,6 +134,12 @@ def test_a_role_that_other_steps_bring_in_is_a_step_before_them():
     assert (roles.count("service"), roles.count("operators")) == (1, 1)
 
 
+def test_hosts_of_a_stopped_run_of_some_steps_are_unlocked():
+    words = [BIN / "ansible-playbook", "-i", "gpu1,", "--tags", "gateway", "--list-tasks", "playbooks/unlock.yml"]
+    listed = subprocess.run(words, cwd=ROOT.resolve(), capture_output=True, text=True, check=True)
+    assert "Unlock the host" in listed.stdout
+
+
 def test_all_steps_of_a_role_are_due_together():
     """Otherwise what a run of some steps expects would be taken for all that its roles do."""
     found = {}
