@@ -17,7 +17,6 @@ import json
 import os
 import random
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterable
@@ -33,6 +32,7 @@ from r1prov.common import paths, signals
 from r1prov.common.errors import Exit
 from tests.fixtures import ollama
 from tests.jobs import COMPILE, Crew, Job, Outcome
+from tests.tree import commit
 
 ROOT = Path(__file__).resolve().parent.parent
 LOGS = paths.cache_dir() / "logs"
@@ -106,7 +106,7 @@ def molecule(role: str = "") -> list[Job]:
 
 
 def kept() -> dict[str, dict[str, Any]]:
-    """What came of each scenario and group when all were run."""
+    """What came of each scenario and group when it last ran with `--keep`."""
     found: dict[str, dict[str, Any]] = json.loads(KEPT.read_text())
     return found
 
@@ -115,15 +115,12 @@ def keep(job: Job, outcome: Outcome) -> None:
     """Writes what came of a scenario or group into last-result.json."""
     if job.stage not in DRAWN_FROM:
         return
-    described = subprocess.run(
-        ["git", "-C", str(ROOT), "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
-    )
     new = {
         "passed": outcome.passed,
         "failed": outcome.failed,
         "skipped": outcome.skipped,
         "seconds": round(outcome.ended - outcome.began),
-        "commit": described.stdout.strip(),
+        "commit": commit(),
         "day": datetime.now(UTC).date().isoformat(),
     }
     KEPT.write_text(json.dumps(dict(sorted((kept() | {job.name: new}).items())), indent=1) + "\n")
@@ -131,20 +128,22 @@ def keep(job: Job, outcome: Outcome) -> None:
 
 def drawn(jobs: list[Job], seed: int) -> set[str]:
     """The names of the scenarios and groups that are run beside those that always are, by seed."""
-    candidates = [job for job in jobs if job.stage in DRAWN_FROM and job.name not in ALWAYS]
-    seconds = {job.name: min(_seconds(job), DRAWN_S) for job in candidates}  # What takes longer is drawn alone.
-    names, left = sorted(seconds), DRAWN_S
+    took = seconds([job for job in jobs if job.stage in DRAWN_FROM and job.name not in ALWAYS])
+    names, left = sorted(took), DRAWN_S
     random.Random(seed).shuffle(names)
     chosen = set()
     for name in names:
-        if seconds[name] <= left:
+        taken = min(took[name], DRAWN_S)  # What takes longer is drawn alone.
+        if taken <= left:
             chosen.add(name)
-            left -= seconds[name]
+            left -= taken
     return chosen
 
 
-def _seconds(job: Job) -> int:
-    return int(kept().get(job.name, {}).get("seconds", UNKNOWN_S.get(job.stage, 0)))
+def seconds(jobs: list[Job]) -> dict[str, int]:
+    """How long each job took when that was kept, by name."""
+    known = kept()
+    return {job.name: known.get(job.name, {}).get("seconds", UNKNOWN_S.get(job.stage, 0)) for job in jobs}
 
 
 def compilers() -> list[Job]:
@@ -211,7 +210,8 @@ def every_job(stages: Iterable[str], role: str = "", group: str = "") -> list[Jo
     found = {"lint": lint(), "unit": unit(), "molecule": molecule(role), "e2e": e2e(group)}
     jobs = [job for stage in STAGES if stage in stages for job in found[stage]]
     # What tells most in the least time comes first, then the longest, so that no worker is left with a long one at the end.
-    return sorted(jobs, key=lambda job: (job.stage not in {"lint", "unit"}, -_seconds(job)))
+    took = seconds(jobs)
+    return sorted(jobs, key=lambda job: (job.stage not in {"lint", "unit"}, -took[job.name]))
 
 
 def with_compilers(jobs: list[Job]) -> list[Job]:
@@ -236,10 +236,9 @@ def main() -> int:
         parser.error(f"no role named {options.role} has a scenario")
     jobs = every_job(options.stages, options.role, options.group)
     seed = int(os.environ.get("R1PROV_DRAW_SEED", time.time() // 86400))
-    left_out = [job for job in jobs if job.stage in DRAWN_FROM and job.name not in {*ALWAYS, *drawn(jobs, seed)}]
-    if options.draw:
-        jobs = [job for job in jobs if job not in left_out]
-    jobs = with_compilers(jobs)
+    chosen = {*ALWAYS, *drawn(jobs, seed)} if options.draw else {job.name for job in jobs}
+    left_out = [job for job in jobs if job.stage in DRAWN_FROM and job.name not in chosen]
+    jobs = with_compilers([job for job in jobs if job not in left_out])
     reason = "; ".join(f"{p.where} {p.what} -> {p.remedy}" for p in lab.requirements())
     unbootable = [job for job in jobs if reason and job.stage in (COMPILE, "molecule")]
     try:
@@ -248,7 +247,7 @@ def main() -> int:
         return Exit.INTERRUPTED
     for job in unbootable:
         outcomes.setdefault(job.stage, Outcome()).skip(f"hosts cannot be booted here: {reason}", job.name)
-    for job in left_out if options.draw else ():
+    for job in left_out:
         reason = f"not drawn today (R1PROV_DRAW_SEED={seed}): `make molecule` and `make e2e` run all, and tests/last-result.json tells when"
         outcomes.setdefault(job.stage, Outcome()).skip(reason, job.name)
     return 1 if _report(outcomes, crew).failed else 0

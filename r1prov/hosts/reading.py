@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from r1prov.site import Host
 
 RECONNECT_S = 5.0
-LOCK = "/run/r1prov/lock.json"
 
 
 @dataclass(frozen=True)
@@ -182,7 +181,7 @@ def read_lock(connection: HostConnection) -> dict[str, Any]:
     Raises:
         UnreachableError: the connection is lost.
     """
-    result = connection.run(["cat", LOCK])
+    result = connection.run(["cat", str(paths.module_util("run_history").LOCK)])
     holder: dict[str, Any] = paths.module_util("lock_holder").parsed(result.out) if result.code == 0 else {}
     return {} if is_dead(holder) else holder
 

@@ -12,7 +12,6 @@ import argparse
 import json
 import random
 import re
-import subprocess
 import sys
 import time
 from dataclasses import asdict
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from r1prov import lab
 from tests.drift.host import converged
 from tests.drift.matrix import Outcome, apply, batches, drifted, matrix, outcomes, said, surprises
+from tests.tree import commit
 
 if TYPE_CHECKING:
     from r1prov.lab.hosts import LabHost
@@ -72,7 +72,7 @@ def _try(operator: Operator, host: LabHost, batch: list[Mutation], number: int) 
             lab.ssh(host, ["sh", "-c", each.remedy], timeout_s=120)
             ended = operator.run("up")
     quiet = drifted(operator, host)
-    found = outcomes(host, batch, applied, told, report, quiet, number, _commit())
+    found = outcomes(host, batch, applied, told, report, quiet, number, commit())
     for outcome in found:
         _say(f"{'ok  ' if outcome.well else 'MISS'} {outcome}")
     if not all(outcome.well for outcome in found) or ended.returncode:
@@ -82,12 +82,6 @@ def _try(operator: Operator, host: LabHost, batch: list[Mutation], number: int) 
     if ended.returncode or not quiet.clean:  # The next batch shall begin on a host that is well.
         operator.run("up", "--full")
     return found
-
-
-def _commit() -> str:
-    """Of the tree that is tried: what a kept result is a result of."""
-    here = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    return subprocess.run(here, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _begun(kept: Path) -> list[Outcome]:

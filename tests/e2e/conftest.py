@@ -140,7 +140,7 @@ def owner(tmp_path_factory: pytest.TempPathFactory) -> Operator:
 @pytest.fixture(scope="module")
 def gateway(owner: Operator, alone: LabHost, sources: dict[str, Any]) -> LabHost:
     """The server with the gateway, set up."""
-    gateway = {"server_name": alone.address, "tls": {"type": "local-authority"}}
-    owner.site([alone], sources=sources, gateway=gateway, watch="1h")
+    behind_tls = {"server_name": alone.address, "tls": {"type": "local-authority"}}
+    owner.site([alone], sources=sources, gateway=behind_tls, watch="1h")
     owner.does("up")
     return alone

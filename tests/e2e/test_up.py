@@ -254,7 +254,11 @@ def runs_over(operator: Operator, host: LabHost, *more: str) -> list[dict[str, A
 
 
 def stopped(operator: Operator, pair: list[LabHost], number: signal.Signals, step: str) -> tuple[int, str]:
-    """Starts a run, and sends it a signal once hosts are in a step, to r1prov alone or as a terminal sends Ctrl-C. Its end, its words."""
+    """Starts a run, and sends it a signal once all hosts are in a step. Only SIGINT goes to the whole group, as from a terminal.
+
+    Returns:
+        Its exit code, and what it said.
+    """
     running = operator.start("up", stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
     assert running.stderr
     talk = ""
