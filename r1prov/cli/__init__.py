@@ -62,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _show_traceback()
         _end(error.exit, error.problems, as_json=as_json)
     except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # Rich and Typer end with 1 then.
+            raise SystemExit(Exit.UNREAD) from None
         _end(int(end.code or Exit.OK), _usage(end), as_json=as_json)
     except Exception as error:
         defect = Problem(

@@ -68,7 +68,6 @@ def by_hand(
     if json:
         output.data(
             {
-                "schema": 1,
                 "host": target.name,
                 "mode": chosen,
                 "fits": fits,

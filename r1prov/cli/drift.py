@@ -78,7 +78,6 @@ def exit_code(found: dict[str, Look]) -> Exit:
 def document(found: dict[str, Look], code: Exit) -> dict[str, Any]:
     """What was found, as a JSON document. `state` is `as wanted`, `drifted` or `unknown`."""
     return {
-        "schema": 1,
         "exit": code,
         "hosts": {
             name: {

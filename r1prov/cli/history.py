@@ -55,7 +55,6 @@ def history(
 def document(found: dict[str, History], last: int) -> dict[str, Any]:
     """The histories as a JSON document. `complete` says whether the host was asked."""
     return {
-        "schema": 1,
         "exit": Exit.UNREACHABLE if any(each.away for each in found.values()) else Exit.OK,
         "hosts": {
             name: {

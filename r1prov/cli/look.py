@@ -37,7 +37,7 @@ def profiles(
         return
     known = {each: machine.load_profile(each) for each in machine.names()}
     if json:
-        output.data({each: profile.model_dump() for each, profile in known.items()})
+        output.data({"profiles": {each: profile.model_dump() for each, profile in known.items()}})
         return
     rows = [
         (
@@ -71,7 +71,7 @@ def status(
     found = visit.statuses(site, hosts or (), login)
     _compare(site, found)
     if json:
-        output.data({"schema": 1, "hosts": found})
+        output.data({"hosts": found})
     else:
         columns = ["host", "engine", "release", "health", "page", "gateway", "slots x context>", "weights", "decode/s>"]
         rows: list[tuple[str, ...]] = [show.status_row(name, each) for name, each in found.items()]

@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from r1prov import output
-from r1prov.common.units import GB, GIB, gib
+from r1prov.common.units import GB, GIB, gib, span
 from r1prov.offload import speed
 from r1prov.offload.conversation import Kept
 from r1prov.offload.memory import placement
@@ -78,6 +78,7 @@ def plan(foreseen: ForeseenPlan) -> None:
             ("on the same machine", "GB from RAM>", "tokens/s>", "what it would do"),
             [(name, f"{each.reads.host / GB:.2f}", _rate(each), _end(each)) for name, each in rows],
         )
+        output.line(f"Each of these has {slots} of {found.context_per_slot:,} tokens.")
 
 
 def _named(model: Model) -> str:
@@ -169,12 +170,12 @@ def measured(found: Outcome, beside: Measured) -> None:
     for name, (what, unit) in SPEEDS.items():
         ours, theirs = getattr(found.speeds, name), getattr(beside.speeds, name)
         if theirs.origin is Origin.MEASURED:
-            planned, told = (_figures(each.low / unit, each.high / unit) for each in (ours, theirs))
+            planned, told = (span(each.low / unit, each.high / unit) for each in (ours, theirs))
             rows.append((what, planned, told, theirs.detail))
     output.line()
     output.table((f"measured on {beside.host}", "planned>", "measured>", "by"), rows)
     if found.fits:
-        rates, mean = _figures(*beside.tokens_per_second), _figures(*reversed(beside.day.mean))
+        rates, mean = span(*beside.tokens_per_second), span(*reversed(beside.day.mean))
         output.line(f"With these speeds the plan decodes {rates} tokens/s, and in the mean an exchange takes {mean} s.")
 
 
@@ -188,9 +189,9 @@ def _day(day: Day, found: Outcome) -> None:
     output.table(columns, [_wait(wait, day.workload.weight(wait.exchange)) for wait in day.waits])
     longest = max(day.waits, key=lambda wait: wait.copying[0])
     if longest.copying[0]:
-        copies, new = _figures(*reversed(longest.copying)), longest.exchange.prompt
+        copies, new = span(*reversed(longest.copying)), longest.exchange.prompt
         output.line(f"{copies} s of the first token behind {new:,} new ones are copies from RAM to CUDA0.")
-    begins, ends = (_figures(*reversed(each)) for each in (day.first_token, day.mean))
+    begins, ends = (span(*reversed(each)) for each in (day.first_token, day.mean))
     output.line(f"In the mean an answer begins after {begins} s, and an exchange takes {ends} s.")
     output.line()
 
@@ -225,19 +226,19 @@ def _of_choice(choice: Choice) -> tuple[str, ...]:
         ("* " if choice.chosen else "  ") + ", ".join(choice.names),
         str(setting.slots),
         f"{setting.micro_batch:,}",
-        _figures(*reversed(choice.first_token)),
-        _figures(*reversed(choice.mean)),
-        _figures(*choice.alone),
-        _figures(*choice.together),
+        span(*reversed(choice.first_token)),
+        span(*reversed(choice.mean)),
+        span(*choice.alone),
+        span(*choice.together),
         f"{choice.from_ram / GB:.2f}",
     )
 
 
 def _wait(wait: Wait, weight: float) -> tuple[str, ...]:
     lengths = (wait.exchange.cached, wait.exchange.prompt, wait.exchange.answer, wait.exchange.at_once)
-    times = (_figures(*reversed(wait.first_token)), _figures(*reversed(wait.end)))
-    in_all = _figures(*wait.together) if wait.exchange.at_once > 1 else ""
-    return (f"{weight:.0%}", *(f"{length:,}" for length in lengths), *times, _figures(*wait.each), in_all)
+    times = (span(*reversed(wait.first_token)), span(*reversed(wait.end)))
+    in_all = span(*wait.together) if wait.exchange.at_once > 1 else ""
+    return (f"{weight:.0%}", *(f"{length:,}" for length in lengths), *times, span(*wait.each), in_all)
 
 
 def _conversation(conversation: Conversation | None, found: Outcome) -> None:
@@ -245,10 +246,12 @@ def _conversation(conversation: Conversation | None, found: Outcome) -> None:
     if conversation is None or not found.fits:
         return
     talk = conversation.talk
+    if talk.turns == 1:
+        output.line("A slot holds one question and its answer, and no conversation.")
+        output.line()
+        return
     thought = f"{talk.thought:,} tokens of thought and {talk.said:,} said" if talk.thought else f"{talk.said:,} tokens"
-    output.line(
-        f"A conversation of {talk.turns} {'turn' if talk.turns == 1 else 'turns'}, where each answer has {thought} (not measured):"
-    )
+    output.line(f"A conversation of {talk.turns} turns, where each answer has {thought} (not measured):")
     columns = ("its cache meanwhile", "computed anew>", "further first tokens s>", "answers in all s>")
     output.table(columns, [_course(course) for course in conversation.courses])
     output.line()
@@ -258,17 +261,8 @@ KEPT_IN = {Kept.SLOT: "stays in the slot", Kept.RAM: "comes back from RAM", Kept
 
 
 def _course(course: Course) -> tuple[str, ...]:
-    seconds = (_figures(*reversed(course.further_first_token)), _figures(*reversed(course.whole)))
+    seconds = (span(*reversed(course.further_first_token)), span(*reversed(course.whole)))
     return (KEPT_IN[course.kept], f"{sum(course.computed):,}", *seconds)
-
-
-def _figures(low: float, high: float) -> str:
-    """A range with two digits, for it is no more exact than that."""
-    return f"{_rounded(low)}-{_rounded(high)}"
-
-
-def _rounded(figure: float) -> str:
-    return f"{figure:.1f}" if figure < 9.95 else f"{float(f'{figure:.2g}'):,.0f}"
 
 
 def _rate(found: Outcome) -> str:

@@ -80,7 +80,6 @@ def tune(
     if json:
         output.data(
             {
-                "schema": 1,
                 "hosts": {name: each.model_dump(mode="json") for name, each in tuned.items()},
                 "to_measure": {name: tuning.describe(trial) for name, trial in trials.items()} if check else {},
                 "problems": [asdict(problem) for problem in problems],

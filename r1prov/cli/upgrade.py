@@ -65,7 +65,7 @@ def upgrade(
     conductor = _Conductor(now, wanted_decision, decisions, login, at_least_percent / 100, verbose)
     result = rollout.roll_out(targets, batch, conductor)
     if json:
-        output.data({"schema": 1, "runs": [report.as_json() for report in result.runs]})
+        output.data({"runs": [report.as_json() for report in result.runs]})
     _tell(result, targets, conductor, bare)
 
 

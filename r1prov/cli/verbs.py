@@ -109,7 +109,7 @@ class Verbs(TyperGroup):
         try:
             code = super().main(*arguments, **settings | {"prog_name": "r1prov", "standalone_mode": False})
         except TyperException as error:
-            if what := error.format_message():  # It is empty where the help was asked for.
+            if what := error.format_message().replace("Value error, ", ""):  # It is empty where the help was asked for.
                 context: typer.Context | None = getattr(error, "ctx", None)
                 path = context.command_path if context else "r1prov"
                 output.problems([Problem(path, what, f"`{path} --help` says what it takes")])

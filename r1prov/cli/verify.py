@@ -47,7 +47,6 @@ def verify(
 def document(report: RunReport) -> dict[str, Any]:
     """What was found, as a JSON document. `result` is `whole` or `damaged`, or else how the run ended on that host."""
     return {
-        "schema": 1,
         "exit": report.exit,
         "hosts": {
             name: {

@@ -87,7 +87,7 @@ def compare(
     forms, noise = perplexity.differences(engine, [(base, plain), (plain, flash)], words, chunks, watch)
     found = {f"{second.name} instead of {first.name}": forms, f"flash attention in {second.name}": noise}
     if json:
-        output.data([{"what": what, **vars(difference)} for what, difference in found.items()])
+        output.data({"differences": [{"what": what, **vars(difference)} for what, difference in found.items()]})
         return
     rows = [
         (

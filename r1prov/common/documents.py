@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
@@ -17,13 +17,16 @@ if TYPE_CHECKING:
 
     from pydantic_core import ErrorDetails
 
-M = TypeVar("M", bound=BaseModel)
+M = TypeVar("M", bound="Keys")
 
 
 class Keys(BaseModel):
     """The keys of a mapping that people write. Other keys are refused. The docstring below a key describes it in docs/site.md."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    page: ClassVar[str] = "site.md"
+    """The page of the documentation that describes these keys."""
 
 
 def _one_line(text: str) -> str:
@@ -66,7 +69,9 @@ def load(path: Path, model: type[M]) -> M:
         raise SiteError(Problem(str(path), "is nested too deeply to be read", "write it with fewer levels")) from None
     if node is None or not isinstance(data, dict):
         raise SiteError(
-            Problem(str(path), "is not a mapping of keys and values", f"start from the example in {_site_page()}")
+            Problem(
+                str(path), "is not a mapping of keys and values", f"start from the example in {paths.page(model.page)}"
+            )
         )
     if doubled := list(_doubled(path, node)):
         raise SiteError(*doubled)
@@ -131,27 +136,22 @@ def glance(path: Path, key: str) -> Any:
     return data.get(key) if isinstance(data, dict) else None
 
 
-def _site_page() -> Path:
-    """The page of the documentation about the keys of the site file and of profiles."""
-    return paths.page("site.md")
-
-
-def _problem(path: Path, node: yaml.Node, model: type[BaseModel], alike: Sequence[ErrorDetails]) -> Problem:
+def _problem(path: Path, node: yaml.Node, model: type[Keys], alike: Sequence[ErrorDetails]) -> Problem:
     """The problem of one mistake, or of several that are alike."""
     detail, location = alike[0], alike[0]["loc"]
     where = f"{path}:{_line(node, location)}"
-    key = ".".join(str(part) for part in location)
+    key, page = ".".join(str(part) for part in location), paths.page(model.page)
     if detail["type"] == "extra_forbidden":
         return Problem(where, f"unknown key `{key}`", _meant(model, location))
     if detail["type"] == "missing":
-        return Problem(where, f"`{key}` is missing", f"add it; {_site_page()} describes the keys")
+        return Problem(where, f"`{key}` is missing", f"add it; {page} describes the keys")
     if not key:  # The mistake lies in several keys together, and the message names them.
-        return Problem(str(path), words(detail), f"{_site_page()} describes the keys")
+        return Problem(str(path), words(detail), f"{page} describes the keys")
     # Only a plain value is shown. A whole mapping would be long, and might hold a password.
     told = [_printable(str(each["input"])) for each in alike if isinstance(each["input"], str | int | float)]
     value = f"it says `{'` and `'.join(told)}`; " if told else ""
     keys = "` and `".join(".".join(str(part) for part in each["loc"]) for each in alike)
-    return Problem(where, f"`{keys}`: {words(detail)}", f"{value}{_site_page()} describes the keys")
+    return Problem(where, f"`{keys}`: {words(detail)}", f"{value}{page} describes the keys")
 
 
 def _printable(text: str) -> str:
@@ -164,7 +164,9 @@ _FORMS = {r"^\d+\.\d+\.\d+$": "is not a version of three numbers, as 0.12.4 is"}
 
 def words(detail: ErrorDetails) -> str:
     """What is wrong with a value, in plain words instead of the validator's."""
-    context = detail.get("ctx", {})
+    context, given = detail.get("ctx", {}), detail["input"]
+    quoted = isinstance(given, str) and given.strip().lstrip("+-").replace(".", "", 1).isdigit()
+    number = "is text: write the number without quotes" if quoted else "is not a number"
     return {
         "too_short": "name at least one",
         "model_type": "is not a mapping of keys and values",
@@ -172,6 +174,9 @@ def words(detail: ErrorDetails) -> str:
         "union_tag_invalid": f"`{context.get('tag')}` is none of {context.get('expected_tags')}",
         "union_tag_not_found": "says no `type`",
         "tuple_type": "is not a list",
+        "float_type": number,
+        "finite_number": "is not a number",
+        "int_type": number if quoted else "is not a whole number",
         "string_pattern_mismatch": _FORMS.get(
             str(context.get("pattern")), f"is not of the form {context.get('pattern')}"
         ),
@@ -194,7 +199,7 @@ def _line(node: yaml.Node, location: tuple[int | str, ...]) -> int:
     return line
 
 
-def _meant(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
+def _meant(model: type[Keys], location: tuple[int | str, ...]) -> str:
     """What to do about the unknown key at `location`: what may have been meant there, where such a key belongs, or what there is."""
     name = str(location[-1])
     parent, here = _place(model, location[:-1])
@@ -210,7 +215,7 @@ def _meant(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
         said.append(f"`{name}` belongs {' or '.join(places)}")
     if parent and not near:
         said.append(f"here there are: {', '.join(beside)}")
-    return "; ".join(said) or f"{_site_page()} lists the keys"
+    return "; ".join(said) or f"{paths.page(model.page)} lists the keys"
 
 
 def _place(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[str, list[type[BaseModel]]]:

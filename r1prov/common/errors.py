@@ -26,6 +26,7 @@ class Exit(IntEnum):
     DRIFTED = 11
     UNTOLD = 12
     INTERRUPTED = 130
+    UNREAD = 141
 
 
 EXIT_CODES: dict[Exit, str] = {
@@ -43,6 +44,7 @@ EXIT_CODES: dict[Exit, str] = {
     Exit.DRIFTED: "a host differs from what is wanted; `r1prov up` mends it",
     Exit.UNTOLD: "whether a host differs from what is wanted could not be told",
     Exit.INTERRUPTED: "stopped by Ctrl-C, `kill` or a closed terminal; run the same command again to go on",
+    Exit.UNREAD: "whoever read the output went away before its end, as `head` does",
 }
 
 

@@ -1,4 +1,4 @@
-"""Parses sizes (`24564 MiB`, `480 GB`), durations (`20m`) and sets of cards (`4x24GiB`) as people write them."""
+"""Parses sizes (`24564 MiB`, `480 GB`), durations (`20m`) and sets of cards (`4x24GiB`) as people write them, and writes figures."""
 
 from __future__ import annotations
 
@@ -56,6 +56,15 @@ def parse_duration(text: str) -> int:
 def gib(n_bytes: float) -> str:
     """Format a number of bytes in GiB, with one decimal and the unit."""
     return f"{n_bytes / GIB:,.1f} GiB"
+
+
+def span(low: float, high: float) -> str:
+    """Format a range with two digits, as `27-72`. What comes of estimates is no more exact than that."""
+    return f"{_two_digits(low)}-{_two_digits(high)}"
+
+
+def _two_digits(figure: float) -> str:
+    return f"{figure:.1f}" if figure < 9.95 else f"{float(f'{figure:.2g}'):,.0f}"
 
 
 def parse_cards(text: str) -> tuple[int, ...]:

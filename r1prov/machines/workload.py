@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field
 
@@ -22,7 +22,7 @@ SAID = 400
 class Exchange(Keys):
     """A question and its answer, in tokens."""
 
-    share: float = Field(default=1, gt=0, le=1e12, strict=True)
+    share: float = Field(default=1, gt=0, le=1e12, strict=True, allow_inf_nan=False)
     """How often it happens, compared with the other exchanges. The shares need not come to 1."""
     prompt: int = Field(ge=1, strict=True)
     """The tokens of the question that are new. In a further question they repeat what a model that thinks has said last."""
@@ -42,6 +42,7 @@ class Exchange(Keys):
 class Workload(Keys):
     """The exchanges of a day."""
 
+    page: ClassVar[str] = "workloads.md"
     description: OneLine = "own figures"
     """The words for it that `r1prov plan` shows."""
     exchanges: tuple[Exchange, ...] = Field(min_length=1)
@@ -144,8 +145,10 @@ def check_length(
     workload: Workload,
     context: int,
     most: int,
+    *,
     slots: int | None = None,
     fits: Callable[[int], bool] = lambda _: True,
+    where: str = "on the machine",
 ) -> None:
     """Check that no exchange is longer than the context of a slot.
 
@@ -154,7 +157,8 @@ def check_length(
         context: The tokens of a slot.
         most: The tokens for which the model was trained.
         slots: The slots that share the context of llama-server's own --ctx-size; None where the option of r1prov is meant, for each slot.
-        fits: Whether slots of so many tokens would fit on the machine. Where they would not, they are not proposed.
+        fits: Whether slots of so many tokens would fit. Where they would not, they are not proposed.
+        where: On what slots of so many tokens would not fit then.
 
     Raises:
         SiteError: An exchange is. The error is about the longest one, for whoever has room for it has room for the others.
@@ -173,7 +177,9 @@ def check_length(
     elif fits(exchange.tokens):
         remedy = f"raise {raised(exchange.tokens)}, or name a workload with shorter exchanges"
     else:
-        remedy = f"name a workload with shorter exchanges: {exchange.tokens:,} tokens for each slot would not fit on the machine"
+        remedy = (
+            f"name a workload with shorter exchanges: {exchange.tokens:,} tokens for each slot would not fit {where}"
+        )
     raise SiteError(
         Problem(
             "workload",

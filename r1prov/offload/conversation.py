@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from r1prov.common.units import MIB
+from r1prov.common.units import MIB, span
 from r1prov.machines.workload import SAID
 from r1prov.offload.costs import costs
 from r1prov.offload.memory import cache_bytes_per_token, context_per_slot
@@ -246,7 +246,7 @@ def past_prompts(model: Model, setting: Setting, space: Space, workload: Workloa
         return 0, f"{needed}, and half of the RAM that is left is {most // MIB:,} MiB"
     sooner = (
         "a conversation that comes back from there saves"
-        f" {fast / (talk.turns - 1):.1f} to {slow / (talk.turns - 1):.1f} s at each of its questions"
+        f" {span(fast / (talk.turns - 1), slow / (talk.turns - 1))} s at each of its questions"
     )
     if possible < wanted:
         return most // MIB * MIB, f"half of the RAM that is left holds {possible} conversations, and {sooner}"

@@ -98,7 +98,7 @@ def too_many_slots(
         wanted.slots - 1,
         sketched=lambda slots: _sketched(model, with_slots(wanted, slots), space, workload),
     )
-    ways = [f"write `slots: at least {number}`"] if number and holds(slots=f"at least {number}") else []
+    ways = [f"lower --parallel (slots) to `at least {number}`"] if number and holds(slots=f"at least {number}") else []
     if named and (shorter := longest_context(model, wanted, space, workload, context)) >= needed:
         # Past prompts and floors count, too, so what fits is tried as a whole.
         tried = range(shorter, max(needed, shorter - _FEW * CELLS_MULTIPLE) - 1, -CELLS_MULTIPLE)
@@ -151,7 +151,9 @@ def too_late(
             "first_token",
             f"no placement of {model.name} keeps {first_token} s: the nearest has the first token of every exchange"
             f" after {allowed:,} s, with {number} and a micro-batch of {nearest.micro_batch:,} (at the low speeds, not measured)",
-            f"write `first_token: {allowed}s`, or name {shorter}" if holds(first_token=allowed) else f"name {shorter}",
+            f"raise --first-token (first_token) to {allowed}s, or name {shorter}"
+            if holds(first_token=allowed)
+            else f"name {shorter}",
         )
     )
 

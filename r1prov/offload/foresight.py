@@ -243,7 +243,8 @@ def foresee_arguments(
             except RefusedError:
                 return False
 
-        check_length(asked, context_per_slot(model, setting), model.context_length, shared, room_for)
+        context, most = context_per_slot(model, setting), model.context_length
+        check_length(asked, context, most, slots=shared, fits=room_for, where="with these arguments")
         needed = asked.tokens * shared
     result = replace(result, notes=(*result.notes, *_ignored_model(model, words), *remarks(model, setting, result)))
     fits = () if result.fits else tuple(compare.settings_that_fit(model, setting, space, result, needed))

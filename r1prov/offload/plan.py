@@ -247,7 +247,7 @@ def _planned(
         ollama=ollama.best(model, finished, space),
         workload=workload,
         context_reason=pair.context_reason or context_reason,
-        slots_reason=pair.slots_reason,
+        slots_reason=pair.slots_reason or _without_cards(serving, space),
         prompts_reason=prompts_reason,
         outcome=result,
         thumb_layers=thumb.layers_on_gpu(machine.vram, n_bytes, model.layers) if space.cards else None,
@@ -264,6 +264,13 @@ def _asked(serving: Serving, most: int, workload: Workload, space: Space) -> Ask
         first_token=serving.first_token or math.inf,
         on_cards=serving.quant == BEST_ON_GPUS,
     )
+
+
+def _without_cards(serving: Serving, space: Space) -> str:
+    """Why there are so many slots where there are no cards; empty where the operator has said the number."""
+    if space.cards or serving.fixed_slots:
+        return ""
+    return "you want so many at least" if serving.slots else "without cards the plan takes no more than you want"
 
 
 def _needed(workload: Workload) -> int:
@@ -393,7 +400,7 @@ def _none_on_gpus(smallest: Quant, machine: Machine, serving: Serving, holds: fl
         number = search.most(lambda n: fits(n, context), slots - 1)
         floored = serving.fixed_slots is None
         if number and holds(slots=f"at least {number}" if floored else number):
-            ways.append(f"write `slots: {'at least ' * floored}{number}`")
+            ways.append(f"lower --parallel (slots) to `{'at least ' * floored}{number}`")
         steps = search.most(lambda n: fits(slots, n * CELLS_MULTIPLE), (context - 1) // CELLS_MULTIPLE)
         if steps and holds(context_per_slot=steps * CELLS_MULTIPLE):
             ways.append(f"lower --ctx-size (context_per_slot) to {steps * CELLS_MULTIPLE:,}")

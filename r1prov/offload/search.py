@@ -42,7 +42,7 @@ _SIZE_STEP = 64
 _LARGEST_BATCH = 4096
 """The most tokens of a logical batch that is larger than the engine's default. Others wait for their next token until it is over."""
 
-_DEALT_OUT = 6
+_DEALT_OUT = 24
 """The sketches that are dealt out before one of them is worked out. What a card cannot fill differs from one to the next."""
 
 _ATTEMPTS = 6
@@ -357,22 +357,39 @@ def _worked_out(
     """Deals out some sketches, the first of which promises most, and works out the best of them.
 
     A sketch counts the cards as one room. So nothing that is dealt out is faster than its sketch, if the cards have all that every token
-    reads, and the sketches that promise no more than a draft keeps are left out.
+    reads, and the sketches that promise no more than a draft keeps are left out. A draft in turn may promise more than its placement keeps,
+    where one more layer would just not fit. So drafts are worked out, the fastest first, until none promises more than a placement keeps.
 
     Returns:
-        The placement, or None where it never fits; and the sketch of it.
+        The placement, or None where the fastest draft never fits; and the sketch of it.
     """
     first = next(iter(promised))
     if first.whole:
         return _whole(model, first.setting, entries, space.rooms), first
-    best_draft, best_sketch, least = None, first, (math.inf, math.inf)
+    drafts, least = [], (math.inf, math.inf)
     for sketch, seconds in promised.items():
         if sketch.whole or (seconds >= least and not sketch.costs.host.always):
             continue
-        draft = arranged(sketch.setting, entries, sketch.rooms)
-        if draft and (taken := seconds_of(draft)) < least:
-            best_draft, best_sketch, least = draft, sketch, taken
-    return best_draft and _refined(model, best_draft, entries, space.rooms, seconds_of), best_sketch
+        if draft := arranged(sketch.setting, entries, sketch.rooms):
+            drafts.append((seconds_of(draft), draft, sketch))
+            least = min(drafts[-1][0], least)
+    best, best_sketch, least, one_more = None, first, (math.inf, math.inf), True
+    for seconds, draft, sketch in sorted(drafts, key=lambda each: each[0]):
+        if best and seconds >= least:
+            # Where whole layers lie in RAM, a draft that has a layer less may have room for it. The fastest of these tells of all.
+            if not (one_more and sketch.costs.host.always):
+                break
+            if (draft.gpu_layers or 0) >= (best.gpu_layers or 0):
+                continue
+            one_more = False
+        found = _refined(model, draft, entries, space.rooms, seconds_of)
+        if best is None:
+            best_sketch = sketch
+        if found is None:
+            break
+        if (taken := seconds_of(found)) < least:
+            best, best_sketch, least = found, sketch, taken
+    return best, best_sketch
 
 
 def _refined(

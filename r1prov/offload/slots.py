@@ -225,7 +225,7 @@ class Pairs:
         before, best = self.at(longest).placed(more), self.at(shortest).placed(fewest)
         if before is None or best is None or self.asked.first_token < before.longest_first_token:
             return "with more, some answers would begin later than you want"
-        return _longer(f"with {_slots(more)} of {longest:,}", before, f"{_slots(fewest)} of {shortest:,}", best)
+        return _longer(f"with {_slots(more)} of {longest:,}", before, f"with {_slots(fewest)} of {shortest:,}", best)
 
 
 def _slots(number: int) -> str:
@@ -279,11 +279,19 @@ class Slots:
             if found and prompt and found.longest_first_token > self.first_token:
                 return chosen, f"with {larger} the first token would come after {found.longest_first_token:,.0f} s"
             if found and found.waiting > most_seconds:
-                best = self.placed(best_number) or found
-                tokens = context_per_slot(self.model, self.wanted)
-                return chosen, _longer(f"with {_slots(larger)} of {tokens:,}", found, str(best_number), best)
+                return chosen, self._too_long(larger, found, best_number)
             chosen = larger
         return chosen, self._all_that_fit(chosen)
+
+    def _too_long(self, slots: int, found: Means, best_number: int) -> str:
+        """Why there are not so many slots, with which people wait too long."""
+        best = self.placed(best_number) or found
+        if found.waiting <= _HARDLY_LONGER * best.waiting:
+            return (
+                f"with {slots} people would wait longer than with slots of {self.longest:,} tokens:"
+                f" {found.waiting:,.0f} s in the mean, first token and end together, instead of {self.limit:,.0f} s"
+            )
+        return _longer(f"with {slots}", found, f"with {best_number}", best)
 
     def _all_that_fit(self, chosen: int) -> str:
         """Why there are no more slots where more would not make people wait longer."""
@@ -303,14 +311,20 @@ class Slots:
         return sorted({self.least, max(at_once, self.least), *(each for each in powers if each > self.least)})
 
     def numbers(self) -> list[int]:
-        """The numbers among which the plan chooses: of `powers` those that fit, and where memory decides, the most that fit."""
+        """The numbers among which the plan chooses: of `powers` those that fit, and where memory decides, the most that fit.
+
+        A few more slots may fit than sketches promise, but with a slower placement. So the most that sketches promise counts, too.
+        """
         numbers = self.powers()
         if self.sketched(numbers[-1]) and self.placed(numbers[-1]):
             return numbers
-        largest = search.most(
-            lambda number: bool(self.placed(number)), numbers[-1], sketched=lambda n: bool(self.sketched(n))
-        )
-        return sorted({number for number in (*numbers, largest) if self.least <= number <= largest})
+
+        def promised(number: int) -> bool:
+            return self.sketched(number) is not None
+
+        largest = search.most(lambda number: self.placed(number) is not None, numbers[-1], sketched=promised)
+        most_promised = search.most(promised, largest)
+        return sorted({number for number in (*numbers, most_promised, largest) if self.least <= number <= largest})
 
     def sketch(self, slots: int) -> Sketch | None:
         """The sketch with which the exchanges are over first; None where none fits."""
@@ -364,7 +378,7 @@ def _longer(what: str, found: Means, least: str, best: Means) -> str:
     """Why something is not chosen: how much longer people would wait than with what is best."""
     longer = found.waiting / best.waiting - 1
     return (
-        f"{what} an answer would begin after {found.first_token:,.0f} s and be whole after {found.end:,.0f} s in the mean,"
-        f" with {least} after {best.first_token:,.0f} s and {best.end:,.0f} s:"
-        f" both together {longer:.0%} longer (at the low speeds)"
+        f"{what} people would wait {longer:.0%} longer than {least}, where the plan accepts {_HARDLY_LONGER - 1:.0%}:"
+        f" in the mean {found.first_token:,.0f} s for the first token and {found.end:,.0f} s for the end of an answer,"
+        f" instead of {best.first_token:,.0f} s and {best.end:,.0f} s (at the low speeds)"
     )

@@ -81,7 +81,7 @@ def trade(model: Model, chosen: Setting, one: Setting, space: Space, workload: W
         CHOSEN: chosen,
         "fastest decode": placed(chosen.slots, Goal.DECODING),
         "one user": placed(1),
-        "most users": placed(most),
+        "most users": placed(most) if most > 1 else None,
     }
     different = {setting for setting in ways.values() if setting}
     if len(different) < _LEAST:

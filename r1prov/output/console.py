@@ -17,7 +17,7 @@ from r1prov.output import layout
 from r1prov.output.layout import wrapped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from r1prov.common.errors import Problem
 
@@ -77,16 +77,16 @@ def whisper(text: str) -> None:
     err.print(Text(text, style="dim"), end="", soft_wrap=True)
 
 
-def data(value: Any) -> None:
-    """Print one JSON document on stdout."""
+def data(document: Mapping[str, Any]) -> None:
+    """Print one JSON document on stdout, with the number of its schema: its own, or 1."""
     _documented.set()
-    out.out(json.dumps(value, indent=2, ensure_ascii=False), highlight=False)
+    out.out(json.dumps({"schema": 1, **document}, indent=2, ensure_ascii=False), highlight=False)
 
 
 def failure(code: int, found: Iterable[Problem]) -> None:
     """Say with a JSON document on stdout why a command ended with this exit code, unless there is a document already."""
     if not _documented.is_set():
-        data({"schema": 1, "exit": code, "problems": [asdict(problem) for problem in found]})
+        data({"exit": code, "problems": [asdict(problem) for problem in found]})
 
 
 def begin() -> None:

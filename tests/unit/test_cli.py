@@ -171,7 +171,7 @@ def test_profiles(r1prov):
     code, out, _ = r1prov("profiles")
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()[1:] if line[0] != " "] == ["4x4090", "4xh800", "cpu", "demo"]
-    machine = json.loads(r1prov("profiles", "--json")[1])["4x4090"]["machine"]
+    machine = json.loads(r1prov("profiles", "--json")[1])["profiles"]["4x4090"]["machine"]
     assert (machine["gpus"]["count"], machine["ram"]) == (4, 480 * 10**9)
     assert r1prov("profiles", "4x4090")[1].startswith("---\n# Four RTX 4090")
 

@@ -1,11 +1,13 @@
 """Tests which modules a verb imports: a verb that only calculates must not import the libraries of the others."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 
 from r1prov.cli.verbs import VERBS, command
+from r1prov.common.errors import Exit
 
 SLOW = {"ansible_runner", "cryptography", "httpx", "jinja2", "numpy", "paramiko", "pypi_simple", "zxcvbn"}
 
@@ -30,6 +32,18 @@ finally:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout
     assert done.stderr.splitlines()[-1] == "loaded:"
+
+
+@pytest.mark.parametrize("words", [("plan",), ("plan", "--json"), ("profiles",), ("--help",)])
+def test_a_reader_that_goes_away_is_no_defect(words: tuple[str, ...]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        command = [sys.executable, "-c", f"from r1prov.cli import main; main({words!r})"]
+        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (Exit.UNREAD, "")
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -230,5 +230,5 @@ def test_problems_and_data_go_to_their_streams(capsys):
     output.table(("host", "n>"), [("gpu[1]", "5")])
     out, err = capsys.readouterr()
     assert err == "gpu1: has no [bold]sudo\n  -> log in as root\n"
-    assert out.splitlines()[:3] == ["{", '  "answer": "Päris"', "}"]
-    assert out.splitlines()[3:] == ["host    n", "gpu[1]  5"]
+    assert out.splitlines()[:4] == ["{", '  "schema": 1,', '  "answer": "Päris"', "}"]
+    assert out.splitlines()[4:] == ["host    n", "gpu[1]  5"]

@@ -80,7 +80,7 @@ def test_each_form_and_the_noise_beside_it(engine: Path, tmp_path: Path, capsys:
     text.write_text("What the engine reads.")
     code = compare("a.gguf", "b.gguf", "--engine", str(engine), "--text", str(text), "--json", "--", "-ngl", "62")
     assert code == 0
-    forms, noise = json.loads(capsys.readouterr().out)
+    forms, noise = json.loads(capsys.readouterr().out)["differences"]
 
     chances = [np.exp(logits) for logits in (LOGITS, LOGITS + np.eye(VOCABULARY)[0])]
     first, second = (chance / chance.sum(axis=-1, keepdims=True) for chance in chances)
