@@ -368,18 +368,6 @@ def test_sketches_promise_what_the_placements_keep() -> None:
             assert search.means_of(model, placed, space, workload).end == pytest.approx(promised, rel=0.03), name
 
 
-SMALL = """
-description: a small card
-machine:
-  gpus: {{count: 1, name: a card, memory: {memory}, compute_capability: "8.9"}}
-  cpu_threads: 32
-  ram: {ram}
-  disk: 1 TB
-floors: {{ram: 100 GB}}
-serving: {{quant: {quant}, micro_batch: 4096, workload: {workload}}}
-"""
-
-
 @pytest.mark.parametrize(
     ("memory", "ram", "quant", "workload"),
     [
@@ -395,8 +383,8 @@ def test_no_placement_of_the_trade_with_as_many_slots_is_faster_than_the_plan(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, memory: str, ram: str, quant: str, workload: str
 ) -> None:
     """A card that does not hold what every token reads takes whole layers, so that a little more or less of a buffer decides on one."""
-    path = tmp_path / "small.yml"
-    path.write_text(SMALL.format(memory=memory, ram=ram, quant=quant, workload=workload))
-    told = planned(capsys, "--profile", str(path))
+    small = Path(own(tmp_path, ram=ram, quant=quant, workload=workload))
+    small.write_text(small.read_text().replace("count: 4", "count: 1").replace("24564 MiB", memory))
+    told = planned(capsys, "--profile", str(small))
     alike = [choice["mean_seconds"]["high"] for choice in told["trade"] if choice["slots"] == told["slots"]["number"]]
     assert told["workload"]["mean_seconds"]["high"] == min(alike)
