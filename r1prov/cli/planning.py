@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import urllib.parse
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +16,8 @@ from r1prov.common.paths import SITE_FILE
 from r1prov.common.units import parse_cards, parse_size
 from r1prov.machines import profile as machine
 from r1prov.machines.workload import load_workload
-from r1prov.models import catalogue, gguf, latent, layout
+from r1prov.models import catalogue, latent
+from r1prov.models.named import of_catalogue, of_file, smaller
 from r1prov.offload import DYNAMIC_QUANTS, best_on_gpus, document, placeable
 from r1prov.offload.foresight import at_measured, foresee_arguments, foresee_plan
 from r1prov.offload.outcome import Space
@@ -131,7 +131,7 @@ def plan(
         serving,
         speeds,
         reserve=free,
-        smaller=lambda: _smaller(published),
+        smaller=lambda: smaller(published),
         quant_reason=quant_reason,
     )
     beside = at_measured(found, name, with_measured(speeds, there)) if there else None
@@ -179,7 +179,7 @@ def explain(
         asked, form = asked or serving.workload, attention or serving.attention
     else:
         space = _described(gpus, ram, free, measured=measured, source=source)
-        published, _ = _of_file(file) if file else _of_catalogue(quant or DEFAULT_QUANT)
+        published, _ = _of_file(file) if file else of_catalogue(quant or DEFAULT_QUANT)
         form = attention or "legacy"
     try:
         found = foresee_arguments(latent.served(published, form), words, space, asked)
@@ -321,21 +321,8 @@ def _only_one(**options: str | None) -> None:
 
 def _of_file(file: str) -> tuple[Model, int]:
     """The model in a file, here or on a web server, and the bytes of its tensors."""
-    scheme, separator, rest = file.partition("://")
-    match scheme.lower() if separator else "":
-        case "":
-            model = gguf.read(Path(file))
-        case "file":
-            model = gguf.read(Path(urllib.parse.unquote(urllib.parse.urlsplit(file).path)))
-        case "http" | "https":
-            from r1prov.models import headers  # noqa: PLC0415 - brings what speaks HTTP
-
-            model = headers.at(f"{scheme.lower()}://{rest}", output.say)
-        case _:
-            raise SiteError(
-                Problem(file, f"r1prov cannot read from `{scheme}://`", "name a file here, or its https:// address")
-            )
-    return placeable(model, file), model.n_bytes
+    model = placeable(of_file(file, output.say), file)
+    return model, model.n_bytes
 
 
 def _of_profile(profile: Profile, serving: Serving, quant: str | None, source: str | None) -> tuple[Model, int, str]:
@@ -350,22 +337,9 @@ def _of_profile(profile: Profile, serving: Serving, quant: str | None, source: s
     if source:
         raise typer.BadParameter(f"--source: {name} is known without; it is for a model of the profile's own")
     if name != machine.BEST_ON_GPUS:
-        return *_of_catalogue(name), ""
+        return *of_catalogue(name), ""
     best = best_on_gpus([catalogue.quant(each) for each in DYNAMIC_QUANTS], profile.machine, serving)
-    return *_of_catalogue(best.quant), best.quant_reason
-
-
-def _of_catalogue(name: str) -> tuple[Model, int]:
-    published = catalogue.quant(name)
-    return layout.model(published.name), published.bytes
-
-
-def _smaller(model: Model) -> list[Model]:
-    """The published quants of R1 that are smaller, largest first; none of another model."""
-    published = [layout.model(name) for name in catalogue.quants()]
-    if model not in published:
-        return []
-    return sorted((other for other in published if other.n_bytes < model.n_bytes), key=lambda other: -other.n_bytes)
+    return *of_catalogue(best.quant), best.quant_reason
 
 
 def _size(where: str, text: str) -> int:
