@@ -16,7 +16,7 @@ setup: ## the Python environment and the packages that throwaway hosts need
 demo: ## a throwaway server, `r1prov up` on it, a question, an answer
 	@$(IN) exec python -m tests.demo
 
-test: ## lint, unit, the whole way, and those of the other scenarios and groups that are drawn for the day (an hour)
+test: ## lint, unit, the whole way, and what is drawn for the day (an hour)
 	@$(IN) exec python -m tests.run lint unit molecule e2e --draw
 
 lint: ## ruff, mypy, yamllint, ansible-lint
@@ -25,38 +25,38 @@ lint: ## ruff, mypy, yamllint, ansible-lint
 unit: ## the package and the plugins, without any host
 	@$(IN) exec python -m tests.run unit
 
-thorough: ## plans of 500 random machines and models, other ones each time (2 minutes); `make unit` tries the same 50
+thorough: ## plans of 500 random machines, others each time (2 minutes)
 	@$(IN) pytest -q --hypothesis-profile=thorough tests/unit/test_offload.py
 
 molecule: ## each role on a fresh host; ROLE=name for one of them
 	@$(IN) exec python -m tests.run molecule --keep $(if $(ROLE),--role $(ROLE))
 
-e2e: ## the whole way, on Debian 12 and 13; GROUP=name for one group of tests
+e2e: ## the whole way, on Debian 12 and 13; GROUP=name for one group
 	@$(IN) exec python -m tests.run e2e --keep $(if $(GROUP),--group $(GROUP))
 
-drift: ## things put wrong on a converged server, each found, named and healed (half an hour); `make test` tries ten. RELEASE=trixie for the other one
+drift: ## things put wrong on a server are healed (30 min); RELEASE=trixie
 	@$(IN) exec python -m tests.drift $(if $(RELEASE),--release $(RELEASE))
 
-test-order: ## whether the engine puts settings in the plan's order: 21 runs of a small mixture of experts, four times (ten minutes)
+test-order: ## whether the engine orders settings as the plan does (10 min)
 	@$(IN) exec python -m benchmarks.order
 
-test-cuda: ## the whole engine with CUDA, without a GPU, asked about memory again (an hour on 2 cores)
+test-cuda: ## the engine with CUDA, without a GPU, asked again (an hour)
 	@$(IN) tests/cuda/run
 
-gpu-bundle: ## what `make test-gpu` needs on a machine without a network, 20 MB: tests/gpu/bundle
+gpu-bundle: ## what test-gpu needs without a network: tests/gpu/bundle
 	@$(IN) exec python -m tests.gpu.bundle
 
 # It wants a plain Python alone, for a machine without a network cannot make the environment.
-test-gpu: ## on a machine with cards: build, memory and rates of R1, the unit's restrictions; PIECE=name for one of them (docs/cards.md)
+test-gpu: ## on a machine with cards: docs/cards.md; PIECE=name for one part
 	@exec python3 -m tests.gpu $(PIECE)
 
 format: ## rewrite the Python files in the house style
 	@$(IN) ruff format . && ruff check --fix .
 
-docs: ## the reference pages of docs/ as the code is now, then the site from all pages: dist/docs/index.html
+docs: ## the pages of docs/ as the code is now: dist/docs/index.html
 	@$(IN) python docs/generate.py && NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
-golden: ## the golden files of inventories, needs, units, command lines, `plan` and other output, as the code is now
+golden: ## the golden files of the unit tests, as the code is now
 	@$(IN) R1PROV_GOLDEN=write pytest -q tests/unit/test_inventory.py tests/unit/test_needs.py tests/unit/test_service_unit.py tests/unit/test_cli_plan.py tests/unit/test_modes.py tests/unit/test_layout.py tests/unit/test_by_hand.py
 
 lock: ## resolve the dependencies of pyproject.toml anew
