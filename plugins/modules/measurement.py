@@ -40,7 +40,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-result: {type: dict, returned: success, description: "What was measured; see roles/measure/files."}
+result: {type: dict, returned: "success, but not in check mode", description: "What was measured; see roles/measure/files."}
 """
 
 import re
@@ -60,8 +60,10 @@ from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
 
 JOB = Path("/etc/r1prov/measure/job.json")
 UNIT = "r1prov-measure.service"
-STAYS = Path("/run/r1prov/engine-stays-stopped")
-"""Tells the unit that somebody had stopped the engine before, so that it is not started afterwards. The engine starts at the next boot."""
+STAYS = Path("/var/lib/r1prov/measure/engine-stays-stopped")
+"""Tells the unit that somebody had stopped the engine before, so that it is not started afterwards. The engine starts at the next boot.
+
+The unit's commands see this folder, and of /run only what the unit lists."""
 POLL_S = 0.5
 GONE_S = 10.0
 """An engine that is to start is stopped for a moment. After so long it is not coming back."""
@@ -105,6 +107,16 @@ def answers(module: AnsibleModule) -> str:
     return f"llama-server gives {count} answer{'s' if count > 1 else ''}" if count else ""
 
 
+def refuse(module: AnsibleModule) -> None:
+    """Fails where the engine is not there, or could not start again afterwards."""
+    engine, model = module.params["engine"], module.params["model"]
+    if units.show(engine, "LoadState")["LoadState"] != "loaded":
+        module.fail_json(msg=f"{engine} is not there to pause. Remedy: run `r1prov up` first")
+    if model and engine == "r1prov-llama-server" and not Path(model).exists():
+        gone = f"{model}, which llama-server serves, is not there any more, so a stopped llama-server could not start again"
+        module.fail_json(msg=f"{gone}. Nothing was stopped or measured. Remedy: `r1prov up` brings it back")
+
+
 def await_answers(module: AnsibleModule) -> None:
     """Waits until the engine gives no answers, or fails."""
     progress, began_s = Progress("measure"), time.monotonic()
@@ -135,7 +147,7 @@ def remember_whether_stopped(engine: str) -> bool:
         now = units.show(engine, "ActiveState", "Job")
         STAYS.unlink(missing_ok=True)
         if now["ActiveState"] == "inactive" and not now.get("Job"):
-            STAYS.parent.mkdir(mode=0o755, exist_ok=True)
+            STAYS.parent.mkdir(mode=0o700, exist_ok=True)
             STAYS.touch(mode=0o644)
     return STAYS.exists()
 
@@ -159,17 +171,14 @@ def main() -> None:
     module = AnsibleModule(argument_spec=arguments(DOCUMENTATION, api_key_file=False), supports_check_mode=True)
     options = module.params
     job, file, force, engine = read_json(JOB), Path(options["result"]), options["force"], options["engine"]
-    if units.show(engine, "LoadState")["LoadState"] != "loaded":
-        module.fail_json(msg=f"{engine} is not there to pause. Remedy: run `r1prov up` first")
-    model = options["model"]
-    if model and engine == "r1prov-llama-server" and not Path(model).exists():
-        gone = f"{model}, which llama-server serves, is not there any more, so a stopped llama-server could not start again"
-        module.fail_json(msg=f"{gone}. Nothing was stopped or measured. Remedy: `r1prov up` brings it back")
+    refuse(module)
     result = read_json(file)
     force = force or (options["again"] and result.get("state") == "done")
     done = is_done(result, job) and not force
-    if done or module.check_mode:
-        module.exit_json(changed=not done, result=result if done else {})
+    if module.check_mode:  # It returns no result: whoever reads one takes it for what this run has measured.
+        module.exit_json(changed=not done)
+    if done:
+        module.exit_json(changed=False, result=result)
     if not options["now"]:
         await_answers(module)
     if force:

@@ -39,6 +39,11 @@ removed:
     users: {type: list, elements: str, description: Names of users.}
     groups: {type: list, elements: str, description: Names of groups that are no user's own.}
     paths: {type: list, elements: dict, description: "Files and folders, each with I(path) and the I(bytes) that its end frees."}
+in_use:
+  type: list
+  elements: str
+  returned: success
+  description: Processes of others that use files that go, each in a sentence. The disk gets the room back when they end.
 kept:
   type: list
   elements: dict
@@ -82,7 +87,10 @@ FILES = (
     "/usr/local/share/ca-certificates/r1prov-*",
     "/etc/apt/sources.list.d/r1prov-*",
     "/etc/security/limits.d/r1prov-*",
+    "/run/r1prov/*",
 )
+LOCK = "/run/r1prov/lock.json"
+"""The lock of the run that removes all else. The run itself removes it at its end."""
 FILES_OF_ONE = (
     "/etc/r1prov/{0}*",
     "/etc/r1prov/network/r1prov-{0}*",
@@ -206,17 +214,48 @@ def strangers(users: dict[int, str], units: Iterable[str], proc: Path = PROC) ->
         proc: the proc file system.
     """
     found = []
+    for folder, status in _others(units, proc):
+        as_whom = set(map(int, _UIDS.findall(status)[0].split()[:3])) & set(users)
+        if as_whom:
+            found.append(f"{_process(folder, status)} runs as {users[min(as_whom)]}")
+    return found
+
+
+def users_of(paths: Iterable[str], units: Iterable[str], proc: Path = PROC) -> list[str]:
+    """The processes in none of these units that run or have mapped a file that goes, each in a sentence.
+
+    Args:
+        paths: files and folders that go.
+        units: they are stopped, and their processes end.
+        proc: the proc file system.
+    """
+    found, paths = [], list(paths)
+    for folder, status in _others(units, proc):
+        with contextlib.suppress(OSError):  # It may end meanwhile.
+            lines = (folder / "maps").read_text(errors="replace").splitlines()
+            mapped = {line.split(maxsplit=5)[5] for line in lines if line.count("/")}
+            used = sorted(path for path in mapped if _lies_in(path, paths))
+            if used:
+                found.append(f"{_process(folder, status)} still uses {used[0]}")
+    return found
+
+
+def _others(units: Iterable[str], proc: Path) -> Iterator[tuple[Path, str]]:
+    """The processes of this host in none of these units: the folder of each in proc, and its status."""
+    units = set(units)
     for folder in sorted((path for path in proc.iterdir() if path.name.isdigit()), key=lambda path: int(path.name)):
         with contextlib.suppress(OSError):  # It may end meanwhile.
             status = (folder / "status").read_text(errors="replace")
-            as_whom = set(map(int, _UIDS.findall(status)[0].split()[:3])) & set(users)
             parts = (folder / "cgroup").read_text().split("/")
             here = os.path.samestat((folder / "root").stat(), (proc / "self/root").stat())
             here = here and (folder / "ns/user").readlink() == (proc / "self/ns/user").readlink()
-            if as_whom and here and not {part.strip() for part in parts} & set(units):
-                name = status.partition("\n")[0].partition("\t")[2]
-                found.append(f"process {folder.name} ({name}) runs as {users[min(as_whom)]}")
-    return found
+            if here and not {part.strip() for part in parts} & units:
+                yield folder, status
+
+
+def _process(folder: Path, status: str) -> str:
+    name = status.partition("\n")[0].partition("\t")[2]
+    return f"process {folder.name} ({name})"
 
 
 def groups_of(name: str) -> list[grp.struct_group]:
@@ -256,13 +295,14 @@ def main() -> None:
     ours = [f"{UNITS}/{name}*", f"{UNITS}/*.wants/{name}*", f"{UNITS}/*.d/{name}*"]
     ours.append(f"/var/lib/systemd/timers/stamp-{name}*")
     ours += [path.format(service) for path in FILES_OF_ONE] if service else everything
-    files = doomed(ours, list(kept), mounted)
+    files = [path for path in doomed(ours, list(kept), mounted) if path != LOCK]
     files += [] if service else [str(link) for link in links_into(Path("/opt/r1prov"))]
     # They are looked for in the trust store itself: a run that was cut off may have removed the files, and not what was made of them.
     trusted = [] if service else sorted(glob.glob("/etc/ssl/certs/r1prov-*"))  # noqa: PTH207
     own = [group.gr_name for group in groups if group.gr_name not in users.values()]
     removed = {"units": units, "users": list(users.values()), "groups": own, "paths": freed([*files, *trusted])}
     stays = staying(ours, kept, mounted)
+    in_use = users_of(files, units)
     settings = sorted({str(Path(path).parent) for path in files if path.startswith(f"{UNITS}/") and ".d/" in path})
     if not module.check_mode:
         if units:
@@ -285,7 +325,7 @@ def main() -> None:
         for folder in (*settings, data_dir, "/var/cache/r1prov", "/var/lib/r1prov"):
             if Path(folder).is_dir() and folder not in mounted and not os.listdir(folder):  # noqa: PTH208
                 Path(folder).rmdir()
-    module.exit_json(changed=any(removed.values()), removed=removed, kept=stays)
+    module.exit_json(changed=any(removed.values()), removed=removed, kept=stays, in_use=in_use)
 
 
 if __name__ == "__main__":

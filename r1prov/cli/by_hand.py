@@ -97,6 +97,10 @@ def _explain(decision: Decision, mode: str, reasons: Sequence[str], where: str) 
     if mode == modes.FIT:
         output.say("--fit counts what is free at its start: beside the running service it chooses fewer layers.")
     output.say(f"Run it on {where} as a member of the group r1prov-operators.")
+    output.say(
+        "--prio 2 asks for a real-time policy, too, which root alone gets: llama.cpp warns anybody else at each token and thread."
+        " Without these warnings: `nice -n -10` in front instead."
+    )
     unit = f"r1prov-{decision.site.file.engine}"
     output.say(
         f"The service goes on meanwhile. Where a second copy does not fit beside it: sudo systemctl stop {unit}, and start it afterwards."

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from r1prov import output
 from r1prov.cli import running, show_modes
-from r1prov.common.errors import PreflightError, Problem, R1provError, RunError, SiteError
+from r1prov.common.errors import Exit, PreflightError, Problem, R1provError, RunError, SiteError, UnreachableError
 from r1prov.runs import modes, speeds
 from r1prov.runs import run as runs
 from r1prov.runs.events import TaskDone
@@ -78,7 +80,10 @@ def compare(
     login = login_options.ask()
     found, errors = dict[str, dict[str, Any]](), list[R1provError]()
     for host in targets:
-        document, error = _measure(decision, host, login, order)
+        try:
+            document, error = _measure(decision, host, login, order)
+        except R1provError as refused:  # This host alone: the others are measured.
+            document, error = None, refused
         found |= {host.name: document} if document else {}
         errors += [error] if error else []
     problems = [problem for error in errors for problem in error.problems]
@@ -89,10 +94,18 @@ def compare(
 
 
 def foresee(decision: Decision, targets: Sequence[Host], order: Order, *, json: bool) -> None:
-    """Show what each mode would take on each host. Nobody is contacted."""
+    """Show what each mode would take on each host. Nobody is contacted.
+
+    Raises:
+        typer.Exit: no mode fits on some host.
+    """
     planned = {host.name: modes.servers(decision, host.name, order.asked) for host in targets}
     found = {name: modes.report(decision, name, each, order.limit_s, None) for name, each in planned.items()}
     _show(found, [], json=json)
+    for servers in planned.values():
+        known = [server.outcome for server in servers if server.outcome]
+        if known and not any(each.fits for each in known):
+            raise typer.Exit(Exit.PREFLIGHT)
 
 
 def _refuse_nothing(planned: dict[str, tuple[Server, ...]]) -> None:
@@ -149,31 +162,41 @@ def _measure(
 ) -> tuple[dict[str, Any] | None, R1provError | None]:
     """Measure a host. What was measured before something went wrong is kept, too."""
     request = running.request("bench", verbosity=order.verbosity)
+    announced: list[Host] = []
 
     def work(live: LiveRun) -> tuple[Done, tuple[Server, ...]]:
         prepared = runs.prepare(decision, [host], login, live, needs=f"r1prov-{decision.site.file.engine}")
         found = modes.servers(prepared.decision, host.name, order.asked)
         told = modes.variables(prepared.decision, host.name, found, order.limit_s, at_once=order.now)
-        watcher = _Announcing(live, lambda: _announce(decision.site, host, found, order))
+
+        def announce() -> None:
+            _announce(decision.site, host, found, order)
+            announced.append(host)
+
+        watcher = _Announcing(live, announce)
         return runs.play(prepared, login, replace(request, variables=told), watcher), found
 
     done, found = running.watched(decision.site, [host], request, work, running.GO_ON_MEASURING)
+    if isinstance(done.error, UnreachableError) and announced:
+        output.say(f"{host.name}: what is being measured there ends by itself, and the service comes back then")
     result = done.report.hosts[host.name].modes
     if not result:
         return None, done.error
     document = modes.report(done.decision, host.name, found, order.limit_s, result)
     modes.keep(SiteState.of(decision.site.path).reports, document)
     speeds.of_modes(done.decision, host.name, document)
-    return document, done.error or _nothing(host, document)
+    return document, done.error or _unmeasured(host, document)
 
 
-def _nothing(host: Host, document: dict[str, Any]) -> R1provError | None:
-    """The error that not one mode was measured; None where one was."""
-    whys = [f"{mode['mode']}: {mode['failed'] or mode['left_out']}" for mode in document["modes"]]
-    if any(mode["measured"] for mode in document["modes"]):
-        return None
+def _unmeasured(host: Host, document: dict[str, Any]) -> R1provError | None:
+    """The error about modes that failed, or that not one was measured; None where neither is so."""
     remedy = "mend that, give it longer (--limit), or name other modes"
-    return RunError(Problem(host.name, f"no mode was measured: {'; '.join(whys)}", remedy))
+    if not any(mode["measured"] for mode in document["modes"]):
+        whys = [f"{mode['mode']}: {mode['failed'] or mode['left_out']}" for mode in document["modes"]]
+        return RunError(Problem(host.name, f"no mode was measured: {'; '.join(whys)}", remedy))
+    failed = [mode for mode in document["modes"] if mode["failed"]]
+    problems = [Problem(host.name, f"{mode['mode']} failed: {mode['failed']}", remedy) for mode in failed]
+    return RunError(*problems) if problems else None
 
 
 def _show(found: dict[str, dict[str, Any]], problems: Sequence[Problem], *, json: bool) -> None:

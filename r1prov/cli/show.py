@@ -147,6 +147,8 @@ def removal(host: str, found: dict[str, Any], *, check: bool, talk: bool) -> Non
         output.table((host, "what would go", "GiB>"), [*rows, ("", "all of it", _in_gib(total))], talk=talk)
     else:
         output.say(f"{host}: {gib(total)} freed")
+    for process in found["in_use"]:
+        output.say(f"{host}: {process}, so the disk gets that room back when it ends", "yellow")
     for path in kept:
         why = {"weights": "--keep-weights", "chats": "--keep-chats"}.get(path["why"], path["why"])
         size = "" if path["bytes"] is None else f", {gib(path['bytes'])}"

@@ -44,7 +44,7 @@ def _remarks(document: Document) -> dict[tuple[str, str], list[str]]:
         if mode["failed"]:
             what = "failed"
         elif not mode["left_out"]:
-            what = "does not fit, but it serves, so it is measured"
+            what = "does not fit, and is measured only where it serves nevertheless"
         else:
             what = "does not fit" if document["state"] == "planned" and _is_misfit(mode) else left_out
         if why:

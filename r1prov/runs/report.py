@@ -62,7 +62,7 @@ class HostReport:
         compared: with what the rate was compared where an upgrade asks for one, in words; empty where nothing was compared.
         tuning: what the role measure found of settings (roles/measure/files/r1prov-measure/measuring/settings.py).
         modes: what the role measure says of modes (docs/benchmark.md).
-        removal: what the module removal says that it removes, or would, and what stays: its keys `removed` and `kept`.
+        removal: what the module removal says that it removes, or would, and what stays: its keys `removed`, `kept` and `in_use`.
         verified: what `r1prov weights verify` read: `seconds`, and of each of `files` its `path`, `bytes`, `sha256`, `state`
             (`whole` or `damaged`) and `why`.
         looked: what a look before the run said: `asked` (the number of questions), `seconds`, `differences`, each with `step`, `task`
@@ -178,7 +178,7 @@ class Recorder:
                 host.tuning = event.result["result"]
             self._measured(event)
             if event.step == "removal" and "removed" in event.result:
-                host.removal = {key: event.result[key] for key in ("removed", "kept")}
+                host.removal = {key: event.result[key] for key in ("removed", "kept", "in_use")}
             host.verified = event.result.get("verified") or host.verified
         elif isinstance(event, HostLooked):
             self._looked(event)
@@ -313,7 +313,9 @@ def failure(event: HostFailed | HostUnreachable) -> R1provError:
     if isinstance(event, HostUnreachable):
         # Ansible begins with what it was about to do, and ssh ends with the reason.
         lines = [line.strip() for line in event.message.splitlines() if line.strip()]
-        first = lines[-1].rpartition("ssh: ")[2] if lines else "no reason given"
+        first = (
+            lines[-1].rpartition("ssh: ")[2].removeprefix("Task failed: ").rstrip(":.") if lines else "no reason given"
+        )
         return UnreachableError(
             Problem(event.host, f"the connection is lost: {first}", "run the same command again to go on")
         )

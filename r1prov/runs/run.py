@@ -169,8 +169,8 @@ def prepare(
         needs: as in `Request`.
 
     Raises:
-        LockedError: hosts were never set up for this, and runs hold them.
-        UnhealthyError: hosts were never set up for this.
+        LockedError: no host was set up for this, and runs hold all of them.
+        UnhealthyError: no host was set up for this.
     """
     site = decision.site
     state = SiteState.of(site.path)
@@ -211,15 +211,15 @@ def prepare(
 
 
 def refuse_bare(meeting: Meeting, unit: str) -> None:
-    """Refuse hosts that were never set up, before anything is changed there or here. A host that is lost meanwhile is away.
+    """Leave out hosts that were never set up, before anything is changed there or here. Like a host that is lost meanwhile, they are away.
 
     Args:
         meeting: the hosts.
         unit: what a host has that was set up.
 
     Raises:
-        LockedError: all such hosts are held by runs, which may be setting them up.
-        UnhealthyError: there are such hosts.
+        LockedError: no host was set up, and all are held by runs, which may be setting them up.
+        UnhealthyError: no host was set up.
     """
 
     def seen(name: str) -> _Bare | UnreachableError | None:
@@ -229,14 +229,14 @@ def refuse_bare(meeting: Meeting, unit: str) -> None:
             return error
 
     found = dict(zip(meeting.contacts, at_once(seen, [*meeting.contacts]), strict=True))
-    for name, lost in found.items():
-        if isinstance(lost, UnreachableError):
-            meeting.contacts.pop(name).connection.close()
-            meeting.away[name] = lost
     bare = [each for each in found.values() if isinstance(each, _Bare)]
-    if bare:
+    if bare and None not in found.values():
         kind = LockedError if all(each.is_held for each in bare) else UnhealthyError
         raise kind(*(each.problem for each in bare))
+    for name, each in found.items():
+        if each:
+            meeting.contacts.pop(name).connection.close()
+            meeting.away[name] = UnreachableError(each.problem) if isinstance(each, _Bare) else each
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,8 @@ def made_up(profile: str) -> Selection:
         SiteError: there is no such profile, or it is wrong.
     """
     name = re.sub(r"[^A-Za-z0-9_.-]", "-", Path(profile).stem).lstrip("-_.") or "server"
-    site = load(profile=profile, hosts=({"name": name, "address": name},))
+    # Such a verb says itself that the model does not fit.
+    site = load(profile=profile, hosts=({"name": name, "address": name},), override=("fit",))
     return site, site.hosts
 
 

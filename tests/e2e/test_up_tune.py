@@ -294,7 +294,7 @@ def test_an_engine_that_somebody_has_stopped_stays_stopped(tuner: Operator, host
     told(host, "systemctl stop r1prov-llama-server")
     talk = tuner.does("bench", "--modes", "cpu", "--limit", "20s").stderr
     assert "r1prov-llama-server was stopped by somebody, and stays stopped" in " ".join(talk.split())
-    told(host, "! systemctl is-active r1prov-llama-server; systemctl start r1prov-llama-server")
+    told(host, "test $(systemctl is-active r1prov-llama-server) = inactive && systemctl start r1prov-llama-server")
     assert answers(host)
 
 

@@ -142,7 +142,14 @@ def main(words: list[str] | None = None) -> int:
         if not cards.found():
             sys.stdout.write("No card was found. The pieces run on the CPU, and say little of a machine with cards.\n")
             sys.stdout.flush()
-    passed = [run(name, options) for name in pieces]
+    passed = []
+    for name in pieces:
+        passed.append(run(name, options))
+        if name == "build" and not passed[-1] and name != pieces[-1]:
+            sys.stdout.write(
+                "The pieces after it were not begun, because they need the engine. The same command goes on.\n"
+            )
+            break
     return 0 if all(passed) else 1
 
 

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -169,10 +170,11 @@ def tune(options: argparse.Namespace) -> dict[str, Any]:
         "result": str(result),
     }
     _prepare(options)
-    with _environment(subject.plan.environment):
+    reason = io.StringIO()
+    with _environment(subject.plan.environment), contextlib.redirect_stderr(reason):
         code = measuring_settings.run(job)
     if code:
-        raise RuntimeError("the setting of the plan cannot be measured; its reason stands above")
+        raise RuntimeError(reason.getvalue().strip())
     measured = json.loads(result.read_text())
     failed = [f"{each['chosen']}: {each['failed']}" for each in measured["measured"] if each["failed"]]
     failed += [f"{label}: no time was left for it; run the piece again" for label in measured["untried"]]

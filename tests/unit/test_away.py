@@ -217,6 +217,26 @@ def test_bench_measures_the_others(gpu1, tmp_path, r1prov):
     assert (code, done(tmp_path), len(those_away(json.loads(out)["hosts"]))) == (Exit.UNREACHABLE, 1, 2)
 
 
+def test_a_host_that_was_never_set_up_leaves_the_others_to_be_measured(gpu1, tmp_path, r1prov):
+    on_host(tmp_path, "systemctl", "exit 0")
+    without = tmp_path / "without"
+    without.mkdir()
+    for program in (tmp_path / "bin").iterdir():
+        (without / program.name).write_text(
+            program.read_text() if program.name != "systemctl" else "#!/bin/sh\nexit 1\n"
+        )
+        (without / program.name).chmod(0o755)
+    keys = [paramiko.PKey.from_path(tmp_path / "id")]
+    with Sshd(users_keys=keys, env={"PATH": f"{without}:/usr/bin:/bin"}) as bare:
+        config = tmp_path / "config"
+        config.write_text(f"Host bare\n  HostName 127.0.0.1\n  Port {bare.port}\n{config.read_text()}")
+        (tmp_path / "r1prov.yml").write_text("profile: demo\nhosts: [bare, gpu1]\n")
+        code, out, err = r1prov("bench", "--json")
+    assert (code, done(tmp_path)) == (Exit.UNREACHABLE, 1)
+    assert "is not set up yet" in json.loads(out)["hosts"]["bare"]["problems"][0]["what"]
+    assert "bare: is not set up yet" in " ".join(err.split())
+
+
 def on_host(folder, name, text):
     """Puts a program into the PATH of the host's commands."""
     (folder / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")

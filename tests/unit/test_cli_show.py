@@ -166,7 +166,7 @@ def test_what_would_go_is_listed_with_what_stays(capsys):
         {"path": "/srv/r1prov/models", "bytes": 131 << 30, "why": "weights"},
         {"path": "/var/cache/r1prov/ccache", "bytes": None, "why": "mounted"},
     ]
-    show.removal("gpu1", {"removed": removed, "kept": kept}, check=True, talk=False)
+    show.removal("gpu1", {"removed": removed, "kept": kept, "in_use": []}, check=True, talk=False)
     out, err = capsys.readouterr()
     assert lines(out) == [
         "gpu1  what would go  GiB",
@@ -181,8 +181,10 @@ def test_what_would_go_is_listed_with_what_stays(capsys):
         "gpu1: /srv/r1prov/models stays (--keep-weights, 131.0 GiB)",
         "gpu1: /var/cache/r1prov/ccache stays (mounted)",
     ]
-    show.removal("gpu1", {"removed": removed, "kept": []}, check=False, talk=True)
-    assert capsys.readouterr() == ("", "gpu1: 3.0 GiB freed\n")
+    in_use = ["process 7 (llama-server) still uses /opt/r1prov/x"]
+    show.removal("gpu1", {"removed": removed, "kept": [], "in_use": in_use}, check=False, talk=True)
+    used = "gpu1: process 7 (llama-server) still uses /opt/r1prov/x, so the disk gets that room back when it ends\n"
+    assert capsys.readouterr() == ("", f"gpu1: 3.0 GiB freed\n{used}")
 
 
 def test_a_hint_names_the_site_file_only_where_it_must(tmp_path, monkeypatch):

@@ -140,9 +140,10 @@ def test_an_engine_that_is_not_right_fails(tmp_path: Path, server: str, says: st
 
 @needs_cmake
 def test_a_step_that_fails_says_its_last_words(tmp_path: Path):
-    status, results = run(tmp_path, "build", cmake="message(FATAL_ERROR broken)")
+    status, results = run(tmp_path, "build", "cards", cmake="message(FATAL_ERROR broken)")
     assert status == 1
     assert "broken" in results["build"]["failed"]
+    assert "cards" not in results  # Nothing is begun after it.
 
 
 def refused(folder: Path, *words: str) -> list[str]:

@@ -184,6 +184,57 @@ def test_what_cannot_be_measured_has_a_reason_and_the_others_go_on(folder: Path)
     assert not cpu["failed"]
 
 
+OLLAMA = r"""#!{python}
+# Four tokens to a word, and no prompt is longer than a slot.
+import json, os
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+class Handler(BaseHTTPRequestHandler):
+    def log_message(self, *words): pass
+    def do_GET(self): self.say({{"models": [{{"name": "demo:latest"}}]}})
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        tokens = min(4 * len(body.get("prompt", "").split()), 512)
+        self.say({{"prompt_eval_count": tokens, "prompt_eval_duration": 1000,
+                  "eval_count": body.get("options", {{}}).get("num_predict", 0), "eval_duration": 1000}})
+    def say(self, content):
+        data = json.dumps(content).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+ThreadingHTTPServer(("127.0.0.1", int(os.environ["OLLAMA_HOST"].partition(":")[2])), Handler).serve_forever()
+"""
+
+
+def test_ollama_is_asked_as_many_tokens_as_the_others_whatever_a_word_has(folder: Path) -> None:
+    (folder / "no-ollama").write_text(OLLAMA.format(python=sys.executable))
+    (folder / "no-ollama").chmod(0o755)
+    (found,) = run(folder, mode("ollama", engine="ollama", ollama_model="demo"))["modes"]
+    assert not found["failed"]
+    empty, full, *_ = found["rates"]
+    assert empty["prompt_tokens"] == 64
+    assert 300 < full["depth_tokens"] < 512 - 64
+    assert full["depth_tokens"] + full["prompt_tokens"] < 512
+
+
+def test_of_a_log_the_words_of_errors_are_repeated_whole_or_marked_as_cut(folder: Path) -> None:
+    crashing = folder / "llama-server"
+    crashing.write_text(
+        f"#!/bin/sh\necho 'loading {'x ' * 200}'\necho 'mkdir: no space left {'x ' * 200}'\necho bye\nexit 3\n"
+    )
+    (found,) = run(folder, mode("cpu"))["modes"]
+    assert found["failed"].startswith("it ended with 3: mkdir: no space left x x")
+    assert found["failed"].endswith(" ...")
+    assert "loading" not in found["failed"]
+
+
+def test_a_result_that_cannot_be_written_names_the_file(folder: Path) -> None:
+    with pytest.raises(SystemExit, match=f"{folder}/none/result.json cannot be written: No such file"):
+        work.replace(folder / "none" / "result.json", {})
+
+
 def test_one_that_hangs_takes_its_share_alone_and_one_that_does_not_end_is_killed(folder: Path) -> None:
     began_s = time.monotonic()
     found = run(folder, mode("gpu", "--hang"), mode("cpu", "--stubborn"), limit_s=6)

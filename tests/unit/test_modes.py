@@ -267,8 +267,9 @@ def test_the_table_of_a_check_says_of_each_mode_what_is_done(site: Path, capsys:
     assert "gpu: left out: the same as hybrid\n" in out
     assert "does not fit" in outcomes["legacy"]
     site.write_text("profile: cpu\nquant: Q4_K_M\noverride: [fit]\nhosts: [gpu1]\n")
-    out = ran(capsys, "--modes", "hybrid,cpu", "--check")[1]
-    assert "hybrid: does not fit, but it serves, so it is measured: " in out
+    code, out, *_ = ran(capsys, "--modes", "hybrid,cpu", "--check")
+    assert code == Exit.PREFLIGHT
+    assert "hybrid: does not fit, and is measured only where it serves nevertheless: " in out
     assert "cpu: left out: the same as hybrid\n" in out
     assert re.search(r"^cpu .* left out$", out, re.MULTILINE)
 

@@ -104,6 +104,26 @@ def test_a_group_that_is_the_own_group_of_a_user_who_stays_is_found() -> None:
     assert removal.holders(groups, users, ["r1prov-x"]) == ["olga has the group r1prov-operators as their own group"]
 
 
+def test_a_process_that_uses_what_goes_is_named(tmp_path: Path) -> None:
+    """The disk gets the room back only when it ends. One that ends with a unit is not named, nor one that uses other files."""
+    (tmp_path / "model.gguf").write_bytes(b"x" * 4096)
+    program = "import mmap, sys; f = open(sys.argv[1]); m = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ); print(flush=True); input()"
+    command = [sys.executable, "-c", program, str(tmp_path / "model.gguf")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout
+            process.stdout.readline()
+            named = Path("/proc", str(process.pid), "comm").read_text().strip()
+            told = [f"process {process.pid} ({named}) still uses {tmp_path}/model.gguf"]
+            assert removal.users_of([str(tmp_path)], []) == told
+            assert removal.users_of([f"{tmp_path}/other"], []) == []
+            own = Path("/proc", str(process.pid), "cgroup").read_text().strip().rpartition("/")[2]
+            if own:
+                assert removal.users_of([str(tmp_path)], [own]) == []
+        finally:
+            process.kill()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can run something as another user")
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_a_process_that_would_keep_a_user_from_being_deleted_is_found(tmp_path: Path, elsewhere: bool) -> None:

@@ -6,9 +6,11 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import tempfile
+import textwrap
 import time
 import urllib.error
 import urllib.request
@@ -27,6 +29,11 @@ PORT = 8000
 LOOK_EVERY_S = 0.2
 PATIENCE_S = 5.0
 """So long a server may take to end when it is asked to. Then it is killed."""
+ERROR = re.compile(r"error|fail|fatal|cannot|unable|denied|no space|out of memory", re.IGNORECASE)
+LONGEST_WORDS = 200
+"""The most letters that are repeated of a line of a log."""
+SAMPLE_WORDS = 16
+"""As many words show how many tokens a word has. They find room in every slot."""
 TEXT = (
     "the of and river mountain city people water light answer question because under between history science music"
     " garden window market winter summer engine letter number reason village animal kitchen doctor teacher morning"
@@ -124,7 +131,7 @@ class Server(ABC):
             self._expect_life()
             if time.monotonic() > ends_s:
                 raise FailedError(
-                    f"it was not ready within {time.monotonic() - began_s:.0f} s, its share of the time limit: {self._words()}"
+                    f"it was not ready within {time.monotonic() - began_s:.0f} s, its share of the time limit"
                 )
             time.sleep(LOOK_EVERY_S)
 
@@ -134,10 +141,14 @@ class Server(ABC):
             raise FailedError(f"it ended with {code}: {self._words()}")
 
     def _words(self) -> str:
-        """The last words of its log."""
+        """The last words of its log, of errors where it names some."""
         self._log.seek(0)
         lines = [line.strip() for line in self._log.read().splitlines() if line.strip()]
-        return " / ".join(lines[-3:])[-400:] or "it said nothing"
+        told = [line for line in lines if ERROR.search(line)] or lines
+        return (
+            " / ".join(textwrap.shorten(line, LONGEST_WORDS, placeholder=" ...") for line in told[-2:])
+            or "it said nothing"
+        )
 
     def _call(self, path: str, body: dict[str, Any] | None, timeout_s: float) -> Any:
         data = None if body is None else json.dumps(body).encode()
@@ -198,6 +209,7 @@ class Ollama(Server):
     def __init__(self, mode: dict[str, Any], job: dict[str, Any]) -> None:
         super().__init__(mode, job)
         self._kept = 0
+        self._tokens_per_word = 1.0
 
     def start(self, ends_s: float) -> None:
         """See `Server.start`."""
@@ -222,10 +234,14 @@ class Ollama(Server):
         if not names & {name, f"{name}:latest"}:
             raise SkippedError(self.mode["absent"])
         self._answer("/api/generate", {"model": name, "stream": False}, ends_s)
+        sample = self.ask(self.prompt(SAMPLE_WORDS, -1), 1, ends_s)
+        # Ollama has no way to ask for tokens. A model with a small vocabulary has several for a word.
+        self._tokens_per_word = max(sample.prompt_tokens / SAMPLE_WORDS, 1.0)
 
     def prompt(self, tokens: int, seed: int) -> Any:
-        """See `Server.prompt`. Each word is about one token."""
-        return " ".join(random.Random(seed).choices(TEXT.split(), k=tokens))  # noqa: S311 - no secret
+        """See `Server.prompt`."""
+        words = max(int(tokens / self._tokens_per_word), 1)
+        return " ".join(random.Random(seed).choices(TEXT.split(), k=words))  # noqa: S311 - no secret
 
     def ask(self, prompt: Any, tokens: int, ends_s: float, *, keep: bool = False) -> Timing:
         """See `Server.ask`. It may end sooner than asked, because nothing makes Ollama go on."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,10 @@ def progress(label: str, done: int, total: int, state: str) -> dict[str, Any]:
 
 
 def replace(path: Path, content: dict[str, Any]) -> None:
-    """Writes a JSON file, which appears whole."""
+    """Writes a JSON file, which appears whole. Where that cannot be, nothing can be kept of the measurement, and it ends."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content), encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(json.dumps(content), encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        sys.exit(f"{path} cannot be written: {error.strerror}")
