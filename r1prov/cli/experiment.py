@@ -189,12 +189,12 @@ def _measure(
 
 
 def _unmeasured(host: Host, document: dict[str, Any]) -> R1provError | None:
-    """The error about modes that failed, or that not one was measured; None where neither is so."""
+    """The error about modes that failed without any rate, or that no mode was measured; None where neither is so."""
     remedy = "mend that, give it longer (--limit), or name other modes"
     if not any(mode["measured"] for mode in document["modes"]):
         whys = [f"{mode['mode']}: {mode['failed'] or mode['left_out']}" for mode in document["modes"]]
         return RunError(Problem(host.name, f"no mode was measured: {'; '.join(whys)}", remedy))
-    failed = [mode for mode in document["modes"] if mode["failed"]]
+    failed = [mode for mode in document["modes"] if mode["failed"] and not mode["measured"]]
     problems = [Problem(host.name, f"{mode['mode']} failed: {mode['failed']}", remedy) for mode in failed]
     return RunError(*problems) if problems else None
 

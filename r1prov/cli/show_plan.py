@@ -211,12 +211,15 @@ def _trade(choices: Sequence[Choice], *, cards: bool) -> None:
     output.table(columns, [_of_choice(choice) for choice in choices])
     output.line("first: the longest wait for a first token; mean: until an answer is whole")
     output.line("alone: tokens/s of one person; all: of one at each slot; GB: from RAM")
+    output.line("fastest: of placements with as many slots as this plan")
     if any("most users" in choice.names for choice in choices):
-        output.line("most users: the slots with most tokens/s in all, of this plan's and powers of two above")
+        output.line("most users: most tokens/s in all, of this plan's slots and powers of two above")
     if any({"more users", "fewer users"} & set(choice.names) for choice in choices):
-        output.line("more users, fewer users: with slots halfway to most users, or to one")
+        output.line("more users, fewer users: with other numbers of slots, for comparison")
     if len(choices) < FEW_CHOICES:
-        output.line("No other placement that fits is the fastest for a prompt or for a token, or serves more users.")
+        output.line(
+            "With slots of so many tokens no other placement that fits is faster for a prompt or a token, or gives more in all."
+        )
     output.line()
 
 

@@ -15,6 +15,7 @@ import math
 from dataclasses import replace
 from enum import Enum
 from functools import lru_cache
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from r1prov.models.model import is_embedding, layer_of
@@ -42,8 +43,9 @@ _SIZE_STEP = 64
 _LARGEST_BATCH = 4096
 """The most tokens of a logical batch that is larger than the engine's default. Others wait for their next token until it is over."""
 
-_DEALT_OUT = 24
-"""The sketches that are dealt out before one of them is worked out. What a card cannot fill differs from one to the next."""
+_DEALT_OUT, _MOST_DEALT_OUT = 6, 24
+"""The sketches that are dealt out before one of them is worked out, because what a card cannot fill differs from one to the next. There are
+more where whole layers lie in RAM: sketches are less exact there."""
 
 _ATTEMPTS = 6
 """The most sketches that are worked out because those before kept the reserve but not the floor."""
@@ -158,7 +160,7 @@ def _fastest_first(
         sketches = sketches_of(sketcher, replace(wanted, offload=offload), workload, own=own)
         left = sorted(sketches, key=lambda sketch: rank(sketch, sketches[sketch]))
         while left:
-            promised = {each: seconds_of(each.costs, sketches[each]) for each in left[:_DEALT_OUT]}
+            promised = {each: seconds_of(each.costs, sketches[each]) for each in left[:_MOST_DEALT_OUT]}
             found, tried = _worked_out(model, promised, entries, space, seconds)
             if found:
                 yield found
@@ -357,8 +359,9 @@ def _worked_out(
     """Deals out some sketches, the first of which promises most, and works out the best of them.
 
     A sketch counts the cards as one room. So nothing that is dealt out is faster than its sketch, if the cards have all that every token
-    reads, and the sketches that promise no more than a draft keeps are left out. A draft in turn may promise more than its placement keeps,
-    where one more layer would just not fit. So drafts are worked out, the fastest first, until none promises more than a placement keeps.
+    reads, and the sketches that promise no more than a draft keeps are left out. Otherwise whole layers lie in RAM, and one more or less
+    follows from a small difference of a buffer. So drafts are worked out there, the fastest first, until none promises more than a
+    placement keeps.
 
     Returns:
         The placement, or None where the fastest draft never fits; and the sketch of it.
@@ -366,18 +369,19 @@ def _worked_out(
     first = next(iter(promised))
     if first.whole:
         return _whole(model, first.setting, entries, space.rooms), first
+    in_layers = first.costs.host.always > 0
     drafts, least = [], (math.inf, math.inf)
-    for sketch, seconds in promised.items():
+    for sketch, seconds in islice(promised.items(), _MOST_DEALT_OUT if in_layers else _DEALT_OUT):
         if sketch.whole or (seconds >= least and not sketch.costs.host.always):
             continue
         if draft := arranged(sketch.setting, entries, sketch.rooms):
             drafts.append((seconds_of(draft), draft, sketch))
             least = min(drafts[-1][0], least)
-    best, best_sketch, least, one_more = None, first, (math.inf, math.inf), True
+    best, best_sketch, least, one_more = None, first, (math.inf, math.inf), in_layers
     for seconds, draft, sketch in sorted(drafts, key=lambda each: each[0]):
-        if best and seconds >= least:
-            # Where whole layers lie in RAM, a draft that has a layer less may have room for it. The fastest of these tells of all.
-            if not (one_more and sketch.costs.host.always):
+        if best and (seconds >= least or not in_layers):
+            # A draft that has a layer less may have room for it. The fastest of these tells of all.
+            if not one_more:
                 break
             if (draft.gpu_layers or 0) >= (best.gpu_layers or 0):
                 continue

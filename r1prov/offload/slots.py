@@ -212,7 +212,12 @@ class Pairs:
         if self.asked.slots:
             return self.asked.slots, ""
         slots = self.at(context)
-        return (replace(slots, limit=self._best(longest)[0]) if context < longest else slots).chosen()
+        if context == longest:
+            return slots.chosen()
+        number = self._best(longest)[1]
+        return replace(
+            slots, limit=self.at(longest).waiting(number), limited_by=f"{_slots(number)} of {longest:,}"
+        ).chosen()
 
     def _context_reason(self, context: int, longest: int) -> str:
         """Why a slot of so many tokens is not longer."""
@@ -246,6 +251,7 @@ class Slots:
         longest: The most tokens of a slot with which this length is compared.
         whole: Whether everything stays on the cards.
         limit: How long people may wait at most.
+        limited_by: The slots with which they wait so long, in words that go on `with`.
     """
 
     model: Model
@@ -257,6 +263,7 @@ class Slots:
     longest: int
     whole: bool = False
     limit: float = math.inf
+    limited_by: str = ""
 
     def chosen(self) -> tuple[int, str]:
         """The number of slots, and the reason in words that go on `because`."""
@@ -288,8 +295,8 @@ class Slots:
         best = self.placed(best_number) or found
         if found.waiting <= _HARDLY_LONGER * best.waiting:
             return (
-                f"with {slots} people would wait longer than with slots of {self.longest:,} tokens:"
-                f" {found.waiting:,.0f} s in the mean, first token and end together, instead of {self.limit:,.0f} s"
+                f"with {slots} people would wait longer than with {self.limited_by}:"
+                f" {_seconds(found.waiting)} s in the mean, first token and end together, instead of {_seconds(self.limit)} s"
             )
         return _longer(f"with {slots}", found, f"with {best_number}", best)
 
@@ -311,20 +318,14 @@ class Slots:
         return sorted({self.least, max(at_once, self.least), *(each for each in powers if each > self.least)})
 
     def numbers(self) -> list[int]:
-        """The numbers among which the plan chooses: of `powers` those that fit, and where memory decides, the most that fit.
-
-        A few more slots may fit than sketches promise, but with a slower placement. So the most that sketches promise counts, too.
-        """
+        """The numbers among which the plan chooses: of `powers` those that fit, and where memory decides, the most that fit."""
         numbers = self.powers()
         if self.sketched(numbers[-1]) and self.placed(numbers[-1]):
             return numbers
-
-        def promised(number: int) -> bool:
-            return self.sketched(number) is not None
-
-        largest = search.most(lambda number: self.placed(number) is not None, numbers[-1], sketched=promised)
-        most_promised = search.most(promised, largest)
-        return sorted({number for number in (*numbers, most_promised, largest) if self.least <= number <= largest})
+        largest = search.most(
+            lambda number: bool(self.placed(number)), numbers[-1], sketched=lambda n: bool(self.sketched(n))
+        )
+        return sorted({number for number in (*numbers, largest) if self.least <= number <= largest})
 
     def sketch(self, slots: int) -> Sketch | None:
         """The sketch with which the exchanges are over first; None where none fits."""
@@ -379,6 +380,10 @@ def _longer(what: str, found: Means, least: str, best: Means) -> str:
     longer = found.waiting / best.waiting - 1
     return (
         f"{what} people would wait {longer:.0%} longer than {least}, where the plan accepts {_HARDLY_LONGER - 1:.0%}:"
-        f" in the mean {found.first_token:,.0f} s for the first token and {found.end:,.0f} s for the end of an answer,"
-        f" instead of {best.first_token:,.0f} s and {best.end:,.0f} s (at the low speeds)"
+        f" in the mean {_seconds(found.first_token)} s for the first token and {_seconds(found.end)} s for the end of an answer,"
+        f" instead of {_seconds(best.first_token)} s and {_seconds(best.end)} s (at the low speeds)"
     )
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:,.0f}" if seconds >= 10 else f"{seconds:.2f}"

@@ -16,6 +16,8 @@ from r1prov.offload.slots import MOST_SLOTS
 from r1prov.offload.waits import depth_of, means
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from r1prov.machines.workload import Workload
     from r1prov.models.model import Model
     from r1prov.offload.outcome import Space
@@ -26,6 +28,9 @@ CHOSEN = "this plan"
 
 _LEAST = 3
 """The fewest placements that are shown, where there are so many."""
+
+_HARDLY = 1.005
+"""A placement that is better by less than this factor is no other one for people."""
 
 
 @dataclass(frozen=True)
@@ -76,26 +81,47 @@ def trade(model: Model, chosen: Setting, one: Setting, space: Space, workload: W
             return None
         return replace(found, prompts=min(chosen.prompts, left // MIB * MIB))
 
-    ways = {
-        "fastest prompt": placed(chosen.slots, Goal.PROMPT),
-        CHOSEN: chosen,
-        "fastest decode": placed(chosen.slots, Goal.DECODING),
-        "one user": placed(1),
-        "most users": placed(most) if most > 1 else None,
-    }
-    different = {setting for setting in ways.values() if setting}
-    if len(different) < _LEAST:
-        name, other = ("more users", most) if most > chosen.slots else ("fewer users", 1)
-        if chosen.slots != other:
-            ways[name] = placed(2 ** round(math.log2(chosen.slots * other) / 2))
-    names: dict[Setting, list[str]] = {}
-    for name, setting in ways.items():
-        if setting:
-            names.setdefault(setting, []).append(name)
-    return tuple(
-        _choice(model, tuple(sorted(each, key=lambda name: name != CHOSEN)), setting, space, workload)
-        for setting, each in names.items()
+    ways = (
+        placed(chosen.slots, Goal.PROMPT),
+        chosen,
+        placed(chosen.slots, Goal.DECODING),
+        placed(1),
+        placed(most),
     )
+    different = dict.fromkeys(setting for setting in ways if setting)
+    found = _named([_choice(model, setting, space, workload) for setting in different], chosen)
+    name, other = ("more users", most) if most > chosen.slots else ("fewer users", 1)
+    if len(found) < _LEAST and chosen.slots != other:
+        halfway = placed(2 ** round(math.log2(chosen.slots * other) / 2))
+        if halfway and all(halfway != choice.setting for choice in found):
+            found.append(replace(_choice(model, halfway, space, workload), names=(name,)))
+    return tuple(found)
+
+
+def _named(choices: Sequence[Choice], chosen: Setting) -> list[Choice]:
+    """The choices, each with what it is the best of these for. One that is best for nothing is left out.
+
+    Searches and sketches have promised what each would be best for, and what counts here is what it came to. The plan has a name where no
+    other is better by more than the arithmetic is exact.
+    """
+    ours = next(choice for choice in choices if choice.setting == chosen)
+    alike = [choice for choice in choices if choice.setting.slots == chosen.slots]
+
+    def best(those: Sequence[Choice], value: Callable[[Choice], float]) -> Choice:
+        found = min(those, key=value)
+        return ours if value(ours) <= value(found) * _HARDLY else found
+
+    alone = next((choice for choice in (ours, *choices) if choice.setting.slots == 1), None)
+    crowd = best(choices, lambda choice: 1 / choice.together[0])
+    names = {
+        CHOSEN: ours,
+        "fastest prompt": best(alike, lambda choice: choice.first_token[0]),
+        "fastest decode": best(alike, lambda choice: 1 / choice.alone[0]),
+        "one user": alone,
+        "most users": crowd if crowd.setting.slots > 1 else None,
+    }
+    told = [replace(each, names=tuple(name for name, its in names.items() if its is each)) for each in choices]
+    return [choice for choice in told if choice.names]
 
 
 def _most_users(model: Model, one: Setting, space: Space, workload: Workload, chosen: Setting) -> int:
@@ -110,14 +136,14 @@ def _most_users(model: Model, one: Setting, space: Space, workload: Workload, ch
     return max(rates, key=lambda slots: (rates[slots], -slots))
 
 
-def _choice(model: Model, names: tuple[str, ...], setting: Setting, space: Space, workload: Workload) -> Choice:
+def _choice(model: Model, setting: Setting, space: Space, workload: Workload) -> Choice:
     found, depth = costs(model, setting, space.cards, space.speeds), depth_of(workload)
     slow, fast = (means(found, setting.slots, workload, which) for which in (0, 1))
     alone, each = (
         tuple(1 / found.token_seconds(users, depth, which) for which in (0, 1)) for users in (1, setting.slots)
     )
     return Choice(
-        names=names,
+        names=(),
         setting=setting,
         first_token=(slow.longest_first_token, fast.longest_first_token),
         mean=(slow.end, fast.end),

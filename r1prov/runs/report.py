@@ -298,6 +298,10 @@ def _offered_key(message: str) -> str:
     return (f": it offers {offered[0]}" if offered else "") + (f", not what {accepted[1]} says" if accepted else "")
 
 
+_OF_LOOPS = "All items completed"
+"""Ansible says this of a task with a loop, whatever has become of it."""
+
+
 def failure(event: HostFailed | HostUnreachable) -> R1provError:
     """The error that a failed task stands for."""
     message = event.message if isinstance(event, HostUnreachable) else str(event.result.get("msg", ""))
@@ -312,7 +316,7 @@ def failure(event: HostFailed | HostUnreachable) -> R1provError:
         )
     if isinstance(event, HostUnreachable):
         # Ansible begins with what it was about to do, and ssh ends with the reason.
-        lines = [line.strip() for line in event.message.splitlines() if line.strip()]
+        lines = [line.strip() for line in event.message.splitlines() if line.strip() not in ("", _OF_LOOPS)]
         first = (
             lines[-1].rpartition("ssh: ")[2].removeprefix("Task failed: ").rstrip(":.") if lines else "no reason given"
         )
