@@ -19,7 +19,6 @@ from r1prov.common import paths
 from r1prov.common.errors import UnreachableError
 from r1prov.hosts import at_once, met
 from r1prov.hosts.asking import ask
-from r1prov.hosts.looking import is_dead
 from r1prov.runs.ansible import log_of
 from r1prov.site import versions
 from r1prov.site.select import last_applied
@@ -197,7 +196,7 @@ def merged(*kept: Iterable[Mapping[str, Any]]) -> list[Record]:
 
 def _living(holder: Mapping[str, Any]) -> str:
     """The name of the run that holds a host, unless it has certainly ended."""
-    return "" if is_dead(holder) else str(holder.get("record", ""))
+    return "" if paths.module_util("lock_holder").is_dead(holder) else str(holder.get("record", ""))
 
 
 def _files() -> Any:

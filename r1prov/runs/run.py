@@ -362,6 +362,7 @@ def command(prepared: Prepared, login: Login, request: Request) -> Command:
         diff=request.diff,
         told_as=request.told_as,
         due=prepared.due,
+        looked=request.playbook == "up",
     )
 
 

@@ -18,7 +18,6 @@ import pytest
 from r1prov.cli.drift import document, exit_code
 from r1prov.common import paths
 from r1prov.common.errors import Exit, UnreachableError
-from r1prov.hosts import looking
 from r1prov.hosts.connection import HostConnection, Result
 from r1prov.hosts.looking import Difference, Expectation, Look, look
 from r1prov.runs import expectations
@@ -27,7 +26,6 @@ from r1prov.runs.report import HostReport, Recorder, RunReport
 from r1prov.site.state import SiteState
 
 secret = paths.module_util("secret")
-PROGRAM = Path(looking.__file__).parent / "on_host" / "look.py"
 FILE = "ansible.modules.file"
 
 
@@ -201,7 +199,7 @@ def test_a_module_that_gives_no_answer_is_unknown_and_not_clean(tmp_path: Path, 
 def test_a_host_that_a_run_holds_is_unknown(here: Here, written: Path) -> None:
     expected = file_as_it_is(written)
     here.folder.mkdir()
-    for text in ('{"run": "1"}', "half a fi"):
+    for text in ('{"run": "1"}', "half a fi", "3", "0", "{}", "null"):
         (here.folder / "lock.json").write_text(text)
         assert seen(here, expected).unknown == "another run is at work on it"
 

@@ -1,8 +1,8 @@
 """Runs on a host as root: asks modules of Ansible, in check mode and in a few processes, whether what a run left is still as it was.
 
-It is sent as text, followed by a call of `main`, so it needs only Python 3.10 and the standard library. It prints one line of JSON.
+The controller sends this file as text, followed by a call of `main`, so it needs only the standard library. It prints one line of JSON.
 The modules come as a zip file. Unpacked they stay in /run for the next look, beside what Python has compiled of them. The host's own
-watch (watch.py) imports this file.
+watch (r1prov/runs/on_host/watch.py) imports this file.
 """
 
 from __future__ import annotations
@@ -140,10 +140,11 @@ def _code(digest: str, code: str) -> Path | None:
 
 
 def document(path: Path) -> Any:
-    """A JSON document; None where there is none, and True where it is damaged."""
+    """A JSON object; None where there is no such file, and True where it is damaged."""
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except FileNotFoundError:
         return None
     except ValueError:
         return True
+    return found if isinstance(found, dict) and found else True
