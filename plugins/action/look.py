@@ -51,9 +51,8 @@ class ActionModule(ActionBase):  # type: ignore[misc] # Ansible has no types
         inventory = [Path(source).resolve() for source in context.CLIARGS["inventory"] or ()]
         if not all(source.exists() for source in inventory):
             return look_job.untold("its inventory is not made of files")
-        made_of = look_job.made_of(COLLECTION, inventory, site_dir)
-        expected = look_job.recall(site_dir / "looks" / f"{host}.json", made_of)
-        if not expected:
+        made_of, expected = look_job.recall(site_dir / "looks" / f"{host}.json")
+        if not expected or made_of != look_job.made_of(COLLECTION, inventory, site_dir):
             return _NOTHING_KEPT
         if not self._connection.has_pipelining:
             return look_job.untold(f"the connection `{self._connection.transport}` gives a program no input")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ansible.release import __version__ as ansible_version
 from ansible_collections.r1.prov.plugins.module_utils import look_program, looked
 from ansible_collections.r1.prov.plugins.module_utils.lock_holder import ended, is_dead
+from ansible_collections.r1.prov.plugins.module_utils.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -72,6 +73,10 @@ def look(
         said = ask(job | {"code": base64.b64encode(zipped(code)).decode()})
     if said.get("holder"):
         return untold("another run is at work on it")
+    if newer := said.get("newer"):
+        return untold(
+            f"r1prov {newer} has changed it last, and this is r1prov {VERSION}, which does not know what that expects of it"
+        )
     told = looked.summary(asked, said["answers"])
     of_benchmark = (
         answer for each, answer in zip(asked, said["answers"], strict=True) if each["step"] == "smoke_bench"
@@ -96,19 +101,13 @@ def script(job: dict[str, Any]) -> str:
     return f"{PROGRAM}\n\nmain(json.loads({json.dumps(job)!r}))\n"
 
 
-def recall(kept: Path, made_of: str) -> list[dict[str, Any]]:
-    """What is expected of a host; nothing where no run has shown it, or where a run would be made of something else now.
-
-    Args:
-        kept: the file of the host among the site's `looks`.
-        made_of: what a run is made of now.
-    """
+def recall(kept: Path) -> tuple[str, list[dict[str, Any]]]:
+    """What the run that was kept in a file of the site's `looks` was made of, and what it expects of its host; nothing where none is."""
     try:
         found = json.loads(kept.read_text())
-        same = found["made_of"] == made_of
-        return [{name: each[name] for name in EXPECTED} for each in found["expectations"]] if same else []
+        return str(found["made_of"]), [{name: each[name] for name in EXPECTED} for each in found["expectations"]]
     except (OSError, ValueError, KeyError, TypeError):
-        return []
+        return "", []
 
 
 def made_of(collection: Path, inventory: Iterable[Path], site_dir: Path) -> str:
@@ -155,6 +154,8 @@ def modules(collection: Path) -> tuple[dict[str, bytes], str]:
     }
     files |= {f"ansible/modules/{name}.py": (core / "modules" / f"{name}.py").read_bytes() for name in STOCK}
     files["ansible/release.py"] = (core / "release.py").read_bytes()
+    # systemd_service wants one of its functions. The package would import fifty modules that find out about the host.
+    files["ansible/module_utils/facts/__init__.py"] = b""
     package = ""
     for name in ("ansible_collections", "r1", "prov", "plugins"):
         package += f"{name}/"

@@ -22,8 +22,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+import ansible_runner
 import yaml
-from ansible_runner import Runner, RunnerConfig
 
 from r1prov.common import paths
 from r1prov.common.units import MIB
@@ -254,7 +254,7 @@ class _Execution:
             self.events.put(error)
 
     def _execute(self, password_env: dict[str, str]) -> int:
-        config = RunnerConfig(
+        config = ansible_runner.RunnerConfig(
             private_data_dir=str(self._artifacts),
             artifact_dir=str(self._artifacts),
             ident=self._run_name,
@@ -272,7 +272,7 @@ class _Execution:
         config.command = [sys.executable, "-I", guard.__file__, *self._command.argv]
         config.cwd = str(self._command.cwd)
         config.pexpect_timeout = 1  # How often, in seconds, it looks whether it shall end.
-        runner = Runner(config, event_handler=self._hear, cancel_callback=self._kill.is_set)
+        runner = ansible_runner.Runner(config, event_handler=self._hear, cancel_callback=self._kill.is_set)
         runner.run()
         return -1 if runner.rc is None else int(runner.rc)  # None: somebody killed Ansible.
 

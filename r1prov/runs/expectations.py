@@ -6,7 +6,7 @@ They are kept with the site for each host, and hold as long as everything that a
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,15 +99,27 @@ def keep(state: SiteState, host: str, made_of: str, expectations: Sequence[Expec
     write_whole(state.look(host), json.dumps(kept, indent=1) + "\n")
 
 
-def recall(state: SiteState, host: str, made_of: str) -> list[Expectation]:
-    """What is expected of a host; nothing where no run has shown it, or where a run would be made of something else now.
+@dataclass(frozen=True)
+class Kept:
+    """What is kept of the run over a host that last went well.
 
-    Args:
-        state: the site's.
-        host: the host's name.
-        made_of: what a run is made of now.
+    Attributes:
+        made_of: what that run was made of; empty where nothing is kept.
+        expectations: what it expects of the host.
     """
-    return [Expectation(**each) for each in paths.module_util("look_job").recall(state.look(host), made_of)]
+
+    made_of: str
+    expectations: list[Expectation]
+
+    def where(self, made_of: str) -> list[Expectation]:
+        """The expectations; none where a run would be made of something else now."""
+        return self.expectations if self.made_of == made_of else []
+
+
+def recall(state: SiteState, host: str) -> Kept:
+    """What is kept of the run over a host that last went well."""
+    made_of, expectations = paths.module_util("look_job").recall(state.look(host))
+    return Kept(made_of, [Expectation(**each) for each in expectations])
 
 
 def made_of(state: SiteState) -> str:

@@ -45,6 +45,7 @@ class Record(BaseModel):
         command: the command line, which holds no secret.
         user: who started it.
         controller: the name of the machine from which it came.
+        r1prov: the version of r1prov there; empty where that is not known.
         begun: when, ISO 8601 in UTC.
         ended: when; empty where that is not known.
         exit: the exit code of r1prov; None where it is not known how the run ended.
@@ -62,6 +63,7 @@ class Record(BaseModel):
     command: str
     user: str
     controller: str
+    r1prov: str = ""
     begun: str
     ended: str = ""
     exit: int | None = None
