@@ -40,7 +40,7 @@ def measured(argv: list[str], environment: dict[str, str]) -> Cost:
 
 def main(site: Path, hosts: list[str]) -> None:
     """Measure, and print the table."""
-    command = playbook_command("up", SiteState.of(site).inventory, n_hosts=max(len(hosts), 1))
+    command = playbook_command("up", SiteState.of(site).inventory, n_hosts=max(len(hosts), 1), limit=hosts)
     inventory = str(SiteState.of(site).inventory)
     r1prov = [sys.executable, "-m", "r1prov.cli"]
     commands = {
@@ -54,6 +54,7 @@ def main(site: Path, hosts: list[str]) -> None:
         ],
         "r1prov drift": [*r1prov, "drift", "--site", str(site), *hosts],
         "r1prov up": [*r1prov, "up", "--site", str(site), *hosts],
+        "ansible-playbook playbooks/up.yml": list(command.argv),
         "r1prov up --full": [*r1prov, "up", "--full", "--site", str(site), *hosts],
     }
     found: dict[str, list[Cost]] = {name: [] for name in commands}

@@ -9,9 +9,13 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import re
 import sys
+import textwrap
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +23,7 @@ import yaml
 from pydantic import BaseModel
 
 from r1prov.cli.verbs import VERBS, command
+from r1prov.common.documents import Keys
 from r1prov.common.errors import EXIT_CODES
 from r1prov.machines.profile import Profile
 from r1prov.site import SiteFile
@@ -198,11 +203,22 @@ def _keys(title: str, model: type[BaseModel]) -> str:
     return f"\n## {title}\n\n| key | default | what |\n|---|---|---|\n{rows}"
 
 
+def _docstrings(model: type[BaseModel]) -> dict[str, str]:
+    """What stands below the keys of a model. pydantic would read it, too, each time that somebody calls r1prov."""
+    found = _docstrings(model.__base__) if model.__base__ not in (Keys, BaseModel) else {}
+    body = ast.parse(textwrap.dedent(inspect.getsource(model))).body[0].body
+    for key, below in pairwise(body):
+        if isinstance(key, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+            found[key.target.id] = inspect.cleandoc(below.value.value)
+    return found
+
+
 def _rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    docstrings = _docstrings(model)
     for name, field in model.model_fields.items():
         inner = [m for m in _models(field.annotation) if m is not model]
         default = "required" if field.is_required() else _shown(field.get_default(call_default_factory=True))
-        lead = (field.description or (inner[0].__doc__ if inner else "") or "").strip().split("\n")[0]
+        lead = (docstrings.get(name) or (inner[0].__doc__ if inner else "") or "").strip().split("\n")[0]
         yield f"| `{prefix}{name}` | {default} | {lead} |\n"
         for part in inner:
             tag = part.model_fields.get("type")

@@ -19,6 +19,7 @@ from ansible_collections.r1.prov.plugins.module_utils.lock_holder import (
     sentence,
     this_controller_id,
 )
+from ansible_collections.r1.prov.plugins.module_utils.version import VERSION
 
 OPTIONS = {
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
@@ -80,6 +81,7 @@ def this_run() -> dict[str, Any]:
         # Not the process's own words: `-e` may carry a secret.
         "command": os.environ.get("R1PROV_COMMAND") or f"ansible-playbook {Path(context.CLIARGS['args'][0]).name}",
         "since": since.isoformat(timespec="seconds"),
+        "r1prov": VERSION,
         "run": run,
         "record": os.environ.get("R1PROV_RUN") or f"{since:%Y%m%dT%H%M%S.%f}-{run[:6]}",
     }

@@ -17,9 +17,8 @@ import urllib.error
 import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ansible.module_utils.urls import open_url
 from ansible_collections.r1.prov.plugins.module_utils.digest import sha256_of
 from ansible_collections.r1.prov.plugins.module_utils.locks import alone
 
@@ -150,7 +149,7 @@ def download(url: str, destination: Path, sha256: str, progress: Progress) -> No
     Raises:
         ArtefactError: the server cannot be reached, says no, or sends something else.
     """
-    with alone(destination.parent / ".lock", progress.wait):  # two downloads would write into one partial file
+    with alone(destination.parent / ".lock", progress.wait_for):  # two downloads would write into one partial file
         if destination.exists() and sha256_of(destination) == sha256:
             return
         # Another version may have the same name, so the partial file is named after what it becomes.
@@ -190,7 +189,7 @@ def _attempt(url: str, partial: Path, progress: Progress) -> None:
     """One attempt. What arrives is appended to `partial`, so that the next attempt goes on from there."""
     have = partial.stat().st_size if partial.exists() else 0
     headers = {"Range": f"bytes={have}-"} if have else {}
-    response = open_url(url, headers=headers, timeout=_TIMEOUT_S, http_agent="r1prov", decompress=False)
+    response = _open(url, headers=headers, decompress=False)
     if have and response.getcode() != 206:  # the server does not know ranges, and sends the whole file
         have = 0
     length = response.headers.get("Content-Length")
@@ -228,10 +227,17 @@ def index_links(index: str, project: str) -> dict[str, str]:
     return {file_name(address): address for address in addresses}
 
 
+def _open(url: str, **options: Any) -> Any:
+    # Imported late, because most who ask for an artefact have it, and a look at a host asks often.
+    from ansible.module_utils.urls import open_url  # noqa: PLC0415
+
+    return open_url(url, timeout=_TIMEOUT_S, http_agent="r1prov", **options)
+
+
 def _read(url: str, remedy: str) -> str:
     """The text at an address."""
     try:
-        answer = open_url(url, headers={"Accept": "text/html, */*;q=0.1"}, timeout=_TIMEOUT_S, http_agent="r1prov")
+        answer = _open(url, headers={"Accept": "text/html, */*;q=0.1"})
         text: str = answer.read().decode("utf-8")
     except (OSError, ValueError) as error:
         raise ArtefactError(f"{url} cannot be read: {getattr(error, 'reason', error)}. {remedy}") from error

@@ -16,10 +16,12 @@ from typing import Any
 def parsed(text: str) -> dict[str, Any]:
     """The holder that a lock names. A damaged lock has one without a name."""
     try:
-        holder: dict[str, Any] = json.loads(text)
+        holder = json.loads(text)
     except ValueError:
-        return {"run": "damaged", "user": "somebody", "controller": "", "controller_id": "", "command": "", "since": ""}
-    return holder
+        holder = None
+    if isinstance(holder, dict) and holder.get("run"):
+        return holder
+    return {"run": "damaged", "user": "somebody", "controller": "", "controller_id": "", "command": "", "since": ""}
 
 
 def this_controller_id() -> str:
@@ -49,9 +51,13 @@ def on_this_controller(holder: dict[str, Any]) -> bool:
     return bool(holder.get("controller_id")) and holder["controller_id"] == this_controller_id()
 
 
-def is_dead(holder: dict[str, Any]) -> bool:
-    """Whether the holder certainly runs no more. Of another controller's process nothing is certain."""
-    return on_this_controller(holder) and process_started(holder["pid"]) != holder["pid_started"]
+def is_dead(holder: Any) -> bool:
+    """Whether the holder certainly runs no more. Of another controller's process nothing is certain, nor of a damaged lock."""
+    return (
+        isinstance(holder, dict)
+        and on_this_controller(holder)
+        and process_started(holder["pid"]) != holder["pid_started"]
+    )
 
 
 def who(holder: dict[str, Any]) -> str:

@@ -8,6 +8,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
+_WHOLE = " has owner and mode "
+
+
 def summary(asked: Sequence[Mapping[str, Any]], answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What the answers to all questions come to.
 
@@ -25,7 +28,9 @@ def summary(asked: Sequence[Mapping[str, Any]], answers: Sequence[Mapping[str, A
         for each, answer in both
         for what in differences(each, answer)
     ]
-    # Where two modules name the same thing, the first one mends it.
+    # Where two modules name the same thing, the first one mends it. One that knows owner and mode together says more.
+    whole = {each["what"].partition(_WHOLE)[0] for each in found if _WHOLE in each["what"]}
+    found = [each for each in found if not any(each["what"].startswith(f"{path} has the ") for path in whole)]
     told = {each["what"]: each for each in reversed(found)}
     silent = [f"{each['step']}, {each['task']}: {answer['error']}" for each, answer in both if "error" in answer]
     return {

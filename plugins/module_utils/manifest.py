@@ -15,6 +15,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 RECORD, MANIFEST, _SEAL = "release.json", "manifest.json", "manifest.seal"
 _OWN = (RECORD, MANIFEST, _SEAL)
 _PROGRAMS = "bin/"
-_COMPILED = "/__pycache__/"  # Python leaves files in such a folder whenever root runs the release by hand
+_COMPILED = "/__pycache__/"
+"""Python leaves files in such a folder whenever root runs the release by hand."""
 _BLOCK_BYTES = 1 << 20
 _FOLDER_MODE, _FILE_MODE = 0o755, 0o644
 _TOLD = 3
@@ -45,8 +47,7 @@ class Look:
 
     Attributes:
         wrong: path below the folder -> how it differs from what was written down, in words. Empty where all is as it was.
-        stale: whether the seal is broken although nothing is wrong: files that have their bytes have other time stamps, or Python has
-            left compiled files.
+        stale: whether the seal is broken although nothing is wrong: files that have their bytes have other time stamps.
     """
 
     wrong: dict[str, str]
@@ -90,7 +91,7 @@ def look(folder: Path) -> Look:
     if gone := [name for name in (RECORD, MANIFEST) if not read_json(folder / name)]:
         return Look(dict.fromkeys(gone, "is gone, or is no JSON"))
     wrong = {name: "is gone" for name in known if name not in found}
-    wrong |= {name: "does not belong there" for name in found if name not in known and _COMPILED not in f"/{name}/"}
+    wrong |= {name: "does not belong there" for name in found if name not in known}
     same = []
     for name in known.keys() & found.keys():
         if words := _differs(known[name], found[name]):
@@ -136,7 +137,8 @@ def read(folder: Path, progress: Progress) -> Look:
 def put_right(folder: Path) -> Look:
     """Gives entries the owner and the mode that were written down, and takes note of new time stamps of files that have their bytes.
 
-    Files that uv has linked out of its cache get other stamps when the cache is removed.
+    Files that uv has linked out of its cache get other stamps when the cache is removed. Compiled files that nobody has written down are
+    removed: Python would run them in the place of what they say they were compiled of.
 
     Returns:
         what is wrong still.
@@ -147,6 +149,9 @@ def put_right(folder: Path) -> Look:
     if _is_sealed(folder):
         return Look({})
     known, found = read_json(folder / MANIFEST), dict(_entries(folder))
+    for name in found.keys() - known.keys():
+        if known and _COMPILED in f"/{name}/":
+            _remove(folder / name)
     for name in known.keys() & found.keys():
         was, now = known[name], found[name]
         if was["kind"] == now["kind"] and was["owner"] != now["owner"]:
@@ -162,6 +167,14 @@ def put_right(folder: Path) -> Look:
             _save(folder, stamped)
         _put_seal(folder, stat.S_IMODE(folder.stat().st_mode))
     return after
+
+
+def _remove(path: Path) -> None:
+    """Removes a file or a folder, which may have gone with the folder that it was in."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _is_capable(file: Path) -> bool:
@@ -235,17 +248,17 @@ def _seal(folder: Path, mode: int) -> str:
     seal = hashlib.sha256(repr((owner.st_uid, owner.st_gid, mode)).encode())
     programs = []
     for place, rows in _folders(folder):
-        told: list[tuple[str | int, ...]] = []
+        told = []
         for name, status in rows:
-            entry = (name, status.st_mode, status.st_uid, status.st_gid)
-            path = f"{place}{name}"
-            if stat.S_ISDIR(status.st_mode) or path == _SEAL:
-                told.append(entry)
+            mode, _, _, _, uid, gid, size, *_ = status
+            if stat.S_ISDIR(mode) or (not place and name == _SEAL):
+                told.append(f"{name}/{mode} {uid} {gid}")
             else:
-                told.append((*entry, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
-                if path.startswith(_PROGRAMS) and stat.S_ISREG(status.st_mode):
-                    programs.append(path)
-        seal.update(repr((place, told)).encode())
+                told.append(f"{name}/{mode} {uid} {gid} {size} {status.st_mtime_ns} {status.st_ctime_ns}")
+                if place.startswith(_PROGRAMS) and stat.S_ISREG(mode):
+                    programs.append(f"{place}{name}")
+        # No name holds a slash or the byte 0.
+        seal.update("\0".join((place, *told, "")).encode(errors="surrogateescape"))
     seal.update(repr(sorted(_sha256s(folder, programs))).encode())
     return seal.hexdigest()
 

@@ -59,8 +59,18 @@ class Look:
     record: dict[str, list[Any]]
 
 
+_ahead: list[dict[str, Package]] = []
+
+
+def look_ahead() -> None:
+    """Reads once which packages are installed, for who only looks: until this process ends, `installed` answers with that."""
+    _ahead[:] = [installed()]
+
+
 def installed() -> dict[str, Package]:
     """The installed packages, by each name that others may depend on."""
+    if _ahead:
+        return _ahead[0]
     command = ["dpkg-query", "--show", "--showformat", _FORMAT]
     shown = subprocess.run(command, capture_output=True, text=True, errors="replace", check=True).stdout
     found: dict[str, Package] = {}

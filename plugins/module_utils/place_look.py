@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ansible_collections.r1.prov.plugins.module_utils.difference import Difference, owner_and_mode
+from ansible_collections.r1.prov.plugins.module_utils.files import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -33,6 +34,9 @@ _FOLDERS = ("r1prov-measure",)
 """Programs that are folders, which Python runs. All others are files."""
 ROOTS = ("/var/lib/r1prov/packages", "/var/lib/r1prov/smoke_bench", "/var/lib/r1prov/llama_server")
 """What steps that run as root remember. The folders beside them are of services."""
+_CONFIGURATION = "/etc/r1prov/"
+_MOST_BYTES, _MOST_FILES = 1 << 20, 16
+"""No file of r1prov there is larger, and no folder there has more."""
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -82,17 +86,38 @@ def misplaced(path: Path, mode: int, root: Path) -> str:
 def mend(differences: Iterable[Difference]) -> None:
     """Gives each entry the owner and the mode that it should have. All of them lie in folders of root's once the upper ones are mended."""
     for each in sorted(differences, key=lambda difference: difference.place):
-        if each.kind == "kind":  # The role whose file it is writes that again.
+        if each.kind == "kind":
+            path = Path(each.place)
             if each.found == "a folder":
-                shutil.rmtree(each.place)
+                shutil.rmtree(path)
+            elif _CONFIGURATION in each.place and path.is_symlink():
+                _bring(path)
             else:
-                Path(each.place).unlink()
+                path.unlink()  # The role whose file it is writes that again.
             continue
         owner, _, mode = each.expected.partition(" ")
         uid, gid = map(int, owner.split(":"))
         os.chown(each.place, uid, gid, follow_symlinks=False)
         if not Path(each.place).is_symlink():
             Path(each.place).chmod(int(mode, 8))
+
+
+def _bring(link: Path) -> None:
+    """Puts what a link leads to in its place, so that only what differs in it has to be put right. Of a folder these are its files."""
+    target = link.resolve()
+    if target.is_dir():
+        link.unlink()
+        link.mkdir()
+        link.chmod(0o755)
+        files = [(path, link / path.name) for path in target.iterdir() if not path.is_symlink()]
+        files = files if len(files) <= _MOST_FILES else []  # It is another folder than one of r1prov's.
+    else:
+        files = [(target, link)]
+    for path, place in files:
+        if path.is_file() and path.stat().st_size <= _MOST_BYTES:
+            write_whole(place, path.read_bytes(), path.stat().st_mode & 0o644 | 0o600)
+    if link.is_symlink():
+        link.unlink()
 
 
 def _entries(root: Path) -> Iterator[Path]:

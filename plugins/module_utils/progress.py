@@ -9,10 +9,13 @@ import json
 import time
 from pathlib import Path
 
-from ansible_collections.r1.prov.plugins.module_utils.files import write_whole
+from ansible_collections.r1.prov.plugins.module_utils.files import read_json, write_whole
 
 RUN = Path("/run/r1prov")
 _INTERVAL_S = 0.5
+_WAITING = "waiting: "
+_SILENT_S = 300
+"""A compiler may take so long for one file, and nothing is told meanwhile."""
 
 
 class Progress:
@@ -31,7 +34,14 @@ class Progress:
 
     def wait(self, why: str) -> None:
         """Says what the step waits for."""
-        self.begin(f"waiting: {why}", 0, "steps")
+        self.begin(f"{_WAITING}{why}", 0, "steps")
+
+    def wait_for(self, other: str) -> None:
+        """Says which other process has what the step wants. One that does the same step and tells how far it is says more itself."""
+        told = read_json(self._file)
+        is_at_it = told.get("state") == "running" and not str(told.get("label", "")).startswith(_WAITING)
+        if not is_at_it or time.time() - told.get("updated", 0) > _SILENT_S:
+            self.wait(other)
 
     def update(self, done: int, total: int | None = None) -> None:
         """Says how many units are done, and how many there are where that became known or changed."""

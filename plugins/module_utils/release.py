@@ -95,7 +95,7 @@ def install(home: Path, build: Build, progress: Progress) -> None:
     Raises:
         ReleaseError, ArtefactError, OSError: it could not be made. The release that serves goes on serving.
     """
-    with alone(home / ".lock", progress.wait):
+    with alone(home / ".lock", progress.wait_for):
         place = path(home, build.id)
         if not place.is_dir() or manifest.put_right(place).wrong:
             if place.is_dir() and build.shares:

@@ -53,6 +53,11 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return [each for each in found if each and isinstance(each.get("run"), str)]
 
 
+def last(folder: Path) -> dict[str, Any]:
+    """The newest record; an empty one where there is none."""
+    return next((_document(path) for path in reversed(_files(folder))), {})
+
+
 def main(job: dict[str, Any]) -> None:
     """Does on a host what the controller asks: adds the `outcome` of a `run`, or tells all records and who holds the host."""
     told: dict[str, Any] = {}

@@ -149,11 +149,16 @@ def _elsewhere(path: Path, unit: str) -> list[Difference]:
 
 def _links(folder: Path, unit: str, target: str) -> Iterator[Difference]:
     """Links by which other units start this one or are started by it, except that `target` may want it; and its other names."""
-    if not folder.is_dir():
+    try:
+        with os.scandir(folder) as listed:
+            entries = sorted((each.name, each.is_symlink()) for each in listed)
+    except (FileNotFoundError, NotADirectoryError):
         return
     for kind in DEPENDENCIES:
-        for path in sorted(folder.glob(f"*.{kind}/{unit}")):
-            by = path.parent.name.removesuffix(f".{kind}")
+        for name in (name for name, _ in entries if name.endswith(f".{kind}") and name != f"{unit}.{kind}"):
+            path, by = folder / name / unit, name.removesuffix(f".{kind}")
+            if not os.path.lexists(path):
+                continue
             if (by, kind) != (target, "wants"):
                 yield Difference("link", str(path), "", kind, f"{path} lets {by} start {unit}")
             elif os.path.realpath(path) != os.path.realpath(folder / unit):
@@ -162,8 +167,8 @@ def _links(folder: Path, unit: str, target: str) -> Iterator[Difference]:
                 yield Difference("wanted", str(path), str(folder / unit), str(leads), said)
         for path in sorted((folder / f"{unit}.{kind}").glob("*")):
             yield Difference("link", str(path), "", kind, f"{path} lets {unit} start {path.name}")
-    for path in folder.iterdir():
-        if path.is_symlink() and path.name != unit and path.readlink().name == unit:
+    for path in (folder / name for name, is_link in entries if is_link and name != unit):
+        if path.readlink().name == unit:
             yield Difference("link", str(path), "", "alias", f"{path} is another name for {unit}")
 
 

@@ -7,6 +7,14 @@ from __future__ import annotations
 
 import itertools
 import subprocess
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+_ahead: dict[str, dict[str, str]] = {}
+_variables: list[str] = []
 
 
 class UnitError(Exception):
@@ -37,15 +45,37 @@ def reset_failed(pattern: str) -> None:
     subprocess.run(["systemctl", "reset-failed", pattern], check=False, capture_output=True)
 
 
+def look_ahead(names: Sequence[str], *keys: str) -> None:
+    """Asks for these properties of many units at once, for who only looks: until this process ends, `show` answers with them.
+
+    A call of systemctl for each unit takes three times as long as all else that a look does with it.
+    """
+    _variables[:] = environment_names()
+    if not names:
+        return
+    command = ["systemctl", "show", *names, f"--property={','.join(keys)}"]
+    shown = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False).stdout
+    each = shown.rstrip("\n").split("\n\n")
+    if len(each) == len(names):
+        _ahead.update(zip(names, map(_properties, each), strict=True))
+
+
 def show(unit: str, *keys: str) -> dict[str, str]:
     """These properties of a unit. A property that systemd leaves out is missing."""
+    if unit in _ahead:
+        return {key: _ahead[unit][key] for key in keys if key in _ahead[unit]}
     command = ["systemctl", "show", unit, f"--property={','.join(keys)}"]
-    shown = subprocess.run(command, capture_output=True, text=True, errors="replace", check=True).stdout
+    return _properties(subprocess.run(command, capture_output=True, text=True, errors="replace", check=True).stdout)
+
+
+def _properties(shown: str) -> dict[str, str]:
     return dict(line.split("=", 1) for line in shown.splitlines())
 
 
 def environment_names() -> list[str]:
     """The names of the variables that systemd gives to every service of this host."""
+    if _variables:
+        return _variables
     command = ["systemctl", "show-environment"]
     shown = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False).stdout
     return [line.partition("=")[0] for line in shown.splitlines()]

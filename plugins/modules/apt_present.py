@@ -39,6 +39,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils import fetching, package_look
@@ -84,6 +85,11 @@ _ADVICE = {
 
 class AptError(Exception):
     """apt failed. The message says why, and what to do next."""
+
+
+def look_ahead(_asked: list[dict[str, Any]]) -> None:
+    """Reads once what dpkg knows, where no package is installed meanwhile."""
+    package_look.look_ahead()
 
 
 def look(names: list[str], record: Path) -> package_look.Look:

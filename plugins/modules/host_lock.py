@@ -64,6 +64,7 @@ holder:
     stop: {type: int, description: "The process to stop there, which is r1prov if that has started ansible-playbook."}
     command: {type: str, description: What is being run.}
     since: {type: str, description: "When the lock was taken, ISO 8601 in UTC."}
+    r1prov: {type: str, description: The version of r1prov there.}
     run: {type: str, description: Names the process that holds the lock.}
     record: {type: str, description: Names the run in the host's history.}
 """
@@ -132,7 +133,7 @@ def remember(history: Path, holder: dict[str, Any], *, new: bool) -> None:
         OSError: the disk cannot be written to.
     """
     if new or history.is_dir():
-        told = {name: holder[name] for name in ("user", "controller", "command")}
+        told = {name: holder[name] for name in ("user", "controller", "command", "r1prov")}
         run_history.begin(history, {"run": holder["record"], **told, "begun": holder["since"]})
 
 

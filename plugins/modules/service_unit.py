@@ -98,6 +98,7 @@ from typing import TYPE_CHECKING, Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils import (
     account_look,
+    elsewhere,
     listening,
     process_look,
     remedies,
@@ -151,6 +152,15 @@ _KEYS = (
     "FragmentPath",
     "FreezerState",
 )
+
+
+_SOCKET_KEYS = ("ActiveState", "UnitFileState", "DropInPaths", "FragmentPath")
+
+
+def look_ahead(asked: list[dict[str, Any]]) -> None:
+    """Reads at once what is asked of many units next, where none of them is changed."""
+    sockets = [f"{each['name']}.socket" for each in asked if each.get("socket")]
+    units.look_ahead([*(f"{each['name']}.service" for each in asked), *sockets], *_KEYS)
 
 
 class Service:
@@ -277,25 +287,17 @@ class Service:
         if not url or not os.access(_READY, os.X_OK):
             return []
         began, used, limit_s = time.monotonic(), process_look.cpu_seconds(self._group()), _IDLE_LIMIT_S
-        asking = subprocess.Popen(
-            ["nsenter", f"--net=/proc/{self.now['MainPID']}/ns/net", _READY, url],
-            env={**os.environ, "MAINPID": self.now["MainPID"]},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        while True:
-            try:
-                asking.wait(timeout=limit_s)
-            except subprocess.TimeoutExpired:
-                waited = time.monotonic() - began
-                if waited < _BUSY_LIMIT_S - 1 and process_look.cpu_seconds(self._group()) - used > waited / 10:
-                    limit_s = _BUSY_LIMIT_S - _IDLE_LIMIT_S
-                    continue
-                asking.kill()
-                asking.wait()
-                said = f"{self.unit} runs and has not answered at {url} for {waited:.0f} s"
-                return [Difference("hung", self.unit, "an answer", "none", said)]
-            return []
+        pid = self.now["MainPID"]
+        asking = elsewhere.Running(Path("/proc") / pid / "ns" / "net", _READY, url, MAINPID=pid)
+        while not asking.ends_within(limit_s):
+            waited = time.monotonic() - began
+            if waited < _BUSY_LIMIT_S - 1 and process_look.cpu_seconds(self._group()) - used > waited / 10:
+                limit_s = _BUSY_LIMIT_S - _IDLE_LIMIT_S
+                continue
+            asking.kill()
+            said = f"{self.unit} runs and has not answered at {url} for {waited:.0f} s"
+            return [Difference("hung", self.unit, "an answer", "none", said)]
+        return []
 
     def _is_stale(self) -> bool:
         """Whether the process, if there is one, was started with something else than what is there now."""
@@ -393,7 +395,7 @@ class Service:
         """What has to be done so that systemd holds the service's socket."""
         todo: dict[str, Any] = {}
         file = _UNITS / self.socket
-        now = units.show(self.socket, "ActiveState", "UnitFileState", "DropInPaths", "FragmentPath")
+        now = units.show(self.socket, *_SOCKET_KEYS)
         found = unit_look.look(self.socket, now.get("DropInPaths", "").split())
         self.found += found
         self.own += unit_look.administrators(self.socket)

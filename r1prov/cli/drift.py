@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from r1prov import output
-from r1prov.cli import options, running
+from r1prov.cli import options
 from r1prov.common.errors import Exit
-from r1prov.runs.drift import both, read
-from r1prov.runs.drift import drift as look
 from r1prov.site.select import last_applied, wanted
 
 if TYPE_CHECKING:
@@ -48,17 +46,24 @@ def drift(
     Example: `r1prov drift gpu1`
     """
     asked, targets = wanted(site, hosts or ())
+    early = login_options.begin(asked, targets)
+    # Imported late, because hosts answer meanwhile.
+    from r1prov.cli import running  # noqa: PLC0415
+    from r1prov.runs import drift as looks  # noqa: PLC0415
+
     decision = running.settle(asked)
     login = login_options.ask()
     request = running.request("up", check=True, verbosity=verbose)
     asking = replace(request, diff=diff)  # What differs is shown at the end, and not as it happens, too.
-    found = running.watched(asked, targets, request, lambda live: look(decision, targets, login, asking, live))
+    found = running.watched(
+        asked, targets, request, lambda live: looks.drift(decision, targets, login, asking, live, early=early)
+    )
     if deep:
         applied, there = last_applied(site, hosts or ())
         brought = running.settle(applied)
         reading = running.request("read", verbosity=verbose)
-        damage = running.watched(applied, there, reading, lambda live: read(brought, there, login, reading, live))
-        found |= {name: both(found[name], each) for name, each in damage.items() if name in found}
+        damage = running.watched(applied, there, reading, lambda live: looks.read(brought, there, login, reading, live))
+        found |= {name: looks.both(found[name], each) for name, each in damage.items() if name in found}
     code = exit_code(found)
     if json:
         output.data(document(found, code))

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from r1prov.hosts import Login
+    from r1prov.runs.early import Early
+    from r1prov.site.keys import Host, Site
 
 
 def not_empty(value: str | None) -> str | None:
@@ -200,6 +202,14 @@ class LoginOptions:
             tell=lambda host, text: output.say(f"{host}: {text}"),
             confirm=_confirm_host_key if sys.stdin.isatty() else None,
         )
+
+    def begin(self, site: Site, hosts: Sequence[Host]) -> Early | None:
+        """Begin to look at hosts of which something is kept, unless a password is to be asked for."""
+        if self.ask_pass or self.ask_become_pass:
+            return None
+        from r1prov.runs.early import Early  # noqa: PLC0415 - as above
+
+        return Early(site, hosts, self.ask())
 
 
 def _password(option: str, prompt: str) -> str:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from r1prov.decision import Decision
     from r1prov.hosts import Login
     from r1prov.output import LiveRun
+    from r1prov.runs.early import Early
     from r1prov.runs.run import Done
     from r1prov.site import Host, Site
 
@@ -53,11 +54,17 @@ def settle(site: Site) -> Decision:
         return runs.settle(site, output.say)
 
 
-def run(decision: Decision, targets: Sequence[Host], login: Login, request: Request) -> Done:
+def run(
+    decision: Decision, targets: Sequence[Host], login: Login, request: Request, early: Early | None = None
+) -> Done:
     """Meet the hosts, render, and run the playbook, and show all that as it happens."""
     go_on = GO_ON_MEASURING if request.playbook == "tune" else GO_ON
     return watched(
-        decision.site, targets, request, lambda live: runs.run(decision, targets, login, request, live), go_on
+        decision.site,
+        targets,
+        request,
+        lambda live: runs.run(decision, targets, login, request, live, early=early),
+        go_on,
     )
 
 

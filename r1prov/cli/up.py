@@ -7,8 +7,7 @@ from typing import Annotated
 import typer
 
 from r1prov import output
-from r1prov.cli import options, running, show
-from r1prov.runs import run as runs
+from r1prov.cli import options
 from r1prov.site.select import select
 
 
@@ -54,6 +53,11 @@ def up(
         first_token=first_token,
         override=tuple(override or ()),
     )
+    early = None if full or print_command else login_options.begin(wanted, targets)
+    # Imported late, because hosts answer meanwhile.
+    from r1prov.cli import running, show  # noqa: PLC0415
+    from r1prov.runs import run as runs  # noqa: PLC0415
+
     decision = running.settle(wanted)
     show.versions_to_come(wanted, targets)
     login = login_options.ask()
@@ -72,4 +76,4 @@ def up(
             output.write(runs.command(prepared, login, request).shell(*prompts) + "\n")
         prepared.refuse_away()
         return
-    running.finish(running.run(decision, targets, login, request), targets, json=json, check=check)
+    running.finish(running.run(decision, targets, login, request, early), targets, json=json, check=check)

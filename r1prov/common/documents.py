@@ -23,7 +23,7 @@ M = TypeVar("M", bound="Keys")
 class Keys(BaseModel):
     """The keys of a mapping that people write. Other keys are refused. The docstring below a key describes it in docs/site.md."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     page: ClassVar[str] = "site.md"
     """The page of the documentation that describes these keys."""

@@ -18,10 +18,10 @@ from r1prov.hosts.adoption import adopt
 from r1prov.hosts.asking import ask
 from r1prov.hosts.connection import HostConnection, Result, Sudo, connect
 from r1prov.hosts.first import Contact, Meeting, at_once, contact_all
-from r1prov.hosts.login import Login, Passwords, met
-from r1prov.hosts.looking import Difference, Expectation, FileDiff, Look, look, modules, zipped
+from r1prov.hosts.login import Login, Passwords, meet, met
+from r1prov.hosts.looking import Difference, Expectation, FileDiff, Look, look
 from r1prov.hosts.reading import Pause, Progress, ProgressWatch, read_lock, read_pause, read_secret, read_status
-from r1prov.hosts.ssh import Access
+from r1prov.hosts.ssh import Access, StrangerError
 from r1prov.hosts.tunnel import Tunnel
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "Progress",
     "ProgressWatch",
     "Result",
+    "StrangerError",
     "Sudo",
     "Tunnel",
     "adopt",
@@ -47,11 +48,10 @@ __all__ = [
     "connect",
     "contact_all",
     "look",
+    "meet",
     "met",
-    "modules",
     "read_lock",
     "read_pause",
     "read_secret",
     "read_status",
-    "zipped",
 ]

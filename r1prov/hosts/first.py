@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -13,7 +14,7 @@ from r1prov.hosts.connection import HostConnection, Sudo, connect
 from r1prov.hosts.ssh import StrangerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from r1prov.hosts.ssh import Access
     from r1prov.site import Host
@@ -23,6 +24,9 @@ OLDEST_PYTHON = (3, 10)
 
 AT_ONCE = 64
 """So many hosts are contacted at once. A host that does not answer costs a thread that waits; a login costs the controller's CPU."""
+
+Meanwhile = Callable[[HostConnection], None]
+"""Lets something go on over a connection while the facts of its host are read."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -88,7 +92,12 @@ class Meeting:
 
 
 def contact_all(
-    hosts: Iterable[Host], access: Access, *, probe_paths: Iterable[str] = (), probe_ports: Iterable[int] = ()
+    hosts: Iterable[Host],
+    access: Access,
+    *,
+    probe_paths: Iterable[str] = (),
+    probe_ports: Iterable[int] = (),
+    meanwhile: Meanwhile | None = None,
 ) -> Meeting:
     """Contact all hosts at once. A person is asked about the keys of hosts that are not known before a password goes to them.
 
@@ -99,15 +108,16 @@ def contact_all(
         access: how to log in.
         probe_paths: places that a run will write to; the facts then name their disks.
         probe_ports: TCP ports that services will listen on; the facts then name who holds them.
+        meanwhile: is given the connection to each host that can be used, before its facts are read. It returns at once.
     """
     arguments = json.dumps({"paths": list(probe_paths), "ports": list(probe_ports)})
     hosts = list(hosts)
-    meeting = _meet_all(hosts, access, arguments)
+    meeting = _meet_all(hosts, access, arguments, meanwhile)
     try:
         # A person is asked when no connection waits for the answer.
         strangers = {name: error for name, error in meeting.away.items() if isinstance(error, StrangerError)}
         accepted = {name for name, stranger in strangers.items() if stranger.is_accepted(access)}
-        again = _meet_all([host for host in hosts if host.name in accepted], access, arguments)
+        again = _meet_all([host for host in hosts if host.name in accepted], access, arguments, meanwhile)
     except BaseException:
         meeting.close()
         raise
@@ -125,13 +135,13 @@ def at_once(work: Callable[[T], R], each: Sequence[T]) -> list[R]:
         return list(pool.map(work, each))
 
 
-def _meet_all(hosts: Sequence[Host], access: Access, probe_arguments: str) -> Meeting:
+def _meet_all(hosts: Sequence[Host], access: Access, probe_arguments: str, meanwhile: Meanwhile | None) -> Meeting:
     """Contact hosts at once, and ask no person anything."""
     access = replace(access, confirm=None)
 
     def meet(host: Host) -> Contact | UnreachableError:
         try:
-            return _meet(host, access, probe_arguments)
+            return _meet(host, access, probe_arguments, meanwhile)
         except UnreachableError as error:
             return error
 
@@ -142,10 +152,10 @@ def _meet_all(hosts: Sequence[Host], access: Access, probe_arguments: str) -> Me
     )
 
 
-def _meet(host: Host, access: Access, probe_arguments: str) -> Contact:
+def _meet(host: Host, access: Access, probe_arguments: str, meanwhile: Meanwhile | None) -> Contact:
     connection = connect(host, access)
     try:
-        return _look_around(connection, probe_arguments)
+        return _look_around(connection, probe_arguments, meanwhile)
     except (KeyError, ValueError) as error:
         connection.close()
         what = f"what it answers at first contact cannot be read ({error})"
@@ -155,7 +165,7 @@ def _meet(host: Host, access: Access, probe_arguments: str) -> Contact:
         raise
 
 
-def _look_around(connection: HostConnection, probe_arguments: str) -> Contact:
+def _look_around(connection: HostConnection, probe_arguments: str, meanwhile: Meanwhile | None) -> Contact:
     where = connection.host.name
     said = connection.run(["sh", "-s"], _BASICS).out
     # It would stand in the facts, and in a secret that is read from the host.
@@ -171,6 +181,8 @@ def _look_around(connection: HostConnection, probe_arguments: str) -> Contact:
         raise UnreachableError(*problems)
     connection.sudo = _sudo(connection, basics["sudo"])
     probe = (paths.collection() / "plugins" / "module_utils" / "host_probe.py").read_text()
+    if meanwhile:
+        meanwhile(connection)
     result = connection.run(["python3", "-", probe_arguments], probe, root=True, timeout_s=60)
     if result.code:
         _fail(where, f"its facts cannot be read: {_last_line(result.err)}", "does `sudo python3 --version` work there?")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
     from pathlib import Path
 
-    from r1prov.hosts.first import Meeting
+    from r1prov.hosts.first import Meanwhile, Meeting
     from r1prov.site import Host, Site
 
 
@@ -60,13 +60,16 @@ class Login:
 @contextlib.contextmanager
 def met(hosts: Sequence[Host], site: Site, login: Login) -> Generator[Meeting, None, None]:
     """Contact all hosts and yield what came of it. The connections are closed at the end."""
-    meeting = contact_all(
+    with contextlib.closing(meet(hosts, site, login)) as meeting:
+        yield meeting
+
+
+def meet(hosts: Sequence[Host], site: Site, login: Login, meanwhile: Meanwhile | None = None) -> Meeting:
+    """Contact all hosts. Whoever calls it closes the connections. See `contact_all`."""
+    return contact_all(
         hosts,
         login.access(SiteState.of(site.path)),
         probe_paths=[site.file.data_dir],
         probe_ports=[site.file.service.port],
+        meanwhile=meanwhile,
     )
-    try:
-        yield meeting
-    finally:
-        meeting.close()

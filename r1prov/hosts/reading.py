@@ -15,7 +15,6 @@ import paramiko
 from r1prov.common import paths
 from r1prov.common.errors import Problem, UnreachableError
 from r1prov.hosts.connection import HostConnection, connect
-from r1prov.hosts.looking import is_dead
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -152,7 +151,7 @@ def read_status(connection: HostConnection, service: dict[str, Any]) -> dict[str
         raise UnreachableError(Problem(connection.host.name, f"its status cannot be read: {reason}", remedy))
     status: dict[str, Any] = json.loads(result.out)
     if isinstance(lock := status["lock"], dict):
-        lock["dead"] = is_dead(lock)
+        lock["dead"] = paths.module_util("lock_holder").is_dead(lock)
     return status
 
 
@@ -182,8 +181,9 @@ def read_lock(connection: HostConnection) -> dict[str, Any]:
         UnreachableError: the connection is lost.
     """
     result = connection.run(["cat", str(paths.module_util("run_history").LOCK)])
-    holder: dict[str, Any] = paths.module_util("lock_holder").parsed(result.out) if result.code == 0 else {}
-    return {} if is_dead(holder) else holder
+    lock = paths.module_util("lock_holder")
+    holder: dict[str, Any] = lock.parsed(result.out) if result.code == 0 else {}
+    return {} if lock.is_dead(holder) else holder
 
 
 def read_secret(connection: HostConnection, path: str) -> str | None:

@@ -26,7 +26,7 @@ R1_TEMPLATE = "<｜User｜>{{ .System }} {{ .Prompt }}<｜Assistant｜>"  # noqa
 class ShardFile(BaseModel):
     """One file of a quant."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: FileName
     """The file's name without a folder."""
@@ -39,7 +39,7 @@ class ShardFile(BaseModel):
 class Quant(BaseModel):
     """One published form of a model. A file's path on the hub is `folder/name`; the engine is given the first of `files`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: FileName
     """The name by which `serving.quant` chooses this quant."""

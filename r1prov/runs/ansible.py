@@ -16,17 +16,14 @@ import signal
 import sys
 import tempfile
 import threading
-from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import groupby
-from operator import attrgetter
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+import ansible_runner
 import yaml
-from ansible_runner import Runner, RunnerConfig
 
 from r1prov.common import paths
 from r1prov.common.units import MIB
@@ -46,6 +43,8 @@ from r1prov.runs.events import (
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+
+    from ansible_collections.r1.prov.plugins.module_utils.steps import Step
 
     from r1prov.hosts import Passwords
 
@@ -67,6 +66,8 @@ INHERITED = (
     "ANSIBLE_VAULT_PASSWORD_FILE",
 )
 KEPT_RUNS = 10
+LOOK = "look"
+"""The tag with which the playbook `up` looks first."""
 FORKS_PER_CPU = 25
 """A host that waits for its compiler or its weights keeps a fork busy, but no CPU. So there may be many for each."""
 FORK_BYTES = 40 * MIB
@@ -108,6 +109,7 @@ def playbook_command(
     diff: bool = False,
     told_as: str = "",
     due: Sequence[str] = (),
+    looked: bool = False,
 ) -> Command:
     """The command that runs a playbook of the collection.
 
@@ -123,6 +125,7 @@ def playbook_command(
         diff: Ansible shows what changes in files.
         told_as: what the lock on a host calls this run.
         due: only the steps with one of these tags; all without.
+        looked: whether r1prov has looked already, or shall not look. Then the playbook does not either.
     """
     argv = [
         str(Path(sys.executable).with_name("ansible-playbook")),
@@ -131,6 +134,7 @@ def playbook_command(
         str(inventory),
         *(["--limit", ",".join(limit)] if limit else []),
         *(["--tags", ",".join(due)] if due else []),
+        *(["--skip-tags", LOOK] if looked and not due else []),
         *(["-e", json.dumps(dict(variables))] if variables else []),
         *(["--check"] if check else []),
         *(["--diff"] if diff else []),
@@ -151,28 +155,6 @@ def playbook_command(
     return Command(tuple(argv), env, inventory.parent)
 
 
-ALWAYS = "always"
-"""Ansible's name of the tag of what is due in every run."""
-
-
-class Step(NamedTuple):
-    """A step of a run.
-
-    Attributes:
-        role: the role that the playbook brings in.
-        why: what for, in the words of the playbook, where the role comes more than once; else empty.
-        tags: where one of these roles differs, the step is due. `always` says that it is due in every run.
-    """
-
-    role: str
-    why: str = ""
-    tags: tuple[str, ...] = ()
-
-    def is_due(self, due: Collection[str]) -> bool:
-        """Whether a run takes the step, given the tags that it is for. Without tags a run is for all."""
-        return not due or not {ALWAYS, *due}.isdisjoint(self.tags)
-
-
 def forks(n_hosts: int, cpus: int, memory: int) -> int:
     """How many hosts a controller with so many CPUs and bytes of memory works on at once. The others wait for their turn."""
     return max(1, min(n_hosts, cpus * FORKS_PER_CPU, memory // 4 // FORK_BYTES))
@@ -186,28 +168,8 @@ def steps_of(playbook: str, due: Collection[str] = ()) -> list[Step]:
         due: as in `playbook_command`.
     """
     plays = yaml.safe_load((paths.collection() / "playbooks" / f"{playbook}.yml").read_text())
-    found = [
-        next(same) for _, same in groupby(filter(lambda step: step.is_due(due), _roles(plays)), attrgetter("role"))
-    ]
-    times = Counter(step.role for step in found)
-    return [step if times[step.role] > 1 else step._replace(why="") for step in found]
-
-
-def _roles(node: Any) -> Iterator[Step]:
-    if isinstance(node, list):
-        for item in node:
-            yield from _roles(item)
-    elif isinstance(node, dict):
-        tags = tuple(node.get("tags", ()))
-        for key, value in node.items():
-            if key.rpartition(".")[2] in {"import_role", "include_role"}:
-                why = node.get("name", "")
-                yield Step(value["name"].rpartition(".")[2], why[:1].lower() + why[1:], tags)
-            elif key == "roles":
-                names = (role if isinstance(role, str) else role["role"] for role in value)
-                yield from (Step(name.rpartition(".")[2]) for name in names)
-            elif isinstance(value, list):
-                yield from _roles(value)
+    found: list[Step] = paths.module_util("steps").steps_of(plays, due)
+    return found
 
 
 def new_run() -> str:
@@ -292,7 +254,7 @@ class _Execution:
             self.events.put(error)
 
     def _execute(self, password_env: dict[str, str]) -> int:
-        config = RunnerConfig(
+        config = ansible_runner.RunnerConfig(
             private_data_dir=str(self._artifacts),
             artifact_dir=str(self._artifacts),
             ident=self._run_name,
@@ -310,7 +272,7 @@ class _Execution:
         config.command = [sys.executable, "-I", guard.__file__, *self._command.argv]
         config.cwd = str(self._command.cwd)
         config.pexpect_timeout = 1  # How often, in seconds, it looks whether it shall end.
-        runner = Runner(config, event_handler=self._hear, cancel_callback=self._kill.is_set)
+        runner = ansible_runner.Runner(config, event_handler=self._hear, cancel_callback=self._kill.is_set)
         runner.run()
         return -1 if runner.rc is None else int(runner.rc)  # None: somebody killed Ansible.
 

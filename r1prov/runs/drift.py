@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from r1prov.decision import Decision
     from r1prov.hosts import FileDiff, Login
+    from r1prov.runs.early import Early
     from r1prov.runs.events import Event
     from r1prov.runs.report import HostReport
     from r1prov.runs.run import Request, Watcher
@@ -23,7 +24,13 @@ if TYPE_CHECKING:
 
 
 def drift(
-    decision: Decision, hosts: Sequence[Host], login: Login, request: Request, watcher: Watcher
+    decision: Decision,
+    hosts: Sequence[Host],
+    login: Login,
+    request: Request,
+    watcher: Watcher,
+    *,
+    early: Early | None = None,
 ) -> dict[str, Look]:
     """Look at hosts. Where no run has shown yet what is expected of a host, Ansible checks it, which takes as long as a run.
 
@@ -35,11 +42,12 @@ def drift(
         login: how to reach them.
         request: of a check of `up`.
         watcher: told what happens.
+        early: looks that go on already.
 
     Returns:
         Host name -> what differs there, or why that cannot be told.
     """
-    prepared = prepare(decision, hosts, login, watcher, looks=True)
+    prepared = prepare(decision, hosts, login, watcher, looks=True, early=early)
     found = dict(prepared.looks)
     found |= {each.host: _untold("; ".join(problem.what for problem in each.problems)) for each in prepared.away}
     rest = [host for host in prepared.targets if host.name not in found]

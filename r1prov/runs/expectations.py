@@ -5,17 +5,14 @@ They are kept with the site for each host, and hold as long as everything that a
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
-from dataclasses import asdict, replace
-from importlib import metadata
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from r1prov.common import paths
 from r1prov.common.files import write_whole
-from r1prov.hosts.looking import STOCK, Expectation
+from r1prov.hosts.looking import Expectation
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -35,7 +32,6 @@ _READING: dict[str, dict[str, Any]] = {"find": {"stdout": ""}, "nft": {"rc": 0}}
 """Programs with which roles only read, and the answer upon which a role has nothing to do."""
 _CACHE = "/var/cache/"
 """What lies there may be deleted at any time, so nothing is expected of it."""
-_PATH = re.compile(r"""(?<![\w.])/[^\s'"`,;{}()\[\]|]+""")
 
 
 def expectations_of(event: TaskDone) -> Iterator[Expectation]:
@@ -58,7 +54,7 @@ def expectations_of(event: TaskDone) -> Iterator[Expectation]:
         elif kind == "command" and not arguments["creates"]:
             if said := _READING.get(Path(result["cmd"][0]).name):
                 yield Expectation(event.step, event.task, "ansible.modules.command", _given(arguments), said=said)
-        elif kind in STOCK and not str(arguments.get("path", "")).startswith(_CACHE):
+        elif kind in paths.module_util("look_job").STOCK and not str(arguments.get("path", "")).startswith(_CACHE):
             yield Expectation(event.step, event.task, f"ansible.modules.{kind}", _given(arguments))
 
 
@@ -103,44 +99,30 @@ def keep(state: SiteState, host: str, made_of: str, expectations: Sequence[Expec
     write_whole(state.look(host), json.dumps(kept, indent=1) + "\n")
 
 
-def recall(state: SiteState, host: str, made_of: str) -> list[Expectation]:
-    """What is expected of a host; nothing where no run has shown it, or where a run would be made of something else now.
+@dataclass(frozen=True)
+class Kept:
+    """What is kept of the run over a host that last went well.
 
-    Args:
-        state: the site's.
-        host: the host's name.
-        made_of: what a run is made of now.
+    Attributes:
+        made_of: what that run was made of; empty where nothing is kept.
+        expectations: what it expects of the host.
     """
-    try:
-        kept = json.loads(state.look(host).read_text())
-        if kept["made_of"] != made_of:
-            return []
-        return [Expectation(**each) for each in kept["expectations"]]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return []
+
+    made_of: str
+    expectations: list[Expectation]
+
+    def where(self, made_of: str) -> list[Expectation]:
+        """The expectations; none where a run would be made of something else now."""
+        return self.expectations if self.made_of == made_of else []
+
+
+def recall(state: SiteState, host: str) -> Kept:
+    """What is kept of the run over a host that last went well."""
+    made_of, expectations = paths.module_util("look_job").recall(state.look(host))
+    return Kept(made_of, [Expectation(**each) for each in expectations])
 
 
 def made_of(state: SiteState) -> str:
-    """Identifies what a run is made of: the code, the inventory, and all files that the inventory names.
-
-    A file that is named counts by its size and its times, because it may be an archive of some GB.
-    """
-    versions = " ".join(metadata.version(name) for name in ("ansible-core", "r1prov"))
-    digest = hashlib.sha256(versions.encode())
-    root = paths.collection()
-    code = (path for folder in ("playbooks", "plugins", "roles") for path in (root / folder).rglob("*"))
-    for path in sorted(
-        path for path in code if path.is_file() and path.suffix != ".pyc" and "molecule" not in path.parts
-    ):
-        digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
-    named: set[str] = set()
-    for path in sorted(path for path in state.inventory.rglob("*") if path.is_file()):
-        text = path.read_text()
-        digest.update(f"{path.relative_to(state.inventory)}\n{text}".encode())
-        named |= set(_PATH.findall(text))
-    named |= {str(path) for folder in (state.secrets, state.authority, state.pins) for path in folder.rglob("*")}
-    for path in map(Path, sorted(named)):
-        if path.is_file():
-            status = path.stat()
-            digest.update(f"{path} {status.st_size} {status.st_mtime_ns} {status.st_ino}\n".encode())
-    return digest.hexdigest()
+    """Identifies what a run is made of: the code, the inventory, and all files that the inventory names."""
+    found: str = paths.module_util("look_job").made_of(paths.collection(), [state.inventory], state.root)
+    return found

@@ -19,7 +19,6 @@ from r1prov.common import paths
 from r1prov.common.errors import UnreachableError
 from r1prov.hosts import at_once, met
 from r1prov.hosts.asking import ask
-from r1prov.hosts.looking import is_dead
 from r1prov.runs.ansible import log_of
 from r1prov.site import versions
 from r1prov.site.select import last_applied
@@ -46,6 +45,7 @@ class Record(BaseModel):
         command: the command line, which holds no secret.
         user: who started it.
         controller: the name of the machine from which it came.
+        r1prov: the version of r1prov there; empty where that is not known.
         begun: when, ISO 8601 in UTC.
         ended: when; empty where that is not known.
         exit: the exit code of r1prov; None where it is not known how the run ended.
@@ -63,6 +63,7 @@ class Record(BaseModel):
     command: str
     user: str
     controller: str
+    r1prov: str = ""
     begun: str
     ended: str = ""
     exit: int | None = None
@@ -197,7 +198,7 @@ def merged(*kept: Iterable[Mapping[str, Any]]) -> list[Record]:
 
 def _living(holder: Mapping[str, Any]) -> str:
     """The name of the run that holds a host, unless it has certainly ended."""
-    return "" if is_dead(holder) else str(holder.get("record", ""))
+    return "" if paths.module_util("lock_holder").is_dead(holder) else str(holder.get("record", ""))
 
 
 def _files() -> Any:

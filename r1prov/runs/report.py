@@ -336,8 +336,19 @@ def failure(event: HostFailed | HostUnreachable) -> R1provError:
         return LockedError(Problem(event.host, what.removeprefix(event.host).strip(" ."), remedy.rstrip(".")))
     kind = UnhealthyError if event.step == "smoke_bench" else RunError
     where = f"{event.host}, {event.step}" if event.step else event.host
+    if fixed := _FIXED.search(what):
+        path = fixed[1] or fixed[2]
+        what = f"not even root may change {path}"
+        remedy = (
+            f"`lsattr -d {path}` on the host shows an i or an a where somebody has told the file system so, "
+            f"`chattr -i -a {path}` takes that back; then run the same command again"
+        )
     told = f"{event.task}: {what}".strip()
     return kind(Problem(where, told, remedy or "mend it, then run the same command again to go on"))
+
+
+_FIXED = re.compile(r"Operation not permitted: b?'[^']*' -> b?'([^']+)'|Operation not permitted: b?'([^']+)'")
+"""What Python says of a file that the file system lets nobody change, with the name that it is about."""
 
 
 def _is_cut_off(result: dict[str, Any]) -> bool:

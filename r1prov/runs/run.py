@@ -13,9 +13,10 @@ from r1prov.common import paths
 from r1prov.common.errors import Exit, LockedError, Problem, R1provError, SiteError, UnhealthyError, UnreachableError
 from r1prov.common.units import gib
 from r1prov.decision import decide
-from r1prov.hosts import Look, Progress, ProgressWatch, at_once, look, met, read_lock
+from r1prov.hosts import Look, Progress, ProgressWatch, at_once, met, read_lock
 from r1prov.offload.speed import DEFAULT_LINK, of_machine
 from r1prov.runs import ansible, expectations, history, secrets, speeds, watch
+from r1prov.runs.early import look_at
 from r1prov.runs.events import HostAway, HostLooked, TaskDone
 from r1prov.runs.report import HostReport, Recorder, RunReport, now
 from r1prov.site import archives, authority, pins
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from r1prov.hosts.looking import Expectation
     from r1prov.machines.known import Known
     from r1prov.runs.ansible import Command
+    from r1prov.runs.early import Early
     from r1prov.runs.events import Event
     from r1prov.site import Host, Site
 
@@ -149,14 +151,29 @@ class Done:
     error: R1provError | None
 
 
-def run(decision: Decision, hosts: Sequence[Host], login: Login, request: Request, watcher: Watcher) -> Done:
+def run(
+    decision: Decision,
+    hosts: Sequence[Host],
+    login: Login,
+    request: Request,
+    watcher: Watcher,
+    *,
+    early: Early | None = None,
+) -> Done:
     """Meet the hosts, render the inventory, and run the playbook over those that can be used. The others are in the report."""
-    prepared = prepare(decision, hosts, login, watcher, looks=request.looks, needs=request.needs)
+    prepared = prepare(decision, hosts, login, watcher, looks=request.looks, needs=request.needs, early=early)
     return play(prepared, login, request, watcher)
 
 
 def prepare(
-    decision: Decision, hosts: Sequence[Host], login: Login, watcher: Watcher, *, looks: bool = False, needs: str = ""
+    decision: Decision,
+    hosts: Sequence[Host],
+    login: Login,
+    watcher: Watcher,
+    *,
+    looks: bool = False,
+    needs: str = "",
+    early: Early | None = None,
 ) -> Prepared:
     """Meet the hosts, and render the inventory. Changes nothing on a host, and nothing here where no host can be used.
 
@@ -167,6 +184,7 @@ def prepare(
         watcher: told who is away, and what is remarkable about the others.
         looks: whether to look at hosts of which is known what a run expects.
         needs: as in `Request`.
+        early: looks that go on already.
 
     Raises:
         LockedError: no host was set up for this, and runs hold all of them.
@@ -174,7 +192,8 @@ def prepare(
     """
     site = decision.site
     state = SiteState.of(site.path)
-    with met(hosts, site, login) as meeting:
+    begun = early.meeting() if early else None
+    with contextlib.closing(begun) if begun else met(hosts, site, login) as meeting:
         if needs:
             refuse_bare(meeting, needs)
         away = [HostAway(name, error.problems) for name, error in meeting.away.items()]
@@ -206,7 +225,9 @@ def prepare(
         found = {}
         if looks:
             made_of = expectations.made_of(state)
-            found = _look(meeting, {name: expectations.recall(state, name, made_of) for name in meeting.contacts})
+            found = early.looks(made_of) if early and begun else {}
+            others = [name for name in meeting.contacts if name not in found]
+            found |= look_at(meeting, {name: expectations.recall(state, name).where(made_of) for name in others})
     return Prepared(decision, hosts, away, found)
 
 
@@ -259,19 +280,6 @@ def _bare(name: str, connection: HostConnection, unit: str) -> _Bare | None:
         return _Bare(Problem(name, f"is not set up yet: it has no {unit}.service", "run `r1prov up` first"), False)
     lock = paths.module_util("lock_holder")
     return _Bare(Problem(name, f"{lock.sentence(holder)}, and has no {unit}.service yet", lock.remedy(holder)), True)
-
-
-def _look(meeting: Meeting, expected: Mapping[str, Sequence[Expectation]]) -> dict[str, Look]:
-    """Look at all hosts at once of which something is expected. `expected` names the hosts."""
-
-    def one(name: str) -> Look:
-        try:
-            return look(meeting.contacts[name].connection, expected[name])
-        except UnreachableError as error:
-            return Look(0, 0.0, unknown="; ".join(problem.what for problem in error.problems))
-
-    names = [name for name in meeting.contacts if expected.get(name)]
-    return dict(zip(names, at_once(one, names), strict=True))
 
 
 def _on_ram(decision: Decision, host: str, before: Known | None, known: Known | None) -> str:
@@ -362,6 +370,7 @@ def command(prepared: Prepared, login: Login, request: Request) -> Command:
         diff=request.diff,
         told_as=request.told_as,
         due=prepared.due,
+        looked=request.playbook == "up",
     )
 
 
@@ -418,7 +427,7 @@ def play(prepared: Prepared, login: Login, request: Request, watcher: Watcher) -
             settle_hosts(state, site, report, request.playbook)
         if is_kept:
             history.end(prepared.decision, prepared.hosts, login, report)
-    if request.playbook == "up":
+    if request.playbook == "up" and prepared.hosts:
         _keep_expectations(prepared, recorder, login, request, watcher)
     return Done(prepared.decision, report, error)
 
@@ -438,7 +447,7 @@ def _keep_expectations(
     made_of, ran = expectations.made_of(state), {step.role for step in ansible.steps_of(request.playbook, prepared.due)}
     seen = {
         host.name: expectations.merged(
-            [each for each in expectations.recall(state, host.name, made_of) if each != watch.LEFT], found, ran
+            [each for each in expectations.recall(state, host.name).where(made_of) if each != watch.LEFT], found, ran
         )
         for host in prepared.hosts
         if (found := recorder.expectations(host.name))
@@ -449,7 +458,7 @@ def _keep_expectations(
     if visited and not request.check:
         with met(visited, site, login) as meeting:
             again = {name: found for name, found in seen.items() if name in changed & meeting.contacts.keys()}
-            after = _look(meeting, again)
+            after = look_at(meeting, again)
             well |= {name for name, found in after.items() if found.clean}
             if prepared.due:
                 _tell_what_is_left(after, watcher)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import json
 from dataclasses import asdict
-from importlib import metadata, resources
+from importlib import resources
 from typing import TYPE_CHECKING
 
-from r1prov.hosts import Expectation, ask, modules, zipped
+from r1prov.common import paths
+from r1prov.hosts import Expectation, ask
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,24 +41,24 @@ def leave(connection: HostConnection, expectations: Sequence[Expectation], every
     """
     content = program(expectations, every_s) if expectations else b""
     job = {"content": base64.b64encode(content).decode()}
-    ask(connection, _on_host("runs", "leave.py"), job, "it cannot be left what it looks by", LIMIT_S)
+    ask(connection, _on_host("leave.py"), job, "it cannot be left what it looks by", LIMIT_S)
 
 
 def program(expectations: Sequence[Expectation], every_s: int) -> bytes:
     """The program with which a host looks: a zip file that Python executes, with all modules that it asks."""
-    code, _ = modules()
+    look = paths.module_util("look_job")
+    code, _ = look.modules(paths.collection())
     job = {
         "asked": [asdict(each) for each in expectations],
-        "version": metadata.version("ansible-core"),
+        "version": look.ansible_version,
         "every_s": every_s,
     }
     own = {
-        "__main__.py": _on_host("runs", "watch.py").encode(),
-        "look.py": _on_host("hosts", "look.py").encode(),
+        "__main__.py": _on_host("watch.py").encode(),
         "job.json": json.dumps(job).encode(),
     }
-    return zipped({**code, **own})
+    return bytes(look.zipped({**code, **own}))
 
 
-def _on_host(wing: str, name: str) -> str:
-    return (resources.files(f"r1prov.{wing}") / "on_host" / name).read_text()
+def _on_host(name: str) -> str:
+    return (resources.files("r1prov.runs") / "on_host" / name).read_text()

@@ -134,25 +134,38 @@ def test_the_hosts_engine_says_of_memory_what_the_planner_does(
     told(host, f"rm /var/tmp/{file.name}")
 
 
+def plain(operator: Operator, *options: str) -> str:
+    """What plain ansible-playbook says of the playbook `up`, which must end well."""
+    program, inventory = Path(sys.executable).with_name("ansible-playbook"), operator.folder / ".r1prov" / "inventory"
+    argv = [program, "-i", inventory, "playbooks/up.yml", *options]
+    done = subprocess.run(argv, cwd=paths.collection().resolve(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
 def test_plain_ansible_playbook_finds_nothing_to_change(operator: Operator, pair: list[LabHost]) -> None:
     measured = on_all(pair, f"stat -c %Y {MEASURED}")
-    done = subprocess.run(
-        [
-            Path(sys.executable).with_name("ansible-playbook"),
-            "-i",
-            operator.folder / ".r1prov" / "inventory",
-            "playbooks/up.yml",
-        ],
-        cwd=paths.collection().resolve(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    recap = done.stdout.split("PLAY RECAP")[1]
-    assert recap.count("changed=0 ") == len(pair), done.stdout
+    said = plain(operator)
+    for host in pair:
+        assert f"{host.name}: nothing differs (" in said
+    assert "TASK [r1.prov.preflight" not in said
+    said = plain(operator, "--skip-tags", "look")
+    recap = said.split("PLAY RECAP")[1]
+    assert recap.count("changed=0 ") == len(pair), said
     assert recap.count("failed=0 ") == len(pair)
     assert on_all(pair, f"stat -c %Y {MEASURED}") == measured
+
+
+def test_plain_ansible_playbook_mends_what_differs_and_leaves_the_rest(operator: Operator, pair: list[LabHost]) -> None:
+    file = "/etc/security/limits.d/r1prov-operators.conf"
+    told(pair[0], f"chmod 0666 {file}")
+    said = plain(operator)
+    assert f"{pair[0].name}: {file} has the mode 0666, and should have 0644 (mended by operators)" in said
+    assert f"{pair[1].name}: nothing differs (" in said
+    assert told(pair[0], f"stat -c %a {file}").strip() == "644"
+    changed = re.findall(r"^changed: \[(\S+)\]", said, re.MULTILINE)
+    assert set(changed) == {pair[0].name}
+    assert "nothing differs" in plain(operator)
 
 
 def test_status_tells_what_runs(operator: Operator, pair: list[LabHost]) -> None:
@@ -168,8 +181,7 @@ def test_no_secret_is_in_logs_files_or_processes(operator: Operator, pair: list[
     for host in pair:
         shown = told(host, "journalctl --no-pager; ps -ef; systemctl cat 'r1prov-*'")
         assert all(part in shown for part in ("systemd[1]: Started", "llama-server", "ExecStart="))
-        # What Python has compiled of the modules of a look is no text.
-        readable = "find /etc/r1prov /var/lib/r1prov /run/r1prov -type f -perm /044 -not -name '*.pyc'"
+        readable = "find /etc/r1prov /var/lib/r1prov /run/r1prov -type f -perm /044"
         text = told(host, f"{readable} -exec cat {{}} +")
         assert text
         assert not [key for key in keys if key in shown or key in text]

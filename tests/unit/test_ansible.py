@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ansible_collections.r1.prov.plugins.module_utils.steps import Step
 
 from r1prov.common import paths
 from r1prov.common.units import GIB
 from r1prov.hosts import Passwords
 from r1prov.runs import ansible, guard
-from r1prov.runs.ansible import Command, Step, Translator, playbook_command
+from r1prov.runs.ansible import Command, Translator, playbook_command
 from r1prov.runs.events import Finished, HostFailed, HostUnreachable, Output, Recap, StepStarted, Tally, TaskDone
 
 BIN = Path(sys.executable).parent

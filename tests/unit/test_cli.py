@@ -158,7 +158,7 @@ def test_a_defect_is_one_line(r1prov, monkeypatch):
 
 
 def test_ctrl_c_is_130_and_says_how_to_go_on(r1prov, monkeypatch):
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(running.runs, "run", interrupted)

@@ -116,4 +116,5 @@ def test_the_options_are_those_of_the_verbs_although_nothing_of_their_work_is_im
     done = subprocess.run([sys.executable, "-c", empty], env=completing, capture_output=True, text=True, check=True)
     told, modules = map(json.loads, done.stdout.splitlines())
     assert told == json.loads(real.stdout)
-    assert {module.partition(".")[0] for module in modules} & HEAVY == set()
+    # A library that is read late is there by its name alone.
+    assert {module.partition(".")[0] for module in modules if "." in module} & HEAVY == set()

@@ -20,8 +20,8 @@ OURS = {"r1prov", "tests", "benchmarks", "ansible_collections", "measuring"}
 DISTRIBUTIONS = packages_distributions()
 
 ON_THE_CONTROLLER = ("r1prov", "plugins/action", "plugins/filter")
-ITS_HELPERS = ("plugins/module_utils/certificate.py", "plugins/module_utils/password.py")
-"""The two files of module_utils that only filters use. They are never sent to hosts."""
+ITS_HELPERS = tuple(f"plugins/module_utils/{name}.py" for name in ("certificate", "password", "look_job", "steps"))
+"""The files of module_utils that only the controller runs."""
 ON_HOSTS = ("plugins/modules", "plugins/module_utils", "r1prov/hosts/on_host", "r1prov/runs/on_host")
 OF_THE_PAGE = ROOT / "roles/open_webui/files/account.py"
 """The chat page's own Python runs it, with what the page's requirements bring."""

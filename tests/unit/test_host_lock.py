@@ -9,6 +9,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+import pytest
 from ansible_collections.r1.prov.plugins.action import host_lock as action
 from ansible_collections.r1.prov.plugins.module_utils import lock_holder, run_history
 from ansible_collections.r1.prov.plugins.modules import host_lock as module
@@ -26,6 +27,7 @@ def holder(run: str, **changes) -> dict:
         "pid_started": "boot/1",
         "stop": 4700,
         "command": "r1prov up",
+        "r1prov": "0.1.0",
         "since": "2026-10-03T12:03:05+00:00",
         "run": run,
     } | changes
@@ -72,8 +74,9 @@ def test_releasing_where_nothing_is(tmp_path: Path):
     assert not (tmp_path / "none").exists()
 
 
-def test_a_damaged_lock_is_somebodys(tmp_path: Path):
-    (tmp_path / "lock.json").write_text("{")
+@pytest.mark.parametrize("text", ["{", "3", "[]", "null", "{}", '"run"'])
+def test_a_damaged_lock_is_somebodys(tmp_path: Path, text: str):
+    (tmp_path / "lock.json").write_text(text)
     taken, before = module.take(tmp_path, holder("a"))
     assert not taken
     assert not lock_holder.is_dead(before)

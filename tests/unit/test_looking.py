@@ -15,10 +15,10 @@ from typing import Any, cast
 
 import pytest
 
+from r1prov import __version__
 from r1prov.cli.drift import document, exit_code
 from r1prov.common import paths
 from r1prov.common.errors import Exit, UnreachableError
-from r1prov.hosts import looking
 from r1prov.hosts.connection import HostConnection, Result
 from r1prov.hosts.looking import Difference, Expectation, Look, look
 from r1prov.runs import expectations
@@ -27,7 +27,6 @@ from r1prov.runs.report import HostReport, Recorder, RunReport
 from r1prov.site.state import SiteState
 
 secret = paths.module_util("secret")
-PROGRAM = Path(looking.__file__).parent / "on_host" / "look.py"
 FILE = "ansible.modules.file"
 
 
@@ -44,7 +43,9 @@ class Here:
 
     def run(self, argv: list[str], stdin: str, **_: Any) -> Result:
         self.calls += 1
-        own = f"FOLDER, LOCK, LIMIT_S = Path({str(self.folder / 'look')!r}), Path({str(self.folder / 'lock.json')!r}), {self.limit_s}"
+        places = {"FOLDER": "look", "LOCK": "lock.json", "HISTORY": "history"}
+        own = "\n".join(f"{name} = Path({str(self.folder / place)!r})" for name, place in places.items())
+        own += f"\nLIMIT_S = {self.limit_s}"
         script = stdin.replace("\n\nmain(", f"\n\n{own}\nmain(")
         done = subprocess.run([sys.executable, *argv[1:]], input=script, capture_output=True, text=True, check=False)
         return Result(done.returncode, done.stdout, done.stderr)
@@ -96,6 +97,22 @@ def test_a_file_that_differs_is_named(here: Here, written: Path, what: str) -> N
     assert difference.step == "service"
 
 
+def test_what_two_modules_say_in_their_own_words_is_said_once() -> None:
+    whole = "/etc/r1prov/gateway has owner and mode 0:0 0777, and should have 0:0 0755"
+    asked = [
+        {"step": "service", "task": "Remove strays", "module": "strays", "arguments": {}},
+        {"step": "gateway", "task": "Make it", "module": FILE, "arguments": {"path": "/etc/r1prov/gateway"}},
+        {"step": "gateway", "task": "Make it", "module": FILE, "arguments": {"path": "/etc/r1prov/gateway/x"}},
+    ]
+    diff = {"before": {"mode": "0777"}, "after": {"mode": "0755"}}
+    answers = [{"changed": True, "differences": [whole]}, *[{"changed": True, "diff": diff}] * 2]
+    found = paths.module_util("looked").summary(asked, answers)["differences"]
+    assert [each["what"] for each in found] == [
+        whole,
+        "/etc/r1prov/gateway/x has the mode 0777, and should have 0755",
+    ]
+
+
 def test_a_look_changes_nothing(here: Here, tmp_path: Path, written: Path) -> None:
     missing = Expectation("service", "Make it", FILE, {"path": str(tmp_path / "folder"), "state": "directory"})
     expected = file_as_it_is(written)
@@ -130,6 +147,24 @@ def test_modules_that_others_may_write_or_that_are_not_all_there_are_not_run(her
     assert seen(here, expected).clean
     assert here.calls == 6
     assert list((here.folder / "look").iterdir()) == [code]
+
+
+@pytest.mark.parametrize("damage", ["cut off", "empty", "another byte"])
+def test_modules_that_are_damaged_are_sent_again(here: Here, written: Path, damage: str) -> None:
+    expected = file_as_it_is(written)
+    seen(here, expected)
+    (code,) = (here.folder / "look").iterdir()
+    whole = code.read_bytes()
+    middle = len(whole) // 2
+    damaged = {"cut off": whole[:middle], "empty": b"", "another byte": whole[:middle] + b"?" + whole[middle + 1 :]}
+    code.write_bytes(damaged[damage])
+    written.chmod(0o600)
+    assert [each.what for each in seen(here, expected).differences] == [
+        f"{written} has the mode 0600, and should have 0640"
+    ]
+    assert here.calls == 4
+    seen(here, expected)
+    assert here.calls == 5
 
 
 def test_the_lock_of_a_run_that_was_cut_off_is_a_difference_and_hides_no_other(here: Here, written: Path) -> None:
@@ -201,9 +236,35 @@ def test_a_module_that_gives_no_answer_is_unknown_and_not_clean(tmp_path: Path, 
 def test_a_host_that_a_run_holds_is_unknown(here: Here, written: Path) -> None:
     expected = file_as_it_is(written)
     here.folder.mkdir()
-    for text in ('{"run": "1"}', "half a fi"):
+    for text in ('{"run": "1"}', "half a fi", "3", "0", "{}", "null"):
         (here.folder / "lock.json").write_text(text)
         assert seen(here, expected).unknown == "another run is at work on it"
+
+
+def test_of_a_host_that_a_newer_r1prov_has_changed_last_nothing_is_told(here: Here, written: Path) -> None:
+    expected = file_as_it_is(written)
+    history = here.folder / "history"
+    history.mkdir(parents=True)
+    for record, unknown in (({}, False), ({"r1prov": __version__}, False), ({"r1prov": "0.10.0"}, True)):
+        (history / f"2026{len(record)}-{record.get('r1prov', '')}.json").write_text(json.dumps({"run": "x"} | record))
+        found = seen(here, expected)
+        assert found.clean is not unknown
+        assert ("r1prov 0.10.0 has changed it last" in found.unknown) == unknown
+    (history / "2027.json").write_text(json.dumps({"run": "y", "r1prov": __version__}))
+    assert seen(here, expected).clean
+
+
+def test_the_version_stands_everywhere_alike() -> None:
+    galaxy = (paths.collection() / "galaxy.yml").read_text()
+    assert f"\nversion: {__version__}\n" in galaxy
+    assert __version__ == paths.module_util("version").VERSION
+    assert [paths.module_util("version").is_newer(each) for each in ("0.0.9", "0.1.0", "0.1.1", "", "x")] == [
+        False,
+        False,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_a_host_without_an_answer_is_an_error(written: Path) -> None:
@@ -291,10 +352,10 @@ def test_what_was_seen_holds_until_a_run_would_be_made_of_something_else(state: 
     expectations.keep(
         state, "gpu1", expectations.made_of(state), expectations.once([replace(EXPECTED[0], sha1="5e" * 20), *EXPECTED])
     )
-    assert expectations.recall(state, "gpu1", expectations.made_of(state)) == EXPECTED
+    assert expectations.recall(state, "gpu1").where(expectations.made_of(state)) == EXPECTED
     CHANGES[what](state)
-    assert not expectations.recall(state, "gpu1", expectations.made_of(state))
-    assert not expectations.recall(state, "gpu2", expectations.made_of(state))
+    assert not expectations.recall(state, "gpu1").where(expectations.made_of(state))
+    assert not expectations.recall(state, "gpu2").where(expectations.made_of(state))
 
 
 def test_what_a_run_of_some_steps_expects_takes_the_place_of_what_these_expected() -> None:
@@ -328,9 +389,9 @@ def test_other_code_of_the_collection_is_another_run(
     (tmp_path / "c/roles/service/tasks/main.yml").write_text("one")
     monkeypatch.setattr(paths, "collection", lambda: tmp_path / "c")
     expectations.keep(state, "gpu1", expectations.made_of(state), EXPECTED)
-    assert expectations.recall(state, "gpu1", expectations.made_of(state))
+    assert expectations.recall(state, "gpu1").where(expectations.made_of(state))
     (tmp_path / "c/roles/service/tasks/main.yml").write_text("two")
-    assert not expectations.recall(state, "gpu1", expectations.made_of(state))
+    assert not expectations.recall(state, "gpu1").where(expectations.made_of(state))
 
 
 def recorded(*events: Any) -> Recorder:

@@ -348,6 +348,28 @@ def test_what_lies_in_the_place_of_a_file_goes(tmp_path: Path) -> None:
     assert not [each for each in found if os.path.lexists(each.place)]
 
 
+def test_a_link_in_the_place_of_a_credential_becomes_what_it_led_to(tmp_path: Path) -> None:
+    folder = tmp_path / "etc/r1prov/llama-server"
+    folder.mkdir(parents=True)
+    (tmp_path / "elsewhere").write_text("key")
+    (tmp_path / "elsewhere").chmod(0o600)
+    (folder / "api-key").symlink_to(tmp_path / "elsewhere")
+    (folder / "lost").symlink_to(tmp_path / "nothing")
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "moved" / "environment").write_text("KEY=1")
+    (folder.parent / "open-webui").symlink_to(tmp_path / "moved")
+    found = [each for each in place_look.look(tmp_path, os.geteuid()) if each.kind == "kind"]
+    assert sorted(Path(each.place).name for each in found) == ["api-key", "lost", "open-webui"]
+    place_look.mend(found)
+    assert not (folder.parent / "open-webui").is_symlink()
+    assert (folder.parent / "open-webui" / "environment").read_text() == "KEY=1"
+    assert (tmp_path / "moved" / "environment").exists()
+    assert [path.name for path in folder.iterdir()] == ["api-key"]
+    assert not (folder / "api-key").is_symlink()
+    assert (folder / "api-key").read_text() == "key"
+    assert (folder / "api-key").stat().st_mode & 0o777 == 0o600
+
+
 @pytest.fixture
 def packaged(tmp_path: Path) -> Path:
     """A host with one package: a program, a link to it, its documentation and its configuration."""

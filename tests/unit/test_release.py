@@ -251,15 +251,28 @@ def test_a_mode_alone_is_put_right_in_place(tmp_path: Path, progress: Progress, 
 
 
 def test_other_time_stamps_alone_are_no_damage_and_are_read_once(tmp_path: Path, progress: Progress) -> None:
-    """Files that are links into a cache get others when the cache goes. What root runs by hand leaves compiled files."""
+    """Files that are links into a cache get others when the cache goes."""
     release.install(tmp_path, Full(), progress)
     place = release.path(tmp_path, "1")
     (tmp_path / "cache").hardlink_to(place / "lib" / "deep" / "data")
-    (place / "lib" / "__pycache__").mkdir()
-    (place / "lib" / "__pycache__" / "code.cpython-311.pyc").touch()
     assert manifest.look(place) == manifest.Look({}, stale=True)
     manifest.put_right(place)
     assert manifest.look(place) == manifest.Look({})
+
+
+@pytest.mark.parametrize("cache", ["lib/__pycache__", "lib/deep/__pycache__"])
+def test_a_compiled_file_that_r1prov_has_not_left_is_found_and_removed(
+    tmp_path: Path, progress: Progress, cache: str
+) -> None:
+    release.install(tmp_path, Full(), progress)
+    place = release.path(tmp_path, "1")
+    (place / cache).mkdir()
+    stray = f"{cache}/code.cpython-311.pyc"
+    (place / stray).write_bytes(b"Python would run it")
+    assert manifest.look(place).wrong == {cache: "does not belong there", stray: "does not belong there"}
+    release.install(tmp_path, Broken(), progress)  # which would fail if it were made anew
+    assert manifest.look(place) == manifest.Look({})
+    assert not (place / cache).exists()
 
 
 def rotten(place: Path, name: str) -> None:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from r1prov.cli.verify import document
 from r1prov.common.errors import (
     DamagedError,
@@ -224,3 +226,17 @@ def test_what_a_removal_says_is_in_the_report():
     said = {"removed": {"units": ["r1prov-weights.service"]}, "kept": [], "in_use": []}
     record.event(TaskDone("a", "removal", "remove", changed=True, result={**said, "changed": True}), 0.0)
     assert record.report.hosts["a"].removal == said
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[Errno 1] Operation not permitted: '/etc/r1prov/gateway/.nginx.conf.v91' -> '/etc/r1prov/gateway/nginx.conf'",
+        "Could not replace file: [Errno 1] Operation not permitted: b'/etc/r1prov/gateway/.x' -> b'/etc/r1prov/gateway/nginx.conf'",
+        "chmod failed: [Errno 1] Operation not permitted: b'/etc/r1prov/gateway/nginx.conf'",
+    ],
+)
+def test_a_file_that_not_even_root_may_change_is_named_with_the_command_that_helps(said: str) -> None:
+    (problem,) = failure(HostFailed("a", "gateway", "Write it", {"msg": said})).problems
+    assert problem.what == "Write it: not even root may change /etc/r1prov/gateway/nginx.conf"
+    assert "`chattr -i -a /etc/r1prov/gateway/nginx.conf`" in problem.remedy

@@ -244,7 +244,8 @@ def test_the_command_is_limited_to_the_hosts_meant(tmp_path, monkeypatch):
     chosen, hosts = select(None, ["gpu2"])
     prepared = Prepared(runs.settle(chosen, lambda _: None), hosts, ())
     command = runs.command(prepared, Login(), Request("up", "r1prov up gpu2", verbosity=1))
-    assert command.argv[-2:] == ("--limit", "gpu2")  # the first -v is for r1prov itself
+    # The first -v is for r1prov itself, which has looked already, or was told not to.
+    assert command.argv[-4:] == ("--limit", "gpu2", "--skip-tags", "look")
     assert command.env["R1PROV_COMMAND"] == "r1prov up gpu2"
 
 

@@ -58,7 +58,9 @@ class Fleet:
     def write(self, text: str, hosts: str = "gpu1, gpu2") -> None:
         self.file.write_text(f"profile: cpu\nhosts: [{hosts}]\n{text}\n")
 
-    def run(self, decision: Decision, targets: list[Host], _login: object, request: Request) -> Done:
+    def run(
+        self, decision: Decision, targets: list[Host], _login: object, request: Request, _early: object = None
+    ) -> Done:
         self.called.append([host.name for host in targets])
         state = SiteState.of(self.file)
         folder = inventory.render(decision, state.inventory)

@@ -14,6 +14,7 @@ import pytest
 from test_looking import Here, file_as_it_is
 
 from r1prov.cli import show
+from r1prov.common import paths
 from r1prov.hosts import Expectation, HostConnection
 from r1prov.runs import watch
 from r1prov.site.keys import SiteFile
@@ -28,13 +29,19 @@ class Watched(Here):
         super().__init__(folder)
         self.last, self.file = folder / "watch" / "last.json", folder / "watch" / "look.pyz"
         self.file.parent.mkdir(parents=True)
-        plain = watch._on_host
+        plain, job = watch._on_host, paths.module_util("look_job")
 
-        def moved(wing: str, name: str) -> str:
-            text = plain(wing, name).replace("/var/lib/r1prov/watch", str(folder / "watch"))
-            return text.replace("/run/r1prov", str(folder))
+        def moved(name: str) -> str:
+            return plain(name).replace("/var/lib/r1prov/watch", str(folder / "watch"))
 
+        def zipped(files: dict[str, bytes]) -> bytes:
+            before, after = b"/run/r1prov", str(folder).encode()
+            program = "ansible_collections/r1/prov/plugins/module_utils/look_program.py"
+            return plain_zip(files | {program: files[program].replace(before, after)})
+
+        plain_zip = job.zipped
         monkeypatch.setattr(watch, "_on_host", moved)
+        monkeypatch.setattr(job, "zipped", zipped)
 
     def leave(self, *expected: Expectation) -> None:
         watch.leave(cast(HostConnection, self), expected, HOUR_S)

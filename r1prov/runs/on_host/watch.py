@@ -1,7 +1,8 @@
 """Runs on a host as root, by the timer r1prov-watch: looks whether the host is still as the last run has left it, and keeps what differs.
 
-It is the program of a zip file that holds all it needs: look.py, the modules, and `job.json` with `asked` (the expectations), `version` (of
-ansible-core) and `every_s`. It changes nothing else on the host, and takes no lock. While a run holds the host, it tells nothing.
+It is the program of a zip file that holds all it needs: the modules, the program of a look, and `job.json` with `asked` (the expectations),
+`version` (of ansible-core) and `every_s`. It changes nothing else on the host, and takes no lock. While a run holds the host, it tells
+nothing.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ _UTILS = "ansible_collections.r1.prov.plugins.module_utils"
 
 def main() -> None:
     """Look, keep what was found, and say it to the journal."""
-    look = importlib.import_module("look")
-    looked, files = (importlib.import_module(f"{_UTILS}.{name}") for name in ("looked", "files"))
+    names = ("look_program", "looked", "files")
+    look, looked, files = (importlib.import_module(f"{_UTILS}.{name}") for name in names)
     with zipfile.ZipFile(sys.argv[0]) as whole:
         job = json.loads(whole.read("job.json"))
     began, started = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()), time.monotonic()
