@@ -18,11 +18,15 @@ from r1prov.lab import images
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-Release = Literal["bookworm", "trixie"]
+Release = Literal["bullseye", "bookworm", "trixie", "forky"]
 RELEASES: tuple[Release, ...] = get_args(Release)
 
 # A server that was just installed has these: a login over ssh, and the python3 that Ansible needs. It has no sudo and no certificates.
 _PACKAGES = ("systemd", "systemd-sysv", "dbus", "openssh-server", "python3")
+
+# A release that is still being made names a day after which its lists do not count. A mirror that somebody holds back, as companies do,
+# serves them longer. Their signature is checked all the same. mmdebstrap keeps the option in the image, so it holds for the host, too.
+_OPTIONS: dict[Release, tuple[str, ...]] = {"forky": ('--aptopt=Acquire::Check-Valid-Until "false"',)}
 
 # The image gets these, but each host must have its own. They are removed here, and hosts.py writes new ones.
 _IDENTITY = ("etc/machine-id", "etc/hostname", "etc/resolv.conf", "etc/ssh/ssh_host_*")
@@ -56,16 +60,18 @@ def base_image(release: Release, say: Callable[[str], None]) -> Path:
 
 def base_folder(release: Release) -> Path:
     """The folder of the base image of a release, whether it was made or not."""
-    return cache_dir() / "lab" / "base" / f"{release}-{_recipe_digest()}"
+    return cache_dir() / "lab" / "base" / f"{release}-{_recipe_digest(release)}"
 
 
-def _recipe_digest() -> str:
+def _recipe_digest(release: Release) -> str:
     """A digest of what goes into an image, so that an image made in another way is not used."""
-    return hashlib.sha256(" ".join((*_PACKAGES, *_IDENTITY)).encode()).hexdigest()[:12]
+    recipe = (*_PACKAGES, *_IDENTITY, *_OPTIONS.get(release, ()))
+    return hashlib.sha256(" ".join(recipe).encode()).hexdigest()[:12]
 
 
 def _bootstrap(release: Release, root: Path, say: Callable[[str], None]) -> None:
-    argv = ["mmdebstrap", "--variant=minbase", f"--include={','.join(_PACKAGES)}", release, str(root)]
+    options = ("--variant=minbase", f"--include={','.join(_PACKAGES)}", *_OPTIONS.get(release, ()))
+    argv = ["mmdebstrap", *options, release, str(root)]
     output: list[str] = []
     with subprocess.Popen(
         argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"LC_ALL": "C"}

@@ -38,6 +38,8 @@ _RUN = Path("/run/r1prov-lab")
 _RECORDS = _RUN / "hosts"
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,40}")
 _NAME_RULE = "use up to 41 lower-case letters, digits and hyphens, a letter first"
+# systemd 258 and newer refuse the control groups of old, and a container has those of its machine unless it is told otherwise.
+_NEW_CONTROL_GROUPS: dict[Release, dict[str, str]] = {"forky": {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}}
 _BOOT_LIMIT_S = 120.0  # A boot takes 1 to 8 s on an idle machine; a busy one needs longer.
 
 
@@ -48,7 +50,7 @@ class LabHost:
     Attributes:
         name: its name in the lab, which is its host name too.
         address: its IPv4 address, which no other host gets soon after this one is gone.
-        release: `bookworm` or `trixie`.
+        release: one of RELEASES.
         host_key: its ssh host key, as a line of a .pub file.
         directory: the folder with its disk (`upper`) and its console (`console.log`).
         image: the name of the image that it booted from; empty for the bare release.
@@ -348,6 +350,7 @@ def _boot(host: LabHost, lower: str, binds: Sequence[str], *, bpf: bool) -> subp
             stdout=console,
             stderr=subprocess.STDOUT,
             cwd="/",
+            env=os.environ | _NEW_CONTROL_GROUPS.get(host.release, {}),
             start_new_session=True,
         )
 

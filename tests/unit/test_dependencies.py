@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterable
@@ -114,6 +115,33 @@ def test_programs_for_hosts_use_no_syntax_newer_than_the_oldest_python_there() -
     assert len(files) > 40
     for file in files:
         ast.parse(file.read_text(), str(file), feature_version=OLDEST_PYTHON)
+
+
+def test_programs_for_hosts_use_no_library_newer_than_the_oldest_python_there() -> None:
+    installed = ROOT / ".collections/ansible_collections/r1/prov"
+    files = [
+        *(installed / folder for folder in ("plugins/modules", "plugins/module_utils")),
+        *(
+            ROOT / folder
+            for folder in ("r1prov/hosts/on_host", "r1prov/runs/on_host", "roles/measure/files/r1prov-measure")
+        ),
+        *ROOT.glob("roles/*/files/*.py"),
+    ]
+    assert typed(files) == ""
+
+
+def test_a_library_newer_than_the_oldest_python_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "new.py").write_text("import hashlib\nfrom datetime import UTC\n\nhashlib.file_digest\n")
+    said = typed([tmp_path / "new.py"])
+    assert '"datetime" has no attribute "UTC"' in said
+    assert 'no attribute "file_digest"' in said
+
+
+def typed(files: Iterable[Path]) -> str:
+    """What mypy, which knows since when the standard library has what, says of programs on the oldest Python of hosts."""
+    oldest = ".".join(map(str, OLDEST_PYTHON))
+    command = [sys.executable, "-m", "mypy", "--no-error-summary", "--python-version", oldest, *files]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
 
 
 def test_syntax_newer_than_the_oldest_python_is_seen() -> None:

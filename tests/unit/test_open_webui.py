@@ -61,8 +61,17 @@ URIS = """
 """
 
 
-@pytest.mark.parametrize(("uris", "status", "says"), [(URIS, 0, ""), (URIS, 1, ""), ("", 0, "no mirror of Debian")])
-def test_debian_12_is_looked_for_where_the_host_finds_debian_13(
+@pytest.mark.parametrize(
+    ("uris", "status", "says"),
+    [
+        (URIS, 0, ""),
+        (URIS.replace("trixie", "forky"), 0, ""),
+        (URIS.replace("trixie", "testing"), 0, ""),
+        (URIS, 1, ""),
+        ("", 0, "no mirror of Debian"),
+    ],
+)
+def test_debian_12_is_looked_for_where_the_host_finds_a_newer_debian(
     tmp_path: Path, uris: str, status: int, says: str
 ) -> None:
     programs = tmp_path / "programs"

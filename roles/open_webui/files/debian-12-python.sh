@@ -1,5 +1,6 @@
 #!/bin/sh
-# Fills a folder with Debian 12's python3.11. apt fetches and checks the packages from the mirrors where the host finds its Debian 13.
+# Fills a folder with Debian 12's python3.11 on a host with a newer Debian, from the mirrors where that host finds its own. apt fetches and
+# checks the packages.
 # The folder appears whole or not at all, and nothing of the host's own apt and dpkg is changed.
 # Usage: sh -s FOLDER < debian-12-python.sh
 set -eu
@@ -13,7 +14,7 @@ trap 'rm -rf "$new"' EXIT
 mkdir "$new/lists" "$new/cache" "$new/debs" "$new/parts" "$new/python"
 
 apt-get --quiet update --print-uris < /dev/null |
-    sed -nE "s#^'([^']+)/dists/trixie(-updates|-security)?/InRelease' .*#deb [signed-by=$key] \1 bookworm\2 main#p" |
+    sed -nE "s#^'([^']+)/dists/(trixie|forky|testing)(-updates|-security)?/InRelease' .*#deb [signed-by=$key] \1 bookworm\3 main#p" |
     sort -u > "$new/sources.list"
 if ! [ -s "$new/sources.list" ]; then
     echo 'The package sources of this host name no mirror of Debian.' >&2
