@@ -1,7 +1,7 @@
 """The one file that a model's published files were made into, and what is recorded of it.
 
 `NAME.json` beside it says what it was made of, which form its attention has and what its sha256 is. The transfer's `state.json` says how it
-looked when it was verified, so that it is not read again until it changes. roles/weights/files/fetch.py, which stands alone, reads both.
+looked when it was verified, so that it is not read again until it changes. The program of the role weights, which stands alone, reads both.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""Tests that run roles/weights/files/fetch.py against the hub of tests.fixtures.hub on the loopback address."""
+"""Tests that run roles/weights/files/r1prov-weights/fetch.py against the hub of tests.fixtures.hub on the loopback address."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import http.server
 import json
 import os
@@ -14,102 +13,35 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import disks
 import evaluated
 import gguf
 import pytest
+import transfer.delivery
+import transfer.disk
+import transfer.run
 import yaml
 from ansible_collections.r1.prov.plugins.module_utils import merged_weights
 from ansible_collections.r1.prov.plugins.module_utils.weights_merge import Merge
 
 from r1prov.common import paths
 from tests.fixtures import shards, tinymodel
+from tests.fixtures.faulty import Faulty, Twist
 from tests.fixtures.hub import Faults, Hub
+from tests.fixtures.transferring import HOPELESS, Host, sha256, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PROGRAM = Path(__file__).parents[2] / "roles/weights/files/fetch.py"
 REPO, FOLDER = "me/model", "Q"
 SHARD_BYTES = 3 << 20
 TOKEN = "hf_secret"
-HOPELESS = 3
-
-
-class Host:
-    """The folders and the job that the unit gives to the program."""
-
-    def __init__(self, root: Path, published: Path) -> None:
-        self.root = root
-        self.folder = root / "models" / "m"
-        self.folder.mkdir(parents=True)
-        for name in ("state", "run"):
-            (root / name).mkdir()
-        self.published = {path.name: path for path in sorted(published.iterdir())}
-        self.job: dict[str, Any] = {
-            "folder": str(self.folder),
-            "files": [
-                {"name": name, "bytes": path.stat().st_size, "sha256": sha256(path)}
-                for name, path in self.published.items()
-            ],
-            "merged": "",
-            "attention": "legacy",
-            "sources": [],
-            "token": "",
-            "environment": {},
-            "reserve_bytes": 0,
-            "patience_s": 0,
-        }
-
-    def start(
-        self, *sources: dict[str, str], run: str = "run", python: str = sys.executable, **more: str
-    ) -> subprocess.Popen[str]:
-        self.job["sources"] = list(sources)
-        (self.root / "job.json").write_text(json.dumps(self.job))
-        (self.root / run).mkdir(exist_ok=True)
-        environment = {
-            "PATH": os.environ["PATH"],
-            "STATE_DIRECTORY": str(self.root / "state"),
-            "RUNTIME_DIRECTORY": str(self.root / run),
-            "INVOCATION_ID": "42",
-            **more,
-        }
-        command = [python, str(PROGRAM), str(self.root / "job.json")]
-        return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-
-    def run(self, *sources: dict[str, str]) -> tuple[int, str]:
-        process = self.start(*sources)
-        _, log = process.communicate(timeout=300)
-        return process.returncode, log
-
-    @property
-    def progress(self) -> dict[str, Any]:
-        return json.loads((self.root / "run" / "progress.json").read_text())
-
-    @property
-    def state(self) -> dict[str, Any]:
-        return json.loads((self.root / "state" / "state.json").read_text())
-
-    @property
-    def arrived(self) -> int:
-        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file() and path.name != "lock")
-
-    def is_complete(self) -> bool:
-        names = {path.name for path in self.folder.iterdir()} - {".incoming"}
-        whole = all((self.folder / name).read_bytes() == path.read_bytes() for name, path in self.published.items())
-        return whole and names == set(self.published) and not list((self.folder / ".incoming").iterdir())
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def flip(file: Path) -> None:
@@ -122,13 +54,6 @@ def flip(file: Path) -> None:
 
 def hub_source(hub: Hub, kind: str = "hub") -> dict[str, str]:
     return {"type": kind, "endpoint": hub.url, "repo": REPO, "revision": "main", "folder": FOLDER}
-
-
-def wait_for(condition: Any, limit_s: float = 120) -> None:
-    end = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -157,6 +82,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def hub(root: Path) -> Iterator[Hub]:
     with Hub(root) as running:
         yield running
+
+
+def test_the_role_installs_all_files_of_the_program() -> None:
+    role = paths.collection() / "roles/weights"
+    installed = yaml.safe_load((role / "vars/main.yml").read_text())["__weights_program"]
+    folder = role / "files/r1prov-weights"
+    assert sorted(installed) == sorted(str(path.relative_to(folder)) for path in folder.rglob("*.py"))
 
 
 @pytest.mark.parametrize("kind", ["hub", "modelscope"])
@@ -348,10 +280,11 @@ def test_a_damaged_merged_file_is_mended_on_the_least_disk_that_is_asked_for(
 def test_a_kill_in_the_middle_costs_nothing(host: Host, hub: Hub) -> None:
     hub.faults.silent_after = ("m-00002", 2 << 20)
     process = host.start(hub_source(hub))
-    wait_for(lambda: host.arrived > SHARD_BYTES + (1 << 20))
+    part = host.folder / ".incoming" / host.job["files"][1]["sha256"]
+    wait_for(lambda: part.exists() and part.stat().st_size == 2 << 20)
+    time.sleep(0.6)  # What has arrived is written down four times a second.
     process.send_signal(signal.SIGKILL)
     process.wait()
-    before = host.arrived
     assert not (host.folder / "m-00002-of-00003.gguf").exists()
 
     hub.faults.silent_after = None
@@ -359,14 +292,16 @@ def test_a_kill_in_the_middle_costs_nothing(host: Host, hub: Hub) -> None:
     assert host.run(hub_source(hub))[0] == 0
     assert host.is_complete()
     assert hub.requests[0].path.endswith("m-00002-of-00003.gguf")
-    assert hub.requests[0].range == f"bytes={before - SHARD_BYTES}-"
+    begun = next(request.range for request in hub.requests if request.path.endswith("m-00002-of-00003.gguf"))
+    assert begun == f"bytes={2 << 20}-"
 
 
 def test_a_connection_that_breaks_off_is_resumed(host: Host, hub: Hub) -> None:
     hub.faults.drop_after_bytes = 2 << 20
     assert host.run(hub_source(hub))[0] == 0
     assert host.is_complete()
-    assert [request.range for request in hub.requests] == ["", f"bytes={2 << 20}-"] * 3
+    asked = [(request.path.rpartition("/")[2], request.range) for request in hub.requests]
+    assert sorted(asked) == [(name, wanted) for name in host.published for wanted in ("", f"bytes={2 << 20}-")]
 
 
 def test_a_server_in_trouble_is_waited_for(host: Host, hub: Hub) -> None:
@@ -409,13 +344,50 @@ def test_wrong_bytes_are_refused_and_the_next_source_asked(host: Host, hub: Hub,
     assert code == HOPELESS
     assert host.progress["state"] == host.state["state"] == "failed"
     assert f"127.0.0.1:{liar.port} sends wrong bytes" in host.state["message"]
-    assert host.arrived == 0
+    assert not list(host.folder.glob("*.gguf"))
+    assert not (host.folder / ".incoming" / host.job["files"][0]["sha256"]).exists()
+
+
+def test_a_source_that_has_lied_is_asked_last_for_what_is_not_begun(tmp_path: Path) -> None:
+    folder = tmp_path / "served"
+    folder.mkdir()
+    for number in range(8):
+        (folder / f"m-{number}.gguf").write_bytes(random.Random(number).randbytes(200_000))
+    host = Host(tmp_path / "host", folder)
+    with Faulty(folder, twist=lambda _: Twist(flips=True)) as liar, Faulty(folder) as right:
+        assert host.run(liar.source, right.source)[0] == 0
+        assert len(liar.requests) <= 5  # Four files are open at once.
+    assert host.is_complete()
+
+
+def test_nobody_waits_while_what_an_earlier_run_has_left_is_read(
+    host: Host, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored(host, 2 << 20)
+    read = transfer.disk.DirectReader.next
+
+    def slowly(reader: transfer.disk.DirectReader) -> memoryview:
+        time.sleep(1)
+        return read(reader)
+
+    monkeypatch.setattr(transfer.disk.DirectReader, "next", slowly)
+    monkeypatch.setattr(transfer.delivery, "look_ahead_bytes", lambda: 1 << 20)
+    host.job["sources"] = [hub_source(hub)]
+    began = time.monotonic()
+    runner = threading.Thread(target=transfer.run.Transfer(host.job, host.root / "state", host.root / "run").run)
+    runner.start()
+    wait_for(lambda: hub.requests)
+    asked_s = time.monotonic() - began
+    runner.join(timeout=60)
+    assert asked_s < 1
+    assert host.is_complete()
 
 
 def test_a_good_source_is_not_blamed_for_what_a_bad_one_began(host: Host, hub: Hub, root: Path) -> None:
     with Hub(root, faults=Faults(wrong_bytes=True, silent_after=("m-00001", 2 << 20))) as liar:
         process = host.start(hub_source(liar))
         wait_for(lambda: host.arrived > 1 << 20)
+        time.sleep(0.6)
         process.kill()
         process.wait()
     code, log = host.run(hub_source(hub))
@@ -825,7 +797,8 @@ def test_a_source_that_lies_for_good_ends_it_when_patience_does(host: Host, hub:
     code, log = host.run(hub_source(hub))
     assert code == HOPELESS
     assert 5 <= time.monotonic() - began < 60
-    assert log.count("sends wrong bytes") == 4  # three times, and in the last word
+    # Three times, and in the last word. Other files are asked for meanwhile.
+    assert log.count(f"m-00001-of-00003.gguf: 127.0.0.1:{hub.port} sends wrong bytes") == 4
 
 
 @pytest.mark.parametrize(
@@ -1008,8 +981,9 @@ def test_who_waits_for_the_folder_says_for_whom_and_then_looks_again(host: Host,
     assert label == f"waiting: process {first.pid} on {os.uname().nodename} fetches into {host.folder}"
     hub.faults.silent_after = None
     assert first.wait(timeout=120) == 0
+    asked = len(hub.requests)
     assert second.wait(timeout=120) == 0
-    assert len(hub.requests) == 3
+    assert len(hub.requests) == asked
     assert (host.state["state"], host.state["invocation"]) == ("done", "42")
     assert host.is_complete()
 

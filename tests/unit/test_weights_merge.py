@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import importlib.util
 import json
 import mmap
 import os
 import random
 import re
-import sys
 import time
 from hashlib import sha256
 from itertools import pairwise
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import disks
 import gguf
 import pytest
+import transfer.disk
 from ansible_collections.r1.prov.plugins.module_utils import (
     gguf_header,
     gguf_stream,
@@ -528,18 +527,7 @@ def test_the_transfer_sees_what_rotted_on_the_disk(tmp_path: Path) -> None:
         file.write_bytes(content)
         with file.open("rb") as served, mmap.mmap(served.fileno(), 0, prot=mmap.PROT_READ) as mapped:
             assert mapped[:] == content
-            assert fetch().sha256_on_disk(file, lambda _: None) == sha256(content).hexdigest()
+            assert transfer.disk.sha256_on_disk(file, lambda _: None) == sha256(content).hexdigest()
             disks.rot(place.with_suffix(".img"), content[5000:5064])
             assert file.read_bytes() == content
-            assert fetch().sha256_on_disk(file, lambda _: None) != sha256(content).hexdigest()
-
-
-def fetch() -> Any:
-    """The program of the role weights, as a module."""
-    path = Path(__file__).parents[2] / "roles/weights/files/fetch.py"
-    spec = importlib.util.spec_from_file_location("fetch", path)
-    assert spec
-    assert spec.loader
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+            assert transfer.disk.sha256_on_disk(file, lambda _: None) != sha256(content).hexdigest()

@@ -1,0 +1,195 @@
+"""Files and folders of this host."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import mmap
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from transfer.errors import HopelessError
+from transfer.wording import plain, words
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+BLOCK_BYTES = 1 << 20
+LOCK_POLL_S = 0.5
+
+log = logging.getLogger("fetch")
+
+
+class DirectReader:
+    """Reads a file as it stands on the disk.
+
+    The kernel may still have in memory what was right, and it keeps what an engine has mapped. So it is passed by, where the file system
+    allows that.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._stream = path.open("rb", buffering=0)
+        self._block = mmap.mmap(-1, BLOCK_BYTES)  # It begins with a page, as such reads want it.
+        self._flags = fcntl.fcntl(self._stream, fcntl.F_GETFL)
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(self._stream, fcntl.F_SETFL, self._flags | os.O_DIRECT)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._stream.close()
+
+    def next(self) -> memoryview:
+        """The next block, which holds until the one after it is read. It is empty at the end."""
+        try:
+            count = self._stream.readinto(self._block)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            fcntl.fcntl(self._stream, fcntl.F_SETFL, self._flags)  # The file system cannot, or cannot from here on.
+            count = self._stream.readinto(self._block)
+        return memoryview(self._block)[: count or 0]
+
+
+def sha256_on_disk(path: Path, show: Callable[[int], None]) -> str:
+    """The sha256 of a file as it stands on the disk. `show` is called with the number of bytes that are read."""
+    digest, done = hashlib.sha256(), 0
+    with contextlib.closing(DirectReader(path)) as reader:
+        while block := reader.next():
+            digest.update(block)
+            done += len(block)
+            show(done)
+    return digest.hexdigest()
+
+
+def replace(path: Path, content: object) -> None:
+    """Writes a JSON file in one piece.
+
+    Raises:
+        HopelessError: a folder has its name.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")  # a run by hand may write the same file
+    temporary.write_text(json.dumps(content), "utf-8")
+    try:
+        temporary.replace(path)
+    except IsADirectoryError:
+        temporary.unlink()
+        raise HopelessError(
+            f"{path} is a folder, and this program keeps a file of that name: remove the folder"
+        ) from None
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until the names in a folder are safely on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def has_name(status: os.stat_result, path: Path) -> bool:
+    """Whether an open file has this name."""
+    try:
+        return os.path.samestat(status, path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def is_file(path: Path) -> bool:
+    """Whether this is a file itself, and no link to one."""
+    return path.is_file() and not path.is_symlink()
+
+
+def size_of(path: Path) -> int:
+    """The size of a file. It is 0 where there is none."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def room_of(path: Path) -> int:
+    """What a file takes of its disk. One that has gaps takes less than its size. It is 0 where there is none."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return 0
+    return min(status.st_size, status.st_blocks * 512)
+
+
+def turns(path: Path) -> bool:
+    """Whether a disk turns, so that it writes one place after the other far faster than many at once.
+
+    Virtual disks say so too, whatever they are made of, and are not believed.
+    """
+    device = path.stat().st_dev
+    place = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
+    with contextlib.suppress(OSError):
+        place = place.resolve(strict=True)
+        disk = place if (place / "queue").is_dir() else place.parent  # Else it is a partition.
+        is_virtual = (disk / "device" / "driver").resolve().name.startswith("virtio")
+        return not is_virtual and (disk / "queue" / "rotational").read_text("ascii").strip() == "1"
+    return False
+
+
+def remove(path: Path) -> None:
+    """Removes whatever has this name. What cannot be removed is left, and named in the log."""
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("%s does not belong there, and cannot be removed: %s", path, words(error))
+
+
+def take_lock(path: Path, show: Callable[[str], None]) -> None:
+    """Waits until no other process works on this folder, and keeps others off until this process ends, however it ends.
+
+    This is a lock of POSIX, because NFS shows it to all its hosts. A lock of flock() is not shown to the host that has the disk.
+    """
+    if path.is_symlink() or (path.exists() and not is_file(path)):
+        remove(path)
+    while True:
+        try:
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)  # what others may open, they may lock
+        except PermissionError:
+            raise HopelessError(
+                f"{path} cannot be opened by user {os.geteuid()}: run this as the owner of {path.parent}."
+                " Hosts that share the folder need the same number for r1prov-weights"
+            ) from None
+        try:
+            while not is_taken(lock):
+                holder = plain(os.pread(lock, 200, 0).decode("utf-8", "replace")) or "another process"
+                show(f"waiting: {holder} fetches into {path.parent.parent}")
+                time.sleep(LOCK_POLL_S)
+            if has_name(os.fstat(lock), path):
+                break
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+        os.close(lock)  # The process that had it has removed it meanwhile, so it is worth nothing any more.
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"process {os.getpid()} on {os.uname().nodename}".encode(), 0)
+
+
+def is_taken(lock: int) -> bool:
+    """Tries to take a lock. Where the disk has none, this process goes on without it."""
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return False
+        if error.errno == errno.ESTALE:
+            raise
+        log.warning(
+            "the disk has no locks (%s): let one host, and one run, fetch into the folder at a time", words(error)
+        )
+    return True

@@ -1,0 +1,236 @@
+"""One run of the transfer: what is there, what is missing, and what the disk has room for."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transfer import journal
+from transfer.delivery import Delivery
+from transfer.disk import is_file, remove, room_of, sha256_on_disk, sync_folder, take_lock
+from transfer.errors import DisturbedError, HopelessError, SourceError
+from transfer.sources import File, Part, as_source
+from transfer.telling import Progress, Record, looks_of, seen
+from transfer.turns import Supplier
+
+if TYPE_CHECKING:
+    from transfer.bringing import Bringing
+
+PATIENCE_S = 300  # with sources that refuse a file, where the job names no other time
+GIB = 1 << 30
+LOCK = "lock"
+
+log = logging.getLogger("fetch")
+
+
+class Transfer:
+    """One run, after which all files are whole and verified."""
+
+    def __init__(self, job: dict[str, Any], state: Path, run: Path) -> None:
+        self.folder = Path(job["folder"])
+        self.incoming = self.folder / ".incoming"
+        self.files = [File(**row) for row in job["files"]]
+        self.merged, self.attention = job["merged"], job["attention"]
+        self.suppliers = [Supplier(as_source(row, job["token"]), number) for number, row in enumerate(job["sources"])]
+        self.reserve_bytes, self.patience_s = job["reserve_bytes"], job.get("patience_s", PATIENCE_S)
+        self.damaged: list[str] = []  # what is in its place and is not what it should be
+        self.record = Record(state / "state.json")
+        self.progress = Progress(run / "progress.json", sum(file.bytes for file in self.files))
+
+    def run(self) -> None:
+        """Brings the files that are missing."""
+        if any(proxy.startswith("socks") for proxy in urllib.request.getproxies().values()):
+            raise HopelessError("a SOCKS proxy is configured, and only http proxies can be used here")
+        if not self.folder.is_dir():
+            raise HopelessError(f"{self.folder} does not exist: is its disk mounted?")
+        self.make_incoming()
+        take_lock(self.incoming / LOCK, self.progress.show)
+        try:
+            self.run_alone()
+        finally:
+            (self.incoming / LOCK).unlink(missing_ok=True)
+
+    def make_incoming(self) -> None:
+        """Makes the folder in which files grow. What else has its name is removed, but never what a link leads to."""
+        if self.incoming.is_symlink() or not self.incoming.is_dir():
+            with contextlib.suppress(IsADirectoryError):  # Another process has made it meanwhile.
+                self.incoming.unlink(missing_ok=True)
+        self.incoming.mkdir(exist_ok=True)
+        if self.incoming.stat().st_dev != self.folder.stat().st_dev:
+            raise HopelessError(
+                f"{self.incoming} is another disk, and files cannot be moved from there to {self.folder}: unmount it"
+            )
+
+    def run_alone(self) -> None:
+        """Does so while no other process works on the folder. Looks at what there is only now, because another may have brought it."""
+        self.record.read()
+        self.record.say("running")
+        for place in (self.folder / file.name for file in self.files):
+            if place.is_dir():
+                raise HopelessError(f"{place} is a folder, and a file of the model has that name: move it away")
+        self.tidy()
+        missing = [] if self.is_made() else [file for file in self.files if not self.is_there(file)]
+        if missing and self.damaged:
+            self.progress.remark = f"; damaged, and kept until then: {', '.join(self.damaged)}"
+        self.check_room(missing)
+        if missing:
+            Delivery(
+                missing,
+                self.suppliers,
+                self.incoming,
+                patience_s=self.patience_s,
+                progress=self.progress,
+                is_there=self.is_there,
+                accept=self.accept,
+            ).run()
+        self.record.say("done", damaged=self.damaged)
+        self.progress.show("all files are there and verified", state="done")
+
+    def tidy(self) -> None:
+        """Removes what does not belong to these files. A file that was being checked when a run was killed gets its name back."""
+        wanted = {file.sha256: self.incoming / file.sha256 for file in self.files}
+        kept = {*wanted.values(), *map(journal.beside, wanted.values()), self.incoming / LOCK}
+        for path in sorted(self.incoming.iterdir()):
+            place = wanted.get(path.name.partition(".")[0])
+            if path in kept and (is_file(path) or path.name == LOCK):
+                continue
+            if place and is_file(path) and path.suffix != ".new" and room_of(path) >= room_of(place):
+                if place.exists():
+                    remove(journal.beside(place))  # It is the other one's.
+                path.replace(place)
+            else:
+                remove(path)
+        for place in wanted.values():
+            if not place.exists():
+                remove(journal.beside(place))
+
+    def is_made(self) -> bool:
+        """Whether a file that was made of all these files is in its place. One that went bad stays until it is made anew."""
+        total = self.progress.total
+        for file in self.made():
+            self.progress.total = file.bytes
+            if self.is_there(file):
+                return True
+            self.progress.total = total
+        return False
+
+    def made(self) -> list[File]:
+        """The file that is wanted of these files, then the file that they were merged into as published, of which it can be made too."""
+        found = []
+        for path in sorted(self.folder.glob("*.gguf.json")):
+            try:
+                record = json.loads(path.read_text("utf-8"))
+                file, attention = File(record["name"], record["bytes"], record["sha256"]), record["attention"]
+                if [row["sha256"] for row in record["shards"]] != [file.sha256 for file in self.files]:
+                    continue
+            except (ValueError, KeyError, TypeError):
+                continue
+            if self.merged and (file.name == self.merged or (self.attention, attention) == ("mla", "legacy")):
+                found.append(file)
+        return sorted(found, key=lambda file: file.name != self.merged)
+
+    def is_there(self, file: File) -> bool:
+        """Whether the file is in its place. It is read only where nothing is known of it."""
+        place = self.folder / file.name
+        if not self.record.knows(place, file):
+            if not place.is_file():
+                return False
+            looks = seen(place, file)
+            if why := self.fault(place, file):
+                log.warning("%s is damaged: %s", place, why)
+                self.damaged = [*(name for name in self.damaged if name != file.name), file.name]
+                return False
+            self.record.add(place, looks)
+        (self.incoming / file.sha256).unlink(missing_ok=True)  # it is needed no more
+        journal.beside(self.incoming / file.sha256).unlink(missing_ok=True)
+        self.progress.done += file.bytes
+        return True
+
+    def fault(self, place: Path, file: File) -> str:
+        """Why the file that has this name is not the one that it should be; empty where it is. Reads all of it."""
+        size = place.stat().st_size
+        if size != file.bytes:
+            return f"it has {size} bytes, not {file.bytes}"
+        try:
+            digest = sha256_on_disk(place, lambda done: self.progress.show(f"checking {file.name}", done))
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return "its disk cannot read it"
+        return "" if digest == file.sha256 else f"its sha256 is {digest}, not {file.sha256}"
+
+    def check_room(self, missing: list[File]) -> None:
+        """Refuses to begin where the disk has too little room. Published files that are damaged go for it, when a source has their like."""
+        partials = [self.incoming / file.sha256 for file in missing]
+        coming = sum(file.bytes for file in missing) - sum(map(room_of, partials))
+        short = coming + self.reserve_bytes - self.free_bytes()
+        if coming <= 0 or short <= 0:
+            return
+        bad = [file for file in missing if file.name in self.damaged]
+        if short > sum((self.folder / file.name).stat().st_size for file in bad):
+            raise HopelessError(
+                f"the disk of {self.folder} has {self.free_bytes() / GIB:.1f} GiB free, but {coming / GIB:.1f} GiB are still"
+                f" to come and {self.reserve_bytes / GIB:.1f} GiB stay free: make room, or choose a smaller quant"
+            )
+        self.see_sources(bad)
+        for file in bad:
+            log.warning("%s is removed, because the disk has no room for its successor beside it", file.name)
+            (self.folder / file.name).unlink()
+            self.damaged.remove(file.name)
+        if coming + self.reserve_bytes > self.free_bytes():
+            raise HopelessError(
+                f"what was damaged in {self.folder} is removed, but a process that has it open keeps its room:"
+                " stop the engine (systemctl stop r1prov-llama-server r1prov-ollama)"
+            )
+
+    def free_bytes(self) -> int:
+        """What the disk has free."""
+        disk = os.statvfs(self.folder)
+        return disk.f_bavail * disk.f_frsize
+
+    def see_sources(self, files: list[File]) -> None:
+        """Sees that a source has each of the files, before those that are in their places are given up for them.
+
+        Raises:
+            HopelessError: none has.
+        """
+        for file in files:
+            refusals = []
+            for source in (supplier.source for supplier in self.suppliers):
+                try:
+                    source.open(Part(file, 0, file.bytes)).stream.close()
+                    break
+                except SourceError as error:
+                    refusals.append(f"{source} {error}")
+            else:
+                raise HopelessError(
+                    f"the disk of {self.folder} has no room for another {file.name}, and the damaged one is not removed"
+                    f" before a source has shown that it has it: {'; '.join(refusals)}"
+                )
+
+    def accept(self, bringing: Bringing) -> None:
+        """Gives a file that is whole and right its name.
+
+        Raises:
+            DisturbedError: another program has changed it meanwhile.
+        """
+        file, place = bringing.file, self.folder / bringing.file.name
+        aside, status = bringing.partial.set_aside()
+        looks = looks_of(status, file)
+        try:
+            if seen(aside, file) != looks:
+                raise DisturbedError
+            aside.replace(place)
+        except FileNotFoundError:
+            raise DisturbedError from None
+        sync_folder(self.folder)
+        self.record.add(place, looks)
+        self.progress.done += file.bytes
+        bringing.partial.forget_journal()
+        log.info("%s is verified", file.name)

@@ -1,0 +1,92 @@
+"""What this program tells others: state.json, which outlives it, and progress.json."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from transfer.disk import replace
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from transfer.sources import File
+
+PROGRESS_EVERY_S = 0.5
+
+
+class Record:
+    """The file state.json. It says how this run goes, and which files have been verified, so that they are not read again."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.read()
+
+    def read(self) -> None:
+        """Reads the file. Another process may have written it while this one waited."""
+        try:
+            self._content = dict(json.loads(self._path.read_text("utf-8")))
+        except (FileNotFoundError, IsADirectoryError, ValueError, TypeError):
+            self._content = {}  # After a power failure it may be torn. Then all is read once more.
+        self._verified = self._content.setdefault("verified", {})
+
+    def say(self, state: str, message: str = "", damaged: Sequence[str] = ()) -> None:
+        """Writes down how the run goes, and what it found damaged. The invocation tells this start of the unit from an earlier one.
+
+        A run by hand has none. What is written of the unit stays then, because others wait for that.
+        """
+        if invocation := os.environ.get("INVOCATION_ID"):
+            self._content |= {"state": state, "message": message, "invocation": invocation, "damaged": list(damaged)}
+        replace(self._path, self._content)
+
+    def knows(self, path: Path, file: File) -> bool:
+        """Whether this very file was verified and has not been touched since."""
+        return path.exists() and self._verified.get(str(path)) == seen(path, file)
+
+    def add(self, path: Path, looks: dict[str, Any]) -> None:
+        """Remembers how a verified file looked before it was read."""
+        self._verified[str(path)] = looks
+        replace(self._path, self._content)
+
+
+def seen(path: Path, file: File) -> dict[str, Any]:
+    """The properties by which a changed file is noticed. plugins/module_utils/merged_weights.py compares the same."""
+    return looks_of(path.stat(), file)
+
+
+def looks_of(status: os.stat_result, file: File) -> dict[str, Any]:
+    """The same of a file whose properties are known."""
+    return {
+        "sha256": file.sha256,
+        "bytes": status.st_size,
+        "mtime_ns": status.st_mtime_ns,
+        "inode": status.st_ino,
+    }
+
+
+class Progress:
+    """The file progress.json, by which others see how this run goes (ARCHITECTURE.md, "Progress")."""
+
+    def __init__(self, path: Path, total: int) -> None:
+        self._path = path
+        self._label, self._written_s = "", 0.0
+        self.remark = ""  # stands behind every label
+        self.total = total
+        self.done = 0  # of the files that are whole
+
+    def show(self, label: str, partial_bytes: int = 0, *, state: str = "running") -> None:
+        """Writes the file, unless it was written just now and only the bytes have changed since."""
+        if (label, state) == (self._label, "running") and time.monotonic() - self._written_s < PROGRESS_EVERY_S:
+            return
+        content = {
+            "step": "weights",
+            "label": label + self.remark,
+            "done": self.done + partial_bytes,
+            "total": self.total,
+        }
+        content |= {"unit": "bytes", "state": state, "updated": time.time()}
+        replace(self._path, content)
+        self._label, self._written_s = label, time.monotonic()
