@@ -17,13 +17,14 @@ from r1prov.hosts.first import OLDEST_PYTHON
 
 ROOT = Path(__file__).parents[2]
 DECLARED = tomllib.loads((ROOT / "pyproject.toml").read_text())
-OURS = {"r1prov", "tests", "benchmarks", "ansible_collections", "measuring"}
+OURS = {"r1prov", "tests", "benchmarks", "ansible_collections", "measuring", "transfer"}
 DISTRIBUTIONS = packages_distributions()
 
 ON_THE_CONTROLLER = ("r1prov", "plugins/action", "plugins/filter")
 ITS_HELPERS = tuple(f"plugins/module_utils/{name}.py" for name in ("certificate", "password", "look_job", "steps"))
 """The files of module_utils that only the controller runs."""
 ON_HOSTS = ("plugins/modules", "plugins/module_utils", "r1prov/hosts/on_host", "r1prov/runs/on_host")
+OF_ROLES = ("roles/measure/files/r1prov-measure", "roles/weights/files/r1prov-weights")
 OF_THE_PAGE = ROOT / "roles/open_webui/files/account.py"
 """The chat page's own Python runs it, with what the page's requirements bring."""
 FOR_DEVELOPERS = ("tests", "benchmarks", "docs", "roles")
@@ -111,7 +112,7 @@ def test_hosts_need_nothing_but_numpy_beside_ansibles_own_library() -> None:
 
 
 def test_programs_for_hosts_use_no_syntax_newer_than_the_oldest_python_there() -> None:
-    files = [*programs(*ON_HOSTS), *ROOT.glob("roles/*/files/*.py")]
+    files = [*programs(*ON_HOSTS, *OF_ROLES), *ROOT.glob("roles/*/files/*.py")]
     assert len(files) > 40
     for file in files:
         ast.parse(file.read_text(), str(file), feature_version=OLDEST_PYTHON)
@@ -121,10 +122,7 @@ def test_programs_for_hosts_use_no_library_newer_than_the_oldest_python_there() 
     installed = ROOT / ".collections/ansible_collections/r1/prov"
     files = [
         *(installed / folder for folder in ("plugins/modules", "plugins/module_utils")),
-        *(
-            ROOT / folder
-            for folder in ("r1prov/hosts/on_host", "r1prov/runs/on_host", "roles/measure/files/r1prov-measure")
-        ),
+        *(ROOT / folder for folder in ("r1prov/hosts/on_host", "r1prov/runs/on_host", *OF_ROLES)),
         *ROOT.glob("roles/*/files/*.py"),
     ]
     assert typed(files) == ""
