@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -58,6 +59,7 @@ def _try(name: str, seed: int, place: Path, served: Path) -> str:
     except Exception as error:
         _say(f"MISS {name}, seed {seed}")
         return f"{type(error).__name__}: {error}"
+    shutil.rmtree(place)
     _say(f"ok   {name}, seed {seed}")
     return ""
 

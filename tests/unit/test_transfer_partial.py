@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import queue
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import transfer.partial
 from transfer import journal
 from transfer.errors import CancelledError, DisturbedError
 from transfer.frontier import Broken, Frontier, Hashed, Rotten
-from transfer.partial import Partial, Writer
+from transfer.partial import Partial, Writer, _Looks
 from transfer.sources import File
 
 CONTENT = random.Random(19).randbytes(9 << 20)
@@ -213,6 +214,24 @@ def test_what_rots_on_the_disk_is_found_by_place(path: Path, is_hashed: bool) ->
     done = events.get(timeout=20)
     assert isinstance(done, Hashed)
     assert (done.sha256, done.epoch) == (FILE.sha256, partial.epoch)
+    frontier.end()
+
+
+def test_a_write_in_the_moment_of_one_of_ours_is_found_at_the_end(path: Path) -> None:
+    partial = Partial(path, FILE)
+    frontier, events = ask(partial)
+    partial.end_piece(bring(partial, 0, 6 * MIB))
+    with partial.changed:
+        assert partial.changed.wait_for(lambda: partial.hashed == 6 * MIB, timeout=20)
+    time.sleep(0.2)  # The frontier has read what it said that it would.
+    with path.open("r+b") as stream:
+        stream.seek(MIB)
+        stream.write(b"rotten")
+    partial._looks = _Looks.of(path.stat())  # as a write of ours at that moment leaves it
+    partial.end_piece(bring(partial, 6 * MIB, FILE.bytes))
+    found = events.get(timeout=20)
+    assert isinstance(found, Rotten)
+    assert found.bytes <= 3 * MIB
     frontier.end()
 
 

@@ -235,6 +235,11 @@ class Partial:
                 return begin - start + differs
         return len(block)
 
+    @property
+    def is_written(self) -> bool:
+        """Whether this run has written to it."""
+        return self._file >= 0
+
     def missing(self, start: int, end: int) -> list[Span]:
         """Which of these bytes are not there."""
         with self.changed:
