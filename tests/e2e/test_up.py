@@ -295,7 +295,8 @@ def test_after_ctrl_c_or_a_kill_the_next_run_goes_on_and_repairs_what_had_drifte
     told(first, f"systemctl disable {UNIT}")
     told(second, f"echo '# drift' >> /etc/systemd/system/{UNIT}.service; rm /etc/r1prov/llama-server/api-key")
     lock = "cat /run/r1prov/lock.json || true"
-    killed = stopped(operator, pair, signal.SIGKILL, "llama_cpp .*: compiling")[0]
+    # Whatever step that is: with what the compiler has kept, a whole compilation may be over before it is shown.
+    killed = stopped(operator, pair, signal.SIGKILL, "(?!preflight)")[0]
     assert killed == -signal.SIGKILL
     deadline = time.monotonic() + 30
     while subprocess.run(["pgrep", "--full", f"{operator.folder}/.r1prov/inventory"], check=False).returncode == 0:
@@ -303,7 +304,7 @@ def test_after_ctrl_c_or_a_kill_the_next_run_goes_on_and_repairs_what_had_drifte
         time.sleep(0.2)
     assert all(on_all(pair, lock))  # the next run takes it over
     for number in (signal.SIGTERM, signal.SIGINT):
-        code, talk = stopped(operator, pair, number, "(?!preflight)")  # What was being compiled may be ready by now.
+        code, talk = stopped(operator, pair, number, "(?!preflight)")
         assert code == Exit.INTERRUPTED, talk
         assert "again" in talk
         assert all(re.search(f"{host.name} was in .*, and is not locked", talk) for host in pair), talk

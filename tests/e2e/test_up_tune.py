@@ -254,7 +254,7 @@ def test_a_second_comparison_is_told_of_the_first_and_how_to_end_that(tuner: Ope
     os.kill(running.pid, signal.SIGTERM)
     _, talk = running.communicate(timeout=300)
     assert running.returncode == Exit.INTERRUPTED, talk
-    assert "The service comes back by itself" in talk
+    assert "A service that was paused comes back by itself" in talk
     wait_for(host, SERVES, 60)
     told(host, f"{ALONE}; test ! -e /run/r1prov/lock.json; ! systemctl is-failed r1prov-measure")
 
