@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 GO_ON = "Run the same command again to go on. What the hosts have begun (a compile, a transfer of weights) they finish by themselves."
-GO_ON_MEASURING = "A service that was paused comes back by itself. What was measured so far is kept on its host, and the same command goes on there."
+GO_ON_MEASURING = "A service that was paused comes back by itself. What was measured is kept on its host; the same command goes on there."
 
 
 def request(playbook: str, variables: Mapping[str, Any] | None = None, **options: Any) -> Request:
