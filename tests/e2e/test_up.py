@@ -347,8 +347,8 @@ def expectations(owner: Operator, host: LabHost) -> list[str]:
 
 
 DRIFT = {
-    "chmod 0777 /etc/r1prov/network": "/etc/r1prov/network has the mode 0777, and should have 0755",
-    "chown nobody /opt/r1prov/open-webui": "/opt/r1prov/open-webui has the owner",
+    "chmod 0777 /etc/r1prov/network": "/etc/r1prov/network has owner and mode 0:0 0777, and should have 0:0 0755",
+    "chown nobody /opt/r1prov/open-webui": "/opt/r1prov/open-webui has owner and mode ",
     "echo '# more' >> /usr/local/lib/r1prov-await-ready": "/usr/local/lib/r1prov-await-ready has another content",
     "rm /etc/security/limits.d/r1prov-operators.conf": "/etc/security/limits.d/r1prov-operators.conf",
     "chmod 0644 /etc/r1prov/llama-server/api-key": "/etc/r1prov/llama-server/api-key ",
