@@ -127,12 +127,19 @@ def _refuse_nothing(planned: dict[str, tuple[Server, ...]]) -> None:
         raise PreflightError(*problems) if any(not each.fits for each in known) else SiteError(*problems)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Announcing:
-    """Shows a run, and announces what it does as soon as it has the host to itself. Who is refused is told of no pause."""
+    """Shows a run, and announces what it does as soon as it has the host to itself. Who is refused is told of no pause.
+
+    Attributes:
+        live: what shows the run.
+        announce: says what is done.
+        announced: whether it was said.
+    """
 
     live: LiveRun
     announce: Callable[[], None]
+    announced: bool = False
 
     def note(self, host: str, text: str) -> None:
         self.live.note(host, text)
@@ -141,6 +148,7 @@ class _Announcing:
         self.live.event(event)
         if isinstance(event, TaskDone) and event.action == LOCKS and event.result.get("held"):
             self.announce()
+            self.announced = True
 
     def progress(self, progress: Progress) -> None:
         self.live.progress(progress)
@@ -162,21 +170,15 @@ def _measure(
 ) -> tuple[dict[str, Any] | None, R1provError | None]:
     """Measure a host. What was measured before something went wrong is kept, too."""
     request = running.request("bench", verbosity=order.verbosity)
-    announced: list[Host] = []
 
-    def work(live: LiveRun) -> tuple[Done, tuple[Server, ...]]:
+    def work(live: LiveRun) -> tuple[Done, tuple[Server, ...], bool]:
         prepared = runs.prepare(decision, [host], login, live, needs=f"r1prov-{decision.site.file.engine}")
         found = modes.servers(prepared.decision, host.name, order.asked)
         told = modes.variables(prepared.decision, host.name, found, order.limit_s, at_once=order.now)
+        watcher = _Announcing(live, lambda: _announce(decision.site, host, found, order))
+        return runs.play(prepared, login, replace(request, variables=told), watcher), found, watcher.announced
 
-        def announce() -> None:
-            _announce(decision.site, host, found, order)
-            announced.append(host)
-
-        watcher = _Announcing(live, announce)
-        return runs.play(prepared, login, replace(request, variables=told), watcher), found
-
-    done, found = running.watched(decision.site, [host], request, work, running.GO_ON_MEASURING)
+    done, found, announced = running.watched(decision.site, [host], request, work, running.GO_ON_MEASURING)
     if isinstance(done.error, UnreachableError) and announced:
         output.say(f"{host.name}: what is being measured there ends by itself, and the service comes back then")
     result = done.report.hosts[host.name].modes

@@ -166,7 +166,7 @@ def words(detail: ErrorDetails) -> str:
     """What is wrong with a value, in plain words instead of the validator's."""
     context, given = detail.get("ctx", {}), detail["input"]
     quoted = isinstance(given, str) and given.strip().lstrip("+-").replace(".", "", 1).isdigit()
-    number = "is text: write the number without quotes" if quoted else "is not a number"
+    text = "is text: write the number without quotes" if quoted else ""
     return {
         "too_short": "name at least one",
         "model_type": "is not a mapping of keys and values",
@@ -174,9 +174,9 @@ def words(detail: ErrorDetails) -> str:
         "union_tag_invalid": f"`{context.get('tag')}` is none of {context.get('expected_tags')}",
         "union_tag_not_found": "says no `type`",
         "tuple_type": "is not a list",
-        "float_type": number,
+        "float_type": text or "is not a number",
         "finite_number": "is not a number",
-        "int_type": number if quoted else "is not a whole number",
+        "int_type": text or "is not a whole number",
         "string_pattern_mismatch": _FORMS.get(
             str(context.get("pattern")), f"is not of the form {context.get('pattern')}"
         ),

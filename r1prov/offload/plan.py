@@ -22,7 +22,7 @@ from r1prov.offload.engine import graphs
 from r1prov.offload.memory import CELLS_MULTIPLE, context_per_slot, flash_on_cards, v_type
 from r1prov.offload.outcome import RESERVE_BYTES, Device, Outcome, Space, outcome
 from r1prov.offload.setting import RefusedError, Setting, batches, rules, with_slots
-from r1prov.offload.slots import Asked, Pair, Pairs, choose
+from r1prov.offload.slots import WANTED, Asked, Pair, Pairs, choose
 from r1prov.offload.speed import of_machine
 from r1prov.offload.waits import workload_for
 
@@ -270,7 +270,7 @@ def _without_cards(serving: Serving, space: Space) -> str:
     """Why there are so many slots where there are no cards; empty where the operator has said the number."""
     if space.cards or serving.fixed_slots:
         return ""
-    return "you want so many at least" if serving.slots else "without cards the plan takes no more than you want"
+    return WANTED if serving.slots else "without cards the plan takes no more than you want"
 
 
 def _needed(workload: Workload) -> int:

@@ -12,10 +12,11 @@ real memory.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import lru_cache
 from itertools import islice
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from r1prov.models.model import is_embedding, layer_of
@@ -27,7 +28,7 @@ from r1prov.offload.sketch import Sketcher
 from r1prov.offload.waits import Means, depth_of, filling, means
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from r1prov.machines.workload import Workload
     from r1prov.models.model import Model
@@ -369,31 +370,63 @@ def _worked_out(
     first = next(iter(promised))
     if first.whole:
         return _whole(model, first.setting, entries, space.rooms), first
+
+    def worked_out(draft: _Draft) -> _Draft | None:
+        found = _refined(model, draft.setting, entries, space.rooms, seconds_of)
+        return _Draft(seconds_of(found), found, draft.sketch) if found else None
+
     in_layers = first.costs.host.always > 0
-    drafts, least = [], (math.inf, math.inf)
-    for sketch, seconds in islice(promised.items(), _MOST_DEALT_OUT if in_layers else _DEALT_OUT):
+    some = islice(promised.items(), _MOST_DEALT_OUT if in_layers else _DEALT_OUT)
+    rest = _drafts(some, entries, seconds_of)
+    if not rest:
+        return None, first
+    fastest = rest.pop(0)
+    best = worked_out(fastest)
+    if not best or not in_layers:
+        return best.setting if best else None, fastest.sketch
+    while rest and rest[0].seconds < best.seconds and (found := worked_out(rest.pop(0))):
+        best = min(best, found, key=attrgetter("seconds"))
+    # A draft that has a layer less may have room for it. The fastest of these tells of all.
+    fewer = next((draft for draft in rest if draft.layers < best.layers), None)
+    if fewer and (found := worked_out(fewer)):
+        best = min(best, found, key=attrgetter("seconds"))
+    return best.setting, best.sketch
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A placement that a sketch was dealt out to.
+
+    Attributes:
+        seconds: How long the goal takes with it.
+        setting: The placement.
+        sketch: The sketch.
+    """
+
+    seconds: tuple[float, float]
+    setting: Setting
+    sketch: Sketch
+
+    @property
+    def layers(self) -> int:
+        """The entries on the cards."""
+        return self.setting.gpu_layers or 0
+
+
+def _drafts(
+    promised: Iterable[tuple[Sketch, tuple[float, float]]],
+    entries: Sequence[Entry],
+    seconds_of: Callable[[Setting], tuple[float, float]],
+) -> list[_Draft]:
+    """What sketches come to when they are dealt out with the compute buffers that they promise, the fastest first."""
+    drafts, least = list[_Draft](), (math.inf, math.inf)
+    for sketch, seconds in promised:
         if sketch.whole or (seconds >= least and not sketch.costs.host.always):
             continue
-        if draft := arranged(sketch.setting, entries, sketch.rooms):
-            drafts.append((seconds_of(draft), draft, sketch))
-            least = min(drafts[-1][0], least)
-    best, best_sketch, least, one_more = None, first, (math.inf, math.inf), in_layers
-    for seconds, draft, sketch in sorted(drafts, key=lambda each: each[0]):
-        if best and (seconds >= least or not in_layers):
-            # A draft that has a layer less may have room for it. The fastest of these tells of all.
-            if not one_more:
-                break
-            if (draft.gpu_layers or 0) >= (best.gpu_layers or 0):
-                continue
-            one_more = False
-        found = _refined(model, draft, entries, space.rooms, seconds_of)
-        if best is None:
-            best_sketch = sketch
-        if found is None:
-            break
-        if (taken := seconds_of(found)) < least:
-            best, best_sketch, least = found, sketch, taken
-    return best, best_sketch
+        if setting := arranged(sketch.setting, entries, sketch.rooms):
+            drafts.append(_Draft(seconds_of(setting), setting, sketch))
+            least = min(drafts[-1].seconds, least)
+    return sorted(drafts, key=attrgetter("seconds"))
 
 
 def _refined(

@@ -35,6 +35,9 @@ _HARDLY_LONGER = 1.1
 _STEP = 4096
 """The step, in tokens, between the contexts that are compared."""
 
+WANTED = "you want so many at least"
+"""The reason for slots of which the operator has named the fewest, in words that go on `because`."""
+
 MOST_SLOTS = 64
 """The most slots that are chosen."""
 
@@ -268,10 +271,10 @@ class Slots:
     def chosen(self) -> tuple[int, str]:
         """The number of slots, and the reason in words that go on `because`."""
         if min(self.workload.people, MOST_SLOTS) <= self.least:
-            return self.least, "you want so many at least" if self.least > 1 else "one person asks at a time"
+            return self.least, WANTED if self.least > 1 else "one person asks at a time"
         numbers = self.numbers()
         if not numbers:
-            return self.least, "you want so many at least" if self.least > 1 else "not even one fits"
+            return self.least, WANTED if self.least > 1 else "not even one fits"
         sketched = {number: found for number in numbers if (found := self.sketched(number) or self.placed(number))}
         prompt = [number for number, each in sketched.items() if self.early(number, each)]
         waits = {number: each.waiting for number, each in sketched.items() if number in prompt or not prompt}

@@ -317,11 +317,10 @@ def failure(event: HostFailed | HostUnreachable) -> R1provError:
     if isinstance(event, HostUnreachable):
         # Ansible begins with what it was about to do, and ssh ends with the reason.
         lines = [line.strip() for line in event.message.splitlines() if line.strip() not in ("", _OF_LOOPS)]
-        first = (
-            lines[-1].rpartition("ssh: ")[2].removeprefix("Task failed: ").rstrip(":.") if lines else "no reason given"
-        )
+        reason = lines[-1].rpartition("ssh: ")[2] if lines else "no reason given"
+        reason = reason.removeprefix("Task failed: ").rstrip(":.")
         return UnreachableError(
-            Problem(event.host, f"the connection is lost: {first}", "run the same command again to go on")
+            Problem(event.host, f"the connection is lost: {reason}", "run the same command again to go on")
         )
     if found := event.result.get("problems"):
         return PreflightError(*(Problem(event.host, f"{p['check']}: {p['what']}", p["remedy"]) for p in found))

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from r1prov import inventory, site
-from r1prov.common import paths
 from r1prov.decision import decide
+from tests.fixtures.evaluated import evaluated
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,26 +43,6 @@ def up(
     imports = [{"ansible.builtin.import_role": {"name": name}, "when": False} for name in sorted(roles)]
     asked = {**told, "environment_of_tasks": play["environment"], **(show or {})}
     content = "{{ {" + ", ".join(f"'{name}': {name}" for name in asked) + "} | to_json }}"
-    write = {"ansible.builtin.copy": {"dest": str(folder / "shown.json"), "content": content, "mode": "0600"}}
-    shown = {"hosts": "all", "gather_facts": False, "vars": {**play["vars"], **asked}, "tasks": [*imports, write]}
-    (folder / "show.yml").write_text(yaml.safe_dump([shown]))
-    environment = {"ANSIBLE_COLLECTIONS_PATH": str(paths.collections_path()), "ANSIBLE_LOCAL_TEMP": str(folder / "tmp")}
-    command = [
-        Path(sys.executable).with_name("ansible-playbook"),
-        "-i",
-        folder / "inventory",
-        "-e",
-        "ansible_connection=local",
-        "show.yml",
-    ]
-    done = subprocess.run(
-        [*command, "-e", json.dumps(dict(variables or {}))],
-        cwd=folder,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        check=False,
+    return evaluated(
+        folder, folder / "inventory", content, tasks=imports, known={**play["vars"], **asked}, variables=variables or {}
     )
-    assert not done.returncode, done.stdout + done.stderr
-    found: dict[str, Any] = json.loads((folder / "shown.json").read_text())
-    return found

@@ -14,6 +14,16 @@ from typing import Any
 import pytest
 from measuring import load, memory, modes, servers, work
 
+SAYS = """
+    def say(self, content):
+        data = json.dumps(content).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+"""
+"""How both made-up servers answer."""
+
 SERVER = """#!{python}
 import json, os, signal, sys, time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -44,13 +54,7 @@ class Handler(BaseHTTPRequestHandler):
         time.sleep(body["n_predict"] / 1000 + ("--reads" in words) * 0.3)
         self.say({{"timings": {{"prompt_n": len(prompt) - same, "prompt_per_second": 2000.0,
                   "predicted_n": body["n_predict"], "predicted_per_second": 1000.0}}}})
-    def say(self, content):
-        data = json.dumps(content).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
+{says}
 ThreadingHTTPServer.request_queue_size = 64
 ThreadingHTTPServer(("127.0.0.1", int(words[words.index("--port") + 1])), Handler).serve_forever()
 """
@@ -66,7 +70,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "calls").touch()
     (tmp_path / "model.gguf").touch()
     server = tmp_path / "llama-server"
-    server.write_text(SERVER.format(python=sys.executable, calls=str(tmp_path / "calls")))
+    server.write_text(SERVER.format(python=sys.executable, says=SAYS, calls=str(tmp_path / "calls")))
     server.chmod(0o755)
     return tmp_path
 
@@ -197,19 +201,13 @@ class Handler(BaseHTTPRequestHandler):
         tokens = min(4 * len(body.get("prompt", "").split()), 512)
         self.say({{"prompt_eval_count": tokens, "prompt_eval_duration": 1000,
                   "eval_count": body.get("options", {{}}).get("num_predict", 0), "eval_duration": 1000}})
-    def say(self, content):
-        data = json.dumps(content).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
+{says}
 ThreadingHTTPServer(("127.0.0.1", int(os.environ["OLLAMA_HOST"].partition(":")[2])), Handler).serve_forever()
 """
 
 
 def test_ollama_is_asked_as_many_tokens_as_the_others_whatever_a_word_has(folder: Path) -> None:
-    (folder / "no-ollama").write_text(OLLAMA.format(python=sys.executable))
+    (folder / "no-ollama").write_text(OLLAMA.format(python=sys.executable, says=SAYS))
     (folder / "no-ollama").chmod(0o755)
     (found,) = run(folder, mode("ollama", engine="ollama", ollama_model="demo"))["modes"]
     assert not found["failed"]

@@ -64,9 +64,7 @@ class Answer:
     start: int  # where in the file it begins
     end: int  # and where it ends
     size: int | None  # of the whole file; None where the source does not say it
-    etag: str = (
-        ""  # which version of the file it is; empty where the source does not say it in a way that can be relied on
-    )
+    etag: str = ""  # which version of the file it is; empty where the source does not say that reliably
     takes_ranges: bool = False  # whether the source is known to send parts of files
     head: bytes = b""  # the bytes that were read of it already
 
@@ -285,9 +283,8 @@ class Redirects(urllib.request.HTTPRedirectHandler):
         following = super().redirect_request(req, fp, 307 if code == 308 else code, msg, headers, newurl)
         if following is None:
             return None
-        following.remove_header(
-            "Proxy-authorization"
-        )  # The next address may be one without a proxy. Else it is added again.
+        # The next address may be one without a proxy. Otherwise this header is added again.
+        following.remove_header("Proxy-authorization")
         authorization = req.unredirected_hdrs.get("Authorization")
         if authorization and origin(newurl) == origin(req.full_url):
             following.add_unredirected_header("Authorization", authorization)

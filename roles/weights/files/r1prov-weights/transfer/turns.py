@@ -13,9 +13,7 @@ if TYPE_CHECKING:
 
 LONGEST_PAUSE_S = 60
 PAUSE_AFTER_GAIN_S = 1.0
-MOST_VERSIONS = (
-    3  # A source whose ETags change so often has several servers that do not agree on them, and they tell nothing.
-)
+MOST_VERSIONS = 3  # ETags that change so often tell nothing: several servers do not agree on them.
 
 
 @dataclass
@@ -25,9 +23,7 @@ class Supplier:
     source: Folder | Web
     number: int  # its place in the order of preference
     quiet_until: float = 0  # because the server asked for it
-    has_lied: bool = (
-        False  # it has sent a whole file with wrong bytes, so it is asked last for those that are not begun
-    )
+    has_lied: bool = False  # it has sent a whole file with wrong bytes, so it is asked last for the next files
 
     @property
     def most(self) -> int:
