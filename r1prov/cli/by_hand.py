@@ -98,8 +98,8 @@ def _explain(decision: Decision, mode: str, reasons: Sequence[str], where: str) 
         output.say("--fit counts what is free at its start: beside the running service it chooses fewer layers.")
     output.say(f"Run it on {where} as a member of the group r1prov-operators.")
     output.say(
-        "--prio 2 asks for a real-time policy, too, which root alone gets: llama.cpp warns anybody else at each token and thread."
-        " Without these warnings: `nice -n -10` in front instead."
+        "--prio 2 asks for a real-time policy, too, which root alone gets. llama.cpp warns anybody else at each token and thread."
+        " `nice -n -10` in front, in place of --prio 2, raises the priority without these warnings."
     )
     unit = f"r1prov-{decision.site.file.engine}"
     output.say(

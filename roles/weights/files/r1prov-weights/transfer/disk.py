@@ -107,14 +107,6 @@ def is_file(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
 
 
-def size_of(path: Path) -> int:
-    """The size of a file. It is 0 where there is none."""
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
-
-
 def room_of(path: Path) -> int:
     """What a file takes of its disk. One that has gaps takes less than its size. It is 0 where there is none."""
     try:
