@@ -5,7 +5,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import accumulate
+from math import gcd
 from typing import TYPE_CHECKING
 
 from r1prov.models.model import is_embedding, layer_of
@@ -81,15 +83,15 @@ def _away(entries: Sequence[Entry], start: int, counts: Sequence[int], rooms: Se
     """
     away: dict[str, int | None] = {}
     sizes: dict[str, int] = {}
-    left = []
+    left, sums = [], _sums(tuple(tuple(entry.experts.values()) for entry in entries[start:]))
     for room, count in zip(rooms, counts, strict=True):
         own = entries[start : start + count]
         start += count
         room_for_experts = room - sum(entry.always for entry in own)
         supply = _supply(own)
-        packed, counts_by_size = _packed(room_for_experts, supply)
-        fitting = {size: count for (size, _), count in zip(supply, counts_by_size, strict=True)}
-        left.append(room_for_experts - packed)
+        counted = zip(supply, sums.counts(supply, room_for_experts), strict=True)
+        fitting = {size: count for (size, _), count in counted}
+        left.append(room_for_experts - sum(size * count for size, count in fitting.items()))
         waiting: dict[int, list[str]] = defaultdict(list)
         for entry in own:
             for name, size in entry.experts.items():
@@ -138,10 +140,7 @@ def _deal_for_experts(entries: Sequence[Entry], rooms: Sequence[int]) -> tuple[i
     without their experts.
     """
     always = [0, *accumulate(entry.always for entry in entries)]
-    sizes = sorted({size for entry in entries for size in entry.experts.values()})
-    experts = [Counter(entry.experts.values()) for entry in entries]
-    # For each size, the number of tensors in the entries before an entry.
-    supplies = [[0, *accumulate(counted[size] for counted in experts)] for size in sizes]
+    sums = _sums(tuple(tuple(entry.experts.values()) for entry in entries))
     bytes_ = [0, *accumulate(sum(entry.experts.values()) for entry in entries)]
     # The best way for each number of entries: (bytes of experts, evenness, number of entries on each card).
     ways: dict[int, tuple[int, int, tuple[int, ...]]] = {0: (0, 0, ())}
@@ -163,12 +162,7 @@ def _deal_for_experts(entries: Sequence[Entry], rooms: Sequence[int]) -> tuple[i
                 if end in following and packed + more < following[end][0]:
                     continue
                 if more == left:  # not all experts fit
-                    supply = [
-                        (size, available)
-                        for size, upto in zip(sizes, supplies, strict=True)
-                        if (available := upto[end] - upto[start])
-                    ]
-                    more, _ = _packed(left, supply)
+                    more = sums.most(start, end, left)
                 way = packed + more, evenness - (end - start) ** 2, (*counts, end - start)
                 if end not in following or way > following[end]:
                     following[end] = way
@@ -176,25 +170,65 @@ def _deal_for_experts(entries: Sequence[Entry], rooms: Sequence[int]) -> tuple[i
     return ways[len(entries)][2]
 
 
-def _packed(room: int, supply: Sequence[tuple[int, int]]) -> tuple[int, tuple[int, ...]]:
-    """The most bytes of whole tensors that fit in `room`, and the number of tensors of each size.
+_FINEST = 2**16
+"""Sums of bytes are counted in a unit of which all the tensors have so many at most."""
+
+
+class _Sums:
+    """The sums of bytes that tensors of neighbouring entries can have.
+
+    The sums are the bits of one number: bit 3 is set where some of the tensors have 3 units together. A tensor more is a shift. The unit
+    divides the sizes of all tensors if that is not too fine. Otherwise sizes are rounded up.
 
     Args:
-        room: The bytes to fill.
-        supply: Pairs of a size in bytes and the number of tensors, smallest size first.
+        entries: The bytes of the tensors of each entry.
     """
-    if not supply:
-        return 0, ()
-    *others, (size, available) = supply
-    most = min(room // size, available)
-    if not others:
-        return most * size, (most,)
-    best: tuple[int, tuple[int, ...]] = -1, ()
-    for count in range(max(most - 3, 0), most + 1):  # a smaller count would leave room for more than three more
-        packed, counts = _packed(room - count * size, others)
-        if packed + count * size > best[0]:
-            best = packed + count * size, (*counts, count)
-    return best
+
+    def __init__(self, entries: Sequence[Sequence[int]]) -> None:
+        sizes = [size for entry in entries for size in entry]
+        self._unit = max(gcd(*sizes), -(-sum(sizes) // _FINEST), 1)
+        self._entries = [[-(-size // self._unit) for size in entry] for entry in entries]
+        # For each first entry the sums of none, of one, of two entries from there on, as far as somebody has asked.
+        self._found = [[1] for _ in entries]
+
+    def most(self, start: int, end: int, room: int) -> int:
+        """The most bytes, up to `room`, of tensors of the entries from `start` to before `end`."""
+        found = self._found[start]
+        for entry in self._entries[start + len(found) - 1 : end]:
+            sums = found[-1]
+            for size in entry:
+                sums |= sums << size
+            found.append(sums)
+        return self._unit * _highest(found[end - start], room // self._unit)
+
+    def counts(self, supply: Sequence[tuple[int, int]], room: int) -> list[int]:
+        """Of each size the number of tensors that come to the most bytes in `room` together.
+
+        Args:
+            supply: Pairs of a size in bytes and the number of tensors.
+            room: The bytes to fill.
+        """
+        units = [-(-size // self._unit) for size, _ in supply]
+        found = [1]  # the sums of tensors of the first sizes
+        for size, (_, available) in zip(units, supply, strict=True):
+            sums = found[-1]
+            for _ in range(available):
+                sums |= sums << size
+            found.append(sums)
+        left, counts = _highest(found[-1], room // self._unit), []
+        for size, before in zip(reversed(units), reversed(found[:-1]), strict=True):
+            count = next(count for count in range(left // size + 1) if before >> left - count * size & 1)
+            left -= count * size
+            counts.append(count)
+        return counts[::-1]
+
+
+_sums = lru_cache(maxsize=8)(_Sums)
+
+
+def _highest(sums: int, most: int) -> int:
+    """The largest of `sums` up to `most`."""
+    return (sums & (2 << min(most, sums.bit_length())) - 1).bit_length() - 1
 
 
 def _rules(away: dict[str, int | None]) -> tuple[tuple[str, int | None], ...]:

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from r1prov.offload.packing import Entry
     from r1prov.offload.sketch import Sketch
 
-_SIZE_STEP = 64
-"""Micro-batches for a workload are multiples of this many tokens."""
+_SIZE_STEP, _COARSE_FROM = 64, 2048
+"""Micro-batches for a workload are multiples of 64 tokens, and of twice as many from 2,048 on, where each step is a smaller part."""
 
 _LARGEST_BATCH = 4096
 """The most tokens of a logical batch that is larger than the engine's default. Others wait for their next token until it is over."""
@@ -47,6 +47,9 @@ _LARGEST_BATCH = 4096
 _DEALT_OUT, _MOST_DEALT_OUT = 6, 24
 """The sketches that are dealt out before one of them is worked out, because what a card cannot fill differs from one to the next. There are
 more where whole layers lie in RAM: sketches are less exact there."""
+
+_MORE, _MORE_IN_LAYERS = 1, 4
+"""The most drafts that are worked out because they promise more than the best placement keeps. More of them hardly gain anything."""
 
 _ATTEMPTS = 6
 """The most sketches that are worked out because those before kept the reserve but not the floor."""
@@ -210,7 +213,8 @@ def sketches_of(sketcher: Sketcher, wanted: Setting, workload: Workload, *, own:
 
 
 def _multiples(largest: int) -> list[int]:
-    return sorted({largest, *range(_SIZE_STEP, largest + 1, _SIZE_STEP)}, reverse=True)
+    fine, coarse = range(_SIZE_STEP, largest, _SIZE_STEP), range(_COARSE_FROM, largest, 2 * _SIZE_STEP)
+    return sorted({largest, *fine[: _COARSE_FROM // _SIZE_STEP], *coarse}, reverse=True)
 
 
 def micro_batches(wanted: Setting) -> Iterator[int]:
@@ -382,14 +386,17 @@ def _worked_out(
         return None, first
     fastest = rest.pop(0)
     best = worked_out(fastest)
-    if not best or not in_layers:
-        return best.setting if best else None, fastest.sketch
-    while rest and rest[0].seconds < best.seconds and (found := worked_out(rest.pop(0))):
+    if not best:
+        return None, fastest.sketch
+    for _ in range(_MORE_IN_LAYERS if in_layers else _MORE):
+        if not rest or rest[0].seconds >= best.seconds or not (found := worked_out(rest.pop(0))):
+            break
         best = min(best, found, key=attrgetter("seconds"))
-    # A draft that has a layer less may have room for it. The fastest of these tells of all.
-    fewer = next((draft for draft in rest if draft.layers < best.layers), None)
-    if fewer and (found := worked_out(fewer)):
-        best = min(best, found, key=attrgetter("seconds"))
+    if in_layers:
+        # A draft that has a layer less may have room for it. The fastest of these tells of all.
+        fewer = next((draft for draft in rest if draft.layers < best.layers), None)
+        if fewer and (found := worked_out(fewer)):
+            best = min(best, found, key=attrgetter("seconds"))
     return best.setting, best.sketch
 
 
@@ -444,14 +451,11 @@ def _refined(
         compute = [use.compute for use in taken.cards]
         worst = [max(both) for both in zip(worst, compute, strict=True)]
         if fits(taken, rooms):
-            seconds = seconds_of(setting)
-            if seconds >= least:
-                break
-            fastest, least = setting, seconds
+            fastest, least = setting, seconds_of(setting)
         else:  # the largest buffers so far keep two placements from alternating for ever
             compute = worst
         following = arranged(draft, entries, less(rooms, compute))
-        if following is None or following == setting:
+        if following is None or following == setting or seconds_of(following) >= least:
             break
         setting = following
     return fastest

@@ -1,7 +1,7 @@
 """Estimates what placements would come to before one of them is worked out, which takes a thousand times as long.
 
 A sketch counts the cards as one room. It knows how much of the experts lies there, but not which. The compute buffers are worked out for
-three micro-batches, and lie on a line between these. They hardly depend on the number of slots.
+four micro-batches, and lie on lines between these. They hardly depend on the number of slots.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from r1prov.offload.packing import Entry
     from r1prov.offload.setting import Setting
 
-_MIDDLE = 1024
-"""The micro-batch between the smallest and the largest for which compute buffers are worked out. From about there on a card needs more
-for what it computes than for the weights that are copied to it."""
+_BETWEEN = (1024, 2048)
+"""The micro-batches between the smallest and the largest for which compute buffers are worked out. From about 1,024 tokens on a card needs
+more for what it computes than for the weights that are copied to it, and from about 2,048 on still more for each token."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +181,7 @@ class Sketcher:
     def _steps(self) -> list[int]:
         """The micro-batches for which the compute buffers are worked out."""
         largest = self._one.micro_batch
-        return sorted({min(SMALLEST_MICRO_BATCH, largest), min(_MIDDLE, largest), largest})
+        return sorted({min(size, largest) for size in (SMALLEST_MICRO_BATCH, *_BETWEEN, largest)})
 
     def _worked_out(self, size: int, *, whole: bool, offload: bool) -> list[int] | None:
         key = size, whole, offload

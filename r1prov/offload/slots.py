@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 _HARDLY_LONGER = 1.1
 """A longer context or more slots are preferred where people wait longer by no more than this: the arithmetic is no more exact."""
 
+_SURELY = 0.9
+"""A sketch that takes no more than this part of the RAM tells of a placement that fits there."""
+
 _STEP = 4096
 """The step, in tokens, between the contexts that are compared."""
 
@@ -81,7 +84,7 @@ class Pair:
 def choose(model: Model, one: Setting, space: Space, workload: Workload, asked: Asked) -> Pair | None:
     """The slots and their context; None where no pair fits that the operator accepts.
 
-    A floor that is kept without it changes nothing, so that it never leads to less than what is chosen without it.
+    A floor changes as little as it must. Slots and context that are chosen without it stay where some micro-batch keeps it with them.
 
     Args:
         model: The model that is served.
@@ -93,15 +96,15 @@ def choose(model: Model, one: Setting, space: Space, workload: Workload, asked: 
     if asked.slots is None:
         free = replace(asked, least=1, first_token=math.inf)
         found = None if free == asked else Pairs(model, one, space, workload, free).chosen()
-        if found and found.setting.slots >= asked.least and _begins(model, found, space, workload) <= asked.first_token:
+        if found and found.setting.slots >= asked.least and _in_time(model, found, space, workload, asked.first_token):
             return found
     return Pairs(model, one, space, workload, asked).chosen()
 
 
-def _begins(model: Model, pair: Pair, space: Space, workload: Workload) -> float:
-    """The seconds until the last answer begins."""
-    placed = search.best(model, pair.setting, space, workload) or pair.setting
-    return search.means_of(model, placed, space, workload).longest_first_token
+def _in_time(model: Model, pair: Pair, space: Space, workload: Workload, first_token: float) -> bool:
+    """Whether every answer can begin in time."""
+    placed = search.best(model, pair.setting, space, workload, first_token=first_token) or pair.setting
+    return search.means_of(model, placed, space, workload).longest_first_token <= first_token
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,12 @@ class Pairs:
         )
 
     def _fits(self, context: int) -> bool:
-        return self.at(context).placed(self.least) is not None
+        """Whether the fewest slots of so many tokens fit. A sketch that leaves a tenth of the RAM tells it, too."""
+        slots = self.at(context)
+        sketch = slots.sketch(self.least)
+        if sketch and sketch.whole >= slots.whole and sketch.in_ram <= _SURELY * self.space.room_in_ram:
+            return True
+        return slots.placed(self.least) is not None
 
     def chosen(self) -> Pair | None:
         """The pair with which people wait least; None where the fewest slots do not fit with the fewest tokens."""
