@@ -129,7 +129,7 @@ def first_tokens(report: RunReport, limit: str) -> None:
 def tuning(host: str, found: Tuned) -> None:
     """Show what was measured on a host, and which setting is kept."""
     output.say()
-    output.table((host, "exchange s>", "prompt/s>", "decode/s>", "outcome"), tuned.rows(found), talk=True)
+    output.table((host, "first s>", "exchange s>", "prompt/s>", "decode/s>", "outcome"), tuned.rows(found), talk=True)
     if workload := found.subject.workload:
         output.say(
             f"{host}: judged by the mean seconds of an exchange, from what was measured, of {workload.description}"

@@ -77,6 +77,7 @@ class Measurement(BaseModel):
     Attributes:
         chosen: the label of the choice in each dimension.
         exchange_s: the mean seconds of an exchange of the workload, by which settings are judged: the median of the repetitions.
+        first_token_s: the mean seconds until its answer begins, which count too where settings differ in their slots.
         prompt_tokens_per_second: of all prompts that were measured, the median.
         decode_tokens_per_second: of all answers that were measured, the median.
         points: the seconds behind these rates, as roles/measure/files/r1prov-measure/measuring/settings.py describes them.
@@ -86,6 +87,7 @@ class Measurement(BaseModel):
 
     chosen: dict[str, str]
     exchange_s: float = 0
+    first_token_s: float = 0
     prompt_tokens_per_second: float = 0
     decode_tokens_per_second: float = 0
     points: tuple[dict[str, Any], ...] = ()
@@ -150,14 +152,18 @@ def in_words(tuned: Tuned | None, lapsed: str = "") -> str:
     return f"tuned for {lapsed}: {AGAIN}" if lapsed else f"tuned: {tuned.what} ({tuned.reason})"
 
 
-def rows(tuned: Tuned) -> list[tuple[str, str, str, str, str]]:
-    """A row for each setting: its name, the seconds of an exchange, prompt and decode rates (tokens/s), and what became of it."""
+def rows(tuned: Tuned) -> list[tuple[str, str, str, str, str, str]]:
+    """A row for each setting: its name, what people wait for, prompt and decode rates (tokens/s), and what became of it.
+
+    They wait for the first token and for the end of an exchange, in seconds.
+    """
     own = tuned.measured[0].chosen
     table = []
     for measurement in tuned.measured:
         label = ", ".join(f"{name} {choice}" for name, choice in measurement.chosen.items() if choice != own[name])
         outcome = "kept" if measurement.chosen == tuned.chosen else measurement.failed
-        found = measurement.exchange_s, measurement.prompt_tokens_per_second, measurement.decode_tokens_per_second
-        exchange, prompt, decode = ("" if measurement.failed else f"{number:.2f}" for number in found)
-        table.append((label or "the plan's own", exchange, prompt, decode, outcome))
-    return [*table, *((label, "", "", "", "no time was left for it") for label in tuned.untried)]
+        waits = measurement.first_token_s, measurement.exchange_s
+        rates = measurement.prompt_tokens_per_second, measurement.decode_tokens_per_second
+        first, end, prompt, decode = ("" if measurement.failed else f"{number:.2f}" for number in (*waits, *rates))
+        table.append((label or "the plan's own", first, end, prompt, decode, outcome))
+    return [*table, *((label, "", "", "", "", "no time was left for it") for label in tuned.untried)]

@@ -204,7 +204,7 @@ def _planned(
     space = Space(machine.cards, machine.ram, reserve, speeds or of_machine(machine))
     # The plan sets this itself. The engine would keep V in the form for flash attention, and transpose it for every batch.
     flash = flash_on_cards(model) or not machine.cards
-    most, context_reason = _context(model, serving)
+    most, context_reason = most_context(model, serving)
     one = replace(wanted(serving, model), flash=flash, slots=1, context=most)
     own = serving.workload
     if own and own.tokens > most:
@@ -216,7 +216,7 @@ def _planned(
     if pair is None and (floored or asked.on_cards):
         least = with_slots(replace(one, context=asked.needed), asked.least)
         named = serving.context_per_slot is not None
-        needed = _needed(own) if own else CELLS_MULTIPLE
+        needed = needed_context(own) if own else CELLS_MULTIPLE
         raise floors.SlotsUnmetError(
             lambda holds: floors.too_many_slots(model, least, space, workload, holds, needed=needed, named=named)
         )
@@ -257,7 +257,7 @@ def _planned(
 def _asked(serving: Serving, most: int, workload: Workload, space: Space) -> Asked:
     """What the operator says of slots. Without cards there are as many as the operator wants, or one."""
     return Asked(
-        needed=most if serving.context_per_slot else min(_needed(workload), most),
+        needed=most if serving.context_per_slot else min(needed_context(workload), most),
         most=most,
         slots=serving.fixed_slots or (None if space.cards else serving.least_slots),
         least=serving.least_slots,
@@ -273,13 +273,13 @@ def _without_cards(serving: Serving, space: Space) -> str:
     return WANTED if serving.slots else "without cards the plan takes no more than you want"
 
 
-def _needed(workload: Workload) -> int:
+def needed_context(workload: Workload) -> int:
     """The tokens of the longest exchange, rounded up as the engine rounds a cache."""
     return workload.tokens + -workload.tokens % CELLS_MULTIPLE
 
 
-def _context(model: Model, serving: Serving) -> tuple[int, str]:
-    """The tokens of a slot, and why there are so many in words that go on `because`; no reason where the operator says the number.
+def most_context(model: Model, serving: Serving) -> tuple[int, str]:
+    """The most tokens of a slot, and why there are so many in words that go on `because`; no reason where the operator says the number.
 
     Raises:
         SiteError: The operator asks for more than the model was trained for.
@@ -290,7 +290,7 @@ def _context(model: Model, serving: Serving) -> tuple[int, str]:
             what = f"a slot of {asked:,} tokens is more than the {most:,} that the model was trained for"
             raise SiteError(Problem(model.name, what, f"lower --ctx-size (context_per_slot) to {most:,} or less"))
         return asked, ""
-    needed = _needed(serving.workload) if serving.workload else 0
+    needed = needed_context(serving.workload) if serving.workload else 0
     if max(needed, DEFAULT_CONTEXT) >= most:
         return most, "the model was trained for no more"
     if needed > DEFAULT_CONTEXT:
@@ -389,7 +389,7 @@ def _with_slots(asked: Serving) -> str:
 def _none_on_gpus(smallest: Quant, machine: Machine, serving: Serving, holds: floors.Holds) -> SiteError:
     """The error about a machine on whose cards no dynamic quant fits, with what would fit there."""
     slots, model, ways = serving.least_slots, model_of(smallest), []
-    context = serving.context_per_slot or min(_needed(serving.workload or TEAM), DEFAULT_CONTEXT)
+    context = serving.context_per_slot or min(needed_context(serving.workload or TEAM), DEFAULT_CONTEXT)
     if model:
         model, space = latent.served(model, serving.attention), Space(machine.cards, machine.ram)
         setting = replace(wanted(serving, model), flash=flash_on_cards(model))

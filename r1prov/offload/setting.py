@@ -10,8 +10,8 @@ from r1prov.common.units import GIB
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-SMALLEST_MICRO_BATCH = 64
-"""The smallest micro-batch that is tried for a placement."""
+SMALLEST_MICRO_BATCH, LARGEST_MICRO_BATCH = 64, 4096
+"""The smallest and the largest micro-batch that is tried for a placement."""
 
 EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
 """The pattern of the tensors that `--cpu-moe` moves to RAM, as llama.cpp has it."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from r1prov.offload.sketch import Sketch
     from r1prov.offload.waits import Means
 
-_HARDLY_LONGER = 1.1
+HARDLY_LONGER = 1.1
 """A longer context or more slots are preferred where people wait longer by no more than this: the arithmetic is no more exact."""
 
 _SURELY = 0.9
@@ -181,7 +181,7 @@ class Pairs:
         number, crowd = len(contexts), self.at(longest)
         # Where so many as can be of use lie on the cards, memory is not what people wait for.
         if number > 1 and not (self._whole and crowd.sketched(crowd.powers()[-1])):
-            most_seconds = _HARDLY_LONGER * min(self._best(contexts[0])[0], self._best(longest)[0])
+            most_seconds = HARDLY_LONGER * min(self._best(contexts[0])[0], self._best(longest)[0])
             if self._best(longest)[0] > most_seconds:
                 number = max(search.most(lambda n: self._within(most_seconds, contexts[n - 1], longest), number - 1), 1)
         while number > 1 and not self._early(contexts[number - 1]):
@@ -287,9 +287,9 @@ class Slots:
         prompt = [number for number, each in sketched.items() if self.early(number, each)]
         waits = {number: each.waiting for number, each in sketched.items() if number in prompt or not prompt}
         best_number = min(waits, key=lambda number: waits[number])
-        most_seconds = max(min(_HARDLY_LONGER * waits[best_number], self.limit), waits[best_number])
+        most_seconds = max(min(HARDLY_LONGER * waits[best_number], self.limit), waits[best_number])
         chosen = max(number for number, waited in waits.items() if waited <= most_seconds)
-        most_seconds = min(_HARDLY_LONGER * self.waiting(best_number), self.limit)
+        most_seconds = min(HARDLY_LONGER * self.waiting(best_number), self.limit)
         while chosen > best_number and self.waiting(chosen) > most_seconds:
             chosen = max(number for number in waits if number < chosen)
         for larger in (number for number in numbers if number > chosen):
@@ -304,7 +304,7 @@ class Slots:
     def _too_long(self, slots: int, found: Means, best_number: int) -> str:
         """Why there are not so many slots, with which people wait too long."""
         best = self.placed(best_number) or found
-        if found.waiting <= _HARDLY_LONGER * best.waiting:
+        if found.waiting <= HARDLY_LONGER * best.waiting:
             return (
                 f"with {slots} people would wait longer than with {self.limited_by}:"
                 f" {_seconds(found.waiting)} s in the mean, first token and end together, instead of {_seconds(self.limit)} s"
@@ -390,7 +390,7 @@ def _longer(what: str, found: Means, least: str, best: Means) -> str:
     """Why something is not chosen: how much longer people would wait than with what is best."""
     longer = found.waiting / best.waiting - 1
     return (
-        f"{what} people would wait {longer:.0%} longer than {least}, where the plan accepts {_HARDLY_LONGER - 1:.0%}:"
+        f"{what} people would wait {longer:.0%} longer than {least}, where the plan accepts {HARDLY_LONGER - 1:.0%}:"
         f" in the mean {_seconds(found.first_token)} s for the first token and {_seconds(found.end)} s for the end of an answer,"
         f" instead of {_seconds(best.first_token)} s and {_seconds(best.end)} s (at the low speeds)"
     )

@@ -151,6 +151,7 @@ def outcome(trial: Trial, result: Mapping[str, Any]) -> Tuned:
             Measurement(
                 chosen=each["chosen"],
                 exchange_s=round(median(each["exchange_s"] or [0]), 3),
+                first_token_s=round(median(each["first_token_s"] or [0]), 3),
                 prompt_tokens_per_second=round(median(each["prompt"] or [0]), 2),
                 decode_tokens_per_second=round(median(each["decode"] or [0]), 2),
                 points=tuple(each["points"]),

@@ -357,7 +357,7 @@ def test_the_benchmark_and_tuning_tell_too(decision: Decision) -> None:
         "token_s": [foreseen(decision, trial.subject.plan, prompt=0, depth=528)],
     }
     slow = point | {"prompt_s": [512.0], "token_s": [2.0]}
-    rest = {"seconds": 9.0, "failed": "", "exchange_s": [1.0], "prompt": [1.0], "decode": [1.0]}
+    rest = {"seconds": 9.0, "failed": "", "exchange_s": [1.0], "first_token_s": [1.0], "prompt": [1.0], "decode": [1.0]}
     found = [
         {"chosen": own, "points": [slow | {"users": 4}, point], **rest},
         {"chosen": own | {"threads": "16"}, "points": [slow], **rest},

@@ -148,7 +148,7 @@ def test_hardware_that_changed(change: dict[str, Any], why: str) -> None:
     assert result().lapsed(now) == why
 
 
-NONE = {"points": [], "failed": ""}
+NONE = {"points": [], "failed": "", "first_token_s": [2.0]}
 
 
 @functools.cache
@@ -254,9 +254,9 @@ def test_where_the_plan_stays_best_not_even_the_order_of_its_arguments_changes()
 
 def test_the_table_of_what_was_measured() -> None:
     assert tuned.rows(result()) == [
-        ("the plan's own", "90.50", "21.00", "5.10", ""),
-        ("threads 32", "80.00", "25.00", "6.10", "kept"),
-        ("repack off", "", "", "", "no time was left for it"),
+        ("the plan's own", "2.00", "90.50", "21.00", "5.10", ""),
+        ("threads 32", "2.00", "80.00", "25.00", "6.10", "kept"),
+        ("repack off", "", "", "", "", "no time was left for it"),
     ]
 
 
@@ -270,7 +270,7 @@ time.sleep(float(value("--sleep") or 0))
 if "--out-of-memory" in words:
     sys.exit("cudaMalloc failed: out of memory")
 users, answer = int(value("-npl")), int(value("-ntg"))
-token = {{"4": 1 / 6, "8": 1 / 5, "7": 1 / 5.04}}[value("--threads") or "8"] / (1.5 if "--no-repack" in words else 1)
+token = {{"4": 1 / 6, "8": 1 / 5, "7": 1 / 5.04, "5": 1 / 5.3}}[value("--threads") or "8"] / (1.5 if "--no-repack" in words else 1)
 token *= {{1: 1, 2: 1.2, 4: 3}}[users]
 open({calls!r}, "a").write(" ".join(words) + "\\n")
 asked = [*map(int, value("-npp").split(","))]
@@ -418,6 +418,63 @@ def test_slots_are_judged_by_all_who_ask_at_once(folder: Path) -> None:
     two, together = (each["exchange_s"][0] for each in found["measured"])
     assert two == pytest.approx((1 + 2) / 2 * (0.5 + 600 * 1.2 / 5))
     assert together == pytest.approx(1 + 600 * 3 / 5)
+
+
+SHORT, LONG = "--ctx-size 8192 --parallel 2", "--ctx-size 16384 --parallel 2"
+
+
+@pytest.mark.parametrize(
+    ("threads", "own", "other", "best", "reason"),
+    [
+        (
+            7,
+            SHORT,
+            LONG,
+            "other",
+            "2 slots of 8,192 tokens instead of 2 slots of 4,096 tokens, and people wait 1% less",
+        ),
+        (
+            8,
+            SHORT,
+            LONG,
+            "other",
+            "2 slots of 8,192 tokens instead of 2 slots of 4,096 tokens, and people wait as long",
+        ),
+        (5, LONG, SHORT, "own", "none of 1 others was so much faster that shorter or fewer slots are worth it"),
+        (
+            4,
+            LONG,
+            SHORT,
+            "other",
+            "2 slots of 4,096 tokens instead of 2 slots of 8,192 tokens, and people wait 16% less",
+        ),
+    ],
+)
+def test_longer_slots_are_better_where_they_cost_nothing_and_shorter_ones_where_they_gain_a_tenth(
+    folder: Path, threads: int, own: str, other: str, best: str, reason: str
+) -> None:
+    placement = dimension("placement", own=f"{own} --threads 8", other=f"{other} --threads {threads}")
+    found = run(folder, placement)
+    assert (found["chosen"], found["reason"]) == ({"placement": best}, reason)
+
+
+def test_longer_slots_that_cost_more_than_the_noise_are_not_taken(folder: Path) -> None:
+    placement = dimension("placement", own=f"{SHORT} --threads 5", other=f"{LONG} --threads 8")
+    found = run(folder, placement)
+    assert found["chosen"] == {"placement": "own"}
+    assert found["reason"] == "none of 1 others was faster by more than the noise"
+
+
+def test_more_slots_count_by_the_first_token_too(folder: Path) -> None:
+    """Four wait for an answer as long in one turn as in two, in the mean. But in one turn every answer begins at once."""
+    four = {"share": 1, "prompt": 10, "cached": 0, "answer": 600, "at_once": 4}
+    slots = dimension("placement", _4="--parallel 4 --threads 4", _2="--parallel 2 --threads 8")
+    found = run(folder, slots, exchanges=(four,))
+    together, two = found["measured"]
+    assert together["exchange_s"][0] > 1.1 * two["exchange_s"][0]
+    assert two["first_token_s"][0] == pytest.approx(0.5 + (0.5 + 600 * 1.2 / 5) / 2)
+    assert together["first_token_s"][0] == pytest.approx(1)
+    assert found["chosen"] == {"placement": "4"}
 
 
 def test_the_mean_is_weighted_and_what_is_too_long_is_taken_for_as_much_longer(folder: Path) -> None:

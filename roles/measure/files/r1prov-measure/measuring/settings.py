@@ -14,6 +14,9 @@ The job:
 The plan's own setting is measured first, then one dimension after the other, while the others keep their best. The result is
 written after each measurement, so one that was stopped goes on where it was.
 
+Settings with slots alike are compared by the end of an exchange. Otherwise it counts with the wait for the first token, as in the plan,
+because the end alone would speak for few slots.
+
 Measured are the prompts of the exchanges, asked by as many people as a setting serves at once, and a few tokens of the answers behind
 each of them and behind the deepest. A token of an answer that begins elsewhere takes what lies between. Where all prompts
 together have more than `MOST_TOKENS`, shorter ones are measured, and the time counts for as much more as was asked.
@@ -37,6 +40,9 @@ if TYPE_CHECKING:
 LEAST_GAIN = 0.02
 """A setting that is faster by less is not worth leaving what arithmetic chose."""
 
+MORE_IS_WORTH = 0.1
+"""Longer slots, and then more of them, are worth it to the plan where people wait longer by no more than this part."""
+
 MOST_TOKENS = 8192
 """The tokens of prompt that are computed at most for one point. From there on twice as many take twice as long."""
 
@@ -45,20 +51,52 @@ Point = dict[str, Any]
 repetition `prompt_s` and `token_s`, in which all of them get one more token."""
 
 
-def gain(new: dict[str, Any], old: dict[str, Any]) -> float:
-    """How much sooner an exchange is over, as a part of what it takes now; negative where it is later."""
-    return float(1 - median(new["exchange_s"]) / median(old["exchange_s"]))
+def gain(new: Sequence[float], old: Sequence[float]) -> float:
+    """How much less the new takes, as a part of what the old takes; negative where it takes more. Both are seconds of each repetition."""
+    return float(1 - median(new) / median(old))
 
 
-def noise(measured: dict[str, Any]) -> float:
+def noise(seconds: Sequence[float]) -> float:
     """Half the distance between the slowest and the fastest repetition, as a part of the median."""
-    seconds = measured["exchange_s"]
     return float((max(seconds) - min(seconds)) / 2 / median(seconds))
 
 
-def is_better(new: dict[str, Any], old: dict[str, Any]) -> bool:
+def waits(measured: dict[str, Any]) -> list[float]:
+    """The mean waits for the first token and for the end, both together, in each repetition."""
+    return [end + first for end, first in zip(measured["exchange_s"], measured["first_token_s"], strict=True)]
+
+
+def is_faster(new: dict[str, Any], old: dict[str, Any]) -> bool:
     """Whether it gains more than chance would give it."""
-    return gain(new, old) > max(LEAST_GAIN, noise(new), noise(old))
+    new_s, old_s = (waits(new), waits(old)) if new["slots"] != old["slots"] else (new["exchange_s"], old["exchange_s"])
+    return gain(new_s, old_s) > max(LEAST_GAIN, noise(new_s), noise(old_s))
+
+
+def is_better(new: dict[str, Any], old: dict[str, Any]) -> bool:
+    """Whether it is worth leaving the old setting for it.
+
+    With longer slots, or with as long ones but more of them, that is so where it is not slower. With shorter or fewer ones it is so where
+    it gains more than the tenth that the plan gives for them.
+    """
+    if new["slots"] > old["slots"]:
+        return not is_faster(old, new)
+    is_worth_it = new["slots"] == old["slots"] or median(waits(old)) / median(waits(new)) - 1 > MORE_IS_WORTH
+    return is_worth_it and is_faster(new, old)
+
+
+def slots_of(words: Sequence[str]) -> list[int]:
+    """The tokens of each slot, and the number of slots, by the arguments of the engine. Where they do not tell the tokens, these are 0."""
+    context, number = (
+        int(words[words.index(option) + 1]) if option in words else default
+        for option, default in (("--ctx-size", 0), ("--parallel", 1))
+    )
+    return [context // number, number]
+
+
+def in_words(slots: Sequence[int]) -> str:
+    """Slots for people."""
+    tokens, number = slots
+    return f"{number} slot{'s' * (number > 1)}" + (f" of {tokens:,} tokens" if tokens else "")
 
 
 def served(exchange: dict[str, Any], slots: int) -> int:
@@ -73,8 +111,11 @@ def lengths(exchanges: Sequence[dict[str, Any]], users: int, decode_tokens: int)
     return sorted({min(length, most) for length in (*(each["prompt"] for each in exchanges), max(depths))})
 
 
-def exchange_s(exchange: dict[str, Any], points: Sequence[Point], slots: int, repetition: int) -> float:
-    """The seconds until an answer is whole, as the mean of all who ask at once. Who finds no free slot waits for those before."""
+def waited(exchange: dict[str, Any], points: Sequence[Point], slots: int, repetition: int) -> tuple[float, float]:
+    """The seconds until an answer begins and until it is whole, as the means of all who ask at once.
+
+    Who finds no free slot waits for those before.
+    """
     users = served(exchange, slots)
     own = sorted((point for point in points if point["users"] == users), key=lambda point: point["prompt_tokens"])
     prompts = [(point["prompt_tokens"], point["prompt_s"][repetition]) for point in own]
@@ -85,8 +126,8 @@ def exchange_s(exchange: dict[str, Any], points: Sequence[Point], slots: int, re
     )
     depth = exchange["cached"] + exchange["prompt"] + exchange["answer"] / 2
     each_s = prompt_s + exchange["answer"] * between(tokens, depth)
-    groups = math.ceil(exchange["at_once"] / users)
-    return float(each_s * (groups + 1) / 2)
+    queued_s = each_s * (math.ceil(exchange["at_once"] / users) - 1) / 2
+    return float(queued_s + prompt_s), float(queued_s + each_s)
 
 
 def between(found: Sequence[tuple[float, float]], at: float) -> float:
@@ -194,7 +235,9 @@ class Tuning:
         began_s = time.monotonic()
         found: dict[str, Any] = {
             "chosen": chosen,
+            "slots": slots_of(self.words(chosen)),
             "exchange_s": [],
+            "first_token_s": [],
             "prompt": [],
             "decode": [],
             "points": [],
@@ -217,17 +260,15 @@ class Tuning:
     def bench(self, chosen: dict[str, str]) -> dict[str, Any]:
         """Runs llama-batched-bench once for each number of people at once; what that comes to.
 
-        `exchange_s` are the mean seconds of an exchange, `prompt` and `decode` tokens/s of all that was computed, in each repetition.
+        `exchange_s` are the mean seconds of an exchange, `first_token_s` those until its answer begins, `prompt` and `decode` the tokens/s
+        of all that was computed, in each repetition.
 
         Raises:
             FailedError: it fails, or does not end within the limit.
         """
         job = self.job
-        words = list(job["fixed"])
-        for dimension in job["dimensions"]:
-            for choice in dimension["choices"]:
-                words += choice["arguments"] if choice["label"] == chosen[dimension["name"]] else []
-        slots = int(words[words.index("--parallel") + 1]) if "--parallel" in words else 1
+        words = self.words(chosen)
+        _, slots = slots_of(words)
         found: list[Point] = []
         for users in sorted({served(exchange, slots) for exchange in self.exchanges}):
             of_users = [exchange for exchange in self.exchanges if served(exchange, slots) == users]
@@ -239,13 +280,18 @@ class Tuning:
             found += points(said, users, job["repetitions"])
         shares = sum(exchange["share"] for exchange in self.exchanges)
         each = range(job["repetitions"])
-        return {
-            "points": found,
-            "exchange_s": [
-                sum(exchange["share"] * exchange_s(exchange, found, slots, number) for exchange in self.exchanges)
+        first_token_s, exchange_s = (
+            [
+                sum(exchange["share"] * waited(exchange, found, slots, number)[which] for exchange in self.exchanges)
                 / shares
                 for number in each
-            ],
+            ]
+            for which in (0, 1)
+        )
+        return {
+            "points": found,
+            "exchange_s": exchange_s,
+            "first_token_s": first_token_s,
             "prompt": [
                 sum(point["users"] * point["prompt_tokens"] for point in found)
                 / sum(point["prompt_s"][number] for point in found)
@@ -256,6 +302,14 @@ class Tuning:
                 for number in each
             ],
         }
+
+    def words(self, chosen: dict[str, str]) -> list[str]:
+        """The arguments of a setting."""
+        words = list(self.job["fixed"])
+        for dimension in self.job["dimensions"]:
+            for choice in dimension["choices"]:
+                words += choice["arguments"] if choice["label"] == chosen[dimension["name"]] else []
+        return words
 
     def said(self, command: list[str]) -> str:
         """What a program prints.
@@ -280,11 +334,18 @@ class Tuning:
     def reason(self, own: dict[str, Any], best: dict[str, Any]) -> str:
         """Why the best is kept, in one sentence."""
         if best is own:
-            others = len(self.measured) - 1
-            return (
-                f"none of {others} others was faster by more than the noise" if others else "nothing else was measured"
-            )
-        return f"an exchange is over {gain(best, own):.0%} sooner than with the plan's own setting"
+            others = [each for each in self.measured if each is not own]
+            if not others:
+                return "nothing else was measured"
+            if any(is_faster(each, own) for each in others if not each["failed"]):
+                return f"none of {len(others)} others was so much faster that shorter or fewer slots are worth it"
+            return f"none of {len(others)} others was faster by more than the noise"
+        if best["slots"] == own["slots"]:
+            gained = gain(best["exchange_s"], own["exchange_s"])
+            return f"an exchange is over {gained:.0%} sooner than with the plan's own setting"
+        gained = gain(waits(best), waits(own))
+        wait = f"{abs(gained):.0%} {'less' if gained > 0 else 'longer'}" if round(gained, 2) else "as long"
+        return f"{in_words(best['slots'])} instead of {in_words(own['slots'])}, and people wait {wait}"
 
     def write(self, state: str, own: dict[str, Any], best: dict[str, Any]) -> None:
         """The result so far."""
