@@ -94,6 +94,14 @@ FirstToken = Annotated[
         callback=not_empty,
     ),
 ]
+Workload = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|FILE",
+        help="What people ask for: chat, documents, thinking, team, or a YAML file of your own.",
+        callback=not_empty,
+    ),
+]
 Form = Annotated[
     Attention | None,
     typer.Option(

@@ -53,14 +53,6 @@ Source = Annotated[
     ),
 ]
 Reserve = Annotated[str, typer.Option(help="What stays free on each card, with its unit.")]
-Workload = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME|FILE",
-        help="What people ask for: chat, documents, thinking, team, or a YAML file of your own.",
-        callback=options.not_empty,
-    ),
-]
 Host = Annotated[
     str | None,
     typer.Option(
@@ -93,7 +85,7 @@ def plan(
     first_token: options.FirstToken = None,
     cache_type_k: CacheType = None,
     attention: options.Form = None,
-    workload: Workload = None,
+    workload: options.Workload = None,
     reserve: Reserve = DEFAULT_RESERVE,
     json: options.Json = False,
 ) -> None:
@@ -156,7 +148,7 @@ def explain(
     file: File = None,
     source: Source = None,
     attention: options.Form = None,
-    workload: Workload = None,
+    workload: options.Workload = None,
     reserve: Reserve = DEFAULT_RESERVE,
     json: options.Json = False,
 ) -> None:

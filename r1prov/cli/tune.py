@@ -11,16 +11,19 @@ import typer
 from r1prov import output
 from r1prov.cli import options, running, show
 from r1prov.common.errors import Exit, UnreachableError
+from r1prov.decision import decide
 from r1prov.machines.tuned import in_words
+from r1prov.machines.workload import load_workload
 from r1prov.runs import tuning
-from r1prov.site.select import last_applied
+from r1prov.site.select import last_applied, made_up
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from r1prov.common.errors import R1provError
     from r1prov.decision import Decision
     from r1prov.hosts import Login
+    from r1prov.offload.tuning import Trial
     from r1prov.runs.run import Done
     from r1prov.site import Host, Site
 
@@ -37,20 +40,32 @@ def tune(
     check: Annotated[
         bool, typer.Option("--check", "--dry-run", help="Change nothing; say what would be measured.")
     ] = False,
+    profile: options.Profile = None,
+    workload: options.Workload = None,
     login_options: options.LoginOptions,
     break_lock: options.BreakLock = False,
     verbose: options.Verbose = 0,
     json: options.Json = False,
 ) -> None:
-    """Try threads, micro-batch, slots, a tensor more or less and repacking around the plan, and serve with the best for the workload.
+    """Try threads, batches, slots, a tensor more or less and repacking around the plan, and serve with the best for the workload.
 
     The service of a host pauses meanwhile, one host after the other, and comes back however it ends. What was found is kept until
     hardware, engine, model or plan change. A host that cannot be reached is named, and the others are tuned.
 
+    With --check and --profile it says what would be tried on a server of that kind, which need not be there, for --workload or for what
+    suits the kind.
+
     Example: `r1prov tune gpu1 --limit 30m`
     """
     limit_s = options.seconds("--limit", limit)
-    applied, targets = last_applied(site, hosts or ())
+    if profile and not check:
+        raise typer.BadParameter("--profile goes with --check: only hosts can be measured")
+    if workload and not profile:
+        raise typer.BadParameter("--workload goes with --profile: what a site's hosts are asked for stands in its file")
+    if profile:
+        _foresee(options.alone(profile, site, hosts or ()), workload, limit, json=json)
+        return
+    applied, targets = last_applied(site, hosts or (), or_else=options.A_KIND if check else "")
     tuning.require_llama_server(applied)
     decision = running.settle(applied)
     login = login_options.ask()
@@ -59,10 +74,8 @@ def tune(
         output.problems(unmet.problems)
     for name, kept in tuned.items():
         output.say(f"{name}: {in_words(kept)}; --force measures again")
-    for name, trial in trials.items():
-        output.say(f"{name}: {trial.settings} settings to measure, within {limit}", "bold")
-        for line in tuning.describe(trial):
-            output.say(f"  {line}")
+    for line in _lines(trials, limit):
+        output.say(line)
     waiting = [host for host in targets if host.name in trials]
     if waiting and not check:
         _announce(applied, waiting, limit, yes=yes)
@@ -81,12 +94,36 @@ def tune(
         output.data(
             {
                 "hosts": {name: each.model_dump(mode="json") for name, each in tuned.items()},
-                "to_measure": {name: tuning.describe(trial) for name, trial in trials.items()} if check else {},
+                "to_measure": _described(trials) if check else {},
                 "problems": [asdict(problem) for problem in problems],
             }
         )
     if problems:
         raise UnreachableError(*problems)
+
+
+def _foresee(profile: str, workload: str | None, limit: str, *, json: bool) -> None:
+    """Say what would be tried on a server of a kind. Nobody is contacted."""
+    asked = {"workload": load_workload(workload)} if workload else {}
+    kind, (there,) = made_up(profile, **asked)
+    trials = {there.name: tuning.foresee(decide(kind, output.say), there.name)}
+    if json:
+        output.data({"hosts": {}, "to_measure": _described(trials), "problems": []})
+        return
+    for line in _lines(trials, limit):
+        output.line(line)
+    output.say("Nobody was asked: a host tells its own threads and RAM, and how its first card is attached.")
+
+
+def _described(trials: Mapping[str, Trial]) -> dict[str, list[str]]:
+    return {name: tuning.describe(trial) for name, trial in trials.items()}
+
+
+def _lines(trials: Mapping[str, Trial], limit: str) -> Iterator[str]:
+    """What is to be measured, for people."""
+    for name, trial in trials.items():
+        yield f"{name}: {trial.settings} settings to measure, within {limit}"
+        yield from (f"  {line}" for line in tuning.describe(trial))
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ VERBS = {
     ),
     "tune": (
         "tune:tune",
-        "Try threads, micro-batch, slots, a tensor more or less and repacking around the plan, and serve with the best for the workload.",
+        "Try threads, batches, slots, a tensor more or less and repacking around the plan, and serve with the best for the workload.",
     ),
     "upgrade": (
         "upgrade:upgrade",

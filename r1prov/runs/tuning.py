@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from statistics import median
 from typing import TYPE_CHECKING, Any, Protocol
 
-from r1prov.common.errors import Problem, SiteError
+from r1prov.common.errors import PreflightError, Problem, SiteError
 from r1prov.hosts import met
 from r1prov.machines.tuned import Hardware, Measurement, Tuned
 from r1prov.offload import tuning
@@ -86,7 +86,27 @@ def require_llama_server(site: Site) -> None:
 
 def trial(decision: Decision, host: str, facts: Mapping[str, Any]) -> Trial:
     """What is to be tried on a host where first contact found `facts`."""
-    subject = decision.subject(host, Hardware.of(dict(facts)))
+    return _trial(decision, host, Hardware.of(dict(facts)))
+
+
+def foresee(decision: Decision, host: str) -> Trial:
+    """What would be tried on a server that nobody has met, which is as the profile says.
+
+    Raises:
+        PreflightError: the model does not fit there.
+    """
+    if found := decision.plan.outcome:
+        remedy = "`r1prov plan --profile` says what would fit there"
+        if problems := [Problem(host, reason, remedy) for reason in found.reasons]:
+            raise PreflightError(*problems)
+    machine = decision.machine_of(host)
+    threads, cards = machine.cpu_threads or 0, ((machine.gpus.name, machine.gpus.memory),) if machine.gpus else ()
+    hardware = Hardware(cpu="", cores=threads, threads=threads, ram=machine.ram, cards=cards * len(machine.cards))
+    return _trial(decision, host, hardware)
+
+
+def _trial(decision: Decision, host: str, hardware: Hardware) -> Trial:
+    subject = decision.subject(host, hardware)
     plan = decision.plan_for(host)
     speeds_of = decision.speeds_of(host)
     machine = decision.machine_of(host)

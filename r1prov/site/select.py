@@ -49,15 +49,19 @@ def _with_chosen(site: Site) -> Site:
     return site.model_copy(update={"chosen": {name: versions for name, versions in chosen.items() if versions}})
 
 
-def made_up(profile: str) -> Selection:
+def made_up(profile: str, **flags: Any) -> Selection:
     """A site of one server of some kind, which is called as the kind is. For verbs that only calculate: there need not be such a server.
+
+    Args:
+        profile: the kind.
+        flags: keys of the site file.
 
     Raises:
         SiteError: there is no such profile, or it is wrong.
     """
     name = re.sub(r"[^A-Za-z0-9_.-]", "-", Path(profile).stem).lstrip("-_.") or "server"
     # Such a verb says itself that the model does not fit.
-    site = load(profile=profile, hosts=({"name": name, "address": name},), override=("fit",))
+    site = load(profile=profile, hosts=({"name": name, "address": name},), override=("fit",), **flags)
     return site, site.hosts
 
 

@@ -19,6 +19,8 @@ from ansible_collections.r1.prov.plugins.modules import measurement
 from measuring import settings, work
 
 from r1prov import inventory, site
+from r1prov.cli import main
+from r1prov.common.errors import Exit
 from r1prov.common.units import GIB
 from r1prov.decision import decide
 from r1prov.machines import profile as machine
@@ -258,6 +260,58 @@ def test_the_table_of_what_was_measured() -> None:
         ("threads 32", "2.00", "80.00", "25.00", "6.10", "kept"),
         ("repack off", "", "", "", "", "no time was left for it"),
     ]
+
+
+def ran(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main(("tune", *words))
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder without a site."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_what_would_be_tried_on_a_kind_of_server(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = ran(capsys, "--check", "--profile", "4x4090", "--workload", "team", "--limit", "1h")
+    assert code == Exit.OK
+    assert out.startswith("4x4090: 9 settings to measure, within 1h\n  threads: 64 as planned, 48, 32\n")
+    assert "4 slots, 8 slots of 32,768 tokens, a tensor" in " ".join(out.split())
+    code, out, _ = ran(capsys, "--check", "--profile", "4xh800", "--json")
+    told = json.loads(out)
+    assert (code, told["hosts"], told["problems"]) == (Exit.OK, {}, [])
+    placements, judged = told["to_measure"]["4xh800"]
+    assert placements.startswith("placement: micro-batch 448 as planned, ")
+    assert "team: sixteen people at once" in judged
+
+
+def test_a_kind_that_is_too_small_is_told_so(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = machine.load_profile("4x4090").model_dump(mode="json", exclude_unset=True)
+    small["machine"]["ram"] = "32 GB"
+    (elsewhere / "small.yml").write_text(yaml.safe_dump(small))
+    code, out, err = ran(capsys, "--check", "--profile", "small.yml")
+    assert (code, out) == (Exit.PREFLIGHT, "")
+    assert "`r1prov plan --profile` says what would fit there" in " ".join(err.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--profile", "4x4090"], "--profile goes with --check"),
+        (["--check", "--workload", "team"], "--workload goes with --profile"),
+        (["--check", "--profile", "4x4090", "gpu1"], "--profile and a host (gpu1) exclude each other"),
+    ],
+)
+def test_a_kind_of_server_cannot_be_measured(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    code, out, err = ran(capsys, *words)
+    assert (code, out) == (Exit.USAGE, "")
+    assert said in " ".join(err.split())
 
 
 # --- the program on the host ---
