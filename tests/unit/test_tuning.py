@@ -519,6 +519,15 @@ def test_longer_slots_that_cost_more_than_the_noise_are_not_taken(folder: Path) 
     assert found["reason"] == "none of 1 others was faster by more than the noise"
 
 
+def test_repetitions_that_differ_much_excuse_no_more_than_a_tenth() -> None:
+    def measured(tokens: int, *seconds: float) -> dict[str, Any]:
+        return {"slots": [tokens, 1], "exchange_s": seconds, "first_token_s": [0.0] * 3}
+
+    own = measured(4096, 60.0, 100.0, 140.0)
+    assert settings.is_better(measured(8192, 109.0, 109.0, 109.0), own)
+    assert not settings.is_better(measured(8192, 130.0, 130.0, 130.0), own)
+
+
 def test_more_slots_count_by_the_first_token_too(folder: Path) -> None:
     """Four wait for an answer as long in one turn as in two, in the mean. But in one turn every answer begins at once."""
     four = {"share": 1, "prompt": 10, "cached": 0, "answer": 600, "at_once": 4}

@@ -76,12 +76,16 @@ def is_better(new: dict[str, Any], old: dict[str, Any]) -> bool:
     """Whether it is worth leaving the old setting for it.
 
     With longer slots, or with as long ones but more of them, that is so where it is not slower. With shorter or fewer ones it is so where
-    it gains more than the tenth that the plan gives for them.
+    it gains more than the tenth that the plan gives for them. More than a tenth is never chance, however much the repetitions differ.
     """
     if new["slots"] > old["slots"]:
-        return not is_faster(old, new)
-    is_worth_it = new["slots"] == old["slots"] or median(waits(old)) / median(waits(new)) - 1 > MORE_IS_WORTH
-    return is_worth_it and is_faster(new, old)
+        return not is_faster(old, new) and _longer(new, old) <= MORE_IS_WORTH
+    return is_faster(new, old) and (new["slots"] == old["slots"] or _longer(old, new) > MORE_IS_WORTH)
+
+
+def _longer(one: dict[str, Any], other: dict[str, Any]) -> float:
+    """By which part people wait longer with one than with the other."""
+    return float(median(waits(one)) / median(waits(other)) - 1)
 
 
 def slots_of(words: Sequence[str]) -> list[int]:
