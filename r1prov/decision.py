@@ -243,7 +243,7 @@ def decide(site: Site, say: Callable[[str], None] | None = None) -> Decision:
     quant, best = _quant(site)
     published = model_of(quant) or (_read_header(site, quant, say) if say else headers.kept(quant))
     serving = site.profile.serving
-    chosen = best or plan(quant, site.profile.machine, serving, header=published if _needs_layers(site) else None)
+    chosen = best or plan(quant, site.profile.machine, serving, header=published)
     _refuse_misfit(site, chosen)
     is_changed = serving.attention == "mla" and published is not None and latent.is_legacy(published)
     return Decision(
@@ -272,17 +272,12 @@ def _releases(site: Site) -> dict[str, Releases]:
     return found
 
 
-def _needs_layers(site: Site) -> bool:
-    """Whether the model's layers must be known, because they are dealt out to GPUs."""
-    return bool(site.profile.machine.gpus)
-
-
 def _read_header(site: Site, quant: Quant, say: Callable[[str], None]) -> Model | None:
     """The model in files that the catalogue does not describe; None where no source can be asked and its layers do not matter."""
     try:
         return headers.fetch(quant, site.file.sources.weights, site.file.sources.network(), say)
     except SiteError:
-        if _needs_layers(site):
+        if site.profile.machine.gpus:  # Its layers must be known, because they are dealt out.
             raise
         say(
             f"the header of {quant.name} cannot be read from here, so the files are served as they were published, whatever form they have"

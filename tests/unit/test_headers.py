@@ -299,6 +299,17 @@ def own_profile(folder: Path, quant: Quant) -> Path:
     return path
 
 
+def without_cards(folder: Path, quant: Quant) -> Path:
+    """A profile of a server without cards that serves these files, and names no context."""
+    chosen = machine.load_profile("demo")
+    named = {**chosen.serving.model_dump(exclude_unset=True), "quant": "mine"}
+    del named["context_per_slot"]
+    serving = type(chosen.serving).model_validate(named)
+    path = folder / "own.yml"
+    path.write_text(machine.as_yaml(chosen.model_copy(update={"serving": serving, "model": quant})))
+    return path
+
+
 def test_a_site_with_a_model_of_its_own_is_planned_by_its_header(
     hub: Hub, quant: Quant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -315,6 +326,22 @@ def test_a_site_with_a_model_of_its_own_is_planned_by_its_header(
     assert plan.outcome
     assert plan.outcome.fits
     assert "n-gpu-layers" in inventory.rendered(decision)["group_vars/all.yml"]
+
+
+def test_a_model_of_its_own_without_cards_is_served_as_plan_says(
+    hub: Hub, quant: Quant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody names the context. The engine would not start with more tokens than the model was trained for."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    source = {"type": "hub", "endpoint": hub.url}
+    keys = {"profile": str(without_cards(tmp_path, quant)), "hosts": ["one"], "sources": {"weights": [source]}}
+    (tmp_path / "r1prov.yml").write_text(json.dumps(keys))
+    chosen, _ = select(tmp_path / "r1prov.yml", ())
+    decision = decide(chosen, lambda _: None)
+    assert decision.model
+    assert decision.plan.context_per_slot == min(decision.model.context_length, machine.DEFAULT_CONTEXT)
+    assert decision.plan.outcome
+    assert decision.plan.outcome.fits
 
 
 def test_a_profile_with_a_model_of_its_own_is_planned_from_where_one_says(

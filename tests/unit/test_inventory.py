@@ -13,6 +13,12 @@ from tests.golden import assert_golden, kept
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 
 
+@pytest.fixture(autouse=True)
+def no_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No header of a model has been read before, whatever is kept on this machine."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
 def of_profile(profile: str) -> dict[str, str]:
     """The contents of the inventory of two hosts, by file name."""
     hosts = ["gpu1.example.com", "admin@gpu2.example.com:2222"]
