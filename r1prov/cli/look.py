@@ -1,21 +1,21 @@
-"""The verbs that only look: `profiles` and `status`."""
+"""The verbs that only look: `profiles`, `sources` and `status`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from r1prov import output
 from r1prov.cli import complete, options, show
 from r1prov.common.errors import Exit, Problem, SiteError, UnreachableError
+from r1prov.common.paths import SITE_FILE
 from r1prov.hosts import visit
 from r1prov.machines import profile as machine
 from r1prov.site import versions
 from r1prov.site.select import last_applied, wanted
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from r1prov.site.sources import PRESETS, Sources
 
 
 def profiles(
@@ -49,6 +49,38 @@ def profiles(
         for each, profile in known.items()
     ]
     output.table(("profile", "quant", "slots x context>", "what"), rows)
+
+
+def sources(
+    *,
+    site: options.SiteFile = None,
+    preset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What this preset stands for, instead of a site file: cn.")
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """List every address from which hosts may fetch something, and who says it: the site file, a preset of it, or r1prov.
+
+    Example: `r1prov sources --preset cn`
+    """
+    found = _sources(site, preset)
+    rows = [(key, value, found.said_by(key.partition(".")[0])) for key, value in found.addresses()]
+    if json:
+        output.data({"sources": [dict(zip(("key", "value", "said_by"), row, strict=True)) for row in rows]})
+        return
+    output.table(("sources.", "from", "said by"), rows)
+
+
+def _sources(site: Path | None, preset: str | None) -> Sources:
+    """The sources that a preset, the site file or nobody names."""
+    if preset is not None:
+        if preset not in PRESETS:
+            raise typer.BadParameter(f"there is no preset `{preset}`: there is {', '.join(PRESETS)}")
+        return Sources.model_validate({"preset": preset})
+    if site or Path(SITE_FILE).is_file():
+        return wanted(site, ())[0].file.sources
+    output.say("No site file is named, and there is none in this folder. These are the defaults.")
+    return Sources()
 
 
 def _number(tokens: int | None) -> str:

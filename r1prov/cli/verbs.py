@@ -38,6 +38,10 @@ VERBS = {
         "Write the inventory that `ansible-playbook -i DIR playbooks/up.yml` runs. Contacts no host.",
     ),
     "profiles": ("look:profiles", "List the kinds of servers, or print one of them."),
+    "sources": (
+        "look:sources",
+        "List every address from which hosts may fetch something, and who says it: the site file, a preset of it, or r1prov.",
+    ),
     "status": (
         "look:status",
         "Read from the hosts what is installed, running and healthy. Exit code 8 where a service does not answer, 4 where a host does not.",

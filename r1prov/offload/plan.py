@@ -372,11 +372,25 @@ def best_on_gpus(candidates: Sequence[Quant], machine: Machine, serving: Serving
             except floors.SlotsUnmetError:
                 pass
             except floors.UnmetError as error:
-                unmet, why = error, f"{quant.name} keeps no first token of {asked.first_token} s"
+                unmet, why = _of_the_last(error), f"{quant.name} keeps no first token of {asked.first_token} s"
             better.append(why)
         raise unmet or floors.UnmetError(lambda holds: _none_on_gpus(candidates[-1], machine, serving, holds))
 
     return _proposing(first, serving.model_copy(update={"quant": BEST_ON_GPUS}))
+
+
+def _of_the_last(unmet: floors.UnmetError) -> floors.UnmetError:
+    """The refusal of the last of several quants, which says that others are refused, too."""
+
+    def refusal(holds: floors.Holds) -> SiteError:
+        found = unmet.refusal(holds)
+        others = (
+            replace(each, what=f"no quant on the cards does it; of the smallest, {each.what}")
+            for each in found.problems
+        )
+        return type(found)(*others)
+
+    return floors.UnmetError(refusal)
 
 
 def _with_slots(asked: Serving) -> str:

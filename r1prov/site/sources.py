@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from r1prov.common.documents import Keys
-from r1prov.common.network import Network
-from r1prov.models.sources import PUBLIC, WeightSource
+from r1prov.common.network import Network, without_login
+from r1prov.models.sources import PUBLIC, Folder, Mirror, WeightSource
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class Proxy(Keys):
@@ -78,9 +81,20 @@ class CudaSource(Keys):
     """The base URL of NVIDIA's apt repository or of a mirror of it, for `nvidia`."""
 
 
+PRESETS: dict[str, dict[str, Any]] = {
+    "cn": {
+        "pypi": {"index": "https://pypi.tuna.tsinghua.edu.cn/simple"},
+        "weights": [{"type": "modelscope"}, {"type": "hub", "endpoint": "https://hf-mirror.com"}, {"type": "hub"}],
+    }
+}
+"""For each preset the keys of `Sources` that it stands for. Nobody is trusted for being in it: what is fetched has a known digest."""
+
+
 class Sources(Keys):
     """Every address from which a host may fetch something. Nothing is fetched from an address that is not here."""
 
+    preset: Literal["cn"] | None = None
+    """A name for several of these keys: `cn` is for mirrors in China; `r1prov sources` prints them. Keys of the file outrank it."""
     proxy: Proxy = Proxy()
     """The proxies for everything that hosts fetch."""
     environment_file: str = ""
@@ -102,7 +116,53 @@ class Sources(Keys):
     weights: tuple[WeightSource, ...] = Field(default=PUBLIC, min_length=1)
     """Where the weights come from. They are tried in this order."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_preset(cls, given: Any) -> Any:
+        name = given.get("preset") if isinstance(given, dict) else None
+        return {**PRESETS[name], **given} if isinstance(name, str) and name in PRESETS else given
+
+    def said_by(self, key: str) -> str:
+        """Who says the value of a key: the site file, a preset or nobody, where it is the default."""
+        value = getattr(self, key)
+        if self.preset and key in PRESETS[self.preset] and value == getattr(Sources(preset=self.preset), key):
+            return f"preset {self.preset}"
+        return "default" if value == getattr(Sources(), key) else "site file"
+
+    def addresses(self) -> Iterator[tuple[str, str]]:
+        """Each key with the addresses that it stands for, in words for people. Logins in addresses are left out."""
+        llama_cpp, proxy = self.llama_cpp, self.proxy
+        engine = {
+            "pypi": "llama-cpp-python of pypi.index",
+            "git": llama_cpp.git_url,
+            "archive": llama_cpp.archive,
+        }
+        found = [
+            ("proxy", ", ".join(f"{name} {value}" for name, value in proxy if value) or "none"),
+            ("environment_file", self.environment_file or "none"),
+            ("ca_certificates", ", ".join(self.ca_certificates) or "those of the host"),
+            ("apt", self.apt.mirror or "the host's own apt sources"),
+            ("pypi.index", self.pypi.index),
+            ("llama_cpp", engine[llama_cpp.type]),
+            ("ollama", self.ollama.archive or self.ollama.releases),
+            ("python", self.python.archive or "the distribution"),
+            ("cuda", self.cuda.type + f" {self.cuda.nvidia_repository}".rstrip()),
+            *(("weights", _in_words(source)) for source in self.weights),
+        ]
+        return ((key, without_login(value)) for key, value in found)
+
     def network(self) -> Network:
         """How the controller itself reaches web servers: as the site says, and where that is silent, as the environment says."""
         given = {scheme: url for scheme, url in (("http", self.proxy.http), ("https", self.proxy.https)) if url}
         return Network(given, self.proxy.none_for, self.ca_certificates)
+
+
+def _in_words(source: WeightSource) -> str:
+    """A source of weights with its address."""
+    match source:
+        case Mirror():
+            return source.url
+        case Folder():
+            return source.path
+        case _:
+            return f"{source.type} {source.endpoint}"

@@ -92,7 +92,7 @@ VERBS_WITH_JSON = {
 def test_no_verb_with_json_is_forgotten():
     """The others read no site file. What is wrong there is told in the same way."""
     known = {name for name in VERBS if any("--json" in parameter.opts for parameter in command(name).params)}
-    assert known == VERBS_WITH_JSON.keys() - {"secrets"} | {"by-hand", "explain", "plan", "profiles"}
+    assert known == VERBS_WITH_JSON.keys() - {"secrets"} | {"by-hand", "explain", "plan", "profiles", "sources"}
 
 
 @pytest.mark.parametrize("verb", VERBS_WITH_JSON)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 GENERATED = runpy.run_path(str(ROOT / "docs" / "generate.py"))["pages"]()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-CALCULATING = ("plan", "explain", "profiles", "by-hand")
+CALCULATING = ("plan", "explain", "profiles", "sources", "by-hand")
 """The verbs that need no host for their output."""
 WIDTH = 80
 CODE = re.compile(r"^(?:```.*?^```$|(?: {4}[^\n]*\n)+)", flags=re.MULTILINE | re.DOTALL)

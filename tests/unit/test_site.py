@@ -7,11 +7,14 @@ import pytest
 from ansible_collections.r1.prov.plugins.module_utils import host_judge
 
 from r1prov import site
+from r1prov.cli import main
 from r1prov.common.errors import SiteError
 from r1prov.decision import decide
 from r1prov.machines import profile as machine
 from r1prov.machines.profile import Profile, load_profile
+from r1prov.models.sources import Folder
 from r1prov.site import Check, Host, authority
+from r1prov.site.sources import PRESETS, Sources
 
 
 @pytest.mark.parametrize(
@@ -290,3 +293,40 @@ def test_the_workload_of_the_site_decides_where_the_model_lies(tmp_path: Path) -
     file.write_text("profile: 4x4090\nhosts: [gpu1]\nworkload: office\n")
     with pytest.raises(SiteError, match="there is no workload `office`"):
         site.load(file)
+
+
+def test_a_preset_stands_for_keys_that_the_file_does_not_name(tmp_path: Path) -> None:
+    path = tmp_path / "r1prov.yml"
+    path.write_text("profile: 4x4090\nhosts: [a]\nsources: {preset: cn}\n")
+    found = site.load(path).file.sources
+    assert found.pypi.index == PRESETS["cn"]["pypi"]["index"]
+    assert [source.type for source in found.weights] == ["modelscope", "hub", "hub"]
+    assert [found.said_by(key) for key in ("pypi", "weights", "apt")] == ["preset cn", "preset cn", "default"]
+    path.write_text("profile: 4x4090\nhosts: [a]\nsources: {preset: cn, weights: [{type: folder, path: /mnt}]}\n")
+    found = site.load(path).file.sources
+    assert found.pypi.index == PRESETS["cn"]["pypi"]["index"]
+    assert found.weights == (Folder(type="folder", path="/mnt"),)
+    assert found.said_by("weights") == "site file"
+    again = Sources.model_validate(found.model_dump(exclude_unset=True))  # as a site that was applied is kept
+    assert again == found
+
+
+def test_sources_are_listed_without_the_logins_in_their_addresses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    listed: dict[str, list[tuple[str, str]]] = {}
+    for words in (("--preset", "cn"), ()):
+        with pytest.raises(SystemExit) as ended:
+            main(("sources", "--json", *words))
+        assert not ended.value.code
+        for row in json.loads(capsys.readouterr().out)["sources"]:
+            listed.setdefault(row["key"], []).append((row["value"], row["said_by"]))
+        Path("r1prov.yml").write_text(
+            "profile: 4x4090\nhosts: [a]\nsources: {proxy: {https: 'http://me:secret@proxy:3128'}, preset: cn}\n"
+        )
+    assert listed["pypi.index"] == [(PRESETS["cn"]["pypi"]["index"], "preset cn")] * 2
+    assert listed["proxy"] == [("none", "default"), ("https http://proxy:3128", "site file")]
+    with pytest.raises(SystemExit):
+        main(("sources", "--preset", "us"))
+    assert "there is no preset `us`" in capsys.readouterr().err
