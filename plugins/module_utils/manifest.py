@@ -88,12 +88,26 @@ def write(folder: Path) -> None:
     _put_seal(folder, _FOLDER_MODE)
 
 
+_ahead: dict[Path, Look] = {}
+
+
+def look_ahead(folder: Path) -> None:
+    """Looks at a folder once, for who only looks: until this process ends, `look` answers with that.
+
+    Raises:
+        OSError: something in it cannot be read.
+    """
+    _ahead[folder] = look(folder)
+
+
 def look(folder: Path) -> Look:
     """Compares what lies in a folder with what was written down.
 
     Raises:
         OSError: something in it cannot be read.
     """
+    if folder in _ahead:
+        return _ahead[folder]
     try:
         if _is_sealed(folder):
             return Look({})
