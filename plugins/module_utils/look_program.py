@@ -65,6 +65,7 @@ def main(job: dict[str, Any]) -> None:
     utils = "ansible_collections.r1.prov.plugins.module_utils"
     version, history = (importlib.import_module(f"{utils}.{name}") for name in ("version", "run_history"))
     modules.keep(kept)
+    gc.freeze()  # Otherwise Python goes through all that was imported once more when it ends, and the answer waits for that.
     if version.is_newer(last := str(history.last(HISTORY).get("r1prov", ""))):
         print(json.dumps({"holder": None, "newer": last}))  # noqa: T201
         return
