@@ -6,8 +6,11 @@ secret does: the API key and the hub's token are looked up from their files when
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -22,7 +25,7 @@ from r1prov.models.sources import places
 from r1prov.offload.tuning import for_bench
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from jinja2.bccache import Bucket
 
     from r1prov.decision import Decision
     from r1prov.models.catalogue import Quant
@@ -61,13 +64,11 @@ def rendered(decision: Decision, site_dir: str = BESIDE) -> dict[str, str]:
         for host in decision.tuned.keys() | decision.plans.keys()
     }
     values |= _programs(decision)
-    environment = jinja2.Environment(
+    environment = jinja2.Environment(  # noqa: S701 -- YAML, not HTML; every value goes through the filter `yaml`
         loader=jinja2.FileSystemLoader(paths.collection() / "templates" / "inventory"),
         undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701 -- YAML, not HTML; every value goes through the filter `yaml`
+        bytecode_cache=_Compiled(),
+        **_SETTINGS,
     )
     environment.filters["yaml"] = lambda value: json.dumps(value, ensure_ascii=False)  # JSON is YAML, on one line
     environment.filters["gib"] = gib
@@ -75,6 +76,34 @@ def rendered(decision: Decision, site_dir: str = BESIDE) -> dict[str, str]:
         path: environment.get_template(template).render(values)
         for path, template in (("hosts.yml", "hosts.yml.j2"), ("group_vars/all.yml", "all.yml.j2"))
     }
+
+
+_SETTINGS: dict[str, Any] = {
+    "trim_blocks": True,
+    "lstrip_blocks": True,
+    "keep_trailing_newline": True,
+    "autoescape": False,
+}
+"""How Jinja reads the templates."""
+
+
+class _Compiled(jinja2.FileSystemBytecodeCache):
+    """What Jinja has compiled of the templates, by their content and its settings. To compile them takes longer than all else here."""
+
+    def __init__(self) -> None:
+        settings = hashlib.sha256(repr(_SETTINGS).encode()).hexdigest()
+        super().__init__(str(paths.cache_dir() / "templates"), f"%s-{settings[:16]}")
+
+    def load_bytecode(self, bucket: Bucket) -> None:
+        """Take what is kept, where it can be read."""
+        with contextlib.suppress(OSError):
+            super().load_bytecode(bucket)
+
+    def dump_bytecode(self, bucket: Bucket) -> None:
+        """Keep it, where the cache can be written to."""
+        with contextlib.suppress(OSError):
+            Path(self.directory).mkdir(mode=0o700, parents=True, exist_ok=True)
+            super().dump_bytecode(bucket)
 
 
 def _values(decision: Decision) -> dict[str, Any]:

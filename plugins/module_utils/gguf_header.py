@@ -5,6 +5,7 @@ It takes the standard library only. A head is a few megabytes, and is read in a 
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import struct
@@ -364,7 +365,22 @@ def _value(stream: BinaryIO) -> bytes:
         return start + _take(stream, struct.calcsize(_SCALARS[inner]) * length)
     if inner != _TEXT:
         raise GgufError("its header is damaged: it has an array of arrays")
-    return start + b"".join(_text(stream) for _ in range(length))
+    return start + b"".join(_texts(stream, length))
+
+
+def _texts(stream: BinaryIO, count: int) -> list[bytes]:
+    """So many texts, with their lengths. A vocabulary has 100,000 of them, and `_text` would take three times as long."""
+    found = []
+    for _ in range(count):
+        raw = stream.read(8)
+        length = int.from_bytes(raw, "little")
+        if len(raw) < 8 or length > _LONGEST_TEXT:
+            _number(io.BytesIO(raw), "Q", _LONGEST_TEXT)  # It says what is wrong.
+        content = stream.read(length)
+        if len(content) < length:
+            _take(io.BytesIO(content), length)
+        found += [raw, content]
+    return found
 
 
 def _text(stream: BinaryIO) -> bytes:

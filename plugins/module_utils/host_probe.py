@@ -3,7 +3,7 @@
 Used in two ways: imported by r1.prov.preflight, and sent as it stands through `python3 -` by r1prov's first contact.
 So it is one file that needs only the standard library.
 
-    python3 - '{"paths": ["/srv/r1prov"], "ports": [8080]}' < host_probe.py
+    python3 - '{"paths": ["/srv/r1prov"], "ports": [8080]}' < host_probe.py    # or without arguments
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def probe(paths: list[str] | None = None, ports: list[int] | None = None, networ
 
     Args:
         paths: places that will be written to. They need not exist yet.
-        ports: TCP ports whose listeners are asked for; none named means all.
+        ports: TCP ports whose listeners are asked for. To find out whose they are takes most of the time.
         network: the file of the network namespace in which they listen; empty for the host's own.
 
     Returns:
@@ -56,7 +56,7 @@ def probe(paths: list[str] | None = None, ports: list[int] | None = None, networ
         "ram": _ram(),
         "cpu": _cpu(),
         "disks": [_disk(path) for path in paths or []],
-        "listeners": _listeners(ports, network),
+        "listeners": _listeners(ports, network) if ports else [],
         "user": _user(),
         "sudo": _sudo(),
         "package_locks": [path for path in PACKAGE_LOCKS if _is_locked(path)],
@@ -286,7 +286,7 @@ def _disk(path: str) -> dict[str, Any]:
     }
 
 
-def _listeners(ports: list[int] | None, network: str) -> list[dict[str, Any]]:
+def _listeners(ports: list[int], network: str) -> list[dict[str, Any]]:
     """Listening TCP sockets: port, and the owner (pid, process, unit) where this user may see it."""
     by_inode = {}
     tables = ("/proc/net/tcp", "/proc/net/tcp6")
@@ -295,7 +295,7 @@ def _listeners(ports: list[int] | None, network: str) -> list[dict[str, Any]]:
         fields = line.split()
         if fields[3] == "0A":
             port = int(fields[1].rpartition(":")[2], 16)
-            if not ports or port in ports:
+            if port in ports:
                 by_inode[fields[9]] = port
     owners = _socket_owners(set(by_inode)) if by_inode else {}
     held = _held_by_systemd() if 1 in owners.values() else {}

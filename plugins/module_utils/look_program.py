@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import gc
 import hashlib
-import importlib.abc
 import importlib.machinery
 import importlib.util
 import io
@@ -36,7 +36,10 @@ LOCK = Path("/run/r1prov/lock.json")
 HISTORY = Path("/var/lib/r1prov/history")
 LIMIT_S = 30
 _LENGTH, _SUM = 4, 32
-_LONGEST = ".release"
+_LONGEST = ("embeddings_model", "apt_present", "release")
+"""Modules whose answers take long, the longest last."""
+_LATE = tuple(f"ansible.module_utils._internal._json._profiles._module_legacy_{way}" for way in ("c2m", "m2c"))
+"""What Ansible imports when a module begins and when it answers. Versions of ansible-core from before 2.19 do not have it."""
 SHOWN = ("changed", "failed", "msg", "differences", "diff", "result")
 """What is told of an answer."""
 
@@ -48,6 +51,7 @@ def main(job: dict[str, Any]) -> None:
         job: `digest` of the modules, `code`, which is a zip file of them in base64 or empty, `version` of ansible-core, `dead`, which
             names a run whose lock does not count, and `asked`, a list of {module, arguments, sha1, said}.
     """
+    gc.disable()  # Nothing here lives long, and whoever looks for what is not needed writes to memory that processes share.
     holder = document(LOCK)
     if isinstance(holder, dict) and holder.get("run") == job["dead"]:
         holder = None
@@ -61,6 +65,7 @@ def main(job: dict[str, Any]) -> None:
     utils = "ansible_collections.r1.prov.plugins.module_utils"
     version, history = (importlib.import_module(f"{utils}.{name}") for name in ("version", "run_history"))
     modules.keep(kept)
+    gc.freeze()  # Otherwise Python goes through all that was imported once more when it ends, and the answer waits for that.
     if version.is_newer(last := str(history.last(HISTORY).get("r1prov", ""))):
         print(json.dumps({"holder": None, "newer": last}))  # noqa: T201
         return
@@ -89,6 +94,9 @@ def answers(asked: list[dict[str, Any]], version: str, scratch: str) -> list[dic
 
 
 def _import(asked: list[dict[str, Any]]) -> dict[str, Any]:
+    with contextlib.suppress(ImportError):
+        for name in _LATE:
+            importlib.import_module(name)
     return {name: importlib.import_module(name) for name in sorted({each["module"] for each in asked})}
 
 
@@ -105,7 +113,7 @@ def _asked_at_once(
         ask: asks one.
     """
     # What takes longest comes first, so that no process works alone at the end.
-    waiting = sorted(range(len(asked)), key=lambda number: asked[number]["module"].endswith(_LONGEST))
+    waiting = sorted(range(len(asked)), key=lambda number: _length(asked[number]["module"]))
     found: dict[int, dict[str, Any]] = {}
     first = [_Worker(asked, ask, waiting.pop())] if waiting else []
     workers = list(first)
@@ -131,6 +139,11 @@ def _asked_at_once(
             worker.stop()
             workers.remove(worker)
     return [found[number] for number in range(len(asked))]
+
+
+def _length(module: str) -> int:
+    name = module.rpartition(".")[2]
+    return _LONGEST.index(name) if name in _LONGEST else -1
 
 
 class _Worker:
@@ -243,8 +256,8 @@ def _sha1(path: str) -> str:
     return hashlib.sha1(file.read_bytes()).hexdigest() if is_plain else ""  # noqa: S324 - Ansible does
 
 
-class Modules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """The modules of a zip file, for Python to import.
+class Modules:
+    """The modules of a zip file, for Python to import: a finder and a loader as importlib.abc has them, which takes long to import itself.
 
     Args:
         sources: the zip file.
@@ -264,7 +277,7 @@ class Modules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         for name in (f"{place}/__init__.py", f"{place}.py"):
             if name in self._places:
                 is_package = name.endswith("/__init__.py")
-                spec = importlib.machinery.ModuleSpec(fullname, self, origin=name, is_package=is_package)
+                spec = importlib.machinery.ModuleSpec(fullname, self, origin=name, is_package=is_package)  # type: ignore[arg-type]
                 spec.has_location = True
                 return spec
         return None

@@ -6,7 +6,9 @@ is among these stamps because no program can set it back. So a change that leave
 programs only. `read` finds it everywhere, because it reads everything.
 
 The page's environment has 40,000 entries, and almost always all of them are as they were. So the file `manifest.seal` keeps one digest of
-what the file system says of them all. Where that digest is the same, the manifest need not be read.
+what the file system says of them all. Where that digest is the same, the manifest need not be read. Beside it stand the names in each
+folder, and when those were read: what is added, removed or renamed moves the time stamps of its folder. So the names of a folder are read
+again only where these have moved, which saves a third of the time.
 """
 
 from __future__ import annotations
@@ -17,8 +19,11 @@ import json
 import os
 import shutil
 import stat
+import time
+from array import array
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.r1.prov.plugins.module_utils.digest import sha256_of
@@ -30,15 +35,23 @@ if TYPE_CHECKING:
 
     from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
 
+    Listed = tuple[bytes, bytes, list[bytes]]
+    """A folder below another: its path there, its time stamps, and the names in it."""
+
 RECORD, MANIFEST, _SEAL = "release.json", "manifest.json", "manifest.seal"
 _OWN = (RECORD, MANIFEST, _SEAL)
 _PROGRAMS = "bin/"
+_TOP, _PROGRAMS_PLACE, _SEAL_PLACE = b"./", b"./bin/", b"./manifest.seal"
 _COMPILED = "/__pycache__/"
 """Python leaves files in such a folder whenever root runs the release by hand."""
 _BLOCK_BYTES = 1 << 20
 _FOLDER_MODE, _FILE_MODE = 0o755, 0o644
 _TOLD = 3
 _OTHER_BYTES = "has other bytes"
+_JUST_NOW_NS = 100_000_000
+"""A time stamp of a folder says nothing while it is so young, because two changes within one tick of the kernel's clock have the same."""
+_TOLD_OF_FOLDERS = attrgetter("st_mode", "st_uid", "st_gid")
+_TOLD_OF_OTHERS = attrgetter("st_mode", "st_uid", "st_gid", "st_size", "st_mtime_ns", "st_ctime_ns")
 
 
 @dataclass(frozen=True)
@@ -75,12 +88,26 @@ def write(folder: Path) -> None:
     _put_seal(folder, _FOLDER_MODE)
 
 
+_ahead: dict[Path, Look] = {}
+
+
+def look_ahead(folder: Path) -> None:
+    """Looks at a folder once, for who only looks: until this process ends, `look` answers with that.
+
+    Raises:
+        OSError: something in it cannot be read.
+    """
+    _ahead[folder] = look(folder)
+
+
 def look(folder: Path) -> Look:
     """Compares what lies in a folder with what was written down.
 
     Raises:
         OSError: something in it cannot be read.
     """
+    if folder in _ahead:
+        return _ahead[folder]
     try:
         if _is_sealed(folder):
             return Look({})
@@ -231,36 +258,67 @@ def _folders(folder: Path) -> Iterator[tuple[str, list[tuple[str, os.stat_result
 def _is_sealed(folder: Path) -> bool:
     """Whether all is as it was when the seal was put there."""
     try:
-        known = (folder / _SEAL).read_text(encoding="ascii")
-    except (OSError, ValueError):
+        known, *parts = (folder / _SEAL).read_bytes().split(b"\0\0")
+        listed = [(place, stamps, names) for place, stamps, *names in (part.split(b"\0") for part in parts)]
+        return known == _seal(folder, listed, stat.S_IMODE(folder.stat().st_mode))
+    except (OSError, ValueError):  # Something has gone, or the seal is damaged.
         return False
-    return known == _seal(folder, stat.S_IMODE(folder.stat().st_mode))
 
 
 def _put_seal(folder: Path, mode: int) -> None:
     write_whole(folder / _SEAL, "")  # Its name, owner and mode belong to what it seals.
-    write_whole(folder / _SEAL, _seal(folder, mode))
+    listed = list(_listed(folder, time.time_ns() - _JUST_NOW_NS))
+    # No name is empty, or holds the byte 0.
+    parts = (b"\0".join((place, stamps, *names)) for place, stamps, names in listed)
+    write_whole(folder / _SEAL, b"\0\0".join((_seal(folder, listed, mode), *parts)))
 
 
-def _seal(folder: Path, mode: int) -> str:
-    """A digest of what the file system says of each entry, and of the bytes of programs. `mode` is that of the folder itself."""
-    owner = folder.stat()
+def _listed(folder: Path, young_ns: int) -> Iterator[Listed]:
+    """The folder and each one below it. One whose stamps are younger than `young_ns` has none, so its names are read again each time."""
+    top, places = os.fsencode(folder), [_TOP]
+    while places:
+        place = places.pop()
+        path = os.path.join(top, place)  # noqa: PTH118 - bytes
+        stamps = _stamps(os.stat(path), young_ns)  # noqa: PTH116 - bytes; before the names are read, so that a change meanwhile shows
+        with os.scandir(path) as entries:
+            rows = sorted((each.name, each.is_dir(follow_symlinks=False)) for each in entries)
+        yield place, stamps, [name for name, _ in rows]
+        places += [place + name + b"/" for name, is_folder in rows if is_folder]
+
+
+def _stamps(status: os.stat_result, young_ns: int = 1 << 63) -> bytes:
+    return b"%d %d" % (status.st_mtime_ns, status.st_ctime_ns) if status.st_ctime_ns < young_ns else b"-"
+
+
+def _seal(folder: Path, listed: Iterable[Listed], mode: int) -> bytes:
+    """A digest of what the file system says of each entry, and of the bytes of programs. `mode` is that of the folder itself.
+
+    Raises:
+        OSError: an entry is gone, or cannot be read.
+    """
+    owner, top = folder.stat(), os.fsencode(folder)
     seal = hashlib.sha256(repr((owner.st_uid, owner.st_gid, mode)).encode())
     programs = []
-    for place, rows in _folders(folder):
-        told = []
-        for name, status in rows:
-            mode, _, _, _, uid, gid, size, *_ = status
-            if stat.S_ISDIR(mode) or (not place and name == _SEAL):
-                told.append(f"{name}/{mode} {uid} {gid}")
-            else:
-                told.append(f"{name}/{mode} {uid} {gid} {size} {status.st_mtime_ns} {status.st_ctime_ns}")
-                if place.startswith(_PROGRAMS) and stat.S_ISREG(mode):
-                    programs.append(f"{place}{name}")
-        # No name holds a slash or the byte 0.
-        seal.update("\0".join((place, *told, "")).encode(errors="surrogateescape"))
+    for place, stamps, known in listed:
+        told = array("q")
+        path = os.path.join(top, place)  # noqa: PTH118 - bytes
+        # By a descriptor, the system need not find the whole path again for each entry.
+        descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY)
+        try:
+            names = known if _stamps(os.fstat(descriptor)) == stamps else sorted(os.listdir(path))  # noqa: PTH208 - bytes
+            for name in names:
+                status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+                if stat.S_ISDIR(status.st_mode) or place + name == _SEAL_PLACE:
+                    told.extend(_TOLD_OF_FOLDERS(status))
+                else:
+                    told.extend(_TOLD_OF_OTHERS(status))
+                    if place.startswith(_PROGRAMS_PLACE) and stat.S_ISREG(status.st_mode):
+                        programs.append(os.fsdecode(place + name))
+        finally:
+            os.close(descriptor)
+        seal.update(b"\0".join((place, *names, b"")) + told.tobytes())
     seal.update(repr(sorted(_sha256s(folder, programs))).encode())
-    return seal.hexdigest()
+    return seal.hexdigest().encode()
 
 
 def _unread(owner: list[int]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.r1.prov.plugins.module_utils.files import read_json, write_whole
@@ -68,6 +67,8 @@ def compare(result: dict[str, Any], earlier: list[dict[str, Any]], at_least: flo
             True,
             f"{told}. That is not checked, because no measurement of this setting can be compared with{left_out}",
         )
+    from statistics import median  # noqa: PLC0415 - late, because a look at a host need not wait for it
+
     before = median(map(rate, alone))
     days = sorted({time.strftime("%Y-%m-%d", time.gmtime(each["measured_unix_s"])) for each in alone})
     which = f"of {days[0]}" if len(days) == 1 else f"of {days[0]} to {days[-1]}"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ansible_collections.r1.prov.plugins.module_utils.difference import Difference, owner_and_mode
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
 OURS = Path("/etc/systemd/system")
 DISTRIBUTIONS = Path("/usr/lib/systemd/system")
@@ -42,6 +42,14 @@ _OF_EVERY_HOST = re.compile(
 _SETTING = re.compile(r"^\s*([A-Z][A-Za-z]*)\s*=", re.MULTILINE)
 
 
+_ahead: dict[Path, Mapping[str, bool]] = {}
+
+
+def look_ahead() -> None:
+    """Reads once what lies in systemd's folders, for who only looks: until this process ends, looks at units answer with that."""
+    _ahead.update({folder: _names(folder) for folder in FOLDERS})
+
+
 def look(
     unit: str, loaded: Iterable[str] = (), folders: Collection[Path] = FOLDERS, ours: Path = OURS
 ) -> list[Difference]:
@@ -54,20 +62,22 @@ def look(
         ours: where r1prov writes it.
     """
     kind = unit.rpartition(".")[2]
-    seen = {path for folder in folders for path in _drop_ins(folder, unit)}
+    names = {folder: _names(folder) for folder in folders}
+    seen = {path for folder in folders for path in _drop_ins(folder, unit, names[folder])}
     seen |= {path for path in map(Path, loaded) if path.parent.name != f"{kind}.d" and path.exists()}
     found = [_drop_in(path, unit) for path in sorted(seen)]
     for folder in folders:
-        if folder != ours:
+        if folder != ours and unit in names[folder]:
             found += _elsewhere(folder / unit, unit)
-        found += _links(folder, unit, WANTED_BY[kind] if folder == ours else "")
+        found += _links(folder, unit, WANTED_BY[kind] if folder == ours else "", names[folder])
     return [*found, *own_file(ours / unit)]
 
 
 def administrators(unit: str, folders: Collection[Path] = FOLDERS) -> list[Difference]:
     """Drop-ins for all units of this one's type. They are an administrator's own, and they change ours, too."""
     kind = unit.rpartition(".")[2]
-    paths = [path for folder in folders if folder != DISTRIBUTIONS for path in _conf(folder / f"{kind}.d")]
+    theirs = [folder for folder in folders if folder != DISTRIBUTIONS and f"{kind}.d" in _names(folder)]
+    paths = [path for folder in theirs for path in _conf(folder / f"{kind}.d")]
     said = "{} changes {} of every {}, those of r1prov too. It is not r1prov's, so it stays"
     return [
         Difference("drop-in for all", str(path), "", settings, said.format(path, settings, kind))
@@ -107,13 +117,25 @@ def own_file(path: Path) -> list[Difference]:
     ]
 
 
-def _drop_ins(folder: Path, unit: str) -> Iterator[Path]:
+def _drop_ins(folder: Path, unit: str, names: Collection[str]) -> Iterator[Path]:
     """The drop-ins for a unit below a folder, under its own name and under each beginning of that."""
     name, _, kind = unit.rpartition(".")
     words = name.split("-")
     begins = ["-".join(words[:count]) + "-" for count in range(1, len(words))]
     for each in (name, *begins):
-        yield from _conf(folder / f"{each}.{kind}.d")
+        if f"{each}.{kind}.d" in names:
+            yield from _conf(folder / f"{each}.{kind}.d")
+
+
+def _names(folder: Path) -> Mapping[str, bool]:
+    """The names in a folder in their order, and whether each is a link; none where there is no such folder."""
+    if folder in _ahead:
+        return _ahead[folder]
+    try:
+        with os.scandir(folder) as listed:
+            return dict(sorted((each.name, each.is_symlink()) for each in listed))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
 
 
 def _conf(folder: Path) -> list[Path]:
@@ -147,15 +169,10 @@ def _elsewhere(path: Path, unit: str) -> list[Difference]:
     return [Difference("unit elsewhere", str(path), "", "a mask" if masks else _settings(path), said)]
 
 
-def _links(folder: Path, unit: str, target: str) -> Iterator[Difference]:
+def _links(folder: Path, unit: str, target: str, names: Mapping[str, bool]) -> Iterator[Difference]:
     """Links by which other units start this one or are started by it, except that `target` may want it; and its other names."""
-    try:
-        with os.scandir(folder) as listed:
-            entries = sorted((each.name, each.is_symlink()) for each in listed)
-    except (FileNotFoundError, NotADirectoryError):
-        return
     for kind in DEPENDENCIES:
-        for name in (name for name, _ in entries if name.endswith(f".{kind}") and name != f"{unit}.{kind}"):
+        for name in (name for name in names if name.endswith(f".{kind}") and name != f"{unit}.{kind}"):
             path, by = folder / name / unit, name.removesuffix(f".{kind}")
             if not os.path.lexists(path):
                 continue
@@ -165,9 +182,9 @@ def _links(folder: Path, unit: str, target: str) -> Iterator[Difference]:
                 leads = path.readlink() if path.is_symlink() else "nothing"
                 said = f"{path} leads to {leads}, and should lead to the unit"
                 yield Difference("wanted", str(path), str(folder / unit), str(leads), said)
-        for path in sorted((folder / f"{unit}.{kind}").glob("*")):
+        for path in sorted((folder / f"{unit}.{kind}").glob("*")) if f"{unit}.{kind}" in names else ():
             yield Difference("link", str(path), "", kind, f"{path} lets {unit} start {path.name}")
-    for path in (folder / name for name, is_link in entries if is_link and name != unit):
+    for path in (folder / name for name, is_link in names.items() if is_link and name != unit):
         if path.readlink().name == unit:
             yield Difference("link", str(path), "", "alias", f"{path} is another name for {unit}")
 

@@ -41,7 +41,9 @@ options: {
   "admin_email": {"type": "str", "default": "", "description": "What the administrator logs in as. Required with C(configured)."},
   "admin_password": {"type": "str", "default": "", "description": "The password of this login. Required with C(configured)."},
   "admin_password_file": {"type": "path", "default": "/etc/r1prov/open-webui/admin-password", "description": "A file for root alone that
-      keeps the password that was given."}
+      keeps the password that was given."},
+  "given": {"type": "dict", "default": {}, "description": "What the page's database remembers of the login, where an earlier run has
+      compared that with the login itself, which takes long. Nobody but a look gives it, from I(look_arguments)."}
   }
 """
 
@@ -92,7 +94,7 @@ from ansible_collections.r1.prov.plugins.module_utils.open_webui import (
     has_second_factors,
     read,
 )
-from ansible_collections.r1.prov.plugins.module_utils.open_webui_account import AccountError, Login, Page
+from ansible_collections.r1.prov.plugins.module_utils.open_webui_account import AccountError, Given, Login, Page
 from ansible_collections.r1.prov.plugins.module_utils.open_webui_backup import (
     DATABASE,
     History,
@@ -133,16 +135,17 @@ def configure(module: AnsibleModule, wanted: dict[str, Any]) -> None:
         keeps = not _is_root_only(kept) or not same(kept.read_text(encoding="utf-8"), login.password)
         if is_digest(login.password) and not keeps:
             login = login._replace(password=kept.read_text(encoding="utf-8"))
-        gives = not (found.administrated and found.login and found.login.is_of(login))
+        given = found.login
+        gives = not (found.administrated and _has_been_given(login, given, wanted["given"]))
         if (keys or new_models or gives) and not module.check_mode:
             # Without an administrator, whoever comes first could become one, so the page starts only when there is one.
             serves = found.administrated
             systemctl("stop", unit)
             try:
-                given = _page(wanted).give(login, found.login) if gives else None
+                given = _page(wanted).give(login, given) if gives else given
                 serves = True
                 with acting_as(user):
-                    apply(database, {key: settings[key] for key in keys}, new_models, given)
+                    apply(database, {key: settings[key] for key in keys}, new_models, given if gives else None)
             finally:
                 if serves:
                     reset_failed(unit)
@@ -169,6 +172,7 @@ def configure(module: AnsibleModule, wanted: dict[str, Any]) -> None:
     names += [f"login of {login.email}\n"] * gives + [f"{kept}\n"] * keeps
     diff = {"before": "", "after": "".join(names), "after_header": str(database)} if names else {}
     look_arguments = without_secrets(module.params, module.argument_spec)
+    look_arguments |= {"given": given._asdict()} if given else {}
     module.exit_json(
         changed=bool(names),
         keys=keys,
@@ -179,6 +183,13 @@ def configure(module: AnsibleModule, wanted: dict[str, Any]) -> None:
         differences=differences,
         drift=[],  # It may be a new wish.
     )
+
+
+def _has_been_given(login: Login, given: Given | None, compared: dict[str, str]) -> bool:
+    """Whether what the page was given last is this login. A run that has compared the two says so by what it has `compared`."""
+    if given is None:
+        return False
+    return given == Given(**compared) if compared else given.is_of(login)
 
 
 def _in_words(found: Found, keys: list[str], models: list[str], email: str, kept: Path | None) -> list[str]:

@@ -90,6 +90,7 @@ program: {type: str, returned: success, description: "For C(archive), the progra
 import errno
 import os
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,14 @@ from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
 
 _KINDS = ["archive", "llama_cpp", "open_webui", "cuda_toolkit"]
 _CACHE = Path("/var/cache/r1prov")
+
+
+def look_ahead(asked: list[dict[str, Any]]) -> None:
+    """Looks once at each release of which several questions are."""
+    homes = Counter(Path(each["home"]) for each in asked)
+    for home, times in homes.items():
+        if times > 1 and (current := release.current(home)):
+            manifest.look_ahead(release.path(home, current))
 
 
 def _build(options: dict[str, Any]) -> release.Build:

@@ -161,6 +161,9 @@ def look_ahead(asked: list[dict[str, Any]]) -> None:
     """Reads at once what is asked of many units next, where none of them is changed."""
     sockets = [f"{each['name']}.socket" for each in asked if each.get("socket")]
     units.look_ahead([*(f"{each['name']}.service" for each in asked), *sockets], *_KEYS)
+    unit_look.look_ahead()
+    if sockets:
+        listening.look_ahead()
 
 
 class Service:

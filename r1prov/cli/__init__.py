@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import sys
 from itertools import takewhile
@@ -57,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     signals.heed()
     gc.set_threshold(_OBJECTS_UNTIL_COLLECTED)
+    atexit.register(gc.freeze)  # Otherwise Python goes through all that was imported once more when it ends: 45 ms.
     words = sys.argv[1:] if arguments is None else arguments
     # Looked for here, because a wrong command line is refused before its options are read.
     as_json = "--json" in takewhile(lambda word: word != "--", words)

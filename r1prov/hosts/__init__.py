@@ -19,7 +19,7 @@ from r1prov.hosts.asking import ask
 from r1prov.hosts.connection import HostConnection, Result, Sudo, connect
 from r1prov.hosts.first import Contact, Meeting, at_once, contact_all
 from r1prov.hosts.login import Login, Passwords, meet, met
-from r1prov.hosts.looking import Difference, Expectation, FileDiff, Look, look
+from r1prov.hosts.looking import Difference, Expectation, FileDiff, Look, look, prepare_looks
 from r1prov.hosts.reading import Pause, Progress, ProgressWatch, read_lock, read_pause, read_secret, read_status
 from r1prov.hosts.ssh import Access, StrangerError
 from r1prov.hosts.tunnel import Tunnel
@@ -50,6 +50,7 @@ __all__ = [
     "look",
     "meet",
     "met",
+    "prepare_looks",
     "read_lock",
     "read_pause",
     "read_secret",

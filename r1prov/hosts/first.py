@@ -95,8 +95,6 @@ def contact_all(
     hosts: Iterable[Host],
     access: Access,
     *,
-    probe_paths: Iterable[str] = (),
-    probe_ports: Iterable[int] = (),
     meanwhile: Meanwhile | None = None,
 ) -> Meeting:
     """Contact all hosts at once. A person is asked about the keys of hosts that are not known before a password goes to them.
@@ -106,18 +104,16 @@ def contact_all(
     Args:
         hosts: the hosts to contact.
         access: how to log in.
-        probe_paths: places that a run will write to; the facts then name their disks.
-        probe_ports: TCP ports that services will listen on; the facts then name who holds them.
-        meanwhile: is given the connection to each host that can be used, before its facts are read. It returns at once.
+        meanwhile: is given the connection to each host before its facts are read. It returns at once. Where root logs in, it is given the
+            connection before anything is known of the host, which may turn out not to be usable.
     """
-    arguments = json.dumps({"paths": list(probe_paths), "ports": list(probe_ports)})
     hosts = list(hosts)
-    meeting = _meet_all(hosts, access, arguments, meanwhile)
+    meeting = _meet_all(hosts, access, meanwhile)
     try:
         # A person is asked when no connection waits for the answer.
         strangers = {name: error for name, error in meeting.away.items() if isinstance(error, StrangerError)}
         accepted = {name for name, stranger in strangers.items() if stranger.is_accepted(access)}
-        again = _meet_all([host for host in hosts if host.name in accepted], access, arguments, meanwhile)
+        again = _meet_all([host for host in hosts if host.name in accepted], access, meanwhile)
     except BaseException:
         meeting.close()
         raise
@@ -135,13 +131,13 @@ def at_once(work: Callable[[T], R], each: Sequence[T]) -> list[R]:
         return list(pool.map(work, each))
 
 
-def _meet_all(hosts: Sequence[Host], access: Access, probe_arguments: str, meanwhile: Meanwhile | None) -> Meeting:
+def _meet_all(hosts: Sequence[Host], access: Access, meanwhile: Meanwhile | None) -> Meeting:
     """Contact hosts at once, and ask no person anything."""
     access = replace(access, confirm=None)
 
     def meet(host: Host) -> Contact | UnreachableError:
         try:
-            return _meet(host, access, probe_arguments, meanwhile)
+            return _meet(host, access, meanwhile)
         except UnreachableError as error:
             return error
 
@@ -152,10 +148,10 @@ def _meet_all(hosts: Sequence[Host], access: Access, probe_arguments: str, meanw
     )
 
 
-def _meet(host: Host, access: Access, probe_arguments: str, meanwhile: Meanwhile | None) -> Contact:
+def _meet(host: Host, access: Access, meanwhile: Meanwhile | None) -> Contact:
     connection = connect(host, access)
     try:
-        return _look_around(connection, probe_arguments, meanwhile)
+        return _look_around(connection, meanwhile)
     except (KeyError, ValueError) as error:
         connection.close()
         what = f"what it answers at first contact cannot be read ({error})"
@@ -165,8 +161,12 @@ def _meet(host: Host, access: Access, probe_arguments: str, meanwhile: Meanwhile
         raise
 
 
-def _look_around(connection: HostConnection, probe_arguments: str, meanwhile: Meanwhile | None) -> Contact:
+def _look_around(connection: HostConnection, meanwhile: Meanwhile | None) -> Contact:
     where = connection.host.name
+    # Who is root already need not wait until it is known how to become root. What comes of it counts only if the host can be used.
+    is_root = connection.user == "root"
+    if meanwhile and is_root:
+        meanwhile(connection)
     said = connection.run(["sh", "-s"], _BASICS).out
     # It would stand in the facts, and in a secret that is read from the host.
     if chatter := said.partition("system=")[0].strip():
@@ -181,9 +181,9 @@ def _look_around(connection: HostConnection, probe_arguments: str, meanwhile: Me
         raise UnreachableError(*problems)
     connection.sudo = _sudo(connection, basics["sudo"])
     probe = (paths.collection() / "plugins" / "module_utils" / "host_probe.py").read_text()
-    if meanwhile:
+    if meanwhile and not is_root:
         meanwhile(connection)
-    result = connection.run(["python3", "-", probe_arguments], probe, root=True, timeout_s=60)
+    result = connection.run(["python3", "-"], probe, root=True, timeout_s=60)
     if result.code:
         _fail(where, f"its facts cannot be read: {_last_line(result.err)}", "does `sudo python3 --version` work there?")
     facts = json.loads(result.out)

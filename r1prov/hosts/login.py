@@ -69,7 +69,5 @@ def meet(hosts: Sequence[Host], site: Site, login: Login, meanwhile: Meanwhile |
     return contact_all(
         hosts,
         login.access(SiteState.of(site.path)),
-        probe_paths=[site.file.data_dir],
-        probe_ports=[site.file.service.port],
         meanwhile=meanwhile,
     )

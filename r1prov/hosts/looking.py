@@ -99,6 +99,11 @@ class Look:
         return not self.differences and not self.unknown
 
 
+def prepare_looks() -> None:
+    """Read what every look sends to its host. The first look does so otherwise."""
+    paths.module_util("look_job").modules(paths.collection())
+
+
 def look(connection: HostConnection, expectations: Sequence[Expectation]) -> Look:
     """Ask a host whether it is still as its last run has left it. Changes nothing that serves.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import threading
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from rich.console import Console, ConsoleDimensions
 from rich.table import Table
 from rich.text import Text
 
-from r1prov.output import layout
+from r1prov.output import layout, printed
 from r1prov.output.layout import wrapped
 
 if TYPE_CHECKING:
@@ -42,7 +41,6 @@ def _console(*, stderr: bool) -> Console:
 
 out = _console(stderr=False)
 err = _console(stderr=True)
-_documented = threading.Event()
 
 
 def lines(console: Console, text: Text) -> None:
@@ -79,19 +77,14 @@ def whisper(text: str) -> None:
 
 def data(document: Mapping[str, Any]) -> None:
     """Print one JSON document on stdout, with the number of its schema: its own, or 1."""
-    _documented.set()
+    printed.document.set()
     out.out(json.dumps({"schema": 1, **document}, indent=2, ensure_ascii=False), highlight=False)
 
 
 def failure(code: int, found: Iterable[Problem]) -> None:
     """Say with a JSON document on stdout why a command ended with this exit code, unless there is a document already."""
-    if not _documented.is_set():
+    if not printed.document.is_set():
         data({"exit": code, "problems": [asdict(problem) for problem in found]})
-
-
-def begin() -> None:
-    """Begin a command, which has printed no document yet."""
-    _documented.clear()
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, talk: bool = False) -> None:

@@ -6,13 +6,14 @@ be made of the same as that which was kept.
 
 from __future__ import annotations
 
+import sys
 import threading
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from r1prov.common.errors import UnreachableError
-from r1prov.hosts import Look, StrangerError, at_once, look, meet
+from r1prov.hosts import Look, StrangerError, at_once, look, meet, prepare_looks
 from r1prov.runs import expectations
 from r1prov.site.state import SiteState
 
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_SWITCH_S = 0.0005
+"""How long a thread may go on while another waits."""
+
+_HEAD_START_S = 0.2
+"""So long the way to the hosts is left to the threads alone. What is decided meanwhile would make it twice as long, and fits behind it."""
+
 
 class Early:
     """First contact with hosts of which something is kept, and a look at them, in threads. Nobody is asked anything meanwhile."""
@@ -33,8 +40,13 @@ class Early:
         self._kept = {host.name: expectations.recall(state, host.name) for host in hosts}
         self._meeting: Future[Meeting] = Future()
         self._looks: dict[str, Future[Look]] = {}
+        self._connected = threading.Event()
         if all(kept.expectations for kept in self._kept.values()):
+            # What ssh has to do between two answers takes less than a millisecond. Python would let it wait for five each time.
+            sys.setswitchinterval(_SWITCH_S)
             _begin(self._meeting, lambda: meet(hosts, site, replace(login, confirm=None), self._look_too))
+            prepare_looks()  # While the hosts are connected to.
+            self._connected.wait(_HEAD_START_S)
         else:
             self._meeting.cancel()
 
@@ -57,6 +69,7 @@ class Early:
         name = connection.host.name
         self._looks[name] = Future()
         _begin(self._looks[name], lambda: _look(connection, self._kept[name].expectations))
+        self._connected.set()
 
 
 def _begin(coming: Future[T], work: Callable[[], T]) -> None:

@@ -14,10 +14,11 @@ import pytest
 from sshd import Sshd
 from test_contact import PID1_IS_SYSTEMD, free_port
 
-from r1prov import cli, output
+from r1prov import cli
 from r1prov.common import paths
 from r1prov.common.errors import Exit, Problem, RunError, UnreachableError
 from r1prov.hosts import Login
+from r1prov.output import console
 from r1prov.runs import run as runs
 from r1prov.runs.events import Finished
 from r1prov.runs.report import HostReport, RunReport
@@ -132,7 +133,7 @@ def test_the_others_converge_and_the_report_names_who_is_away(gpu1, tmp_path, r1
 
 
 def test_status_shows_every_host(gpu1, r1prov, monkeypatch):
-    monkeypatch.setattr(output.console.out, "width", 240)
+    monkeypatch.setattr(console.out, "width", 240)
     code, out, _ = r1prov("status", "--json")
     hosts = json.loads(out)["hosts"]
     assert code == Exit.UNREACHABLE

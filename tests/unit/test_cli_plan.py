@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from called import document, run
 
-from r1prov import output
 from r1prov.cli import show_plan
 from r1prov.common.errors import Exit
 from r1prov.common.units import GIB, MIB, parse_cards
 from r1prov.models import gguf
 from r1prov.offload import Device
+from r1prov.output import console
 from tests.cuda import fullsize, models
 from tests.fixtures import tinymodel
 
@@ -219,7 +219,7 @@ def test_plan_is_a_page_of_text(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str, width: int
 ) -> None:
     """The output is the golden file, on terminals of 40 to 120 columns. `make golden` writes the files again."""
-    monkeypatch.setattr(output.console.out, "width", width)
+    monkeypatch.setattr(console.out, "width", width)
     words = ("--profile", case) if case != "too-small" else ("--profile", str(cpu_with(tmp_path, "160 GB")))
     _, out, _ = run(capsys, "plan", *words, *((*LEGACY, "--ctx-size", "16384") if case == "too-small" else ()))
     text = "".join(f"{line.rstrip()}\n" for line in out.splitlines())

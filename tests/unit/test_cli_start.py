@@ -55,3 +55,9 @@ def test_the_list_says_what_the_verb_says(verb: str) -> None:
 
 def test_a_group_of_one_verb_is_a_group() -> None:
     assert "rotate" in command("secrets").commands
+
+
+def test_a_look_begins_before_what_shows_it_is_imported() -> None:
+    script = "import sys, r1prov.cli.drift, r1prov.runs.early; print({'rich', 'jinja2', 'r1prov.decision'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

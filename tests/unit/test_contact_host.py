@@ -97,7 +97,7 @@ def test_wrong_passwords_are_said_plainly(host, access):
 
 
 def test_contact_with_passwords_reads_as_root(host, access):
-    contact = contact_all([bob(host)], access(PASSWORD, PASSWORD), probe_ports=[22]).somebody()["box"]
+    contact = contact_all([bob(host)], access(PASSWORD, PASSWORD)).somebody()["box"]
     connection = contact.connection
     assert (connection.sudo, connection.user, contact.facts["init"]) == (Sudo.PASSWORD, "bob", "systemd")
     assert "\nroot:" in read_secret(connection, "/etc/shadow")

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from benchmarks import plan
-from r1prov import output
 from r1prov.cli import main
 from r1prov.cli.verbs import VERBS, command
 from r1prov.common.units import GB, MIB
 from r1prov.machines.known import Known, MeasuredSpeed
 from r1prov.machines.profile import Link
 from r1prov.machines.tuned import Hardware
+from r1prov.output import console
 from r1prov.site.state import SiteState
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def test_an_output_in_the_pages_is_what_is_printed(
     line: str,
     shown: str,
 ) -> None:
-    monkeypatch.setattr(output.console.out, "width", WIDTH)
+    monkeypatch.setattr(console.out, "width", WIDTH)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "r1prov.yml").write_text("profile: 4x4090\nhosts: [{name: gpu1, address: gpu1.example.com}]\n")
     if "--host" in line:

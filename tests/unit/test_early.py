@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from r1prov.common.errors import Problem, UnreachableError
-from r1prov.hosts import Contact, Expectation, HostConnection, Login, Look, Meeting, StrangerError
+from r1prov.hosts import Contact, Expectation, HostConnection, Login, Look, Meeting, Result, StrangerError, first
 from r1prov.runs import early, expectations
 from r1prov.runs.early import Early
 from r1prov.site.select import select
@@ -87,3 +89,40 @@ def test_a_person_is_not_asked_early(site: Any, monkeypatch: pytest.MonkeyPatch)
     meeting = Early(wanted, hosts, Login()).meeting()
     assert meeting
     assert [*meeting.away] == ["gpu1"]
+
+
+class Told(Connection):
+    """A connection to a host that answers the first contact."""
+
+    def __init__(self, user: str, kept: list[str]) -> None:
+        self.host, self.user, self.sudo, self.asked = SimpleNamespace(name="gpu1"), user, None, kept
+
+    def run(self, argv: list[str], *_: Any, **__: Any) -> Result:
+        self.asked.append(argv[0])
+        how = "root" if self.user == "root" else "passwordless"
+        basics = f"system=Linux\nmachine=x86_64\ninit=systemd\nboot=running\npython=3.11.2\nsudo={how}\n"
+        return Result(0, basics if argv[0] == "sh" else "{}", "")
+
+
+@pytest.mark.parametrize(("user", "order"), [("root", ["look", "sh", "python3"]), ("admin", ["sh", "look", "python3"])])
+def test_who_is_root_already_looks_at_once(user: str, order: list[str]) -> None:
+    asked: list[str] = []
+    first._look_around(cast(HostConnection, Told(user, asked)), lambda _: asked.append("look"))
+    assert asked == order
+
+
+def test_what_is_decided_leaves_the_way_to_the_hosts_a_head_start(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    logins = met(monkeypatch)
+    wanted, hosts = site
+    expectations.keep(SiteState.of(wanted.path), "gpu1", "one", EXPECTED)
+    slow, begun = early.meet, time.monotonic()
+
+    def meet(*arguments: Any) -> Meeting:
+        time.sleep(0.1)
+        return slow(*arguments)
+
+    monkeypatch.setattr(early, "meet", meet)
+    monkeypatch.setattr(early, "_HEAD_START_S", 10)
+    Early(wanted, hosts, Login())
+    assert len(logins) == 1
+    assert time.monotonic() - begun < 5

@@ -63,6 +63,11 @@ def test_this_machine_in_under_a_second_of_a_core():
     assert facts["os"]["id"]
 
 
+def test_nobody_looks_for_listeners_where_no_port_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(host_probe, "_listeners", None)
+    assert probe()["listeners"] == []
+
+
 def test_disk_of_paths_that_do_not_exist_yet(tmp_path: Path):
     new, other = probe(paths=[f"{tmp_path}/a/b", "/proc/none"])["disks"]
     free = shutil.disk_usage(tmp_path).free

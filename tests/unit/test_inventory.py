@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jinja2
 import pytest
 import yaml
 
@@ -151,3 +152,31 @@ def test_systemd_must_be_able_to_listen_on_the_engines_address() -> None:
     assert values(service={"address": "localhost"})["smoke_bench_url"] == "http://localhost:8000"
     with pytest.raises(SiteError, match="`gpu1` is not an IP address: write"):
         values(service={"address": "gpu1"})
+
+
+def test_templates_are_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[str] = []
+    compile_ = jinja2.Environment.compile
+
+    def told(self: jinja2.Environment, source: str, name: str, filename: str) -> object:
+        compiled.append(name)
+        return compile_(self, source, name, filename)
+
+    monkeypatch.setattr(jinja2.Environment, "compile", told)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    wanted = of_profile("cpu")
+    templates = sorted(compiled)
+    assert "all.yml.j2" in templates
+    assert of_profile("cpu") == wanted
+    assert sorted(compiled) == templates
+    # What was compiled with other settings would make another text.
+    monkeypatch.setitem(inventory._SETTINGS, "trim_blocks", False)
+    assert of_profile("cpu") != wanted
+    # Damage, and a cache that cannot be used, cost time and nothing else.
+    monkeypatch.setitem(inventory._SETTINGS, "trim_blocks", True)
+    for file in (tmp_path / "r1prov" / "templates").iterdir():
+        file.write_bytes(file.read_bytes()[:100])
+    assert of_profile("cpu") == wanted
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert of_profile("cpu") == wanted

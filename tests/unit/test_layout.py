@@ -20,6 +20,7 @@ from r1prov import output
 from r1prov.cli import main, show
 from r1prov.common.errors import Exit, Problem
 from r1prov.hosts import Progress
+from r1prov.output import console as consoles
 from r1prov.output import layout
 from r1prov.output.console import UNBOUNDED
 from r1prov.runs.events import StepStarted, TaskDone
@@ -92,7 +93,7 @@ def console(width: int, *, terminal: bool = False) -> Console:
 
 def page_of(width: int, monkeypatch: pytest.MonkeyPatch) -> str:
     paper = console(width)
-    monkeypatch.setattr(output.console, "err", paper)
+    monkeypatch.setattr(consoles, "err", paper)
     page()
     return shown(paper)
 
@@ -248,7 +249,7 @@ def test_a_width_that_is_none_is_ignored() -> None:
 def test_a_path_in_a_wrong_command_line_is_whole(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(output.console.err, "width", 40)
+    monkeypatch.setattr(consoles.err, "width", 40)
     with pytest.raises(SystemExit) as end:
         main(["up", "--ssh-config", PATH, "gpu1"])
     assert end.value.code == Exit.USAGE

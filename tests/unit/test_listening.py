@@ -48,3 +48,12 @@ def test_a_host_without_ipv6(proc: Path) -> None:
     (proc / "net/tcp6").unlink()
     assert listening.closed(UNIT, proc) == ["[::1]:8000"]
     assert listening.closed("ListenStream=127.0.0.1:8000\n", proc) == []
+
+
+def test_the_kernel_is_asked_once_for_many_sockets(proc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listening, "_ahead", {})
+    listening.look_ahead(proc)
+    monkeypatch.setattr(Path, "read_text", None)
+    monkeypatch.setattr(Path, "iterdir", None)
+    assert listening.closed(UNIT, proc) == []
+    assert listening.closed(UNIT.replace("8000", "8001"), proc) == ["127.0.0.1:8001", "[::1]:8001"]

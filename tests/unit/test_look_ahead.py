@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import time
@@ -10,9 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.r1.prov.plugins.module_utils import package_look, unit_look, units
+from ansible_collections.r1.prov.plugins.module_utils import (
+    listening,
+    look_program,
+    manifest,
+    package_look,
+    unit_look,
+    units,
+)
 from ansible_collections.r1.prov.plugins.module_utils.elsewhere import Running
-from ansible_collections.r1.prov.plugins.modules import service_unit
+from ansible_collections.r1.prov.plugins.modules import release, service_unit
 
 SYSTEMCTL = """#!/bin/sh
 echo "$*" >> {log}
@@ -33,8 +41,8 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "systemctl").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     yield tmp_path / "calls"
-    units._ahead.clear()
-    units._variables.clear()
+    for kept in (units._ahead, units._variables, unit_look._ahead, listening._ahead):
+        kept.clear()
 
 
 def test_systemd_is_asked_once_for_many_units(calls: Path) -> None:
@@ -105,3 +113,55 @@ def test_a_link_by_which_a_target_starts_a_unit_and_that_leads_nowhere_is_seen(t
     assert [each.sentence for each in found if each.kind == "wanted"] == [
         f"{link} leads to /nowhere, and should lead to the unit"
     ]
+
+
+def test_the_folders_of_systemd_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "r1prov-x.service").write_text("[Service]\n")
+    (tmp_path / "other.service").symlink_to("r1prov-x.service")
+    (tmp_path / "r1prov-.service.d").mkdir()
+    (tmp_path / "r1prov-.service.d" / "own.conf").write_text("[Service]\nUser=root\n")
+    found = unit_look.look("r1prov-x.service", folders=[tmp_path], ours=tmp_path)
+    assert {each.kind for each in found} >= {"drop-in", "link"}
+    monkeypatch.setattr(unit_look, "FOLDERS", (tmp_path, tmp_path / "none"))
+    monkeypatch.setattr(unit_look, "_ahead", {})
+    unit_look.look_ahead()
+    monkeypatch.setattr(os, "scandir", None)
+    monkeypatch.setattr(unit_look, "_conf", lambda folder: [folder / "own.conf"])
+    assert unit_look.look("r1prov-x.service", folders=unit_look.FOLDERS, ours=tmp_path) == found
+
+
+def test_a_release_of_which_several_questions_are_is_looked_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name / "releases" / "1").mkdir(parents=True)
+        (tmp_path / name / "current").symlink_to("releases/1")
+    monkeypatch.setattr(manifest, "_ahead", {})
+    release.look_ahead([{"home": str(tmp_path / name)} for name in ("one", "two", "one", "none", "none")])
+    assert [*manifest._ahead] == [tmp_path / "one" / "releases" / "1"]
+    found = manifest.look(tmp_path / "one" / "releases" / "1")
+    assert found.wrong
+    monkeypatch.setattr(manifest, "_is_sealed", None)
+    assert manifest.look(tmp_path / "one" / "releases" / "1") == found
+
+
+def test_what_ansible_imports_late_is_there() -> None:
+    """Otherwise each process of a look would compile it."""
+    assert all(importlib.util.find_spec(name) for name in look_program._LATE)
+
+
+def test_what_takes_longest_is_asked_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["release", "file", "apt_present", "release", "service_unit"]
+    asked = [{"module": f"modules.{name}", "number": number} for number, name in enumerate(names)]
+    begun: list[int] = []
+
+    class Worker(look_program._Worker):
+        def take(self, number: int) -> None:
+            begun.append(number)
+            super().take(number)
+
+    monkeypatch.setattr(look_program, "_Worker", Worker)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    answers = look_program._asked_at_once(asked, lambda: None, lambda each: {"said": each["number"]})
+    assert [answer["said"] for answer in answers] == [0, 1, 2, 3, 4]
+    assert begun == [3, 0, 2, 4, 1]

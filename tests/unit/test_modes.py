@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from r1prov import output
 from r1prov.cli import main, show_modes
 from r1prov.cli.verbs import command
 from r1prov.common.errors import Exit
@@ -17,6 +16,7 @@ from r1prov.decision import decide
 from r1prov.machines.tuned import Hardware, Measurement, Tuned
 from r1prov.offload import experiment, modes
 from r1prov.offload.experiment import Subject, servers
+from r1prov.output import console
 from r1prov.runs import modes as measured_modes
 from r1prov.runs import run as runs
 from r1prov.runs.events import Finished, HostFailed, TaskDone
@@ -110,11 +110,11 @@ def test_a_check_says_of_each_mode_what_it_would_take(
     """The host's name leads nowhere. `make golden` writes the files again."""
     site.write_text(f"profile: {profile}\nhosts: [gpu1.invalid]\n")
     found = {}
-    for width in (40, 80, output.console.UNBOUNDED):
-        monkeypatch.setattr(output.console.out, "width", width)
+    for width in (40, 80, console.UNBOUNDED):
+        monkeypatch.setattr(console.out, "width", width)
         code, out, _ = ran(capsys, "--modes", asked, "--check")
         assert code == 0
-        found[f"{width}.txt" if width < output.console.UNBOUNDED else "pipe.txt"] = lined(out)
+        found[f"{width}.txt" if width < console.UNBOUNDED else "pipe.txt"] = lined(out)
     found["document.json"] = ran(capsys, "--modes", asked, "--check", "--json")[1]
     assert_golden(found, f"modes/{profile}")
     assert all(len(line) <= 80 for line in found["80.txt"].splitlines())
@@ -160,10 +160,10 @@ def test_what_was_measured_stands_beside_what_was_planned(
     )
     document = measured_modes.report(decision, "gpu1", found, LIMIT_S, told)
     texts = {}
-    for width in (40, 80, output.console.UNBOUNDED):
-        monkeypatch.setattr(output.console.out, "width", width)
+    for width in (40, 80, console.UNBOUNDED):
+        monkeypatch.setattr(console.out, "width", width)
         show_modes.compared(document)
-        name = f"{width}.txt" if width < output.console.UNBOUNDED else "pipe.txt"
+        name = f"{width}.txt" if width < console.UNBOUNDED else "pipe.txt"
         texts[name] = lined(capsys.readouterr().out)
     assert all(len(line) <= 80 for line in texts["80.txt"].splitlines())
     assert_golden(texts | {"document.json": json.dumps(document, indent=2) + "\n"}, "modes/measured")

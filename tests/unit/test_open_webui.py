@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import hmac
 import json
 import os
@@ -32,6 +33,7 @@ from ansible_collections.r1.prov.plugins.module_utils.open_webui_backup import (
 from ansible_collections.r1.prov.plugins.module_utils.password import password_weakness
 from ansible_collections.r1.prov.plugins.module_utils.users import acting_as
 from ansible_collections.r1.prov.plugins.module_utils.uv import pinned
+from ansible_collections.r1.prov.plugins.modules import open_webui_data
 
 ROOT = Path(__file__).parents[2]
 ROLE = ROOT / "roles/open_webui"
@@ -231,6 +233,17 @@ def test_a_login_is_remembered_with_the_data_and_cannot_be_read_there(database: 
     assert later
     assert not later.is_of(LOGIN)
     assert later.salt != given.salt
+
+
+def test_a_look_need_not_compare_the_login_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = Given.of("an-id", LOGIN)
+    compared = given._asdict()
+    assert open_webui_data._has_been_given(LOGIN, given, {})
+    assert not open_webui_data._has_been_given(LOGIN._replace(password="another-long-secret"), given, {})
+    monkeypatch.setattr(hashlib, "scrypt", None)
+    assert open_webui_data._has_been_given(LOGIN, given, compared)
+    for other in (None, given._replace(account="another"), given._replace(digest="00"), given._replace(salt="00")):
+        assert not open_webui_data._has_been_given(LOGIN, other, compared)
 
 
 def test_a_session_is_that_of_the_first_administrator_and_ends(database: Path) -> None:

@@ -12,9 +12,10 @@ import gguf
 import numpy as np
 import pytest
 
-from r1prov import cli, output
+from r1prov import cli
 from r1prov.common.errors import Exit
 from r1prov.models import perplexity
+from r1prov.output import console, meter
 from tests.fixtures import shards, tinymodel
 
 VOCABULARY, CONTEXT, CHUNKS = 7, 10, 9  # more tokens than are compared at once, and an odd vocabulary
@@ -46,7 +47,7 @@ def engine(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     The script writes the prepared file for its model and its setting of flash attention.
     """
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(output.console.out, "width", 120)  # the tests must not depend on the terminal's width
+    monkeypatch.setattr(console.out, "width", 120)  # the tests must not depend on the terminal's width
     for name in ("a.gguf", "b.gguf"):
         (tmp_path / name).symlink_to(model)
     program = tmp_path / "bin" / "llama-perplexity"
@@ -264,7 +265,7 @@ def test_what_an_engine_that_fails_says(
 def test_it_says_what_is_judged_and_how_far_it_is(
     engine: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(output.meter, "PLAIN_EVERY_S", 0)
+    monkeypatch.setattr(meter, "PLAIN_EVERY_S", 0)
     program = engine / "llama-perplexity"
     progress = "echo '0.00.173.690 I perplexity: calculating perplexity over 9 chunks, n_ctx=512'; printf '[1]541.93,[2]481.1,'"
     program.write_text(program.read_text().replace("echo of no use", progress))

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -273,6 +274,51 @@ def test_a_compiled_file_that_r1prov_has_not_left_is_found_and_removed(
     release.install(tmp_path, Broken(), progress)  # which would fail if it were made anew
     assert manifest.look(place) == manifest.Look({})
     assert not (place / cache).exists()
+
+
+@pytest.mark.parametrize("young", [False, True])
+def test_the_names_in_a_sealed_folder_are_read_again_only_where_its_stamps_tell_nothing(
+    tmp_path: Path, progress: Progress, monkeypatch: pytest.MonkeyPatch, young: bool
+) -> None:
+    """A folder that was changed a moment ago may be changed again without another time stamp."""
+    release.install(tmp_path, Full(), progress)
+    place = release.path(tmp_path, "1")
+    if not young:
+        time.sleep(0.15)
+    manifest._put_seal(place, 0o755)
+    read: list[str] = []
+    listdir = os.listdir
+
+    def told(path: bytes) -> list[bytes]:
+        read.append(os.path.relpath(os.fsdecode(path), place))
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", told)
+    assert manifest.look(place) == manifest.Look({})
+    # The seal itself was put into the first one.
+    assert read == [".", *(["lib", "lib/deep", "bin"] if young else [])]
+
+
+@pytest.mark.parametrize("change", ["added", "removed", "renamed", "another", "a folder"])
+def test_a_name_that_changed_in_a_sealed_folder_is_found(tmp_path: Path, progress: Progress, change: str) -> None:
+    release.install(tmp_path, Full(), progress)
+    place = release.path(tmp_path, "1")
+    time.sleep(0.15)
+    manifest._put_seal(place, 0o755)
+    data, more = place / "lib" / "deep" / "data", place / "lib" / "deep" / "more"
+    if change == "added":
+        more.write_text("more")
+    elif change == "removed":
+        data.unlink()
+    elif change == "renamed":
+        data.rename(more)
+    elif change == "another":
+        more.write_text("lib/deep/data")
+        more.replace(data)
+        data.chmod(0o600)
+    else:
+        more.mkdir()
+    assert manifest.look(place).wrong
 
 
 def rotten(place: Path, name: str) -> None:
