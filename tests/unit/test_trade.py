@@ -350,6 +350,11 @@ def test_another_quant_that_keeps_a_floor_is_told_with_the_reason(capsys: pytest
     told = planned(capsys, "--profile", "4xh800", "--ctx-size", "163840", "--parallel", "at least 12")
     reason = "UD-Q2_K_XL does not lie on the cards with at least 12 slots of 163,840 tokens"
     assert told["quant"] == {"name": "UD-IQ2_XXS", "reason": reason}
+    told = refused(capsys, "--profile", "4xh800", "--first-token", "1s")
+    assert "no quant on the cards does it; of the smallest, no placement of UD-IQ1_S keeps 1 s" in told
+    nearest = re.findall(r"raise --first-token \(first_token\) to (\d+)s", told)[0]
+    kept = planned(capsys, "--profile", "4xh800", "--first-token", f"{nearest}s")
+    assert max(each["first_token_seconds"]["high"] for each in kept["workload"]["exchanges"]) <= int(nearest)
 
 
 def test_plan_uses_the_site_file_beside_it(
