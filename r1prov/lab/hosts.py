@@ -342,10 +342,23 @@ def _boot(host: LabHost, lower: str, binds: Sequence[str], *, bpf: bool) -> subp
         *(f"--bind={pair}" for pair in (*caches.binds(), *binds)),
     ]
     supervise = Path(__file__).with_name("supervise.sh")
+    # A host that gave way to all others, as whoever boots it may, would not be as its units declare it.
+    usual = ("nice", "-n", str(-os.nice(0)))
     with (host.directory / "console.log").open("wb") as console:
         # `slave`: mounts that go away on this machine go away in there too, and none of its own mounts appears here.
         return subprocess.Popen(  # it outlives this process
-            ["unshare", "--mount", "--propagation=slave", "sh", supervise, host.machine, lower, host.directory, *argv],
+            [
+                *usual,
+                "unshare",
+                "--mount",
+                "--propagation=slave",
+                "sh",
+                supervise,
+                host.machine,
+                lower,
+                host.directory,
+                *argv,
+            ],
             stdin=subprocess.DEVNULL,
             stdout=console,
             stderr=subprocess.STDOUT,

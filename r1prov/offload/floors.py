@@ -13,6 +13,7 @@ from r1prov.machines.workload import check_length
 from r1prov.offload import search
 from r1prov.offload.memory import CELLS_MULTIPLE, context_per_slot, memory
 from r1prov.offload.setting import with_slots
+from r1prov.offload.slots import MOST_SLOTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -124,6 +125,7 @@ def too_late(
     *,
     first_token: int,
     numbers: Sequence[int],
+    fixed: bool,
 ) -> FloorError:
     """The error about a floor of the first token that no placement keeps, with the nearest one that is reached.
 
@@ -135,25 +137,36 @@ def too_late(
         holds: Whether something else would hold.
         first_token: The seconds that the operator allows.
         numbers: The numbers of slots that may be chosen.
+        fixed: The operator names the number.
     """
-    reached = []
-    for slots in numbers:
+
+    def reached(slots: int) -> tuple[float, Setting] | None:
+        """The seconds until all answers have begun with so many slots, and the placement with which that is soonest."""
         more = with_slots(wanted, slots)
         placed = search.best(model, more, space, workload, goal=search.Goal.PROMPT) if space.cards else more
-        if placed and memory(model, placed, space.cards).host.total <= space.room_in_ram:
-            reached.append((search.means_of(model, placed, space, workload).longest_first_token, placed))
-    seconds, nearest = min(reached, key=lambda each: each[0])
+        if not placed or memory(model, placed, space.cards).host.total > space.room_in_ram:
+            return None
+        return search.means_of(model, placed, space, workload).longest_first_token, placed
+
+    seconds, nearest = min((each for number in numbers if (each := reached(number))), key=lambda each: each[0])
     allowed = math.ceil(seconds)
-    shorter = "a workload with shorter prompts or fewer people at once"
     number = "1 slot" if nearest.slots == 1 else f"{nearest.slots} slots"
+    ways = []
+    if fixed:
+        most = min(workload.people, MOST_SLOTS)
+        others = sorted({most, *(2**power for power in range(most.bit_length()))} - set(numbers), reverse=True)
+        early = (other for other in others if (found := reached(other)) and found[0] <= first_token)
+        ways += [f"name {other} slots (--parallel)" for other in islice(filter(lambda n: holds(slots=n), early), 1)]
+    if holds(first_token=allowed):
+        ways.append(f"raise --first-token (first_token) to {allowed}s")
+    ways.append("name a workload with shorter prompts or fewer people at once")
     return FloorError(
         Problem(
             "first_token",
-            f"no placement of {model.name} keeps {first_token} s: the nearest has the first token of every exchange"
-            f" after {allowed:,} s, with {number} and a micro-batch of {nearest.micro_batch:,} (at the low speeds, not measured)",
-            f"raise --first-token (first_token) to {allowed}s, or name {shorter}"
-            if holds(first_token=allowed)
-            else f"name {shorter}",
+            f"no placement of {model.name}{f' with {number}' if fixed else ''} keeps {first_token} s:"
+            f" the nearest has the first token of every exchange after {allowed:,} s, with {number}"
+            f" and a micro-batch of {nearest.micro_batch:,} (at the low speeds, not measured)",
+            ", or ".join(ways),
         )
     )
 

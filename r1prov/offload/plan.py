@@ -238,6 +238,7 @@ def _planned(
                 holds,
                 first_token=int(asked.first_token),
                 numbers=numbers or [setting.slots],
+                fixed=asked.slots is not None and bool(space.cards),
             )
         )
     return replace(

@@ -48,6 +48,9 @@ _DEALT_OUT, _MOST_DEALT_OUT = 6, 24
 """The sketches that are dealt out before one of them is worked out, because what a card cannot fill differs from one to the next. There are
 more where whole layers lie in RAM: sketches are less exact there."""
 
+_NEARLY = 16
+"""Micro-batches that differ by less than this part are nearly the same."""
+
 _MORE, _MORE_IN_LAYERS = 1, 4
 """The most drafts that are worked out because they promise more than the best placement keeps. More of them hardly gain anything."""
 
@@ -380,7 +383,7 @@ def _worked_out(
         return _Draft(seconds_of(found), found, draft.sketch) if found else None
 
     in_layers = first.costs.host.always > 0
-    some = islice(promised.items(), _MOST_DEALT_OUT if in_layers else _DEALT_OUT)
+    some = islice(promised.items() if in_layers else _apart(promised), _MOST_DEALT_OUT if in_layers else _DEALT_OUT)
     rest = _drafts(some, entries, seconds_of)
     if not rest:
         return None, first
@@ -398,6 +401,19 @@ def _worked_out(
         if fewer and (found := worked_out(fewer)):
             best = min(best, found, key=attrgetter("seconds"))
     return best.setting, best.sketch
+
+
+def _apart(promised: Mapping[Sketch, tuple[float, float]]) -> Iterator[tuple[Sketch, tuple[float, float]]]:
+    """The sketches whose micro-batch is not nearly that of one that promises more.
+
+    Neighbours promise nearly the same. What differs is in how many micro-batches a prompt is computed, and that has several good answers.
+    """
+    sizes: list[int] = []
+    for sketch, seconds in promised.items():
+        size = sketch.setting.micro_batch
+        if all(abs(size - other) * _NEARLY > other for other in sizes):
+            sizes.append(size)
+            yield sketch, seconds
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,8 @@ class Pair:
 def choose(model: Model, one: Setting, space: Space, workload: Workload, asked: Asked) -> Pair | None:
     """The slots and their context; None where no pair fits that the operator accepts.
 
-    A floor changes as little as it must. Slots and context that are chosen without it stay where some micro-batch keeps it with them.
+    A floor changes as little as it must. Slots and context that are chosen without it stay where some micro-batch keeps it with them. There
+    are fewer slots only where no more keep it.
 
     Args:
         model: The model that is served.
@@ -98,6 +99,12 @@ def choose(model: Model, one: Setting, space: Space, workload: Workload, asked: 
         found = None if free == asked else Pairs(model, one, space, workload, free).chosen()
         if found and found.setting.slots >= asked.least and _in_time(model, found, space, workload, asked.first_token):
             return found
+        if found and found.setting.slots > asked.least:
+            # A floor shall not lead to fewer slots where as many or more keep it.
+            more = Pairs(model, one, space, workload, replace(asked, least=found.setting.slots)).chosen()
+            if more and _in_time(model, more, space, workload, asked.first_token):
+                as_many = "as many are chosen without the floor of the first token"
+                return replace(more, slots_reason=as_many) if more.slots_reason == WANTED else more
     return Pairs(model, one, space, workload, asked).chosen()
 
 

@@ -92,6 +92,12 @@ DEFAULT = Speeds(
 )
 """What plans count with where nothing better is known of a machine."""
 
+_CORES = (48, 64)
+"""The cores with which the low and the high speed of `DEFAULT` for the CPU were measured. Fewer threads compute as much less."""
+
+_THREAD_RAM_GB_PER_SECOND = (5, 15)
+"""At which one thread reads the RAM. A throwaway host with one thread decoded at 5 GB/s; with seven or more the memory is what limits."""
+
 DEFAULT_LINK = Link(generation=4, width=16)
 """The link to which the speed of the table belongs."""
 
@@ -146,10 +152,27 @@ def of_machine(machine: Machine, asked: Link | None = None) -> Speeds:
         machine: The server.
         asked: The link of its first card as the host told it. It outranks the profile, which may describe many hosts.
     """
+    speeds = _threaded(DEFAULT, machine.cpu_threads) if machine.cpu_threads else DEFAULT
     if asked:
-        return linked(DEFAULT, asked, Origin.ASKED)
+        return linked(speeds, asked, Origin.ASKED)
     named = machine.gpus.link if machine.gpus else None
-    return linked(DEFAULT, named, Origin.PROFILE) if named else DEFAULT
+    return linked(speeds, named, Origin.PROFILE) if named else speeds
+
+
+def _threaded(speeds: Speeds, threads: int) -> Speeds:
+    """The speeds where so many threads of the CPU compute, if these are too few for the speeds of the table."""
+    told = Origin.PROFILE, "1 thread" if threads == 1 else f"{threads} threads"
+
+    def slower(speed: Speed, most: tuple[float, float]) -> Speed:
+        low, high = min(speed.low, most[0]), min(speed.high, most[1])
+        return speed if (low, high) == (speed.low, speed.high) else Speed(low, high, *told)
+
+    cpu, (few, many), (slow, fast) = speeds.cpu_operations_per_second, _CORES, _THREAD_RAM_GB_PER_SECOND
+    return replace(
+        speeds,
+        ram_bytes_per_second=slower(speeds.ram_bytes_per_second, (slow * GB * threads, fast * GB * threads)),
+        cpu_operations_per_second=slower(cpu, (cpu.low * threads / few, cpu.high * threads / many)),
+    )
 
 
 @dataclass(frozen=True)

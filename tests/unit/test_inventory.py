@@ -15,9 +15,9 @@ ROLES = Path(__file__).resolve().parents[2] / "roles"
 
 
 @pytest.fixture(autouse=True)
-def no_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def no_headers(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No header of a model has been read before, whatever is kept on this machine."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
 def of_profile(profile: str) -> dict[str, str]:

@@ -326,7 +326,7 @@ class Tuning:
                 command, capture_output=True, text=True, errors="replace", check=False, timeout=max(self.work.left_s, 0)
             )
         except subprocess.TimeoutExpired:
-            raise FailedError("was not over within the time limit") from None
+            raise FailedError("was not over within the time limit; a longer --limit gives it more") from None
         except OSError as error:
             raise FailedError(f"llama-batched-bench does not start: {error}") from None
         if done.returncode:
