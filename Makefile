@@ -5,7 +5,7 @@
 # everybody's path.
 IN := PATH="$$(./bootstrap):$$PATH:/usr/sbin:/sbin" && export PATH &&
 
-.PHONY: help setup demo test lint unit thorough molecule e2e drift faults test-order test-cuda gpu-bundle test-gpu format docs golden lock
+.PHONY: help setup demo test lint unit thorough molecule e2e drift cuts faults test-order test-cuda gpu-bundle test-gpu format docs golden lock
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -36,6 +36,9 @@ e2e: ## the whole way, on Debian 12 and 13; GROUP=name for one group
 
 drift: ## things put wrong on a server are healed (30 min); RELEASE=trixie
 	@$(IN) exec python -m tests.drift $(if $(RELEASE),--release $(RELEASE))
+
+cuts: ## commands are cut off, and the next ones converge (hours); RELEASE=trixie
+	@$(IN) exec python -m tests.cuts $(if $(RELEASE),--release $(RELEASE))
 
 faults: ## the transfer under faults at 20 seeds each (half an hour)
 	@$(IN) exec python -m tests.faults

@@ -7,7 +7,7 @@ lab.down("web")
 """
 
 from r1prov.lab.base import RELEASES, Release
-from r1prov.lab.hosts import LabHost, cut, down, down_all, forget, get, hosts, keep, kept, restore, ssh, up
+from r1prov.lab.hosts import LabHost, boot, cut, down, down_all, forget, get, halt, hosts, keep, kept, restore, ssh, up
 from r1prov.lab.needs import requirements
 from r1prov.lab.network import GATEWAY
 
@@ -16,11 +16,13 @@ __all__ = [
     "RELEASES",
     "LabHost",
     "Release",
+    "boot",
     "cut",
     "down",
     "down_all",
     "forget",
     "get",
+    "halt",
     "hosts",
     "keep",
     "kept",

@@ -40,6 +40,7 @@ _NAME = re.compile(r"[a-z][a-z0-9-]{0,40}")
 _NAME_RULE = "use up to 41 lower-case letters, digits and hyphens, a letter first"
 # systemd 258 and newer refuse the control groups of old, and a container has those of its machine unless it is told otherwise.
 _NEW_CONTROL_GROUPS: dict[Release, dict[str, str]] = {"forky": {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}}
+_HIERARCHIES = ("", "unified", "systemd")  # as in supervise.sh
 _BOOT_LIMIT_S = 120.0  # A boot takes 1 to 8 s on an idle machine; a busy one needs longer.
 
 
@@ -257,6 +258,33 @@ def restore(host: LabHost) -> None:
     network.restore(host.name)
 
 
+def halt(host: LabHost) -> None:
+    """End all processes of a host at once, as a power cut does. `boot` starts it again from its disk.
+
+    Raises:
+        LabError: a process does not end.
+    """
+    must_be_root()
+    with locked(_RUN / f"{host.name}.lock"):
+        _kill(host.machine)
+        for hierarchy in _HIERARCHIES:
+            _remove_groups(Path("/sys/fs/cgroup") / hierarchy / host.machine)
+
+
+def boot(host: LabHost) -> None:
+    """Boot a host that was halted. It must have been made without `bpf` and `binds`, which no record keeps.
+
+    Raises:
+        LabError: it did not come up.
+    """
+    must_be_root()
+    with locked(_RUN / f"{host.name}.lock"):
+        lower = _lower(host.name, base_image(host.release, lambda _: None), host.image)
+        # The kernel marks an overlay that is mounted `volatile`, and mounts it no more after an end without a sync.
+        shutil.rmtree(host.directory / "work/work/incompat", ignore_errors=True)
+        _wait(host, _boot(host, lower, (), bpf=False))
+
+
 def _lower(name: str, base: Path, image: str) -> str:
     """The lower layers of a host's disk for the kernel's `lowerdir` option, the uppermost first.
 
@@ -415,7 +443,7 @@ def _clear(name: str) -> None:
     _kill(machine)
     with locked(_RUN / "lock"):
         network.detach(name)
-        for hierarchy in ("", "unified", "systemd"):  # as in supervise.sh
+        for hierarchy in _HIERARCHIES:
             _remove_groups(Path("/sys/fs/cgroup") / hierarchy / machine)
     # Removing a disk may take many seconds, so it holds no lock. The record goes last, for with it the rest is found again.
     if directory.exists():

@@ -73,6 +73,16 @@ def test_reboots(host: lab.LabHost) -> None:
     assert told(host, "ls /etc/kept; ls /run/lost 2>/dev/null || echo lost") == "/etc/kept\nlost"
 
 
+def test_comes_back_from_a_power_cut_in_which_nothing_could_tidy_up(host: lab.LabHost) -> None:
+    unit = "systemd-run --quiet --unit=worker -p ExecStop='touch /etc/tidied' sleep infinity"
+    told(host, f"touch /etc/kept /run/lost; {unit}; systemctl is-active worker")
+    lab.halt(host)
+    assert not host.running
+    lab.boot(host)
+    assert told(host, "systemctl is-system-running") == "running"
+    assert told(host, "ls /etc/kept; ls /run/lost /etc/tidied 2>/dev/null || echo lost") == "/etc/kept\nlost"
+
+
 def test_the_outside_can_be_cut_and_restored(host: lab.LabHost) -> None:
     probe = "python3 -c 'import socket; socket.create_connection((\"{}\", {}), 5)'"
     with socket.create_server((lab.GATEWAY, 0)) as listener:
