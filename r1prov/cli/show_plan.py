@@ -10,7 +10,7 @@ from r1prov import output
 from r1prov.common.units import GB, GIB, gib, span
 from r1prov.offload import speed
 from r1prov.offload.conversation import Kept
-from r1prov.offload.memory import placement
+from r1prov.offload.memory import context_of, context_per_slot, placement
 from r1prov.offload.speed import Origin
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from r1prov.offload.foresight import ForeseenArguments, ForeseenPlan, Measured
     from r1prov.offload.outcome import Device, Outcome
     from r1prov.offload.plan import Plan
+    from r1prov.offload.setting import Setting
     from r1prov.offload.trade import Choice
     from r1prov.offload.waits import Day, Wait
 
@@ -43,12 +44,7 @@ def plan(foreseen: ForeseenPlan) -> None:
     columns = ("device", "layers", *(("all experts of", "some experts of") if model.experts_used else ()))
     output.table(columns, list(_contents(model, found, cards)))
     _decoding(found.outcome)
-    waits = speed.prompt_copies_seconds(model, found.setting, cards, found.outcome.speeds)
-    if waits and found.outcome.fits:
-        batch, link = found.setting.micro_batch, found.outcome.speeds.link_bytes_per_second
-        by = f" by {link.detail} ({link.origin})" if link.detail else ""
-        by = ", by measured speeds" if link.origin is Origin.MEASURED else by
-        output.line(f"A prompt waits {waits:.1f} s per {batch:,} tokens while experts go from RAM to CUDA0{by}.")
+    _copies(model, found.setting, found.outcome)
     _day(foreseen.day, found.outcome)
     _conversation(foreseen.talk, found.outcome)
     if found.outcome.fits:
@@ -81,6 +77,17 @@ def plan(foreseen: ForeseenPlan) -> None:
         output.line(f"Each of these has {slots} of {found.context_per_slot:,} tokens.")
 
 
+def _copies(model: Model, setting: Setting, found: Outcome) -> None:
+    """Shows how long a prompt waits for experts that lie in RAM."""
+    waits = speed.prompt_copies_seconds(model, setting, [device.capacity for device in found.devices], found.speeds)
+    if not waits or not found.fits:
+        return
+    batch, link = setting.micro_batch, found.speeds.link_bytes_per_second
+    by = f" by {link.detail} ({link.origin})" if link.detail else ""
+    by = ", by measured speeds" if link.origin is Origin.MEASURED else by
+    output.line(f"A prompt waits {waits:.1f} s per {batch:,} tokens while experts go from RAM to CUDA0{by}.")
+
+
 def _named(model: Model) -> str:
     return f"{model.name} in MLA form" if model.mla else model.name
 
@@ -89,10 +96,16 @@ def explained(foreseen: ForeseenArguments, found: Outcome, day: Day) -> None:
     """Shows the outcome of arguments: what each device takes, whether it fits, and how fast it would be."""
     model, alternatives, hopeless = foreseen.model, foreseen.alternatives, not foreseen.fits_in_mla_form
     sentence = f"It fits in no placement and with no context: the machine is too small for {_named(model)}."
-    output.line(f"{_named(model)}, {gib(model.n_bytes)}")
+    setting = foreseen.setting
+    assert setting  # noqa: S101 - for the type checker: there is an outcome only where the engine would start
+    slots = "1 slot" if setting.slots == 1 else f"{setting.slots} slots"
+    shared = f" with {context_of(model, setting):,} tokens together" if setting.unified and setting.slots > 1 else ""
+    tokens = shared or f" of {context_per_slot(model, setting):,} tokens"
+    output.line(f"{_named(model)}, {gib(model.n_bytes)}, {slots}{tokens}")
     output.line()
     _devices(found)
     _decoding(found)
+    _copies(model, setting, found)
     _day(day, found)
     _conversation(foreseen.talk, found)
     _verdict(found, "llama-server", alternatives, sentence if hopeless and _certainly_large(model, found) else "")

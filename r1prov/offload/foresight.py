@@ -94,6 +94,7 @@ class ForeseenArguments:
         refusal: Why the engine would not start. It is empty where the engine would start.
         alternatives: Changes with which the engine would start, or with which the model would fit.
         fits_in_mla_form: Whether a model with legacy attention, for which there is no alternative, has one in MLA form.
+        setting: What the arguments say. It is None where the engine would not start.
     """
 
     model: Model
@@ -104,6 +105,7 @@ class ForeseenArguments:
     alternatives: tuple[Alternative, ...]
     talk: Conversation | None = None
     fits_in_mla_form: bool = False
+    setting: Setting | None = None
 
 
 def foresee_plan(
@@ -255,7 +257,7 @@ def foresee_arguments(
         result = replace(result, notes=(*result.notes, *([note] if in_mla_form else ())))
     day = waits.day(model, setting, space.cards, asked, space.speeds)
     talk = conversation(model, setting, space.cards, day.workload, space.speeds) if result.exact else None
-    return ForeseenArguments(model, environment, result, day, "", fits, talk, in_mla_form)
+    return ForeseenArguments(model, environment, result, day, "", fits, talk, in_mla_form, setting)
 
 
 def _rewritten(words: Sequence[str], space: Space) -> tuple[Alternative, ...]:

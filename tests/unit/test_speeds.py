@@ -68,6 +68,28 @@ def test_what_the_host_tells_of_its_link_outranks_the_profile(tmp_path: Path) ->
     assert of_machine(load_profile("4x4090").machine) == DEFAULT
 
 
+@pytest.mark.parametrize(
+    ("threads", "share_low", "share_high"), [(None, 1, 1), (64, 1, 1), (128, 1, 1), (16, 16 / 48, 16 / 64)]
+)
+def test_few_threads_compute_as_much_less(threads: int | None, share_low: float, share_high: float) -> None:
+    machine = load_profile("4x4090").machine.model_copy(update={"cpu_threads": threads})
+    found, table = of_machine(machine).cpu_operations_per_second, DEFAULT.cpu_operations_per_second
+    assert found.low == pytest.approx(table.low * share_low)
+    assert found.high == pytest.approx(table.high * share_high)
+    assert of_machine(machine).ram_bytes_per_second == DEFAULT.ram_bytes_per_second  # enough threads for the memory
+
+
+def test_one_thread_is_planned_as_it_was_measured() -> None:
+    """The demo's server decoded 32 to 41 tokens/s with one thread, and computed a prompt of 512 tokens in 6.5 to 7.4 s (2026-11-30)."""
+    speeds = of_machine(load_profile("demo").machine)
+    assert speeds.ram_bytes_per_second.low <= 5 * GB <= speeds.ram_bytes_per_second.high
+    operations = 2 * 134.5e6 * 512  # of a model with so many weights
+    seconds = [operations / speeds.cpu_operations_per_second.at(which) for which in (0, 1)]
+    assert seconds[1] < 6.5 < 7.4 < seconds[0]
+    assert speeds.cpu_operations_per_second.origin is Origin.PROFILE
+    assert speeds.cpu_operations_per_second.detail == "1 thread"
+
+
 def test_a_slow_link_changes_the_plan(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """What a profile names reaches the search: prompts wait longer, so that more tokens share each copy."""
     told = []

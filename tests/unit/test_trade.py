@@ -103,6 +103,29 @@ def test_a_floor_that_another_micro_batch_keeps_changes_neither_slots_nor_contex
     assert kept["workload"]["mean_seconds"]["high"] < 1.01 * free["workload"]["mean_seconds"]["high"]
 
 
+def test_a_floor_takes_fewer_slots_only_where_no_more_keep_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    one = Path(own(tmp_path, ram="160 GB", workload="team"))
+    one.write_text(one.read_text().replace("count: 4", "count: 1").replace("24564 MiB", "143771 MiB"))
+    words = ("--profile", str(one))
+    free = planned(capsys, *words)
+    longest = max(each["first_token_seconds"]["high"] for each in free["workload"]["exchanges"])
+    for part in (0.99, 0.8):
+        kept = planned(capsys, *words, "--first-token", f"{int(longest * part)}s")
+        assert kept["slots"]["number"] >= free["slots"]["number"]
+        assert max(each["first_token_seconds"]["high"] for each in kept["workload"]["exchanges"]) <= longest * part
+
+
+def test_a_refusal_of_a_floor_names_other_slots_that_keep_it(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--workload", "team", "--first-token", "400s")
+    told = refused(capsys, *words, "--parallel", "4")
+    assert "no placement of UD-IQ1_S with 4 slots keeps 400 s" in told
+    other = re.findall(r"name (\d+) slots \(--parallel\)", told)[0]
+    kept = planned(capsys, *words, "--parallel", other)
+    assert max(each["first_token_seconds"]["high"] for each in kept["workload"]["exchanges"]) <= 400
+
+
 def test_a_floor_of_slots_is_kept_or_refused_with_the_most(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert planned(capsys, "--parallel", "at least 8")["slots"] == {"number": 8, "reason": "you want so many at least"}
     assert planned(capsys, "--workload", "team", "--parallel", "at least 2")["slots"]["number"] == 8  # as without

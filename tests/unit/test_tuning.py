@@ -435,7 +435,9 @@ def test_no_time_is_begun_that_is_not_there(folder: Path, monkeypatch: pytest.Mo
 def test_one_that_hangs_ends_with_the_limit(folder: Path) -> None:
     found = run(folder, THREADS, fixed="--sleep 30", limit_s=1)
     assert found["code"] == 1
-    assert json.loads((folder / "progress.json").read_text())["label"].startswith("was not over within the time limit; a longer --limit")
+    assert json.loads((folder / "progress.json").read_text())["label"].startswith(
+        "was not over within the time limit; a longer --limit"
+    )
 
 
 def test_one_that_was_stopped_goes_on_where_it_was(folder: Path) -> None:
