@@ -200,8 +200,17 @@ class Pairs:
         if self.asked.first_token == math.inf:
             return True
         slots = self.at(context)
-        numbers = [self.asked.slots] if self.asked.slots else slots.numbers()
-        return any(slots.early(number, found) for number in numbers if (found := slots.sketched(number)))
+        numbers = [self.asked.slots] if self.asked.slots else slots.powers()
+        if any(slots.early(number, found) for number in numbers if (found := slots.sketched(number))):
+            return True
+        if self.asked.slots:
+            return False
+        # The most that fit are placed, which takes long, only where their sketch promises something.
+        largest = search.most(lambda number: bool(slots.sketched(number)), numbers[-1], least=self.least)
+        promised = slots.sketched(largest) if largest else None
+        if promised is None or promised.longest_first_token > self.asked.first_token * SKETCH_ERROR:
+            return False
+        return any(slots.early(number, found) for number in slots.numbers() if (found := slots.sketched(number)))
 
     def _within(self, seconds: float, context: int, longest: int) -> bool:
         """Whether people wait no longer with some number of slots of so many tokens, by sketches.
