@@ -200,17 +200,6 @@ def cases() -> list[str]:
     return sorted(kills + others, key=lambda name: (int(name.split()[2]), name))
 
 
-def courses() -> dict[str, list[float]]:
-    """When tasks change something in commands that are not cut, as far as the kept run has found that."""
-    found: dict[str, list[float]] = json.loads(KEPT.read_text())["courses"]
-    return found
-
-
-def sample(seed: int, count: int) -> list[str]:
-    """The names of so many cuts of a switch. They take least, and an even number of them leads back to the engine of before."""
-    return random.Random(seed).sample([name for name in cases() if name.startswith("switch")], count)
-
-
 def say(text: str) -> None:
     """Says what goes on."""
     sys.stderr.write(f"{text}\n")

@@ -26,7 +26,6 @@ from r1prov.offload.arguments import parse
 from r1prov.offload.memory import memory
 from r1prov.offload.setting import RefusedError
 from tests.cuda import ask_memory, fullsize
-from tests.cuts.proof import Kept, Proof, courses, sample
 from tests.fixtures.hub import Hub
 
 from .conftest import HUB_TOKEN
@@ -328,23 +327,6 @@ def test_after_ctrl_c_or_a_kill_the_next_run_goes_on_and_repairs_what_had_drifte
     assert told(second, "cat /etc/r1prov/llama-server/api-key") == operator.secret("api-key").strip()
     assert "Paris" in operator.asks(second)
     operator.does("weights", "verify", first.name)
-
-
-def test_a_switch_that_is_cut_off_anywhere_is_finished_by_the_next_command(
-    operator: Operator, pair: list[LabHost], tmp_path: Path
-) -> None:
-    """A sample of `make cuts`, another one each time."""
-    seed = int(os.environ.get("R1PROV_CUTS_SEED") or time.time())
-    kept = Kept(tmp_path / "result.json")
-    kept.courses = courses()
-    proof = Proof(operator, pair[seed % 2], kept)
-    proof.files.learn(pair[seed % 2])
-    for name in sample(seed, 2):
-        proof.attempt(name, seed)
-    assert not [each for each in kept.outcomes if each.faults], f"R1PROV_CUTS_SEED={seed}: {kept.outcomes}"
-    assert any(each.place for each in kept.outcomes), "both had ended before they were cut"
-    if told(pair[0], "systemctl is-active r1prov-ollama || true") == "active":
-        operator.does("engine", "llama-server")
 
 
 def test_the_next_run_changes_nothing_and_measures_nothing(operator: Operator, pair: list[LabHost]) -> None:

@@ -16,7 +16,7 @@ import pytest
 from r1prov.lab.hosts import LabHost
 from tests.cuts import torn
 from tests.cuts.cut import Run, kill
-from tests.cuts.proof import FIRST, Kept, Outcome, Proof, cases, sample
+from tests.cuts.proof import FIRST, Kept, Outcome, Proof, cases
 from tests.e2e.people import Operator
 
 SAYS = """
@@ -54,8 +54,6 @@ def test_thirty_of_each_are_tried_and_all_kinds_come_soon() -> None:
     for kind in ("connection", "reboot", "power"):
         assert sum(count for (_, each), count in counted.items() if each == kind) == 30
     assert {name.split()[1] for name in cases()[:6]} == {"kill", "connection", "reboot", "power"}
-    assert len(sample(1, 2)) == len(set(sample(1, 2))) == 2
-    assert sample(1, 2) != sample(2, 2)
 
 
 def test_a_task_counts_once_where_it_was_not_skipped_on_the_host(tmp_path: Path) -> None:
