@@ -1,5 +1,5 @@
-# `make demo` and `make test` work on a fresh Debian 12/13 or Ubuntu 22.04/24.04 with root. Nothing but what Python compiles is made in this folder:
-# the environment, packages and images lie in ~/.cache/r1prov and may be deleted at any time. Only `make docs` writes here: dist/docs.
+# `make demo` and `make test` work on a fresh Debian 12/13 or Ubuntu 22.04/24.04 with root. The environment, packages and images lie in
+# ~/.cache/r1prov and may be deleted at any time. In this folder there is only what Python compiles, and dist/docs of `make docs`.
 
 # `exec` lets a signal to make reach the program, and not a shell that waits for it. Programs of the lab lie in sbin, which is not on
 # everybody's path.

@@ -51,7 +51,7 @@ def main(job: dict[str, Any]) -> None:
         job: `digest` of the modules, `code`, which is a zip file of them in base64 or empty, `version` of ansible-core, `dead`, which
             names a run whose lock does not count, and `asked`, a list of {module, arguments, sha1, said}.
     """
-    gc.disable()  # Nothing here lives long, and whoever looks for what is not needed writes to memory that processes share.
+    gc.disable()  # Nothing here lives long. A collection would write to memory that the forked processes share.
     holder = document(LOCK)
     if isinstance(holder, dict) and holder.get("run") == job["dead"]:
         holder = None
@@ -142,6 +142,7 @@ def _asked_at_once(
 
 
 def _length(module: str) -> int:
+    """The place of a module among those that take long; -1 for all others."""
     name = module.rpartition(".")[2]
     return _LONGEST.index(name) if name in _LONGEST else -1
 

@@ -186,7 +186,11 @@ def configure(module: AnsibleModule, wanted: dict[str, Any]) -> None:
 
 
 def _has_been_given(login: Login, given: Given | None, compared: dict[str, str]) -> bool:
-    """Whether what the page was given last is this login. A run that has compared the two says so by what it has `compared`."""
+    """Whether the page was given this login last.
+
+    The digest of a login is slow to compute. So a look hands in what an earlier run has compared with the login, and it is enough that the
+    page still has that.
+    """
     if given is None:
         return False
     return given == Given(**compared) if compared else given.is_of(login)

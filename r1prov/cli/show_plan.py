@@ -11,6 +11,7 @@ from r1prov.common.units import GB, GIB, gib, span
 from r1prov.offload import speed
 from r1prov.offload.conversation import Kept
 from r1prov.offload.memory import context_of, context_per_slot, placement
+from r1prov.offload.setting import slots_in_words
 from r1prov.offload.speed import Origin
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ LEGEND = "w weights, k KV cache, c compute buffer, r reserve, . free\nreads: GB 
 def plan(foreseen: ForeseenPlan) -> None:
     """Shows a plan, its contents, the trade, the commands for it, and the baselines."""
     model, found, alternatives = foreseen.model, foreseen.plan, foreseen.alternatives
-    slots = "1 slot" if found.slots == 1 else f"{found.slots} slots"
+    slots = slots_in_words(found.slots)
     output.line(f"{_named(model)}, {gib(found.model_bytes)}, {slots} of {found.context_per_slot:,} tokens")
     output.line()
     assert found.outcome  # noqa: S101 - for the type checker: only plans of models with known layers are shown
@@ -98,10 +99,10 @@ def explained(foreseen: ForeseenArguments, found: Outcome, day: Day) -> None:
     sentence = f"It fits in no placement and with no context: the machine is too small for {_named(model)}."
     setting = foreseen.setting
     assert setting  # noqa: S101 - for the type checker: there is an outcome only where the engine would start
-    slots = "1 slot" if setting.slots == 1 else f"{setting.slots} slots"
-    shared = f" with {context_of(model, setting):,} tokens together" if setting.unified and setting.slots > 1 else ""
-    tokens = shared or f" of {context_per_slot(model, setting):,} tokens"
-    output.line(f"{_named(model)}, {gib(model.n_bytes)}, {slots}{tokens}")
+    each = f"of {context_per_slot(model, setting):,} tokens"
+    shared = f"with {context_of(model, setting):,} tokens together"
+    tokens = shared if setting.unified and setting.slots > 1 else each
+    output.line(f"{_named(model)}, {gib(model.n_bytes)}, {slots_in_words(setting.slots)} {tokens}")
     output.line()
     _devices(found)
     _decoding(found)

@@ -267,8 +267,7 @@ def halt(host: LabHost) -> None:
     must_be_root()
     with locked(_RUN / f"{host.name}.lock"):
         _kill(host.machine)
-        for hierarchy in _HIERARCHIES:
-            _remove_groups(Path("/sys/fs/cgroup") / hierarchy / host.machine)
+        _remove_all_groups(host.machine)
 
 
 def boot(host: LabHost) -> None:
@@ -370,23 +369,12 @@ def _boot(host: LabHost, lower: str, binds: Sequence[str], *, bpf: bool) -> subp
         *(f"--bind={pair}" for pair in (*caches.binds(), *binds)),
     ]
     supervise = Path(__file__).with_name("supervise.sh")
-    # A host that gave way to all others, as whoever boots it may, would not be as its units declare it.
-    usual = ("nice", "-n", str(-os.nice(0)))
+    # `nice`: a host would inherit the priority of whoever boots it, and its services would not run as they are declared.
+    # `slave`: mounts that go away on this machine go away in there too, and none of its own mounts appears here.
+    around = ("nice", "-n", str(-os.nice(0)), "unshare", "--mount", "--propagation=slave")
     with (host.directory / "console.log").open("wb") as console:
-        # `slave`: mounts that go away on this machine go away in there too, and none of its own mounts appears here.
         return subprocess.Popen(  # it outlives this process
-            [
-                *usual,
-                "unshare",
-                "--mount",
-                "--propagation=slave",
-                "sh",
-                supervise,
-                host.machine,
-                lower,
-                host.directory,
-                *argv,
-            ],
+            [*around, "sh", supervise, host.machine, lower, host.directory, *argv],
             stdin=subprocess.DEVNULL,
             stdout=console,
             stderr=subprocess.STDOUT,
@@ -443,8 +431,7 @@ def _clear(name: str) -> None:
     _kill(machine)
     with locked(_RUN / "lock"):
         network.detach(name)
-        for hierarchy in _HIERARCHIES:
-            _remove_groups(Path("/sys/fs/cgroup") / hierarchy / machine)
+        _remove_all_groups(machine)
     # Removing a disk may take many seconds, so it holds no lock. The record goes last, for with it the rest is found again.
     if directory.exists():
         shutil.rmtree(directory)
@@ -505,6 +492,12 @@ def _machines() -> set[str]:
             arguments = (entry / "cmdline").read_bytes().split(b"\0")
             names |= {argument.removeprefix(mark).decode() for argument in arguments if argument.startswith(mark)}
     return names
+
+
+def _remove_all_groups(machine: str) -> None:
+    """Removes the control groups of a machine that has no processes any more."""
+    for hierarchy in _HIERARCHIES:
+        _remove_groups(Path("/sys/fs/cgroup") / hierarchy / machine)
 
 
 def _remove_groups(group: Path) -> None:

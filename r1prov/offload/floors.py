@@ -12,8 +12,8 @@ from r1prov.common.errors import Problem, SiteError
 from r1prov.machines.workload import check_length
 from r1prov.offload import search
 from r1prov.offload.memory import CELLS_MULTIPLE, context_per_slot, memory
-from r1prov.offload.setting import with_slots
-from r1prov.offload.slots import MOST_SLOTS
+from r1prov.offload.setting import slots_in_words, with_slots
+from r1prov.offload.slots import powers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -150,13 +150,13 @@ def too_late(
 
     seconds, nearest = min((each for number in numbers if (each := reached(number))), key=lambda each: each[0])
     allowed = math.ceil(seconds)
-    number = "1 slot" if nearest.slots == 1 else f"{nearest.slots} slots"
+    number = slots_in_words(nearest.slots)
     ways = []
     if fixed:
-        most = min(workload.people, MOST_SLOTS)
-        others = sorted({most, *(2**power for power in range(most.bit_length()))} - set(numbers), reverse=True)
+        others = (other for other in reversed(powers(workload.people)) if other not in numbers)
         early = (other for other in others if (found := reached(other)) and found[0] <= first_token)
-        ways += [f"name {other} slots (--parallel)" for other in islice(filter(lambda n: holds(slots=n), early), 1)]
+        if other := next((other for other in early if holds(slots=other)), None):
+            ways.append(f"name {other} slots (--parallel)")
     if holds(first_token=allowed):
         ways.append(f"raise --first-token (first_token) to {allowed}s")
     ways.append("name a workload with shorter prompts or fewer people at once")

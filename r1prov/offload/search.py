@@ -406,7 +406,8 @@ def _worked_out(
 def _apart(promised: Mapping[Sketch, tuple[float, float]]) -> Iterator[tuple[Sketch, tuple[float, float]]]:
     """The sketches whose micro-batch is not nearly that of one that promises more.
 
-    Neighbours promise nearly the same. What differs is in how many micro-batches a prompt is computed, and that has several good answers.
+    Neighbours promise nearly the same. A prompt may be computed in five large micro-batches or in six smaller ones. Which is better shows
+    only when both are dealt out.
     """
     sizes: list[int] = []
     for sketch, seconds in promised.items():

@@ -104,6 +104,11 @@ def rules(setting: Setting) -> str:
     return ",".join(f"{pattern}={'CPU' if card is None else f'CUDA{card}'}" for pattern, card in setting.overrides)
 
 
+def slots_in_words(number: int) -> str:
+    """A number of slots for people."""
+    return "1 slot" if number == 1 else f"{number} slots"
+
+
 def with_slots(setting: Setting, slots: int) -> Setting:
     """The setting with another number of slots, each with the context that one has now."""
     return replace(setting, slots=slots, context=(setting.context or 0) // setting.slots * slots)

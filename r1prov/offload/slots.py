@@ -18,7 +18,7 @@ from r1prov.offload import search
 from r1prov.offload.costs import costs
 from r1prov.offload.memory import CELLS_MULTIPLE, context_per_slot, memory
 from r1prov.offload.search import SKETCH_ERROR
-from r1prov.offload.setting import with_slots
+from r1prov.offload.setting import slots_in_words, with_slots
 from r1prov.offload.waits import means
 
 if TYPE_CHECKING:
@@ -243,7 +243,7 @@ class Pairs:
             return slots.chosen()
         number = self._best(longest)[1]
         return replace(
-            slots, limit=self.at(longest).waiting(number), limited_by=f"{_slots(number)} of {longest:,}"
+            slots, limit=self.at(longest).waiting(number), limited_by=f"{slots_in_words(number)} of {longest:,}"
         ).chosen()
 
     def _context_reason(self, context: int, longest: int) -> str:
@@ -251,17 +251,24 @@ class Pairs:
         if context == longest:
             if longest == self.asked.most:
                 return ""
-            return f"with more, {_slots(self.least)} would not fit{' on the cards' if self._whole else ''}"
+            return f"with more, {slots_in_words(self.least)} would not fit{' on the cards' if self._whole else ''}"
         shortest = self._contexts(longest)[0]
         (_, more), (_, fewest) = self._best(longest), self._best(shortest)
         before, best = self.at(longest).placed(more), self.at(shortest).placed(fewest)
         if before is None or best is None or self.asked.first_token < before.longest_first_token:
             return "with more, some answers would begin later than you want"
-        return _longer(f"with {_slots(more)} of {longest:,}", before, f"with {_slots(fewest)} of {shortest:,}", best)
+        return _longer(
+            f"with {slots_in_words(more)} of {longest:,}",
+            before,
+            f"with {slots_in_words(fewest)} of {shortest:,}",
+            best,
+        )
 
 
-def _slots(number: int) -> str:
-    return "1 slot" if number == 1 else f"{number} slots"
+def powers(people: int) -> list[int]:
+    """As many slots as people ask at once, up to the most that are chosen, and the powers of two below."""
+    at_once = min(people, MOST_SLOTS)
+    return sorted({at_once, *(2**power for power in range(at_once.bit_length()))})
 
 
 @dataclass(frozen=True)
@@ -340,9 +347,8 @@ class Slots:
 
     def powers(self) -> list[int]:
         """The fewest slots, as many as people ask at once, and the powers of two between."""
-        at_once = min(self.workload.people, MOST_SLOTS)
-        powers = (2**power for power in range(at_once.bit_length()))
-        return sorted({self.least, max(at_once, self.least), *(each for each in powers if each > self.least)})
+        more = [number for number in powers(self.workload.people) if number > self.least]
+        return [self.least, *more]
 
     def numbers(self) -> list[int]:
         """The numbers among which the plan chooses: of `powers` those that fit, and where memory decides, the most that fit."""

@@ -19,7 +19,7 @@ from r1prov.offload.memory import CELLS_MULTIPLE, placement
 from r1prov.offload.outcome import RESERVE_BYTES, Space, outcome
 from r1prov.offload.plan import arguments as arguments_of
 from r1prov.offload.plan import completed, most_context, needed_context, plan_model
-from r1prov.offload.setting import LARGEST_MICRO_BATCH, SMALLEST_MICRO_BATCH, Setting
+from r1prov.offload.setting import LARGEST_MICRO_BATCH, SMALLEST_MICRO_BATCH, Setting, slots_in_words
 from r1prov.offload.slots import HARDLY_LONGER
 from r1prov.offload.speed import of_machine
 
@@ -291,7 +291,7 @@ class _Around:
             if self.serving.least_slots <= slots != now:
                 found = self._anew(slots=slots, context_per_slot=self.plan.context_per_slot)
                 if found and self._wait(found) <= HARDLY_LONGER:
-                    yield _slots(slots), found
+                    yield slots_in_words(slots), found
 
     def _contexts(self) -> Iterator[tuple[str, Setting]]:
         """Half and twice the tokens of a slot, where the operator has not said them, with as many slots as the plan takes then.
@@ -307,7 +307,7 @@ class _Around:
         for context, longest_wait in ((shorter, 1 / _NOTICEABLY_LONGER), (longer, HARDLY_LONGER)):
             found = self._anew(context_per_slot=context) if context != now else None
             if found and self._wait(found) <= longest_wait:
-                yield f"{_slots(found.slots)} of {context:,} tokens", found
+                yield f"{slots_in_words(found.slots)} of {context:,} tokens", found
 
     def _tensors(self) -> Iterator[tuple[str, Setting]]:
         """One expert tensor of each card to RAM, and one more on each card on which enough stays free."""
@@ -382,10 +382,6 @@ class _Around:
         ):
             by_device.setdefault(devices[tensor.name], []).append(tensor)
         return by_device
-
-
-def _slots(number: int) -> str:
-    return f"{number} slot{'s' * (number > 1)}"
 
 
 def _rule(tensor: Tensor) -> str:

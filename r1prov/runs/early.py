@@ -29,7 +29,8 @@ _SWITCH_S = 0.0005
 """How long a thread may go on while another waits."""
 
 _HEAD_START_S = 0.2
-"""So long the way to the hosts is left to the threads alone. What is decided meanwhile would make it twice as long, and fits behind it."""
+"""How long to wait for the first connection before anything is decided. Deciding meanwhile would make connecting take twice as long, and
+there is time for it while the hosts look."""
 
 
 class Early:

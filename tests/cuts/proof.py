@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from r1prov.lab.hosts import LabHost
     from tests.e2e.people import Operator
 
-KEPT = Path(__file__).parent / "last-result-bookworm.json"
 COUNT = 30
 ACTIONS = ("upgrade", "switch", "removal", "up")
 FIRST = "first up"

@@ -22,7 +22,7 @@ from r1prov.models import gguf, headers
 from r1prov.models.catalogue import Quant, ShardFile
 from r1prov.models.sources import Hub as HubSource
 from r1prov.models.sources import Mirror, ModelScope
-from r1prov.site import authority
+from r1prov.site import Site, authority
 from r1prov.site.select import select
 from r1prov.site.sources import Proxy, Sources
 from tests.cuda import fullsize
@@ -310,14 +310,19 @@ def without_cards(folder: Path, quant: Quant) -> Path:
     return path
 
 
+def site_of(profile: Path, hub: Hub) -> Site:
+    """The site of one host of a profile, whose file lies beside that, and whose files come from a hub."""
+    source = {"type": "hub", "endpoint": hub.url}
+    file = profile.with_name("r1prov.yml")
+    file.write_text(json.dumps({"profile": str(profile), "hosts": ["one"], "sources": {"weights": [source]}}))
+    return select(file, ())[0]
+
+
 def test_a_site_with_a_model_of_its_own_is_planned_by_its_header(
     hub: Hub, quant: Quant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    source = {"type": "hub", "endpoint": hub.url}
-    keys = {"profile": str(own_profile(tmp_path, quant)), "hosts": ["gpu1"], "sources": {"weights": [source]}}
-    (tmp_path / "r1prov.yml").write_text(json.dumps(keys))
-    chosen, _ = select(tmp_path / "r1prov.yml", ())
+    chosen = site_of(own_profile(tmp_path, quant), hub)
     with pytest.raises(SiteError, match="its layers are not known"):
         decide(chosen)
     decision = decide(chosen, lambda _: None)
@@ -333,10 +338,7 @@ def test_a_model_of_its_own_without_cards_is_served_as_plan_says(
 ) -> None:
     """Nobody names the context. The engine would not start with more tokens than the model was trained for."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    source = {"type": "hub", "endpoint": hub.url}
-    keys = {"profile": str(without_cards(tmp_path, quant)), "hosts": ["one"], "sources": {"weights": [source]}}
-    (tmp_path / "r1prov.yml").write_text(json.dumps(keys))
-    chosen, _ = select(tmp_path / "r1prov.yml", ())
+    chosen = site_of(without_cards(tmp_path, quant), hub)
     decision = decide(chosen, lambda _: None)
     assert decision.model
     assert decision.plan.context_per_slot == min(decision.model.context_length, machine.DEFAULT_CONTEXT)
