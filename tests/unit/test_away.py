@@ -12,7 +12,7 @@ from pathlib import Path
 import paramiko
 import pytest
 from sshd import Sshd
-from test_contact import PID1_IS_SYSTEMD, free_port
+from test_contact import free_port
 
 from r1prov import cli
 from r1prov.common import paths
@@ -46,9 +46,8 @@ def gpu1(tmp_path, monkeypatch):
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "id"], check=True)
     keys = [paramiko.PKey.from_path(tmp_path / "id")]
     (tmp_path / "bin").mkdir()
-    for name, text in (("cat", PID1_IS_SYSTEMD), ("id", "#!/bin/sh\necho 0\n")):
-        (tmp_path / "bin" / name).write_text(text)
-        (tmp_path / "bin" / name).chmod(0o755)
+    (tmp_path / "bin" / "id").write_text("#!/bin/sh\necho 0\n")
+    (tmp_path / "bin" / "id").chmod(0o755)
     collection = tmp_path / "collection"
     collection.mkdir()
     for part in paths.collection().iterdir():

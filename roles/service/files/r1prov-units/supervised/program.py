@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from supervised import known
-from supervised.unit_file import Command, Unit, environment_file, expanded
+from supervised.unit_file import PROGRAM, Command, Unit, environment_file, expanded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+PATH = f"{PROGRAM.parent}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CREDENTIALS = Path("/run/r1prov/credentials")
 _SET_PDEATHSIG, _SET_CHILD_SUBREAPER = 1, 36
 _SETPCAP = 1 << 8
