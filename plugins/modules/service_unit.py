@@ -115,7 +115,6 @@ from ansible_collections.r1.prov.plugins.module_utils.secret import same, withou
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-_UNITS = Path("/etc/systemd/system")
 _REMEMBERED = Path("/var/lib/r1prov/service")
 _READY = "/usr/local/lib/r1prov-await-ready"
 _IDLE_LIMIT_S = 20
@@ -172,7 +171,7 @@ class Service:
     def __init__(self, parameters: dict[str, Any]) -> None:
         self.wanted = parameters
         self.unit = f"{parameters['name']}.service"
-        self.file = _UNITS / self.unit
+        self.file = unit_look.OURS / self.unit
         self.socket = f"{parameters['name']}.socket" if parameters["socket"] else ""
         self.remembered = _REMEMBERED / f"{parameters['name']}.started"
         folder = Path(parameters["credentials_dir"])
@@ -225,7 +224,7 @@ class Service:
         if self.wanted["state"] != "started" or not self.remembered.exists():
             return []
         found = []
-        if self._is_frozen():
+        if units.is_frozen(self.unit):
             found.append(Difference("state", self.unit, "running", "frozen", f"{self.unit} is frozen"))
         if self.now["ActiveState"] in ("inactive", "failed"):
             found.append(Difference("state", self.unit, "active", self.now["ActiveState"], f"{self.unit} does not run"))
@@ -262,39 +261,22 @@ class Service:
             unit_file=self.wanted["content"],
             group=self.now["ControlGroup"],
         )
-        found = process_look.look(self.unit, self.now["MainPID"], self._processes(), declared, inherited=self.inherited)
-        return found if found or self._is_frozen() else self._hung()
-
-    def _processes(self) -> list[str]:
-        return text_of(self._group() / "cgroup.procs").split()
-
-    def _is_frozen(self) -> bool:
-        """Whether its processes get no time. systemd does not know of it where somebody has asked the kernel for that."""
-        by_systemd = self.now.get("FreezerState") == "frozen"
-        return by_systemd or (
-            bool(self.now["ControlGroup"]) and text_of(self._group() / "cgroup.freeze").strip() == "1"
+        found = process_look.look(
+            self.unit, self.now["MainPID"], units.processes(self.unit), declared, inherited=self.inherited
         )
-
-    def _thaw(self) -> None:
-        if self.now.get("FreezerState") == "frozen":
-            units.systemctl("thaw", self.unit)
-        else:
-            (self._group() / "cgroup.freeze").write_text("0", encoding="ascii")
-
-    def _group(self) -> Path:
-        return Path(f"{_groups()}{self.now['ControlGroup']}")
+        return found if found or units.is_frozen(self.unit) else self._hung()
 
     def _hung(self) -> list[Difference]:
         """Whether it does not answer. One that computes gets more time, because it may be busy with the answers to many people."""
         url = self.wanted["ready_url"]
         if not url or not os.access(_READY, os.X_OK):
             return []
-        began, used, limit_s = time.monotonic(), process_look.cpu_seconds(self._group()), _IDLE_LIMIT_S
+        began, used, limit_s = time.monotonic(), units.cpu_seconds(self.unit), _IDLE_LIMIT_S
         pid = self.now["MainPID"]
         asking = elsewhere.Running(Path("/proc") / pid / "ns" / "net", _READY, url, MAINPID=pid)
         while not asking.ends_within(limit_s):
             waited = time.monotonic() - began
-            if waited < _BUSY_LIMIT_S - 1 and process_look.cpu_seconds(self._group()) - used > waited / 10:
+            if waited < _BUSY_LIMIT_S - 1 and units.cpu_seconds(self.unit) - used > waited / 10:
                 limit_s = _BUSY_LIMIT_S - _IDLE_LIMIT_S
                 continue
             asking.kill()
@@ -397,7 +379,7 @@ class Service:
     def _socket_actions(self) -> dict[str, Any]:
         """What has to be done so that systemd holds the service's socket."""
         todo: dict[str, Any] = {}
-        file = _UNITS / self.socket
+        file = unit_look.OURS / self.socket
         now = units.show(self.socket, *_SOCKET_KEYS)
         found = unit_look.look(self.socket, now.get("DropInPaths", "").split())
         self.found += found
@@ -428,8 +410,8 @@ class Service:
     def _state_actions(self, *, written: bool, stale: bool, reopened: bool) -> dict[str, Any]:
         """What has to be done so that the service is in its state."""
         todo: dict[str, Any] = {}
-        if self._is_frozen():
-            todo["thawed"] = self._thaw
+        if units.is_frozen(self.unit):
+            todo["thawed"] = lambda: units.thaw(self.unit)
         if self.wanted["state"] == "started":
             if self.now["UnitFileState"] != "enabled":
                 todo["enabled"] = lambda: units.systemctl("enable", "--quiet", self.unit)
@@ -503,8 +485,7 @@ class Service:
 
     def _bytes_read(self) -> int:
         """How much the busiest of its processes has read, or has in memory of files it maps, whichever is more."""
-        group = Path(f"{_groups()}{self._show()['ControlGroup']}/cgroup.procs")
-        return max(map(_bytes_read, text_of(group).split()), default=0)
+        return max(map(_bytes_read, units.processes(self.unit)), default=0)
 
     def explain(self, error: ServiceError) -> str:
         """What went wrong and what to do next."""
@@ -520,7 +501,7 @@ class Service:
             return known
         if error.result == "timeout":
             return "it was not ready within its time limit (TimeoutStartSec). Look at its log; a slow disk needs a longer limit."
-        return f"its log says why: journalctl -u {self.unit}"
+        return f"its log says why: {units.in_words('log', self.unit)}"
 
 
 class ServiceError(Exception):
@@ -530,12 +511,6 @@ class ServiceError(Exception):
         super().__init__(message)
         self.log = log or []
         self.result = result
-
-
-def _groups() -> Path:
-    """Where the control groups of systemd lie. A kernel with the older ones besides has them one folder deeper."""
-    deeper = Path("/sys/fs/cgroup/unified")
-    return deeper if deeper.is_dir() else deeper.parent
 
 
 def _identity(files: Iterable[str | Path]) -> str:

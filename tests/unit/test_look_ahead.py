@@ -40,6 +40,7 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "systemctl").write_text(SYSTEMCTL.format(log=tmp_path / "calls"))
     (tmp_path / "systemctl").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(units, "SYSTEMD", tmp_path)
     yield tmp_path / "calls"
     for kept in (units._ahead, units._variables, unit_look._ahead, listening._ahead):
         kept.clear()
