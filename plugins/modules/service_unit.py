@@ -22,6 +22,8 @@ options: {
   "content": {"type": "str", "required": true, "description": "The unit file."},
   "socket": {"type": "str", "default": "", "description": "The text of the unit C(NAME.socket), which holds the service's listening
       socket, is enabled and started before the service, and stays. Empty for none."},
+  "timer": {"type": "str", "default": "", "description": "The text of the unit C(NAME.timer), which starts the service now and then. It is
+      enabled and started, whatever I(state) says. Empty for none."},
   "state": {"type": "str", "default": "started", "choices": ["started", "stopped", "installed"], "description": "C(started) is enabled and
       running, C(stopped) neither, C(installed) leaves alone whether it runs."},
   "credentials_dir": {"type": "path", "default": "", "description": "Folder for I(credentials)."},
@@ -126,9 +128,12 @@ _RELOADED = "reloaded systemd"
 _WRONG = {
     "wrote the unit file": "its unit file is not as it should be",
     "wrote the socket's unit file": "the unit file of its socket is not as it should be",
+    "wrote the timer's unit file": "the unit file of its timer is not as it should be",
     "enabled": "it would not start with the host",
     "enabled the socket": "its socket would not open with the host",
+    "enabled the timer": "its timer would not start with the host",
     _OPENED: "its socket is closed",
+    "started the timer": "its timer does not run",
     _RELOADED: "systemd has not read its files as they are now",
     "started": "it does not run",
     "restarted": "it was started with something else than is there now",
@@ -153,15 +158,16 @@ _KEYS = (
 )
 
 
-_SOCKET_KEYS = ("ActiveState", "UnitFileState", "DropInPaths", "FragmentPath")
+_BESIDE_KEYS = ("ActiveState", "UnitFileState", "DropInPaths", "FragmentPath")
+"""What is asked of a socket or a timer, which stand beside a service under its name."""
 
 
 def look_ahead(asked: list[dict[str, Any]]) -> None:
     """Reads at once what is asked of many units next, where none of them is changed."""
-    sockets = [f"{each['name']}.socket" for each in asked if each.get("socket")]
-    units.look_ahead([*(f"{each['name']}.service" for each in asked), *sockets], *_KEYS)
+    beside = [f"{each['name']}.{kind}" for each in asked for kind in ("socket", "timer") if each.get(kind)]
+    units.look_ahead([*(f"{each['name']}.service" for each in asked), *beside], *_KEYS)
     unit_look.look_ahead()
-    if sockets:
+    if any(each.get("socket") for each in asked):
         listening.look_ahead()
 
 
@@ -173,6 +179,7 @@ class Service:
         self.unit = f"{parameters['name']}.service"
         self.file = unit_look.OURS / self.unit
         self.socket = f"{parameters['name']}.socket" if parameters["socket"] else ""
+        self.timer = f"{parameters['name']}.timer" if parameters["timer"] else ""
         self.remembered = _REMEMBERED / f"{parameters['name']}.started"
         folder = Path(parameters["credentials_dir"])
         self.credentials = {folder / name: str(content) for name, content in parameters["credentials"].items()}
@@ -316,10 +323,13 @@ class Service:
             self.found += differs
             stale = stale or bool(differs)
         socket = self._socket_actions() if self.socket else {}
-        todo |= {name: act for name, act in socket.items() if name.startswith(("wrote", "removed"))}
-        if written or removed or todo.keys() & socket.keys() or self.now["NeedDaemonReload"] == "yes":
+        timer = self._timer_actions() if self.timer else {}
+        beside = socket | timer
+        todo |= {name: act for name, act in beside.items() if name.startswith(("wrote", "removed"))}
+        if written or removed or todo.keys() & beside.keys() or self.now["NeedDaemonReload"] == "yes":
             todo[_RELOADED] = lambda: units.systemctl("daemon-reload")
-        return todo | socket | self._state_actions(written=written, stale=stale, reopened=_OPENED in socket)
+        # The timer comes last, so that it starts nothing that this run starts itself.
+        return todo | socket | self._state_actions(written=written, stale=stale, reopened=_OPENED in socket) | timer
 
     def differences(self, actions: Iterable[str]) -> list[str]:
         """What is wrong: what a look has found, or else what has to be done."""
@@ -378,33 +388,50 @@ class Service:
 
     def _socket_actions(self) -> dict[str, Any]:
         """What has to be done so that systemd holds the service's socket."""
+        shut = listening.closed(self.wanted["socket"])
+        todo = self._beside_actions("socket", is_dead=bool(shut), dead="does not hold its port", off="does not open")
+        return {_OPENED if name == "started the socket" else name: act for name, act in todo.items()}
+
+    def _timer_actions(self) -> dict[str, Any]:
+        """What has to be done so that the service's timer runs."""
+        return self._beside_actions("timer", is_dead=False, dead="does not run", off="does not start")
+
+    def _beside_actions(self, kind: str, *, is_dead: bool, dead: str, off: str) -> dict[str, Any]:
+        """What has to be done so that a unit beside the service is as it is declared, enabled and active.
+
+        Args:
+            kind: `socket` or `timer`, which is also the option with its text.
+            is_dead: whether it counts as inactive, whatever systemd says of it.
+            dead: what to say of it where it is inactive.
+            off: what to say of it where it is not enabled.
+        """
         todo: dict[str, Any] = {}
-        file = unit_look.OURS / self.socket
-        now = units.show(self.socket, *_SOCKET_KEYS)
-        found = unit_look.look(self.socket, now.get("DropInPaths", "").split())
+        unit, content = f"{self.wanted['name']}.{kind}", self.wanted[kind]
+        file = unit_look.OURS / unit
+        now = units.show(unit, *_BESIDE_KEYS)
+        found = unit_look.look(unit, now.get("DropInPaths", "").split())
         self.found += found
-        self.own += unit_look.administrators(self.socket)
+        self.own += unit_look.administrators(unit)
         read = {*now.get("DropInPaths", "").split(), now.get("FragmentPath", "")}
         todo |= self._removals(found, file)
         before = text_of(file)
-        shut = now["ActiveState"] != "active" or listening.closed(self.wanted["socket"])
+        is_dead = is_dead or now["ActiveState"] != "active"
         if self.remembered.exists():
-            if before != self.wanted["socket"]:
+            if before != content:
                 said = f"{file} is gone" if not before else f"{file} has other content than r1prov gives it"
                 self.found.append(Difference("file", str(file), "", "", said))
-            if shut:
-                said = f"{self.socket} does not hold its port"
-                self.found.append(Difference("state", self.socket, "active", now["ActiveState"], said))
+            if is_dead:
+                self.found.append(Difference("state", unit, "active", now["ActiveState"], f"{unit} {dead}"))
             if now["UnitFileState"] != "enabled":
-                said = f"{self.socket} does not open when the host boots"
-                self.found.append(Difference("state", self.socket, "enabled", now["UnitFileState"], said))
-        if before != self.wanted["socket"] or file.is_symlink():
-            todo["wrote the socket's unit file"] = lambda: _write(file, self.wanted["socket"], 0o644)
+                said = f"{unit} {off} when the host boots"
+                self.found.append(Difference("state", unit, "enabled", now["UnitFileState"], said))
+        if before != content or file.is_symlink():
+            todo[f"wrote the {kind}'s unit file"] = lambda: _write(file, content, 0o644)
         if now["UnitFileState"] != "enabled":
-            todo["enabled the socket"] = lambda: units.systemctl("enable", "--quiet", self.socket)
+            todo[f"enabled the {kind}"] = lambda: units.systemctl("enable", "--quiet", unit)
         reread = any(each.place in read for each in found)
-        if shut or reread or "wrote the socket's unit file" in todo:
-            todo[_OPENED] = self._open
+        if is_dead or reread or f"wrote the {kind}'s unit file" in todo:
+            todo[f"started the {kind}"] = functools.partial(self._start_beside, unit)
         return todo
 
     def _state_actions(self, *, written: bool, stale: bool, reopened: bool) -> dict[str, Any]:
@@ -430,14 +457,14 @@ class Service:
                 todo["stopped"] = self._stop
         return todo
 
-    def _open(self) -> None:
-        """Takes the port anew. systemd does not start a socket whose service runs, so the service is stopped first."""
-        units.systemctl("stop", self.unit, self.socket)
-        units.reset_failed(self.socket)
+    def _start_beside(self, unit: str) -> None:
+        """Starts a socket or a timer anew. systemd does not start a socket whose service runs, so that service is stopped first."""
+        units.systemctl("stop", *([self.unit] if unit == self.socket else []), unit)
+        units.reset_failed(unit)
         try:
-            units.systemctl("start", self.socket)
+            units.systemctl("start", unit)
         except units.UnitError as error:
-            raise ServiceError(str(error), log=units.last_lines(self.socket, _LOG_LINES)) from error
+            raise ServiceError(str(error), log=units.last_lines(unit, _LOG_LINES)) from error
 
     def _stop(self) -> None:
         """Stops. What is not left running has no start that could be compared."""
