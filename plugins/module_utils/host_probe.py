@@ -26,6 +26,8 @@ from typing import Any
 
 MIB = 1024**2
 COMMAND_LIMIT_S = 15  # nvidia-smi takes seconds to wake many cards that no daemon keeps awake
+KEPT = "/run/r1prov/units"
+"""What each keeper tells of its unit, on a host without systemd."""
 PACKAGE_LOCKS = (
     "/var/lib/dpkg/lock-frontend",
     "/var/lib/dpkg/lock",
@@ -342,7 +344,7 @@ def _process(pid: int | str | None) -> str:
 
 
 def _unit(pid: int | str | None) -> str:
-    """The systemd unit a process belongs to, e.g. `nginx.service`; empty if none, or not to be seen from here."""
+    """The unit a process belongs to, e.g. `nginx.service`; empty if none, or not to be seen from here."""
     for line in _read("/proc/%s/cgroup" % pid).splitlines() if pid else []:
         _, controllers, path = line.split(":", 2)
         if controllers in ("", "name=systemd"):
@@ -350,6 +352,21 @@ def _unit(pid: int | str | None) -> str:
             if units:
                 # A user names the units below user@1000.service, perhaps like one of ours. So the first counts.
                 return units[0]
+    return _kept_unit(pid) if pid and not os.path.isdir("/run/systemd/system") else ""
+
+
+def _kept_unit(pid: int | str) -> str:
+    """The unit whose keeper has started a process, or what the process comes from; empty if none."""
+    keepers = {}
+    for path in glob.glob(KEPT + "/*.json"):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            keepers[str(json.loads(_read(path))["KeeperPID"])] = os.path.basename(path)[: -len(".json")]
+    each = str(pid) if keepers else ""
+    while each not in ("", "0"):
+        if each in keepers:
+            return keepers[each]
+        # A program's name, which stands in front in parentheses, may hold anything.
+        each = "".join(_read("/proc/%s/stat" % each).rpartition(")")[2].split()[1:2])
     return ""
 
 

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import grp
 import re
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ansible_collections.r1.prov.plugins.module_utils import account_look, confinement_look
 from ansible_collections.r1.prov.plugins.module_utils.difference import Difference
-from ansible_collections.r1.prov.plugins.module_utils.files import text_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -219,12 +217,6 @@ def _files(unit: str, pid: str, declared: Declared) -> list[Difference]:
             (unit, pid), "files", "", first, f"still uses {first}{more} as before the file was replaced or removed"
         )
     ]
-
-
-def cpu_seconds(group: Path) -> float:
-    """How much of the processors a control group has used so far."""
-    used = re.search(r"^usage_usec (\d+)", text_of(group / "cpu.stat"), re.MULTILINE)
-    return int(used[1]) / 1e6 if used else time.monotonic()
 
 
 def _words(pid: str, name: str) -> list[str]:

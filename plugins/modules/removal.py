@@ -70,12 +70,12 @@ from typing import TYPE_CHECKING, Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
 from ansible_collections.r1.prov.plugins.module_utils.on_path import links_into
-from ansible_collections.r1.prov.plugins.module_utils.units import reset_failed, systemctl
+from ansible_collections.r1.prov.plugins.module_utils.unit_look import OURS
+from ansible_collections.r1.prov.plugins.module_utils.units import processes, reset_failed, systemctl
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-UNITS = "/etc/systemd/system"
 PROC = Path("/proc")
 _UIDS = re.compile(r"^Uid:(.*)$", re.MULTILINE)
 FILES = (
@@ -243,13 +243,14 @@ def users_of(paths: Iterable[str], units: Iterable[str], proc: Path = PROC) -> l
 def _others(units: Iterable[str], proc: Path) -> Iterator[tuple[Path, str]]:
     """The processes of this host in none of these units: the folder of each in proc, and its status."""
     units = set(units)
+    own = {pid for unit in units for pid in processes(unit)}
     for folder in sorted((path for path in proc.iterdir() if path.name.isdigit()), key=lambda path: int(path.name)):
         with contextlib.suppress(OSError):  # It may end meanwhile.
             status = (folder / "status").read_text(errors="replace")
             parts = (folder / "cgroup").read_text().split("/")
             here = os.path.samestat((folder / "root").stat(), (proc / "self/root").stat())
             here = here and (folder / "ns/user").readlink() == (proc / "self/ns/user").readlink()
-            if here and not {part.strip() for part in parts} & units:
+            if here and folder.name not in own and not {part.strip() for part in parts} & units:
                 yield folder, status
 
 
@@ -277,9 +278,7 @@ def main() -> None:
     data_dir, name = data_dir.rstrip("/"), f"r1prov-{service}"
     kept = {f"{data_dir}/models": "weights"} if "weights" in keep else {}
     kept |= dict.fromkeys(glob.glob(f"{CHATS}*"), "chats") if "chats" in keep else {}  # noqa: PTH207
-    units = sorted(
-        path.name for path in Path(UNITS).glob(f"{name}*") if path.suffix in (".service", ".socket", ".timer")
-    )
+    units = sorted(path.name for path in OURS.glob(f"{name}*") if path.suffix in (".service", ".socket", ".timer"))
     users = {entry.pw_uid: entry.pw_name for entry in pwd.getpwall() if entry.pw_name.startswith(name)}
     groups = groups_of(name)
     obstacles = holders(groups, pwd.getpwall(), list(users.values()))
@@ -292,7 +291,7 @@ def main() -> None:
         module.fail_json(msg=f"{'; '.join(obstacles)}. Nothing was removed. Remedy: {remedy}, and run the same again")
     mounted = mounts(Path("/proc/self/mountinfo").read_text(encoding="utf-8"))
     everything = [*FILES, f"{data_dir}/models", f"{data_dir}/ollama"]
-    ours = [f"{UNITS}/{name}*", f"{UNITS}/*.wants/{name}*", f"{UNITS}/*.d/{name}*"]
+    ours = [f"{OURS}/{name}*", f"{OURS}/*.wants/{name}*", f"{OURS}/*.d/{name}*"]
     ours.append(f"/var/lib/systemd/timers/stamp-{name}*")
     ours += [path.format(service) for path in FILES_OF_ONE] if service else everything
     files = [path for path in doomed(ours, list(kept), mounted) if path != LOCK]
@@ -303,7 +302,7 @@ def main() -> None:
     removed = {"units": units, "users": list(users.values()), "groups": own, "paths": freed([*files, *trusted])}
     stays = staying(ours, kept, mounted)
     in_use = users_of(files, units)
-    settings = sorted({str(Path(path).parent) for path in files if path.startswith(f"{UNITS}/") and ".d/" in path})
+    settings = sorted({str(Path(path).parent) for path in files if path.startswith(f"{OURS}/") and ".d/" in path})
     if not module.check_mode:
         if units:
             # All in one call, because systemd then stops what depends on another in the right order.
