@@ -211,7 +211,7 @@ def test_a_killed_up_leaves_nothing_that_down_does_not_find(sandbox: Sandbox) ->
             case 1:
                 assert sandbox(*LAB, "down", "--all").returncode == 0
             case 2:
-                sandbox("rm", "-rf", "/run/r1prov-lab/hosts")
+                sandbox("rm", "-rf", "/run/r1prov-lab/records")
                 assert sandbox(*LAB, "down", "--all").returncode == 0
             case 3:
                 again = sandbox(*LAB, "up", name)
