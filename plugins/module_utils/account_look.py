@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import grp
+import json
 import pwd
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from ansible_collections.r1.prov.plugins.module_utils.difference import Difference
-from ansible_collections.r1.prov.plugins.module_utils.files import read_json
+from ansible_collections.r1.prov.plugins.module_utils.files import read_json, write_whole
 
 HOME, SHELL = "/nonexistent", "/usr/sbin/nologin"
 LOCKED = ("!", "*")
 ETC = Path("/etc")
 NUMBERS = Path("/var/lib/r1prov/service/accounts.json")
 """The number of each account when all was well with it: what it owns is found again by that."""
+GROUP_NUMBERS = NUMBERS.with_name("groups.json")
+"""The same of each group."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,38 @@ def _password(own: list[str] | None, shadow: list[list[str]]) -> str:
     if own and own[1] != "x":
         return own[1][:1]
     return next((row[1] for row in shadow if own and row[0] == own[0]), "")[:1]
+
+
+def remembered(name: str, numbers: Path) -> int | None:
+    """The number that an account or a group had when all was well with it; None where nobody remembers."""
+    number = read_json(numbers).get(name)
+    return number if isinstance(number, int) else None
+
+
+def remember(name: str, number: int | None, numbers: Path) -> None:
+    """Keeps the number of an account or a group. The file lies with what belongs to them, and so outlives the accounts of a container."""
+    known = read_json(numbers)
+    if number and known.get(name) != number:
+        numbers.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        write_whole(numbers, json.dumps({**known, name: number}))
+
+
+def others_have_uid(name: str, number: int, etc: Path = ETC) -> bool:
+    """Whether another account has a number, here or in a directory of a company."""
+    names = {row[0] for row in _table(etc / "passwd") if row[2] == str(number)}
+    if not names:
+        with suppress(KeyError):
+            names = {pwd.getpwuid(number).pw_name}
+    return bool(names - {name})
+
+
+def others_have_gid(name: str, number: int, etc: Path = ETC) -> bool:
+    """Whether another group has a number, here or in a directory of a company."""
+    names = {row[0] for row in _table(etc / "group") if row[2] == str(number)}
+    if not names:
+        with suppress(KeyError):
+            names = {grp.getgrgid(number).gr_name}
+    return bool(names - {name})
 
 
 def own_uid(name: str) -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ansible_collections.r1.prov.plugins.module_utils import release
 from ansible_collections.r1.prov.plugins.module_utils.artefact import Artefact, unpack, without_credentials
 from ansible_collections.r1.prov.plugins.module_utils.git import remote
+from ansible_collections.r1.prov.plugins.module_utils.host_probe import memory_bytes, usable_threads
 from ansible_collections.r1.prov.plugins.module_utils.llama_cpp import (
     TARGETS,
     cmake_flags,
@@ -177,9 +178,7 @@ class LlamaCpp(release.Build):
             )
 
     def _jobs(self) -> int:
-        memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        fit = max(1, min(len(os.sched_getaffinity(0)), memory_bytes // _JOB_MEMORY_BYTES))
-        return int(self._wanted["jobs"]) or fit
+        return int(self._wanted["jobs"]) or max(1, min(usable_threads(), memory_bytes() // _JOB_MEMORY_BYTES))
 
     def _run(self, command: list[Any], progress: Progress) -> None:
         """Runs one tool of the build. Its output goes to the log, and its counter to the progress."""

@@ -39,6 +39,8 @@ OUR_UNITS = "r1prov-"  # every unit of r1prov begins so: what they hold is no ob
 CARD_MEMORY_TOLERANCE = 0.02
 # A desktop or a monitoring agent is no obstacle: llama.cpp leaves this much of each card free by default.
 TOLERATED_USE_BYTES = GIB
+WITHOUT_CARDS_BYTES = 8 * GIB
+"""A container with less RAM than this was started without its cards. Platforms have such a mode to save money; AutoDL's has 2 GiB."""
 
 _Finding = tuple[str, str, str]  # check, what, remedy
 
@@ -91,6 +93,24 @@ def size(n_bytes: float) -> str:
     return f"{n_bytes / 1e9:,.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:,.0f} MB"
 
 
+def in_container(facts: dict[str, Any]) -> bool:
+    """Whether a host is a container, whose machine somebody else looks after."""
+    return bool(facts["container"]) or facts["init"] != "systemd"
+
+
+def lacks_its_cards(facts: dict[str, Any], expect: dict[str, Any]) -> bool:
+    """Whether a host is a container that shows none of the cards that are wanted of it.
+
+    Its files in /proc and /sys show the driver and the PCI bus of the machine, which say nothing about the container.
+    """
+    return expect.get("backend") == "cuda" and in_container(facts) and not facts["gpu"]["cards"]
+
+
+def _is_saving(facts: dict[str, Any], expect: dict[str, Any]) -> bool:
+    """Whether it has next to no RAM, too. Then all of it is what the platform gives today, and one finding says so."""
+    return lacks_its_cards(facts, expect) and bool(facts["ram"]["total_bytes"] < WITHOUT_CARDS_BYTES)
+
+
 def _system(facts: dict[str, Any], _expect: dict[str, Any]) -> Iterator[_Finding]:
     name, version = facts["os"]["id"], facts["os"]["version"]
     if version not in SUPPORTED_OS.get(name, ()):
@@ -124,12 +144,16 @@ def _clock(facts: dict[str, Any], expect: dict[str, Any]) -> Iterator[_Finding]:
 
 
 def _processor(facts: dict[str, Any], expect: dict[str, Any]) -> Iterator[_Finding]:
+    if _is_saving(facts, expect):
+        return
     wanted, threads = expect.get("cores") or 0, facts["cpu"]["usable_threads"]
     if threads < wanted:
         yield "cpu", f"it has {threads} CPUs to use, {wanted} are wanted", "choose a profile that fits this server"
 
 
 def _memory(facts: dict[str, Any], expect: dict[str, Any]) -> Iterator[_Finding]:
+    if _is_saving(facts, expect):
+        return
     ram, vram = facts["ram"]["total_bytes"], sum(card["memory_bytes"] for card in facts["gpu"]["cards"])
     wanted = expect.get("ram_bytes") or 0
     if ram < wanted:
@@ -151,13 +175,22 @@ def _cards(facts: dict[str, Any], expect: dict[str, Any]) -> Iterator[_Finding]:
     if expect.get("backend") != "cuda":
         return
     gpu, wanted = facts["gpu"], expect.get("gpu_count") or 1
+    if lacks_its_cards(facts, expect):
+        memory = f" and {size(facts['ram']['total_bytes'])} of RAM" if _is_saving(facts, expect) else ""
+        said = f" (nvidia-smi says: {gpu['error']})" if gpu["error"] else ""
+        yield (
+            "gpu_count",
+            f"this container has no card today{memory}, {wanted} {'card is' if wanted == 1 else 'cards are'} wanted{said}",
+            "stop the instance on the platform's page, and start it there with its cards",
+        )
+        return
     if not gpu["cards"] and (gpu["on_bus"] or gpu["driver"] or gpu["error"]):
         yield _dead_driver(gpu)
         if gpu["on_bus"] < wanted and gpu["on_bus"]:
             yield "gpu_count", f"it has {gpu['on_bus']} NVIDIA cards, {wanted} are wanted", "choose a profile that fits"
         return
     if len(gpu["cards"]) < wanted:
-        lost = gpu["on_bus"] > len(gpu["cards"])
+        lost = gpu["on_bus"] > len(gpu["cards"]) and not in_container(facts)  # A container sees the bus of its machine.
         yield (
             "gpu_count",
             f"it has {len(gpu['cards']) or 'no'} NVIDIA cards, {wanted} are wanted"
@@ -168,13 +201,16 @@ def _cards(facts: dict[str, Any], expect: dict[str, Any]) -> Iterator[_Finding]:
         )
     # A server may have more cards than asked for, such as a small one for its screen.
     cards = sorted(gpu["cards"], key=lambda card: -card["memory_bytes"])[:wanted]
-    for finding in (_driver, _card_kind, _busy):
-        yield from finding(gpu, cards, expect)
+    yield from _driver(facts, cards, expect)
+    yield from _card_kind(cards, expect)
+    yield from _busy(cards, in_container(facts))
     if gpu["missing_devices"]:
         yield (
             "gpu_devices",
             f"/dev lacks {', '.join(path.replace('/dev/', '') for path in gpu['missing_devices'])}",
-            "`nvidia-modprobe -c 0 -u` makes them, nvidia-persistenced at every boot; a container must be given them",
+            "no program in a container can make them: stop the instance on the platform's page and start it there, else ask the platform"
+            if in_container(facts)
+            else "`nvidia-modprobe -c 0 -u` makes them, nvidia-persistenced at every boot",
         )
 
 
@@ -203,17 +239,20 @@ def _dead_driver(gpu: dict[str, Any]) -> _Finding:
     return "driver", f"{cards}, but nvidia-smi fails: {error}", remedy
 
 
-def _driver(gpu: dict[str, Any], cards: list[dict[str, Any]], expect: dict[str, Any]) -> Iterator[_Finding]:
+def _driver(facts: dict[str, Any], cards: list[dict[str, Any]], expect: dict[str, Any]) -> Iterator[_Finding]:
+    gpu = facts["gpu"]
     minimum = expect.get("driver_minimum")
     if cards and minimum and _version(gpu["driver"]) < _version(minimum):
         yield (
             "driver",
             f"its NVIDIA driver is {gpu['driver']}; the CUDA toolkit chosen needs {minimum} or newer",
-            "update the driver, or choose a toolkit that it can run (the distribution's or NVIDIA's packages)",
+            "let the platform update the driver, or choose a toolkit that it can run (the distribution's or NVIDIA's packages)"
+            if in_container(facts)
+            else "update the driver, or choose a toolkit that it can run (the distribution's or NVIDIA's packages)",
         )
 
 
-def _card_kind(_gpu: dict[str, Any], cards: list[dict[str, Any]], expect: dict[str, Any]) -> Iterator[_Finding]:
+def _card_kind(cards: list[dict[str, Any]], expect: dict[str, Any]) -> Iterator[_Finding]:
     wanted = expect.get("gpu_memory_bytes") or 0
     small = [card for card in cards if card["memory_bytes"] < wanted * (1 - CARD_MEMORY_TOLERANCE)]
     if small:
@@ -230,23 +269,26 @@ def _card_kind(_gpu: dict[str, Any], cards: list[dict[str, Any]], expect: dict[s
         )
 
 
-def _busy(_gpu: dict[str, Any], cards: list[dict[str, Any]], _expect: dict[str, Any]) -> Iterator[_Finding]:
+def _busy(cards: list[dict[str, Any]], in_container: bool) -> Iterator[_Finding]:
     for card in cards:
         ours = [process for process in card["processes"] if process["unit"].startswith(OUR_UNITS)]
         if any(process["used_bytes"] is None for process in ours):
             continue  # what is ours is not told, so neither is what is not
         others = card["used_bytes"] - sum(process["used_bytes"] for process in ours)
         if others > TOLERATED_USE_BYTES:
+            unseen = "other containers of its machine" if in_container else "processes that cannot be seen from here"
             names = [
                 f"{process['process']} (process {process['pid']}{', ' + process['unit'] if process['unit'] else ''})"
                 for process in card["processes"]
                 if process not in ours
             ]
+            used = f"{others // MIB:,} of {card['memory_bytes'] // MIB:,} MiB of card {card['index']}"
             yield (
                 "gpu_busy",
-                f"{others // MIB:,} of {card['memory_bytes'] // MIB:,} MiB of card {card['index']} are used by "
-                + (", ".join(names) or "processes that cannot be seen from here"),
-                "stop them, or choose a profile that leaves this card alone",
+                f"{used} are used by {', '.join(names) or unseen}",
+                "rent an instance whose cards nobody else uses, or choose a profile that leaves this card alone"
+                if in_container and not names
+                else "stop them, or choose a profile that leaves this card alone",
             )
 
 

@@ -107,40 +107,100 @@ def _sudo() -> str:
 
 
 def _ram() -> dict[str, Any]:
-    """The bytes of RAM that the machine has, or that this container's control group allows."""
-    match = re.search(r"^MemTotal: +(\d+)", _read("/proc/meminfo"), re.MULTILINE)
-    total = int(match.group(1)) * 1024 if match else 0
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        limit = _read(path).strip()
-        if limit.isdigit():
-            total = min(total, int(limit))
-    return {"total_bytes": total}
+    """The bytes of RAM that the machine has, or that the control groups of this container allow."""
+    return {"total_bytes": memory_bytes()}
 
 
 def _cpu() -> dict[str, Any]:
-    """Model, physical `cores`, `usable_threads` (those that limits allow), and NUMA nodes."""
-    model, cores, threads = "", set(), 0
-    for block in _read("/proc/cpuinfo").strip().split("\n\n"):
+    """Model, physical `cores` and `usable_threads` (those that limits allow), and NUMA nodes."""
+    model, cores, listed = "", dict[int, tuple[str, str]](), _read("/proc/cpuinfo")
+    for block in listed.strip().split("\n\n"):
         fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in block.splitlines())}
         if "processor" not in fields:
             continue
-        threads += 1
         model = model or fields.get("model name", "")
-        cores.add((fields.get("physical id", "0"), fields.get("core id", fields["processor"])))
+        cores[int(fields["processor"])] = (fields.get("physical id", "0"), fields.get("core id", fields["processor"]))
+    allowed, usable = os.sched_getaffinity(0), usable_threads()
+    # Some containers number the processors that they show anew, so that their numbers are not those of the kernel.
+    its = {core for number, core in cores.items() if number in allowed or not allowed <= cores.keys()}
     return {
         "model": model,
-        "cores": len(cores),
-        "usable_threads": min(len(os.sched_getaffinity(0)), _cpu_quota() or threads or 1),
+        "cores": min(len(its), usable),
+        "usable_threads": usable,
         "numa_nodes": len(glob.glob("/sys/devices/system/node/node[0-9]*")) or 1,
     }
 
 
-def _cpu_quota() -> int | None:
-    """The CPUs that this container's control group allows, rounded up; None without a limit."""
-    quota, _, period = _read("/sys/fs/cgroup/cpu.max").strip().partition(" ")
-    if not quota:
-        quota, period = (_read("/sys/fs/cgroup/cpu/cpu.cfs_%s_us" % name).strip() for name in ("quota", "period"))
-    return -(-int(quota) // int(period)) if quota.isdigit() and period.isdigit() else None
+# --- limits of control groups ---
+
+
+def memory_bytes(root: str = "/") -> int:
+    """The bytes of RAM that programs of this host can have: those of the machine, or of the least limit that counts for them.
+
+    Args:
+        root: where the folders /proc and /sys lie.
+    """
+    match = re.search(r"^MemTotal: +(\d+)", _read(root + "/proc/meminfo"), re.MULTILINE)
+    limits = [int(match.group(1)) * 1024] if match else []
+    for kind, folder in _groups(root, "memory"):
+        # Beyond memory.high a group is slowed down until it is of no use, so that counts like an end.
+        names = ("memory.max", "memory.high") if kind == "cgroup2" else ("memory.limit_in_bytes",)
+        limits += [int(limit) for limit in (_read(folder + "/" + name).strip() for name in names) if limit.isdigit()]
+    return min(limits, default=0)
+
+
+def usable_threads(root: str = "/") -> int:
+    """The CPUs that programs of this host can use at once. Of a share that is no whole number of CPUs the part counts as one.
+
+    Args:
+        root: where the folders /proc and /sys lie.
+    """
+    limits = [len(os.sched_getaffinity(0))]
+    for kind, folder in _groups(root, "cpu"):
+        if kind == "cgroup2":
+            quota, _, period = _read(folder + "/cpu.max").strip().partition(" ")
+        else:
+            quota, period = (_read(folder + "/cpu.cfs_%s_us" % name).strip() for name in ("quota", "period"))
+        if quota.isdigit() and period.isdigit() and int(period):
+            limits.append(max(1, -(-int(quota) // int(period))))
+    return min(limits)
+
+
+def _groups(root: str, controller: str) -> list[tuple[str, str]]:
+    """The control groups whose limits count for this host: that of its programs, and all above it that can be seen.
+
+    Returns:
+        The type of the file system of each (`cgroup`, which is version 1, or `cgroup2`) and its folder.
+    """
+    # systemd has services in groups of their own, beside that of a login. Without systemd all comes from a login or from process 1.
+    processes = ["1"] if _read(root + "/proc/1/comm").strip() == "systemd" else ["1", "self"]
+    paths: dict[str, list[str]] = {"cgroup": [], "cgroup2": []}
+    for process in processes:
+        for line in _read("%s/proc/%s/cgroup" % (root, process)).splitlines():
+            number, controllers, path = line.split(":", 2)
+            if number == "0":
+                paths["cgroup2"].append(path)
+            elif controller in controllers.split(","):
+                paths["cgroup"].append(path)
+    found: dict[tuple[str, str], None] = {}
+    for line in _read(root + "/proc/self/mountinfo").splitlines():
+        mount, _, source = line.partition(" - ")
+        top, folder = (_unescaped(field) for field in mount.split(" ")[3:5])
+        kind, _, options = source.split(" ", 2)
+        if kind not in paths or (kind == "cgroup" and controller not in options.split(" ")[-1].split(",")):
+            continue
+        for path in paths[kind] or ["/"]:
+            # A path outside of what is mounted is one that this container does not see. Then the top of what it sees is its own group.
+            below = os.path.relpath(path, top) if (path + "/").startswith(top.rstrip("/") + "/") else "."
+            parts = [part for part in below.split("/") if part != "."]
+            for depth in range(len(parts) + 1):
+                found[(kind, "/".join([root.rstrip("/") + folder, *parts[:depth]]))] = None
+    return list(found)
+
+
+def _unescaped(path: str) -> str:
+    """A path, in which mountinfo writes blanks in octal."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), path)
 
 
 # --- GPUs ---
@@ -190,6 +250,11 @@ def _gpu() -> dict[str, Any]:
                 "processes": [process for card, process in processes.result() if card == uuid],
             }
         )
+    # A container sees no process of others, and often not even its own, because nvidia-smi knows them by the numbers of the machine.
+    if (_container() or _read("/proc/1/comm").strip() != "systemd") and gpu["cards"]:
+        holders = _with_cards_open()
+        for card in gpu["cards"]:
+            card["processes"] = card["processes"] or holders
     gpu["missing_devices"] = _missing_devices(len(gpu["cards"]))
     gpu["link"] = link.result() if gpu["cards"] else None
     return gpu
@@ -231,6 +296,16 @@ def _gpu_processes() -> list[tuple[str, dict[str, Any]]]:
         (uuid, {"pid": int(pid), "process": name, "unit": _unit(pid), "used_bytes": _mib(used)})
         for uuid, pid, name, used in found
     ]
+
+
+def _with_cards_open() -> list[dict[str, Any]]:
+    """The processes that have any card open. What each uses of it is not known."""
+    found = dict[str, None]()
+    for path in glob.glob("/proc/[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if re.fullmatch(r"/dev/nvidia\d+", os.readlink(path)):
+                found[path.split("/")[2]] = None
+    return [{"pid": int(pid), "process": _process(pid), "unit": _unit(pid), "used_bytes": None} for pid in found]
 
 
 def _smi(what: str, fields: list[str]) -> tuple[int, str]:

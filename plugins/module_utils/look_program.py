@@ -119,7 +119,7 @@ def _asked_at_once(
     workers = list(first)
     look_ahead()
     while waiting or workers:
-        while waiting and len(workers) < (os.cpu_count() or 1):
+        while waiting and len(workers) < len(os.sched_getaffinity(0)):
             workers.append(_Worker(asked, ask, waiting.pop()))
         patience_s = max(0.0, min(worker.until for worker in workers) - time.monotonic())
         ready = select.select([worker.answers for worker in workers], [], [], patience_s)[0]

@@ -355,7 +355,7 @@ def _sha256s(
             return ""
 
     names = list(names)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         yield from zip(names, pool.map(one, names), strict=True)
 
 

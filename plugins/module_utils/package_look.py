@@ -142,7 +142,7 @@ def _read(
     base: str, unsure: list[tuple[str, str, str, list[Any]]], record: Mapping[str, list[Any]]
 ) -> Iterator[tuple[str, str, str, str, list[Any]]]:
     """Reads files whose stamps say nothing. Yields package, place, how it differs in words, what was found, and its stamps."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         digests = list(pool.map(lambda each: _md5(f"{base}{each[1]}"), unsure))
     for (name, place, digest, stamps), found in zip(unsure, digests, strict=True):
         known = record.get(place)

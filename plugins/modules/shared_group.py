@@ -11,6 +11,7 @@ description:
     password away from a group.
   - The group is created where it is missing. Otherwise it is given a number of its own, and loses a password, with which everybody who
     knows it could join. Its members stay, for an administrator has chosen them.
+  - Its number is remembered in C(/var/lib/r1prov/service), and a group that is created again gets it back where no other group has it now.
 author: The r1prov team
 options: {
   "name": {"type": "str", "required": true, "description": "The group."},
@@ -60,7 +61,9 @@ def mend(name: str, member: str, differences: list[Difference]) -> None:
     """
     kinds = {each.kind for each in differences}
     if "group" in kinds:
-        run("groupadd", "--system", name)
+        known = account_look.remembered(name, account_look.GROUP_NUMBERS)
+        is_free = known and not account_look.others_have_gid(name, known)
+        run("groupadd", "--system", *(["--gid", str(known)] if is_free else []), name)
         if member not in ("", "root"):
             run("gpasswd", "--add", member, name)
     if "group number" in kinds:
@@ -78,10 +81,11 @@ def main() -> None:
     found = look(name, member, account_look.group(name))
     differences = list(map(str, found))
     is_new = any(each.kind == "group" for each in found)
-    if found and not module.check_mode:
+    if not module.check_mode:
         try:
             mend(name, member, found)
-        except EditError as error:
+            account_look.remember(name, account_look.group(name).gid, account_look.GROUP_NUMBERS)
+        except (EditError, OSError) as error:
             module.fail_json(msg=f"the group {name} cannot be put right: {error}", differences=differences)
     module.exit_json(changed=bool(found), differences=differences, drift=[] if is_new else differences)
 

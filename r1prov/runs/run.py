@@ -212,12 +212,14 @@ def prepare(
                 watcher.note(site.name, f"{path} is new; once {late} can be reached, `r1prov up` brings it there, too")
         users = {name: contact.connection.user for name, contact in meeting.contacts.items()}
         facts = {name: contact.facts for name, contact in meeting.contacts.items()}
-        acquainted = {name: state.acquaint(name, each) for name, each in facts.items()}
+        # A host that shows no card where cards are wanted, as a container that was started without them, says too little of itself.
+        shown = {name: each for name, each in facts.items() if each["gpu"]["cards"] or not site.profile.machine.cards}
+        acquainted = {name: state.acquaint(name, each) for name, each in shown.items()}
         decision = decision.with_machines(state.all_known(site.hosts))
         for name, both in acquainted.items():
             for text in filter(None, (_on_link(decision, *both), _on_ram(decision, name, *both))):
                 watcher.note(name, text)
-        decision, remarks = decision.with_tuned(state.all_tuned(site.hosts), facts)
+        decision, remarks = decision.with_tuned(state.all_tuned(site.hosts), shown)
         for name, text in remarks.items():
             watcher.note(name, text)
         decision = replace(decision, site=_with_users(site, users))

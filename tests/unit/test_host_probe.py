@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from ansible_collections.r1.prov.plugins.module_utils import host_probe
+from ansible_collections.r1.prov.plugins.module_utils import build_llama_cpp, host_probe
+from transfer import delivery, memory
 
 SOURCE = Path(host_probe.__file__).read_text()
 MIB = 1024**2
@@ -192,3 +193,177 @@ def test_the_link_of_the_first_card_as_it_is_when_the_card_works(
 
 def test_a_host_without_cards_has_no_link(tmp_path: Path):
     assert probe(smi(tmp_path, "No devices were found", code=6))["gpu"]["link"] is None
+
+
+def test_in_a_container_whoever_has_a_card_open_is_a_process_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(host_probe, "_container", lambda: "docker")
+    monkeypatch.setattr(
+        host_probe.glob, "glob", lambda pattern: ["/proc/7/fd/3", "/proc/8/fd/3"] if "/fd/" in pattern else []
+    )
+    monkeypatch.setattr(os, "readlink", {"/proc/7/fd/3": "/dev/nvidia2", "/proc/8/fd/3": "/dev/null"}.get)
+    monkeypatch.setattr(host_probe, "_unit", lambda pid: f"r1prov-{pid}.service")
+    monkeypatch.setenv("PATH", smi(tmp_path, "0, GPU-0, NVIDIA H800, 81559, 9001, 580.65.06, 9.0"))
+    [card] = host_probe._gpu()["cards"]
+    assert [(each["pid"], each["unit"], each["used_bytes"]) for each in card["processes"]] == [
+        (7, "r1prov-7.service", None)
+    ]
+
+
+# --- limits of control groups, on trees that look like /proc and /sys of containers ---
+
+GIB = 1 << 30
+UNLIMITED_V1 = "9223372036854771712"
+V2_MOUNT = "30 23 0:26 {top} /sys/fs/cgroup ro,nosuid - cgroup2 cgroup rw,nsdelegate"
+V1_MOUNT = "3{n} 31 0:3{n} {top} /sys/fs/cgroup/{names} ro,nosuid master:1 - cgroup cgroup rw,{names}"
+
+
+def host(
+    root: Path, groups: str, mounts: list[str], limits: dict[str, str], *, init: str = "bash", first: str = ""
+) -> str:
+    """A root folder whose programs are in `groups`, with `limits` of control groups on a machine of 512 GiB.
+
+    Args:
+        root: the folder.
+        groups: the text of /proc/self/cgroup.
+        mounts: lines of mountinfo.
+        limits: files below /sys/fs/cgroup and what they say.
+        init: the name of process 1.
+        first: the text of /proc/1/cgroup, where it is another one.
+    """
+    files = {
+        "proc/meminfo": f"MemTotal:       {512 * GIB // 1024} kB\nMemFree: 1 kB\n",
+        "proc/1/comm": f"{init}\n",
+        "proc/1/cgroup": first or groups,
+        "proc/self/cgroup": groups,
+        "proc/self/mountinfo": "\n".join(["22 1 8:1 / / rw - overlay overlay rw", *mounts]) + "\n",
+        **{f"sys/fs/cgroup/{name}": f"{value}\n" for name, value in limits.items()},
+    }
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return str(root)
+
+
+V1 = [V1_MOUNT.format(n=1, top="/", names="cpu,cpuacct"), V1_MOUNT.format(n=2, top="/", names="memory")]
+V1_OF_DOCKER = [each.replace("/ /sys", "/docker/ab /sys") for each in V1]
+HYBRID = [*V1, "41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw"]
+LIMITS = [
+    pytest.param("0::/\n", [V2_MOUNT.format(top="/")], {}, (512, 64), id="none"),
+    pytest.param(
+        "0::/\n", [V2_MOUNT.format(top="/")], {"memory.max": "max", "cpu.max": "max 100000"}, (512, 64), id="unlimited"
+    ),
+    pytest.param(
+        "0::/\n",
+        [V2_MOUNT.format(top="/")],
+        {"memory.max": f"{2 * GIB}", "cpu.max": "50000 100000"},
+        (2, 1),
+        id="half a CPU",
+    ),
+    pytest.param(
+        "0::/\n", [V2_MOUNT.format(top="/")], {"memory.high": f"{90 * GIB}"}, (90, 64), id="slowed down from here on"
+    ),
+    pytest.param(
+        "0::/box/work/shell\n",
+        [V2_MOUNT.format(top="/")],
+        {
+            "box/memory.max": f"{120 * GIB}",
+            "box/work/memory.max": "max",
+            "box/work/shell/memory.max": f"{300 * GIB}",
+            "box/cpu.max": "max 100000",
+            "box/work/cpu.max": "1650000 100000",
+            "other/memory.max": f"{GIB}",
+        },
+        (120, 17),
+        id="an ancestor's limit",
+    ),
+    pytest.param(
+        "0::/kube/pod/shell\n",
+        [V2_MOUNT.format(top="/kube/pod")],
+        {"shell/memory.max": f"{64 * GIB}", "memory.max": f"{80 * GIB}"},
+        (64, 64),
+        id="a part of the tree is mounted",
+    ),
+    pytest.param("0::/../../x\n", [V2_MOUNT.format(top="/")], {"memory.max": f"{64 * GIB}"}, (64, 64), id="outside"),
+    pytest.param(
+        "4:memory:/\n3:cpu,cpuacct:/\n",
+        V1,
+        {
+            "memory/memory.limit_in_bytes": UNLIMITED_V1,
+            "cpu,cpuacct/cpu.cfs_quota_us": "-1",
+            "cpu,cpuacct/cpu.cfs_period_us": "100000",
+        },
+        (512, 64),
+        id="version 1, unlimited",
+    ),
+    pytest.param(
+        "4:memory:/docker/ab/in\n3:cpu,cpuacct:/docker/ab\n1:name=systemd:/docker/ab\n",
+        V1_OF_DOCKER,
+        {
+            "memory/memory.limit_in_bytes": f"{480 * GIB}",
+            "memory/in/memory.limit_in_bytes": f"{470 * GIB}",
+            "cpu,cpuacct/cpu.cfs_quota_us": "2500000",
+            "cpu,cpuacct/cpu.cfs_period_us": "100000",
+        },
+        (470, 25),
+        id="version 1",
+    ),
+    pytest.param(
+        "4:memory:/a/b\n3:cpu,cpuacct:/a\n0::/a\n",
+        HYBRID,
+        {"memory/a/memory.limit_in_bytes": f"{31 * GIB}", "memory/a/b/memory.limit_in_bytes": UNLIMITED_V1},
+        (31, 64),
+        id="both versions",
+    ),
+]
+
+
+@pytest.mark.parametrize(("groups", "mounts", "limits", "found"), LIMITS)
+def test_the_least_limit_of_a_group_and_its_ancestors_counts(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    groups: str,
+    mounts: list[str],
+    limits: dict[str, str],
+    found: tuple[int, int],
+):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    root = host(tmp_path, groups, mounts, limits)
+    assert (host_probe.memory_bytes(root) / GIB, host_probe.usable_threads(root)) == found
+    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 512 << 18, "SC_PAGE_SIZE": 4096}.get)
+    assert memory.memory_bytes(tmp_path) / GIB == found[0]  # The transfer reads the same by itself.
+
+
+def test_the_limit_of_a_login_is_none_for_services_of_systemd(tmp_path: Path):
+    of_login = {"user.slice/memory.max": f"{4 * GIB}"}
+    mount = [V2_MOUNT.format(top="/")]
+    groups = "0::/user.slice/user-0.slice/session-3.scope\n"
+    root = host(tmp_path, groups, mount, of_login, init="systemd", first="0::/init.scope\n")
+    assert host_probe.memory_bytes(root) == 512 * GIB
+
+
+def test_processors_that_this_host_may_not_use_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 4, 5})
+    assert host_probe.usable_threads(host(tmp_path, "0::/\n", [], {})) == 3
+
+
+def test_cores_are_those_that_this_host_may_use(monkeypatch: pytest.MonkeyPatch):
+    listed = "\n\n".join(f"processor : {n}\nmodel name : Xeon\nphysical id : 0\ncore id : {n % 8}" for n in range(16))
+    monkeypatch.setattr(host_probe, "_read", lambda path: listed if path == "/proc/cpuinfo" else "")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 8, 9})
+    assert [host_probe._cpu()[name] for name in ("cores", "usable_threads")] == [2, 4]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(100, 116)))  # numbered anew in /proc/cpuinfo
+    assert [host_probe._cpu()[name] for name in ("cores", "usable_threads")] == [8, 16]
+
+
+def test_compilers_and_run_ahead_of_the_transfer_keep_to_what_a_container_may_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(build_llama_cpp, "memory_bytes", lambda: 9 * GIB)
+    monkeypatch.setattr(build_llama_cpp, "usable_threads", lambda: 64)
+    build = object.__new__(build_llama_cpp.LlamaCpp)
+    build._wanted = {"jobs": 0}
+    assert build._jobs() == 4
+    monkeypatch.setattr(build_llama_cpp, "usable_threads", lambda: 3)
+    assert build._jobs() == 3
+    monkeypatch.setattr(delivery, "memory_bytes", lambda: 4 * GIB)
+    assert delivery.look_ahead_bytes() == GIB // 2

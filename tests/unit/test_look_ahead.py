@@ -162,7 +162,7 @@ def test_what_takes_longest_is_asked_first(monkeypatch: pytest.MonkeyPatch) -> N
             super().take(number)
 
     monkeypatch.setattr(look_program, "_Worker", Worker)
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     answers = look_program._asked_at_once(asked, lambda: None, lambda each: {"said": each["number"]})
     assert [answer["said"] for answer in answers] == [0, 1, 2, 3, 4]
     assert begun == [3, 0, 2, 4, 1]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import itertools
 import os
 import pwd
 import re
@@ -10,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,7 @@ from ansible_collections.r1.prov.plugins.module_utils import (
     process_look,
     unit_look,
 )
-from ansible_collections.r1.prov.plugins.modules import nft_rules, shared_group
+from ansible_collections.r1.prov.plugins.modules import nft_rules, service_account, shared_group
 
 ROOT = Path(__file__).parents[2]
 UNIT = "r1prov-llama-server.service"
@@ -270,6 +272,95 @@ def test_an_account_of_a_service(tmp_path: Path, files: dict[str, str], kinds: l
 def test_an_account_with_the_same_number_is_seen(tmp_path: Path) -> None:
     account(tmp_path, passwd="r1prov-x:x:99:98::/nonexistent:/usr/sbin/nologin\nmallory:x:99:1::/:/bin/sh\n")
     assert account_look.read("r1prov-x", tmp_path).twins == ("mallory",)
+
+
+@pytest.fixture
+def etc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of accounts, with programs that write to it, and with what is remembered of numbers."""
+    for table in ("passwd", "group", "shadow", "gshadow"):
+        (tmp_path / table).write_text("")
+
+    def run(*command: str) -> None:
+        name, options = command[-1], dict(itertools.pairwise(command))
+        if "--user-group" in command or command[0] == "groupadd":
+            with (tmp_path / "group").open("a") as file:
+                file.write(f"{name}:x:{options.get('--gid', '400')}:\n")
+        if command[0] == "useradd":
+            gid = account_look.read(name).own_gid
+            with (tmp_path / "passwd").open("a") as file:
+                file.write(f"{name}:x:{options.get('--uid', '300')}:{gid}::{account_look.HOME}:{account_look.SHELL}\n")
+            with (tmp_path / "shadow").open("a") as file:
+                file.write(f"{name}:!:1::::::\n")
+
+    for module in (service_account, shared_group):
+        monkeypatch.setattr(module, "run", run)
+    for name in ("read", "group", "others_have_uid", "others_have_gid"):
+        monkeypatch.setattr(account_look, name, functools.partial(getattr(account_look, name), etc=tmp_path))
+    for module in (account_look, service_account):
+        for name in ("NUMBERS", "GROUP_NUMBERS"):
+            monkeypatch.setattr(module, name, tmp_path / "state" / getattr(account_look, name).name)
+    return tmp_path
+
+
+def created(owns: Sequence[Path] = ()) -> tuple[int | None, int | None]:
+    """Sees to an account. Returns the numbers of it and its group."""
+    service_account.Seen("r1prov-x").put_right(list(owns))
+    now = account_look.read("r1prov-x")
+    return now.uid, now.own_gid
+
+
+def lost(etc: Path, passwd: str = "", group: str = "") -> None:
+    """A container was built anew: its accounts are those of its image. What is remembered lies elsewhere."""
+    for table, text in (("passwd", passwd), ("group", group), ("shadow", "")):
+        (etc / table).write_text(text)
+
+
+def test_an_account_that_is_gone_comes_back_with_its_numbers(etc: Path) -> None:
+    assert created() == (300, 400)
+    for numbers, number in ((account_look.NUMBERS, 71), (account_look.GROUP_NUMBERS, 72)):
+        account_look.remember("r1prov-x", number, numbers)
+    lost(etc)
+    (said,) = service_account.Seen("r1prov-x").found
+    assert said.kind == "account"
+    assert created() == (71, 72)
+    assert service_account.Seen("r1prov-x").found == []
+
+
+def test_a_number_that_somebody_else_has_now_is_left_to_them(etc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What belonged to it goes over to the new number, and the look after that is quiet."""
+    me = os.geteuid()
+    account_look.remember("r1prov-x", me or 71, account_look.NUMBERS)
+    account_look.remember("r1prov-x", 72, account_look.GROUP_NUMBERS)
+    lost(etc, f"sshd:x:{me or 71}:1::/:/bin/sh\n", "ssh:x:72:\n")
+    seen = service_account.Seen("r1prov-x")
+    assert (seen.known_uid, seen.former_uid, seen.known_gid) == (None, me or 71, None)
+    given: list[tuple[str, int]] = []
+    monkeypatch.setattr(os, "chown", lambda name, uid, *_, **__: given.append((name, uid)))
+    (etc / "models/m").mkdir(parents=True)
+    (etc / "models/m/a.gguf").touch()
+    give_over = service_account.give_over
+    # The files here belong to whoever runs this test, which may be root.
+    monkeypatch.setattr(service_account, "give_over", lambda folder, _, uid: give_over(folder, me, uid))
+    assert created([etc / "models", etc / "none"]) == (300, 400)
+    assert set(given) == {(".", 300), ("m", 300), ("a.gguf", 300)}
+    seen = service_account.Seen("r1prov-x")
+    assert (seen.found, seen.former_uid, seen.known_uid) == ([], None, 300)
+
+
+def test_a_number_of_ours_that_an_account_has_twice_stays(etc: Path) -> None:
+    assert created() == (300, 400)
+    with (etc / "passwd").open("a") as file:
+        file.write("mallory:x:300:1::/:/bin/sh\n")
+    seen = service_account.Seen("r1prov-x")
+    assert (seen.found, seen.former_uid, seen.twins) == ([], None, ("mallory",))
+
+
+@pytest.mark.parametrize(("others", "gid"), [("", 72), ("ssh:x:72:\n", 400)])
+def test_a_shared_group_that_is_gone_comes_back_with_its_number(etc: Path, others: str, gid: int) -> None:
+    account_look.remember("people", 72, account_look.GROUP_NUMBERS)
+    lost(etc, group=others)
+    shared_group.mend("people", "root", shared_group.look("people", "root", account_look.group("people")))
+    assert account_look.group("people").gid == gid
 
 
 def test_folders_of_roots_that_others_may_write_to(tmp_path: Path) -> None:

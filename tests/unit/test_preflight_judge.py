@@ -228,6 +228,54 @@ def test_one_problem(facts: dict, expect: dict, check: str, what: str, remedy: s
     assert any(word in problem["remedy"] for word in remedy.split("|"))
 
 
+# Process 1 of a rented container is a script. The machine's files show its driver and its bus in there.
+RENTED = {"container": "docker", "gpu.on_bus": 8}
+NO_CARDS_TODAY = {"gpu.cards": [], "gpu.nvidia_smi": "", "ram.total_bytes": 2 << 30, "cpu.usable_threads": 1}
+
+
+@pytest.mark.parametrize("error", ["", SMI_NO_DRIVER])
+def test_a_container_without_its_cards_is_one_problem_with_one_remedy(error: str):
+    [problem] = judge(changed(FACTS, RENTED | NO_CARDS_TODAY | {"gpu.error": error}), EXPECT)
+    assert problem["check"] == "gpu_count"
+    assert problem["what"].startswith("this container has no card today and 2.1 GB of RAM, 4 cards are wanted")
+    assert error in problem["what"]
+    assert problem["remedy"] == "stop the instance on the platform's page, and start it there with its cards"
+
+
+def test_a_container_that_is_meant_to_have_no_card_has_its_limits():
+    found = judge(changed(FACTS, RENTED | NO_CARDS_TODAY), EXPECT | {"backend": "cpu"})
+    assert [problem["check"] for problem in found] == ["cpu", "ram", "floor"]
+
+
+RENTED_WRONG = [
+    ({"gpu.cards": [card(0), card(1)]}, "gpu_count", "2 NVIDIA cards, 4 are wanted", "choose a profile"),
+    ({"gpu.missing_devices": ["/dev/nvidia-uvm"]}, "gpu_devices", "/dev lacks nvidia-uvm", "ask the platform"),
+    ({"gpu.driver": "550.54.15"}, "driver", "550.54.15; the CUDA toolkit", "let the platform update"),
+    (
+        {"gpu.cards.1": card(1, used_bytes=9000 * MIB)},
+        "gpu_busy",
+        "9,000 of 24,564 MiB of card 1 are used by other containers of its machine",
+        "rent an instance whose cards nobody else uses",
+    ),
+    (
+        {"gpu.cards.1": card(1, used_bytes=9000 * MIB, processes=[process("", None, "python3")])},
+        "gpu_busy",
+        "used by python3 (process 812)",
+        "stop them",
+    ),
+]
+
+
+@pytest.mark.parametrize(("facts", "check", "what", "remedy"), RENTED_WRONG)
+def test_one_problem_of_a_rented_container(facts: dict, check: str, what: str, remedy: str):
+    [problem] = judge(changed(FACTS, RENTED | facts), EXPECT)
+    assert problem["check"] == check
+    assert what in problem["what"]
+    assert remedy in problem["remedy"]
+    assert "modprobe" not in problem["remedy"]
+    assert "dmesg" not in problem["remedy"]
+
+
 RIGHT = [
     pytest.param({"gpu.cards.1": card(1, memory_bytes=24217 * MIB)}, {}, id="a card that shows a little less memory"),
     pytest.param(

@@ -312,11 +312,11 @@ class Remarks(Silent):
             self.said.append(f"{host} {text}")
 
 
-def attached(tmp_path, link):
-    """Prepares a run over a host whose nvidia-smi shows four cards, of which the first has this link. Returns remarks and hosts.yml."""
+def attached(tmp_path, link, n_cards=4):
+    """Prepares a run over a host whose nvidia-smi shows cards, of which the first has this link. Returns remarks and hosts.yml."""
     smi = tmp_path / "bin" / "nvidia-smi"
     card = "echo {0}, GPU-{0}, NVIDIA GeForce RTX 4090, 24564, 1, 550.54.15, 8.9\n"
-    cards = "".join(card.format(index) for index in range(4))
+    cards = "".join(card.format(index) for index in range(n_cards)) or "exit 9"
     smi.write_text(f'#!/bin/sh\ncase "$*" in *compute-apps*);; *pcie.link*) echo {link};;\n*) {cards};; esac\n')
     smi.chmod(0o755)
     chosen, hosts = select(None, ["gpu1"], profile="4x4090")
@@ -329,6 +329,14 @@ def attached(tmp_path, link):
 
 FAST, SLOW, SENSELESS = "4, 1, 16, 16, 4, 4", "3, 1, 16, 4, 4, 3", "1, 1, 16, 16, 4, 1"
 """What nvidia-smi says of gen.max, gen.current, width.max, width.current, gen.gpumax and gen.hostmax of an idle card."""
+
+
+def test_a_host_without_its_cards_today_remains_what_it_was(server, tmp_path):
+    _, known = attached(tmp_path, SLOW)
+    before = SiteState.of(None).known("gpu1")
+    assert len(before.hardware.cards) == 4
+    assert attached(tmp_path, SLOW, n_cards=0) == ([], known)
+    assert SiteState.of(None).known("gpu1") == before
 
 
 def micro_batch(arguments):

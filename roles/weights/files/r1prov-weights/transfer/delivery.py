@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import queue
 import random
 import threading
@@ -24,6 +23,7 @@ from transfer.errors import (
     WrongError,
 )
 from transfer.frontier import Broken, Hashed, Rotten
+from transfer.memory import memory_bytes
 from transfer.pace import LEVELS, LEVELS_OF_A_DISK_THAT_TURNS, Pace
 from transfer.sources import Part
 from transfer.spans import next_range, split
@@ -52,8 +52,7 @@ log = logging.getLogger("fetch")
 
 def look_ahead_bytes() -> int:
     """How far connections may be ahead of what reads a file in order: so far that this finds it in the kernel's memory."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(max(memory // 8, 256 << 20), 2 << 30)
+    return min(max(memory_bytes() // 8, 256 << 20), 2 << 30)
 
 
 class Delivery:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from transfer.disk import BLOCK_BYTES, DirectReader
 from transfer.errors import DisturbedError
+from transfer.memory import memory_bytes
 
 if TYPE_CHECKING:
     import queue
@@ -105,7 +106,7 @@ class Frontier(threading.Thread):
         """Says what came of it. A file that is right is safely on the disk by then."""
         partial = self._partial
         # A stranger's write in the very moment of one of ours is not seen by the file's time. So what is in memory is compared once more.
-        is_in_memory = 2 * partial.file.bytes <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        is_in_memory = 2 * partial.file.bytes <= memory_bytes()
         is_doubted = sha256 != partial.file.sha256 or (is_in_memory and partial.is_written)
         if is_doubted and (lost := partial.drop_changed()):
             self._events.put(Rotten(partial, lost))
