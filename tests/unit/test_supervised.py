@@ -39,7 +39,7 @@ def test_each_setting_of_our_units_is_obeyed_or_said_to_be_lost(tmp_path):
     engine = read["r1prov-llama-server.service"]
     assert engine.text("User") == "r1prov-llama"
     assert engine.seconds("TimeoutStopSec", 0) == 60
-    assert "r1prov-ollama.service" in engine.texts("Conflicts")
+    assert "r1prov-ollama.service" in read["r1prov-measure.service"].texts("Conflicts")
     assert engine.commands("ExecStart")[0].argv[0].endswith("/llama-server")
 
 
