@@ -104,6 +104,19 @@ def test_packages_can_be_installed(host: lab.LabHost) -> None:
     assert "Operation not permitted" in lab.ssh(host, ["nft", "list", "tables"]).stderr
 
 
+def test_the_platform_may_take_away_what_a_container_takes_for_granted(host: lab.LabHost) -> None:
+    lab.as_platform(host, ["mount", "-o", "bind,ro", "/etc", "/etc"])
+    lab.as_platform(host, ["umount", "/root/autodl-tmp"])
+    lab.as_platform(host, ["mount", "-t", "tmpfs", "-o", "size=1M", "none", "/root/autodl-fs"])
+    assert "Read-only file system" in lab.ssh(host, ["touch", "/etc/new"]).stderr
+    assert told(host, "stat --file-system --format=%T /root/autodl-tmp /root/autodl-fs").split() == [
+        "overlayfs",
+        "tmpfs",
+    ]
+    lab.restart(host)
+    told(host, "touch /etc/new && findmnt /root/autodl-tmp")
+
+
 def test_started_again_it_has_its_layer_and_no_process_but_what_its_hook_starts(host: lab.LabHost) -> None:
     told(host, f"cat > /etc/autodl.sh <<'END'\n{HOOK}\nEND\n")
     told(host, "touch /run/kept /tmp/kept /opt/kept; setsid sleep 1234 < /dev/null > /dev/null 2>&1 &")
