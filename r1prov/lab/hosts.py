@@ -48,7 +48,7 @@ class LabHost:
         address: its IPv4 address, which no other host gets soon after this one is gone.
         release: one of RELEASES.
         host_key: its ssh host key, as a line of a .pub file.
-        directory: the folder with its disk (`upper`) and its console (`console.log`).
+        directory: the folder with its disk (`upper`), its console (`console.log`) and the data disk of a container (`data.img`).
         image: the name of the image that it booted from; empty for the bare release.
         container: whether it is a rented container without systemd, and no server.
         bpf: whether it may load programs of BPF.
@@ -257,16 +257,20 @@ def ssh(host: LabHost, argv: Sequence[str], *, timeout_s: float | None = None) -
     )
 
 
-def as_platform(host: LabHost, argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def as_platform(host: LabHost, argv: Sequence[str]) -> None:
     """Run a command among the files of a running host with all rights of this machine, as the platform around a container can.
 
     It can mount what nobody inside can, such as a read-only /etc, and that lasts until the host is started again.
 
     Raises:
-        subprocess.CalledProcessError: the command failed.
+        LabError: the host does not run, or the command failed.
     """
+    must_be_root()
     enter = ["nsenter", f"--target={first(host.machine)}", "--mount", "--root", "--wd=/"]
-    return subprocess.run([*enter, *argv], check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run([*enter, *argv], check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        fault = f"`{shlex.join(argv)}` failed: {done.stderr.strip()}"
+        raise LabError(Problem(host.name, fault, "see that the host runs: r1prov lab list"))
 
 
 def cut(host: LabHost) -> None:
