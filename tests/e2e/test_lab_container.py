@@ -105,6 +105,7 @@ def test_packages_can_be_installed(host: lab.LabHost) -> None:
         "apt-get update && DEBIAN_FRONTEND=noninteractive apt-get --yes --no-install-recommends install supervisor nftables",
     )
     assert told(host, "supervisord --version")
+    assert told(host, "pgrep supervisord || echo none") == "none"
     assert "Operation not permitted" in lab.ssh(host, ["nft", "list", "tables"]).stderr
 
 
