@@ -9,6 +9,7 @@ lab.down("web")
 from r1prov.lab.base import RELEASES, Release
 from r1prov.lab.hosts import (
     LabHost,
+    as_platform,
     boot,
     cut,
     down,
@@ -33,6 +34,7 @@ __all__ = [
     "RELEASES",
     "LabHost",
     "Release",
+    "as_platform",
     "boot",
     "cut",
     "down",

@@ -36,7 +36,7 @@ _INSTEAD_OF_SYSTEMD: dict[Release, tuple[str, ...]] = {
 # serves them longer. Their signature is checked all the same. mmdebstrap keeps the option in the image, so it holds for the host, too.
 _OPTIONS: dict[Release, tuple[str, ...]] = {"forky": ('--aptopt=Acquire::Check-Valid-Until "false"',)}
 
-# The image gets these, but each host must have its own. They are removed here, and hosts.py writes new ones.
+# The image gets these, but each host must have its own. They are removed here, and disk.py writes new ones.
 _IDENTITY = ("etc/machine-id", "etc/hostname", "etc/resolv.conf", "etc/ssh/ssh_host_*")
 
 

@@ -18,13 +18,18 @@ SHARED = "/root/autodl-fs"
 """Where all containers of a lab see the disk that they share."""
 
 _BOOT = "init/boot/boot.sh"
+_POLICY = "usr/sbin/policy-rc.d"
 
 
 def lay(upper: Path) -> None:
-    """Write into a layer what the platform brings: its first process, and the file by which a Docker container is told."""
-    (upper / _BOOT).parent.mkdir(parents=True, exist_ok=True)
+    """Write into a layer what the platform brings: its first process, and what tells a Docker container and its image."""
+    for file in (_BOOT, _POLICY):
+        (upper / file).parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(Path(__file__).with_name("boot.sh"), upper / _BOOT)
     (upper / ".dockerenv").touch()
+    # Images of Debian and Ubuntu for Docker have this, so that a package which is installed starts nothing.
+    (upper / _POLICY).write_text("#!/bin/sh\nexit 101\n")
+    (upper / _POLICY).chmod(0o755)
 
 
 def nspawn_options(directory: Path, shared: Path) -> list[str]:

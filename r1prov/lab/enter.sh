@@ -4,11 +4,11 @@ set -eu
 mount -o remount,size=64M /dev/shm
 
 # Control groups can be read, but not made.
-while read -r _ place _; do
+for place in $(cut -d ' ' -f 2 /proc/self/mounts); do
     case $place in
     /sys/fs/cgroup*) mount -o remount,bind,ro "$place" ;;
     esac
-done </proc/self/mounts
+done
 
 # Docker has no file system of its own at /run, so it is a part of the container's layer and outlives a restart. systemd-nspawn listens
 # there, which keeps it busy.

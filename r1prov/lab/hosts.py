@@ -27,7 +27,7 @@ from r1prov.common.paths import cache_dir
 from r1prov.lab import caches, data_disk, disk, images, network, nspawn
 from r1prov.lab.base import RELEASES, Release, base_folder, base_image
 from r1prov.lab.needs import must_be_root, requirements
-from r1prov.lab.processes import kill, machines, processes, remove_groups
+from r1prov.lab.processes import first, kill, machines, processes, remove_groups
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -48,7 +48,7 @@ class LabHost:
         address: its IPv4 address, which no other host gets soon after this one is gone.
         release: one of RELEASES.
         host_key: its ssh host key, as a line of a .pub file.
-        directory: the folder with its disk (`upper`) and its console (`console.log`).
+        directory: the folder with its disk (`upper`), its console (`console.log`) and the data disk of a container (`data.img`).
         image: the name of the image that it booted from; empty for the bare release.
         container: whether it is a rented container without systemd, and no server.
         bpf: whether it may load programs of BPF.
@@ -72,8 +72,8 @@ class LabHost:
 
     @property
     def known_hosts(self) -> Path:
-        """A known_hosts file with all hosts of this lab, with which clients can check host keys strictly."""
-        return _lab_dir() / "known_hosts"
+        """A known_hosts file with this host, with which clients can check its key strictly."""
+        return self.directory / "known_hosts"
 
     @property
     def machine(self) -> str:
@@ -257,6 +257,22 @@ def ssh(host: LabHost, argv: Sequence[str], *, timeout_s: float | None = None) -
     )
 
 
+def as_platform(host: LabHost, argv: Sequence[str]) -> None:
+    """Run a command among the files of a running host with all rights of this machine, as the platform around a container can.
+
+    It can mount what nobody inside can, such as a read-only /etc, and that lasts until the host is started again.
+
+    Raises:
+        LabError: the host does not run, or the command failed.
+    """
+    must_be_root()
+    enter = ["nsenter", f"--target={first(host.machine)}", "--mount", "--root", "--wd=/"]
+    done = subprocess.run([*enter, *argv], check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        fault = f"`{shlex.join(argv)}` failed: {done.stderr.strip()}"
+        raise LabError(Problem(host.name, fault, "see that the host runs: r1prov lab list"))
+
+
 def cut(host: LabHost) -> None:
     """Cut a host off from the outside, as a filtered network does. This machine and the other hosts stay reachable."""
     network.cut(host.name)
@@ -371,7 +387,7 @@ def _make(name: str, release: Release, image: str, *, container: bool, bpf: bool
         host = LabHost(name, address, release, host_key, directory, image, container, bpf, tuple(binds))
         _RECORDS.mkdir(parents=True, exist_ok=True)
         _write(_RECORDS / f"{name}.json", json.dumps(asdict(host), default=str))
-        _write_known_hosts()
+        host.known_hosts.write_text(f"{address} {host_key}\n")
         if container:
             _shared_disk().mkdir(exist_ok=True)
         network.attach(name, host.address, _RUN)
@@ -449,7 +465,6 @@ def _clear(name: str) -> None:
         shutil.rmtree(directory)
     with locked(_RUN / "lock"):
         (_RECORDS / f"{name}.json").unlink(missing_ok=True)
-        _write_known_hosts()
         if not any(host.container for host in hosts()):
             shutil.rmtree(_shared_disk(), ignore_errors=True)
         if not list(_RECORDS.glob("*.json")) and not network.namespaces():
@@ -486,11 +501,6 @@ def _free_address() -> str:
     raise LabError(
         Problem(where="the lab", what="all 253 addresses are taken", remedy="remove hosts: r1prov lab down --all")
     )
-
-
-def _write_known_hosts() -> None:
-    lines = [f"{host.address} {' '.join(host.host_key.split()[:2])}\n" for host in hosts()]
-    _write(_lab_dir() / "known_hosts", "".join(lines))
 
 
 def _write(path: Path, text: str) -> None:

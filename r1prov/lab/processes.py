@@ -52,6 +52,17 @@ def processes(machine: str) -> set[int]:
     return pids
 
 
+def first(machine: str) -> int | None:
+    """The first process of a host, as this machine numbers it; None where the host does not run."""
+    for pid in processes(machine):
+        with suppress(OSError):
+            status = Path(f"/proc/{pid}/status").read_text()
+            [numbers] = [line.split()[1:] for line in status.splitlines() if line.startswith("NSpid:")]
+            if numbers[1:] == ["1"]:
+                return pid
+    return None
+
+
 def machines() -> set[str]:
     """The names of the hosts that have a supervisor or a systemd-nspawn, whether they are recorded or not."""
     mark = f"--machine={network.PREFIX}".encode()

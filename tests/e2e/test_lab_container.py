@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from r1prov import lab
+from r1prov.common.errors import LabError
 from r1prov.lab import data_disk
 
 from .people import told
@@ -89,6 +91,8 @@ def test_its_data_disk_and_the_shared_one_are_mounts_and_the_rest_is_its_own_lay
     assert mounts["/root/autodl-tmp"] == "ext4"
     assert "/root/autodl-fs" in mounts
     assert not {"/run", "/tmp"} & set(mounts)
+    groups = "findmnt --list --noheadings --output TARGET,OPTIONS | grep ^/sys/fs/cgroup"
+    assert [line for line in told(host, groups).splitlines() if "ro" not in line.split()[1].split(",")] == []
     assert told(host, "df --output=size --block-size=1M /dev/shm | tail -n 1").strip() == "64"
     told(host, "fallocate --length=45G /root/autodl-tmp/big && rm /root/autodl-tmp/big")
     assert "No space left" in lab.ssh(host, ["fallocate", "--length=60G", "/root/autodl-tmp/big"]).stderr
@@ -101,7 +105,23 @@ def test_packages_can_be_installed(host: lab.LabHost) -> None:
         "apt-get update && DEBIAN_FRONTEND=noninteractive apt-get --yes --no-install-recommends install supervisor nftables",
     )
     assert told(host, "supervisord --version")
+    assert told(host, "pgrep supervisord || echo none") == "none"
     assert "Operation not permitted" in lab.ssh(host, ["nft", "list", "tables"]).stderr
+
+
+def test_the_platform_may_take_away_what_a_container_takes_for_granted(host: lab.LabHost) -> None:
+    lab.as_platform(host, ["mount", "-o", "bind,ro", "/etc", "/etc"])
+    lab.as_platform(host, ["umount", "/root/autodl-tmp"])
+    lab.as_platform(host, ["mount", "-t", "tmpfs", "-o", "size=1M", "none", "/root/autodl-fs"])
+    assert "Read-only file system" in lab.ssh(host, ["touch", "/etc/new"]).stderr
+    assert told(host, "stat --file-system --format=%T /root/autodl-tmp /root/autodl-fs").split() == [
+        "overlayfs",
+        "tmpfs",
+    ]
+    with pytest.raises(LabError, match="`umount /root/autodl-tmp` failed: umount: "):
+        lab.as_platform(host, ["umount", "/root/autodl-tmp"])
+    lab.restart(host)
+    told(host, "touch /etc/new && findmnt /root/autodl-tmp")
 
 
 def test_started_again_it_has_its_layer_and_no_process_but_what_its_hook_starts(host: lab.LabHost) -> None:
@@ -126,14 +146,17 @@ def test_rebuilt_it_has_nothing_but_its_data_disks(host: lab.LabHost) -> None:
     assert told(host, "cat /proc/1/comm") == "bash"
 
 
-def test_an_image_of_it_has_its_layer_and_its_data_disk(host: lab.LabHost) -> None:
+def test_an_image_of_it_has_its_layer_and_its_data_disk(host: lab.LabHost, tmp_path: Path) -> None:
     second = lab.up(NAMES[1], container=True)
     told(second, "echo layer > /opt/word; echo data > /root/autodl-tmp/word")
     assert told(host, "cat /root/autodl-tmp/word") == "own"
     lab.keep(second.name, IMAGE)
     assert lab.kept("bookworm", container=True) == [IMAGE]
     assert IMAGE not in lab.kept("bookworm")
-    again = lab.up(NAMES[1], container=True, image=IMAGE)
+    again = lab.up(NAMES[1], container=True, image=IMAGE, binds=[f"{tmp_path}:/srv"])
+    (tmp_path / "bound").touch()
+    lab.restart(again)
+    assert told(again, "ls /srv") == "bound"
     assert told(again, "cat /opt/word /root/autodl-tmp/word /root/autodl-fs/word").split() == [
         "layer",
         "data",
