@@ -112,6 +112,17 @@ def job(verb: str, *words: str) -> subprocess.Popen[str]:
     )
 
 
+def forget(pattern: str) -> None:
+    """Has the unit files read anew after some were removed, and forgets that units failed. Where nobody runs units any more, that is so.
+
+    Raises:
+        UnitError: it failed.
+    """
+    if _can_ask():
+        systemctl("daemon-reload")
+        reset_failed(pattern)
+
+
 def reset_failed(pattern: str) -> None:
     """Forgets that units failed, so that earlier starts do not count against the limit of starts. A unit that is not there is no error."""
     subprocess.run(_command("reset-failed", pattern), check=False, capture_output=True)

@@ -71,7 +71,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
 from ansible_collections.r1.prov.plugins.module_utils.on_path import links_into
 from ansible_collections.r1.prov.plugins.module_utils.unit_look import OURS
-from ansible_collections.r1.prov.plugins.module_utils.units import processes, reset_failed, systemctl
+from ansible_collections.r1.prov.plugins.module_utils.units import forget, processes, systemctl
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -317,8 +317,7 @@ def main() -> None:
         for group in groups_of(name):
             delete(module, "groupdel", group.gr_name)
         if units or settings:
-            systemctl("daemon-reload")
-            reset_failed(f"{name}*")
+            forget(f"{name}*")
         if trusted:
             subprocess.run(["update-ca-certificates", "--fresh"], check=True, capture_output=True)
         for folder in (*settings, data_dir, "/var/cache/r1prov", "/var/lib/r1prov"):

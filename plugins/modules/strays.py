@@ -76,8 +76,7 @@ def main() -> None:
                 _remove(Path(each.place))
             place_look.mend(places)
             if strays:
-                units.systemctl("daemon-reload")
-                units.reset_failed("r1prov*")
+                units.forget("r1prov*")
         except (OSError, units.UnitError) as error:
             module.fail_json(
                 msg=f"what is not r1prov's cannot be removed: {error}", differences=list(map(str, differences))

@@ -92,7 +92,6 @@ def as_user(tmp_path, server, mode, **more):
     server.env["MODE"] = mode
 
 
-
 def meet(host, access):
     return contact.contact_all([host], access).somebody()[host.name]
 

@@ -265,6 +265,12 @@ def test_a_start_that_is_not_ready_has_failed_when_the_program_ends(host):
     assert (state.Result, state.ExecMainStatus) == ("exit-code", 7)
 
 
+def test_nobody_waits_for_a_program_that_has_ended(host):
+    awaits = "/bin/sh -c 'while kill -0 $$MAINPID; do sleep 0.1; done; sleep 100'"
+    host.keep("r1prov-a.service", f"Type=exec\nExecStart=/bin/sh -c 'sleep 0.5; exit 7'\nExecStartPost=-+{awaits}")
+    assert host.until("r1prov-a.service", "failed", limit_s=5).Result == "exit-code"
+
+
 def test_one_that_has_done_its_work_counts_as_active_until_it_is_stopped(host):
     host.keep("r1prov-a.service", "Type=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true")
     assert host.until("r1prov-a.service", "exited").ActiveState == "active"

@@ -155,8 +155,6 @@ class Keeper:
             _until(lambda: self._has_ended() or self._has_become_itself())
         for command in unit.commands("ExecStartPost"):
             self._runs(unit, command, until_s)
-            if self.main and self._has_ended():
-                self._main_failed(unit)
 
     def _lives(self, unit: Unit) -> None:
         """Returns when the service has ended well. One that has done its work may count as active until this process is told to stop.
@@ -198,9 +196,13 @@ class Keeper:
         Raises:
             StartError: it fails, or takes longer than a start may take.
         """
-        if not _until(lambda: process.poll() is not None, until_s):
+        # A main process that has ended is taken note of meanwhile. Otherwise whoever waits for it to be ready would take it for alive.
+        if not _until(lambda: process.poll() is not None or (process is not self.main and self._has_died()), until_s):
             say(f"{unit.name} was not ready within {unit.text('TimeoutStartSec')} s")
             raise StartError("timeout")
+        if process is not self.main and self._has_died():
+            self._main_failed(unit)
+            raise StartError("protocol")  # It has ended well before it was ready.
         self.state.ExecMainStatus = abs(process.returncode)
         if process.returncode and not may_fail:
             raise StartError("signal" if process.returncode < 0 else "exit-code")
@@ -244,7 +246,10 @@ class Keeper:
 
     def _has_ended(self) -> bool:
         program.bury([self.main.pid] if self.main else [])
-        return self.main is None or self.main.poll() is not None
+        return self.main is None or self._has_died()
+
+    def _has_died(self) -> bool:
+        return self.main is not None and self.main.poll() is not None
 
     def _has_become_itself(self) -> bool:
         """Whether the process has given up its rights and become the unit's program."""
