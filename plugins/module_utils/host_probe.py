@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import glob
 import json
 import os
@@ -22,7 +23,10 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 MIB = 1024**2
 COMMAND_LIMIT_S = 15  # nvidia-smi takes seconds to wake many cards that no daemon keeps awake
@@ -300,12 +304,8 @@ def _gpu_processes() -> list[tuple[str, dict[str, Any]]]:
 
 def _with_cards_open() -> list[dict[str, Any]]:
     """The processes that have any card open. What each uses of it is not known."""
-    found = dict[str, None]()
-    for path in glob.glob("/proc/[0-9]*/fd/*"):
-        with contextlib.suppress(OSError):
-            if re.fullmatch(r"/dev/nvidia\d+", os.readlink(path)):
-                found[path.split("/")[2]] = None
-    return [{"pid": int(pid), "process": _process(pid), "unit": _unit(pid), "used_bytes": None} for pid in found]
+    found = dict.fromkeys(pid for pid, target in _opened() if re.fullmatch(r"/dev/nvidia\d+", target))
+    return [{"pid": pid, "process": _process(pid), "unit": _unit(pid), "used_bytes": None} for pid in found]
 
 
 def _smi(what: str, fields: list[str]) -> tuple[int, str]:
@@ -394,12 +394,48 @@ def _held_by_systemd() -> dict[int, str]:
 def _socket_owners(inodes: set[str]) -> dict[str, int]:
     """Socket inode -> the process that has it open, for the processes this user may look into."""
     owners: dict[str, int] = {}
-    for path in glob.glob("/proc/[0-9]*/fd/*"):
-        with contextlib.suppress(OSError):
-            target = os.readlink(path)
-            if target.startswith("socket:[") and target[8:-1] in inodes:
-                owners.setdefault(target[8:-1], int(path.split("/")[2]))
+    for pid, target in _opened():
+        if target.startswith("socket:[") and target[8:-1] in inodes:
+            owners.setdefault(target[8:-1], pid)
     return owners
+
+
+def _opened() -> Iterator[tuple[int, str]]:
+    """What each process has open, for the processes this user may look into: its number and the name of the file."""
+    for folder in glob.glob("/proc/[0-9]*"):
+        pid = int(folder[len("/proc/") :])
+        with contextlib.suppress(OSError), as_owner_of(pid):
+            for name in os.listdir(folder + "/fd"):
+                with contextlib.suppress(OSError):
+                    yield pid, os.readlink("%s/fd/%s" % (folder, name))
+
+
+@contextlib.contextmanager
+def as_owner_of(pid: int | str) -> Iterator[None]:
+    """Acts as the user of a process meanwhile, where root may not look into the processes of others, as in a container.
+
+    Raises:
+        OSError: the process is gone.
+    """
+    if os.geteuid() != 0 or _may_look_into_others():
+        yield
+        return
+    with open("/proc/%s/status" % pid, encoding="utf-8", errors="replace") as file:
+        uid, gid = (int(number) for number in re.findall(r"^[UG]id:\t\d+\t(\d+)", file.read(), re.MULTILINE))
+    os.setegid(gid)
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+@functools.cache
+def _may_look_into_others() -> bool:
+    """Whether this process has the capability CAP_SYS_PTRACE."""
+    rights = re.search(r"^CapEff:\t(\w+)", _read("/proc/self/status"), re.MULTILINE)
+    return bool(rights and int(rights[1], 16) & 1 << 19)
 
 
 def _is_locked(path: str) -> bool:

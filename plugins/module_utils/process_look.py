@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ansible_collections.r1.prov.plugins.module_utils import account_look, confinement_look
 from ansible_collections.r1.prov.plugins.module_utils.difference import Difference
+from ansible_collections.r1.prov.plugins.module_utils.host_probe import as_owner_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -69,18 +70,20 @@ def look(
         inherited: names of variables that systemd gives to every unit of this host.
     """
     try:
-        found = [
-            *_arguments(unit, main, declared),
-            *_environment(unit, main, declared, inherited),
-            *_identity(unit, main, declared),
-            *_network(unit, main, declared),
-            *_confinement(unit, main, declared),
-        ]
+        with as_owner_of(main):
+            found = [
+                *_arguments(unit, main, declared),
+                *_environment(unit, main, declared, inherited),
+                *_identity(unit, main, declared),
+                *_network(unit, main, declared),
+                *_confinement(unit, main, declared),
+            ]
     except (FileNotFoundError, ProcessLookupError):
         return []
     for pid in dict.fromkeys([main, *pids]):
         try:
-            found += [*_state(unit, pid), *_files(unit, pid, declared)]
+            with as_owner_of(pid):
+                found += [*_state(unit, pid), *_files(unit, pid, declared)]
         except (FileNotFoundError, ProcessLookupError):
             continue
     return found

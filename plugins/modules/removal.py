@@ -69,6 +69,7 @@ from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
+from ansible_collections.r1.prov.plugins.module_utils.host_probe import as_owner_of
 from ansible_collections.r1.prov.plugins.module_utils.on_path import links_into
 from ansible_collections.r1.prov.plugins.module_utils.unit_look import OURS
 from ansible_collections.r1.prov.plugins.module_utils.units import forget, processes, systemctl
@@ -231,7 +232,7 @@ def users_of(paths: Iterable[str], units: Iterable[str], proc: Path = PROC) -> l
     """
     found, paths = [], list(paths)
     for folder, status in _others(units, proc):
-        with contextlib.suppress(OSError):  # It may end meanwhile.
+        with contextlib.suppress(OSError), as_owner_of(folder.name):  # It may end meanwhile.
             lines = (folder / "maps").read_text(errors="replace").splitlines()
             mapped = {line.split(maxsplit=5)[5] for line in lines if line.count("/")}
             used = sorted(path for path in mapped if _lies_in(path, paths))
@@ -248,8 +249,9 @@ def _others(units: Iterable[str], proc: Path) -> Iterator[tuple[Path, str]]:
         with contextlib.suppress(OSError):  # It may end meanwhile.
             status = (folder / "status").read_text(errors="replace")
             parts = (folder / "cgroup").read_text().split("/")
-            here = os.path.samestat((folder / "root").stat(), (proc / "self/root").stat())
-            here = here and (folder / "ns/user").readlink() == (proc / "self/ns/user").readlink()
+            with as_owner_of(folder.name):
+                here = os.path.samestat((folder / "root").stat(), (proc / "self/root").stat())
+                here = here and (folder / "ns/user").readlink() == (proc / "self/ns/user").readlink()
             if here and folder.name not in own and not {part.strip() for part in parts} & units:
                 yield folder, status
 

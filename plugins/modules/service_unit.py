@@ -110,7 +110,7 @@ from ansible_collections.r1.prov.plugins.module_utils import (
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
 from ansible_collections.r1.prov.plugins.module_utils.difference import Difference, owner_and_mode, owner_and_mode_of
 from ansible_collections.r1.prov.plugins.module_utils.files import give, give_within, text_of, write_whole
-from ansible_collections.r1.prov.plugins.module_utils.host_probe import probe
+from ansible_collections.r1.prov.plugins.module_utils.host_probe import as_owner_of, probe
 from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
 from ansible_collections.r1.prov.plugins.module_utils.secret import same, without_secrets
 
@@ -280,7 +280,9 @@ class Service:
             return []
         began, used, limit_s = time.monotonic(), units.cpu_seconds(self.unit), _IDLE_LIMIT_S
         pid = self.now["MainPID"]
-        asking = elsewhere.Running(Path("/proc") / pid / "ns" / "net", _READY, url, MAINPID=pid)
+        # Without systemd all services are in the network of the host, and this process may not enter that of another one.
+        network = Path("/proc") / (pid if units.by_systemd() else "self") / "ns" / "net"
+        asking = elsewhere.Running(network, _READY, url, MAINPID=pid)
         while not asking.ends_within(limit_s):
             waited = time.monotonic() - began
             if waited < _BUSY_LIMIT_S - 1 and units.cpu_seconds(self.unit) - used > waited / 10:
@@ -556,7 +558,8 @@ def _runs_from(pid: str, folder: Path) -> bool:
     """Whether a process runs a program of this folder. A script shows in its interpreter's arguments. A process that is gone counts."""
     process = Path("/proc") / pid
     try:
-        words = [str((process / "exe").readlink()), *(process / "cmdline").read_text(errors="replace").split("\0")]
+        with as_owner_of(pid):
+            words = [str((process / "exe").readlink()), *(process / "cmdline").read_text(errors="replace").split("\0")]
     except OSError:
         return True
     return any(word.startswith(f"{folder}/") for word in words)

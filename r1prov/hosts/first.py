@@ -39,12 +39,7 @@ _BASICS = r"""
 export LC_ALL=C
 echo "system=$(uname -s)"
 echo "machine=$(uname -m)"
-<<<<<<< HEAD
-echo "boot=$(systemctl is-system-running 2>/dev/null </dev/null)"
-=======
-echo "init=$(cat /proc/1/comm 2>/dev/null)"
 echo "boot=$(IS_RUNNING 2>/dev/null </dev/null)"
->>>>>>> w-seam
 echo "python=$(python3 -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null </dev/null)"
 if [ "$(id -u)" = 0 ]; then echo sudo=root
 elif ! command -v sudo >/dev/null 2>&1; then echo sudo=missing

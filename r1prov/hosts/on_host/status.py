@@ -16,6 +16,7 @@ systemd     the folder that is there where systemd runs the host
 from __future__ import annotations
 
 import json
+import os
 import ssl
 import subprocess
 import sys
@@ -90,8 +91,11 @@ def running(name: str, processes: list[list[str]]) -> list[str]:
 def words(pid: str) -> list[str]:
     """The program of a process, links followed, and its arguments: of a script, the latter tell more. Empty where there is none."""
     process = Path("/proc") / pid
+    arguments = read(process / "cmdline").split("\0")
     try:
-        return [str((process / "exe").readlink()), *(process / "cmdline").read_text(errors="replace").split("\0")]
+        return [str((process / "exe").readlink()), *arguments]
+    except PermissionError:  # In a container root may not look into the processes of others.
+        return [os.path.realpath(arguments[0]), *arguments]
     except OSError:
         return []
 
