@@ -123,6 +123,16 @@ def forget(pattern: str) -> None:
         reset_failed(pattern)
 
 
+def end() -> None:
+    """Ends what runs the units, where that is r1prov's own program. systemd stays.
+
+    Raises:
+        UnitError: it failed.
+    """
+    if not by_systemd() and PROGRAM.exists():
+        systemctl("shutdown")
+
+
 def reset_failed(pattern: str) -> None:
     """Forgets that units failed, so that earlier starts do not count against the limit of starts. A unit that is not there is no error."""
     subprocess.run(_command("reset-failed", pattern), check=False, capture_output=True)

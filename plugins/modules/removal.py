@@ -69,10 +69,11 @@ from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
+from ansible_collections.r1.prov.plugins.module_utils.files import text_of, write_whole
 from ansible_collections.r1.prov.plugins.module_utils.host_probe import as_owner_of
 from ansible_collections.r1.prov.plugins.module_utils.on_path import links_into
 from ansible_collections.r1.prov.plugins.module_utils.unit_look import OURS
-from ansible_collections.r1.prov.plugins.module_utils.units import forget, processes, systemctl
+from ansible_collections.r1.prov.plugins.module_utils.units import end, forget, processes, systemctl
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -85,11 +86,15 @@ FILES = (
     "/var/cache/r1prov",
     "/var/lib/r1prov",
     "/usr/local/lib/r1prov-*",
+    "/usr/local/bin/r1prov-units",
     "/usr/local/share/ca-certificates/r1prov-*",
     "/etc/apt/sources.list.d/r1prov-*",
     "/etc/security/limits.d/r1prov-*",
     "/run/r1prov/*",
 )
+HOOKS = ("/etc/autodl.sh", "/etc/vast_boot.d/90-r1prov.sh", "/post_start.sh")
+"""What platforms run when they start a container, with a block of r1prov's. The rest of it is somebody else's."""
+_BLOCK = re.compile(r"^# r1prov: BEGIN$.*?^# r1prov: END$\n?", re.MULTILINE | re.DOTALL)
 LOCK = "/run/r1prov/lock.json"
 """The lock of the run that removes all else. The run itself removes it at its end."""
 FILES_OF_ONE = (
@@ -181,6 +186,22 @@ def remove(path: str) -> None:
         shutil.rmtree(path)
     else:
         Path(path).unlink(missing_ok=True)  # systemd has removed its own links by then
+
+
+def leave(hooks: Iterable[str]) -> None:
+    """Ends what runs units without systemd, and lets no platform start it again."""
+    end()
+    for hook in hooks:
+        unhook(Path(hook))
+
+
+def unhook(path: Path) -> None:
+    """Takes the block of r1prov out of a script of the platform. A script that has nothing else goes."""
+    rest = _BLOCK.sub("", path.read_text(encoding="utf-8", errors="surrogateescape"))
+    if rest.strip():
+        write_whole(path, rest.encode("utf-8", "surrogateescape"), stat.S_IMODE(path.stat().st_mode))
+    else:
+        path.unlink()
 
 
 def give_to_root(path: Path) -> None:
@@ -301,7 +322,9 @@ def main() -> None:
     # They are looked for in the trust store itself: a run that was cut off may have removed the files, and not what was made of them.
     trusted = [] if service else sorted(glob.glob("/etc/ssl/certs/r1prov-*"))  # noqa: PTH207
     own = [group.gr_name for group in groups if group.gr_name not in users.values()]
+    hooks = [] if service else [path for path in HOOKS if _BLOCK.search(text_of(Path(path)))]
     removed = {"units": units, "users": list(users.values()), "groups": own, "paths": freed([*files, *trusted])}
+    removed["hooks"] = hooks
     stays = staying(ours, kept, mounted)
     in_use = users_of(files, units)
     settings = sorted({str(Path(path).parent) for path in files if path.startswith(f"{OURS}/") and ".d/" in path})
@@ -309,6 +332,8 @@ def main() -> None:
         if units:
             # All in one call, because systemd then stops what depends on another in the right order.
             systemctl("disable", "--now", "--quiet", *units)
+        if not service:
+            leave(hooks)
         for path in files:
             remove(path)
         for path in kept:
