@@ -68,7 +68,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.r1.prov.plugins.module_utils import data_disk
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
+from ansible_collections.r1.prov.plugins.module_utils.files import read_json
 from ansible_collections.r1.prov.plugins.module_utils.on_path import links_into
 from ansible_collections.r1.prov.plugins.module_utils.units import reset_failed, systemctl
 
@@ -182,6 +184,31 @@ def remove(path: str) -> None:
         Path(path).unlink(missing_ok=True)  # systemd has removed its own links by then
 
 
+def remove_empty(folders: Iterable[str], mounted: set[str]) -> None:
+    """Removes those of these folders in which nothing is left."""
+    for folder in map(Path, folders):
+        if folder.is_dir() and not folder.is_symlink() and str(folder) not in mounted and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def on_host(data_dir: str, links: list[str]) -> list[str]:
+    """Patterns of all that r1prov has on a host, with real paths: what lies on the data disk is behind links.
+
+    Args:
+        data_dir: the folder for data.
+        links: those of r1prov's own folders that are links to the data disk.
+    """
+    own = [path for path in FILES if path not in links]
+    disk = [data_disk.moved(path, data_dir) for path in data_disk.PLACES]
+    return [*own, *disk, f"{data_dir}/models", f"{data_dir}/ollama"]
+
+
+def chats_of(data_dir: str, links: list[str]) -> list[str]:
+    """The folders with the page's data and their backups, with real paths."""
+    places = [CHATS] if "/var/lib/r1prov" not in links else []
+    return [path for place in (*places, data_disk.moved(CHATS, data_dir)) for path in glob.glob(f"{place}*")]  # noqa: PTH207
+
+
 def give_to_root(path: Path) -> None:
     """Makes a kept tree root's. A folder in it that was not root's is closed to others, because the group that might enter it is gone.
 
@@ -276,7 +303,9 @@ def main() -> None:
     data_dir, keep, service = (module.params[key] for key in ("data_dir", "keep", "service"))
     data_dir, name = data_dir.rstrip("/"), f"r1prov-{service}"
     kept = {f"{data_dir}/models": "weights"} if "weights" in keep else {}
-    kept |= dict.fromkeys(glob.glob(f"{CHATS}*"), "chats") if "chats" in keep else {}  # noqa: PTH207
+    # What lies on the data disk has its own name there. Links to it go last, because what is kept may lie behind them.
+    links = data_disk.linked(data_dir)
+    kept |= dict.fromkeys(chats_of(data_dir, links), "chats") if "chats" in keep else {}
     units = sorted(
         path.name for path in Path(UNITS).glob(f"{name}*") if path.suffix in (".service", ".socket", ".timer")
     )
@@ -291,16 +320,21 @@ def main() -> None:
         remedy = remedy[0].upper() + remedy[1:]
         module.fail_json(msg=f"{'; '.join(obstacles)}. Nothing was removed. Remedy: {remedy}, and run the same again")
     mounted = mounts(Path("/proc/self/mountinfo").read_text(encoding="utf-8"))
-    everything = [*FILES, f"{data_dir}/models", f"{data_dir}/ollama"]
     ours = [f"{UNITS}/{name}*", f"{UNITS}/*.wants/{name}*", f"{UNITS}/*.d/{name}*"]
     ours.append(f"/var/lib/systemd/timers/stamp-{name}*")
-    ours += [path.format(service) for path in FILES_OF_ONE] if service else everything
+    ours += [path.format(service) for path in FILES_OF_ONE] if service else on_host(data_dir, links)
     files = [path for path in doomed(ours, list(kept), mounted) if path != LOCK]
     files += [] if service else [str(link) for link in links_into(Path("/opt/r1prov"))]
     # They are looked for in the trust store itself: a run that was cut off may have removed the files, and not what was made of them.
     trusted = [] if service else sorted(glob.glob("/etc/ssl/certs/r1prov-*"))  # noqa: PTH207
+    gone = [] if service else [link for link in links if data_disk.moved(link, data_dir) in files]
     own = [group.gr_name for group in groups if group.gr_name not in users.values()]
-    removed = {"units": units, "users": list(users.values()), "groups": own, "paths": freed([*files, *trusted])}
+    removed = {
+        "units": units,
+        "users": list(users.values()),
+        "groups": own,
+        "paths": freed([*files, *gone, *trusted]),
+    }
     stays = staying(ours, kept, mounted)
     in_use = users_of(files, units)
     settings = sorted({str(Path(path).parent) for path in files if path.startswith(f"{UNITS}/") and ".d/" in path})
@@ -308,8 +342,10 @@ def main() -> None:
         if units:
             # All in one call, because systemd then stops what depends on another in the right order.
             systemctl("disable", "--now", "--quiet", *units)
-        for path in files:
+        opened = {} if service else read_json(Path("/var/lib/r1prov") / data_disk.OPENED)
+        for path in (*files, *gone):
             remove(path)
+        data_disk.shut_again(opened)
         for path in kept:
             give_to_root(Path(path))
         for user in users.values():
@@ -322,9 +358,8 @@ def main() -> None:
             reset_failed(f"{name}*")
         if trusted:
             subprocess.run(["update-ca-certificates", "--fresh"], check=True, capture_output=True)
-        for folder in (*settings, data_dir, "/var/cache/r1prov", "/var/lib/r1prov"):
-            if Path(folder).is_dir() and folder not in mounted and not os.listdir(folder):  # noqa: PTH208
-                Path(folder).rmdir()
+        disk = [*(data_disk.moved(path, data_dir) for path in data_disk.PLACES), str(data_disk.home(data_dir))]
+        remove_empty([*settings, *disk, data_dir, "/var/cache/r1prov", "/var/lib/r1prov"], mounted)
     module.exit_json(changed=any(removed.values()), removed=removed, kept=stays, in_use=in_use)
 
 
