@@ -55,7 +55,9 @@ options: {
     "what": {"type": "str", "required": true, "description": "A name for messages, such as C(the weights)."},
     "any_of": {"type": "list", "elements": "str", "required": true, "description": "URLs (http, https, file), C(pypi:NAME) and absolute
         paths on the host, of which one must answer."},
-    "have": {"type": "list", "elements": "str", "default": [], "description": "Patterns of paths; once each is there, nothing is asked."}
+    "have": {"type": "list", "elements": "str", "default": [], "description": "Patterns of paths; once each is there, nothing is asked."},
+    "environment_file": {"type": "str", "default": "", "description": "A shell script of the host that is sourced before they are asked, for
+        proxies."}
   }},
   "source_limit_s": {"type": "float", "default": 10, "description": "How long all sources together may take, in seconds."},
   "ca_certificates": {"type": "str", "default": "", "description": "Certificates (PEM) to trust beside the host's own, because they
