@@ -113,8 +113,8 @@ def _bring(source: Path, target: Path) -> None:
                 there.mkdir(mode=0o700)
                 _like(entry, there)
             _bring(entry, there)
-        elif os.path.lexists(there):
-            entry.unlink()
+        elif os.path.lexists(there) or stat.S_IFMT(entry.lstat().st_mode) not in (stat.S_IFREG, stat.S_IFLNK):
+            entry.unlink()  # Whoever listens at a socket makes it again.
         else:
             # A run that is cut off leaves no half of a file under its name.
             fresh = target / f".r1prov-{entry.name}"

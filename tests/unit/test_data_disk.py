@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 from typing import TYPE_CHECKING
 
 import pytest
@@ -43,7 +44,10 @@ def test_folders_become_links_and_what_lay_there_goes_along(root: Path) -> None:
     put(root / "opt/r1prov/llama.cpp/releases/1/bin/llama-server", "program")
     (root / "opt/r1prov/llama.cpp/releases/1/bin/llama-server").chmod(0o755)
     (root / "opt/r1prov/llama.cpp/current").symlink_to("releases/1")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(root / "opt/r1prov/socket"))
     brought(root)
+    assert not (root / "opt/r1prov/socket").exists()
     assert (root / "opt/r1prov").readlink() == root / "root/autodl-tmp/r1prov/host/opt"
     program = root / "opt/r1prov/llama.cpp/current/bin/llama-server"
     assert (program.read_text(), program.stat().st_mode & 0o777) == ("program", 0o755)
