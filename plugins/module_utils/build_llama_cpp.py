@@ -24,6 +24,7 @@ from ansible_collections.r1.prov.plugins.module_utils.llama_cpp import (
     remedy,
 )
 from ansible_collections.r1.prov.plugins.module_utils.release import ReleaseError
+from ansible_collections.r1.prov.plugins.module_utils.sourced import SourcedError, variables
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -154,7 +155,11 @@ class LlamaCpp(release.Build):
         if not _output(["git", *git, "rev-parse", "--verify", "--quiet", local]):
             asked = ref if ref == self._commit else f"refs/tags/{ref}"
             fetch = ("fetch", "--quiet", "--no-tags", "--depth", "1", "--", url, f"+{asked}:refs/r1prov/fetched")
-            self._git(*git, *fetch, variables=login)
+            try:
+                way = variables(self._wanted["environment_file"])
+            except SourcedError as error:
+                raise ReleaseError(f"{error}. Correct llama_cpp_environment_file.") from error
+            self._git(*git, *fetch, variables=way | login)
             found = _output(["git", *git, "rev-parse", "--verify", "refs/r1prov/fetched^{commit}"])
             if found != self._commit:
                 raise ReleaseError(

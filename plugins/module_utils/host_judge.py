@@ -39,6 +39,8 @@ OUR_UNITS = "r1prov-"  # every unit of r1prov begins so: what they hold is no ob
 CARD_MEMORY_TOLERANCE = 0.02
 # A desktop or a monitoring agent is no obstacle: llama.cpp leaves this much of each card free by default.
 TOLERATED_USE_BYTES = GIB
+NETWORK_SHARES = ("nfs", "cifs", "smb", "9p", "ceph", "lustre", "beegfs", "fuse.")
+"""How the types of file systems begin that another machine keeps. A disk with NTFS or exFAT is `fuseblk`."""
 WITHOUT_CARDS_BYTES = 8 * GIB
 """A container with less RAM than this was started without its cards. Platforms have such a mode to save money; AutoDL's has 2 GiB."""
 
@@ -53,12 +55,12 @@ def judge(facts: dict[str, Any], expect: dict[str, Any]) -> list[dict[str, Any]]
             (of `private_network.fault`) and `sources` (of `source_probe.out_of_reach`).
         expect: `backend` (cpu, cuda), `gpu_count`, `gpu_memory_bytes` (each card), `gpu_compute_capability`,
             `driver_minimum`, `ram_bytes`, `memory_floor_bytes` (RAM + GPU memory), `cores`, `disk`, `ports`, `clock_s`,
-            `clock_skew_s`. What is absent or None is not asked.
+            `clock_skew_s`, `data_dir` (with `data_disk` among the facts). What is absent or None is not asked.
 
     Returns:
         One dict per problem: `check` (a key of CHECKS), `what` (a sentence with figures), `remedy` (what to do next).
     """
-    checks = (_system, _clock, _processor, _memory, _cards, _disk, _ports, _network, _sources)
+    checks = (_system, _clock, _processor, _memory, _cards, _system_disk, _disk, _ports, _network, _sources)
     return [
         {"check": check, "what": what, "remedy": remedy}
         for function in checks
@@ -290,6 +292,38 @@ def _busy(cards: list[dict[str, Any]], in_container: bool) -> Iterator[_Finding]
                 if in_container and not names
                 else "stop them, or choose a profile that leaves this card alone",
             )
+
+
+def _system_disk(facts: dict[str, Any], expect: dict[str, Any]) -> Iterator[_Finding]:
+    """Whether what makes this host can be written, and is there again when a platform has built its container anew."""
+    if facts["etc_read_only"]:
+        yield (
+            "disk",
+            "/etc is read-only, and accounts and units are to be written there",
+            "start it with a writable system disk" + (", on the platform's page" if in_container(facts) else ""),
+        )
+    data = facts.get("data_disk")
+    if not data or facts["init"] == "systemd":
+        return
+    place = expect["data_dir"]
+    fits = [path for path in facts["data_disks"] if path != data["mount"]]
+    remedy = (
+        f"write `data_dir: {fits[0]}/r1prov` into the site file"
+        if fits
+        else "rent it with a data disk, and name a folder on that as `data_dir`; `override: [disk]` goes on without one"
+    )
+    if data["filesystem"] == facts["system_disk"]["filesystem"]:
+        yield (
+            "disk",
+            f"{place} lies on the container's own disk ({data['kind']}), which is gone when the platform builds the container anew",
+            remedy,
+        )
+    elif data["kind"].startswith(NETWORK_SHARES):
+        yield (
+            "disk",
+            f"{place} lies on a network share ({data['kind']} at {data['mount']}), and programs and databases are to lie there",
+            f"{remedy}; the share can be a source of the weights (`type: folder`)",
+        )
 
 
 def _disk(facts: dict[str, Any], expect: dict[str, Any]) -> Iterator[_Finding]:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MIB = 1024**2
+DATA_DISKS = ("/root/autodl-tmp", "/workspace", "/data", "/mnt/data")
+"""Where platforms mount the data disk of a container: AutoDL, then RunPod and Vast, then others."""
 COMMAND_LIMIT_S = 15  # nvidia-smi takes seconds to wake many cards that no daemon keeps awake
 KEPT = "/run/r1prov/units"
 """What each keeper tells of its unit, on a host without systemd."""
@@ -62,6 +64,9 @@ def probe(paths: list[str] | None = None, ports: list[int] | None = None, networ
         "ram": _ram(),
         "cpu": _cpu(),
         "disks": [_disk(path) for path in paths or []],
+        "system_disk": _disk("/"),
+        "etc_read_only": bool(os.statvfs("/etc").f_flag & os.ST_RDONLY),
+        "data_disks": [path for path in DATA_DISKS if os.path.ismount(path) and not _disk(path)["read_only"]],
         "listeners": _listeners(ports, network) if ports else [],
         "user": _user(),
         "sudo": _sudo(),
@@ -344,7 +349,8 @@ def _missing_devices(n_cards: int) -> list[str]:
 def _disk(path: str) -> dict[str, Any]:
     """The file system that will hold `path`, which is that of its nearest parent that exists.
 
-    `filesystem` is equal for paths that share one; `free_bytes` is what a service user may take, not root's reserve.
+    `kind` is its type, as `ext4` or `nfs4`. `filesystem` is equal for paths that share one; `free_bytes` is what a service
+    user may take, not root's reserve.
     """
     holder = os.path.abspath(path)
     while not os.path.exists(holder):
@@ -357,10 +363,21 @@ def _disk(path: str) -> dict[str, Any]:
     return {
         "path": path,
         "mount": mount,
+        "kind": _file_system(mount),
         "filesystem": "%d:%d" % (os.major(device), os.minor(device)),
         "free_bytes": stat.f_bavail * stat.f_frsize,
         "read_only": bool(stat.f_flag & os.ST_RDONLY),
     }
+
+
+def _file_system(mount: str) -> str:
+    """The type of the file system that is mounted at a place. What was mounted there last is what is seen."""
+    found = ""
+    for line in _read("/proc/self/mountinfo").splitlines():
+        fields, _, source = line.partition(" - ")
+        if _unescaped(fields.split(" ")[4]) == mount:
+            found = source.split(" ")[0]
+    return found
 
 
 def _listeners(ports: list[int], network: str) -> list[dict[str, Any]]:

@@ -124,6 +124,10 @@ def _entries(root: Path) -> Iterator[Path]:
     for place, levels in PLACES:
         if (path := root / place.lstrip("/")).is_dir():
             yield from _below(path, levels)
+            if path.is_symlink():  # to the data disk
+                yield path.resolve()
+                for each in path.iterdir() if levels else ():
+                    yield from _below(each, levels - 1)
     yield from (root / PROGRAMS.lstrip("/")).glob("r1prov-*")
     for name in ROOTS:
         if (path := root / name.lstrip("/")).is_dir():

@@ -6,6 +6,7 @@ A unit file that is right says nothing about a process that was started while it
 from __future__ import annotations
 
 import grp
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,7 +207,9 @@ def _files(unit: str, pid: str, declared: Declared) -> list[Difference]:
         path = line.split(maxsplit=5)[5:]
         if path and path[0].endswith(_DELETED):
             name = path[0].removesuffix(_DELETED)
-            if _INSTALLED.match(name) or any(name == each or name.startswith(f"{each}/") for each in declared.data):
+            # What is ours may lie on the data disk, behind a link.
+            folders = (*declared.data, os.path.realpath("/opt/r1prov"))
+            if _INSTALLED.match(name) or any(name == each or name.startswith(f"{each}/") for each in folders):
                 old.add(name)
     program = str((Path("/proc") / pid / "exe").readlink())
     if program.endswith(_DELETED):

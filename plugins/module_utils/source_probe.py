@@ -12,10 +12,15 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ansible_collections.r1.prov.plugins.module_utils.artefact import index_url, without_credentials
+from ansible_collections.r1.prov.plugins.module_utils.sourced import SourcedError, variables
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 PROXY_REMEDY = "check the proxy (http_proxy, https_proxy, no_proxy) in the site's sources"
 CA_REMEDY = (
@@ -29,7 +34,8 @@ def out_of_reach(needs: list[dict[str, Any]], ca_pem: str, limit_s: float) -> li
 
     Args:
         needs: for each, `what` in words; `any_of`, the sources of which one is enough, where `pypi:NAME` is a project on the package index;
-            `have`, patterns of paths: the need is met where each of them matches something.
+            `have`, patterns of paths: the need is met where each of them matches something; `environment_file`, a script of this host
+            that is sourced before its sources are asked, or nothing.
         ca_pem: certificates to trust beside the host's own, in PEM; may be empty.
         limit_s: how long to wait for all of them together.
 
@@ -37,14 +43,32 @@ def out_of_reach(needs: list[dict[str, Any]], ca_pem: str, limit_s: float) -> li
         One dict for each need that cannot be met: `what`, and `tried`, a dict for each source as `silent` returns it.
     """
     unmet = [need for need in needs if not (need["have"] and all(map(glob.glob, need["have"])))]
-    sources = [list(map(address, need["any_of"])) for need in unmet]
-    answers = silent([source for group in sources for source in group], ca_pem, limit_s)
-    dead = {answer["asked"]: answer for answer in answers}
-    return [
-        {"what": need["what"], "tried": [dead[source] for source in group]}
-        for need, group in zip(unmet, sources, strict=True)
-        if dead.keys() >= set(group)
-    ]
+    scripts = list(dict.fromkeys(need["environment_file"] for need in unmet))
+    with ThreadPoolExecutor(max(1, len(scripts))) as pool:
+        groups = {
+            script: pool.submit(
+                _dead, [need for need in unmet if need["environment_file"] == script], ca_pem, limit_s, script
+            )
+            for script in scripts
+        }
+    found = []
+    for need in unmet:
+        dead = groups[need["environment_file"]].result()
+        tried = [dead.get(each) or dead.get("") for each in map(address, need["any_of"])]
+        if all(tried):
+            found.append({"what": need["what"], "tried": list({id(each): each for each in tried}.values())})
+    return found
+
+
+def _dead(needs: list[dict[str, Any]], ca_pem: str, limit_s: float, script: str) -> dict[str, dict[str, str]]:
+    """The sources of these needs that do not answer, as `silent` returns them. Where the script fails, that stands there instead."""
+    try:
+        environment = variables(script)
+    except SourcedError as error:
+        remedy = "correct `environment_file` in the site's sources, or the script"
+        return {"": {"asked": script, "source": script, "problem": str(error), "remedy": remedy}}
+    sources = [source for need in needs for source in map(address, need["any_of"])]
+    return {answer["asked"]: answer for answer in silent(sources, ca_pem, limit_s, environment)}
 
 
 def address(source: str) -> str:
@@ -54,14 +78,27 @@ def address(source: str) -> str:
     return f"{index_url().rstrip('/')}/{source.removeprefix('pypi:')}/"
 
 
-def silent(sources: list[str], ca_pem: str, limit_s: float) -> list[dict[str, Any]]:
+def silent(
+    sources: list[str], ca_pem: str, limit_s: float, environment: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
     """The sources (http, https and `file://` URLs, absolute paths) that do not answer.
+
+    Args:
+        sources: their addresses.
+        ca_pem: certificates to trust beside the host's own, in PEM; may be empty.
+        limit_s: how long to wait for all of them together.
+        environment: variables beside those of this process, among which may be proxies.
 
     Returns:
         One dict for each: `asked`, `source` (the same without a password), `problem`, `remedy`.
     """
     answers: dict[str, tuple[str, str] | None] = {}
-    opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=_tls(ca_pem)), _NoRedirect)
+    handlers = [
+        urllib.request.HTTPSHandler(context=_tls(ca_pem)),
+        _NoRedirect(),
+        _Proxies({**os.environ, **(environment or {})}),
+    ]
+    opener = urllib.request.build_opener(*handlers)
     end = time.monotonic() + limit_s
 
     def ask(source: str) -> None:
@@ -133,6 +170,25 @@ def _tls(ca_pem: str) -> ssl.SSLContext:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
+
+
+class _Proxies(urllib.request.ProxyHandler):
+    """The proxies of given variables, and not of those of this process."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        # As everywhere, the name in small letters counts first.
+        named = sorted(
+            (name, value) for name, value in environment.items() if name.lower().endswith("_proxy") and value
+        )
+        given = {name.lower().removesuffix("_proxy"): value for name, value in named}
+        self._bypass = {"no": given.pop("no", "")}
+        super().__init__(given)
+
+    def proxy_open(self, req: urllib.request.Request, proxy: str, type: str) -> Any:  # noqa: A002 - urllib gives it by this name
+        """Goes without a proxy to hosts for which there is none."""
+        if req.host and urllib.request.proxy_bypass_environment(req.host, self._bypass):  # type: ignore[attr-defined]
+            return None
+        return super().proxy_open(req, proxy, type)
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

@@ -42,6 +42,10 @@ options: {
       "bytes": {"type": "int", "required": true, "description": "Its size in bytes when complete."}
     }}
   }},
+  "data_dir": {"type": "path", "default": "", "description": "The folder for data. On a host without systemd it must be on a data disk,
+      where r1prov's own folders will lie, too. Empty where nobody asks."},
+  "data_disk": {"type": "str", "default": "auto", "choices": ["auto", "always", "never"], "description": "As C(use) of M(r1.prov.data_disk).
+      Where the folders will lie on the data disk, what is to be written to them counts there."},
   "ports": {"type": "list", "elements": "dict", "default": [], "description": "TCP ports on which services will listen.", "suboptions": {
     "port": {"type": "int", "required": true, "description": "The port."},
     "unit": {"type": "str", "required": true, "description": "The unit that will listen there, or already does."},
@@ -52,7 +56,9 @@ options: {
     "what": {"type": "str", "required": true, "description": "A name for messages, such as C(the weights)."},
     "any_of": {"type": "list", "elements": "str", "required": true, "description": "URLs (http, https, file), C(pypi:NAME) and absolute
         paths on the host, of which one must answer."},
-    "have": {"type": "list", "elements": "str", "default": [], "description": "Patterns of paths; once each is there, nothing is asked."}
+    "have": {"type": "list", "elements": "str", "default": [], "description": "Patterns of paths; once each is there, nothing is asked."},
+    "environment_file": {"type": "str", "default": "", "description": "A shell script of the host that is sourced before they are asked, for
+        proxies."}
   }},
   "source_limit_s": {"type": "float", "default": 10, "description": "How long all sources together may take, in seconds."},
   "ca_certificates": {"type": "str", "default": "", "description": "Certificates (PEM) to trust beside the host's own, because they
@@ -86,7 +92,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.r1.prov.plugins.module_utils import fetching
+from ansible_collections.r1.prov.plugins.module_utils import data_disk, fetching
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
 from ansible_collections.r1.prov.plugins.module_utils.host_judge import CHECKS, judge, remarks
 from ansible_collections.r1.prov.plugins.module_utils.host_probe import probe
@@ -123,6 +129,23 @@ def present_bytes(files: list[dict[str, Any]]) -> dict[str, int]:
     return present
 
 
+def on_data_disk(disk: list[dict[str, Any]], data_dir: str) -> list[dict[str, Any]]:
+    """What will be written, where it lies once r1prov's own folders are on the data disk."""
+    return [
+        {
+            **item,
+            "path": data_disk.moved(item["path"], data_dir),
+            "have": [{**file, "path": data_disk.moved(file["path"], data_dir)} for file in item["have"]],
+        }
+        for item in disk
+    ]
+
+
+def present_on_data_disk(sources: list[dict[str, Any]], data_dir: str) -> list[dict[str, Any]]:
+    """What the host must reach, with what makes that needless where it lies on the data disk: a container built anew has it there."""
+    return [{**need, "have": [data_disk.moved(path, data_dir) for path in need["have"]]} for need in sources]
+
+
 def summary(problems: list[dict[str, Any]]) -> str:
     """All problems as text for people."""
     count = "one problem" if len(problems) == 1 else f"{len(problems)} problems"
@@ -140,13 +163,18 @@ def main() -> None:
     wrong = wrong_arguments(override, [source for need in options["sources"] for source in need["any_of"]])
     if wrong:
         module.fail_json(msg=wrong, problems=[], overridden=[], facts={})
-    facts = probe([item["path"] for item in disk], [item["port"] for item in ports])
+    data_dir, sources = options["data_dir"], options["sources"]
+    if data_dir and data_disk.is_used(options["data_disk"], data_dir):
+        disk, sources = on_data_disk(disk, data_dir), present_on_data_disk(sources, data_dir)
+    facts = probe([*(item["path"] for item in disk), data_dir or "/"], [item["port"] for item in ports])
+    last = facts["disks"].pop()
+    facts["data_disk"] = last if data_dir else None
     facts["present_bytes"] = present_bytes([file for item in disk for file in item["have"]])
     facts["private_network"] = fault() if facts["init"] == "systemd" else ""
-    facts["sources"] = out_of_reach(options["sources"], options["ca_certificates"], options["source_limit_s"])
+    facts["sources"] = out_of_reach(sources, options["ca_certificates"], options["source_limit_s"])
     times = {key: options[key] for key in ("clock_s", "clock_skew_s")}
     result: dict[str, Any] = {"changed": False, "problems": [], "overridden": [], "facts": facts}
-    for problem in judge(facts, {**expect, "disk": disk, "ports": ports, **times}):
+    for problem in judge(facts, {**expect, "disk": disk, "ports": ports, "data_dir": data_dir, **times}):
         result["overridden" if problem["check"] in override else "problems"].append(problem)
     for problem in result["overridden"]:
         module.warn(f"overridden: {problem['check']}: {problem['what']}")

@@ -40,6 +40,8 @@ options: {
     "git_url": {"type": "str", "default": "", "description": "For C(git), the repository."},
     "git_ref": {"type": "str", "default": "", "description": "For C(git), a tag or a full commit."},
     "git_commit": {"type": "str", "default": "", "description": "For a tag, the full commit that it must have."},
+    "environment_file": {"type": "str", "default": "", "description": "For C(git), a shell script that is sourced before git fetches.
+        What it sets is for git alone."},
     "backend": {"type": "str", "required": true, "choices": ["cpu", "cuda"], "description": "What the engine computes with."},
     "cuda_architectures": {"type": "list", "elements": "str", "default": [], "description": "For C(cuda), capabilities without the dot."},
     "cuda_root": {"type": "path", "default": "/opt/r1prov/cuda/current", "description": "For C(cuda), the toolkit's folder."},

@@ -68,8 +68,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.r1.prov.plugins.module_utils import data_disk, platform_hook
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
-from ansible_collections.r1.prov.plugins.module_utils.files import text_of, write_whole
+from ansible_collections.r1.prov.plugins.module_utils.files import read_json
 from ansible_collections.r1.prov.plugins.module_utils.host_probe import as_owner_of
 from ansible_collections.r1.prov.plugins.module_utils.on_path import links_into
 from ansible_collections.r1.prov.plugins.module_utils.unit_look import OURS
@@ -92,9 +93,6 @@ FILES = (
     "/etc/security/limits.d/r1prov-*",
     "/run/r1prov/*",
 )
-HOOKS = ("/etc/autodl.sh", "/etc/vast_boot.d/90-r1prov.sh", "/post_start.sh")
-"""What platforms run when they start a container, with a block of r1prov's. The rest of it is somebody else's."""
-_BLOCK = re.compile(r"^# r1prov: BEGIN$.*?^# r1prov: END$\n?", re.MULTILINE | re.DOTALL)
 LOCK = "/run/r1prov/lock.json"
 """The lock of the run that removes all else. The run itself removes it at its end."""
 FILES_OF_ONE = (
@@ -188,20 +186,29 @@ def remove(path: str) -> None:
         Path(path).unlink(missing_ok=True)  # systemd has removed its own links by then
 
 
-def leave(hooks: Iterable[str]) -> None:
-    """Ends what runs units without systemd, and lets no platform start it again."""
-    end()
-    for hook in hooks:
-        unhook(Path(hook))
+def remove_empty(folders: Iterable[str], mounted: set[str]) -> None:
+    """Removes those of these folders in which nothing is left."""
+    for folder in map(Path, folders):
+        if folder.is_dir() and not folder.is_symlink() and str(folder) not in mounted and not any(folder.iterdir()):
+            folder.rmdir()
 
 
-def unhook(path: Path) -> None:
-    """Takes the block of r1prov out of a script of the platform. A script that has nothing else goes."""
-    rest = _BLOCK.sub("", path.read_text(encoding="utf-8", errors="surrogateescape"))
-    if rest.strip():
-        write_whole(path, rest.encode("utf-8", "surrogateescape"), stat.S_IMODE(path.stat().st_mode))
-    else:
-        path.unlink()
+def on_host(data_dir: str, links: list[str]) -> list[str]:
+    """Patterns of all that r1prov has on a host, with real paths: what lies on the data disk is behind links.
+
+    Args:
+        data_dir: the folder for data.
+        links: those of r1prov's own folders that are links to the data disk.
+    """
+    own = [path for path in FILES if path not in links]
+    disk = [data_disk.moved(path, data_dir) for path in data_disk.PLACES]
+    return [*own, *disk, f"{data_dir}/models", f"{data_dir}/ollama"]
+
+
+def chats_of(data_dir: str, links: list[str]) -> list[str]:
+    """The folders with the page's data and their backups, with real paths."""
+    places = [CHATS] if "/var/lib/r1prov" not in links else []
+    return [path for place in (*places, data_disk.moved(CHATS, data_dir)) for path in glob.glob(f"{place}*")]  # noqa: PTH207
 
 
 def give_to_root(path: Path) -> None:
@@ -300,7 +307,9 @@ def main() -> None:
     data_dir, keep, service = (module.params[key] for key in ("data_dir", "keep", "service"))
     data_dir, name = data_dir.rstrip("/"), f"r1prov-{service}"
     kept = {f"{data_dir}/models": "weights"} if "weights" in keep else {}
-    kept |= dict.fromkeys(glob.glob(f"{CHATS}*"), "chats") if "chats" in keep else {}  # noqa: PTH207
+    # What lies on the data disk has its own name there. Links to it go last, because what is kept may lie behind them.
+    links = data_disk.linked(data_dir)
+    kept |= dict.fromkeys(chats_of(data_dir, links), "chats") if "chats" in keep else {}
     units = sorted(path.name for path in OURS.glob(f"{name}*") if path.suffix in (".service", ".socket", ".timer"))
     users = {entry.pw_uid: entry.pw_name for entry in pwd.getpwall() if entry.pw_name.startswith(name)}
     groups = groups_of(name)
@@ -313,18 +322,23 @@ def main() -> None:
         remedy = remedy[0].upper() + remedy[1:]
         module.fail_json(msg=f"{'; '.join(obstacles)}. Nothing was removed. Remedy: {remedy}, and run the same again")
     mounted = mounts(Path("/proc/self/mountinfo").read_text(encoding="utf-8"))
-    everything = [*FILES, f"{data_dir}/models", f"{data_dir}/ollama"]
     ours = [f"{OURS}/{name}*", f"{OURS}/*.wants/{name}*", f"{OURS}/*.d/{name}*"]
     ours.append(f"/var/lib/systemd/timers/stamp-{name}*")
-    ours += [path.format(service) for path in FILES_OF_ONE] if service else everything
+    ours += [path.format(service) for path in FILES_OF_ONE] if service else on_host(data_dir, links)
     files = [path for path in doomed(ours, list(kept), mounted) if path != LOCK]
     files += [] if service else [str(link) for link in links_into(Path("/opt/r1prov"))]
     # They are looked for in the trust store itself: a run that was cut off may have removed the files, and not what was made of them.
     trusted = [] if service else sorted(glob.glob("/etc/ssl/certs/r1prov-*"))  # noqa: PTH207
+    gone = [] if service else [link for link in links if data_disk.moved(link, data_dir) in files]
     own = [group.gr_name for group in groups if group.gr_name not in users.values()]
-    hooks = [] if service else [path for path in HOOKS if _BLOCK.search(text_of(Path(path)))]
-    removed = {"units": units, "users": list(users.values()), "groups": own, "paths": freed([*files, *trusted])}
-    removed["hooks"] = hooks
+    hooks = [] if service else platform_hook.written()
+    removed = {
+        "units": units,
+        "users": list(users.values()),
+        "groups": own,
+        "paths": freed([*files, *gone, *trusted]),
+        "hooks": hooks,
+    }
     stays = staying(ours, kept, mounted)
     in_use = users_of(files, units)
     settings = sorted({str(Path(path).parent) for path in files if path.startswith(f"{OURS}/") and ".d/" in path})
@@ -333,9 +347,13 @@ def main() -> None:
             # All in one call, because systemd then stops what depends on another in the right order.
             systemctl("disable", "--now", "--quiet", *units)
         if not service:
-            leave(hooks)
-        for path in files:
+            end()
+        for hook in hooks:
+            platform_hook.take_out(Path(hook))
+        opened = {} if service else read_json(Path("/var/lib/r1prov") / data_disk.OPENED)
+        for path in (*files, *gone):
             remove(path)
+        data_disk.shut_again(opened)
         for path in kept:
             give_to_root(Path(path))
         for user in users.values():
@@ -347,9 +365,8 @@ def main() -> None:
             forget(f"{name}*")
         if trusted:
             subprocess.run(["update-ca-certificates", "--fresh"], check=True, capture_output=True)
-        for folder in (*settings, data_dir, "/var/cache/r1prov", "/var/lib/r1prov"):
-            if Path(folder).is_dir() and folder not in mounted and not os.listdir(folder):  # noqa: PTH208
-                Path(folder).rmdir()
+        disk = [*(data_disk.moved(path, data_dir) for path in data_disk.PLACES), str(data_disk.home(data_dir))]
+        remove_empty([*settings, *disk, data_dir, "/var/cache/r1prov", "/var/lib/r1prov"], mounted)
     module.exit_json(changed=any(removed.values()), removed=removed, kept=stays, in_use=in_use)
 
 

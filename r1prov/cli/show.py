@@ -145,6 +145,7 @@ def removal(host: str, found: dict[str, Any], *, check: bool, talk: bool) -> Non
     if check:
         rows = [(kind, name, "") for kind in ("unit", "user", "group") for name in removed[f"{kind}s"]]
         rows += [("path", path["path"], _in_gib(path["bytes"])) for path in removed["paths"]]
+        rows += [("line of r1prov's", path, "") for path in removed["hooks"]]
         output.table((host, "what would go", "GiB>"), [*rows, ("", "all of it", _in_gib(total))], talk=talk)
     else:
         output.say(f"{host}: {gib(total)} freed")

@@ -204,7 +204,8 @@ class SiteFile(Keys):
     workload: NamedWorkload | None = None
     """`chat`, `documents`, `thinking`, `team`, or exchanges of your own, for which the model is placed. Default: the profile's."""
     data_dir: str = Field(default="/srv/r1prov", pattern=r"^/.")
-    """The folder for the weights on the host. Where the host has a data disk, name a folder there."""
+    """The folder for the weights on the host. Where the host has a data disk, name a folder there. On a host without systemd, programs and
+    state lie there, too."""
     rpc: bool = False
     """Whether llama.cpp's RPC server is built too."""
     override: tuple[Check, ...] = ()

@@ -98,7 +98,8 @@ class Sources(Keys):
     proxy: Proxy = Proxy()
     """The proxies for everything that hosts fetch."""
     environment_file: str = ""
-    """A shell script on the host that is sourced before the weights are fetched. Rented machines have such scripts."""
+    """A shell script on the host that is sourced before the weights are fetched, and before git fetches llama.cpp. Rented machines have
+    such scripts. It counts for nothing else, because the proxies that they set slow package indexes down."""
     ca_certificates: tuple[str, ...] = ()
     """Files on the controller with the certificates of authorities, as of a TLS-inspecting proxy or an internal mirror."""
     apt: AptSource = AptSource()

@@ -25,7 +25,7 @@ def up(
     variables: Mapping[str, Any] | None = None,
     **flags: Any,
 ) -> dict[str, Any]:
-    """The variables that preflight gets for a site, and `environment_of_tasks`.
+    """The variables that preflight and the role data_disk get for a site, and `environment_of_tasks`.
 
     Args:
         folder: for the inventory.
@@ -37,7 +37,9 @@ def up(
     inventory.render(decide(site.load(site_file, **flags)), folder / "inventory")
     [play] = yaml.safe_load((ROOT / "playbooks" / "up.yml").read_text())
     steps = [step for task in play["tasks"] for step in task.get("block", [])]
-    told = next(step["vars"] for step in steps if step["ansible.builtin.import_role"]["name"].endswith(".preflight"))
+    first = (".preflight", ".data_disk")
+    given = [step["vars"] for step in steps if step["ansible.builtin.import_role"]["name"].endswith(first)]
+    told = {name: value for each in given for name, value in each.items()}
     roles = {step["ansible.builtin.import_role"]["name"] for step in steps}
     # The roles are imported as in up.yml, because the import makes their variables known. None of their tasks runs.
     imports = [{"ansible.builtin.import_role": {"name": name}, "when": False} for name in sorted(roles)]

@@ -93,7 +93,7 @@ def test_the_shell_line_is_the_same_command(tmp_path):
 def test_steps_are_the_roles_of_a_playbook():
     steps = ansible.steps_of("up")
     roles = [step.role for step in steps]
-    assert roles[:6] == ["preflight", "open_webui", "gateway", "build_deps", "service", "operators"]
+    assert roles[:6] == ["preflight", "open_webui", "gateway", "data_disk", "build_deps", "service"]
     assert roles.count("weights") == 3  # the transfer starts, the run waits for it, and replaced files go
 
 
@@ -124,7 +124,8 @@ def test_a_step_is_due_where_what_it_builds_upon_differs():
     ]
     assert due("weights", "gateway") == ["preflight", "gateway", "weights", "ollama", "llama_server", "smoke_bench"]
     every = {step.role for step in ansible.steps_of("up")}
-    assert set(due("build_deps")) == every - {"operators", "watch"}
+    assert set(due("build_deps")) == every - {"operators", "watch", "data_disk"}
+    assert set(due("data_disk")) == every  # whose services it has stopped, and whose folders it has moved
     assert every - {"preflight", "smoke_bench"} <= {tag for step in ansible.steps_of("up") for tag in step.tags}
 
 

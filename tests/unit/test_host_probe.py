@@ -76,6 +76,7 @@ def test_disk_of_paths_that_do_not_exist_yet(tmp_path: Path):
     assert other["mount"] == "/proc"
     assert abs(new["free_bytes"] - free) < 1e9  # other programs write to this disk too
     assert not new["read_only"]
+    assert (other["kind"], new["kind"] not in ("", "proc")) == ("proc", True)
 
 
 def test_a_listener_and_its_owner():

@@ -15,6 +15,24 @@ def test_the_needs_of_a_reference_machine(profile: str, tmp_path: Path) -> None:
     assert_golden({"needs.json": text}, f"needs/{profile}")
 
 
+@pytest.mark.parametrize(("kind", "script"), [("git", "/etc/network_turbo"), ("pypi", "")])
+def test_the_script_of_a_rented_machine_counts_for_weights_and_git(kind: str, script: str, tmp_path: Path) -> None:
+    git = {"type": "git", "git_url": "https://github.com/ggml-org/llama.cpp"} if kind == "git" else {"type": "pypi"}
+    sources = {"environment_file": "/etc/network_turbo", "llama_cpp": git}
+    found = up(
+        tmp_path,
+        profile="demo",
+        hosts=["gpu1"],
+        sources=sources,
+        versions={"llama_cpp": "1" * 40} if kind == "git" else {},
+        show={"given": "{{ llama_cpp_environment_file }}"},
+    )
+    scripts = {source["what"]: source.get("environment_file", "") for source in found["preflight_sources"]}
+    expected = {"the weights": "/etc/network_turbo"} | ({"the source of llama.cpp": script} if script else {})
+    assert {what: given for what, given in scripts.items() if given} == expected
+    assert found["given"] == script
+
+
 def test_what_a_site_asks_for_is_needed_and_nothing_else(tmp_path: Path) -> None:
     archive = tmp_path / "llama.tar.gz"
     archive.write_bytes(b"x")
@@ -56,6 +74,7 @@ def test_what_a_site_asks_for_is_needed_and_nothing_else(tmp_path: Path) -> None
         "building llama.cpp",
     ]
     assert found["preflight_driver"] == "580"
+    assert found["data_disk_reach"] == ["/mnt/usb/DeepSeek-R1-UD-IQ1_S", "/mnt/usb"]  # It may lie below /root.
     authorities = dict.fromkeys(
         ("PIP_CERT", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"), "/etc/ssl/certs/ca-certificates.crt"
     )

@@ -49,6 +49,10 @@ FACTS = {
         {"mount": "/srv", "filesystem": "8:1", "free_bytes": 150 * GB, "total_bytes": 1800 * GB, "read_only": False},
         {"mount": "/", "filesystem": "8:2", "free_bytes": 5 * GB, "total_bytes": 30 * GB, "read_only": False},
     ],
+    "system_disk": {"mount": "/", "filesystem": "8:2", "kind": "overlay"},
+    "etc_read_only": False,
+    "data_disks": ["/root/autodl-tmp"],
+    "data_disk": {"mount": "/srv", "filesystem": "8:1", "kind": "ext4"},
     "present_bytes": {},
     "listeners": [],
     "private_network": "",
@@ -76,6 +80,7 @@ EXPECT = {
     "ports": [{"port": 8080, "unit": "r1prov-llama-server.service"}],
     "clock_s": 1000.0,
     "clock_skew_s": 120,
+    "data_dir": "/srv/r1prov",
 }
 LISTENER = {"port": 8080, "pid": 812, "process": "nginx", "unit": "nginx.service"}
 TRIED = [
@@ -245,6 +250,42 @@ def test_a_container_without_its_cards_is_one_problem_with_one_remedy(error: str
 def test_a_container_that_is_meant_to_have_no_card_has_its_limits():
     found = judge(changed(FACTS, RENTED | NO_CARDS_TODAY), EXPECT | {"backend": "cpu"})
     assert [problem["check"] for problem in found] == ["cpu", "ram", "floor"]
+
+
+OWN_LAYER = {"mount": "/", "filesystem": "8:2", "kind": "overlay"}
+SHARE = {"mount": "/root/autodl-fs", "filesystem": "0:61", "kind": "nfs4"}
+DATA_DISKS_WRONG = [
+    (
+        {"data_disk": OWN_LAYER},
+        "/srv/r1prov lies on the container's own disk (overlay), which is gone",
+        "write `data_dir: /root/autodl-tmp/r1prov` into the site file",
+    ),
+    ({"data_disk": OWN_LAYER, "data_disks": []}, "/srv/r1prov lies on the container's own disk", "override: [disk]"),
+    (
+        {"data_disk": SHARE, "data_disks": ["/root/autodl-tmp", "/workspace"]},
+        "/srv/r1prov lies on a network share (nfs4 at /root/autodl-fs)",
+        "write `data_dir: /root/autodl-tmp/r1prov` into the site file; the share can be a source",
+    ),
+    (
+        {"data_disk": SHARE | {"mount": "/workspace", "kind": "fuse.mfs"}, "data_disks": ["/workspace"]},
+        "/srv/r1prov lies on a network share (fuse.mfs at /workspace)",
+        "rent it with a data disk",
+    ),
+    ({"etc_read_only": True}, "/etc is read-only", "on the platform's page"),
+]
+
+
+@pytest.mark.parametrize(("facts", "what", "remedy"), DATA_DISKS_WRONG)
+def test_a_disk_on_which_nothing_would_last(facts: dict, what: str, remedy: str):
+    found = judge(changed(FACTS, RENTED | {"init": "bash"} | facts), EXPECT)
+    [problem] = [each for each in found if each["check"] == "disk"]
+    assert problem["what"].startswith(what)
+    assert remedy in problem["remedy"]
+
+
+@pytest.mark.parametrize("disk", [OWN_LAYER, SHARE, None])
+def test_where_systemd_runs_the_host_any_disk_is_one_for_data(disk: dict | None):
+    assert judge(changed(FACTS, {"container": "systemd-nspawn", "data_disk": disk}), EXPECT) == []
 
 
 RENTED_WRONG = [

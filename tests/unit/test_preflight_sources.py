@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import os
 import socket
 import ssl
 import threading
@@ -13,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
 import pytest
-from ansible_collections.r1.prov.plugins.module_utils import source_probe
+from ansible_collections.r1.prov.plugins.module_utils import source_probe, sourced
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -127,7 +128,7 @@ def test_paths(tmp_path: Path):
 
 
 def need(*any_of: str, have: tuple[str, ...] = ()) -> dict:
-    return {"what": "the weights", "any_of": list(any_of), "have": list(have)}
+    return {"what": "the weights", "any_of": list(any_of), "have": list(have), "environment_file": ""}
 
 
 def test_one_source_that_answers_is_enough(tmp_path: Path):
@@ -176,3 +177,42 @@ def certificate(folder: Path, valid_days: int) -> tuple[str, ssl.SSLContext]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "server.pem")
     return pem.decode(), context
+
+
+def proxy_script(folder: Path, address: str, more: str = "") -> str:
+    """A script as platforms have them, which also talks."""
+    script = folder / "network turbo"
+    script.write_text(f"echo welcome\nexport http_proxy={address} no_proxy=127.0.0.1\n{more}")
+    return str(script)
+
+
+def by_way_of(script: str, *any_of: str) -> dict:
+    return need(*any_of) | {"environment_file": script}
+
+
+def test_the_script_of_a_source_says_by_which_proxy_it_is_reached(tmp_path: Path):
+    """Beside it, another need is asked without that proxy. Both ask at once."""
+    with server(200) as proxy, server(200) as own:
+        script = proxy_script(tmp_path, proxy)
+        far = "http://r1prov.invalid/"
+        assert source_probe.out_of_reach([by_way_of(script, far), by_way_of(script, own), need(own)], "", 10) == []
+        (found,) = source_probe.out_of_reach([need(far), by_way_of(script, far)], "", 10)
+        assert found["tried"][0]["problem"] == "its name cannot be resolved"
+    assert "http_proxy" not in os.environ
+
+
+@pytest.mark.parametrize("more", ["", "return 3\n"])
+def test_a_script_that_cannot_be_sourced_is_said_once(tmp_path: Path, more: str):
+    script = proxy_script(tmp_path, "http://127.0.0.1:9", more) if more else f"{tmp_path}/none"
+    (found,) = source_probe.out_of_reach([by_way_of(script, "http://r1prov.invalid/", "http://other.invalid/")], "", 10)
+    (tried,) = found["tried"]
+    assert tried["problem"].startswith(f"{script} cannot be sourced")
+    assert "environment_file" in tried["remedy"]
+
+
+def test_what_a_script_sets_is_for_whoever_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("KEPT", "as it was")
+    script = proxy_script(tmp_path, "http://127.0.0.1:9", "export TWO_LINES='a\nb'\n")
+    found = sourced.variables(script)
+    assert found == {"http_proxy": "http://127.0.0.1:9", "no_proxy": "127.0.0.1", "TWO_LINES": "a\nb"}
+    assert sourced.variables("") == {}

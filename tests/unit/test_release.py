@@ -445,7 +445,7 @@ def test_a_url_that_sends_something_else(tmp_path: Path, progress: Progress) -> 
 def test_a_build_of_llama_cpp_is_named_after_all_that_decides_it(tmp_path: Path) -> None:
     wanted: dict[str, Any] = {
         "source": "pypi", "archive": "", "sha256": "0" * 64, "git_url": "", "git_ref": "", "git_commit": "",
-        "backend": "cpu", "cuda_architectures": [], "cuda_root": "/nowhere", "rpc": False, "jobs": 0,
+        "environment_file": "", "backend": "cpu", "cuda_architectures": [], "cuda_root": "/nowhere", "rpc": False, "jobs": 0,
     }  # fmt: skip
     build = LlamaCpp(wanted, "1", tmp_path)
     assert re.fullmatch(r"1-cpu-[0-9a-f]{12}", build.id)
@@ -481,7 +481,8 @@ class Repository:
 def from_git(repository: Repository, cache: Path, commit: str, ref: str = "b1") -> LlamaCpp:
     wanted: dict[str, Any] = {
         "source": "git", "archive": "", "sha256": "", "git_url": repository.folder.as_uri(), "git_ref": ref,
-        "git_commit": commit, "backend": "cpu", "cuda_architectures": [], "cuda_root": "/nowhere", "rpc": False, "jobs": 0,
+        "git_commit": commit, "environment_file": "", "backend": "cpu", "cuda_architectures": [], "cuda_root": "/nowhere",
+        "rpc": False, "jobs": 0,
     }  # fmt: skip
     build = LlamaCpp(wanted, ref, cache)
     build.tree.mkdir(parents=True)
@@ -500,6 +501,25 @@ def test_a_tag_that_has_moved_is_refused(tmp_path: Path, progress: Progress, *, 
     shutil.rmtree(tmp_path / "a" / "build")
     assert (from_git(repository, tmp_path / "a", seen)._fetch_git(progress) / "file").read_text() == "good"
     assert (from_git(repository, tmp_path / "c", "", seen)._fetch_git(progress) / "file").read_text() == "good"
+
+
+def test_the_script_of_a_platform_counts_for_what_git_fetches_and_for_nothing_else(
+    tmp_path: Path, progress: Progress
+) -> None:
+    """The repository has another address, which only the script tells git."""
+    repository = Repository(tmp_path / "repository")
+    commit = repository.commit("good")
+    script = tmp_path / "network turbo"
+    settings = f"GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=url.{tmp_path.as_uri()}/.insteadOf GIT_CONFIG_VALUE_0=https://github.invalid/"
+    script.write_text(f"echo welcome; export {settings}\n")
+    build = from_git(repository, tmp_path / "a", commit)
+    build._wanted |= {"git_url": "https://github.invalid/repository", "environment_file": str(script)}
+    assert (build._fetch_git(progress) / "file").read_text() == "good"
+    assert "GIT_CONFIG_COUNT" not in os.environ
+    lost = from_git(repository, tmp_path / "b", commit)
+    lost._wanted |= {"environment_file": str(tmp_path / "none")}
+    with pytest.raises(ReleaseError, match=r"none cannot be sourced.* Correct llama_cpp_environment_file"):
+        lost._fetch_git(progress)
 
 
 def test_the_same_commit_is_the_same_release_whatever_it_is_called(tmp_path: Path) -> None:

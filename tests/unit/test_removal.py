@@ -10,7 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from ansible_collections.r1.prov.plugins.module_utils import platform_hook
 from ansible_collections.r1.prov.plugins.modules import removal
+
+ROOT = Path(__file__).parents[2]
 
 MOUNTINFO = "23 1 0:20 / / rw - overlay overlay rw\n40 23 0:31 /x /var/cache/r1prov/ccache rw - ext4 /dev/vda rw\n"
 
@@ -144,3 +148,21 @@ def test_a_process_that_would_keep_a_user_from_being_deleted_is_found(tmp_path: 
                 assert removal.strangers(users, [own]) == []
         finally:
             process.kill()
+
+
+def test_the_line_in_a_platforms_script_goes_and_the_rest_stays(tmp_path):
+    own = "# r1prov: BEGIN\n/usr/local/bin/r1prov-units boot\n# r1prov: END\n"
+    theirs, ours = tmp_path / "autodl.sh", tmp_path / "r1prov.sh"
+    theirs.write_text(f"#!/bin/bash\nstart-something\n{own}other\n")
+    theirs.chmod(0o750)
+    ours.write_text(own)
+    for path in (theirs, ours):
+        platform_hook.take_out(path)
+    assert theirs.read_text() == "#!/bin/bash\nstart-something\nother\n"
+    assert oct(theirs.stat().st_mode)[-3:] == "750"
+    assert not ours.exists()
+
+
+def test_removal_knows_the_scripts_of_all_platforms_that_the_role_writes_to():
+    known = yaml.safe_load((ROOT / "roles/service/vars/main.yml").read_text())["__service_hooks"]
+    assert [each["hook"] for each in known] == list(platform_hook.HOOKS)
