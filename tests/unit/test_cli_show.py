@@ -161,6 +161,7 @@ def test_what_would_go_is_listed_with_what_stays(capsys):
         "users": ["r1prov-llama"],
         "groups": ["r1prov-operators"],
         "paths": [{"path": "/srv/r1prov/ollama", "bytes": 4096}, {"path": "/opt/r1prov", "bytes": 3 << 30}],
+        "hooks": ["/etc/autodl.sh"],
     }
     kept = [
         {"path": "/srv/r1prov/models", "bytes": 131 << 30, "why": "weights"},
@@ -175,6 +176,7 @@ def test_what_would_go_is_listed_with_what_stays(capsys):
         "group  r1prov-operators",
         "path  /srv/r1prov/ollama",
         "path  /opt/r1prov  3.0",
+        "line of r1prov's  /etc/autodl.sh",
         "  all of it  3.0",
     ]
     assert lines(err) == [
