@@ -67,7 +67,14 @@ E2E = {
     "models": ("test_up_models.py", "test_up_offline.py"),
     "controller": ("test_controller_trixie.py",),
     "tune": ("test_up_tune.py",),
-    "lab": ("test_lab.py", "test_lab_images.py", "test_lab_units.py", "test_lab_packages.py", "test_lab_contact.py"),
+    "lab": (
+        "test_lab.py",
+        "test_lab_container.py",
+        "test_lab_images.py",
+        "test_lab_units.py",
+        "test_lab_packages.py",
+        "test_lab_contact.py",
+    ),
 }
 
 KEPT = ROOT / "tests" / "last-result.json"

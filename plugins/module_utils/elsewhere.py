@@ -8,12 +8,10 @@ import runpy
 import select
 import signal
 import sys
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from pathlib import Path
 
 _CLONE_NEWNET = 0x40000000
+_OWN = Path("/proc/self/ns/net")
 
 
 class Running:
@@ -53,6 +51,8 @@ class Running:
 
 
 def _enter(network: Path) -> None:
+    if network.stat().st_ino == _OWN.stat().st_ino:
+        return
     descriptor = os.open(network, os.O_RDONLY)
     libc = ctypes.CDLL(None, use_errno=True)  # os.setns is new in Python 3.12
     if libc.setns(descriptor, _CLONE_NEWNET):

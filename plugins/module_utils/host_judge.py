@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,7 +13,6 @@ MIB, GIB = 1024**2, 1024**3
 CHECKS = {
     "os": "a distribution r1prov knows",
     "arch": "x86-64",
-    "init": "systemd is process 1",
     "sudo": "the tasks run as root",
     "clock": "host and controller agree on the time",
     "cpu": "enough CPUs",
@@ -69,9 +69,14 @@ def judge(facts: dict[str, Any], expect: dict[str, Any]) -> list[dict[str, Any]]
 
 
 def remarks(facts: dict[str, Any], expect: dict[str, Any]) -> list[str]:
-    """One sentence for each way in which the processors differ from the plan's. The plan works with them, but slower than it could."""
+    """What whoever runs this should know of the host, in a sentence each: what services lack there, and where it is slower than planned."""
     cpu, threads, nodes = facts["cpu"], expect.get("threads") or 0, expect.get("numa_nodes") or 0
     found = []
+    if facts["init"] != "systemd":
+        found.append(
+            f"process 1 is `{facts['init']}`, not systemd, so supervisord runs the services. They have users of their own, and neither a "
+            "sandbox nor a private network: whoever else logs in to this host reaches their ports (docs/containers.md)"
+        )
     if threads > cpu["usable_threads"]:
         found.append(
             f"it has {cpu['usable_threads']} CPUs to use ({cpu['cores']} physical cores), and {threads} threads are to compute: they will "
@@ -119,13 +124,6 @@ def _system(facts: dict[str, Any], _expect: dict[str, Any]) -> Iterator[_Finding
         )
     if facts["arch"] != "x86_64":
         yield "arch", f"its processor is {facts['arch']}; r1prov builds for x86_64", "use an x86-64 server"
-    if facts["init"] != "systemd":
-        place = f"a {facts['container']} container" if facts["container"] else "a container or an unusual system"
-        yield (
-            "init",
-            f"process 1 is `{facts['init']}`, not systemd: this is {place}, where nothing can run services",
-            "use the machine around the container, or rent it as a virtual machine or bare metal",
-        )
     if facts["sudo"] != "root":
         yield (
             "sudo",
@@ -365,7 +363,14 @@ def _ports(facts: dict[str, Any], expect: dict[str, Any]) -> Iterator[_Finding]:
             )
 
 
-def _network(facts: dict[str, Any], _expect: dict[str, Any]) -> Iterator[_Finding]:
+def _network(facts: dict[str, Any], expect: dict[str, Any]) -> Iterator[_Finding]:
+    for wanted in expect.get("ports") or [] if facts["init"] != "systemd" else ():
+        if not is_loopback(wanted.get("address") or "127.0.0.1"):
+            yield (
+                "network",
+                f"{wanted['unit']} is to listen at {wanted['address']}, and without systemd it can listen at 127.0.0.1 alone",
+                "take the address out of the site file, and let a `gateway` offer the API and the page to others",
+            )
     if facts["private_network"]:
         yield (
             "network",
@@ -379,6 +384,11 @@ def _sources(facts: dict[str, Any], _expect: dict[str, Any]) -> Iterator[_Findin
         tried = "; ".join(f"{source['source']}: {source['problem']}" for source in need["tried"])
         remedies = dict.fromkeys(source["remedy"] for source in need["tried"])  # each once, in their order
         yield "sources", f"no source answers for {need['what']}: {tried}", "; ".join(remedies)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address leads to this host alone."""
+    return address == "localhost" or ip_address(address.strip("[]")).is_loopback
 
 
 def _named(card: dict[str, Any]) -> str:

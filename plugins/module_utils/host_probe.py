@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import glob
 import json
 import os
@@ -22,12 +23,17 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 MIB = 1024**2
 DATA_DISKS = ("/root/autodl-tmp", "/workspace", "/data", "/mnt/data")
 """Where platforms mount the data disk of a container: AutoDL, then RunPod and Vast, then others."""
 COMMAND_LIMIT_S = 15  # nvidia-smi takes seconds to wake many cards that no daemon keeps awake
+KEPT = "/run/r1prov/units"
+"""What each keeper tells of its unit, on a host without systemd."""
 PACKAGE_LOCKS = (
     "/var/lib/dpkg/lock-frontend",
     "/var/lib/dpkg/lock",
@@ -61,12 +67,16 @@ def probe(paths: list[str] | None = None, ports: list[int] | None = None, networ
         "system_disk": _disk("/"),
         "etc_read_only": bool(os.statvfs("/etc").f_flag & os.ST_RDONLY),
         "data_disks": [path for path in DATA_DISKS if os.path.ismount(path) and not _disk(path)["read_only"]],
-        "listeners": _listeners(ports, network) if ports else [],
         "user": _user(),
         "sudo": _sudo(),
         "package_locks": [path for path in PACKAGE_LOCKS if _is_locked(path)],
     }
-    return {**facts, "gpu": gpu.result()}
+    # These two act as the owners of processes, which counts for all threads. So the other one has to be over.
+    facts["gpu"] = gpu.result()
+    facts["listeners"] = _listeners(ports, network) if ports else []
+    if facts["gpu"]["cards"] and (facts["container"] or facts["init"] != "systemd"):
+        _see_holders(facts["gpu"]["cards"])
+    return facts
 
 
 # --- system ---
@@ -253,11 +263,6 @@ def _gpu() -> dict[str, Any]:
                 "processes": [process for card, process in processes.result() if card == uuid],
             }
         )
-    # A container sees no process of others, and often not even its own, because nvidia-smi knows them by the numbers of the machine.
-    if (_container() or _read("/proc/1/comm").strip() != "systemd") and gpu["cards"]:
-        holders = _with_cards_open()
-        for card in gpu["cards"]:
-            card["processes"] = card["processes"] or holders
     gpu["missing_devices"] = _missing_devices(len(gpu["cards"]))
     gpu["link"] = link.result() if gpu["cards"] else None
     return gpu
@@ -301,14 +306,20 @@ def _gpu_processes() -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
+def _see_holders(cards: list[dict[str, Any]]) -> None:
+    """Gives each card without processes those that have any card open.
+
+    A container sees no process of others, and often not even its own, because nvidia-smi knows them by the numbers of the machine.
+    """
+    holders = _with_cards_open()
+    for card in cards:
+        card["processes"] = card["processes"] or holders
+
+
 def _with_cards_open() -> list[dict[str, Any]]:
     """The processes that have any card open. What each uses of it is not known."""
-    found = dict[str, None]()
-    for path in glob.glob("/proc/[0-9]*/fd/*"):
-        with contextlib.suppress(OSError):
-            if re.fullmatch(r"/dev/nvidia\d+", os.readlink(path)):
-                found[path.split("/")[2]] = None
-    return [{"pid": int(pid), "process": _process(pid), "unit": _unit(pid), "used_bytes": None} for pid in found]
+    found = dict.fromkeys(pid for pid, target in _opened() if re.fullmatch(r"/dev/nvidia\d+", target))
+    return [{"pid": pid, "process": _process(pid), "unit": _unit(pid), "used_bytes": None} for pid in found]
 
 
 def _smi(what: str, fields: list[str]) -> tuple[int, str]:
@@ -409,12 +420,48 @@ def _held_by_systemd() -> dict[int, str]:
 def _socket_owners(inodes: set[str]) -> dict[str, int]:
     """Socket inode -> the process that has it open, for the processes this user may look into."""
     owners: dict[str, int] = {}
-    for path in glob.glob("/proc/[0-9]*/fd/*"):
-        with contextlib.suppress(OSError):
-            target = os.readlink(path)
-            if target.startswith("socket:[") and target[8:-1] in inodes:
-                owners.setdefault(target[8:-1], int(path.split("/")[2]))
+    for pid, target in _opened():
+        if target.startswith("socket:[") and target[8:-1] in inodes:
+            owners.setdefault(target[8:-1], pid)
     return owners
+
+
+def _opened() -> Iterator[tuple[int, str]]:
+    """What each process has open, for the processes this user may look into: its number and the name of the file."""
+    for folder in glob.glob("/proc/[0-9]*"):
+        pid = int(folder[len("/proc/") :])
+        with contextlib.suppress(OSError), as_owner_of(pid):
+            for name in os.listdir(folder + "/fd"):
+                with contextlib.suppress(OSError):
+                    yield pid, os.readlink("%s/fd/%s" % (folder, name))
+
+
+@contextlib.contextmanager
+def as_owner_of(pid: int | str) -> Iterator[None]:
+    """Acts as the user of a process meanwhile, where root may not look into the processes of others, as in a container.
+
+    Raises:
+        OSError: the process is gone.
+    """
+    if os.geteuid() != 0 or _may_look_into_others():
+        yield
+        return
+    with open("/proc/%s/status" % pid, encoding="utf-8", errors="replace") as file:
+        uid, gid = (int(number) for number in re.findall(r"^[UG]id:\t\d+\t(\d+)", file.read(), re.MULTILINE))
+    os.setegid(gid)
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+@functools.cache
+def _may_look_into_others() -> bool:
+    """Whether this process has the capability CAP_SYS_PTRACE."""
+    rights = re.search(r"^CapEff:\t(\w+)", _read("/proc/self/status"), re.MULTILINE)
+    return bool(rights and int(rights[1], 16) & 1 << 19)
 
 
 def _is_locked(path: str) -> bool:
@@ -434,7 +481,7 @@ def _process(pid: int | str | None) -> str:
 
 
 def _unit(pid: int | str | None) -> str:
-    """The systemd unit a process belongs to, e.g. `nginx.service`; empty if none, or not to be seen from here."""
+    """The unit a process belongs to, e.g. `nginx.service`; empty if none, or not to be seen from here."""
     for line in _read("/proc/%s/cgroup" % pid).splitlines() if pid else []:
         _, controllers, path = line.split(":", 2)
         if controllers in ("", "name=systemd"):
@@ -442,6 +489,21 @@ def _unit(pid: int | str | None) -> str:
             if units:
                 # A user names the units below user@1000.service, perhaps like one of ours. So the first counts.
                 return units[0]
+    return _kept_unit(pid) if pid and not os.path.isdir("/run/systemd/system") else ""
+
+
+def _kept_unit(pid: int | str) -> str:
+    """The unit whose keeper has started a process, or what the process comes from; empty if none."""
+    keepers = {}
+    for path in glob.glob(KEPT + "/*.json"):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            keepers[str(json.loads(_read(path))["KeeperPID"])] = os.path.basename(path)[: -len(".json")]
+    each = str(pid) if keepers else ""
+    while each not in ("", "0"):
+        if each in keepers:
+            return keepers[each]
+        # A program's name, which stands in front in parentheses, may hold anything.
+        each = "".join(_read("/proc/%s/stat" % each).rpartition(")")[2].split()[1:2])
     return ""
 
 

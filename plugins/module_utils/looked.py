@@ -52,12 +52,8 @@ def differences(expectation: Mapping[str, Any], answer: Mapping[str, Any]) -> li
 def _in_words(expectation: Mapping[str, Any], answer: Mapping[str, Any]) -> list[str]:
     if told := answer.get("differences"):
         return [str(each) for each in told]
-    arguments, kind = expectation["arguments"], expectation["module"].rpartition(".")[2]
-    if kind == "file":
-        return _of_file(str(arguments["path"]), answer)
-    if kind == "systemd_service":
-        wanted = "started and enabled" if arguments.get("enabled", True) else "disabled"
-        return [f"{arguments['name']} is not {wanted}"]
+    if expectation["module"] == "ansible.modules.file":
+        return _of_file(str(expectation["arguments"]["path"]), answer)
     return [f"a run would do this: {expectation['task']}"]
 
 
@@ -66,6 +62,8 @@ def _of_file(path: str, answer: Mapping[str, Any]) -> list[str]:
     before, after = diff.get("before") or {}, diff.get("after") or {}
     if before.get("state") == "absent":
         return [f"{path} is missing"]
+    if after.get("state") == "absent":
+        return [f"{path} is there, and should not be"]
     found = [
         f"{path} has the {key} {before[key]}, and should have {after[key]}"
         for key in before

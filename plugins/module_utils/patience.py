@@ -51,7 +51,7 @@ class Services:
         for name, now in self._states().items():
             result = "" if now["Result"] == "success" else f", {now['Result']}"
             restarts = int(now["NRestarts"]) - int(self._before[name]["NRestarts"])
-            again = f", started again by systemd {restarts} times" if restarts > 0 else ""
+            again = f", started again {restarts} times" if restarts > 0 else ""
             told.append(f"{name} is {now['ActiveState']} ({now['SubState']}{result}){again}")
         return "; ".join(told)
 

@@ -30,7 +30,7 @@ PLACES = (
 CLOSED = ("/var/lib/r1prov/history",)
 """Those of them that only root may enter. Their files are for root alone, too."""
 PROGRAMS = "/usr/local/lib"
-_FOLDERS = ("r1prov-measure", "r1prov-weights")
+_FOLDERS = ("r1prov-measure", "r1prov-units", "r1prov-weights")
 """Programs that are folders, which Python runs. All others are files."""
 ROOTS = ("/var/lib/r1prov/packages", "/var/lib/r1prov/smoke_bench", "/var/lib/r1prov/llama_server")
 """What steps that run as root remember. The folders beside them are of services."""

@@ -8,14 +8,13 @@ from __future__ import annotations
 import grp
 import os
 import re
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ansible_collections.r1.prov.plugins.module_utils import account_look, confinement_look
 from ansible_collections.r1.prov.plugins.module_utils.difference import Difference
-from ansible_collections.r1.prov.plugins.module_utils.files import text_of
+from ansible_collections.r1.prov.plugins.module_utils.host_probe import as_owner_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -72,18 +71,20 @@ def look(
         inherited: names of variables that systemd gives to every unit of this host.
     """
     try:
-        found = [
-            *_arguments(unit, main, declared),
-            *_environment(unit, main, declared, inherited),
-            *_identity(unit, main, declared),
-            *_network(unit, main, declared),
-            *_confinement(unit, main, declared),
-        ]
+        with as_owner_of(main):
+            found = [
+                *_arguments(unit, main, declared),
+                *_environment(unit, main, declared, inherited),
+                *_identity(unit, main, declared),
+                *_network(unit, main, declared),
+                *_confinement(unit, main, declared),
+            ]
     except (FileNotFoundError, ProcessLookupError):
         return []
     for pid in dict.fromkeys([main, *pids]):
         try:
-            found += [*_state(unit, pid), *_files(unit, pid, declared)]
+            with as_owner_of(pid):
+                found += [*_state(unit, pid), *_files(unit, pid, declared)]
         except (FileNotFoundError, ProcessLookupError):
             continue
     return found
@@ -222,12 +223,6 @@ def _files(unit: str, pid: str, declared: Declared) -> list[Difference]:
             (unit, pid), "files", "", first, f"still uses {first}{more} as before the file was replaced or removed"
         )
     ]
-
-
-def cpu_seconds(group: Path) -> float:
-    """How much of the processors a control group has used so far."""
-    used = re.search(r"^usage_usec (\d+)", text_of(group / "cpu.stat"), re.MULTILINE)
-    return int(used[1]) / 1e6 if used else time.monotonic()
 
 
 def _words(pid: str, name: str) -> list[str]:

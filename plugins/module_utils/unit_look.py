@@ -12,6 +12,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ansible_collections.r1.prov.plugins.module_utils import units
 from ansible_collections.r1.prov.plugins.module_utils.difference import Difference, owner_and_mode
 
 if TYPE_CHECKING:
@@ -88,11 +89,11 @@ def administrators(unit: str, folders: Collection[Path] = FOLDERS) -> list[Diffe
 def variables(names: Iterable[str]) -> list[Difference]:
     """Variables that systemd gives to every service, as an administrator has told it to. Programs of ours may heed them."""
     said = (
-        "systemd gives every service the variable {0}, those of r1prov too. It is not r1prov's, so it stays: "
-        "`systemctl unset-environment {0}` takes it away"
+        "systemd gives every service the variable {}, those of r1prov too. It is not r1prov's, so it stays: "
+        "`{}` takes it away"
     )
     return [
-        Difference("variable for all", name, "", name, said.format(name))
+        Difference("variable for all", name, "", name, said.format(name, units.in_words("unset-environment", name)))
         for name in names
         if not _OF_EVERY_HOST.fullmatch(name)
     ]

@@ -97,7 +97,7 @@ from ansible_collections.r1.prov.plugins.module_utils.llama_fit import (
 )
 from ansible_collections.r1.prov.plugins.module_utils.llama_memory import load_surprises, loaded, misfits, surprises
 from ansible_collections.r1.prov.plugins.module_utils.llama_props import differences, misplaced, uses_gpu
-from ansible_collections.r1.prov.plugins.module_utils.units import first_lines, show
+from ansible_collections.r1.prov.plugins.module_utils.units import first_lines, in_words, show
 
 GOES_ON = "What runs on the host goes on as it was."
 CONFIRMED = Path("/var/lib/r1prov/llama_server/fit.json")
@@ -158,14 +158,14 @@ def serves(module: AnsibleModule, options: dict[str, Any]) -> None:
     try:
         props = Api(options["url"], options["api_key_file"]).get("/props")
     except ApiError as error:
-        module.fail_json(msg=f"llama-server: {error}. Look at its log: journalctl -u {UNIT}")
+        module.fail_json(msg=f"llama-server: {error}. Look at its log: {in_words('log', UNIT)}")
     load = loaded(first_lines(f"{UNIT}.service", _LOAD_LINES))
     wrong = differences(props, options["model"], options["arguments"])
     if options["gpu"]:
         if not uses_gpu(show(f"{UNIT}.service", "MainPID")["MainPID"]):
             module.fail_json(
                 msg="llama-server computes on the CPU, because it could not open a GPU. nvidia-smi tells whether the driver works; "
-                f"then start it again: systemctl restart {UNIT}"
+                f"then start it again: {in_words('restart', UNIT)}"
             )
         wrong += filter(None, [misplaced(load, options["arguments"])])
     if wrong:

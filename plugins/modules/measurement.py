@@ -160,7 +160,9 @@ def await_engine(engine: str) -> str:
         gone_s = time.monotonic() if now["ActiveState"] not in ("inactive", "failed") else gone_s
         if time.monotonic() - gone_s > GONE_S or now["SubState"] == "auto-restart" or not heard(STDOUT):
             progress.finish(failed=True)
-            words = units.last_words(units.show(engine, "InvocationID").get("InvocationID", "")) or now["SubState"]
+            words = (
+                units.last_words(engine, units.show(engine, "InvocationID").get("InvocationID", "")) or now["SubState"]
+            )
             return f"{engine} does not come back after the measurement: {words}. Remedy: `r1prov up` says more and repairs what it can"
         time.sleep(POLL_S)
     progress.finish()
@@ -202,8 +204,10 @@ def main() -> None:
     result = read_json(file)
     wrong = []
     if not is_done(result, job):
-        why = units.last_words(state["InvocationID"]) or state["Result"]
-        remedy = f"mend that and run the same again; the whole log: journalctl -u {UNIT.removesuffix('.service')}"
+        why = units.last_words(UNIT, state["InvocationID"]) or state["Result"]
+        remedy = (
+            f"mend that and run the same again; the whole log: {units.in_words('log', UNIT.removesuffix('.service'))}"
+        )
         wrong.append(f"{why}. Remedy: {remedy}")
     if options["await_engine"] and not stopped:
         wrong += filter(None, [await_engine(engine)])

@@ -106,7 +106,7 @@ from ansible_collections.r1.prov.plugins.module_utils.open_webui_backup import (
 )
 from ansible_collections.r1.prov.plugins.module_utils.progress import RUN, Progress
 from ansible_collections.r1.prov.plugins.module_utils.secret import is_digest, same, without_secrets
-from ansible_collections.r1.prov.plugins.module_utils.units import UnitError, reset_failed, systemctl
+from ansible_collections.r1.prov.plugins.module_utils.units import UnitError, in_words, reset_failed, systemctl
 from ansible_collections.r1.prov.plugins.module_utils.users import acting_as
 
 
@@ -162,11 +162,11 @@ def configure(module: AnsibleModule, wanted: dict[str, Any]) -> None:
         module.fail_json(
             msg=f"{database} is not as this version of r1prov knows it: {error}. "
             "Take the Open-WebUI that it pins (open_webui_version, open_webui_requirements), or a newer r1prov. If it is damaged, "
-            f"stop the page (systemctl stop {unit}) and put {DATABASE} of the newest folder in {wanted['data']}-backups in its place, "
+            f"stop the page ({in_words('stop', unit)}) and put {DATABASE} of the newest folder in {wanted['data']}-backups in its place, "
             "or remove it to begin with an empty one. Then run again."
         )
     except (OSError, UnitError) as error:
-        module.fail_json(msg=f"{error}. Its log says why: journalctl -u {unit}")
+        module.fail_json(msg=f"{error}. Its log says why: {in_words('log', unit)}")
     differences = _in_words(found, keys, new_models, login.email if gives else "", kept if keeps else None)
     names = [f"setting {key}\n" for key in keys] + [f"access to {model}\n" for model in new_models]
     names += [f"login of {login.email}\n"] * gives + [f"{kept}\n"] * keeps

@@ -71,13 +71,14 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils import data_disk
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
 from ansible_collections.r1.prov.plugins.module_utils.files import read_json
+from ansible_collections.r1.prov.plugins.module_utils.host_probe import as_owner_of
 from ansible_collections.r1.prov.plugins.module_utils.on_path import links_into
-from ansible_collections.r1.prov.plugins.module_utils.units import reset_failed, systemctl
+from ansible_collections.r1.prov.plugins.module_utils.unit_look import OURS
+from ansible_collections.r1.prov.plugins.module_utils.units import forget, processes, systemctl
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-UNITS = "/etc/systemd/system"
 PROC = Path("/proc")
 _UIDS = re.compile(r"^Uid:(.*)$", re.MULTILINE)
 FILES = (
@@ -258,7 +259,7 @@ def users_of(paths: Iterable[str], units: Iterable[str], proc: Path = PROC) -> l
     """
     found, paths = [], list(paths)
     for folder, status in _others(units, proc):
-        with contextlib.suppress(OSError):  # It may end meanwhile.
+        with contextlib.suppress(OSError), as_owner_of(folder.name):  # It may end meanwhile.
             lines = (folder / "maps").read_text(errors="replace").splitlines()
             mapped = {line.split(maxsplit=5)[5] for line in lines if line.count("/")}
             used = sorted(path for path in mapped if _lies_in(path, paths))
@@ -270,13 +271,15 @@ def users_of(paths: Iterable[str], units: Iterable[str], proc: Path = PROC) -> l
 def _others(units: Iterable[str], proc: Path) -> Iterator[tuple[Path, str]]:
     """The processes of this host in none of these units: the folder of each in proc, and its status."""
     units = set(units)
+    own = {pid for unit in units for pid in processes(unit)}
     for folder in sorted((path for path in proc.iterdir() if path.name.isdigit()), key=lambda path: int(path.name)):
         with contextlib.suppress(OSError):  # It may end meanwhile.
             status = (folder / "status").read_text(errors="replace")
             parts = (folder / "cgroup").read_text().split("/")
-            here = os.path.samestat((folder / "root").stat(), (proc / "self/root").stat())
-            here = here and (folder / "ns/user").readlink() == (proc / "self/ns/user").readlink()
-            if here and not {part.strip() for part in parts} & units:
+            with as_owner_of(folder.name):
+                here = os.path.samestat((folder / "root").stat(), (proc / "self/root").stat())
+                here = here and (folder / "ns/user").readlink() == (proc / "self/ns/user").readlink()
+            if here and folder.name not in own and not {part.strip() for part in parts} & units:
                 yield folder, status
 
 
@@ -306,9 +309,7 @@ def main() -> None:
     # What lies on the data disk has its own name there. Links to it go last, because what is kept may lie behind them.
     links = data_disk.linked(data_dir)
     kept |= dict.fromkeys(chats_of(data_dir, links), "chats") if "chats" in keep else {}
-    units = sorted(
-        path.name for path in Path(UNITS).glob(f"{name}*") if path.suffix in (".service", ".socket", ".timer")
-    )
+    units = sorted(path.name for path in OURS.glob(f"{name}*") if path.suffix in (".service", ".socket", ".timer"))
     users = {entry.pw_uid: entry.pw_name for entry in pwd.getpwall() if entry.pw_name.startswith(name)}
     groups = groups_of(name)
     obstacles = holders(groups, pwd.getpwall(), list(users.values()))
@@ -320,7 +321,7 @@ def main() -> None:
         remedy = remedy[0].upper() + remedy[1:]
         module.fail_json(msg=f"{'; '.join(obstacles)}. Nothing was removed. Remedy: {remedy}, and run the same again")
     mounted = mounts(Path("/proc/self/mountinfo").read_text(encoding="utf-8"))
-    ours = [f"{UNITS}/{name}*", f"{UNITS}/*.wants/{name}*", f"{UNITS}/*.d/{name}*"]
+    ours = [f"{OURS}/{name}*", f"{OURS}/*.wants/{name}*", f"{OURS}/*.d/{name}*"]
     ours.append(f"/var/lib/systemd/timers/stamp-{name}*")
     ours += [path.format(service) for path in FILES_OF_ONE] if service else on_host(data_dir, links)
     files = [path for path in doomed(ours, list(kept), mounted) if path != LOCK]
@@ -337,7 +338,7 @@ def main() -> None:
     }
     stays = staying(ours, kept, mounted)
     in_use = users_of(files, units)
-    settings = sorted({str(Path(path).parent) for path in files if path.startswith(f"{UNITS}/") and ".d/" in path})
+    settings = sorted({str(Path(path).parent) for path in files if path.startswith(f"{OURS}/") and ".d/" in path})
     if not module.check_mode:
         if units:
             # All in one call, because systemd then stops what depends on another in the right order.
@@ -354,8 +355,7 @@ def main() -> None:
         for group in groups_of(name):
             delete(module, "groupdel", group.gr_name)
         if units or settings:
-            systemctl("daemon-reload")
-            reset_failed(f"{name}*")
+            forget(f"{name}*")
         if trusted:
             subprocess.run(["update-ca-certificates", "--fresh"], check=True, capture_output=True)
         disk = [*(data_disk.moved(path, data_dir) for path in data_disk.PLACES), str(data_disk.home(data_dir))]

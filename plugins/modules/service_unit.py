@@ -22,6 +22,8 @@ options: {
   "content": {"type": "str", "required": true, "description": "The unit file."},
   "socket": {"type": "str", "default": "", "description": "The text of the unit C(NAME.socket), which holds the service's listening
       socket, is enabled and started before the service, and stays. Empty for none."},
+  "timer": {"type": "str", "default": "", "description": "The text of the unit C(NAME.timer), which starts the service now and then. It is
+      enabled and started, whatever I(state) says. Empty for none."},
   "state": {"type": "str", "default": "started", "choices": ["started", "stopped", "installed"], "description": "C(started) is enabled and
       running, C(stopped) neither, C(installed) leaves alone whether it runs."},
   "credentials_dir": {"type": "path", "default": "", "description": "Folder for I(credentials)."},
@@ -108,14 +110,13 @@ from ansible_collections.r1.prov.plugins.module_utils import (
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
 from ansible_collections.r1.prov.plugins.module_utils.difference import Difference, owner_and_mode, owner_and_mode_of
 from ansible_collections.r1.prov.plugins.module_utils.files import give, give_within, text_of, write_whole
-from ansible_collections.r1.prov.plugins.module_utils.host_probe import probe
+from ansible_collections.r1.prov.plugins.module_utils.host_probe import as_owner_of, probe
 from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
 from ansible_collections.r1.prov.plugins.module_utils.secret import same, without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-_UNITS = Path("/etc/systemd/system")
 _REMEMBERED = Path("/var/lib/r1prov/service")
 _READY = "/usr/local/lib/r1prov-await-ready"
 _IDLE_LIMIT_S = 20
@@ -127,9 +128,12 @@ _RELOADED = "reloaded systemd"
 _WRONG = {
     "wrote the unit file": "its unit file is not as it should be",
     "wrote the socket's unit file": "the unit file of its socket is not as it should be",
+    "wrote the timer's unit file": "the unit file of its timer is not as it should be",
     "enabled": "it would not start with the host",
     "enabled the socket": "its socket would not open with the host",
+    "enabled the timer": "its timer would not start with the host",
     _OPENED: "its socket is closed",
+    "started the timer": "its timer does not run",
     _RELOADED: "systemd has not read its files as they are now",
     "started": "it does not run",
     "restarted": "it was started with something else than is there now",
@@ -154,15 +158,16 @@ _KEYS = (
 )
 
 
-_SOCKET_KEYS = ("ActiveState", "UnitFileState", "DropInPaths", "FragmentPath")
+_BESIDE_KEYS = ("ActiveState", "UnitFileState", "DropInPaths", "FragmentPath")
+"""What is asked of a socket or a timer, which stand beside a service under its name."""
 
 
 def look_ahead(asked: list[dict[str, Any]]) -> None:
     """Reads at once what is asked of many units next, where none of them is changed."""
-    sockets = [f"{each['name']}.socket" for each in asked if each.get("socket")]
-    units.look_ahead([*(f"{each['name']}.service" for each in asked), *sockets], *_KEYS)
+    beside = [f"{each['name']}.{kind}" for each in asked for kind in ("socket", "timer") if each.get(kind)]
+    units.look_ahead([*(f"{each['name']}.service" for each in asked), *beside], *_KEYS)
     unit_look.look_ahead()
-    if sockets:
+    if any(each.get("socket") for each in asked):
         listening.look_ahead()
 
 
@@ -172,8 +177,9 @@ class Service:
     def __init__(self, parameters: dict[str, Any]) -> None:
         self.wanted = parameters
         self.unit = f"{parameters['name']}.service"
-        self.file = _UNITS / self.unit
+        self.file = unit_look.OURS / self.unit
         self.socket = f"{parameters['name']}.socket" if parameters["socket"] else ""
+        self.timer = f"{parameters['name']}.timer" if parameters["timer"] else ""
         self.remembered = _REMEMBERED / f"{parameters['name']}.started"
         folder = Path(parameters["credentials_dir"])
         self.credentials = {folder / name: str(content) for name, content in parameters["credentials"].items()}
@@ -225,7 +231,7 @@ class Service:
         if self.wanted["state"] != "started" or not self.remembered.exists():
             return []
         found = []
-        if self._is_frozen():
+        if units.is_frozen(self.unit):
             found.append(Difference("state", self.unit, "running", "frozen", f"{self.unit} is frozen"))
         if self.now["ActiveState"] in ("inactive", "failed"):
             found.append(Difference("state", self.unit, "active", self.now["ActiveState"], f"{self.unit} does not run"))
@@ -262,39 +268,24 @@ class Service:
             unit_file=self.wanted["content"],
             group=self.now["ControlGroup"],
         )
-        found = process_look.look(self.unit, self.now["MainPID"], self._processes(), declared, inherited=self.inherited)
-        return found if found or self._is_frozen() else self._hung()
-
-    def _processes(self) -> list[str]:
-        return text_of(self._group() / "cgroup.procs").split()
-
-    def _is_frozen(self) -> bool:
-        """Whether its processes get no time. systemd does not know of it where somebody has asked the kernel for that."""
-        by_systemd = self.now.get("FreezerState") == "frozen"
-        return by_systemd or (
-            bool(self.now["ControlGroup"]) and text_of(self._group() / "cgroup.freeze").strip() == "1"
+        found = process_look.look(
+            self.unit, self.now["MainPID"], units.processes(self.unit), declared, inherited=self.inherited
         )
-
-    def _thaw(self) -> None:
-        if self.now.get("FreezerState") == "frozen":
-            units.systemctl("thaw", self.unit)
-        else:
-            (self._group() / "cgroup.freeze").write_text("0", encoding="ascii")
-
-    def _group(self) -> Path:
-        return Path(f"{_groups()}{self.now['ControlGroup']}")
+        return found if found or units.is_frozen(self.unit) else self._hung()
 
     def _hung(self) -> list[Difference]:
         """Whether it does not answer. One that computes gets more time, because it may be busy with the answers to many people."""
         url = self.wanted["ready_url"]
         if not url or not os.access(_READY, os.X_OK):
             return []
-        began, used, limit_s = time.monotonic(), process_look.cpu_seconds(self._group()), _IDLE_LIMIT_S
+        began, used, limit_s = time.monotonic(), units.cpu_seconds(self.unit), _IDLE_LIMIT_S
         pid = self.now["MainPID"]
-        asking = elsewhere.Running(Path("/proc") / pid / "ns" / "net", _READY, url, MAINPID=pid)
+        # Without systemd all services are in the network of the host, and this process may not enter that of another one.
+        network = Path("/proc") / (pid if units.by_systemd() else "self") / "ns" / "net"
+        asking = elsewhere.Running(network, _READY, url, MAINPID=pid)
         while not asking.ends_within(limit_s):
             waited = time.monotonic() - began
-            if waited < _BUSY_LIMIT_S - 1 and process_look.cpu_seconds(self._group()) - used > waited / 10:
+            if waited < _BUSY_LIMIT_S - 1 and units.cpu_seconds(self.unit) - used > waited / 10:
                 limit_s = _BUSY_LIMIT_S - _IDLE_LIMIT_S
                 continue
             asking.kill()
@@ -334,10 +325,13 @@ class Service:
             self.found += differs
             stale = stale or bool(differs)
         socket = self._socket_actions() if self.socket else {}
-        todo |= {name: act for name, act in socket.items() if name.startswith(("wrote", "removed"))}
-        if written or removed or todo.keys() & socket.keys() or self.now["NeedDaemonReload"] == "yes":
+        timer = self._timer_actions() if self.timer else {}
+        beside = socket | timer
+        todo |= {name: act for name, act in beside.items() if name.startswith(("wrote", "removed"))}
+        if written or removed or todo.keys() & beside.keys() or self.now["NeedDaemonReload"] == "yes":
             todo[_RELOADED] = lambda: units.systemctl("daemon-reload")
-        return todo | socket | self._state_actions(written=written, stale=stale, reopened=_OPENED in socket)
+        # The timer comes last, so that it starts nothing that this run starts itself.
+        return todo | socket | self._state_actions(written=written, stale=stale, reopened=_OPENED in socket) | timer
 
     def differences(self, actions: Iterable[str]) -> list[str]:
         """What is wrong: what a look has found, or else what has to be done."""
@@ -396,40 +390,57 @@ class Service:
 
     def _socket_actions(self) -> dict[str, Any]:
         """What has to be done so that systemd holds the service's socket."""
+        shut = listening.closed(self.wanted["socket"])
+        todo = self._beside_actions("socket", is_dead=bool(shut), dead="does not hold its port", off="does not open")
+        return {_OPENED if name == "started the socket" else name: act for name, act in todo.items()}
+
+    def _timer_actions(self) -> dict[str, Any]:
+        """What has to be done so that the service's timer runs."""
+        return self._beside_actions("timer", is_dead=False, dead="does not run", off="does not start")
+
+    def _beside_actions(self, kind: str, *, is_dead: bool, dead: str, off: str) -> dict[str, Any]:
+        """What has to be done so that a unit beside the service is as it is declared, enabled and active.
+
+        Args:
+            kind: `socket` or `timer`, which is also the option with its text.
+            is_dead: whether it counts as inactive, whatever systemd says of it.
+            dead: what to say of it where it is inactive.
+            off: what to say of it where it is not enabled.
+        """
         todo: dict[str, Any] = {}
-        file = _UNITS / self.socket
-        now = units.show(self.socket, *_SOCKET_KEYS)
-        found = unit_look.look(self.socket, now.get("DropInPaths", "").split())
+        unit, content = f"{self.wanted['name']}.{kind}", self.wanted[kind]
+        file = unit_look.OURS / unit
+        now = units.show(unit, *_BESIDE_KEYS)
+        found = unit_look.look(unit, now.get("DropInPaths", "").split())
         self.found += found
-        self.own += unit_look.administrators(self.socket)
+        self.own += unit_look.administrators(unit)
         read = {*now.get("DropInPaths", "").split(), now.get("FragmentPath", "")}
         todo |= self._removals(found, file)
         before = text_of(file)
-        shut = now["ActiveState"] != "active" or listening.closed(self.wanted["socket"])
+        is_dead = is_dead or now["ActiveState"] != "active"
         if self.remembered.exists():
-            if before != self.wanted["socket"]:
+            if before != content:
                 said = f"{file} is gone" if not before else f"{file} has other content than r1prov gives it"
                 self.found.append(Difference("file", str(file), "", "", said))
-            if shut:
-                said = f"{self.socket} does not hold its port"
-                self.found.append(Difference("state", self.socket, "active", now["ActiveState"], said))
+            if is_dead:
+                self.found.append(Difference("state", unit, "active", now["ActiveState"], f"{unit} {dead}"))
             if now["UnitFileState"] != "enabled":
-                said = f"{self.socket} does not open when the host boots"
-                self.found.append(Difference("state", self.socket, "enabled", now["UnitFileState"], said))
-        if before != self.wanted["socket"] or file.is_symlink():
-            todo["wrote the socket's unit file"] = lambda: _write(file, self.wanted["socket"], 0o644)
+                said = f"{unit} {off} when the host boots"
+                self.found.append(Difference("state", unit, "enabled", now["UnitFileState"], said))
+        if before != content or file.is_symlink():
+            todo[f"wrote the {kind}'s unit file"] = lambda: _write(file, content, 0o644)
         if now["UnitFileState"] != "enabled":
-            todo["enabled the socket"] = lambda: units.systemctl("enable", "--quiet", self.socket)
+            todo[f"enabled the {kind}"] = lambda: units.systemctl("enable", "--quiet", unit)
         reread = any(each.place in read for each in found)
-        if shut or reread or "wrote the socket's unit file" in todo:
-            todo[_OPENED] = self._open
+        if is_dead or reread or f"wrote the {kind}'s unit file" in todo:
+            todo[f"started the {kind}"] = functools.partial(self._start_beside, unit)
         return todo
 
     def _state_actions(self, *, written: bool, stale: bool, reopened: bool) -> dict[str, Any]:
         """What has to be done so that the service is in its state."""
         todo: dict[str, Any] = {}
-        if self._is_frozen():
-            todo["thawed"] = self._thaw
+        if units.is_frozen(self.unit):
+            todo["thawed"] = lambda: units.thaw(self.unit)
         if self.wanted["state"] == "started":
             if self.now["UnitFileState"] != "enabled":
                 todo["enabled"] = lambda: units.systemctl("enable", "--quiet", self.unit)
@@ -448,14 +459,14 @@ class Service:
                 todo["stopped"] = self._stop
         return todo
 
-    def _open(self) -> None:
-        """Takes the port anew. systemd does not start a socket whose service runs, so the service is stopped first."""
-        units.systemctl("stop", self.unit, self.socket)
-        units.reset_failed(self.socket)
+    def _start_beside(self, unit: str) -> None:
+        """Starts a socket or a timer anew. systemd does not start a socket whose service runs, so that service is stopped first."""
+        units.systemctl("stop", *([self.unit] if unit == self.socket else []), unit)
+        units.reset_failed(unit)
         try:
-            units.systemctl("start", self.socket)
+            units.systemctl("start", unit)
         except units.UnitError as error:
-            raise ServiceError(str(error), log=units.last_lines(self.socket, _LOG_LINES)) from error
+            raise ServiceError(str(error), log=units.last_lines(unit, _LOG_LINES)) from error
 
     def _stop(self) -> None:
         """Stops. What is not left running has no start that could be compared."""
@@ -503,8 +514,7 @@ class Service:
 
     def _bytes_read(self) -> int:
         """How much the busiest of its processes has read, or has in memory of files it maps, whichever is more."""
-        group = Path(f"{_groups()}{self._show()['ControlGroup']}/cgroup.procs")
-        return max(map(_bytes_read, text_of(group).split()), default=0)
+        return max(map(_bytes_read, units.processes(self.unit)), default=0)
 
     def explain(self, error: ServiceError) -> str:
         """What went wrong and what to do next."""
@@ -520,7 +530,7 @@ class Service:
             return known
         if error.result == "timeout":
             return "it was not ready within its time limit (TimeoutStartSec). Look at its log; a slow disk needs a longer limit."
-        return f"its log says why: journalctl -u {self.unit}"
+        return f"its log says why: {units.in_words('log', self.unit)}"
 
 
 class ServiceError(Exception):
@@ -530,12 +540,6 @@ class ServiceError(Exception):
         super().__init__(message)
         self.log = log or []
         self.result = result
-
-
-def _groups() -> Path:
-    """Where the control groups of systemd lie. A kernel with the older ones besides has them one folder deeper."""
-    deeper = Path("/sys/fs/cgroup/unified")
-    return deeper if deeper.is_dir() else deeper.parent
 
 
 def _identity(files: Iterable[str | Path]) -> str:
@@ -554,7 +558,8 @@ def _runs_from(pid: str, folder: Path) -> bool:
     """Whether a process runs a program of this folder. A script shows in its interpreter's arguments. A process that is gone counts."""
     process = Path("/proc") / pid
     try:
-        words = [str((process / "exe").readlink()), *(process / "cmdline").read_text(errors="replace").split("\0")]
+        with as_owner_of(pid):
+            words = [str((process / "exe").readlink()), *(process / "cmdline").read_text(errors="replace").split("\0")]
     except OSError:
         return True
     return any(word.startswith(f"{folder}/") for word in words)

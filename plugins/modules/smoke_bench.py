@@ -79,7 +79,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.r1.prov.plugins.module_utils import first_tokens, units
+from ansible_collections.r1.prov.plugins.module_utils import first_tokens, unit_look, units
 from ansible_collections.r1.prov.plugins.module_utils.answer import fault, thinking_apart
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
 from ansible_collections.r1.prov.plugins.module_utils.doors import SEED, Limits, LlamaServer, Ollama, Page, Reply
@@ -282,8 +282,8 @@ def main() -> None:
     options, last = module.params, read_result(RESULTS / "last.json")
     name, model, timeout_s = options["engine"], options["model"], options["timeout_s"]
     door: type[LlamaServer | Ollama] = Ollama if name == "ollama" else LlamaServer
-    unit_file = Path(f"/etc/systemd/system/{door.unit}.service")
-    log = f"Look at its log: journalctl -u {door.unit}"
+    unit_file = unit_look.OURS / f"{door.unit}.service"
+    log = f"Look at its log: {units.in_words('log', door.unit)}"
     if not unit_file.exists():
         log = f"{door.unit} is not installed there. Remedy: run `r1prov up`"
         if module.check_mode:

@@ -39,30 +39,16 @@ differences: {type: list, elements: str, returned: always, description: "What wa
 import pwd
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils import place_look, stray_look, unit_look, units
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
-
-if TYPE_CHECKING:
-    from ansible_collections.r1.prov.plugins.module_utils.difference import Difference
 
 
 def of_accounts(known: list[str]) -> list[str]:
     """Names of system accounts that no role makes. Accounts of people may be called as they like."""
     system = [each.pw_name for each in pwd.getpwall() if each.pw_uid < 1000]
     return [name for name in system if name.startswith("r1prov-") and name not in known]
-
-
-def of_timers(known: list[str]) -> list[Difference]:
-    """What changes timers. Services and sockets are looked at where they are made."""
-    timers = [each for each in known if each.endswith(".timer") and (unit_look.OURS / each).exists()]
-    return [
-        each
-        for timer in timers
-        for each in unit_look.look(timer, units.show(timer, "DropInPaths").get("DropInPaths", "").split())
-    ]
 
 
 def main() -> None:
@@ -72,10 +58,9 @@ def main() -> None:
     strays = unit_look.strays(known, running)
     files = stray_look.of_programs(module.params["programs"])
     files += stray_look.of_configuration(module.params["configuration"], known)
-    timers = of_timers(known)
     gone = {each.place for each in files}
     places = [each for each in place_look.look() if each.place not in gone]
-    differences = [*strays, *timers, *files, *places]
+    differences = [*strays, *files, *places]
     for said in stray_look.administrators(module.params["accounts"]):
         module.warn(said)
     for name in of_accounts(module.params["accounts"]):
@@ -87,12 +72,11 @@ def main() -> None:
             for name in running:
                 if name not in known:
                     units.systemctl("stop", name)
-            for each in (*strays, *timers, *files):
+            for each in (*strays, *files):
                 _remove(Path(each.place))
             place_look.mend(places)
-            if strays or timers:
-                units.systemctl("daemon-reload")
-                units.reset_failed("r1prov*")
+            if strays:
+                units.forget("r1prov*")
         except (OSError, units.UnitError) as error:
             module.fail_json(
                 msg=f"what is not r1prov's cannot be removed: {error}", differences=list(map(str, differences))

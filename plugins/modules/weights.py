@@ -113,7 +113,7 @@ from ansible_collections.r1.prov.plugins.module_utils.merged_weights import (
     stand_in,
 )
 from ansible_collections.r1.prov.plugins.module_utils.progress import RUN, Progress
-from ansible_collections.r1.prov.plugins.module_utils.units import last_words, show, systemctl
+from ansible_collections.r1.prov.plugins.module_utils.units import in_words, last_words, show, systemctl
 from ansible_collections.r1.prov.plugins.module_utils.users import acting_as, exists
 from ansible_collections.r1.prov.plugins.module_utils.weights_merge import Merge, MergeError
 from ansible_collections.r1.prov.plugins.module_utils.weights_verify import DAMAGED, expected, joined, keep, verified
@@ -290,7 +290,7 @@ def is_complete(unit: dict[str, str], state: dict[str, Any]) -> bool:
     if unit["LoadState"] != "loaded":
         raise TransferError("the transfer was never set up: run the role weights before joining it")
     if unit["ActiveState"] == "failed":
-        raise TransferError(f"the transfer failed ({unit['Result']}): {last_words(unit['InvocationID'])}")
+        raise TransferError(f"the transfer failed ({unit['Result']}): {last_words(UNIT, unit['InvocationID'])}")
     if unit["ActiveState"] == "inactive":
         raise TransferError("the transfer was stopped")
     return False
@@ -344,7 +344,7 @@ def wait(module: AnsibleModule, _options: dict[str, Any]) -> None:
         while not (complete := is_complete(show(UNIT, *keys), read_json(STATE))) and time.monotonic() < end_s:
             time.sleep(POLL_S)
     except TransferError as error:
-        remedy = f"Mend that and run the same again: what has arrived is kept. The whole log: journalctl -u {UNIT}"
+        remedy = f"Mend that and run the same again: what has arrived is kept. The whole log: {in_words('log', UNIT)}"
         module.fail_json(msg=f"{str(error).rstrip('.')}. {remedy}")
     damaged = read_json(STATE).get("damaged", []) if complete else []
     for name in damaged:

@@ -10,6 +10,7 @@ import typer
 from r1prov import output
 from r1prov.cli import complete, options
 from r1prov.common.errors import Exit, Problem, SiteError
+from r1prov.common.systemctl import in_words
 from r1prov.decision import decide
 from r1prov.models import catalogue
 from r1prov.offload import modes
@@ -102,8 +103,9 @@ def _explain(decision: Decision, mode: str, reasons: Sequence[str], where: str) 
         " `nice -n -10` in front, in place of --prio 2, raises the priority without these warnings."
     )
     unit = f"r1prov-{decision.site.file.engine}"
+    stop = f"sudo {in_words('stop', unit)} (without systemd: sudo {in_words('stop', unit, systemd=False)})"
     output.say(
-        f"The service goes on meanwhile. Where a second copy does not fit beside it: sudo systemctl stop {unit}, and start it afterwards."
+        f"The service goes on meanwhile. Where a second copy does not fit beside it: {stop}, and start it afterwards."
     )
 
 

@@ -11,7 +11,7 @@ import typer
 from r1prov import lab, output
 from r1prov.cli.command import App
 
-app = App(no_args_is_help=True, help="Throwaway hosts on this machine: real systemd, real ssh. Needs root.")
+app = App(no_args_is_help=True, help="Throwaway hosts on this machine: real systemd or none, real ssh. Needs root.")
 
 
 def _say(line: str) -> None:
@@ -23,6 +23,9 @@ def up(
     name: str,
     *,
     release: Annotated[str, typer.Option(help=f"Debian release: {', '.join(lab.RELEASES)}.")] = "bookworm",
+    container: Annotated[
+        bool, typer.Option(help="A rented container without systemd: a script starts sshd, a data disk lies apart.")
+    ] = False,
     image: Annotated[str, typer.Option(help="An image that `keep` has made, instead of the bare release.")] = "",
     bpf: Annotated[
         bool, typer.Option(help="Let the host use BPF, as a server may and many containers may not.")
@@ -31,7 +34,15 @@ def up(
     as_json: Annotated[bool, typer.Option("--json", help="Print address, key and known_hosts as JSON.")] = False,
 ) -> None:
     """Boot a fresh host: a minimal Debian with sshd and python3, nothing else."""
-    host = lab.up(name, release, image=image, bpf=bpf, binds=bind or (), say=_say)  # type: ignore[arg-type] # up() checks the release
+    host = lab.up(
+        name,
+        release,  # type: ignore[arg-type] # up() checks the release
+        image=image,
+        container=container,
+        bpf=bpf,
+        binds=bind or (),
+        say=_say,
+    )
     typer.echo(json.dumps(_facts(host)) if as_json else host.address)
 
 
@@ -39,6 +50,20 @@ def up(
 def keep(name: str, image: str) -> None:
     """Shut a host down and keep its disk as an image, which other hosts boot from: `up --image`."""
     lab.keep(name, image, say=_say)
+
+
+@app.command()
+def restart(name: str) -> None:
+    """End all processes of a host at once and boot it again from its disk. A container then runs its /etc/autodl.sh."""
+    lab.restart(lab.get(name))
+    output.say(f"{name} is up again")
+
+
+@app.command()
+def rebuild(name: str) -> None:
+    """Throw away what was changed on a host's disk, and boot it as it was at first. A container's data disks stay."""
+    lab.rebuild(lab.get(name))
+    output.say(f"{name} is up again, as it was at first")
 
 
 @app.command()
@@ -62,7 +87,7 @@ def list_hosts(as_json: Annotated[bool, typer.Option("--json", help="Print the l
     if as_json:
         typer.echo(json.dumps(facts))
         return
-    columns = ("name", "address", "release", "state")
+    columns = ("name", "address", "release", "kind", "state")
     output.table(columns, [[fact[column] for column in columns] for fact in facts])
 
 
@@ -78,6 +103,7 @@ def _facts(host: lab.LabHost) -> dict[str, str]:
         "name": host.name,
         "address": host.address,
         "release": host.release,
+        "kind": "container" if host.container else "server",
         "state": "running" if host.running else "stopped",
         "user": "root",
         "key": str(host.key),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from r1prov import output
 from r1prov.cli.options import site_words
 from r1prov.common import paths
+from r1prov.common.systemctl import in_words
 from r1prov.common.units import GIB, gib
 from r1prov.machines import tuned
 from r1prov.output.pace import clock
@@ -188,9 +189,10 @@ def own_watch(name: str, status: dict[str, Any]) -> tuple[str, bool]:
     told += [f"not all could be told: {watch['unknown']}"] if watch["unknown"] else []
     text = f"{name} looked by itself {clock(watch['age_s'])} ago: {'; '.join(told) or 'nothing differs'}"
     if is_late := watch["age_s"] > 2 * watch["every_s"]:
+        log = in_words("log", "r1prov-watch", systemd=status.get("systemd", True))
         text += (
             f". That is long ago, because it shall look every {clock(watch['every_s'])}: "
-            "`journalctl -u r1prov-watch` there says why, and while a run holds the host it does not look"
+            f"`{log}` there says why, and while a run holds the host it does not look"
         )
     return text, bool(told) or is_late
 

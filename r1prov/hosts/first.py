@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from r1prov.common import paths
 from r1prov.common.errors import Problem, UnreachableError
+from r1prov.common.systemctl import systemctl
 from r1prov.hosts.connection import HostConnection, Sudo, connect
 from r1prov.hosts.ssh import StrangerError
 
@@ -37,8 +39,7 @@ _BASICS = r"""
 export LC_ALL=C
 echo "system=$(uname -s)"
 echo "machine=$(uname -m)"
-echo "init=$(cat /proc/1/comm 2>/dev/null)"
-echo "boot=$(systemctl is-system-running 2>/dev/null </dev/null)"
+echo "boot=$(IS_RUNNING 2>/dev/null </dev/null)"
 echo "python=$(python3 -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null </dev/null)"
 if [ "$(id -u)" = 0 ]; then echo sudo=root
 elif ! command -v sudo >/dev/null 2>&1; then echo sudo=missing
@@ -167,7 +168,8 @@ def _look_around(connection: HostConnection, meanwhile: Meanwhile | None) -> Con
     is_root = connection.user == "root"
     if meanwhile and is_root:
         meanwhile(connection)
-    said = connection.run(["sh", "-s"], _BASICS).out
+    basics_of = _BASICS.replace("IS_RUNNING", shlex.join(systemctl("is-system-running")))
+    said = connection.run(["sh", "-s"], basics_of).out
     # It would stand in the facts, and in a secret that is read from the host.
     if chatter := said.partition("system=")[0].strip():
         _fail(
@@ -205,14 +207,6 @@ def _misfits(where: str, basics: dict[str, str]) -> list[Problem]:
         problems.append(
             Problem(
                 where, f"is a {basics['machine']} machine, not x86-64", "use a server with an Intel or AMD processor"
-            )
-        )
-    if basics["init"] != "systemd":
-        problems.append(
-            Problem(
-                where,
-                f"its first process is `{basics['init'] or 'unknown'}`, not systemd: most likely a container",
-                "services need systemd here: use a virtual or physical machine, or a container that boots systemd",
             )
         )
     python = tuple(int(part) for part in basics["python"].split(".")[:2]) if basics["python"] else ()

@@ -14,6 +14,7 @@ import paramiko
 
 from r1prov.common import paths
 from r1prov.common.errors import Problem, UnreachableError
+from r1prov.common.systemctl import sign_of_systemd, systemctl
 from r1prov.hosts.connection import HostConnection, connect
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def read_status(connection: HostConnection, service: dict[str, Any]) -> dict[str
 
     Args:
         connection: an open connection to the host.
-        service: the argument of on_host/status.py, which describes its keys.
+        service: the argument of on_host/status.py, which describes its keys, without `systemctl` and `systemd`.
 
     Returns:
         A value of None says that there is no such thing on the host.
@@ -133,6 +134,7 @@ def read_status(connection: HostConnection, service: dict[str, Any]) -> dict[str
         running: the same -> the names of the releases that services run. Other ones than the current release run where a run was cut
             off before it restarted them.
         units: unit name -> some of its systemd properties.
+        systemd: whether systemd runs the units. On a host without it a program of r1prov's own does, and says the same of them.
         health, page, document_search, gateway: `ok`, `loading`, `down`, or the http status that it answers. `health` is `model missing`
             where Ollama answers and does not have the model any more.
         props: what llama-server says of itself.
@@ -144,7 +146,8 @@ def read_status(connection: HostConnection, service: dict[str, Any]) -> dict[str
     Raises:
         UnreachableError: the connection is lost, or the status cannot be read.
     """
-    result = connection.run(["python3", "-", json.dumps(service)], _on_host("status.py"), root=True, timeout_s=60)
+    asked = service | {"systemctl": systemctl(), "systemd": str(sign_of_systemd())}
+    result = connection.run(["python3", "-", json.dumps(asked)], _on_host("status.py"), root=True, timeout_s=60)
     if result.code:
         reason = result.err.strip().rpartition("\n")[2] or "no reason given"
         remedy = "log in there by hand, and see whether `sudo python3 --version` works"
@@ -158,7 +161,7 @@ def read_status(connection: HostConnection, service: dict[str, Any]) -> dict[str
 def read_pause(connection: HostConnection) -> Pause | None:
     """The measurement that pauses the engine of a host; None where there is none, or nothing can be told."""
     try:
-        result = connection.run(["python3", "-"], _on_host("pause.py"))
+        result = connection.run(["python3", "-", *systemctl()], _on_host("pause.py"))
         told = json.loads(result.out)
     except (UnreachableError, ValueError):
         return None

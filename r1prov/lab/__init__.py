@@ -7,7 +7,25 @@ lab.down("web")
 """
 
 from r1prov.lab.base import RELEASES, Release
-from r1prov.lab.hosts import LabHost, boot, cut, down, down_all, forget, get, halt, hosts, keep, kept, restore, ssh, up
+from r1prov.lab.hosts import (
+    LabHost,
+    as_platform,
+    boot,
+    cut,
+    down,
+    down_all,
+    forget,
+    get,
+    halt,
+    hosts,
+    keep,
+    kept,
+    rebuild,
+    restart,
+    restore,
+    ssh,
+    up,
+)
 from r1prov.lab.needs import requirements
 from r1prov.lab.network import GATEWAY
 
@@ -16,6 +34,7 @@ __all__ = [
     "RELEASES",
     "LabHost",
     "Release",
+    "as_platform",
     "boot",
     "cut",
     "down",
@@ -26,7 +45,9 @@ __all__ = [
     "hosts",
     "keep",
     "kept",
+    "rebuild",
     "requirements",
+    "restart",
     "restore",
     "ssh",
     "up",

@@ -1,4 +1,4 @@
-"""Makes base images, each a minimal Debian with systemd, sshd and python3. All hosts share one as their lower layer."""
+"""Makes base images, each a minimal Debian with sshd and python3. All hosts of a release and kind share one as their lower layer."""
 
 from __future__ import annotations
 
@@ -24,33 +24,42 @@ RELEASES: tuple[Release, ...] = get_args(Release)
 # A server that was just installed has these: a login over ssh, and the python3 that Ansible needs. It has no sudo and no certificates.
 _PACKAGES = ("systemd", "systemd-sysv", "dbus", "openssh-server", "python3")
 
+# A rented container has no systemd, and more of what people expect. `mount` is not for mounting, which it may not do.
+_CONTAINER_PACKAGES = ("openssh-server", "python3", "ca-certificates", "iproute2", "mount", "procps")
+# From Debian 13 on, sshd wants this program, and would bring all of systemd for it.
+_INSTEAD_OF_SYSTEMD: dict[Release, tuple[str, ...]] = {
+    "trixie": ("systemd-standalone-sysusers",),
+    "forky": ("systemd-standalone-sysusers",),
+}
+
 # A release that is still being made names a day after which its lists do not count. A mirror that somebody holds back, as companies do,
 # serves them longer. Their signature is checked all the same. mmdebstrap keeps the option in the image, so it holds for the host, too.
 _OPTIONS: dict[Release, tuple[str, ...]] = {"forky": ('--aptopt=Acquire::Check-Valid-Until "false"',)}
 
-# The image gets these, but each host must have its own. They are removed here, and hosts.py writes new ones.
+# The image gets these, but each host must have its own. They are removed here, and disk.py writes new ones.
 _IDENTITY = ("etc/machine-id", "etc/hostname", "etc/resolv.conf", "etc/ssh/ssh_host_*")
 
 
-def base_image(release: Release, say: Callable[[str], None]) -> Path:
-    """The root folder of a release. It is made now if the cache does not have it, which takes 20 to 60 s and 260 MB.
+def base_image(release: Release, say: Callable[[str], None], *, container: bool = False) -> Path:
+    """The root folder of a release, for servers or for rented containers.
 
-    Two processes that ask at once build it once. A build that is cut off leaves nothing that counts as an image.
+    It is made now if the cache does not have it, which takes 20 to 60 s and 260 MB. Two processes that ask at once build it once.
+    A build that is cut off leaves nothing that counts as an image.
 
     Raises:
         LabError: the packages cannot be fetched or installed.
     """
-    image = base_folder(release)
+    image, label = base_folder(release, container=container), _label(release, container=container)
     image.parent.mkdir(parents=True, exist_ok=True)
-    with locked(image.with_name(f"{release}.lock")):
+    with locked(image.with_name(f"{label}.lock")):
         if not image.is_dir():
-            for stale in image.parent.glob(f"{release}-*"):
+            for stale in image.parent.glob(f"{label}-*"):
                 shutil.rmtree(stale)
                 images.remove_all(stale)
-            say(f"making the {release} base image, which takes about half a minute and is done once")
-            with tempfile.TemporaryDirectory(dir=image.parent, prefix=f"{release}-") as scratch:
+            say(f"making the {label} base image, which takes about half a minute and is done once")
+            with tempfile.TemporaryDirectory(dir=image.parent, prefix=f"{label}-") as scratch:
                 root = Path(scratch) / "root"
-                _bootstrap(release, root, say)
+                _bootstrap(release, root, say, container=container)
                 for pattern in _IDENTITY:
                     for path in root.glob(pattern):
                         path.unlink()
@@ -58,19 +67,29 @@ def base_image(release: Release, say: Callable[[str], None]) -> Path:
     return image
 
 
-def base_folder(release: Release) -> Path:
+def base_folder(release: Release, *, container: bool = False) -> Path:
     """The folder of the base image of a release, whether it was made or not."""
-    return cache_dir() / "lab" / "base" / f"{release}-{_recipe_digest(release)}"
+    name = f"{_label(release, container=container)}-{_recipe_digest(release, container=container)}"
+    return cache_dir() / "lab" / "base" / name
 
 
-def _recipe_digest(release: Release) -> str:
+def _label(release: Release, *, container: bool) -> str:
+    return f"container-{release}" if container else release
+
+
+def _packages(release: Release, *, container: bool) -> tuple[str, ...]:
+    return (*_CONTAINER_PACKAGES, *_INSTEAD_OF_SYSTEMD.get(release, ())) if container else _PACKAGES
+
+
+def _recipe_digest(release: Release, *, container: bool) -> str:
     """A digest of what goes into an image, so that an image made in another way is not used."""
-    recipe = (*_PACKAGES, *_IDENTITY, *_OPTIONS.get(release, ()))
+    recipe = (*_packages(release, container=container), *_IDENTITY, *_OPTIONS.get(release, ()))
     return hashlib.sha256(" ".join(recipe).encode()).hexdigest()[:12]
 
 
-def _bootstrap(release: Release, root: Path, say: Callable[[str], None]) -> None:
-    options = ("--variant=minbase", f"--include={','.join(_PACKAGES)}", *_OPTIONS.get(release, ()))
+def _bootstrap(release: Release, root: Path, say: Callable[[str], None], *, container: bool) -> None:
+    packages = ",".join(_packages(release, container=container))
+    options = ("--variant=minbase", f"--include={packages}", *_OPTIONS.get(release, ()))
     argv = ["mmdebstrap", *options, release, str(root)]
     output: list[str] = []
     with subprocess.Popen(

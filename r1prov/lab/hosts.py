@@ -1,20 +1,17 @@
 """Boots, keeps, lists and removes throwaway hosts, and runs commands on them over ssh.
 
 A host is an overlay over a base image or over the kept image of another host, a network namespace, and systemd-nspawn with a
-real systemd as PID 1. Everything that belongs to a host can be found again on the whole machine: kernel objects by their name,
-processes by their `--machine=` argument, and one small record in /run, which is written before anything is made. So `down` can
-clean up after a run that was cut off at any point.
+real systemd as PID 1, or with a shell script where it is a rented container. Everything that belongs to a host can be found again
+on the whole machine: kernel objects by their name, processes by their `--machine=` argument, and one small record in /run, which is
+written before anything is made. So `down` can clean up after a run that was cut off at any point.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import secrets
 import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import time
@@ -27,20 +24,18 @@ from r1prov.common.errors import LabError, Problem
 from r1prov.common.files import write_whole
 from r1prov.common.locks import locked
 from r1prov.common.paths import cache_dir
-from r1prov.lab import caches, images, network
+from r1prov.lab import caches, data_disk, disk, images, network, nspawn
 from r1prov.lab.base import RELEASES, Release, base_folder, base_image
 from r1prov.lab.needs import must_be_root, requirements
+from r1prov.lab.processes import first, kill, machines, processes, remove_groups
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 _RUN = Path("/run/r1prov-lab")
-_RECORDS = _RUN / "hosts"
+_RECORDS = _RUN / "records"
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,40}")
 _NAME_RULE = "use up to 41 lower-case letters, digits and hyphens, a letter first"
-# systemd 258 and newer refuse the control groups of old, and a container has those of its machine unless it is told otherwise.
-_NEW_CONTROL_GROUPS: dict[Release, dict[str, str]] = {"forky": {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}}
-_HIERARCHIES = ("", "unified", "systemd")  # as in supervise.sh
 _BOOT_LIMIT_S = 120.0  # A boot takes 1 to 8 s on an idle machine; a busy one needs longer.
 
 
@@ -53,8 +48,11 @@ class LabHost:
         address: its IPv4 address, which no other host gets soon after this one is gone.
         release: one of RELEASES.
         host_key: its ssh host key, as a line of a .pub file.
-        directory: the folder with its disk (`upper`) and its console (`console.log`).
+        directory: the folder with its disk (`upper`), its console (`console.log`) and the data disk of a container (`data.img`).
         image: the name of the image that it booted from; empty for the bare release.
+        container: whether it is a rented container without systemd, and no server.
+        bpf: whether it may load programs of BPF.
+        binds: folders of this machine that it sees too, as `here:there`.
     """
 
     name: str
@@ -63,6 +61,9 @@ class LabHost:
     host_key: str
     directory: Path
     image: str = ""
+    container: bool = False
+    bpf: bool = False
+    binds: tuple[str, ...] = ()
 
     @property
     def key(self) -> Path:
@@ -71,8 +72,8 @@ class LabHost:
 
     @property
     def known_hosts(self) -> Path:
-        """A known_hosts file with all hosts of this lab, with which clients can check host keys strictly."""
-        return _lab_dir() / "known_hosts"
+        """A known_hosts file with this host, with which clients can check its key strictly."""
+        return self.directory / "known_hosts"
 
     @property
     def machine(self) -> str:
@@ -82,7 +83,7 @@ class LabHost:
     @property
     def running(self) -> bool:
         """Whether any of its processes exists."""
-        return bool(_processes(self.machine))
+        return bool(processes(self.machine))
 
     def ssh_argv(self, *options: str) -> list[str]:
         """An ssh command line to this host, without the remote command. It ignores the user's own ssh configuration."""
@@ -97,16 +98,20 @@ def up(
     release: Release = "bookworm",
     *,
     image: str = "",
+    container: bool = False,
     bpf: bool = False,
     binds: Sequence[str] = (),
     say: Callable[[str], None] = lambda _: None,
 ) -> LabHost:
     """Boot a fresh host, and return when systemd has started and sshd answers. A host that is up already is returned as it is.
 
+    A rented container has no systemd. There it returns when sshd answers.
+
     Args:
         name: the name, of lower-case letters, digits and hyphens.
         release: the Debian release.
-        image: the name of an image of that release, which `keep` made; empty for the bare release.
+        image: the name of an image of that release and kind, which `keep` made; empty for the bare release.
+        container: whether it is a rented container, and no server.
         bpf: whether the host may load programs of BPF, which `IPAddressDeny` of systemd needs, as a server may and many containers may not.
         binds: folders of this machine that the host sees too, as `here:there`.
         say: is called with short lines that say what is going on.
@@ -114,7 +119,7 @@ def up(
     Raises:
         LabError: this machine cannot boot hosts, with every reason at once, or this host did not come up.
     """
-    problems = requirements()
+    problems = requirements(container=container)
     if not _NAME.fullmatch(name):
         problems.append(Problem(where=name, what="is not a name for a host", remedy=_NAME_RULE))
     if release not in RELEASES:
@@ -125,15 +130,16 @@ def up(
 
     with locked(_RUN / f"{name}.lock"):
         recorded = _recorded(name)
-        if recorded and recorded.running and (recorded.release, recorded.image) == (release, image):
+        wanted = (release, image, container)
+        if recorded and recorded.running and (recorded.release, recorded.image, recorded.container) == wanted:
             _wait(recorded)
             say(f"{name} is up already")
             return recorded
-        lower = _lower(name, base_image(release, say), image)
+        lower = _lower(name, base_image(release, say, container=container), image)
         _clear(name)
         try:
-            host = _make(name, release, image)
-            _wait(host, _boot(host, lower, binds, bpf=bpf))
+            host = _make(name, release, image, container=container, bpf=bpf, binds=binds)
+            _start(host, lower)
         except BaseException:
             _clear(name)
             raise
@@ -144,7 +150,7 @@ def up(
 def keep(name: str, image: str, *, say: Callable[[str], None] = lambda _: None) -> None:
     """Shut a host down and keep its disk as an image, which replaces one of the same name. The host is gone then.
 
-    A host that boots from the image gets a name, an address and keys of its own.
+    A host that boots from the image gets a name, an address and keys of its own, and a copy of the data disk where it is a container.
 
     Args:
         name: the name of the host, which must have booted from the bare release.
@@ -161,30 +167,33 @@ def keep(name: str, image: str, *, say: Callable[[str], None] = lambda _: None) 
         raise LabError(Problem(name, f"booted from the image {host.image}", remedy))
     if not _NAME.fullmatch(image):
         raise LabError(Problem(image, "is not a name for an image", _NAME_RULE))
-    forget(image, host.release)
-    if image in kept(host.release):
+    forget(image, host.release, container=host.container)
+    if image in kept(host.release, container=host.container):
         raise LabError(Problem(image, "is an image that hosts run on", "remove those hosts: r1prov lab down"))
     with locked(_RUN / f"{name}.lock"):
         caches.harvest(host.release, host.directory / "upper")
         _shut_down(host)
-        layer = images.layer(base_folder(host.release), image)
+        base = base_folder(host.release, container=host.container)
+        layer = images.layer(base, image)
         layer.parent.mkdir(parents=True, exist_ok=True)
+        if host.container:
+            data_disk.file(host.directory).rename(images.data_disk(base, image))
         (host.directory / "upper").rename(layer)
         _clear(name)
         (_RUN / f"{name}.lock").unlink()
     say(f"{name} is kept as {image}")
 
 
-def kept(release: Release) -> list[str]:
-    """The names of the images of a release."""
-    return images.images(base_folder(release))
+def kept(release: Release, *, container: bool = False) -> list[str]:
+    """The names of the images of a release, of servers or of containers."""
+    return images.images(base_folder(release, container=container))
 
 
-def forget(image: str, release: Release) -> None:
+def forget(image: str, release: Release, *, container: bool = False) -> None:
     """Remove an image, if there is one and no host runs on it."""
-    layer = images.layer(base_folder(release), image)
-    if layer.exists() and not any(host.running for host in hosts() if (host.image, host.release) == (image, release)):
-        shutil.rmtree(layer)
+    kind = (image, release, container)
+    if not any(host.running for host in hosts() if (host.image, host.release, host.container) == kind):
+        images.remove(base_folder(release, container=container), image)
 
 
 def down(name: str, *, say: Callable[[str], None] = lambda _: None) -> None:
@@ -198,7 +207,7 @@ def down(name: str, *, say: Callable[[str], None] = lambda _: None) -> None:
     must_be_root()
     with locked(_RUN / f"{name}.lock"):
         recorded = _recorded(name)
-        if not recorded and name not in network.namespaces() | _machines() and not (_hosts_dir() / name).exists():
+        if not recorded and name not in network.namespaces() | machines() and not (_hosts_dir() / name).exists():
             (_RUN / f"{name}.lock").unlink()
             say(f"there is no {name}")
             return
@@ -214,7 +223,7 @@ def down_all(*, say: Callable[[str], None] = lambda _: None) -> None:
     must_be_root()
     folders = {path.name for path in _hosts_dir().iterdir()} if _hosts_dir().is_dir() else set()
     # A record is written before anything else is made. So what has no record belongs to nobody any more.
-    orphans = {name for name in network.namespaces() | _machines() if not _recorded(name)}
+    orphans = {name for name in network.namespaces() | machines() if not _recorded(name)}
     for name in sorted(folders | orphans | {host.name for host in hosts()}):
         down(name, say=say)
 
@@ -248,6 +257,22 @@ def ssh(host: LabHost, argv: Sequence[str], *, timeout_s: float | None = None) -
     )
 
 
+def as_platform(host: LabHost, argv: Sequence[str]) -> None:
+    """Run a command among the files of a running host with all rights of this machine, as the platform around a container can.
+
+    It can mount what nobody inside can, such as a read-only /etc, and that lasts until the host is started again.
+
+    Raises:
+        LabError: the host does not run, or the command failed.
+    """
+    must_be_root()
+    enter = ["nsenter", f"--target={first(host.machine)}", "--mount", "--root", "--wd=/"]
+    done = subprocess.run([*enter, *argv], check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        fault = f"`{shlex.join(argv)}` failed: {done.stderr.strip()}"
+        raise LabError(Problem(host.name, fault, "see that the host runs: r1prov lab list"))
+
+
 def cut(host: LabHost) -> None:
     """Cut a host off from the outside, as a filtered network does. This machine and the other hosts stay reachable."""
     network.cut(host.name)
@@ -266,22 +291,47 @@ def halt(host: LabHost) -> None:
     """
     must_be_root()
     with locked(_RUN / f"{host.name}.lock"):
-        _kill(host.machine)
-        _remove_all_groups(host.machine)
+        _end(host.name, host.directory)
 
 
 def boot(host: LabHost) -> None:
-    """Boot a host that was halted. It must have been made without `bpf` and `binds`, which no record keeps.
+    """Boot a host that was halted.
 
     Raises:
         LabError: it did not come up.
     """
     must_be_root()
     with locked(_RUN / f"{host.name}.lock"):
-        lower = _lower(host.name, base_image(host.release, lambda _: None), host.image)
-        # The kernel marks an overlay that is mounted `volatile`, and mounts it no more after an end without a sync.
-        shutil.rmtree(host.directory / "work/work/incompat", ignore_errors=True)
-        _wait(host, _boot(host, lower, (), bpf=False))
+        _boot(host)
+
+
+def restart(host: LabHost) -> None:
+    """End all processes of a host at once and boot it again from its disk, as a platform does with a container.
+
+    Raises:
+        LabError: a process does not end, or it did not come up.
+    """
+    must_be_root()
+    with locked(_RUN / f"{host.name}.lock"):
+        _end(host.name, host.directory)
+        _boot(host)
+
+
+def rebuild(host: LabHost) -> None:
+    """End all processes of a host, throw away all that was changed on its disk, and boot it as it was at first.
+
+    It keeps its address, its ssh host key, and the data disks where it is a container.
+
+    Raises:
+        LabError: a process does not end, or it did not come up.
+    """
+    must_be_root()
+    with locked(_RUN / f"{host.name}.lock"):
+        _end(host.name, host.directory)
+        caches.harvest(host.release, host.directory / "upper")
+        disk.remove_layer(host.directory)
+        disk.lay(host.directory, host.name, host.release, _client_key(), is_container=host.container)
+        _boot(host)
 
 
 def _lower(name: str, base: Path, image: str) -> str:
@@ -304,11 +354,14 @@ def _lower(name: str, base: Path, image: str) -> str:
 
 
 def _shut_down(host: LabHost) -> None:
-    """Shut a host down and wait until its last process has ended.
+    """Shut a host down and wait until its last process has ended. A container has nobody whom one could ask, and is ended.
 
     Raises:
         LabError: it takes longer than a loaded machine would explain.
     """
+    if host.container:
+        _end(host.name, host.directory)
+        return
     ssh(host, ["systemctl", "poweroff"])
     deadline = time.monotonic() + _BOOT_LIMIT_S
     while host.running:
@@ -320,82 +373,59 @@ def _shut_down(host: LabHost) -> None:
         time.sleep(0.1)
 
 
-def _make(name: str, release: Release, image: str) -> LabHost:
+def _make(name: str, release: Release, image: str, *, container: bool, bpf: bool, binds: Sequence[str]) -> LabHost:
     """Make the record, folders, identity and network of a host. Nothing runs yet."""
     directory = _hosts_dir() / name
-    upper = directory / "upper"
-    ssh_dir = upper / "etc/ssh"
-    for folder in (ssh_dir, directory / "work", directory / "root", upper / "root/.ssh"):
-        folder.mkdir(parents=True, exist_ok=True)
-    for private in (upper / "root", upper / "root/.ssh"):
-        private.chmod(0o700)
-    # The host key is made here, so that the lab knows it without asking the host, and no two hosts share one.
-    _keygen(ssh_dir / "ssh_host_ed25519_key", comment=f"root@{name}")
-    shutil.copy(_client_key().with_suffix(".pub"), upper / "root/.ssh/authorized_keys")
-    (upper / "etc/hostname").write_text(f"{name}\n")
-    (upper / "etc/hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {name}\n::1 localhost\n")
-    # systemd would take an empty machine-id for a first boot, and preset all units anew.
-    (upper / "etc/machine-id").write_text(f"{secrets.token_hex(16)}\n")
-    (upper / "etc/resolv.conf").write_text(_resolvers())
-    caches.seed(release, upper)
+    host_key = disk.make_host_key(directory, name)
+    disk.lay(directory, name, release, _client_key(), is_container=container)
+    if container:
+        base = base_folder(release, container=True)
+        data_disk.make(directory, images.data_disk(base, image) if image else None)
 
     with locked(_RUN / "lock"):
-        host_key = (ssh_dir / "ssh_host_ed25519_key.pub").read_text().strip()
-        host = LabHost(name, _free_address(), release, host_key, directory, image)
+        address = _free_address()
+        host = LabHost(name, address, release, host_key, directory, image, container, bpf, tuple(binds))
         _RECORDS.mkdir(parents=True, exist_ok=True)
         _write(_RECORDS / f"{name}.json", json.dumps(asdict(host), default=str))
-        _write_known_hosts()
+        host.known_hosts.write_text(f"{address} {host_key}\n")
+        if container:
+            _shared_disk().mkdir(exist_ok=True)
         network.attach(name, host.address, _RUN)
     return host
 
 
-def _boot(host: LabHost, lower: str, binds: Sequence[str], *, bpf: bool) -> subprocess.Popen[bytes]:
-    argv = [
-        "systemd-nspawn",
-        f"--machine={host.machine}",
-        f"--hostname={host.name}",
-        f"--directory={host.directory / 'root'}",
-        f"--network-namespace-path=/run/netns/{host.machine}",
-        "--boot",
-        "--capability=CAP_NET_ADMIN",  # root of a server may change its network, and the namespace is the host's own
-        # These two let it run where the outer machine has no systemd, or one that would not register it.
-        "--register=no",
-        "--keep-unit",
-        "--link-journal=no",  # the journal of the host must not appear in that of this machine
-        "--resolv-conf=off",  # _make wrote it, without resolvers that listen on this machine's loopback
-        "--timezone=off",
-        "--console=read-only",
-        *(("--capability=CAP_BPF", "--system-call-filter=bpf") if bpf else ()),
-        *(f"--bind={pair}" for pair in (*caches.binds(), *binds)),
-    ]
-    supervise = Path(__file__).with_name("supervise.sh")
-    # `nice`: a host would inherit the priority of whoever boots it, and its services would not run as they are declared.
-    # `slave`: mounts that go away on this machine go away in there too, and none of its own mounts appears here.
-    around = ("nice", "-n", str(-os.nice(0)), "unshare", "--mount", "--propagation=slave")
-    with (host.directory / "console.log").open("wb") as console:
-        return subprocess.Popen(  # it outlives this process
-            [*around, "sh", supervise, host.machine, lower, host.directory, *argv],
-            stdin=subprocess.DEVNULL,
-            stdout=console,
-            stderr=subprocess.STDOUT,
-            cwd="/",
-            env=os.environ | _NEW_CONTROL_GROUPS.get(host.release, {}),
-            start_new_session=True,
-        )
+def _boot(host: LabHost) -> None:
+    base = base_image(host.release, lambda _: None, container=host.container)
+    # The kernel marks an overlay that is mounted `volatile`, and mounts it no more after an end without a sync.
+    shutil.rmtree(host.directory / "work/work/incompat", ignore_errors=True)
+    _start(host, _lower(host.name, base, host.image))
+
+
+def _start(host: LabHost, lower: str) -> None:
+    _wait(host, nspawn.start(host, lower, _shared_disk()))
+
+
+def _end(name: str, directory: Path) -> None:
+    """End all processes of a host, and wait until the kernel has let go of what they held."""
+    machine = network.PREFIX + name
+    kill(machine)
+    remove_groups(machine)
+    data_disk.wait_until_free(directory)
 
 
 def _wait(host: LabHost, supervisor: subprocess.Popen[bytes] | None = None) -> None:
-    """Wait until sshd answers and systemd has started every unit.
+    """Wait until sshd answers and systemd, where there is one, has started every unit.
 
     Raises:
         LabError: the host ended, or took longer than a loaded machine would explain.
     """
+    question = ["echo", "running"] if host.container else ["systemctl", "is-system-running", "--wait"]
     deadline = time.monotonic() + _BOOT_LIMIT_S
     while time.monotonic() < deadline and (supervisor is None or supervisor.poll() is None):
         if _listens(host.address):
             left_s = max(1.0, deadline - time.monotonic())
             try:
-                state = ssh(host, ["systemctl", "is-system-running", "--wait"], timeout_s=left_s)
+                state = ssh(host, question, timeout_s=left_s)
             except subprocess.TimeoutExpired:
                 break
             if state.stdout.strip() in ("running", "degraded"):
@@ -425,93 +455,23 @@ def _listens(address: str) -> bool:
 
 def _clear(name: str) -> None:
     """Remove whatever exists of a host: processes, network, control groups, folder, record."""
-    machine = network.PREFIX + name
     recorded = _recorded(name)
     directory = recorded.directory if recorded else _hosts_dir() / name
-    _kill(machine)
+    _end(name, directory)
     with locked(_RUN / "lock"):
         network.detach(name)
-        _remove_all_groups(machine)
     # Removing a disk may take many seconds, so it holds no lock. The record goes last, for with it the rest is found again.
     if directory.exists():
         shutil.rmtree(directory)
     with locked(_RUN / "lock"):
         (_RECORDS / f"{name}.json").unlink(missing_ok=True)
-        _write_known_hosts()
+        if not any(host.container for host in hosts()):
+            shutil.rmtree(_shared_disk(), ignore_errors=True)
         if not list(_RECORDS.glob("*.json")) and not network.namespaces():
             network.remove_bridge(_RUN)
             # supervise.sh made this folder where there was none. One that is in use is not empty.
             with suppress(OSError):
                 Path("/run/systemd").rmdir()
-
-
-def _kill(machine: str) -> None:
-    """Kill every process of a host. With systemd-nspawn, the kernel kills all processes inside.
-
-    Raises:
-        LabError: a process does not end within 30 s.
-    """
-    deadline = time.monotonic() + 30
-    while pids := _processes(machine):
-        if time.monotonic() > deadline:
-            fault = f"its processes do not end: {sorted(pids)}"
-            raise LabError(
-                Problem(where=machine, what=fault, remedy="look at them with ps, then run the same command again")
-            )
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.02)
-
-
-def _processes(machine: str) -> set[int]:
-    """The processes that have the host's `--machine=` argument or live in its network namespace."""
-    pids = set()
-    mark = f"--machine={machine}".encode()
-    try:
-        namespace = os.stat(f"/run/netns/{machine}").st_ino  # noqa: PTH116
-    except FileNotFoundError:
-        namespace = None
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if mark in (entry / "cmdline").read_bytes().split(b"\0") or (
-                namespace and (entry / "ns/net").stat().st_ino == namespace
-            ):
-                pids.add(int(entry.name))
-        except OSError:
-            continue  # The process has ended, or even root may not look at it, as at PID 1 of some containers. It is not ours.
-    return pids
-
-
-def _machines() -> set[str]:
-    """The names of the hosts that have a supervisor or a systemd-nspawn, whether they are recorded or not."""
-    mark = f"--machine={network.PREFIX}".encode()
-    names = set()
-    for entry in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            arguments = (entry / "cmdline").read_bytes().split(b"\0")
-            names |= {argument.removeprefix(mark).decode() for argument in arguments if argument.startswith(mark)}
-    return names
-
-
-def _remove_all_groups(machine: str) -> None:
-    """Removes the control groups of a machine that has no processes any more."""
-    for hierarchy in _HIERARCHIES:
-        _remove_groups(Path("/sys/fs/cgroup") / hierarchy / machine)
-
-
-def _remove_groups(group: Path) -> None:
-    """Remove a control group and those below it. The kernel may need a moment after the last process has ended."""
-    if not group.is_dir():
-        return
-    for _ in range(100):
-        try:
-            for folder, _, _ in os.walk(group, topdown=False):
-                Path(folder).rmdir()
-        except OSError:
-            time.sleep(0.02)
-        else:
-            return
 
 
 def _recorded(name: str) -> LabHost | None:
@@ -520,7 +480,7 @@ def _recorded(name: str) -> LabHost | None:
         record = json.loads((_RECORDS / f"{name}.json").read_text())
     except FileNotFoundError:
         return None
-    return LabHost(**record | {"directory": Path(record["directory"])})
+    return LabHost(**record | {"directory": Path(record["directory"]), "binds": tuple(record["binds"])})
 
 
 def _free_address() -> str:
@@ -543,11 +503,6 @@ def _free_address() -> str:
     )
 
 
-def _write_known_hosts() -> None:
-    lines = [f"{host.address} {' '.join(host.host_key.split()[:2])}\n" for host in hosts()]
-    _write(_lab_dir() / "known_hosts", "".join(lines))
-
-
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, text, 0o644)
@@ -558,26 +513,8 @@ def _client_key() -> Path:
     if not key.exists():
         with locked(_lab_dir() / "key.lock"):
             if not key.exists():
-                _keygen(key, comment="r1prov lab")
+                disk.keygen(key, comment="r1prov lab")
     return key
-
-
-def _keygen(path: Path, *, comment: str) -> None:
-    subprocess.run(
-        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(path)],
-        check=True,
-        capture_output=True,
-        stdin=subprocess.DEVNULL,
-    )
-
-
-def _resolvers() -> str:
-    """The content of a resolv.conf with this machine's name servers.
-
-    With systemd-resolved, these are the servers that it asks itself, since a host cannot reach its loopback address.
-    """
-    behind = Path("/run/systemd/resolve/resolv.conf")
-    return (behind if behind.exists() else Path("/etc/resolv.conf")).read_text()
 
 
 def _lab_dir() -> Path:
@@ -586,3 +523,8 @@ def _lab_dir() -> Path:
 
 def _hosts_dir() -> Path:
     return _lab_dir() / "hosts"
+
+
+def _shared_disk() -> Path:
+    """What all containers of this lab see at the same place. It goes with the last of them."""
+    return _lab_dir() / "shared"

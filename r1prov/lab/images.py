@@ -17,12 +17,24 @@ if TYPE_CHECKING:
 def images(base: Path) -> list[str]:
     """The names of the images of a base image, sorted."""
     folder = of_base(base)
-    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
 def layer(base: Path, image: str) -> Path:
     """The folder with the difference between an image and its base, whether the image exists or not."""
     return of_base(base) / image
+
+
+def data_disk(base: Path, image: str) -> Path:
+    """The data disk of an image of a container, whether the image exists or not."""
+    return of_base(base) / f"{image}.data"
+
+
+def remove(base: Path, image: str) -> None:
+    """Remove an image, if there is one."""
+    if layer(base, image).exists():
+        shutil.rmtree(layer(base, image))
+    data_disk(base, image).unlink(missing_ok=True)
 
 
 def of_base(base: Path) -> Path:

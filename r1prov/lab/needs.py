@@ -21,6 +21,7 @@ _PROGRAMS = {
     "ssh-keygen": "openssh-client",
     "unshare": "util-linux",
 }
+_CONTAINER_PROGRAMS = {"losetup": "mount", "mkfs.ext4": "e2fsprogs"}
 _NOT_ROOT = Problem(
     where="this user",
     what="is not root, and throwaway hosts need namespaces, mounts and a bridge",
@@ -86,11 +87,29 @@ _PROBES = (
     ),
 )
 
+_CONTAINER_PROBES = (
+    (
+        "no file can be mounted as a disk here, and containers have one apart",
+        "load the module and see that /dev/loop-control is there: modprobe loop",
+        """
+        truncate --size=1M disk
+        mkfs.ext4 -q disk
+        mkdir root
+        unshare --mount mount -o loop disk root
+        """,
+    ),
+)
 
-def requirements() -> list[Problem]:
-    """Everything that keeps this machine from booting throwaway hosts, each with its remedy; empty where it can boot them."""
+
+def requirements(*, container: bool = False) -> list[Problem]:
+    """Everything that keeps this machine from booting throwaway hosts, each with its remedy; empty where it can boot them.
+
+    Args:
+        container: whether it shall be able to boot rented containers, too.
+    """
     problems = []
-    missing = sorted({package for program, package in _PROGRAMS.items() if not shutil.which(program)})
+    programs = _PROGRAMS | (_CONTAINER_PROGRAMS if container else {})
+    missing = sorted({package for program, package in programs.items() if not shutil.which(program)})
     if not _KEYRING.exists():
         missing.append("debian-archive-keyring")
     if missing:
@@ -106,7 +125,7 @@ def requirements() -> list[Problem]:
     if not problems:
         problems += [
             Problem(where="this machine", what=f"{meaning} ({error})", remedy=remedy)
-            for meaning, remedy, command in _PROBES
+            for meaning, remedy, command in (*_PROBES, *(_CONTAINER_PROBES if container else ()))
             if (error := _probe(command))
         ]
     return problems

@@ -18,6 +18,11 @@ done
 # volatile: nothing is synced to the disk for a host that does not outlive this machine's next boot. A package installation syncs each file.
 mount -t overlay "$machine" -o "lowerdir=$lower,upperdir=$hostdir/upper,workdir=$hostdir/work,volatile" "$hostdir/root"
 
+# A container has a data disk apart. It vanishes with the last process, too: mount frees the loop device at the end.
+if [ -e "$hostdir/data.img" ]; then
+    mount -o loop,discard "$hostdir/data.img" "$hostdir/data"
+fi
+
 # systemd-nspawn leaves lock files and folders in /run/systemd, and asks there whether the outer machine runs systemd: hide it.
 mkdir -p /run/systemd
 mount -t tmpfs "$machine" /run/systemd

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from r1prov.runs.events import TaskDone
     from r1prov.site.state import SiteState
 
-UNASKED = {"host_lock", "preflight", "measurement"}
+UNASKED = {"host_lock", "preflight", "measurement", "unit_run"}
 """Our modules that ask a host for something else than how it was left."""
 
 _OURS = "r1.prov."

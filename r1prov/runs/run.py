@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from r1prov import inventory
 from r1prov.common import paths
 from r1prov.common.errors import Exit, LockedError, Problem, R1provError, SiteError, UnhealthyError, UnreachableError
+from r1prov.common.systemctl import systemctl
 from r1prov.common.units import gib
 from r1prov.decision import decide
 from r1prov.hosts import Look, Progress, ProgressWatch, at_once, met, read_lock
@@ -276,7 +277,7 @@ def _bare(name: str, connection: HostConnection, unit: str) -> _Bare | None:
     The lock is read first. A run that sets the host up may end in between, and then the unit is there.
     """
     holder = read_lock(connection)
-    if connection.run(["systemctl", "cat", f"{unit}.service"]).code == 0:
+    if connection.run(systemctl("cat", f"{unit}.service")).code == 0:
         return None
     if not holder:
         return _Bare(Problem(name, f"is not set up yet: it has no {unit}.service", "run `r1prov up` first"), False)

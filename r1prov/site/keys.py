@@ -28,7 +28,7 @@ TESTED_OPEN_WEBUI = "0.12.4"
 Engine = Literal["llama-server", "ollama"]
 
 Check = Literal[
-    "os", "arch", "init", "sudo", "clock", "cpu", "ram", "floor", "driver",
+    "os", "arch", "sudo", "clock", "cpu", "ram", "floor", "driver",
     "gpu_count", "gpu_memory", "gpu_compute", "gpu_busy", "gpu_devices", "disk", "ports", "network", "sources", "fit",
 ]  # fmt: skip
 """The names of the checks of a host, which plugins/module_utils/host_judge.py makes."""

@@ -83,6 +83,16 @@ def test_comes_back_from_a_power_cut_in_which_nothing_could_tidy_up(host: lab.La
     assert told(host, "ls /etc/kept; ls /run/lost /etc/tidied 2>/dev/null || echo lost") == "/etc/kept\nlost"
 
 
+def test_a_rebuilt_host_is_itself_and_has_lost_its_disk(host: lab.LabHost) -> None:
+    before = told(host, "touch /etc/lost; cat /etc/machine-id")
+    lab.restart(host)
+    told(host, "test -e /etc/lost")
+    lab.rebuild(host)
+    assert told(host, "ls /etc/lost 2>/dev/null || systemctl is-system-running") == "running"
+    assert told(host, "cat /etc/machine-id") != before
+    assert lab.get(host.name) == host
+
+
 def test_the_outside_can_be_cut_and_restored(host: lab.LabHost) -> None:
     probe = "python3 -c 'import socket; socket.create_connection((\"{}\", {}), 5)'"
     with socket.create_server((lab.GATEWAY, 0)) as listener:
@@ -140,7 +150,8 @@ Sandbox = Callable[..., subprocess.CompletedProcess[str]]
 def sandbox() -> Iterator[Sandbox]:
     """Runs `r1prov lab ...` with an empty cache, in namespaces of its own: an empty machine, whatever else runs here."""
     with tempfile.TemporaryDirectory(dir=paths.cache_dir(), prefix="lab-test-") as cache:
-        base_image("bookworm", lambda _: None)
+        for container in (False, True):
+            base_image("bookworm", lambda _: None, container=container)
         (Path(cache) / "r1prov/lab").mkdir(parents=True)
         (Path(cache) / "r1prov/lab/base").symlink_to(paths.cache_dir() / "lab/base")
         unshare = ["unshare", "--mount", "--net", "--pid", "--fork", "--mount-proc", "--kill-child"]
@@ -170,7 +181,8 @@ ip -brief link; ip -brief address; ip netns list; nft list ruleset; cat /proc/sy
 cut -d' ' -f1-3 /proc/mounts | grep -v /run/netns; ps -eo args= | grep -v -e 'ps -eo' -e 'sh -c' -e grep -e defunct
 find /sys/fs/cgroup -maxdepth 2 -name 'r1prov-lab-crash*'
 find /run -mindepth 1 -not -path '/run/r1prov-lab*' -o -name '*.json' -o -name 'ip_*'
-find $XDG_CACHE_HOME/r1prov/lab/hosts 2>/dev/null | tail -n +2; cat $XDG_CACHE_HOME/r1prov/lab/known_hosts 2>/dev/null
+find $XDG_CACHE_HOME/r1prov/lab/shared 2>/dev/null; losetup --list --output BACK-FILE | grep $XDG_CACHE_HOME
+find $XDG_CACHE_HOME/r1prov/lab/hosts 2>/dev/null | tail -n +2
 """
 
 
@@ -178,9 +190,13 @@ def traces(run: Sandbox) -> str:
     return run("sh", "-c", TRACES).stdout
 
 
-def test_down_leaves_nothing_behind(sandbox: Sandbox) -> None:
+KINDS = pytest.mark.parametrize("kind", [(), ("--container",)], ids=["server", "container"])
+
+
+@KINDS
+def test_down_leaves_nothing_behind(sandbox: Sandbox, kind: tuple[str, ...]) -> None:
     before = traces(sandbox)
-    booted = sandbox(*LAB, "up", "lab-crash-0")
+    booted = sandbox(*LAB, "up", "lab-crash-0", *kind)
     assert booted.returncode == 0, booted.stderr
     assert traces(sandbox) != before
     assert sandbox(*LAB, "down", "lab-crash-0").returncode == 0
@@ -189,10 +205,11 @@ def test_down_leaves_nothing_behind(sandbox: Sandbox) -> None:
     assert traces(sandbox) == before
 
 
-def test_a_killed_up_leaves_nothing_that_down_does_not_find(sandbox: Sandbox) -> None:
+@KINDS
+def test_a_killed_up_leaves_nothing_that_down_does_not_find(sandbox: Sandbox, kind: tuple[str, ...]) -> None:
     before = traces(sandbox)
     started = time.monotonic()
-    assert sandbox(*LAB, "up", "lab-crash-0").returncode == 0
+    assert sandbox(*LAB, "up", "lab-crash-0", *kind).returncode == 0
     whole_s = time.monotonic() - started
     sandbox(*LAB, "down", "lab-crash-0")
     cut_off = 0
@@ -200,7 +217,7 @@ def test_a_killed_up_leaves_nothing_that_down_does_not_find(sandbox: Sandbox) ->
         name = f"lab-crash-{number}"
         limit = f"{whole_s * (0.2 + 0.05 * number):.2f}"
         started = time.monotonic()
-        killed = sandbox("timeout", "--foreground", "--signal=KILL", limit, *LAB, "up", name)
+        killed = sandbox("timeout", "--foreground", "--signal=KILL", limit, *LAB, "up", name, *kind)
         if killed.returncode:
             cut_off += 1
         else:  # the machine has less to do than it had
@@ -211,10 +228,10 @@ def test_a_killed_up_leaves_nothing_that_down_does_not_find(sandbox: Sandbox) ->
             case 1:
                 assert sandbox(*LAB, "down", "--all").returncode == 0
             case 2:
-                sandbox("rm", "-rf", "/run/r1prov-lab/hosts")
+                sandbox("rm", "-rf", "/run/r1prov-lab/records")
                 assert sandbox(*LAB, "down", "--all").returncode == 0
             case 3:
-                again = sandbox(*LAB, "up", name)
+                again = sandbox(*LAB, "up", name, *kind)
                 assert again.returncode == 0, again.stderr
                 assert sandbox(*LAB, "down", name).returncode == 0
         assert traces(sandbox) == before, f"after a kill at {limit} s"

@@ -47,7 +47,7 @@ mount -t proc proc "$root/proc"
 mount --rbind /sys "$root/sys"
 exec chroot "$root" sh -ec '
     cd /etc/systemd/system
-    sed -nE "s/^Exec[A-Za-z]+=[-+!:@]*([^ ]+).*/\1/p" r1prov-* | sort -u | while read -r program; do
+    sed -nE "s/^Exec[A-Za-z]+=[-+!:@]*(\/[^ ]+).*/\1/p" r1prov-* | sort -u | while read -r program; do
         [ -e "$program" ] || { mkdir -p "${program%/*}"; echo "#!/bin/sh" > "$program"; chmod +x "$program"; }
     done
     systemd-analyze verify --man=no r1prov-* 2>&1

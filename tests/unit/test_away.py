@@ -12,7 +12,7 @@ from pathlib import Path
 import paramiko
 import pytest
 from sshd import Sshd
-from test_contact import PID1_IS_SYSTEMD, free_port
+from test_contact import free_port
 
 from r1prov import cli
 from r1prov.common import paths
@@ -46,9 +46,8 @@ def gpu1(tmp_path, monkeypatch):
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "id"], check=True)
     keys = [paramiko.PKey.from_path(tmp_path / "id")]
     (tmp_path / "bin").mkdir()
-    for name, text in (("cat", PID1_IS_SYSTEMD), ("id", "#!/bin/sh\necho 0\n")):
-        (tmp_path / "bin" / name).write_text(text)
-        (tmp_path / "bin" / name).chmod(0o755)
+    (tmp_path / "bin" / "id").write_text("#!/bin/sh\necho 0\n")
+    (tmp_path / "bin" / "id").chmod(0o755)
     collection = tmp_path / "collection"
     collection.mkdir()
     for part in paths.collection().iterdir():
@@ -58,6 +57,7 @@ def gpu1(tmp_path, monkeypatch):
     for name in ("up", "bench", "tune", "verify", "down"):
         (collection / "playbooks" / f"{name}.yml").write_text(PLAY.format(made=tmp_path / "made"))
     monkeypatch.setattr(paths, "collection", lambda: collection)
+    monkeypatch.setattr(paths.module_util("units"), "SYSTEMD", tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
     monkeypatch.setenv("R1PROV_SSH_CONFIG", str(tmp_path / "config"))
@@ -268,6 +268,18 @@ def test_a_pause_for_a_measurement_is_no_failure_of_the_service(gpu1, tmp_path, 
     on_host(tmp_path, "systemctl", "echo ActiveState=inactive")
     assert json.loads(r1prov("status", "--json", "gpu1")[1])["hosts"]["gpu1"]["health"] == "down"
     assert "the service does not answer" in r1prov("ask", "--host", "gpu1", "1+1?")[2]
+
+
+def test_a_host_without_systemd_is_asked_by_r1provs_own_program(gpu1, tmp_path, r1prov, monkeypatch):
+    monkeypatch.setattr(paths.module_util("units"), "SYSTEMD", tmp_path / "none")
+    monkeypatch.setattr(paths.module_util("units"), "OWN", [str(tmp_path / "bin" / "own")])
+    on_host(tmp_path, "systemctl", "exit 1")
+    on_host(tmp_path, "own", 'case "$2" in r1prov-measure.service) ' + MEASURES + ";; esac")
+    told = json.loads(r1prov("status", "--json", "gpu1")[1])["hosts"]["gpu1"]
+    assert (told["health"], told["systemd"]) == ("paused", False)
+    on_host(tmp_path, "own", "exit 0")  # there is an engine to measure
+    assert r1prov("bench", "--json", "gpu1")[0] == 0
+    assert done(tmp_path) == 1
 
 
 def test_the_others_are_tuned(gpu1, tmp_path, r1prov):

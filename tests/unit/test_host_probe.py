@@ -198,13 +198,10 @@ def test_a_host_without_cards_has_no_link(tmp_path: Path):
 
 def test_in_a_container_whoever_has_a_card_open_is_a_process_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(host_probe, "_container", lambda: "docker")
-    monkeypatch.setattr(
-        host_probe.glob, "glob", lambda pattern: ["/proc/7/fd/3", "/proc/8/fd/3"] if "/fd/" in pattern else []
-    )
-    monkeypatch.setattr(os, "readlink", {"/proc/7/fd/3": "/dev/nvidia2", "/proc/8/fd/3": "/dev/null"}.get)
+    monkeypatch.setattr(host_probe, "_opened", lambda: iter([(7, "/dev/nvidia2"), (8, "/dev/null")]))
     monkeypatch.setattr(host_probe, "_unit", lambda pid: f"r1prov-{pid}.service")
     monkeypatch.setenv("PATH", smi(tmp_path, "0, GPU-0, NVIDIA H800, 81559, 9001, 580.65.06, 9.0"))
-    [card] = host_probe._gpu()["cards"]
+    [card] = host_probe.probe()["gpu"]["cards"]
     assert [(each["pid"], each["unit"], each["used_bytes"]) for each in card["processes"]] == [
         (7, "r1prov-7.service", None)
     ]

@@ -12,7 +12,7 @@ import pytest
 from r1prov import lab
 from r1prov.common.errors import Exit, LabError
 from r1prov.common.locks import locked
-from r1prov.lab import caches
+from r1prov.lab import caches, images
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +27,8 @@ def test_what_is_missing_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
     problem = lab.requirements()[0]
     assert "iproute2, mmdebstrap, nftables, openssh-client, systemd-container" in problem.what
     assert problem.remedy.startswith("as root: apt-get install")
+    with_containers = lab.requirements(container=True)[0]
+    assert "e2fsprogs, iproute2, mmdebstrap, mount, nftables, openssh-client, systemd-container" in with_containers.what
     with pytest.raises(LabError) as caught:
         lab.up("Not A Name", "sid")  # type: ignore[arg-type]
     assert caught.value.exit == Exit.LAB
@@ -39,6 +41,21 @@ def test_a_host_that_is_not_there() -> None:
     with pytest.raises(LabError, match="no such host") as caught:
         lab.get("never-made")
     assert "r1prov lab up never-made" in caught.value.problems[0].remedy
+
+
+def test_an_image_is_its_layer_with_its_data_disk(tmp_path: Path) -> None:
+    base = tmp_path / "container-bookworm-digest"
+    for image in ("one", "two"):
+        images.layer(base, image).mkdir(parents=True)
+        images.data_disk(base, image).touch()
+    assert images.images(base) == ["one", "two"]
+    images.remove(base, "one")
+    assert images.images(base) == ["two"]
+    assert not images.data_disk(base, "one").exists()
+    images.remove(base, "one")
+    images.remove_all(base)
+    assert images.images(base) == []
+    assert not images.data_disk(base, "two").exists()
 
 
 def test_packages_travel_between_hosts_as_links(tmp_path: Path, cache: Path) -> None:

@@ -40,14 +40,15 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "systemctl").write_text(SYSTEMCTL.format(log=tmp_path / "calls"))
     (tmp_path / "systemctl").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(units, "SYSTEMD", tmp_path)
     yield tmp_path / "calls"
     for kept in (units._ahead, units._variables, unit_look._ahead, listening._ahead):
         kept.clear()
 
 
 def test_systemd_is_asked_once_for_many_units(calls: Path) -> None:
-    service_unit.look_ahead([{"name": "r1prov-a", "socket": ""}, {"name": "r1prov-b", "socket": "[Socket]"}])
-    for name in ("r1prov-a.service", "r1prov-b.service", "r1prov-b.socket"):
+    service_unit.look_ahead([{"name": "r1prov-a", "timer": "[Timer]"}, {"name": "r1prov-b", "socket": "[Socket]"}])
+    for name in ("r1prov-a.service", "r1prov-a.timer", "r1prov-b.service", "r1prov-b.socket"):
         assert units.show(name, "FragmentPath", "MainPID") == {"FragmentPath": f"/etc/{name}"}
     assert units.environment_names() == ["LANG"]
     assert [line.split()[:2] for line in calls.read_text().splitlines()] == [

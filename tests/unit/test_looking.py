@@ -113,6 +113,14 @@ def test_what_two_modules_say_in_their_own_words_is_said_once() -> None:
     ]
 
 
+def test_what_should_not_be_there_is_named(here: Here, written: Path) -> None:
+    (difference,) = seen(
+        here, Expectation("gateway", "Disable it", FILE, {"path": str(written), "state": "absent"})
+    ).differences
+    assert difference.what == f"{written} is there, and should not be"
+    assert written.exists()
+
+
 def test_a_look_changes_nothing(here: Here, tmp_path: Path, written: Path) -> None:
     missing = Expectation("service", "Make it", FILE, {"path": str(tmp_path / "folder"), "state": "directory"})
     expected = file_as_it_is(written)

@@ -121,12 +121,12 @@ def test_strays_are_what_no_role_makes(folders: dict[str, Path]) -> None:
 
 def test_the_list_of_units_is_what_the_roles_make() -> None:
     known = set(yaml.safe_load((ROOT / "roles/service/vars/main.yml").read_text())["__service_units"])
-    made = {"r1prov-network.service", "r1prov-watch.service"}
+    made = {"r1prov-network.service", "r1prov-watch.service", "r1prov-watch.timer"}
     for path in ROOT.glob("roles/*/tasks/*.yml"):
         text = path.read_text()
-        made |= set(re.findall(r"/etc/systemd/system/(r1prov-\S+[.]timer)", text))
-        for name in re.findall(r"service_name: (r1prov-\S+)", text):
+        for name, variables in re.findall(r"service_name: (r1prov-\S+)\n((?: +.*\n)*)", text):
             made |= {f"{name}.service"} | ({f"{name}.socket"} if name.endswith("-door") else set())
+            made |= {f"{name}.timer"} if "service_every_s:" in variables else set()
     assert known == made
 
 

@@ -103,6 +103,7 @@ def unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str]
     (tmp_path / "systemctl").write_text(f"#!/bin/sh\ncat {state}\n")
     (tmp_path / "systemctl").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(patience.units, "SYSTEMD", tmp_path)
     monkeypatch.setattr(patience, "LOOK_AGAIN_S", 0.05)
     monkeypatch.setattr(patience, "STOPPED_S", 0.2)
     return describe

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def test_an_unknown_check_is_named_with_the_valid_ones():
     message = preflight.wrong_arguments(["floor", "flor"], [])
-    assert message.startswith("there is no check named flor to override; there are: os, arch, init")
+    assert message.startswith("there is no check named flor to override; there are: os, arch, sudo")
 
 
 def test_a_source_that_cannot_be_asked():

@@ -112,11 +112,11 @@ WRONG = [
     ({"os.version": "11", "os.name": "Debian 11"}, {}, "os", "Debian 11", "Ubuntu|Debian|override"),
     ({"arch": "aarch64"}, {}, "arch", "aarch64", "x86-64"),
     (
-        {"init": "bash", "container": "docker"},
-        {},
-        "init",
-        "process 1 is `bash`, not systemd: this is a docker container",
-        "virtual machine",
+        {"init": "bash"},
+        {"ports": [{"port": 8000, "unit": "r1prov-llama-server.service", "address": "0.0.0.0"}]},
+        "network",
+        "r1prov-llama-server.service is to listen at 0.0.0.0, and without systemd it can listen at 127.0.0.1 alone",
+        "gateway",
     ),
     ({"user": "ann", "sudo": "free"}, {}, "sudo", "run as ann", "become"),
     ({"clock_s": 1121.0}, {}, "clock", "121 s ahead of", "set-ntp"),
@@ -375,10 +375,16 @@ def test_processors_that_the_plan_is_not_made_for_are_remarked_on():
     assert "numa_nodes: 2" in nodes
 
 
+def test_it_says_what_services_lack_without_systemd():
+    (said,) = remarks(changed(FACTS, {"init": "bash"}), EXPECT)
+    assert "supervisord runs the services" in said
+    assert "neither a sandbox nor a private network" in said
+
+
 def test_everything_wrong_is_said_at_once():
-    wrong = {"init": "sh", "ram.total_bytes": 25 * GB, "arch": "arm", "listeners": [LISTENER]}
+    wrong = {"ram.total_bytes": 25 * GB, "arch": "arm", "listeners": [LISTENER]}
     found = [problem["check"] for problem in judge(changed(FACTS, NO_CARDS | wrong), EXPECT)]
-    assert found == ["arch", "init", "ram", "floor", "gpu_count", "ports"]
+    assert found == ["arch", "ram", "floor", "gpu_count", "ports"]
 
 
 def test_every_check_is_tested_above():

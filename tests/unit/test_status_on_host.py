@@ -85,7 +85,7 @@ def test_a_measurement_says_whose_it_is_and_how_long_it_may_take(
     (tmp_path / "systemctl").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     names["FILE"].write_text("[Service]\nTimeoutStartSec=1320\nTimeoutStopSec=10\n")
-    found = names["pause"]()
+    found = names["pause"](["systemctl"])
     if elapsed_s is None:
         assert found is None
         return

@@ -141,6 +141,8 @@ def seen(**changes: Any) -> dict[str, Any]:
         (seen(differences=[{"what": "/x is missing"}]), True, "gpu1 looked by itself 10:00 ago: /x is missing"),
         (seen(unknown="a: b"), True, "gpu1 looked by itself 10:00 ago: not all could be told: a: b"),
         (seen(age_s=7201), True, "2:00:01 ago: nothing differs. That is long ago"),
+        (seen(age_s=7201), True, "`journalctl -u r1prov-watch` there says why"),
+        (seen(age_s=7201) | {"systemd": False}, True, "r1prov-units log r1prov-watch` there says why"),
     ],
 )
 def test_status_says_what_a_host_has_seen(status: dict[str, Any], *, is_news: bool, says: str) -> None:

@@ -34,7 +34,7 @@ def test_the_wheel_carries_the_whole_package_and_the_whole_collection(names: set
         if not {"molecule", "__pycache__", ".ansible"} & set(path.parts)
     }
     assert not (package | collection) - names
-    assert "r1prov/lab/supervise.sh" in names
+    assert {f"r1prov/lab/{name}.sh" for name in ("boot", "enter", "supervise")} <= names
 
 
 def test_the_wheel_carries_nothing_that_only_tests_and_the_demo_need(names: set[str]) -> None:

@@ -1,9 +1,10 @@
 """Runs on a host and prints what is known of a measurement that pauses the engine, as one line of JSON; null where there is none.
 
-It is sent as text, so it needs only Python 3.10 and the standard library. It reads what everybody on the host may read.
+It is sent as text, so it needs only Python 3.10 and the standard library. It reads what everybody on the host may read. Its arguments are
+the words before the verb of a command that answers as systemctl does.
 
 elapsed_s   the seconds since the pause began
-limit_s     the seconds after which systemd ends the measurement at the latest; null where that is not known
+limit_s     the seconds after which its unit ends the measurement at the latest; null where that is not known
 lock        the run that holds the host, as it describes itself; null where it does not tell
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -24,12 +26,12 @@ KEYS = ("ActiveState", "Job", "InactiveExitTimestampMonotonic")
 
 def main() -> None:
     """Print it."""
-    print(json.dumps(pause()))  # noqa: T201 - stdout is the interface
+    print(json.dumps(pause(sys.argv[1:])))  # noqa: T201 - stdout is the interface
 
 
-def pause() -> dict[str, Any] | None:
+def pause(systemctl: list[str]) -> dict[str, Any] | None:
     """What is known of the measurement."""
-    argv = ["systemctl", "show", UNIT, "--property=" + ",".join(KEYS)]
+    argv = [*systemctl, "show", UNIT, "--property=" + ",".join(KEYS)]
     out = subprocess.run(argv, stdout=subprocess.PIPE, check=False).stdout.decode()
     unit = dict(line.split("=", 1) for line in out.splitlines() if "=" in line)
     began = unit.get("ActiveState", "inactive") not in {"inactive", "failed"}

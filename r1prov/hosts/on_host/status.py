@@ -9,11 +9,14 @@ page        the base URL of the chat page, empty where there is none
 embeddings  the base URL of the model that finds passages for the page, empty where there is none
 gateway     the base URL of the gateway, empty where there is none
 model       the name under which Ollama serves the model, empty for another engine
+systemctl   the words before the verb of a command that answers as systemctl does
+systemd     the folder that is there where systemd runs the host
 """
 
 from __future__ import annotations
 
 import json
+import os
 import ssl
 import subprocess
 import sys
@@ -42,13 +45,14 @@ def main() -> None:
     props = None
     if code == 200 and asked["engine"] == "llama-server":
         props = get(asked["url"] + "/props", read(Path(asked["key_file"])))[1]
-    found = units()
+    found = units(asked["systemctl"])
     processes = [words(unit.get("MainPID", "0")) for unit in found.values()]
     status = {
         "engine": asked["engine"],
         "releases": {name: release(name) for name in ARTEFACTS},
         "running": {name: running(name, processes) for name in ARTEFACTS},
         "units": found,
+        "systemd": Path(asked["systemd"]).is_dir(),
         "health": (code == 200 and without_model(asked)) or word(code),
         "page": word(get(asked["page"] + "/health")[0]) if asked["page"] else None,
         "document_search": word(get(asked["embeddings"] + "/health")[0]) if asked["embeddings"] else None,
@@ -87,8 +91,11 @@ def running(name: str, processes: list[list[str]]) -> list[str]:
 def words(pid: str) -> list[str]:
     """The program of a process, links followed, and its arguments: of a script, the latter tell more. Empty where there is none."""
     process = Path("/proc") / pid
+    arguments = read(process / "cmdline").split("\0")
     try:
-        return [str((process / "exe").readlink()), *(process / "cmdline").read_text(errors="replace").split("\0")]
+        return [str((process / "exe").readlink()), *arguments]
+    except PermissionError:  # In a container root may not look into the processes of others.
+        return [os.path.realpath(arguments[0]), *arguments]
     except OSError:
         return []
 
@@ -106,11 +113,11 @@ def without_model(asked: dict[str, Any]) -> str:
     return "" if asked["model"] in {each["name"].removesuffix(":latest") for each in models} else NO_MODEL
 
 
-def units() -> dict[str, dict[str, str]]:
+def units(systemctl: list[str]) -> dict[str, dict[str, str]]:
     """Unit name -> the systemd properties in UNIT_KEYS, for every installed unit of r1prov."""
     properties = {}
     for name in sorted(path.name for path in Path("/etc/systemd/system").glob("r1prov-*.service")):
-        argv = ["systemctl", "show", name, "--property=" + ",".join(UNIT_KEYS)]
+        argv = [*systemctl, "show", name, "--property=" + ",".join(UNIT_KEYS)]
         out = subprocess.run(argv, stdout=subprocess.PIPE, check=False).stdout.decode()
         properties[name] = dict(line.split("=", 1) for line in out.splitlines() if "=" in line)
     return properties

@@ -186,7 +186,7 @@ class Transfer:
         if coming + self.reserve_bytes > self.free_bytes():
             raise HopelessError(
                 f"what was damaged in {self.folder} is removed, but a process that has it open keeps its room:"
-                " stop the engine (systemctl stop r1prov-llama-server r1prov-ollama)"
+                " stop the engine, which is the unit r1prov-llama-server or r1prov-ollama"
             )
 
     def free_bytes(self) -> int:

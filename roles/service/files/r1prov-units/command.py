@@ -1,0 +1,118 @@
+#!/usr/bin/python3 -I
+"""r1prov-units: what systemctl and journalctl are on a host with systemd, for the units of r1prov on a host without it.
+
+r1prov-units                        how all units are
+r1prov-units start|stop|restart|reload|enable|disable UNIT ...
+r1prov-units show UNIT ... [--property=KEY,...]
+r1prov-units log [UNIT] [--lines N] [--first] [--start ID] [--follow]
+r1prov-units boot                   what the platform runs when the host starts
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+sys.path.insert(
+    0, str(Path(__file__).resolve().parent)
+)  # Python is started with -I, so that nobody's folder is searched.
+
+from supervised import keeper, known, log, verbs
+from supervised.supervisor import LOG, SupervisorError
+from supervised.unit_file import UnitFileError, full, path_of
+
+
+def main() -> int:
+    """Does what the command line says. Returns the exit code, which is that of systemctl."""
+    parser = argparse.ArgumentParser(
+        prog="r1prov-units", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("verb", nargs="?", default="status")
+    parser.add_argument("units", nargs="*")
+    parser.add_argument("--no-block", action="store_true", help="do not wait until it is done")
+    parser.add_argument("--now", action="store_true", help="start or stop the units, too")
+    parser.add_argument("--signal", default="TERM", help="for kill")
+    parser.add_argument("--property", default="", help="for show")
+    parser.add_argument("--value", action="store_true", help="for show: the values alone")
+    parser.add_argument("--lines", type=int, default=0, help="for log: so many of the last lines")
+    parser.add_argument("--first", action="store_true", help="for log: the first lines instead")
+    parser.add_argument("--start", default="", help="for log: what was written since the start with this InvocationID")
+    parser.add_argument("--follow", "-f", action="store_true", help="for log: go on with what is written from now on")
+    for ignored in ("--quiet", "--all", "--plain", "--no-legend", "--no-pager", "--full"):
+        parser.add_argument(ignored, action="store_true", help=argparse.SUPPRESS)
+    asked = parser.parse_intermixed_args()
+    try:
+        return _does(asked)
+    except (verbs.RefusedError, SupervisorError, UnitFileError, PermissionError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+
+
+def _does(asked: argparse.Namespace) -> int:
+    verb, units = asked.verb, asked.units
+    if verb in ("is-active", "is-enabled"):
+        key = "ActiveState" if verb == "is-active" else "UnitFileState"
+        found = [_value(name, key) for name in units]
+        _print("\n".join(found))
+        return 0 if found and all(each in ("active", "enabled", "static") for each in found) else 3
+    if text := _text(asked):
+        _print(text)
+    elif verb == "keep":
+        keeper.main(units[0])
+    elif verb == "kill":
+        verbs.kill(asked.signal, *units)
+    elif verb == "log":
+        return _log(asked)
+    elif asked.no_block:
+        verbs.in_background(verb, *units)
+    elif verb in verbs.VERBS:
+        verbs.VERBS[verb](*units)
+        if asked.now:
+            {"enable": verbs.start, "disable": verbs.stop}[verb](*units)
+    elif verb not in ("show-environment", "list-sockets", "list-units", "cat"):
+        raise verbs.RefusedError(f"r1prov-units knows no verb {verb}")
+    return 0
+
+
+def _text(asked: argparse.Namespace) -> str:
+    """What verbs print that only look."""
+    if asked.verb == "status":
+        return verbs.status()
+    if asked.verb == "show":
+        keys = asked.property.split(",") if asked.property else [each.name for each in fields(known.State)]
+        shown = verbs.show(asked.units, keys)
+        return "\n".join(line.partition("=")[2] for line in shown.splitlines()) if asked.value else shown
+    if asked.verb == "list-units":
+        return verbs.list_units(*asked.units)
+    if asked.verb == "processes":
+        return "\n".join(str(pid) for name in asked.units for pid in verbs.processes_of(name))
+    if asked.verb == "cat":
+        return "\n".join(path_of(full(name)).read_text(encoding="utf-8") for name in asked.units)
+    return ""
+
+
+def _value(name: str, key: str) -> str:
+    return verbs.show([name], [key]).partition("=")[2]
+
+
+def _log(asked: argparse.Namespace) -> int:
+    name = full(asked.units[0]) if asked.units else ""
+    if asked.follow:
+        os.execvp(  # noqa: S606
+            "tail", ["tail", "--lines", str(asked.lines or 10), "--follow=name", "--retry", str(LOG / f"{name}.log")]
+        )
+    found = log.lines(name, asked.start)
+    count = asked.lines or len(found)
+    _print("\n".join(found[:count] if asked.first else found[-count:] if count else []))
+    return 0
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(f"{text}\n" if text else "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

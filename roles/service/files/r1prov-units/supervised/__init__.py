@@ -1,0 +1,1 @@
+"""Runs units on a host whose first process is not systemd."""

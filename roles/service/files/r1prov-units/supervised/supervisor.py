@@ -1,0 +1,205 @@
+"""supervisord: its configuration, its start, and what is asked of it."""
+
+from __future__ import annotations
+
+import http.client
+import signal
+import socket
+import subprocess
+import sys
+import time
+import xmlrpc.client
+from pathlib import Path
+from typing import Any
+
+from supervised import known, program
+from supervised.unit_file import FOLDER, PROGRAM
+
+STATE = Path("/var/lib/r1prov/units")
+LOG = STATE / "log"
+_SOCKET = STATE / "supervisor.sock"
+_LIMIT_S = 20.0
+_MAIN = f"""\
+; Written by r1prov; changes made here are undone by its next run.
+[unix_http_server]
+file={_SOCKET}
+chmod=0700
+[rpcinterface:supervisor]
+supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
+[supervisord]
+logfile={LOG}/supervisord.log
+logfile_maxbytes=1MB
+logfile_backups=1
+pidfile=/run/r1prov/units/supervisord.pid
+childlogdir={LOG}
+umask=077
+[include]
+files={STATE}/*.conf
+[program:boot]
+command={sys.executable} -I {PROGRAM} start-enabled
+autorestart=false
+startsecs=0
+redirect_stderr=true
+stdout_logfile={LOG}/boot.log
+stdout_logfile_maxbytes=1MB
+stdout_logfile_backups=1
+[program:guard]
+command={sys.executable} -I {PROGRAM} guard
+redirect_stderr=true
+stdout_logfile={LOG}/guard.log
+stdout_logfile_maxbytes=1MB
+stdout_logfile_backups=1
+"""
+_LOCK = "supervisord.lock"
+
+
+class SupervisorError(Exception):
+    """supervisord does not do what it is asked."""
+
+
+class _Connection(http.client.HTTPConnection):
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(_LIMIT_S)
+        self.sock.connect(str(_SOCKET))
+
+
+class _Transport(xmlrpc.client.Transport):
+    def make_connection(self, host: Any) -> http.client.HTTPConnection:
+        return _Connection("localhost")
+
+
+def is_there() -> bool:
+    """Whether supervisord answers."""
+    try:
+        _ask("getPID")
+    except SupervisorError:
+        return False
+    return True
+
+
+def boot() -> None:
+    """Sees that supervisord runs. It starts what is enabled.
+
+    Raises:
+        SupervisorError: it does not answer.
+    """
+    if is_there():
+        return
+    LOG.mkdir(mode=0o700, parents=True, exist_ok=True)
+    STATE.chmod(0o700)
+    configure()
+    _begin_loop()
+    limit = time.monotonic() + _LIMIT_S
+    while not is_there():
+        if time.monotonic() > limit:
+            raise SupervisorError(f"supervisord does not answer within {_LIMIT_S:.0f} s; see {LOG}/supervisord.log")
+        time.sleep(0.1)
+
+
+def loop() -> None:
+    """Starts supervisord whenever it does not run. Only one process does so."""
+    with known.held(_LOCK, patient=False) as mine:
+        while mine:
+            if not is_there():
+                command = ["supervisord", "--nodaemon", "--configuration", str(STATE / "supervisord.conf")]
+                subprocess.run(
+                    command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False
+                )
+            time.sleep(1)
+
+
+def guard() -> None:
+    """Starts the loop that starts supervisord whenever that loop does not run. supervisord itself runs this."""
+    program.die_with_parent(signal.SIGKILL)
+    while True:
+        with known.held(_LOCK):
+            pass
+        _begin_loop()
+        time.sleep(2)
+
+
+def _begin_loop() -> None:
+    subprocess.Popen(
+        [sys.executable, "-I", str(PROGRAM), "loop"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        start_new_session=True,
+    )
+
+
+def configure() -> bool:
+    """Writes the configuration of supervisord, with a keeper for each unit of r1prov. Returns whether it was another one."""
+    wanted = {STATE / "supervisord.conf": _MAIN} | {STATE / f"{name}.conf": _keeper(name) for name in units()}
+    changed = False
+    for path, text in wanted.items():
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            fresh = path.with_name(f".{path.name}.fresh")
+            fresh.write_text(text, encoding="utf-8")
+            fresh.replace(path)
+            changed = True
+    for path in set(STATE.glob("*.conf")) - wanted.keys():
+        path.unlink()
+        changed = True
+    return changed
+
+
+def units() -> list[str]:
+    """The units of r1prov that have a file."""
+    return sorted(path.name for kind in ("service", "timer") for path in FOLDER.glob(f"r1prov*.{kind}"))
+
+
+def reread() -> None:
+    """Lets supervisord know the units that have a file, and forget the others. Those that run go on."""
+    added, _, removed = _ask("reloadConfig")[0]
+    for name in removed:
+        _ask("stopProcessGroup", name)
+        _ask("removeProcessGroup", name)
+        known.forget(name)
+    for name in added:
+        _ask("addProcessGroup", name)
+
+
+def start(name: str) -> None:
+    """Starts the keeper of a unit, where there is none."""
+    if _ask("getProcessInfo", name)["statename"] not in ("RUNNING", "STARTING"):
+        _ask("startProcess", name, False)
+
+
+def stop(name: str) -> None:
+    """Tells the keeper of a unit to stop."""
+    if _ask("getProcessInfo", name)["statename"] in ("RUNNING", "STARTING", "BACKOFF"):
+        _ask("stopProcess", name, False)
+
+
+def _keeper(name: str) -> str:
+    """The configuration of a unit's keeper. It is the same whatever the unit does, so that a changed unit needs no other keeper."""
+    return f"""\
+[program:{name}]
+command={sys.executable} -I {PROGRAM} keep {name}
+autostart=false
+autorestart=unexpected
+exitcodes=0
+startsecs=0
+; The keeper knows how long its unit may take to stop.
+stopwaitsecs=86400
+redirect_stderr=true
+stdout_logfile={LOG}/{name}.log
+stdout_logfile_maxbytes=10MB
+stdout_logfile_backups=2
+"""
+
+
+def _ask(what: str, *words: Any) -> Any:
+    """Asks supervisord.
+
+    Raises:
+        SupervisorError: it does not answer, or refuses.
+    """
+    server = xmlrpc.client.ServerProxy("http://localhost", transport=_Transport())
+    try:
+        return getattr(server.supervisor, what)(*words)
+    except (OSError, http.client.HTTPException, xmlrpc.client.Error) as error:
+        raise SupervisorError(f"supervisord: {what}: {error}") from error

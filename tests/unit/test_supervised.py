@@ -1,0 +1,308 @@
+"""Tests of what keeps services where systemd does not: what it reads of unit files, and a keeper with real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from supervised import known, log, unit_file
+from supervised.unit_file import Command, UnitFileError, parse
+
+from tests.fixtures import service_units
+
+PROGRAM = Path(__file__).parents[2] / "roles/service/files/r1prov-units/command.py"
+SITE = {
+    "profile": "4x4090",
+    "hosts": ["gpu1.example.com"],
+    "gateway": {"server_name": "chat.example.com", "tls": {"type": "acme", "email": "admin@example.com"}},
+    "sources": {"environment_file": "/etc/network_turbo"},
+    "watch": "1h",
+}
+
+
+def test_each_setting_of_our_units_is_obeyed_or_said_to_be_lost(tmp_path):
+    site = tmp_path / "r1prov.yml"
+    site.write_text(yaml.safe_dump(SITE))
+    units = service_units.rendered(site, tmp_path)
+    read = {
+        name: parse(name, text)
+        for name, text in units.items()
+        if not name.endswith(".socket") and "-door" not in name and name != "r1prov-network.service"
+    }
+    engine = read["r1prov-llama-server.service"]
+    assert engine.text("User") == "r1prov-llama"
+    assert engine.seconds("TimeoutStopSec", 0) == 60
+    assert "r1prov-ollama.service" in read["r1prov-measure.service"].texts("Conflicts")
+    assert engine.commands("ExecStart")[0].argv[0].endswith("/llama-server")
+
+
+def test_a_setting_that_nobody_knows_is_refused():
+    with pytest.raises(UnitFileError, match=r"r1prov-x\.service: nobody knows here what RootDirectory would do"):
+        parse("r1prov-x.service", "[Service]\nRootDirectory=/\n")
+
+
+def test_words_are_read_as_systemd_reads_them():
+    unit = parse(
+        "x.service",
+        "[Service]\n"
+        'ExecStart=-+/bin/sh -c \'echo "$$HOME"\' \\\n    "a \\"b\\" 100%%" ${CREDENTIALS_DIRECTORY}/key\n'
+        'Environment="A=one two" "B=x"\n'
+        "Environment=C=3\n"
+        "# Restart=always\n"
+        "Restart=on-failure\n"
+        "Restart=\n",
+    )
+    words = ["/bin/sh", "-c", 'echo "$$HOME"', 'a "b" 100%', "${CREDENTIALS_DIRECTORY}/key"]
+    assert unit.commands("ExecStart") == [Command(words, may_fail=True, as_root=True)]
+    assert unit.environment == {"A": "one two", "B": "x", "C": "3"}
+    assert unit.text("Restart", "no") == "no"
+    assert unit_file.expanded(words[2], {}) == 'echo "$HOME"'
+    assert unit_file.expanded(words[4], {"CREDENTIALS_DIRECTORY": "/run/c"}) == "/run/c/key"
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("5min", 300), ("2h", 7200), ("infinity", float("inf"))])
+def test_times_are_read(text, seconds):
+    assert parse("x.service", f"TimeoutStartSec={text}\n").seconds("TimeoutStartSec", 1) == seconds
+
+
+def test_a_time_in_another_unit_is_refused():
+    with pytest.raises(UnitFileError, match="TimeoutStartSec=2 fortnights is no length of time"):
+        parse("x.service", "TimeoutStartSec=2 fortnights\n").seconds("TimeoutStartSec", 1)
+
+
+def test_an_environment_file_gives_what_was_put_in():
+    assert unit_file.environment_file('A="x \\"y\\" \\$z"\nB=plain\n') == {"A": 'x "y" $z', "B": "plain"}
+
+
+class Host:
+    """A namespace of mounts in which the folders of units are empty, with keepers in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        mounts = "; ".join(
+            f"mkdir -p {folder}{place} {place} && mount --bind {folder}{place} {place}"
+            for place in ("/etc/systemd/system", "/var/lib/r1prov", "/run/r1prov")
+        )
+        self.inside = subprocess.Popen(
+            ["unshare", "--mount", "--propagation=private", "sh", "-ec", f"{mounts}; echo made; exec sleep infinity"],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.inside.stdout.readline() == "made\n"
+        self.keepers: dict[str, subprocess.Popen[str]] = {}
+
+    def keep(self, name: str, service: str, unit: str = "") -> None:
+        text = f"[Unit]\n{unit}\n[Service]\nUser=nobody\nGroup=nogroup\n{service}\n"
+        (self.folder / "etc/systemd/system" / name).write_text(text)
+        command = ["nsenter", f"--target={self.inside.pid}", "--mount", sys.executable, "-I", PROGRAM, "keep", name]
+        log_file = self.folder / "var/lib/r1prov/units/log" / f"{name}.log"
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        with log_file.open("a") as out:
+            self.keepers[name] = subprocess.Popen(command, stdout=out, stderr=out, text=True)
+
+    def state(self, name: str) -> known.State:
+        try:
+            return known.State(**json.loads((self.folder / "run/r1prov/units" / f"{name}.json").read_text()))
+        except FileNotFoundError:
+            return known.State()
+
+    def until(self, name: str, *subs: str, limit_s: float = 20) -> known.State:
+        end = time.monotonic() + limit_s
+        while (state := self.state(name)).SubState not in subs or not state.KeeperPID:
+            assert time.monotonic() < end, (state, self.said(name))
+            time.sleep(0.02)
+        return state
+
+    def said(self, name: str) -> list[str]:
+        return (self.folder / "var/lib/r1prov/units/log" / f"{name}.log").read_text().splitlines()
+
+    def close(self) -> None:
+        for keeper in self.keepers.values():
+            keeper.terminate()
+        for keeper in self.keepers.values():
+            keeper.wait(20)
+        self.inside.kill()
+        self.inside.wait()
+
+
+@pytest.fixture
+def host(tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("a keeper becomes other users: run this as root")
+    tmp_path.chmod(0o755)
+    made = Host(tmp_path)
+    yield made
+    made.close()
+
+
+def alive(pid: int) -> bool:
+    return bool(known.began(pid))
+
+
+def test_a_service_has_the_rights_of_its_user_and_no_others(host):
+    host.keep(
+        "r1prov-a.service",
+        "Type=exec\nExecStart=/bin/sleep infinity\nUMask=0027\nNoNewPrivileges=yes\nCapabilityBoundingSet=\n"
+        'Environment="A=b c"\nStateDirectory=r1prov/a\nLimitCORE=0',
+    )
+    pid = host.until("r1prov-a.service", "running").MainPID
+    status = dict(
+        line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line
+    )
+    assert status["Uid"].split() == ["65534"] * 4
+    assert status["Groups"].split() == ["65534"]
+    assert {status[key] for key in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {"0" * 16}
+    assert (status["NoNewPrivs"], status["Umask"]) == ("1", "0027")
+    variables = dict(word.split("=", 1) for word in Path(f"/proc/{pid}/environ").read_text().split("\0") if word)
+    assert (variables["A"], variables["STATE_DIRECTORY"]) == ("b c", "/var/lib/r1prov/a")
+    assert "Max core file size        0" in Path(f"/proc/{pid}/limits").read_text()
+    folder = (host.folder / "var/lib/r1prov/a").stat()
+    assert (folder.st_uid, oct(folder.st_mode)[-3:]) == (65534, "700")
+
+
+def test_only_the_program_gets_its_secret_while_it_runs(host):
+    secret = host.folder / "secret"
+    secret.write_text("hush")
+    secret.chmod(0o600)
+    host.keep(
+        "r1prov-a.service",
+        "Type=exec\nExecStart=/bin/sh -c 'cat \"$$0\"; exec sleep infinity' ${CREDENTIALS_DIRECTORY}/key\n"
+        f"LoadCredential=key:{secret}",
+    )
+    host.until("r1prov-a.service", "running")
+    copy = host.folder / "run/r1prov/credentials/r1prov-a.service"
+    time.sleep(0.3)
+    assert "hush" in host.said("r1prov-a.service")[-1]
+    assert [(path.stat().st_uid, oct(path.stat().st_mode)[-3:]) for path in (copy, copy / "key")] == [
+        (65534, "500"),
+        (65534, "400"),
+    ]
+    host.keepers["r1prov-a.service"].terminate()
+    host.until("r1prov-a.service", "dead")
+    assert not copy.exists()
+
+
+def test_a_service_that_dies_comes_back_and_is_given_up_after_some_starts(host):
+    host.keep(
+        "r1prov-a.service",
+        "Type=exec\nExecStart=/bin/sleep infinity\nRestart=on-failure\nRestartSec=0.1",
+        "StartLimitBurst=3\nStartLimitIntervalSec=60",
+    )
+    starts = set()
+    for _ in range(3):
+        state = host.until("r1prov-a.service", "running")
+        starts.add(state.InvocationID)
+        os.kill(state.MainPID, signal.SIGKILL)
+        end = time.monotonic() + 10
+        while host.state("r1prov-a.service").InvocationID == state.InvocationID and time.monotonic() < end:
+            if host.state("r1prov-a.service").SubState == "failed":
+                break
+            time.sleep(0.02)
+    state = host.until("r1prov-a.service", "failed")
+    assert (len(starts), state.ActiveState, state.Result) == (3, "failed", "signal")
+    assert host.keepers["r1prov-a.service"].wait(5) == 0
+    assert "r1prov-a.service is given up after 3 starts" in host.said("r1prov-a.service")
+
+
+@pytest.mark.parametrize(("code", "again"), [(0, False), (3, False), (4, True)])
+def test_exit_codes_say_whether_it_is_started_again(host, code, again):
+    host.keep(
+        "r1prov-a.service",
+        f"Type=oneshot\nExecStart=/bin/sh -c 'exit {code}'\nRestart=on-failure\nRestartSec=60\nRestartPreventExitStatus=3",
+    )
+    state = host.until("r1prov-a.service", "dead", "failed", "auto-restart")
+    assert (state.SubState == "auto-restart") is again
+    assert state.ExecMainStatus == code
+
+
+def test_nothing_is_left_of_a_service_that_is_stopped(host):
+    host.keep(
+        "r1prov-a.service",
+        "Type=exec\nTimeoutStopSec=1\nExecStopPost=-+/bin/sh -c 'echo ended: $$SERVICE_RESULT'\n"
+        "ExecStart=/bin/sh -c 'trap \"\" TERM; (setsid sleep 1000 & ) ; while :; do sleep 1000; done'",
+    )
+    state = host.until("r1prov-a.service", "running")
+    time.sleep(0.5)
+    left = [int(pid) for pid in _below(state.KeeperPID)]
+    assert len(left) == 3
+    host.keepers["r1prov-a.service"].terminate()
+    host.until("r1prov-a.service", "dead")
+    assert not any(map(alive, left))
+    assert host.said("r1prov-a.service")[-2:] == [
+        "r1prov-a.service did not end in time, and was killed",
+        "ended: success",
+    ]
+
+
+def test_a_service_dies_with_its_keeper(host):
+    host.keep("r1prov-a.service", "Type=exec\nExecStart=/bin/sleep infinity")
+    state = host.until("r1prov-a.service", "running")
+    host.keepers["r1prov-a.service"].kill()
+    end = time.monotonic() + 5
+    while alive(state.MainPID):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_start_that_takes_too_long_has_failed(host):
+    host.keep(
+        "r1prov-a.service",
+        "Type=exec\nExecStart=/bin/sleep infinity\nExecStartPost=/bin/sleep infinity\nTimeoutStartSec=1",
+    )
+    assert host.until("r1prov-a.service", "failed").Result == "timeout"
+
+
+def test_a_start_that_is_not_ready_has_failed_when_the_program_ends(host):
+    host.keep("r1prov-a.service", "Type=exec\nExecStart=/bin/sh -c 'exit 7'\nExecStartPost=/bin/sleep 1")
+    state = host.until("r1prov-a.service", "failed")
+    assert (state.Result, state.ExecMainStatus) == ("exit-code", 7)
+
+
+def test_nobody_waits_for_a_program_that_has_ended(host):
+    awaits = "/bin/sh -c 'while kill -0 $$MAINPID; do sleep 0.1; done; sleep 100'"
+    host.keep("r1prov-a.service", f"Type=exec\nExecStart=/bin/sh -c 'sleep 0.5; exit 7'\nExecStartPost=-+{awaits}")
+    assert host.until("r1prov-a.service", "failed", limit_s=5).Result == "exit-code"
+
+
+def test_one_that_has_done_its_work_counts_as_active_until_it_is_stopped(host):
+    host.keep("r1prov-a.service", "Type=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true")
+    assert host.until("r1prov-a.service", "exited").ActiveState == "active"
+    host.keepers["r1prov-a.service"].terminate()
+    assert host.until("r1prov-a.service", "dead").ActiveState == "inactive"
+
+
+def test_a_second_keeper_waits_for_the_first(host):
+    host.keep("r1prov-a.service", "Type=exec\nExecStart=/bin/sleep infinity")
+    first, keeper = host.until("r1prov-a.service", "running"), host.keepers["r1prov-a.service"]
+    host.keep("r1prov-a.service", "Type=exec\nExecStart=/bin/sleep infinity")
+    time.sleep(0.7)
+    assert host.state("r1prov-a.service") == first
+    keeper.terminate()
+    keeper.wait(10)
+    end = time.monotonic() + 10
+    while (second := host.until("r1prov-a.service", "running")).MainPID == first.MainPID:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert (alive(first.MainPID), alive(second.MainPID)) == (False, True)
+
+
+def test_what_one_start_has_written_is_found_in_the_log(tmp_path, monkeypatch):
+    monkeypatch.setattr(log, "LOG", tmp_path)
+    (tmp_path / "r1prov-a.service.log.1").write_text("-- r1prov-units: start one\nold\n")
+    (tmp_path / "r1prov-a.service.log").write_text("older\n-- r1prov-units: start two\nnew\n")
+    assert log.lines("r1prov-a.service", "one") == ["old", "older"]
+    assert log.lines("", "two") == ["new"]
+    assert log.lines("", "three") == []
+    assert len(log.lines("r1prov-a.service", "")) == 5
+
+
+def _below(pid: int) -> list[str]:
+    found = subprocess.run(["pgrep", "--parent", str(pid)], capture_output=True, text=True, check=False).stdout.split()
+    return [*found, *(deeper for each in found for deeper in _below(int(each)))]

@@ -1,0 +1,162 @@
+"""Tests of the module service_unit about the timer beside a service, and of the module unit_run, on a host that only remembers."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.r1.prov.plugins.modules import service_unit, unit_run
+
+OPTIONS: dict[str, Any] = {
+    "name": "r1prov-x",
+    "content": "[Service]\n",
+    "socket": "",
+    "timer": "[Timer]\n",
+    "state": "installed",
+    "credentials_dir": "",
+    "credentials": {},
+    "programs": [],
+    "configuration": [],
+    "ports": [],
+    "load_step": "",
+    "load_bytes": 0,
+    "process": None,
+    "ready_url": "",
+    "state_directory": None,
+    "remedies": [],
+}
+
+
+class Host:
+    """What systemd knows of units, and what it was told to do."""
+
+    def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.active: set[str] = set()
+        self.enabled: set[str] = set()
+        self.told: list[str] = []
+        self.refuses = ""
+        for module in (service_unit, unit_run):
+            monkeypatch.setattr(module.units, "show", self._show)
+            monkeypatch.setattr(module.units, "systemctl", self._systemctl)
+            monkeypatch.setattr(module.units, "reset_failed", lambda unit: self.told.append(f"reset-failed {unit}"))
+            monkeypatch.setattr(module.units, "last_lines", lambda unit, _: [f"{unit} said why"])
+        monkeypatch.setattr(service_unit.unit_look, "OURS", tmp_path)
+        monkeypatch.setattr(service_unit, "_REMEMBERED", tmp_path)
+
+    def _show(self, unit: str, *keys: str) -> dict[str, str]:
+        known = {
+            **service_unit.units.UNKNOWN,
+            "ActiveState": "active" if unit in self.active else "inactive",
+            "UnitFileState": "enabled" if unit in self.enabled else "disabled",
+        }
+        return {key: known[key] for key in keys}
+
+    def _systemctl(self, verb: str, *words: str) -> None:
+        self.told.append(" ".join([verb, *words]))
+        if verb == self.refuses:
+            raise service_unit.units.UnitError("refused")
+        names = {word for word in words if not word.startswith("-")}
+        if verb == "enable":
+            self.enabled |= names
+        elif verb in ("start", "stop"):
+            self.active = self.active | names if verb == "start" else self.active - names
+
+    def converge(self, **options: Any) -> list[str]:
+        """Brings the unit to its state, and returns what was done."""
+        self.told.clear()
+        service = service_unit.Service(OPTIONS | options)
+        todo = service.actions()
+        for act in todo.values():
+            act()
+        self.differences = service.differences(todo)
+        return list(todo)
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    return Host(tmp_path, monkeypatch)
+
+
+def test_a_timer_is_written_enabled_and_started_and_its_service_is_not(host: Host, tmp_path: Path) -> None:
+    assert host.converge() == [
+        "wrote the unit file",
+        "wrote the timer's unit file",
+        "reloaded systemd",
+        "enabled the timer",
+        "started the timer",
+    ]
+    assert (tmp_path / "r1prov-x.timer").read_text() == "[Timer]\n"
+    assert host.active == host.enabled == {"r1prov-x.timer"}
+    assert host.converge() == []
+
+
+def test_a_timer_that_differs_is_started_anew(host: Host) -> None:
+    host.converge()
+    assert host.converge(timer="[Timer]\nOnActiveSec=1\n") == [
+        "wrote the timer's unit file",
+        "reloaded systemd",
+        "started the timer",
+    ]
+    assert host.told[-1] == "start r1prov-x.timer"
+    assert not any("r1prov-x.service" in each for each in host.told)
+
+
+def test_a_timer_that_somebody_has_stopped_and_disabled_is_put_right(host: Host, tmp_path: Path) -> None:
+    host.converge()
+    host.active.clear()
+    host.enabled.clear()
+    assert host.converge() == ["enabled the timer", "started the timer"]
+    assert host.differences == [
+        "r1prov-x.service: its timer would not start with the host",
+        "r1prov-x.service: its timer does not run",
+    ]
+    (tmp_path / "r1prov-x.started").touch()  # From the second start on r1prov knows that somebody else has done it.
+    host.active.clear()
+    (tmp_path / "r1prov-x.timer").unlink()
+    host.converge()
+    assert f"{tmp_path}/r1prov-x.timer is gone" in host.differences
+    assert "r1prov-x.timer does not run" in host.differences
+
+
+class _Ended(Exception):  # noqa: N818 - no error
+    pass
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *, check: bool = False) -> dict[str, Any]:
+    """What the module unit_run answers."""
+    answer: dict[str, Any] = {}
+
+    class Module:
+        def __init__(self, **_: Any) -> None:
+            self.params = {"name": "r1prov-x.service"}
+            self.check_mode = check
+
+        def exit_json(self, **result: Any) -> None:
+            answer.update(result)
+
+        def fail_json(self, **result: Any) -> None:
+            answer.update(result, failed=True)
+            raise _Ended
+
+    monkeypatch.setattr(unit_run, "AnsibleModule", Module)
+    with suppress(_Ended):
+        unit_run.main()
+    return answer
+
+
+def test_a_unit_is_started_where_it_does_not_run(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(monkeypatch, check=True) == {"changed": True}
+    assert host.told == []
+    assert run(monkeypatch) == {"changed": True}
+    assert host.told == ["reset-failed r1prov-x.service", "start r1prov-x.service"]
+    assert run(monkeypatch) == {"changed": False}
+
+
+def test_a_unit_that_does_not_start_says_its_last_words(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.refuses = "start"
+    answer = run(monkeypatch)
+    assert answer["failed"]
+    assert answer["msg"] == "refused. Its last words:\n    r1prov-x.service said why"
+    assert answer["log"] == ["r1prov-x.service said why"]
