@@ -497,13 +497,16 @@ def _kept_unit(pid: int | str) -> str:
     keepers = {}
     for path in glob.glob(KEPT + "/*.json"):
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            keepers[str(json.loads(_read(path))["KeeperPID"])] = os.path.basename(path)[: -len(".json")]
+            told = json.loads(_read(path))
+            # Another process may have the number of a keeper that is gone, and has begun at another time.
+            keepers[str(told["KeeperPID"]), str(told["KeeperStart"])] = os.path.basename(path)[: -len(".json")]
     each = str(pid) if keepers else ""
     while each not in ("", "0"):
-        if each in keepers:
-            return keepers[each]
         # A program's name, which stands in front in parentheses, may hold anything.
-        each = "".join(_read("/proc/%s/stat" % each).rpartition(")")[2].split()[1:2])
+        fields = _read("/proc/%s/stat" % each).rpartition(")")[2].split()
+        if unit := keepers.get((each, "".join(fields[19:20]))):
+            return unit
+        each = "".join(fields[1:2])
     return ""
 
 

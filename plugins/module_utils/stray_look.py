@@ -70,7 +70,12 @@ def administrators(accounts: Collection[str], root: Path = Path("/")) -> list[st
         root: where the host's files lie.
     """
     paths = [path for name in _USED_BY_THE_HOST for path in sorted((root / name).glob("r1prov*"))]
-    paths += [path for name in _PROGRAMS_OF_PEOPLE for path in sorted((root / name).glob("r1prov-*"))]
+    paths += [
+        path
+        for name in _PROGRAMS_OF_PEOPLE
+        for path in sorted((root / name).glob("r1prov-*"))
+        if not (path.is_symlink() and str(path.readlink()).startswith(f"{place_look.PROGRAMS}/r1prov-"))
+    ]
     found = [
         f"{path} carries r1prov's name, and no part of r1prov has made it. It stays: `rm -r {path}` removes it"
         for path in paths

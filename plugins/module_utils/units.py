@@ -123,6 +123,16 @@ def forget(pattern: str) -> None:
         reset_failed(pattern)
 
 
+def end() -> None:
+    """Ends what runs the units, where that is r1prov's own program. systemd stays.
+
+    Raises:
+        UnitError: it failed.
+    """
+    if not by_systemd() and PROGRAM.exists():
+        systemctl("shutdown")
+
+
 def reset_failed(pattern: str) -> None:
     """Forgets that units failed, so that earlier starts do not count against the limit of starts. A unit that is not there is no error."""
     subprocess.run(_command("reset-failed", pattern), check=False, capture_output=True)
@@ -173,8 +183,8 @@ def processes(unit: str) -> list[str]:
     if by_systemd():
         group = _group(unit)
         return text_of(group / "cgroup.procs").split() if group else []
-    keeper = _kept(unit).get("KeeperPID")
-    return _descendants(str(keeper)) if keeper else []
+    keeper = _keeper(unit)
+    return _descendants(keeper) if keeper else []
 
 
 def cpu_seconds(unit: str) -> float:
@@ -221,13 +231,14 @@ def _group_of(properties: dict[str, str]) -> Path | None:
     return Path(f"{deeper if deeper.is_dir() else deeper.parent}{name}") if name else None
 
 
-def _kept(unit: str) -> dict[str, int]:
-    """What the keeper of a unit tells; nothing where there is none."""
+def _keeper(unit: str) -> str:
+    """The number of the process that keeps a unit; empty where none does. Another process may have the number of one that is gone."""
     try:
-        told: dict[str, int] = json.loads(text_of(KEPT / f"{unit}.json") or "{}")
-    except ValueError:
-        return {}
-    return told
+        told = json.loads(text_of(KEPT / f"{unit}.json"))
+        pid, began = str(told["KeeperPID"]), str(told["KeeperStart"])
+    except (ValueError, KeyError, TypeError):
+        return ""
+    return pid if _stat(pid)[19:20] == [began] else ""
 
 
 def _descendants(pid: str) -> list[str]:

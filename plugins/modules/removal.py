@@ -70,11 +70,11 @@ from typing import TYPE_CHECKING, Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils import data_disk
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
-from ansible_collections.r1.prov.plugins.module_utils.files import read_json
+from ansible_collections.r1.prov.plugins.module_utils.files import read_json, text_of, write_whole
 from ansible_collections.r1.prov.plugins.module_utils.host_probe import as_owner_of
 from ansible_collections.r1.prov.plugins.module_utils.on_path import links_into
 from ansible_collections.r1.prov.plugins.module_utils.unit_look import OURS
-from ansible_collections.r1.prov.plugins.module_utils.units import forget, processes, systemctl
+from ansible_collections.r1.prov.plugins.module_utils.units import end, forget, processes, systemctl
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -87,11 +87,15 @@ FILES = (
     "/var/cache/r1prov",
     "/var/lib/r1prov",
     "/usr/local/lib/r1prov-*",
+    "/usr/local/bin/r1prov-units",
     "/usr/local/share/ca-certificates/r1prov-*",
     "/etc/apt/sources.list.d/r1prov-*",
     "/etc/security/limits.d/r1prov-*",
     "/run/r1prov/*",
 )
+HOOKS = ("/etc/autodl.sh", "/etc/vast_boot.d/90-r1prov.sh", "/post_start.sh")
+"""What platforms run when they start a container, with a block of r1prov's. The rest of it is somebody else's."""
+_BLOCK = re.compile(r"^# r1prov: BEGIN$.*?^# r1prov: END$\n?", re.MULTILINE | re.DOTALL)
 LOCK = "/run/r1prov/lock.json"
 """The lock of the run that removes all else. The run itself removes it at its end."""
 FILES_OF_ONE = (
@@ -208,6 +212,22 @@ def chats_of(data_dir: str, links: list[str]) -> list[str]:
     """The folders with the page's data and their backups, with real paths."""
     places = [CHATS] if "/var/lib/r1prov" not in links else []
     return [path for place in (*places, data_disk.moved(CHATS, data_dir)) for path in glob.glob(f"{place}*")]  # noqa: PTH207
+
+
+def leave(hooks: Iterable[str]) -> None:
+    """Ends what runs units without systemd, and lets no platform start it again."""
+    end()
+    for hook in hooks:
+        unhook(Path(hook))
+
+
+def unhook(path: Path) -> None:
+    """Takes the block of r1prov out of a script of the platform. A script that has nothing else goes."""
+    rest = _BLOCK.sub("", path.read_text(encoding="utf-8", errors="surrogateescape"))
+    if rest.strip():
+        write_whole(path, rest.encode("utf-8", "surrogateescape"), stat.S_IMODE(path.stat().st_mode))
+    else:
+        path.unlink()
 
 
 def give_to_root(path: Path) -> None:
@@ -330,12 +350,9 @@ def main() -> None:
     trusted = [] if service else sorted(glob.glob("/etc/ssl/certs/r1prov-*"))  # noqa: PTH207
     gone = [] if service else [link for link in links if data_disk.moved(link, data_dir) in files]
     own = [group.gr_name for group in groups if group.gr_name not in users.values()]
-    removed = {
-        "units": units,
-        "users": list(users.values()),
-        "groups": own,
-        "paths": freed([*files, *gone, *trusted]),
-    }
+    hooks = [] if service else [path for path in HOOKS if _BLOCK.search(text_of(Path(path)))]
+    paths = freed([*files, *gone, *trusted])
+    removed = {"units": units, "users": list(users.values()), "groups": own, "paths": paths, "hooks": hooks}
     stays = staying(ours, kept, mounted)
     in_use = users_of(files, units)
     settings = sorted({str(Path(path).parent) for path in files if path.startswith(f"{OURS}/") and ".d/" in path})
@@ -343,6 +360,8 @@ def main() -> None:
         if units:
             # All in one call, because systemd then stops what depends on another in the right order.
             systemctl("disable", "--now", "--quiet", *units)
+        if not service:
+            leave(hooks)
         opened = {} if service else read_json(Path("/var/lib/r1prov") / data_disk.OPENED)
         for path in (*files, *gone):
             remove(path)

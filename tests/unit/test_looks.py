@@ -19,6 +19,7 @@ import pytest
 import yaml
 from ansible_collections.r1.prov.plugins.module_utils import (
     account_look,
+    confinement_look,
     package_look,
     place_look,
     process_look,
@@ -185,8 +186,31 @@ def test_a_process_that_is_as_declared(sleeper: subprocess.Popen[bytes]) -> None
         ({"unit_file": "NoNewPrivileges=yes\n", "group": "/system.slice/u.service"}, "process group of control"),
     ],
 )
-def test_a_process_that_is_not(sleeper: subprocess.Popen[bytes], declared: dict[str, object], kind: str) -> None:
+def test_a_process_that_is_not(
+    sleeper: subprocess.Popen[bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    declared: dict[str, object],
+    kind: str,
+) -> None:
+    monkeypatch.setattr(confinement_look.units, "SYSTEMD", tmp_path)
     assert set(differences(sleeper, **declared)) >= {kind}
+
+
+@pytest.mark.parametrize("systemd", [True, False])
+def test_without_systemd_only_what_a_keeper_gives_is_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, systemd: bool
+) -> None:
+    monkeypatch.setattr(confinement_look.units, "SYSTEMD", tmp_path / ("" if systemd else "none"))
+    text = "NoNewPrivileges=yes\nCapabilityBoundingSet=\nProtectSystem=strict\nUMask=0077\n"
+    kept = {"NoNewPrivs": "1", "Seccomp": "0", "CapBnd": "3fffffffff", "CapPrm": "0", "CapEff": "0", "Umask": "0077"}
+    told = [each.said for each in confinement_look.look(str(os.getpid()), text, kept)]
+    for lost in ("may make any system call", "may write wherever", "capabilities that its unit does not give it"):
+        assert any(lost in each for each in told) == systemd
+    bad = kept | {"NoNewPrivs": "0", "CapEff": "1", "Umask": "0022"}
+    told = [each.said for each in confinement_look.look(str(os.getpid()), text, bad)]
+    for lacking in ("gain new privileges", "capabilities that its unit does not give it", "umask 0022"):
+        assert any(lacking in each for each in told)
 
 
 def test_a_process_with_an_argument_in_front(sleeper: subprocess.Popen[bytes]) -> None:

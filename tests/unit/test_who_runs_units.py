@@ -107,7 +107,10 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[int,
     with subprocess.Popen([sys.executable, "-c", keeps, serves, str(odd)], stdout=subprocess.PIPE, text=True) as keeper:
         assert keeper.stdout
         program = int(keeper.stdout.readline())
-        (tmp_path / "r1prov-x.service.json").write_text(json.dumps({"MainPID": program, "KeeperPID": keeper.pid}))
+        began = Path(f"/proc/{keeper.pid}/stat").read_text().split()[21]
+        told = {"MainPID": program, "KeeperPID": keeper.pid, "KeeperStart": began}
+        (tmp_path / "r1prov-x.service.json").write_text(json.dumps(told))
+        (tmp_path / "r1prov-gone.service.json").write_text(json.dumps(told | {"KeeperStart": "1"}))
         (tmp_path / "r1prov-damaged.service.json").write_text("{")
         yield keeper.pid, program
         for pid in units.processes("r1prov-x.service"):
@@ -118,7 +121,8 @@ def test_the_processes_of_a_unit_are_those_that_its_keeper_has_started(tree: tup
     keeper, program = tree
     found = units.processes("r1prov-x.service")
     assert (len(found), str(program) in found, str(keeper) in found) == (2, True, False)
-    assert units.processes("r1prov-damaged.service") == units.processes("r1prov-other.service") == []
+    for name in ("damaged", "other", "gone"):
+        assert units.processes(f"r1prov-{name}.service") == []
     before = units.cpu_seconds("r1prov-x.service")
     time.sleep(0.3)
     assert units.cpu_seconds("r1prov-x.service") > before

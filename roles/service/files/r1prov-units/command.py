@@ -6,6 +6,7 @@ r1prov-units start|stop|restart|reload|enable|disable UNIT ...
 r1prov-units show UNIT ... [--property=KEY,...]
 r1prov-units log [UNIT] [--lines N] [--first] [--start ID] [--follow]
 r1prov-units boot                   what the platform runs when the host starts
+r1prov-units shutdown               stops all units, and supervisord
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def main() -> int:
     asked = parser.parse_intermixed_args()
     try:
         return _does(asked)
-    except (verbs.RefusedError, SupervisorError, UnitFileError, PermissionError) as error:
+    except (verbs.RefusedError, SupervisorError, UnitFileError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
 

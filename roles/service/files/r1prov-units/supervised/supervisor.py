@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import signal
 import socket
@@ -86,6 +87,7 @@ def boot() -> None:
     """
     if is_there():
         return
+    _down().unlink(missing_ok=True)
     LOG.mkdir(mode=0o700, parents=True, exist_ok=True)
     STATE.chmod(0o700)
     configure()
@@ -98,15 +100,25 @@ def boot() -> None:
 
 
 def loop() -> None:
-    """Starts supervisord whenever it does not run. Only one process does so."""
+    """Starts supervisord whenever it does not run, until `shutdown`. Only one process does so."""
     with known.held(_LOCK, patient=False) as mine:
-        while mine:
+        while mine and not _down().exists():
             if not is_there():
                 command = ["supervisord", "--nodaemon", "--configuration", str(STATE / "supervisord.conf")]
                 subprocess.run(
                     command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False
                 )
             time.sleep(1)
+
+
+def shutdown() -> None:
+    """Stops all units, and what would start them again. Returns when nothing of it is left."""
+    known.prepare()
+    _down().touch()
+    with contextlib.suppress(SupervisorError):
+        _ask("shutdown")
+    with known.held(_LOCK):  # It waits for the loop, which waits for supervisord.
+        pass
 
 
 def guard() -> None:
@@ -117,6 +129,11 @@ def guard() -> None:
             pass
         _begin_loop()
         time.sleep(2)
+
+
+def _down() -> Path:
+    """The file that keeps supervisord from being started again."""
+    return known.FOLDER / "down"
 
 
 def _begin_loop() -> None:

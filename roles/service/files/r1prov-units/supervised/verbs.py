@@ -284,6 +284,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "reset-failed": reset_failed,
     "start-enabled": start_enabled,
     "boot": supervisor.boot,
+    "shutdown": supervisor.shutdown,
     "loop": supervisor.loop,
     "guard": supervisor.guard,
 }
