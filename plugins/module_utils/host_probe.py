@@ -67,12 +67,16 @@ def probe(paths: list[str] | None = None, ports: list[int] | None = None, networ
         "system_disk": _disk("/"),
         "etc_read_only": bool(os.statvfs("/etc").f_flag & os.ST_RDONLY),
         "data_disks": [path for path in DATA_DISKS if os.path.ismount(path) and not _disk(path)["read_only"]],
-        "listeners": _listeners(ports, network) if ports else [],
         "user": _user(),
         "sudo": _sudo(),
         "package_locks": [path for path in PACKAGE_LOCKS if _is_locked(path)],
     }
-    return {**facts, "gpu": gpu.result()}
+    # These two act as the owners of processes, which counts for all threads. So the other one has to be over.
+    facts["gpu"] = gpu.result()
+    facts["listeners"] = _listeners(ports, network) if ports else []
+    if facts["gpu"]["cards"] and (facts["container"] or facts["init"] != "systemd"):
+        _see_holders(facts["gpu"]["cards"])
+    return facts
 
 
 # --- system ---
@@ -259,11 +263,6 @@ def _gpu() -> dict[str, Any]:
                 "processes": [process for card, process in processes.result() if card == uuid],
             }
         )
-    # A container sees no process of others, and often not even its own, because nvidia-smi knows them by the numbers of the machine.
-    if (_container() or _read("/proc/1/comm").strip() != "systemd") and gpu["cards"]:
-        holders = _with_cards_open()
-        for card in gpu["cards"]:
-            card["processes"] = card["processes"] or holders
     gpu["missing_devices"] = _missing_devices(len(gpu["cards"]))
     gpu["link"] = link.result() if gpu["cards"] else None
     return gpu
@@ -305,6 +304,16 @@ def _gpu_processes() -> list[tuple[str, dict[str, Any]]]:
         (uuid, {"pid": int(pid), "process": name, "unit": _unit(pid), "used_bytes": _mib(used)})
         for uuid, pid, name, used in found
     ]
+
+
+def _see_holders(cards: list[dict[str, Any]]) -> None:
+    """Gives each card without processes those that have any card open.
+
+    A container sees no process of others, and often not even its own, because nvidia-smi knows them by the numbers of the machine.
+    """
+    holders = _with_cards_open()
+    for card in cards:
+        card["processes"] = card["processes"] or holders
 
 
 def _with_cards_open() -> list[dict[str, Any]]:

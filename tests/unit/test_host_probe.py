@@ -201,7 +201,7 @@ def test_in_a_container_whoever_has_a_card_open_is_a_process_of_it(tmp_path: Pat
     monkeypatch.setattr(host_probe, "_opened", lambda: iter([(7, "/dev/nvidia2"), (8, "/dev/null")]))
     monkeypatch.setattr(host_probe, "_unit", lambda pid: f"r1prov-{pid}.service")
     monkeypatch.setenv("PATH", smi(tmp_path, "0, GPU-0, NVIDIA H800, 81559, 9001, 580.65.06, 9.0"))
-    [card] = host_probe._gpu()["cards"]
+    [card] = host_probe.probe()["gpu"]["cards"]
     assert [(each["pid"], each["unit"], each["used_bytes"]) for each in card["processes"]] == [
         (7, "r1prov-7.service", None)
     ]
