@@ -39,7 +39,7 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils import data_disk
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
-from ansible_collections.r1.prov.plugins.module_utils.units import UnitError, systemctl
+from ansible_collections.r1.prov.plugins.module_utils.units import UnitError, end, systemctl
 
 UNITS = Path("/etc/systemd/system")
 
@@ -63,6 +63,7 @@ def main() -> None:
             )
             if units and any(place.is_dir() for place in places):
                 systemctl("stop", *units)
+                end()
             for place, target in places.items():
                 data_disk.settle(place, target)
             if shut:
