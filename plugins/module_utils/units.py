@@ -46,6 +46,7 @@ UNKNOWN = {
 """What systemctl says of a unit that it does not know."""
 
 _ahead: dict[str, dict[str, str]] = {}
+_ahead_keys: set[str] = set()
 _variables: list[str] = []
 
 
@@ -141,6 +142,8 @@ def reset_failed(pattern: str) -> None:
 def look_ahead(names: Sequence[str], *keys: str) -> None:
     """Asks for these properties of many units at once, for who only looks: until this process ends, `show` answers with them.
 
+    Who asks for another property gets an answer of its own.
+
     A call of systemctl for each unit takes three times as long as all else that a look does with it.
     """
     _variables[:] = environment_names()
@@ -150,11 +153,12 @@ def look_ahead(names: Sequence[str], *keys: str) -> None:
     each = shown.rstrip("\n").split("\n\n")
     if len(each) == len(names):
         _ahead.update(zip(names, map(_properties, each), strict=True))
+        _ahead_keys.update(keys)
 
 
 def show(unit: str, *keys: str) -> dict[str, str]:
     """These properties of a unit. A property that systemd leaves out is missing."""
-    if unit in _ahead:
+    if unit in _ahead and _ahead_keys.issuperset(keys):
         return {key: _ahead[unit][key] for key in keys if key in _ahead[unit]}
     if not _can_ask():
         return {key: UNKNOWN[key] for key in keys if key in UNKNOWN}

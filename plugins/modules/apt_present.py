@@ -11,7 +11,8 @@ description:
   - It asks dpkg once. Only where a package is missing does it refresh the package lists and install, without recommended packages.
   - The files of these packages, and of what they depend on, are held against dpkg's list. A package of which one is gone or has other
     bytes is installed again. Configuration and documentation do not count, nor what this host tells dpkg to leave out.
-  - It waits for another package manager (a first boot, unattended upgrades), and it finishes an interrupted dpkg.
+  - It waits for another package manager (a first boot, unattended upgrades), and it finishes an interrupted dpkg. Packages that others
+    need, and that somebody has removed by force, are installed, because apt does nothing else before. Nothing is removed for that.
 author: The r1prov team
 extends_documentation_fragment: r1.prov.fetching
 options: {
@@ -115,6 +116,19 @@ def sentences(found: package_look.Look) -> list[str]:
     return told
 
 
+def _configure(_progress: Progress) -> None:
+    command = ["dpkg", "--configure", "-a"]
+    subprocess.run(command, env={**os.environ, **_ENVIRONMENT}, capture_output=True, check=False)
+
+
+def _complete(progress: Progress) -> None:
+    _run(["--fix-broken", "--no-remove", "install"], progress)
+
+
+# What apt says of a state in which it does nothing else, and what ends that state.
+_REPAIRS = {"dpkg was interrupted": _configure, "--fix-broken install": _complete}
+
+
 def missing(names: list[str], status: str) -> list[str]:
     """Those packages that are not installed, by dpkg's lines `name status`. A package that was removed still has a line."""
     installed = {line.split()[0] for line in status.splitlines() if line.endswith(" installed")}
@@ -134,7 +148,7 @@ def apt(command: list[str], deadline: float, progress: Progress) -> None:
 
     A list that cannot be fetched is only a warning to `update`. The install that follows says what it misses.
     """
-    repaired = False
+    repaired = set[str]()
     while True:
         failed, output = _run(command, progress)
         if not failed:
@@ -142,11 +156,9 @@ def apt(command: list[str], deadline: float, progress: Progress) -> None:
         if _LOCKED.search(output) and time.monotonic() < deadline:
             progress.begin(f"waiting for another package manager{_held(output)}", 0, "steps")
             time.sleep(_WAIT_S)
-        elif "dpkg was interrupted" in output and not repaired:
-            subprocess.run(
-                ["dpkg", "--configure", "-a"], env={**os.environ, **_ENVIRONMENT}, capture_output=True, check=False
-            )
-            repaired = True
+        elif repair := next((words for words in _REPAIRS if words in output and words not in repaired), ""):
+            repaired.add(repair)
+            _REPAIRS[repair](progress)
         else:
             raise AptError(f"{explain(output)}{_held(output)}")
 

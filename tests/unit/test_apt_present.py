@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import time
+
 import pytest
+from ansible_collections.r1.prov.plugins.module_utils import progress
+from ansible_collections.r1.prov.plugins.modules import apt_present
 from ansible_collections.r1.prov.plugins.modules.apt_present import explain, missing, status_step
 
 
@@ -36,3 +41,30 @@ def test_failures_are_explained(output: str, error: str, advice: str) -> None:
 )
 def test_apt_tells_how_far_it_is(line: str, step: tuple[str, int] | None) -> None:
     assert status_step(line) == step
+
+
+BROKEN = """#!/bin/sh
+echo "$*" | sed 's/.*-o [^ ]* //' >> {log}
+case "$*" in
+  *--fix-broken*) {mends} ;;
+  *) [ -e {mended} ] || {{ echo "E: Unmet dependencies. Try 'apt --fix-broken install' with no packages."; exit 100; }} ;;
+esac
+"""
+
+
+@pytest.mark.parametrize("mends", [True, False])
+def test_packages_that_others_need_are_installed_first(tmp_path, monkeypatch, mends):
+    log, mended = tmp_path / "log", tmp_path / "mended"
+    action = f"touch {mended}" if mends else "exit 100"
+    (tmp_path / "apt-get").write_text(BROKEN.format(log=log, mended=mended, mends=action))
+    (tmp_path / "apt-get").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(progress, "RUN", tmp_path)
+    end = time.monotonic() + 60
+    if mends:
+        apt_present.apt(["install", "g++"], end, progress.Progress("build_deps"))
+    else:
+        with pytest.raises(apt_present.AptError, match="Unmet dependencies"):
+            apt_present.apt(["install", "g++"], end, progress.Progress("build_deps"))
+    asked = ["install g++", "--fix-broken --no-remove install", "install g++"]
+    assert log.read_text().splitlines() == asked

@@ -42,7 +42,7 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setattr(units, "SYSTEMD", tmp_path)
     yield tmp_path / "calls"
-    for kept in (units._ahead, units._variables, unit_look._ahead, listening._ahead):
+    for kept in (units._ahead, units._ahead_keys, units._variables, unit_look._ahead, listening._ahead):
         kept.clear()
 
 
@@ -64,6 +64,13 @@ def test_an_answer_about_other_units_than_were_asked_for_is_not_used(calls: Path
     units.look_ahead(["a.service", "b.service"], "ActiveState")
     before = len(calls.read_text().splitlines())
     units.show("a.service", "ActiveState")
+    assert len(calls.read_text().splitlines()) == before + 1
+
+
+def test_a_property_that_was_not_asked_for_ahead_is_asked_for(calls: Path) -> None:
+    units.look_ahead(["a.service"], "ActiveState")
+    before = len(calls.read_text().splitlines())
+    units.show("a.service", "ActiveState", "LoadState")
     assert len(calls.read_text().splitlines()) == before + 1
 
 

@@ -180,15 +180,26 @@ def reread() -> None:
 
 
 def start(name: str) -> None:
-    """Starts the keeper of a unit, where there is none."""
-    if _ask("getProcessInfo", name)["statename"] not in ("RUNNING", "STARTING"):
+    """Starts the keeper of a unit, where there is none. supervisord refuses that as long as it has not noticed the end of the last one."""
+    while _is_up(name) and not known.is_kept(name):
+        time.sleep(0.02)
+    if not known.is_kept(name):
         _ask("startProcess", name, False)
 
 
 def stop(name: str) -> None:
-    """Tells the keeper of a unit to stop."""
-    if _ask("getProcessInfo", name)["statename"] in ("RUNNING", "STARTING", "BACKOFF"):
-        _ask("stopProcess", name, False)
+    """Tells the keeper of a unit to stop, and returns when supervisord knows that it has ended."""
+    while _is_up(name):
+        with contextlib.suppress(
+            SupervisorError
+        ):  # It refuses where the keeper has just ended, and may start another one then.
+            _ask("stopProcess", name, False)
+        time.sleep(0.05)
+
+
+def _is_up(name: str) -> bool:
+    """Whether supervisord counts the keeper of a unit as running."""
+    return _ask("getProcessInfo", name)["statename"] in ("STARTING", "RUNNING", "BACKOFF", "STOPPING")
 
 
 def _keeper(name: str) -> str:

@@ -188,8 +188,6 @@ def _begin(name: str) -> None:
 
 def _stop(name: str) -> None:
     """Stops a unit, and waits until its keeper has gone."""
-    if not known.is_kept(name):
-        return
     with suppress(supervisor.SupervisorError):
         supervisor.stop(name)
     while known.is_kept(name):
