@@ -198,8 +198,10 @@ def stop(name: str) -> None:
 
 
 def _is_up(name: str) -> bool:
-    """Whether supervisord counts the keeper of a unit as running."""
-    return _ask("getProcessInfo", name)["statename"] in ("STARTING", "RUNNING", "BACKOFF", "STOPPING")
+    """Whether supervisord counts the keeper of a unit as running, or starts it again in a moment because it has not ended by itself."""
+    found = _ask("getProcessInfo", name)
+    restarts = found["statename"] == "EXITED" and found["exitstatus"] != 0
+    return restarts or found["statename"] in ("STARTING", "RUNNING", "BACKOFF", "STOPPING")
 
 
 def _keeper(name: str) -> str:
