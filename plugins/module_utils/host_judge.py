@@ -78,6 +78,11 @@ def remarks(facts: dict[str, Any], expect: dict[str, Any]) -> list[str]:
             f"process 1 is `{facts['init']}`, not systemd, so supervisord runs the services. They have users of their own, and neither a "
             "sandbox nor a private network: whoever else logs in to this host reaches their ports (docs/containers.md)"
         )
+        if not facts["platform"]:
+            found.append(
+                "it is of no platform that r1prov knows, so nothing starts the services with the host: have "
+                "`/usr/local/bin/r1prov-units boot` run whenever it starts"
+            )
     if threads > cpu["usable_threads"]:
         found.append(
             f"it has {cpu['usable_threads']} CPUs to use ({cpu['cores']} physical cores), and {threads} threads are to compute: they will "

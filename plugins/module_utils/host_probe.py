@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 MIB = 1024**2
 DATA_DISKS = ("/root/autodl-tmp", "/workspace", "/data", "/mnt/data")
 """Where platforms mount the data disk of a container: AutoDL, then RunPod and Vast, then others."""
+PLATFORMS = ("/init/boot/boot.sh", "/etc/vast_boot.d", "/start.sh")
+"""What tells a platform that runs a script of ours when it starts a container: AutoDL, Vast and RunPod."""
 COMMAND_LIMIT_S = 15  # nvidia-smi takes seconds to wake many cards that no daemon keeps awake
 KEPT = "/run/r1prov/units"
 """What each keeper tells of its unit, on a host without systemd."""
@@ -62,6 +64,7 @@ def probe(paths: list[str] | None = None, ports: list[int] | None = None, networ
         "os": _os(),
         "init": _read("/proc/1/comm").strip(),
         "container": _container(),
+        "platform": next((path for path in PLATFORMS if os.path.exists(path)), ""),
         "public_addresses": _public_addresses(),
         "ram": _ram(),
         "cpu": _cpu(),

@@ -32,6 +32,7 @@ FACTS = {
     "os": {"id": "ubuntu", "version": "22.04", "like": "debian", "name": "Ubuntu 22.04.4 LTS"},
     "init": "systemd",
     "public_addresses": [],
+    "platform": "/init/boot/boot.sh",
     "container": "",
     "user": "root",
     "sudo": "root",
@@ -401,6 +402,11 @@ def test_it_says_what_services_lack_without_systemd():
     (said,) = remarks(changed(FACTS, {"init": "bash"}), EXPECT)
     assert "supervisord runs the services" in said
     assert "neither a sandbox nor a private network" in said
+
+
+def test_where_no_platform_starts_the_services_the_line_that_does_is_said():
+    _, said = remarks(changed(FACTS, {"init": "sh", "platform": ""}), EXPECT)
+    assert "`/usr/local/bin/r1prov-units boot`" in said
 
 
 def test_everything_wrong_is_said_at_once():
