@@ -155,9 +155,11 @@ def descendants(pid: int) -> list[int]:
 
 def end_all(pid: int, patience_s: float) -> bool:
     """Ends all processes below one: asks them, and kills those that are still there later. Returns whether asking was enough."""
-    tell(descendants(pid), signal.SIGTERM)
+    told: set[int] = set()
     limit = time.monotonic() + patience_s
     while left := descendants(pid):
+        tell(set(left) - told, signal.SIGTERM)  # One may have been started meanwhile.
+        told.update(left)
         if time.monotonic() > limit:
             tell(left, signal.SIGKILL)
         time.sleep(0.05)
