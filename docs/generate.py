@@ -2,6 +2,7 @@
 
 - `docs/cli.md` from the commands of r1prov/cli
 - `docs/cards.md`, below its marker, from what `make test-gpu` has kept in tests/gpu/results
+- `docs/containers.md`, below its marker, from the list of settings that no keeper of a unit obeys
 - `docs/roles.md` from the roles' argument_specs and defaults
 - `docs/site.md`, below its marker, from the models in r1prov/site and r1prov/machines
 - `docs/trouble.md`, below its marker, from the exit codes in r1prov/common/errors.py
@@ -10,6 +11,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import inspect
 import json
 import re
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 DOCS = Path(__file__).resolve().parent
 ROLES = DOCS.parent / "roles"
+UNIT_FILE = ROLES / "service/files/r1prov-units/supervised/unit_file.py"
 RESULTS = DOCS.parent / "tests/gpu/results"
 MARKER = "<!-- generated below: make docs -->\n"
 CLI_HEAD = """\
@@ -56,6 +59,7 @@ def pages() -> dict[Path, str]:
     return {
         DOCS / "cards.md": _below(DOCS / "cards.md", _cards(RESULTS)),
         DOCS / "cli.md": _cli(),
+        DOCS / "containers.md": _below(DOCS / "containers.md", _lost(UNIT_FILE)),
         DOCS / "roles.md": _roles(),
         DOCS / "site.md": _below(DOCS / "site.md", _keys("`r1prov.yml`", SiteFile) + _keys("A profile", Profile)),
         DOCS / "trouble.md": _below(DOCS / "trouble.md", _exit_codes()),
@@ -69,6 +73,18 @@ def _below(page: Path, text: str) -> str:
 def _exit_codes() -> str:
     rows = "".join(f"| {code.value} | {meaning} |\n" for code, meaning in EXIT_CODES.items())
     return f"\n| exit code | meaning |\n|---|---|\n{rows}"
+
+
+def _lost(unit_file: Path) -> str:
+    """What a service lacks where no systemd runs it, with the settings by which systemd would give it."""
+    spec = importlib.util.spec_from_file_location(unit_file.stem, unit_file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # Its dataclasses look themselves up there.
+    spec.loader.exec_module(module)
+    rows = "".join(
+        f"| {what} | {', '.join(f'`{key}`' for key in sorted(keys.split()))} |\n" for what, keys in module.LOST.items()
+    )
+    return f"\n| what is so without systemd | settings of our units that have no effect there |\n|---|---|\n{rows}"
 
 
 def _cards(results: Path) -> str:

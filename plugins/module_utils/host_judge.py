@@ -27,6 +27,7 @@ CHECKS = {
     "disk": "room for everything still to be written",
     "ports": "the ports are free or ours",
     "network": "services can be kept in a network of their own",
+    "tls": "nobody reaches the gateway without TLS",
     "sources": "every source answers",
     "fit": "the engine itself finds room for the plan",
 }
@@ -60,7 +61,7 @@ def judge(facts: dict[str, Any], expect: dict[str, Any]) -> list[dict[str, Any]]
     Returns:
         One dict per problem: `check` (a key of CHECKS), `what` (a sentence with figures), `remedy` (what to do next).
     """
-    checks = (_system, _clock, _processor, _memory, _cards, _system_disk, _disk, _ports, _network, _sources)
+    checks = (_system, _clock, _processor, _memory, _cards, _system_disk, _disk, _ports, _network, _tls, _sources)
     return [
         {"check": check, "what": what, "remedy": remedy}
         for function in checks
@@ -77,6 +78,11 @@ def remarks(facts: dict[str, Any], expect: dict[str, Any]) -> list[str]:
             f"process 1 is `{facts['init']}`, not systemd, so supervisord runs the services. They have users of their own, and neither a "
             "sandbox nor a private network: whoever else logs in to this host reaches their ports (docs/containers.md)"
         )
+        if not facts["platform"]:
+            found.append(
+                "it is of no platform that r1prov knows, so nothing starts the services with the host: have "
+                "`/usr/local/bin/r1prov-units boot` run whenever it starts"
+            )
     if threads > cpu["usable_threads"]:
         found.append(
             f"it has {cpu['usable_threads']} CPUs to use ({cpu['cores']} physical cores), and {threads} threads are to compute: they will "
@@ -377,6 +383,22 @@ def _network(facts: dict[str, Any], expect: dict[str, Any]) -> Iterator[_Finding
             f"its services cannot be kept in a network of their own: {facts['private_network']}",
             "use a real or virtual machine, or have whoever runs this container allow network namespaces and nftables in it",
         )
+
+
+def _tls(facts: dict[str, Any], expect: dict[str, Any]) -> Iterator[_Finding]:
+    for wanted in expect.get("ports") or []:
+        address = wanted.get("plain_at") or ""
+        if not address or is_loopback(address):
+            continue
+        what = f"{wanted['unit']} is to speak HTTP without TLS at {address}, and "
+        remedy = (
+            "choose another type of `gateway.tls`, or `address: 127.0.0.1` where a proxy on the same server ends TLS"
+        )
+        if facts["init"] == "systemd":
+            yield "tls", f"{what}this is no rented container, whose platform would stand before it", remedy
+        elif facts["public_addresses"]:
+            public = ", ".join(facts["public_addresses"])
+            yield "tls", f"{what}this container has an address of its own in the internet: {public}", remedy
 
 
 def _sources(facts: dict[str, Any], _expect: dict[str, Any]) -> Iterator[_Finding]:

@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 MIB = 1024**2
 DATA_DISKS = ("/root/autodl-tmp", "/workspace", "/data", "/mnt/data")
 """Where platforms mount the data disk of a container: AutoDL, then RunPod and Vast, then others."""
+PLATFORMS = ("/init/boot/boot.sh", "/etc/vast_boot.d", "/start.sh")
+"""What tells a platform that runs a script of ours when it starts a container: AutoDL, Vast and RunPod."""
 COMMAND_LIMIT_S = 15  # nvidia-smi takes seconds to wake many cards that no daemon keeps awake
 KEPT = "/run/r1prov/units"
 """What each keeper tells of its unit, on a host without systemd."""
@@ -61,6 +64,8 @@ def probe(paths: list[str] | None = None, ports: list[int] | None = None, networ
         "os": _os(),
         "init": _read("/proc/1/comm").strip(),
         "container": _container(),
+        "platform": next((path for path in PLATFORMS if os.path.exists(path)), ""),
+        "public_addresses": _public_addresses(),
         "ram": _ram(),
         "cpu": _cpu(),
         "disks": [_disk(path) for path in paths or []],
@@ -101,6 +106,13 @@ def _container() -> str:
         if entry.startswith("container="):
             return entry.partition("=")[2]
     return "docker" if os.path.exists("/.dockerenv") else "podman" if os.path.exists("/run/.containerenv") else ""
+
+
+def _public_addresses() -> list[str]:
+    """The addresses of this host that the whole internet knows."""
+    found = re.findall(r"\|-- (\S+)\n\s+/32 host LOCAL", _read("/proc/net/fib_trie"))
+    found += [":".join(re.findall("....", line[:32])) for line in _read("/proc/net/if_inet6").splitlines()]
+    return sorted({str(address) for address in map(ip_address, found) if address.is_global})
 
 
 def _user() -> str:

@@ -23,7 +23,9 @@ def exists(user: str) -> bool:
 @contextmanager
 def acting_as(user: str) -> Iterator[None]:
     """Inside the block, files are opened and made as this user. Afterwards root's rights are back."""
-    whom, me = pwd.getpwnam(user), (os.geteuid(), os.getegid())
+    whom, me, groups = pwd.getpwnam(user), (os.geteuid(), os.getegid()), os.getgroups()
+    # A member of root's group may not pass through a folder of root that is open to others and not to that group.
+    os.setgroups(os.getgrouplist(user, whom.pw_gid))
     os.setegid(whom.pw_gid)
     os.seteuid(whom.pw_uid)
     try:
@@ -31,3 +33,4 @@ def acting_as(user: str) -> Iterator[None]:
     finally:
         os.seteuid(me[0])
         os.setegid(me[1])
+        os.setgroups(groups)

@@ -12,8 +12,8 @@ description:
   - It reads the host in one round trip, compares it with what is asked, and fails once with all problems and remedies.
   - It changes nothing, and does the same in check mode.
   - The names of the checks are C(os), C(arch), C(sudo), C(clock), C(cpu), C(ram), C(floor), C(driver),
-    C(gpu_count), C(gpu_memory), C(gpu_compute), C(gpu_busy), C(gpu_devices), C(disk), C(ports), C(network), C(sources). C(fit) is made
-    later, by the role llama_server.
+    C(gpu_count), C(gpu_memory), C(gpu_compute), C(gpu_busy), C(gpu_devices), C(disk), C(ports), C(network), C(tls), C(sources).
+    C(fit) is made later, by the role llama_server.
   - For C(network) it starts a unit for a moment, which must not reach the host's network.
 author: The r1prov team
 extends_documentation_fragment: r1.prov.fetching
@@ -49,7 +49,9 @@ options: {
   "ports": {"type": "list", "elements": "dict", "default": [], "description": "TCP ports on which services will listen.", "suboptions": {
     "port": {"type": "int", "required": true, "description": "The port."},
     "unit": {"type": "str", "required": true, "description": "The unit that will listen there, or already does."},
-    "address": {"type": "str", "default": "", "description": "Where others are to reach it on the host. Empty where that is no matter."}
+    "address": {"type": "str", "default": "", "description": "Where others are to reach it on the host. Empty where that is no matter."},
+    "plain_at": {"type": "str", "default": "", "description": "The address at which it speaks HTTP, because a proxy before the host ends
+        TLS. Empty where it has TLS itself."}
   }},
   "sources": {"type": "list", "elements": "dict", "default": [], "description": "What the host must be able to reach. Any answer of the
       server itself counts. Proxy variables are followed.", "suboptions": {

@@ -38,14 +38,13 @@ def statuses(path: Path | None, named: Sequence[str], login: Login) -> dict[str,
     site, hosts = last_applied(path, named)
     has_page = site.file.open_webui.enabled
     gateway = site.file.gateway
-    door = url(reached_at(gateway.address), gateway.port, "https") if gateway else ""
     service = {
         "engine": site.file.engine,
         "url": site.file.api_url,
         "key_file": API_KEY.on_host,
         "page": site.file.page_url if has_page else "",
         "embeddings": site.file.embeddings_url if has_page else "",
-        "gateway": door,
+        "gateway": gateway.local_url if gateway else "",
     }
     tuned = SiteState.of(site.path).all_tuned(hosts)
     by_ollama = site.file.engine == "ollama"

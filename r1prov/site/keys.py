@@ -29,7 +29,8 @@ Engine = Literal["llama-server", "ollama"]
 
 Check = Literal[
     "os", "arch", "sudo", "clock", "cpu", "ram", "floor", "driver",
-    "gpu_count", "gpu_memory", "gpu_compute", "gpu_busy", "gpu_devices", "disk", "ports", "network", "sources", "fit",
+    "gpu_count", "gpu_memory", "gpu_compute", "gpu_busy", "gpu_devices", "disk", "ports", "network", "tls",
+    "sources", "fit",
 ]  # fmt: skip
 """The names of the checks of a host, which plugins/module_utils/host_judge.py makes."""
 
@@ -158,6 +159,12 @@ class Acme(Keys):
     """The URL of the ACME server's directory."""
 
 
+class External(Keys):
+    """A proxy of the platform ends TLS before a rented container. The gateway speaks HTTP, and preflight refuses that elsewhere."""
+
+    type: Literal["external"]
+
+
 class Gateway(Keys):
     """The only listener that others can reach. It offers page and API over TLS, and exists only where this key does."""
 
@@ -167,8 +174,18 @@ class Gateway(Keys):
     """The address to listen on. `::` means IPv4 too."""
     port: int = Field(default=443, ge=1, le=65535)
     """The port."""
-    tls: Annotated[Certificate | LocalAuthority | Acme, Field(discriminator="type")]
+    public_port: int | None = Field(default=None, ge=1, le=65535)
+    """The port that people open, where a platform or a router maps it to `port`. Default: `port`."""
+    tls: Annotated[Certificate | LocalAuthority | Acme | External, Field(discriminator="type")]
     """Where the certificate of the gateway comes from."""
+
+    @model_validator(mode="after")
+    def _the_outside_is_known(self) -> Self:
+        if self.tls.type == "external" and self.public_port is None:
+            raise ValueError(
+                "tls of type external needs `public_port`: the port in the URL that the platform shows, and 443 where it shows none"
+            )
+        return self
 
     @property
     def ports(self) -> tuple[int, ...]:
@@ -179,7 +196,13 @@ class Gateway(Keys):
     def url(self) -> str:
         """The URL that people open."""
         name = f"[{self.server_name}]" if ":" in self.server_name else self.server_name
-        return f"https://{name}" if self.port == 443 else f"https://{name}:{self.port}"
+        port = self.public_port or self.port
+        return f"https://{name}" if port == 443 else f"https://{name}:{port}"
+
+    @property
+    def local_url(self) -> str:
+        """The URL of the gateway, as its host sees it."""
+        return url(reached_at(self.address), self.port, "http" if self.tls.type == "external" else "https")
 
 
 class SiteFile(Keys):

@@ -49,7 +49,7 @@ def written(host: lab.LabHost, path: str, text: str) -> None:
     told(host, f"cat > {path} <<'THE END'\n{text}THE END\n")
 
 
-@pytest.mark.parametrize("name", ["both", "api", "page", "acme", "waits"])
+@pytest.mark.parametrize("name", ["both", "api", "page", "acme", "waits", "external"])
 def test_nginx_takes_the_gateway(host: lab.LabHost, name: str) -> None:
     written(host, "/etc/try/nginx.conf", (ROOT / f"tests/golden/gateway/{name}.conf").read_text())
     said = told(host, "nginx -t -c /etc/try/nginx.conf 2>&1").splitlines()

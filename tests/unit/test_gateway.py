@@ -24,9 +24,12 @@ MADE = {
     "__gateway_reached": "127.0.0.1",
     "__gateway_name": "r1.example.com",
     "__gateway_authority": "r1.example.com",
+    "__gateway_public_port": "443",
+    "__gateway_access_log": "syslog:server=unix:/dev/log,tag=r1prov_gateway,nohostname",
 }
 BOTH = MADE | {
     "gateway_acme_directory": "",
+    "gateway_external_tls": False,
     "gateway_server_name": "r1.example.com",
     "gateway_address": "0.0.0.0",
     "gateway_port": 443,
@@ -48,6 +51,13 @@ DECLARED = {
         "__gateway_chain": f"{ACME}/config/live/r1.example.com/fullchain.pem",
         "__gateway_tls_key": f"{ACME}/config/live/r1.example.com/privkey.pem",
     },
+}
+DECLARED["external"] = BOTH | {
+    "gateway_external_tls": True,
+    "gateway_port": 6006,
+    "__gateway_public_port": "8443",
+    "__gateway_authority": "r1.example.com:8443",
+    "__gateway_access_log": "/dev/stdout",
 }
 DECLARED["waits"] = DECLARED["acme"] | {"__gateway_waits": True}
 

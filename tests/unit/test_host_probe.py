@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from ansible_collections.r1.prov.plugins.module_utils import build_llama_cpp, host_probe
 from transfer import delivery, memory
 
@@ -62,6 +63,26 @@ def test_this_machine_in_under_a_second_of_a_core():
     assert facts["ram"]["total_bytes"] > 0
     assert facts["cpu"]["usable_threads"] >= 1
     assert facts["os"]["id"]
+
+
+def test_the_probe_knows_the_platforms_whose_scripts_the_role_writes_to():
+    text = (Path(__file__).parents[2] / "roles/service/vars/main.yml").read_text()
+    assert [each["seen"] for each in yaml.safe_load(text)["__service_hooks"]] == list(host_probe.PLATFORMS)
+
+
+def test_addresses_that_the_whole_internet_knows_are_told_from_others(monkeypatch):
+    trie = "".join(
+        f"        |-- {address}\n           {kind}\n"
+        for address, kind in (
+            ("172.17.0.2", "/32 host LOCAL"),
+            ("100.64.0.3", "/32 host LOCAL"),
+            ("8.8.8.8", "/32 host LOCAL"),
+            ("8.8.8.0", "/24 link UNICAST"),
+        )
+    )
+    inet6 = "fe800000000000000000000000000001 02 40 20 80 eth0\n2a0104f8000000000000000000000001 02 40 00 80 eth0\n"
+    monkeypatch.setattr(host_probe, "_read", {"/proc/net/fib_trie": trie, "/proc/net/if_inet6": inet6}.get)
+    assert host_probe._public_addresses() == ["2a01:4f8::1", "8.8.8.8"]
 
 
 def test_nobody_looks_for_listeners_where_no_port_is_named(monkeypatch: pytest.MonkeyPatch):

@@ -99,6 +99,16 @@ def test_acme_reaches_the_role() -> None:
     assert "gateway_certificate" not in found
 
 
+def test_a_port_that_is_mapped_is_in_what_people_open_and_not_in_what_the_host_sees() -> None:
+    keys = {"server_name": "u1.region.example.com", "port": 6006, "public_port": 8443}
+    mapped = values(gateway={**keys, "tls": {"type": "local-authority"}})
+    outside = ("open_webui_public_url", "gateway_port", "gateway_public_port")
+    assert [mapped[key] for key in outside] == ["https://u1.region.example.com:8443", 6006, 8443]
+    external = values(gateway={**keys, "tls": {"type": "external"}})
+    assert external["gateway_external_tls"] is True
+    assert not {"gateway_certificate", "gateway_key", "gateway_acme_directory"} & set(external)
+
+
 def test_without_a_gateway_one_that_was_there_is_taken_away() -> None:
     found = values()
     assert {key: value for key, value in found.items() if key.startswith("gateway_")} == {"gateway_state": "absent"}

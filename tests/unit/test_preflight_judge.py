@@ -31,6 +31,8 @@ FACTS = {
     "arch": "x86_64",
     "os": {"id": "ubuntu", "version": "22.04", "like": "debian", "name": "Ubuntu 22.04.4 LTS"},
     "init": "systemd",
+    "public_addresses": [],
+    "platform": "/init/boot/boot.sh",
     "container": "",
     "user": "root",
     "sudo": "root",
@@ -83,6 +85,7 @@ EXPECT = {
     "data_dir": "/srv/r1prov",
 }
 LISTENER = {"port": 8080, "pid": 812, "process": "nginx", "unit": "nginx.service"}
+PLAIN = {"port": 6006, "unit": "r1prov-gateway.service", "plain_at": "0.0.0.0"}
 TRIED = [
     {"source": "https://a", "problem": "no answer", "remedy": "wait"},
     {"source": "/b", "problem": "gone", "remedy": "wait"},
@@ -108,6 +111,12 @@ def test_a_host_that_fits_has_no_problems():
     assert judge(FACTS, EXPECT) == []
 
 
+def test_http_without_tls_is_allowed_behind_a_platform_and_on_loopback():
+    rented = changed(FACTS, {"init": "bash"})
+    assert [each for each in judge(rented, EXPECT | {"ports": [PLAIN]}) if each["check"] == "tls"] == []
+    assert judge(FACTS, EXPECT | {"ports": [PLAIN | {"plain_at": "127.0.0.1"}]}) == []
+
+
 WRONG = [
     ({"os.version": "11", "os.name": "Debian 11"}, {}, "os", "Debian 11", "Ubuntu|Debian|override"),
     ({"arch": "aarch64"}, {}, "arch", "aarch64", "x86-64"),
@@ -117,6 +126,20 @@ WRONG = [
         "network",
         "r1prov-llama-server.service is to listen at 0.0.0.0, and without systemd it can listen at 127.0.0.1 alone",
         "gateway",
+    ),
+    (
+        {},
+        {"ports": [PLAIN]},
+        "tls",
+        "r1prov-gateway.service is to speak HTTP without TLS at 0.0.0.0, and this is no rented container",
+        "address: 127.0.0.1",
+    ),
+    (
+        {"init": "bash", "public_addresses": ["8.8.8.8"]},
+        {"ports": [PLAIN]},
+        "tls",
+        "this container has an address of its own in the internet: 8.8.8.8",
+        "another type of `gateway.tls`",
     ),
     ({"user": "ann", "sudo": "free"}, {}, "sudo", "run as ann", "become"),
     ({"clock_s": 1121.0}, {}, "clock", "121 s ahead of", "set-ntp"),
@@ -379,6 +402,11 @@ def test_it_says_what_services_lack_without_systemd():
     (said,) = remarks(changed(FACTS, {"init": "bash"}), EXPECT)
     assert "supervisord runs the services" in said
     assert "neither a sandbox nor a private network" in said
+
+
+def test_where_no_platform_starts_the_services_the_line_that_does_is_said():
+    _, said = remarks(changed(FACTS, {"init": "sh", "platform": ""}), EXPECT)
+    assert "`/usr/local/bin/r1prov-units boot`" in said
 
 
 def test_everything_wrong_is_said_at_once():

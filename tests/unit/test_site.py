@@ -235,6 +235,29 @@ def test_a_certificate_that_cannot_serve_is_refused_before_anyone_is_contacted(t
         assert [line for line in problems(tmp_path, text) if line.startswith(what)], (what, problems(tmp_path, text))
 
 
+@pytest.mark.parametrize(
+    ("keys", "public", "local"),
+    [
+        ("port: 6006, public_port: 8443, tls: {type: external}", "https://a:8443", "http://127.0.0.1:6006"),
+        ("port: 6006, public_port: 443, tls: {type: external}", "https://a", "http://127.0.0.1:6006"),
+        ("port: 6006, public_port: 31234, tls: {type: local-authority}", "https://a:31234", "https://127.0.0.1:6006"),
+        ("port: 6006, tls: {type: local-authority}", "https://a:6006", "https://127.0.0.1:6006"),
+    ],
+)
+def test_a_gateway_behind_a_mapped_port(tmp_path: Path, keys: str, public: str, local: str) -> None:
+    path = tmp_path / "r1prov.yml"
+    path.write_text(f"profile: 4x4090\nhosts: [gpu1]\ngateway: {{server_name: a, {keys}}}\n")
+    loaded = site.load(path).file.gateway
+    assert loaded
+    assert (loaded.url, loaded.local_url) == (public, local)
+
+
+def test_where_tls_ends_elsewhere_the_port_outside_must_be_named(tmp_path: Path) -> None:
+    text = "profile: 4x4090\nhosts: [gpu1]\ngateway: {server_name: a, port: 6006, tls: {type: external}}\n"
+    (said,) = problems(tmp_path, text)
+    assert "tls of type external needs `public_port`" in said
+
+
 def test_acme_takes_port_80_too(tmp_path: Path) -> None:
     tls = "{type: acme, email: admin@example.com}"
     text = f"profile: 4x4090\nhosts: [gpu1]\ngateway: {{server_name: r1.example.com, tls: {tls}}}\n"

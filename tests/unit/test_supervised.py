@@ -88,7 +88,7 @@ class Host:
         self.folder = folder
         mounts = "; ".join(
             f"mkdir -p {folder}{place} {place} && mount --bind {folder}{place} {place}"
-            for place in ("/etc/systemd/system", "/var/lib/r1prov", "/run/r1prov")
+            for place in ("/etc/systemd/system", "/var/lib/r1prov", "/run/r1prov", "/run/credentials")
         )
         self.inside = subprocess.Popen(
             ["unshare", "--mount", "--propagation=private", "sh", "-ec", f"{mounts}; echo made; exec sleep infinity"],
@@ -177,7 +177,7 @@ def test_only_the_program_gets_its_secret_while_it_runs(host):
         f"LoadCredential=key:{secret}",
     )
     host.until("r1prov-a.service", "running")
-    copy = host.folder / "run/r1prov/credentials/r1prov-a.service"
+    copy = host.folder / "run/credentials/r1prov-a.service"
     time.sleep(0.3)
     assert "hush" in host.said("r1prov-a.service")[-1]
     assert [(path.stat().st_uid, oct(path.stat().st_mode)[-3:]) for path in (copy, copy / "key")] == [
@@ -187,6 +187,13 @@ def test_only_the_program_gets_its_secret_while_it_runs(host):
     host.keepers["r1prov-a.service"].terminate()
     host.until("r1prov-a.service", "dead")
     assert not copy.exists()
+
+
+def test_a_program_may_open_its_output_by_name(host):
+    host.keep("r1prov-a.service", "Type=exec\nExecStart=/bin/sh -c 'echo here >> /dev/stdout; exec sleep infinity'")
+    host.until("r1prov-a.service", "running")
+    time.sleep(0.3)
+    assert host.said("r1prov-a.service")[-1] == "here"
 
 
 def test_a_service_that_dies_comes_back_and_is_given_up_after_some_starts(host):

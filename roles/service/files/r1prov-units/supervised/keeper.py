@@ -138,6 +138,7 @@ class Keeper:
         if missing := [path for path in unit.texts("ConditionPathExists") if not _holds(path)]:
             say(f"{self.name} is not started, because of ConditionPathExists={missing[0]}")
             return
+        program.own_output(unit)
         self.variables = {"PATH": program.PATH, "LANG": "C.UTF-8", "INVOCATION_ID": start}
         self.variables |= program.folders(unit) | program.credentials(unit)
         for command in unit.commands("ExecStartPre"):

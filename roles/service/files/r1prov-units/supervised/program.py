@@ -9,6 +9,7 @@ import pwd
 import resource
 import signal
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
 PATH = f"{PROGRAM.parent}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-CREDENTIALS = Path("/run/r1prov/credentials")
+CREDENTIALS = Path("/run/credentials")
+"""systemd has the same folder, so a configuration may name a file in it."""
 _SET_PDEATHSIG, _SET_CHILD_SUBREAPER = 1, 36
 _SETPCAP = 1 << 8
 _LIMITS = {
@@ -40,6 +42,12 @@ def adopt_orphans() -> None:
 def die_with_parent(number: int) -> None:
     """Lets the kernel send this process a signal when its parent dies."""
     _prctl(_SET_PDEATHSIG, number, 0, 0, 0)
+
+
+def own_output(unit: Unit) -> None:
+    """Lets the unit's user open the output of this process by its name, as nginx does with an access log."""
+    account = pwd.getpwnam(unit.text("User", "root"))
+    os.fchown(sys.stdout.fileno(), account.pw_uid, account.pw_gid)
 
 
 def start(unit: Unit, command: Command, variables: dict[str, str]) -> subprocess.Popen[bytes]:
@@ -147,9 +155,11 @@ def descendants(pid: int) -> list[int]:
 
 def end_all(pid: int, patience_s: float) -> bool:
     """Ends all processes below one: asks them, and kills those that are still there later. Returns whether asking was enough."""
-    tell(descendants(pid), signal.SIGTERM)
+    told: set[int] = set()
     limit = time.monotonic() + patience_s
     while left := descendants(pid):
+        tell(set(left) - told, signal.SIGTERM)  # One may have been started meanwhile.
+        told.update(left)
         if time.monotonic() > limit:
             tell(left, signal.SIGKILL)
         time.sleep(0.05)

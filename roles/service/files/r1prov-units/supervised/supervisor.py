@@ -119,6 +119,8 @@ def shutdown() -> None:
         _ask("shutdown")
     with known.held(_LOCK):  # It waits for the loop, which waits for supervisord.
         pass
+    with contextlib.suppress(OSError):  # Somebody else may have a folder in there.
+        program.CREDENTIALS.rmdir()
 
 
 def guard() -> None:
