@@ -22,8 +22,12 @@ def exists(user: str) -> bool:
 
 @contextmanager
 def acting_as(user: str) -> Iterator[None]:
-    """Inside the block, files are opened and made as this user. Afterwards root's rights are back."""
-    whom, me = pwd.getpwnam(user), (os.geteuid(), os.getegid())
+    """Inside the block, files are opened and made as this user. Afterwards root's rights are back.
+
+    The groups are the user's, too: whoever is in root's group would be kept out of a /root that lets others pass.
+    """
+    whom, me, groups = pwd.getpwnam(user), (os.geteuid(), os.getegid()), os.getgroups()
+    os.setgroups(os.getgrouplist(user, whom.pw_gid))
     os.setegid(whom.pw_gid)
     os.seteuid(whom.pw_uid)
     try:
@@ -31,3 +35,4 @@ def acting_as(user: str) -> Iterator[None]:
     finally:
         os.seteuid(me[0])
         os.setegid(me[1])
+        os.setgroups(groups)
