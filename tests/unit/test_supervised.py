@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from supervised import known, log, unit_file
+from supervised import known, log, unit_file, verbs
 from supervised.unit_file import Command, UnitFileError, parse
 
 from tests.fixtures import service_units
@@ -298,6 +298,19 @@ def test_a_second_keeper_waits_for_the_first(host):
         assert time.monotonic() < end
         time.sleep(0.05)
     assert (alive(first.MainPID), alive(second.MainPID)) == (False, True)
+
+
+def test_all_that_is_known_of_a_unit_is_shown_where_no_property_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(unit_file, "FOLDER", tmp_path)
+    monkeypatch.setattr(verbs, "FOLDER", tmp_path)
+    monkeypatch.setattr(known, "FOLDER", tmp_path)
+    (tmp_path / "r1prov-x.service").write_text(
+        "[Service]\nExecStart=/bin/true\n[Install]\nWantedBy=multi-user.target\n"
+    )
+    shown = dict(line.split("=", 1) for line in verbs.show(["r1prov-x"], []).splitlines())
+    assert (shown["LoadState"], shown["UnitFileState"]) == ("loaded", "disabled")
+    assert (shown["ActiveState"], shown["MainPID"], shown["NRestarts"]) == ("inactive", "0", "0")
+    assert verbs.show(["r1prov-x"], ["ActiveState", "LoadState"]) == "ActiveState=inactive\nLoadState=loaded"
 
 
 def test_what_one_start_has_written_is_found_in_the_log(tmp_path, monkeypatch):

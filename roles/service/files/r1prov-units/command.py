@@ -14,14 +14,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 sys.path.insert(
     0, str(Path(__file__).resolve().parent)
 )  # Python is started with -I, so that nobody's folder is searched.
 
-from supervised import keeper, known, log, verbs
+from supervised import keeper, log, verbs
 from supervised.supervisor import LOG, SupervisorError
 from supervised.unit_file import UnitFileError, full, path_of
 
@@ -83,8 +82,7 @@ def _text(asked: argparse.Namespace) -> str:
     if asked.verb == "status":
         return verbs.status()
     if asked.verb == "show":
-        keys = asked.property.split(",") if asked.property else [each.name for each in fields(known.State)]
-        shown = verbs.show(asked.units, keys)
+        shown = verbs.show(asked.units, asked.property.split(",") if asked.property else [])
         return "\n".join(line.partition("=")[2] for line in shown.splitlines()) if asked.value else shown
     if asked.verb == "list-units":
         return verbs.list_units(*asked.units)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack, suppress
+from dataclasses import fields
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING
 
@@ -134,7 +135,7 @@ def start_enabled() -> None:
 
 
 def show(names: list[str], keys: list[str]) -> str:
-    """Properties of units, in the form of systemctl."""
+    """Properties of units, in the form of systemctl; all that are known where `keys` names none."""
     return "\n\n".join("\n".join(f"{key}={value}" for key, value in _properties(full(name), keys)) for name in names)
 
 
@@ -250,7 +251,7 @@ def _properties(name: str, keys: list[str]) -> Iterator[tuple[str, str]]:
         "ControlGroup": "",
         "FreezerState": "running",
     }
-    for key in keys:
+    for key in keys or [*more, *(each.name for each in fields(state))]:
         value = more.get(key, getattr(state, key, ""))
         if key != "Job" or value:
             yield key, str(value)
