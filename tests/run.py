@@ -161,6 +161,7 @@ def compilers() -> list[Job]:
         f"Ollama {ollama.VERSION}": [sys.executable, "-m", "tests.fixtures.ollama", ollama.VERSION],
         f"Ollama {ollama.OTHER_VERSION}": [sys.executable, "-m", "tests.fixtures.ollama", ollama.OTHER_VERSION],
         "engine on trixie": [sys.executable, "-m", "tests.fixtures.engine", "trixie"],
+        "engine in a container": [sys.executable, "-m", "tests.fixtures.engine", "bookworm", "--container"],
     }
     if not shutil.which("chromium") and shutil.which("apt-get"):
         jobs["a browser to look at the chat page with"] = ["sh", "-ec", CHROMIUM]
@@ -183,9 +184,12 @@ def _scenario(folder: Path) -> Job:
 
 
 def _needs(name: str, folder: Path) -> tuple[str, ...]:
-    """The names of the compilers that a scenario waits for."""
+    """The names of the compilers and scenarios that a scenario waits for."""
     (platform,) = yaml.safe_load((folder / "molecule.yml").read_text())["platforms"]
-    return NEEDS.get(name, ()) + (("engine on bookworm",) if platform.get("engine") else ())
+    image = "engine in a container" if "containers" in platform.get("groups", ()) else "engine on bookworm"
+    # Its hubs and mirrors listen on the same ports of this machine as those of the scenario whose playbooks it shares.
+    other = (name.removesuffix(" container"),) if name.endswith(" container") else ()
+    return NEEDS.get(name, ()) + ((image,) if platform.get("engine") else ()) + other
 
 
 def _pytest(
