@@ -65,6 +65,7 @@ E2E = {
     "engines": ("test_up_engines.py",),
     "alone": ("test_up_gateway.py",),
     "models": ("test_up_models.py", "test_up_offline.py"),
+    "container": ("test_up_container.py",),
     "controller": ("test_controller_trixie.py",),
     "tune": ("test_up_tune.py",),
     "lab": (

@@ -2,8 +2,8 @@
 
 The tests run in groups that may run at once, each with hosts of its own (`E2E` in tests/run.py). `pair` is the story of two servers, which
 builds from test to test. `engines` is that of two others, which change engine and versions. `alone` is that of one server with a gateway.
-`models` is that of one with other models, whose packages later serve one without a network. `controller`, `tune` and `lab` have short
-stories.
+`models` is that of one with other models, whose packages later serve one without a network. `container` is that of a rented container.
+`controller`, `tune` and `lab` have short stories.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ def bootable() -> None:
 
 
 @contextmanager
-def fresh(names: dict[str, Release], image: str = "") -> Iterator[list[LabHost]]:
-    """Fresh hosts by name, as long as this lasts; from an image, where there is one."""
+def fresh(names: dict[str, Release], image: str = "", *, container: bool = False) -> Iterator[list[LabHost]]:
+    """Fresh hosts by name, as long as this lasts; from an image, where there is one, and as rented containers if wanted."""
     for name in names:
         lab.down(name)
     try:
         with ThreadPoolExecutor() as pool:
-            yield list(pool.map(lambda item: lab.up(*item, image=image), names.items()))
+            yield list(pool.map(lambda item: lab.up(*item, image=image, container=container), names.items()))
     finally:
         for name in names:
             lab.down(name)

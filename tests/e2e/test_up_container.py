@@ -1,0 +1,314 @@
+"""A rented container from first boot to removal, with all that its platform does to it. The tests build on each other, in this order."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from r1prov import lab
+from r1prov.common.errors import Exit
+from r1prov.lab.container import DATA
+from r1prov.lab.hosts import LabHost
+from tests.fixtures.hub import Hub
+
+from .conftest import fresh
+from .page import Page
+from .people import MODEL, QUESTION, Operator, told
+
+pytestmark = pytest.mark.host
+NAME = "e2e-container"
+DATA_DIR = f"{DATA}/r1prov"
+HOOK = "/etc/autodl.sh"
+FOREIGN = f"echo begun >> {DATA}/somebody\n"
+"""What somebody else has told the platform to run. r1prov is no part of it."""
+EVE = {"email": "eve@example.com", "password": "correct-horse-9"}
+CHAT = "What Eve has asked"
+SERVICES = ("r1prov-embeddings", "r1prov-llama-server", "r1prov-open-webui")
+
+# Caches that the lab shares among its hosts are mounted, so they are not the container's own. Packages of the distribution stay.
+ALL = r"""
+find / -xdev -path /proc -prune -o -path /var/cache/r1prov -prune -o -name '*r1prov*' -print
+find /root /srv /opt /run -xdev -path '/run/utmp*' -prune -o -print
+find DATA -mindepth 1 -not -name lost+found -print
+ps -A -o user=,args= | grep -E 'r1prov|supervis' | grep -v grep || true
+cat /etc/passwd /etc/group
+cat /etc/autodl.sh
+stat --format='%a %n' /root DATA
+""".replace("DATA", DATA)
+"""All that r1prov may leave on a container."""
+
+
+@pytest.fixture(scope="module")
+def host(bootable: None) -> Iterator[LabHost]:
+    """A fresh container, with a line of somebody else in the script of the platform."""
+    if missing := lab.requirements(container=True):
+        pytest.skip("containers cannot be booted here: " + "; ".join(f"{p.where}: {p.what}" for p in missing))
+    with fresh({NAME: "bookworm"}, container=True) as (host,):
+        told(host, f"printf %s '{FOREIGN}' > {HOOK}")
+        yield host
+
+
+@pytest.fixture(scope="module")
+def before(host: LabHost) -> str:
+    """What there is on the container before r1prov comes."""
+    return told(host, ALL)
+
+
+@pytest.fixture(scope="module")
+def renter(tmp_path_factory: pytest.TempPathFactory, host: LabHost, sources: dict[str, Any], before: str) -> Operator:
+    """The person who has rented the container."""
+    renter = Operator(tmp_path_factory.mktemp("renter"))
+    renter.site([host], sources=sources, data_dir=DATA_DIR)
+    return renter
+
+
+def eventually(host: LabHost, script: str, limit_s: float = 120) -> str:
+    """What a script prints when it succeeds at last."""
+    deadline = time.monotonic() + limit_s
+    while (done := lab.ssh(host, ["sh", "-ec", script])).returncode:
+        assert time.monotonic() < deadline, f"{script}\n{done.stdout}\n{done.stderr}"
+        time.sleep(0.2)
+    return done.stdout.strip()
+
+
+def assert_well(renter: Operator, host: LabHost, limit_s: float = 120) -> None:
+    """Everything answers, sooner or later, and without help."""
+    deadline = time.monotonic() + limit_s
+    while (done := renter.run("status")).returncode:
+        assert time.monotonic() < deadline, done.stdout + done.stderr
+        time.sleep(0.5)
+    assert "Paris" in renter.asks(host)
+
+
+def assert_serves(renter: Operator, host: LabHost) -> None:
+    """The engine answers, and the page, where Eve finds what she has asked."""
+    assert_well(renter, host)
+    with renter.opens(host) as doors:
+        assert "Paris" in renter.logs_in(doors).ask(MODEL, QUESTION)
+        eve = Page(doors["page"])
+        assert eve.log_in(**EVE) == 200
+        assert [chat["title"] for chat in eve.call("/api/v1/chats/")[1]] == [CHAT]
+
+
+def weights_fetched(hub: Hub) -> int:
+    """How many parts of the weights were fetched. Preflight only asks whether they are there."""
+    return sum(request.method == "GET" and request.path.endswith(".gguf") for request in hub.requests)
+
+
+def numbers(host: LabHost) -> str:
+    """The numbers of all accounts and groups of r1prov."""
+    return told(host, "grep -h ^r1prov /etc/passwd /etc/group | cut -d: -f1,3 | sort")
+
+
+@contextmanager
+def unchanged(host: LabHost) -> Iterator[None]:
+    """Expects that nothing is installed, configured or started while this lasts, but for the record of the run."""
+    listed = "ps -A -o args= | grep -c supervis || true; find /root/autodl-tmp | sort; cat /etc/autodl.sh /etc/passwd"
+    before = told(host, f"touch /root/before; {listed}")
+    yield
+    assert told(host, "find /etc /opt /srv /usr /root/autodl-tmp -cnewer /root/before") == ""
+    assert told(host, f"{listed}; rm /root/before") == before
+
+
+@contextmanager
+def on_a_full_disk(host: LabHost) -> Iterator[None]:
+    """Leaves the data disk no room as long as this lasts."""
+    room = "$(df --output=avail --block-size=1 DATA | tail -n 1)".replace("DATA", DATA)
+    told(
+        host, f"fallocate --length={room} {DATA}/big || true"
+    )  # It takes all that there is, and may say that it was not enough.
+    try:
+        yield
+    finally:
+        told(host, f"rm {DATA}/big")
+
+
+@contextmanager
+def with_a_read_only_etc(host: LabHost) -> Iterator[None]:
+    """Lets nobody write to /etc as long as this lasts."""
+    lab.as_platform(host, ["mount", "-o", "bind,ro", "/etc", "/etc"])
+    try:
+        yield
+    finally:
+        lab.as_platform(host, ["mount", "-o", "remount,bind,rw", "/etc"])
+
+
+def faults(renter: Operator, host: LabHost) -> list[str]:
+    """What `up` refuses, which must be all that it does."""
+    with unchanged(host):
+        done = renter.run("up")
+    assert done.returncode == Exit.PREFLIGHT, done.stderr
+    return [problem["what"] for problem in renter.report["hosts"][host.name]["problems"]]
+
+
+def test_what_would_not_last_is_refused_in_one_message(
+    renter: Operator, host: LabHost, sources: dict[str, Any]
+) -> None:
+    with on_a_full_disk(host):
+        (said,) = faults(renter, host)
+    assert DATA in said
+    with with_a_read_only_etc(host):
+        (said,) = faults(renter, host)
+    assert "/etc" in said
+    renter.site([host], sources=sources)
+    (said,) = faults(renter, host)
+    assert "/srv/r1prov" in said
+    renter.site([host], sources=sources, data_dir=DATA_DIR)
+
+
+def test_a_user_who_is_not_root_and_has_no_sudo_is_told_so(
+    renter: Operator, host: LabHost, sources: dict[str, Any]
+) -> None:
+    told(host, "useradd --create-home guest && cp -r /root/.ssh /home/guest/ && chown -R guest: /home/guest/.ssh")
+    path = renter.site([host], sources=sources, data_dir=DATA_DIR)
+    path.write_text(path.read_text().replace("user: root", "user: guest"))
+    with unchanged(host):
+        done = renter.does("up", code=Exit.UNREACHABLE)
+    assert len(renter.report["hosts"][host.name]["problems"]) == 1, done.stderr
+    assert "sudo" in done.stderr
+    told(host, "userdel --remove guest 2> /dev/null")
+    renter.site([host], sources=sources, data_dir=DATA_DIR)
+
+
+def test_the_transfer_goes_on_when_the_controller_is_gone(renter: Operator, host: LabHost, hub: Hub) -> None:
+    hub.faults.rate_bytes_s = 100_000
+    running = renter.start("up", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    eventually(host, "grep -q '\"done\": [1-9]' /run/r1prov/weights/progress.json", 300)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+    told(
+        host, "setsid sh -c 'sleep 1; pkill --full \"sshd: root@notty\"' > /dev/null 2>&1 &"
+    )  # Ansible keeps connections for a while.
+    time.sleep(2)
+    state = "r1prov-units show r1prov-weights.service --value --property"
+    assert told(host, f"{state}=ActiveState,NRestarts").split() == ["active", "0"]
+    hub.faults.rate_bytes_s = 0
+    eventually(host, f'test "$({state}=SubState)" = exited', 300)
+    assert told(host, f"{state}=Result,NRestarts").split() == ["success", "0"]
+
+
+def test_the_next_run_leads_to_an_answer_and_a_page(renter: Operator, host: LabHost, hub: Hub) -> None:
+    fetched = weights_fetched(hub)
+    renter.does("up")
+    assert weights_fetched(hub) == fetched
+    with renter.opens(host) as doors:
+        page = renter.logs_in(doors)
+        assert page.call("/api/v1/auths/add", {"name": "Eve", "role": "user", **EVE})[0] == 200
+        eve = Page(doors["page"])
+        eve.log_in(**EVE)
+        chat = {"title": CHAT, "messages": [], "history": {"messages": {}, "currentId": None}}
+        assert eve.call("/api/v1/chats/new", {"chat": chat})[0] == 200
+    assert_serves(renter, host)
+
+
+def test_the_system_disk_holds_no_weights_no_programs_and_no_data(host: LabHost) -> None:
+    # Of the folders of r1prov, the lab mounts its own over that of caches.
+    left_out = " ".join(f"-path {path} -prune -o" for path in ("/var/cache/apt", "/var/lib/apt", "/var/cache/r1prov"))
+    large = f"find /opt /srv /usr/local /var -xdev {left_out} -size +20M -print"
+    assert told(host, large) == ""
+    assert told(host, "readlink /opt/r1prov /var/lib/r1prov").split() == [
+        f"{DATA_DIR}/host/opt",
+        f"{DATA_DIR}/host/lib",
+    ]
+
+
+def test_a_second_run_changes_nothing(renter: Operator, host: LabHost) -> None:
+    renter.does("up", "--full")
+    assert renter.changes == {host.name: []}
+    found = json.loads(renter.does("drift", "--json").stdout)["hosts"][host.name]
+    assert found["state"] == "as wanted"
+    assert found["asked"] > 40
+
+
+def test_what_is_killed_comes_back(renter: Operator, host: LabHost) -> None:
+    told_of = {
+        unit: f'python3 -c \'import json; print(json.load(open("/run/r1prov/units/{unit}.service.json"))'
+        for unit in SERVICES
+    }
+    found = {f"{unit}": f'{start}["MainPID"])\'' for unit, start in told_of.items()}
+    found |= {f"the keeper of {unit}": f'{start}["KeeperPID"])\'' for unit, start in told_of.items()}
+    found |= {
+        "supervisord": "cat /run/r1prov/units/supervisord.pid",
+        "the loop": "pgrep --full '[c]ommand.py loop'",
+        "the guard": "pgrep --full '[c]ommand.py guard'",
+    }
+    for what, number in found.items():
+        killed = told(host, f"number=$({number}); kill -KILL $number; echo $number")
+        eventually(host, f"number=$({number}); test $number -gt 0 && test $number != {killed} && test -d /proc/$number")
+        assert_well(renter, host)
+        assert told(host, f"{number}").count("\n") == 0, what
+    with renter.opens(host) as doors:
+        assert "Paris" in renter.logs_in(doors).ask(MODEL, QUESTION)
+
+
+def test_a_restart_brings_all_back_by_the_script_of_the_platform(renter: Operator, host: LabHost) -> None:
+    assert FOREIGN in told(host, f"cat {HOOK}") + "\n"
+    lab.restart(host)
+    eventually(host, f"grep -q begun {DATA}/somebody")
+    assert_serves(renter, host)
+    renter.does("up")
+    assert renter.changes == {host.name: []}
+
+
+def test_the_engine_is_switched_and_switched_back(renter: Operator, host: LabHost) -> None:
+    renter.does("engine", "ollama")
+    states = "r1prov-units show r1prov-ollama.service r1prov-llama-server.service --property=ActiveState --value"
+    assert told(host, states).split() == ["active", "inactive"]
+    killed = told(host, "r1prov-units show r1prov-ollama.service --property=MainPID --value")
+    told(host, f"kill -KILL {killed}")
+    assert_well(renter, host)
+    with renter.opens(host) as doors:
+        page = renter.logs_in(doors)
+        (model,) = page.models()
+        assert "Paris" in page.ask(model, QUESTION)
+    renter.does("engine", "llama-server")
+    assert told(host, states).split() == ["inactive", "active"]
+    assert_serves(renter, host)
+
+
+def test_the_other_verbs_work(renter: Operator, host: LabHost) -> None:
+    old = renter.secret("api-key")
+    renter.does("secrets", "rotate")
+    assert renter.secret("api-key") != old
+    with renter.opens(host) as doors:
+        assert Page(doors["api"].removesuffix("/v1"), old).call("/v1/chat/completions", {"messages": []})[0] == 401
+    assert_serves(renter, host)
+    renter.does("bench", "--limit", "20s")
+    renter.does("tune", "--yes", "--limit", "90s")
+    assert_serves(renter, host)
+    runs = json.loads(renter.does("history", host.name, "--json").stdout)["hosts"][host.name]["runs"]
+    assert {"up", "engine", "secrets rotate", "tune"} <= {run["verb"] for run in runs if run["state"] == "ok"}
+    keys = [renter.secret(name) for name in ("api-key", "webui-admin-password", "webui-secret-key")]
+    shown = "cat /var/lib/r1prov/units/log/* /tmp/autodl.sh.log; ps -A -o args=; cat /proc/[0-9]*/cmdline 2> /dev/null || true"
+    logged = told(host, f"({shown}) | tr '\\0' ' '")
+    assert "llama-server" in logged
+    assert not [key for key in [old, *keys] if key.strip() in logged]
+
+
+def test_built_anew_it_needs_no_byte_of_the_weights_and_loses_nothing(
+    renter: Operator, host: LabHost, hub: Hub
+) -> None:
+    had, fetched = numbers(host), weights_fetched(hub)
+    lab.rebuild(host)
+    told(host, f"printf %s '{FOREIGN}' > {HOOK}")
+    assert told(host, "ls /opt; getent passwd | grep r1prov || true") == ""
+    renter.does("up")
+    assert weights_fetched(hub) == fetched
+    assert numbers(host) == had
+    assert_serves(renter, host)
+    renter.does("up", "--full")
+    assert renter.changes == {host.name: []}
+
+
+def test_down_leaves_nothing(renter: Operator, host: LabHost, before: str) -> None:
+    told(host, f"rm {DATA}/somebody")
+    renter.does("down", "--yes")
+    assert told(host, ALL) == before
