@@ -88,7 +88,7 @@ VERBS = {
         "A model's files: verify them on the hosts; by hand, bring them into MLA form and compare two of them.",
     ),
     "secrets": ("switch:secrets", "The secrets of a site."),
-    "lab": ("lab:app", "Throwaway hosts on this machine: real systemd, real ssh. Needs root."),
+    "lab": ("lab:app", "Throwaway hosts on this machine: real systemd or none, real ssh. Needs root."),
 }
 """For each verb the function or group in `r1prov.cli` that does it, and the first line of its help."""
 

@@ -17,14 +17,18 @@ from r1prov.hosts.first import OLDEST_PYTHON
 
 ROOT = Path(__file__).parents[2]
 DECLARED = tomllib.loads((ROOT / "pyproject.toml").read_text())
-OURS = {"r1prov", "tests", "benchmarks", "ansible_collections", "measuring", "transfer"}
+OURS = {"r1prov", "tests", "benchmarks", "ansible_collections", "measuring", "supervised", "transfer"}
 DISTRIBUTIONS = packages_distributions()
 
 ON_THE_CONTROLLER = ("r1prov", "plugins/action", "plugins/filter")
 ITS_HELPERS = tuple(f"plugins/module_utils/{name}.py" for name in ("certificate", "password", "look_job", "steps"))
 """The files of module_utils that only the controller runs."""
 ON_HOSTS = ("plugins/modules", "plugins/module_utils", "r1prov/hosts/on_host", "r1prov/runs/on_host")
-OF_ROLES = ("roles/measure/files/r1prov-measure", "roles/weights/files/r1prov-weights")
+OF_ROLES = (
+    "roles/measure/files/r1prov-measure",
+    "roles/service/files/r1prov-units",
+    "roles/weights/files/r1prov-weights",
+)
 OF_THE_PAGE = ROOT / "roles/open_webui/files/account.py"
 """The chat page's own Python runs it, with what the page's requirements bring."""
 FOR_DEVELOPERS = ("tests", "benchmarks", "docs", "roles")

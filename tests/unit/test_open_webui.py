@@ -275,20 +275,6 @@ def test_root_acts_as_the_other_user_and_is_root_again() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
-def test_who_acts_as_another_user_passes_where_that_one_may(tmp_path: Path) -> None:
-    (tmp_path / "inside").touch()
-    groups = os.getgroups()
-    for folder in (tmp_path.parent.parent, tmp_path.parent):
-        folder.chmod(0o755)
-    tmp_path.chmod(0o701)
-    os.setgroups([0])  # as a login of root has it
-    try:
-        with acting_as("nobody"):
-            assert (tmp_path / "inside").exists()
-    finally:
-        os.setgroups(groups)
-
-
 # --- Backup
 
 
