@@ -41,10 +41,13 @@ def alone(lock: Path, tell: Callable[[str], None], limit_s: float = float("inf")
     Raises:
         LockedError: the other process still has it after that time.
     """
-    lock.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     began, told = time.monotonic(), time.monotonic() - _TELL_EVERY_S + 1
     while True:
-        file = _opened(lock)
+        lock.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        try:
+            file = _opened(lock)
+        except FileNotFoundError:
+            continue  # Somebody has removed the folder in this moment.
         try:
             while not _taken(file):
                 now = time.monotonic()

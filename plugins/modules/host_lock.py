@@ -70,6 +70,7 @@ holder:
 """
 
 import json
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,6 +86,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
 FOLDER = Path("/run/r1prov")
+_GUARD = ".lock"
 _LIMIT_S = 5.0  # Whoever reads or changes the lock needs milliseconds.
 
 
@@ -116,13 +118,17 @@ def take(folder: Path, holder: dict[str, Any], replace: str = "") -> tuple[bool,
 
 
 def release(folder: Path, *runs: str) -> dict[str, Any]:
-    """Remove the lock if one of `runs` holds it; the holder as it was."""
+    """Remove the lock if one of `runs` holds it, and the folder if nothing else is left in it; the holder as it was."""
     if not folder.is_dir():
         return {}
     with _alone(folder):
         before = read(folder)
         if before.get("run") in runs:
             (folder / "lock.json").unlink()
+        if [each.name for each in folder.iterdir()] == [_GUARD]:
+            (folder / _GUARD).unlink()
+            with suppress(OSError):  # Somebody may have put something there meanwhile.
+                folder.rmdir()
         return before
 
 
@@ -138,7 +144,7 @@ def remember(history: Path, holder: dict[str, Any], *, new: bool) -> None:
 
 
 def _alone(folder: Path) -> AbstractContextManager[None]:
-    return alone(folder / ".lock", lambda _: None, _LIMIT_S)
+    return alone(folder / _GUARD, lambda _: None, _LIMIT_S)
 
 
 def main() -> None:

@@ -282,7 +282,7 @@ def test_the_other_verbs_work(renter: Operator, host: LabHost) -> None:
         assert Page(doors["api"].removesuffix("/v1"), old).call("/v1/chat/completions", {"messages": []})[0] == 401
     assert_serves(renter, host)
     renter.does("bench", "--limit", "20s")
-    renter.does("tune", "--yes", "--limit", "90s")
+    renter.does("tune", "--yes", "--limit", "240s")
     assert_serves(renter, host)
     runs = json.loads(renter.does("history", host.name, "--json").stdout)["hosts"][host.name]["runs"]
     assert {"up", "engine", "secrets rotate", "tune"} <= {run["verb"] for run in runs if run["state"] == "ok"}

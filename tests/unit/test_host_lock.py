@@ -47,6 +47,36 @@ def test_one_run_takes_it_another_does_not_and_only_the_first_releases_it(tmp_pa
     assert not (folder / "lock.json").exists()
 
 
+def test_nothing_is_left_where_nothing_else_was(tmp_path: Path):
+    folder = tmp_path / "r1prov"
+    module.take(folder, holder("a"))
+    module.release(folder, "a")
+    assert not folder.exists()
+    module.take(folder, holder("a"))
+    (folder / "progress.json").touch()
+    module.release(folder, "a")
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "progress.json"]
+
+
+def test_many_that_take_and_release_it_never_hold_it_together(tmp_path: Path):
+    folder, inside, most = tmp_path / "r1prov", [], []
+
+    def run(name: str) -> int:
+        had = 0
+        for _ in range(40):
+            if module.take(folder, holder(name))[0]:
+                inside.append(name)
+                most.append(len(inside))
+                inside.remove(name)
+                module.release(folder, name)
+                had += 1
+        return had
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(run, "abcd")) > 0
+    assert max(most) == 1
+
+
 def test_it_is_readable_by_everyone(tmp_path: Path):
     before = os.umask(0o077)
     try:
