@@ -8,9 +8,13 @@ import pwd
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ansible_collections.r1.prov.plugins.module_utils.difference import Difference
 from ansible_collections.r1.prov.plugins.module_utils.files import read_json, write_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 HOME, SHELL = "/nonexistent", "/usr/sbin/nologin"
 LOCKED = ("!", "*")
@@ -127,20 +131,21 @@ def remember(name: str, number: int | None, numbers: Path) -> None:
 
 def others_have_uid(name: str, number: int, etc: Path = ETC) -> bool:
     """Whether another account has a number, here or in a directory of a company."""
-    names = {row[0] for row in _table(etc / "passwd") if row[2] == str(number)}
-    if not names:
-        with suppress(KeyError):
-            names = {pwd.getpwuid(number).pw_name}
-    return bool(names - {name})
+    return bool(_names(etc / "passwd", number, lambda: pwd.getpwuid(number).pw_name) - {name})
 
 
 def others_have_gid(name: str, number: int, etc: Path = ETC) -> bool:
     """Whether another group has a number, here or in a directory of a company."""
-    names = {row[0] for row in _table(etc / "group") if row[2] == str(number)}
+    return bool(_names(etc / "group", number, lambda: grp.getgrgid(number).gr_name) - {name})
+
+
+def _names(table: Path, number: int, elsewhere: Callable[[], str]) -> set[str]:
+    """The names that have a number in a table of this host; where there is none, the one that `elsewhere` finds, if any."""
+    names = {row[0] for row in _table(table) if row[2] == str(number)}
     if not names:
         with suppress(KeyError):
-            names = {grp.getgrgid(number).gr_name}
-    return bool(names - {name})
+            names = {elsewhere()}
+    return names
 
 
 def own_uid(name: str) -> int:

@@ -12,13 +12,13 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
-from ansible_collections.r1.prov.plugins.module_utils.files import read_json, write_whole
+from ansible_collections.r1.prov.plugins.module_utils import units
+from ansible_collections.r1.prov.plugins.module_utils.files import read_json, text_of, write_whole
 
 PLACES = {"/opt/r1prov": "opt", "/var/lib/r1prov": "lib", "/var/cache/r1prov": "cache"}
 """Each folder, and its name on the data disk, below `host` in the folder for data."""
 OPENED = "data_disk/opened.json"
 """In /var/lib/r1prov: the modes that folders had before everybody could pass through them."""
-SYSTEMD = "/run/systemd/system"
 USES = ("auto", "always", "never")
 
 
@@ -37,7 +37,7 @@ def is_used(use: str, data_dir: str, root: Path = Path("/")) -> bool:
     """
     if use != "auto":
         return use == "always"
-    return not (root / SYSTEMD.lstrip("/")).is_dir() and is_apart(data_dir, root)
+    return not (root / units.SYSTEMD.relative_to("/")).is_dir() and is_apart(data_dir, root)
 
 
 def is_apart(data_dir: str, root: Path = Path("/")) -> bool:
@@ -73,13 +73,9 @@ def wrong_places(data_dir: str, root: Path = Path("/")) -> dict[Path, Path]:
     """
     targets = {place: root / moved(place, data_dir).lstrip("/") for place in PLACES}
     well = [place for place in linked(data_dir, root) if targets[place].is_dir()]
-    mounts = [line.split()[4] for line in _text(root / "proc/self/mountinfo").splitlines()]
+    mounts = [line.split()[4] for line in text_of(root / "proc/self/mountinfo").splitlines()]
     well += [place for place in targets if any(each == place or each.startswith(f"{place}/") for each in mounts)]
     return {root / place.lstrip("/"): target for place, target in targets.items() if place not in well}
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
 def settle(place: Path, target: Path) -> None:

@@ -39,9 +39,8 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils import data_disk
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
+from ansible_collections.r1.prov.plugins.module_utils.unit_look import OURS
 from ansible_collections.r1.prov.plugins.module_utils.units import UnitError, end, systemctl
-
-UNITS = Path("/etc/systemd/system")
 
 
 def main() -> None:
@@ -59,7 +58,7 @@ def main() -> None:
         try:
             # A service must not write to what is on its way elsewhere. Its role starts it again.
             units = sorted(
-                each.name for each in UNITS.glob("r1prov-*") if each.suffix in (".service", ".socket", ".timer")
+                each.name for each in OURS.glob("r1prov-*") if each.suffix in (".service", ".socket", ".timer")
             )
             if units and any(place.is_dir() for place in places):
                 systemctl("stop", *units)

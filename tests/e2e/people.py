@@ -160,10 +160,17 @@ def by_hand(owner: Operator, host: LabHost, *words: str) -> str:
 
 
 @contextmanager
-def untouched(host: LabHost) -> Iterator[None]:
-    """Expects that nothing is installed, configured or started on a host while this lasts."""
-    services = "systemctl show --property=Id,InvocationID 'r1prov-*.service'"
-    before = told(host, f"touch /root/before; {services}")
+def untouched(
+    host: LabHost, listed: str = "systemctl show --property=Id,InvocationID 'r1prov-*.service'", *folders: str
+) -> Iterator[None]:
+    """Expects that nothing is installed, configured or started on a host while this lasts.
+
+    Args:
+        host: the host.
+        listed: a command that prints the same before and afterwards.
+        folders: in which nothing may be written, beside those of the system.
+    """
+    before = told(host, f"touch /root/before; {listed}")
     yield
-    assert told(host, "find /etc /opt /srv /usr -cnewer /root/before") == ""
-    assert told(host, services) == before
+    assert told(host, f"find /etc /opt /srv /usr {' '.join(folders)} -cnewer /root/before") == ""
+    assert told(host, f"rm /root/before; {listed}") == before

@@ -16,9 +16,8 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parent)
-)  # Python is started with -I, so that nobody's folder is searched.
+# Python is started with -I, so that nobody's folder is searched, and not even this one.
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from supervised import keeper, log, verbs
 from supervised.supervisor import LOG, SupervisorError
@@ -61,7 +60,7 @@ def _does(asked: argparse.Namespace) -> int:
     if text := _text(asked):
         _print(text)
     elif verb == "keep":
-        keeper.main(units[0])
+        return keeper.main(units[0])
     elif verb == "kill":
         verbs.kill(asked.signal, *units)
     elif verb == "log":
@@ -72,7 +71,7 @@ def _does(asked: argparse.Namespace) -> int:
         verbs.VERBS[verb](*units)
         if asked.now:
             {"enable": verbs.start, "disable": verbs.stop}[verb](*units)
-    elif verb not in ("show-environment", "list-sockets", "list-units", "cat"):
+    elif verb not in ("show-environment", "list-units"):  # Their answer may be empty.
         raise verbs.RefusedError(f"r1prov-units knows no verb {verb}")
     return 0
 
@@ -86,8 +85,6 @@ def _text(asked: argparse.Namespace) -> str:
         return "\n".join(line.partition("=")[2] for line in shown.splitlines()) if asked.value else shown
     if asked.verb == "list-units":
         return verbs.list_units(*asked.units)
-    if asked.verb == "processes":
-        return "\n".join(str(pid) for name in asked.units for pid in verbs.processes_of(name))
     if asked.verb == "cat":
         return "\n".join(path_of(full(name)).read_text(encoding="utf-8") for name in asked.units)
     return ""

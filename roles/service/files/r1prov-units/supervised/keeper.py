@@ -12,10 +12,10 @@ import traceback
 import uuid
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from supervised import known, program
-from supervised.unit_file import PROGRAM, UnitFileError, load, path_of
+from supervised.unit_file import UnitFileError, load, path_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,8 +36,8 @@ class StartError(Exception):
     """A start has failed; the message is the `Result`."""
 
 
-def keep(name: str) -> int:
-    """Keeps a unit until it has ended for good, or until this process is told to stop. Returns the exit code of this process."""
+def keep(name: str) -> None:
+    """Keeps a unit until it has ended for good, or until this process is told to stop."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _HEARD)
     program.adopt_orphans()
     program.die_with_parent(signal.SIGTERM)
@@ -46,11 +46,13 @@ def keep(name: str) -> int:
         keeper.now("activating", "start")
         try:
             unit = load(name)
-            return keeper.ticks(unit) if unit.is_timer else keeper.keeps(unit)
+            if unit.is_timer:
+                keeper.ticks(unit)
+            else:
+                keeper.keeps(unit)
         except UnitFileError as error:
             say(str(error))
             keeper.now("failed", "failed", Result="resources")
-    return 0
 
 
 class Keeper:
@@ -71,7 +73,7 @@ class Keeper:
             setattr(self.state, key, value)
         known.write(self.name, self.state)
 
-    def keeps(self, unit: Unit) -> int:
+    def keeps(self, unit: Unit) -> None:
         """Runs a service until it has ended for good."""
         while True:
             result = "success"
@@ -87,18 +89,18 @@ class Keeper:
             except StoppedError:
                 self._ends(unit, "success")
                 self.now("inactive", "dead", Result="success")
-                return 0
+                return
             self._ends(unit, result)
             if not self._again(unit, result):
-                return 0
+                return
             self.now("activating", "auto-restart", Result=result, NRestarts=self.state.NRestarts + 1)
             try:
                 _sleep(unit.seconds("RestartSec", 0.1))
             except StoppedError:
                 self.now("inactive", "dead", Result="success")
-                return 0
+                return
 
-    def ticks(self, unit: Unit) -> int:
+    def ticks(self, unit: Unit) -> None:
         """Starts another unit now and then, until this process is told to stop."""
         service = self.name.removesuffix(".timer") + ".service"
         wait_s = unit.seconds("OnActiveSec", 0)
@@ -108,13 +110,11 @@ class Keeper:
                 _sleep(wait_s + random.uniform(0, unit.seconds("RandomizedDelaySec", 0)))  # noqa: S311 - no secret
                 wait_s = unit.seconds("OnUnitInactiveSec", 0)
                 self.now("active", "running")
-                command = [sys.executable, "-I", str(PROGRAM), "start", service]
-                with subprocess.Popen(command) as starting:
+                with subprocess.Popen(program.again("start", service)) as starting:
                     _until(lambda: starting.poll() is not None)
                 _until(lambda: known.read(service).has_ended, tick_s=1)
         except StoppedError:
             self.now("inactive", "dead")
-        return 0
 
     def _await_others(self, unit: Unit) -> None:
         """Waits while units start that come before this one."""
@@ -306,14 +306,14 @@ def _sleep(wait_s: float) -> None:
         _pause(left_s)
 
 
-def main(name: str) -> NoReturn:
-    """Keeps a unit. Where this program itself fails, supervisord starts it again, a moment later."""
+def main(name: str) -> int:
+    """Keeps a unit. Where this program itself fails, supervisord starts it again, a moment later. Returns the exit code."""
     try:
-        code = keep(name)
+        keep(name)
     except Exception:
         # It goes to the log. supervisord would start this again at once, and again.
         traceback.print_exc(file=sys.stdout)
         sys.stdout.flush()
         time.sleep(2)
-        sys.exit(1)
-    sys.exit(code)
+        return 1
+    return 0

@@ -34,6 +34,29 @@ _LIMITS = {
 _prctl = ctypes.CDLL(None, use_errno=True).prctl
 
 
+def again(verb: str, *units: str) -> list[str]:
+    """The command with which this program is started again, for another verb."""
+    return [sys.executable, "-I", str(PROGRAM), verb, *units]
+
+
+def detach(command: list[str], keep_open: Collection[int] = ()) -> None:
+    """Starts a command that goes on when this process has ended.
+
+    Args:
+        command: the program and its arguments.
+        keep_open: open files that it has, too.
+    """
+    subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        start_new_session=True,
+        pass_fds=keep_open,
+    )
+
+
 def adopt_orphans() -> None:
     """Makes this process the parent of all that its children leave behind."""
     _prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

@@ -7,14 +7,13 @@ import http.client
 import signal
 import socket
 import subprocess
-import sys
 import time
 import xmlrpc.client
 from pathlib import Path
 from typing import Any
 
 from supervised import known, program
-from supervised.unit_file import FOLDER, PROGRAM
+from supervised.unit_file import FOLDER
 
 STATE = Path("/var/lib/r1prov/units")
 LOG = STATE / "log"
@@ -37,7 +36,7 @@ umask=077
 [include]
 files={STATE}/*.conf
 [program:boot]
-command={sys.executable} -I {PROGRAM} start-enabled
+command={" ".join(program.again("start-enabled"))}
 autorestart=false
 startsecs=0
 redirect_stderr=true
@@ -45,7 +44,7 @@ stdout_logfile={LOG}/boot.log
 stdout_logfile_maxbytes=1MB
 stdout_logfile_backups=1
 [program:guard]
-command={sys.executable} -I {PROGRAM} guard
+command={" ".join(program.again("guard"))}
 redirect_stderr=true
 stdout_logfile={LOG}/guard.log
 stdout_logfile_maxbytes=1MB
@@ -91,7 +90,7 @@ def boot() -> None:
     LOG.mkdir(mode=0o700, parents=True, exist_ok=True)
     STATE.chmod(0o700)
     configure()
-    _begin_loop()
+    program.detach(program.again("loop"))
     limit = time.monotonic() + _LIMIT_S
     while not is_there():
         if time.monotonic() > limit:
@@ -129,24 +128,13 @@ def guard() -> None:
     while True:
         with known.held(_LOCK):
             pass
-        _begin_loop()
+        program.detach(program.again("loop"))
         time.sleep(2)
 
 
 def _down() -> Path:
     """The file that keeps supervisord from being started again."""
     return known.FOLDER / "down"
-
-
-def _begin_loop() -> None:
-    subprocess.Popen(
-        [sys.executable, "-I", str(PROGRAM), "loop"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd="/",
-        start_new_session=True,
-    )
 
 
 def configure() -> bool:
@@ -192,9 +180,8 @@ def start(name: str) -> None:
 def stop(name: str) -> None:
     """Tells the keeper of a unit to stop, and returns when supervisord knows that it has ended."""
     while _is_up(name):
-        with contextlib.suppress(
-            SupervisorError
-        ):  # It refuses where the keeper has just ended, and may start another one then.
+        # It refuses where the keeper has just ended, and may start another one then.
+        with contextlib.suppress(SupervisorError):
             _ask("stopProcess", name, False)
         time.sleep(0.05)
 
@@ -210,7 +197,7 @@ def _keeper(name: str) -> str:
     """The configuration of a unit's keeper. It is the same whatever the unit does, so that a changed unit needs no other keeper."""
     return f"""\
 [program:{name}]
-command={sys.executable} -I {PROGRAM} keep {name}
+command={" ".join(program.again("keep", name))}
 autostart=false
 autorestart=unexpected
 exitcodes=0

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import fields
@@ -13,7 +11,7 @@ from fnmatch import fnmatch
 from typing import TYPE_CHECKING
 
 from supervised import known, program, supervisor
-from supervised.unit_file import FOLDER, PROGRAM, UnitFileError, full, load, path_of
+from supervised.unit_file import FOLDER, UnitFileError, full, load, path_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -261,14 +259,7 @@ def in_background(verb: str, *names: str) -> None:
     """Lets another process do it, which goes on when this one has ended."""
     with ExitStack() as jobs:
         files = [jobs.enter_context(known.job(full(name))) for name in names]
-        subprocess.Popen(
-            [sys.executable, "-I", str(PROGRAM), verb, *names],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            pass_fds=[file.fileno() for file in files],
-        )
+        program.detach(program.again(verb, *names), [file.fileno() for file in files])
 
 
 VERBS: dict[str, Callable[..., None]] = {
