@@ -343,7 +343,13 @@ class Service:
         return [f"{self.unit}: {each}" for each in said]
 
     def _read_others(self) -> bool:
-        """Whether systemd has read something else under the unit's name. What it has not read yet goes before it can."""
+        """Whether systemd may have started a process with something else under the unit's name.
+
+        What it has not read yet goes before it can. What a unit without a process has made is looked at where it lies. To start such a
+        unit again would restart all that needs it, also those services from which what changes them was not removed yet.
+        """
+        if self.now["SubState"] == "exited":
+            return False
         read = {*self.now.get("DropInPaths", "").split(), self.now.get("FragmentPath", "")}
         return any(each.place in read for each in self.found if each.kind in ("drop-in", "unit elsewhere"))
 

@@ -224,10 +224,7 @@ class LiveRun:
                 if difference not in host.differences:
                     host.differences.add(difference)
                     self._say(host, difference, "yellow")
-            for warning in event.result.get("warnings", ()):
-                if warning not in host.warnings:  # a step that looks before it acts warns twice
-                    host.warnings.add(warning)
-                    self.note(host.name, warning)
+            self._warn(host, event.result.get("warnings", ()))
         elif isinstance(event, HostAway):
             host.end, host.style = f"left out: {'; '.join(problem.what for problem in event.problems)}", "bold red"
             self._say(host, host.end, host.style)
@@ -249,6 +246,14 @@ class LiveRun:
             self._say(host, f"{each.step}: {each.what}", "yellow")
         if look.unknown:
             self._say(host, f"a look could not tell all: {look.unknown}", "yellow")
+        self._warn(host, look.stays)
+
+    def _warn(self, host: _Host, said: Iterable[str]) -> None:
+        """Print warnings, each once: a look, and a step that looks before it acts, warn of the same."""
+        for each in said:
+            if each not in host.warnings:
+                host.warnings.add(each)
+                self.note(host.name, each)
 
     def _leave(self, host: _Host, end: str) -> None:
         """Print how the current step of the host ended and, if `end` is given, how the run ended for the host."""

@@ -86,6 +86,10 @@ class HostReport:
     verified: dict[str, Any] | None = None
     looked: dict[str, Any] | None = None
 
+    def warn(self, said: Iterable[str]) -> None:
+        """Take note of warnings, each once: a look, and a step that looks before it acts, warn of the same."""
+        self.warnings.extend(each for each in said if each not in self.warnings)
+
 
 @dataclass
 class RunReport:
@@ -167,8 +171,7 @@ class Recorder:
             if event.changed:
                 host.changes.append(f"{event.step}: {event.task}" if event.step else event.task)
             host.differences.extend(each for each in event.differences if each not in host.differences)
-            # A step that looks before it acts warns twice.
-            host.warnings.extend(each for each in event.result.get("warnings", ()) if each not in host.warnings)
+            host.warn(event.result.get("warnings", ()))
             if event.result.get("start_s"):
                 host.starts[event.result["unit"].removesuffix(".service")] = event.result["start_s"]
             if event.step == "smoke_bench" and event.result.get("result"):
@@ -264,6 +267,7 @@ class Recorder:
         del found["benchmark"]  # It has a place of its own in the report.
         del found["diffs"]  # A look before a run has none.
         host.looked = found
+        host.warn(event.look.stays)
         if event.look.clean:
             host.result = "ok"
             host.benchmark = event.look.benchmark

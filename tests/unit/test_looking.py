@@ -439,6 +439,14 @@ def test_a_clean_host_is_done_and_another_is_not() -> None:
         assert recorded(HostLooked("gpu1", other)).report.hosts["gpu1"].result == "unfinished"
 
 
+def test_what_stays_is_a_warning_whichever_steps_run_and_is_said_once() -> None:
+    look = Look(60, 2.5, (Difference("gateway", "Run", "it does not run"),), stays=("/x is not r1prov's, and stays",))
+    for found in (look, replace(look, differences=())):
+        assert recorded(HostLooked("gpu1", found)).report.hosts["gpu1"].warnings == list(look.stays)
+    again = replace(copied(Path("/x")), result={"warnings": list(look.stays)})
+    assert recorded(HostLooked("gpu1", look), again).report.hosts["gpu1"].warnings == list(look.stays)
+
+
 def test_the_exit_code_never_says_clean_of_what_is_unknown() -> None:
     clean, unknown = Look(1, 0.1), Look(0, 0.0, unknown="another run is at work on it")
     drifted = Look(1, 0.1, differences=(Difference("service", "Write it", "/x is missing"),))

@@ -93,6 +93,15 @@ def test_a_difference_is_told_once_by_the_look_or_by_the_step_that_mends_it(cloc
     assert text_of(plain).split("\n")[:2] == ["gpu1  embeddings: it does not run", "gpu1  /x is gone"]
 
 
+def test_what_stays_on_a_host_is_said_once_by_the_look_or_by_the_step_that_finds_it(clock):
+    plain = console(terminal=False)
+    with output.LiveRun(["gpu1"], console=plain, now=clock) as live:
+        live.event(HostLooked("gpu1", Look(60, 1.5, stays=("/x is not r1prov's, and stays",))))
+        found = {"warnings": ["/x is not r1prov's, and stays"]}
+        live.event(TaskDone("gpu1", "llama_cpp", "Look", changed=False, result=found))
+    assert text_of(plain).count("/x is not r1prov's, and stays") == 1
+
+
 def test_without_a_terminal_each_step_is_a_line_that_stays(clock):
     plain = console(terminal=False)
     with output.LiveRun(["gpu1", "gpu2"], console=plain, now=clock) as live:

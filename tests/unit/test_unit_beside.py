@@ -37,6 +37,7 @@ class Host:
         self.enabled: set[str] = set()
         self.told: list[str] = []
         self.refuses = ""
+        self.sub_state, self.drop_ins = "running", ""
         for module in (service_unit, unit_run):
             monkeypatch.setattr(module.units, "show", self._show)
             monkeypatch.setattr(module.units, "systemctl", self._systemctl)
@@ -50,6 +51,8 @@ class Host:
             **service_unit.units.UNKNOWN,
             "ActiveState": "active" if unit in self.active else "inactive",
             "UnitFileState": "enabled" if unit in self.enabled else "disabled",
+            "SubState": self.sub_state if unit in self.active else "dead",
+            "DropInPaths": self.drop_ins,
         }
         return {key: known[key] for key in keys}
 
@@ -62,6 +65,11 @@ class Host:
             self.enabled |= names
         elif verb in ("start", "stop"):
             self.active = self.active | names if verb == "start" else self.active - names
+
+    def start(self, service: service_unit.Service) -> None:
+        """Starts a service, as far as the module remembers it."""
+        service._remember("")
+        self._systemctl("start", service.unit)
 
     def converge(self, **options: Any) -> list[str]:
         """Brings the unit to its state, and returns what was done."""
@@ -160,3 +168,24 @@ def test_a_unit_that_does_not_start_says_its_last_words(host: Host, monkeypatch:
     assert answer["failed"]
     assert answer["msg"] == "refused. Its last words:\n    r1prov-x.service said why"
     assert answer["log"] == ["r1prov-x.service said why"]
+
+
+@pytest.mark.parametrize(
+    ("sub_state", "done"),
+    [("exited", []), ("running", ["restarted"])],
+)
+def test_a_drop_in_that_systemd_has_read_goes_and_only_a_process_starts_again(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sub_state: str, done: list[str]
+) -> None:
+    monkeypatch.setattr(service_unit.unit_look, "FOLDERS", (tmp_path,))
+    monkeypatch.setattr(service_unit.unit_look.look, "__defaults__", ((), (tmp_path,), tmp_path))
+    monkeypatch.setattr(service_unit.units, "is_frozen", lambda _: False)
+    monkeypatch.setattr(service_unit.Service, "_start", lambda service, verb: host.start(service))
+    options = {"timer": "", "state": "started"}
+    host.converge(**options)
+    host.sub_state = sub_state
+    drop_in = tmp_path / "r1prov-.service.d" / "x.conf"
+    drop_in.parent.mkdir()
+    drop_in.write_text("[Service]\nUser=root\n")
+    host.drop_ins = str(drop_in)
+    assert host.converge(**options) == [f"removed {drop_in}", "reloaded systemd", *done]
