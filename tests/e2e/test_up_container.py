@@ -5,23 +5,26 @@ from __future__ import annotations
 import json
 import os
 import signal
+import ssl
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import httpx
 import pytest
 
 from r1prov import lab
 from r1prov.common.errors import Exit
 from r1prov.lab.container import DATA
 from r1prov.lab.hosts import LabHost
+from tests.fixtures import ollama
 from tests.fixtures.hub import Hub
 
 from .conftest import fresh
 from .page import Page
-from .people import MODEL, QUESTION, Operator, told, untouched
+from .people import ANY_SPEED, MODEL, QUESTION, Operator, told, untouched
 
 pytestmark = pytest.mark.host
 NAME = "e2e-container"
@@ -261,6 +264,8 @@ def test_the_engine_is_switched_and_switched_back(renter: Operator, host: LabHos
     killed = told(host, "r1prov-units show r1prov-ollama.service --property=MainPID --value")
     told(host, f"kill -KILL {killed}")
     assert_well(renter, host)
+    renter.does("upgrade", "--ollama", ollama.OTHER_VERSION, *ANY_SPEED)
+    assert ollama.OTHER_VERSION in told(host, "readlink /opt/r1prov/ollama/current")
     with renter.opens(host) as doors:
         page = renter.logs_in(doors)
         (model,) = page.models()
@@ -268,6 +273,34 @@ def test_the_engine_is_switched_and_switched_back(renter: Operator, host: LabHos
     renter.does("engine", "llama-server")
     assert told(host, states).split() == ["inactive", "active"]
     assert_serves(renter, host)
+
+
+def test_others_come_in_by_a_port_that_leads_outside(renter: Operator, host: LabHost, sources: dict[str, Any]) -> None:
+    """Once the gateway ends TLS itself, under another port than people see, and once the platform does before it."""
+    question = {"messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
+    for name, port, tls in (
+        (host.address, 6008, "local-authority"),
+        ("u1.region.example.com", 6006, "external"),
+    ):
+        gateway = {"server_name": name, "port": port, "public_port": 8443, "tls": {"type": tls}}
+        renter.site([host], sources=sources, data_dir=DATA_DIR, gateway=gateway)
+        renter.does("up")
+        with renter.opens(host) as doors:
+            assert doors["gateway"] == f"https://{name}:8443"
+            trust = ssl.create_default_context(cafile=doors["authority"]) if tls == "local-authority" else True
+            inside = f"{'http' if tls == 'external' else 'https'}://{host.address}:{port}"
+            with httpx.Client(base_url=inside, verify=trust, trust_env=False, timeout=60) as asking:
+                key = {"Authorization": f"Bearer {renter.secret('api-key')}"}
+                outside = {"Host": f"{name}:8443"}
+                answer = asking.post("/v1/chat/completions", json=question, headers=outside | key)
+                assert "Paris" in answer.json()["choices"][0]["message"]["content"]
+                assert asking.post("/v1/chat/completions", json=question, headers=outside).status_code == 401
+                assert "Open WebUI" in asking.get("/", headers=outside).text
+                assert asking.get("/", headers={"Host": f"{name}:{port}"}).status_code == 421
+    renter.site([host], sources=sources, data_dir=DATA_DIR)
+    renter.does("up")
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(inside, trust_env=False)
 
 
 def test_the_other_verbs_work(renter: Operator, host: LabHost) -> None:

@@ -12,11 +12,9 @@ from r1prov.lab.hosts import LabHost
 from r1prov.site import TESTED_LLAMA_CPP, TESTED_OPEN_WEBUI
 from tests.fixtures import ollama
 
-from .people import MODEL, QUESTION, Operator, told
+from .people import ANY_SPEED, MODEL, QUESTION, Operator, told
 
 pytestmark = pytest.mark.host
-ANY_SPEED = ("--at-least", "0")
-"""Cores that are busy with other things measure no speed. That a release which is slower is put back is a unit test of smoke_bench."""
 
 
 def ollama_releases(pair: list[LabHost]) -> list[str]:
