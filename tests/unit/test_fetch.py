@@ -797,8 +797,9 @@ def test_a_source_that_lies_for_good_ends_it_when_patience_does(host: Host, hub:
     code, log = host.run(hub_source(hub))
     assert code == HOPELESS
     assert 5 <= time.monotonic() - began < 60
-    # Three times, and in the last word. Other files are asked for meanwhile.
-    assert log.count(f"m-00001-of-00003.gguf: 127.0.0.1:{hub.port} sends wrong bytes") == 4
+    # Whichever file is given up first was asked for again until then. Other files are asked for meanwhile.
+    (name,) = re.findall(r"^no source brings (\S+);", log, re.MULTILINE)
+    assert log.count(f"{name}: 127.0.0.1:{hub.port} sends wrong bytes") >= 3
 
 
 @pytest.mark.parametrize(
