@@ -12,6 +12,7 @@ description:
     program is not what the running process was started with. What that was is remembered in
     C(/var/lib/r1prov/service/NAME.started), so a run that was cut off anywhere between writing and restarting is made good by the
     next one. A process of a program behind a link is also asked itself, because systemd or a person may have started it meanwhile.
+  - Removes a credential that the unit file named and that is no longer given to the service.
   - Looks for what else changes the unit, such as a drop-in, a second unit file, a link of another unit, or another mode of its file, and
     whether its processes have the arguments, the environment, the user, the groups and the network that are declared. It removes what is
     not declared and restarts a process that differs, one that is stopped by a signal, and one that does not answer.
@@ -211,6 +212,12 @@ class Service:
     def _own_files(self) -> str:
         return _identity((self.file, *self.credentials))
 
+    def _former_credentials(self) -> list[Path]:
+        """The secrets that the unit file names and that are no longer given to the service, as a key where another one takes its place."""
+        named = re.findall(r"^(?:LoadCredential=[^:]+:|EnvironmentFile=)(/.+)$", self.before, re.MULTILINE)
+        folder = Path(self.wanted["credentials_dir"])
+        return [path for path in map(Path, named) if path.parent == folder and path not in self.credentials]
+
     def _own_changed(self) -> list[Difference]:
         """The unit file and credentials that somebody has changed. What r1prov itself wants to have changed does not count."""
         others = self._known_files() not in ("", self._own_files())
@@ -312,6 +319,8 @@ class Service:
         written = self.before != self.wanted["content"] or self.file.is_symlink()
         todo |= self._removals(self.found, self.file)
         removed = any(name.startswith("removed") for name in todo)
+        # The unit file that goes is the one witness of what it was given, so they go before it.
+        todo |= {f"removed {path}": functools.partial(_remove, path) for path in self._former_credentials()}
         if written:
             todo["wrote the unit file"] = lambda: _write(self.file, self.wanted["content"], 0o644)
         secrets: dict[str, Any] = {}
@@ -339,7 +348,7 @@ class Service:
             return list(dict.fromkeys(map(str, self.found)))
         # Where there is something else to be done, systemd reads its files again because of that.
         wrong = [action for action in actions if action != _RELOADED] or actions
-        said = [_WRONG.get(each) or f"{each.removeprefix('wrote ')} is not as it should be" for each in wrong]
+        said = [_WRONG.get(each) or _wrong(each) for each in wrong]
         return [f"{self.unit}: {each}" for each in said]
 
     def _read_others(self) -> bool:
@@ -537,6 +546,12 @@ class Service:
         if error.result == "timeout":
             return "it was not ready within its time limit (TimeoutStartSec). Look at its log; a slow disk needs a longer limit."
         return f"its log says why: {units.in_words('log', self.unit)}"
+
+
+def _wrong(action: str) -> str:
+    """What is wrong where a file has to be removed or written, or a folder given to somebody."""
+    verb, path = action.split()[:2]
+    return f"{path} is there, and it is no longer given that" if verb == "removed" else f"{path} is not as it should be"
 
 
 class ServiceError(Exception):

@@ -189,3 +189,20 @@ def test_a_drop_in_that_systemd_has_read_goes_and_only_a_process_starts_again(
     drop_in.write_text("[Service]\nUser=root\n")
     host.drop_ins = str(drop_in)
     assert host.converge(**options) == [f"removed {drop_in}", "reloaded systemd", *done]
+
+
+def test_a_secret_that_a_service_is_no_longer_given_goes(host: Host, tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    others = tmp_path / "elsewhere"
+    others.write_text("of somebody else")
+    options = {"timer": "", "credentials_dir": str(folder)}
+    unit = f"[Service]\nLoadCredential=api-key:{folder}/api-key\nLoadCredential=tls-key:{folder}/tls-key\nLoadCredential=own:{others}\n"
+    host.converge(**options, content=unit, credentials={"api-key": "secret", "tls-key": "secret"})
+    assert (folder / "tls-key").exists()
+    unit = f"[Service]\nLoadCredential=api-key:{folder}/api-key\n"
+    done = host.converge(**options, content=unit, credentials={"api-key": "secret"})
+    assert done[:2] == [f"removed {folder}/tls-key", "wrote the unit file"]
+    assert host.differences[0] == f"r1prov-x.service: {folder}/tls-key is there, and it is no longer given that"
+    assert [path.name for path in folder.iterdir()] == ["api-key"]
+    assert others.exists()
+    assert not host.converge(**options, content=unit, credentials={"api-key": "secret"})
