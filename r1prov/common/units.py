@@ -1,4 +1,4 @@
-"""Parses sizes (`24564 MiB`, `480 GB`), durations (`20m`) and sets of cards (`4x24GiB`) as people write them, and writes figures."""
+"""Parses sizes (`24564 MiB`), rates (`20 MB/s`), hours, durations (`20m`) and sets of cards (`4x24GiB`), and writes figures."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ _DURATION = re.compile(r"(?:(?P<h>\d+) ?h ?)?(?:(?P<m>\d+) ?m ?)?(?:(?P<s>\d+) ?
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 LONGEST_S = 7 * 24 * 3600
 """systemd, which is told of it, would refuse a number that is too large only on the host."""
+
+_TIME = re.compile(r"(\d\d?):([0-5]\d)", re.ASCII)
+LEAST_RATE = 100_000
+"""Bytes per second."""
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 GB = 10**9
@@ -34,6 +38,35 @@ def parse_size(text: str) -> int:
             f"`{text}` is not a size: write a number and one of the units {', '.join(_FACTORS)}, e.g. `480 GB`"
         )
     return round(float(match[1]) * _FACTORS[match[2]])
+
+
+def parse_rate(text: str) -> int:
+    """Parse a rate such as `20 MB/s` into bytes per second.
+
+    Raises:
+        ValueError: the text has another form, or the rate is below 100 kB/s, at which a model of 131 GB would take two weeks.
+    """
+    size, slash, unit = text.strip().rpartition("/")
+    try:
+        rate = parse_size(size) if slash and unit.strip() == "s" else 0
+    except ValueError:
+        rate = 0
+    if rate < LEAST_RATE:
+        raise ValueError(f"`{text}` is not a rate of 100 kB/s or more: write for example `20 MB/s`")
+    return rate
+
+
+def parse_hours(text: str) -> str:
+    """Parse hours such as `8:00 - 18:30`, `22:00-06:00` or `18:00-24:00` into `HH:MM-HH:MM`. Those of a whole day are `00:00-24:00`.
+
+    Raises:
+        ValueError: the text has another form, or both times are the same.
+    """
+    times = [_TIME.fullmatch(part.strip()) for part in text.split("-")]
+    found = [f"{int(time[1]):02}:{time[2]}" for time in times if time and (int(time[1]) < 24 or time[0] == "24:00")]
+    if len(times) != 2 or len(found) != 2 or found[0] == found[1] or found[0] == "24:00":
+        raise ValueError(f"`{text}` are no hours: write for example `08:00-18:00` or `22:00-06:00`")
+    return "-".join(found)
 
 
 def parse_duration(text: str) -> int:

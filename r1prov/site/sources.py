@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from r1prov.common.documents import Keys
 from r1prov.common.network import Network, without_login
+from r1prov.common.units import parse_hours, parse_rate
 from r1prov.models.sources import PUBLIC, Folder, Mirror, WeightSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+WHOLE_DAY = "00:00-24:00"
+
+Hours = Annotated[str, BeforeValidator(lambda value: parse_hours(str(value)))]
+"""A part of each day, as `08:00-18:00`."""
+
+Rate = Annotated[
+    int,
+    BeforeValidator(lambda value: parse_rate(str(value))),
+    PlainSerializer(lambda rate: f"{rate} B/s", when_used="json"),
+]
+"""A number of bytes per second. YAML and JSON write it with a unit, such as `20 MB/s`."""
+
+RateByHour = Annotated[
+    dict[Hours, Rate], BeforeValidator(lambda value: value if isinstance(value, dict) else {WHOLE_DAY: value})
+]
+"""Rates by the hours in which they hold. People may write one rate, which holds at any time."""
 
 
 class Proxy(Keys):
@@ -114,6 +133,8 @@ class Sources(Keys):
     """Where the chat page's Python comes from, on a host that has none."""
     cuda: CudaSource = CudaSource()
     """Where nvcc comes from, on a host that has none."""
+    rate_limit: RateByHour = Field(default={})
+    """How fast each host may fetch the weights from web servers: `20 MB/s`, or by hours of its clock, `{"08:00-18:00": 20 MB/s}`."""
     weights: tuple[WeightSource, ...] = Field(default=PUBLIC, min_length=1)
     """Where the weights come from. They are tried in this order."""
 

@@ -108,6 +108,15 @@ def test_all_files_arrive_and_are_left_alone_afterwards(host: Host, hub: Hub, ki
     assert len(hub.requests) == asked
 
 
+def test_a_transfer_takes_as_long_as_its_limit_asks(host: Host, hub: Hub) -> None:
+    host.job["rate_limit"] = {"00:00-24:00": 3 * SHARD_BYTES // 4}
+    began = time.monotonic()
+    code, log = host.run(hub_source(hub))
+    assert code == 0, log
+    assert time.monotonic() - began > 3.9
+    assert host.is_complete()
+
+
 def test_what_was_verified_is_not_read_again_unless_it_changed(host: Host, hub: Hub) -> None:
     host.run(hub_source(hub))
     (changed, times) = host.folder / "m-00002-of-00003.gguf", (host.folder / "m-00002-of-00003.gguf").stat()

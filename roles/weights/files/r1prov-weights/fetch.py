@@ -6,7 +6,8 @@
 Runs as r1prov-weights.service until all files are there, through lost connections, kills and reboots. JOB is a JSON file
 that only this program may read: `folder`, `files` (name, bytes, sha256), `merged` (the name of the one file that is made of them, or
 empty), `attention` (the form of that file), `sources` in the order of preference, `token` (for those with `login`; empty where none has
-it), `environment` (proxies), `reserve_bytes`, `patience_s` (how long sources that refuse a file are asked again).
+it), `environment` (proxies), `reserve_bytes`, `patience_s` (how long sources that refuse a file are asked again), `rate_limit` (bytes per
+second by hours such as `08:00-18:00`; empty for no limit).
 
 A file grows as `.incoming/SHA256` beside its final place, in pieces that several connections bring. While it grows it is read in order and
 hashed, and it gets its name if its sha256 is right. What has been verified is remembered, so that a start with nothing to do takes

@@ -17,10 +17,10 @@ from transfer.wording import wrong_file
 if TYPE_CHECKING:
     import queue
 
+    from transfer.limit import Limit
     from transfer.partial import Partial
     from transfer.sources import Answer, Folder, Part, Web
 
-BLOCK_BYTES = 1 << 20
 STALL_S = 60
 STALL_BYTES = 64 << 10  # less than this in STALL_S: the connection is as good as dead
 RATE_S = 1.0  # over so long the rate is measured
@@ -57,6 +57,7 @@ class Connection(threading.Thread):
         part: Part,
         events: queue.SimpleQueue[object],
         *,
+        limit: Limit,
         may_send_whole: bool,
     ) -> None:
         super().__init__(name=f"{part.file.name} from {source}", daemon=True)
@@ -64,7 +65,7 @@ class Connection(threading.Thread):
         self.position, self.end, self.received, self.gained = part.start, part.end, 0, 0
         self.may_send_whole, self.is_whole, self.is_cancelled, self.etag = may_send_whole, False, False, part.etag
         self.takes_ranges = False
-        self._part, self._events, self._lock = part, events, threading.Lock()
+        self._part, self._events, self._limit, self._lock = part, events, limit, threading.Lock()
         self._answer: Answer | None = None
         self._writer = Writer(str(source), part.etag)
         self._written = part.start
@@ -136,7 +137,9 @@ class Connection(threading.Thread):
         block = answer.head
         window_s, window_bytes = time.monotonic(), 0
         while (end := min(self.end, answer.end)) > self.position:
-            block = block or answer.read(min(end - self.position, BLOCK_BYTES))
+            block = block or answer.read(min(end - self.position, self._limit.block_bytes()))
+            if self.source.is_web:
+                self._limit.wait(len(block), lambda: self.is_cancelled)
             if self.is_cancelled:
                 raise CancelledError
             if not block:

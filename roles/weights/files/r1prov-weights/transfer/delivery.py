@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from transfer.limit import Limit
     from transfer.sources import File
     from transfer.telling import Progress
     from transfer.turns import Supplier, Turn
@@ -71,12 +72,13 @@ class Delivery:
         incoming: Path,
         *,
         patience_s: float,
+        limit: Limit,
         progress: Progress,
         is_there: Callable[[File], bool],
         accept: Callable[[Bringing], None],
     ) -> None:
         self._suppliers, self._incoming = list(suppliers), incoming
-        self._patience_s, self._progress = patience_s, progress
+        self._patience_s, self._limit, self._progress = patience_s, limit, progress
         self._is_there, self._accept = is_there, accept
         self._events: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._open: list[Bringing] = []
@@ -278,7 +280,9 @@ class Delivery:
             log.info(
                 "fetching %s from %s, %d of %d bytes are here", part.file.name, turn.source, there, part.file.bytes
             )
-        connection = Connection(turn.source, bringing.partial, part, self._events, may_send_whole=may_send_whole)
+        connection = Connection(
+            turn.source, bringing.partial, part, self._events, limit=self._limit, may_send_whole=may_send_whole
+        )
         bringing.connections[connection] = turn
         connection.start()
 

@@ -15,6 +15,7 @@ from transfer import journal
 from transfer.delivery import Delivery
 from transfer.disk import is_file, remove, room_of, sha256_on_disk, sync_folder, take_lock
 from transfer.errors import DisturbedError, HopelessError, SourceError
+from transfer.limit import Limit
 from transfer.sources import File, Part, as_source
 from transfer.telling import Progress, Record, looks_of, seen
 from transfer.turns import Supplier
@@ -39,6 +40,7 @@ class Transfer:
         self.merged, self.attention = job["merged"], job["attention"]
         self.suppliers = [Supplier(as_source(row, job["token"]), number) for number, row in enumerate(job["sources"])]
         self.reserve_bytes, self.patience_s = job["reserve_bytes"], job.get("patience_s", PATIENCE_S)
+        self.limit = Limit(job["rate_limit"])
         self.damaged: list[str] = []  # what is in its place and is not what it should be
         self.record = Record(state / "state.json")
         self.progress = Progress(run / "progress.json", sum(file.bytes for file in self.files))
@@ -85,6 +87,7 @@ class Transfer:
                 self.suppliers,
                 self.incoming,
                 patience_s=self.patience_s,
+                limit=self.limit,
                 progress=self.progress,
                 is_there=self.is_there,
                 accept=self.accept,
