@@ -21,6 +21,7 @@ _NAMES = re.compile(
     r"r1prov[-_][a-z-]*[a-z]|numpy|nginx|cmake|ninja|gcc|nft\b|netns|gguf|/opt/r1prov|/srv/r1prov|/var/lib/r1prov|/usr/local/bin"
 )
 _NETWORK = re.compile(r"ip netns|ip -n |systemctl \S+ r1prov-network|rm -r /etc/r1prov$")
+_STARTER = re.compile(r"/usr/local/lib/r1prov-(?:\*|await-ready)")
 _PROCESS = re.compile(r"systemctl (?:start|restart|stop|kill|freeze)|systemd-run|/proc/")
 
 RESULT = Path(__file__).parent / "last-result-bookworm.json"
@@ -55,15 +56,19 @@ class Mutation:
         """Whether it may hide another one or be hidden by it, if both are tried in one run.
 
         All services live in the private network. One that is started anew may start the network, which has its rules again then, and a
-        network that goes takes the services with it.
+        network that goes takes the services with it. Nor does any service start without the program that waits for it.
         """
         both = self._of_network and other._of_network
-        at_once = both or (self._of_network and other._of_process) or (other._of_network and self._of_process)
+        at_once = both or (self._of_starts and other._of_process) or (other._of_starts and self._of_process)
         return bool(self.about & other.about) or at_once or bool(self.remedy or other.remedy)
 
     @property
     def _of_network(self) -> bool:
         return _NETWORK.search(self.do) is not None
+
+    @property
+    def _of_starts(self) -> bool:
+        return self._of_network or _STARTER.search(self.do) is not None
 
     @property
     def _of_process(self) -> bool:
