@@ -38,34 +38,37 @@ def measured(argv: list[str], environment: dict[str, str]) -> Cost:
     return Cost(wall_s, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
 
 
+def commands(site: Path, hosts: list[str]) -> dict[str, tuple[list[str], dict[str, str]]]:
+    """By what they are called, the commands over these hosts, each with its environment; over all hosts where none is named."""
+    inventory = SiteState.of(site).inventory
+    playbook = playbook_command("up", inventory, n_hosts=max(len(hosts), 1), limit=hosts)
+    ansible = str(Path(sys.executable).with_name("ansible"))
+    r1prov = [sys.executable, "-m", "r1prov.cli"]
+    return {
+        TRIVIAL: ([ansible, "-i", str(inventory), "-m", "ping", ",".join(hosts) or "all"], {}),
+        "r1prov drift": ([*r1prov, "drift", "--site", str(site), *hosts], {}),
+        "r1prov up": ([*r1prov, "up", "--site", str(site), *hosts], {}),
+        "ansible-playbook playbooks/up.yml": (list(playbook.argv), dict(playbook.env)),
+        "r1prov up --full": ([*r1prov, "up", "--full", "--site", str(site), *hosts], {}),
+    }
+
+
+def least(wanted: dict[str, tuple[list[str], dict[str, str]]]) -> dict[str, Cost]:
+    """The least that each command takes in several rounds, in which all take turns."""
+    found: dict[str, list[Cost]] = {name: [] for name in wanted}
+    for _ in range(RUNS):
+        for name, command in wanted.items():
+            found[name].append(measured(*command))
+    return {name: min(costs) for name, costs in found.items()}
+
+
 def main(site: Path, hosts: list[str]) -> None:
     """Measure, and print the table."""
-    command = playbook_command("up", SiteState.of(site).inventory, n_hosts=max(len(hosts), 1), limit=hosts)
-    inventory = str(SiteState.of(site).inventory)
-    r1prov = [sys.executable, "-m", "r1prov.cli"]
-    commands = {
-        TRIVIAL: [
-            str(Path(sys.executable).with_name("ansible")),
-            "-i",
-            inventory,
-            "-m",
-            "ping",
-            ",".join(hosts) or "all",
-        ],
-        "r1prov drift": [*r1prov, "drift", "--site", str(site), *hosts],
-        "r1prov up": [*r1prov, "up", "--site", str(site), *hosts],
-        "ansible-playbook playbooks/up.yml": list(command.argv),
-        "r1prov up --full": [*r1prov, "up", "--full", "--site", str(site), *hosts],
-    }
-    found: dict[str, list[Cost]] = {name: [] for name in commands}
-    for _ in range(RUNS):
-        for name, argv in commands.items():
-            found[name].append(measured(argv, command.env))
-    least = {name: min(costs) for name, costs in found.items()}
+    found = least(commands(site, hosts))
     sys.stdout.write("| command | seconds | controller's processor, s | ratio |\n|---|---|---|---|\n")
-    for name, cost in least.items():
+    for name, cost in found.items():
         sys.stdout.write(
-            f"| {name} | {cost.wall_s:.1f} | {cost.cpu_s:.1f} | {cost.wall_s / least[TRIVIAL].wall_s:.1f} |\n"
+            f"| {name} | {cost.wall_s:.1f} | {cost.cpu_s:.1f} | {cost.wall_s / found[TRIVIAL].wall_s:.1f} |\n"
         )
 
 

@@ -28,6 +28,8 @@ JOURNALCTL = ["journalctl", "--output", "cat", "--no-pager"]
 OWN = [str(PROGRAM)]
 KEPT = Path("/run/r1prov/units")
 """What each keeper tells of its unit, where there is no systemd."""
+REMEMBERED = Path("/var/lib/r1prov/service")
+"""What each service of ours was started with."""
 UNKNOWN = {
     "LoadState": "not-found",
     "ActiveState": "inactive",
@@ -63,6 +65,17 @@ def anywhere(*words: str) -> list[str]:
     """The command `systemctl WORDS...` for another host, of which it is not known who runs its units."""
     choose = f'if [ -d {SYSTEMD} ]; then exec {" ".join(SYSTEMCTL)} "$@"; else exec {" ".join(OWN)} "$@"; fi'
     return ["sh", "-c", choose, "systemctl", *words]
+
+
+def started(name: str) -> Path:
+    """The file that remembers what a service was started with."""
+    return REMEMBERED / f"{name}.started"
+
+
+def stop(name: str) -> None:
+    """Stops a service that a run does not leave running. So it has no start any more with which the next look could compare it."""
+    started(name).unlink(missing_ok=True)
+    systemctl("stop", f"{name}.service")
 
 
 def in_words(verb: str, *names: str, systemd: bool | None = None) -> str:

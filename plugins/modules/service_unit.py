@@ -118,7 +118,6 @@ from ansible_collections.r1.prov.plugins.module_utils.secret import same, withou
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-_REMEMBERED = Path("/var/lib/r1prov/service")
 _READY = "/usr/local/lib/r1prov-await-ready"
 _IDLE_LIMIT_S = 20
 _BUSY_LIMIT_S = 120
@@ -181,7 +180,7 @@ class Service:
         self.file = unit_look.OURS / self.unit
         self.socket = f"{parameters['name']}.socket" if parameters["socket"] else ""
         self.timer = f"{parameters['name']}.timer" if parameters["timer"] else ""
-        self.remembered = _REMEMBERED / f"{parameters['name']}.started"
+        self.remembered = units.started(parameters["name"])
         folder = Path(parameters["credentials_dir"])
         self.credentials = {folder / name: str(content) for name, content in parameters["credentials"].items()}
         self.before = text_of(self.file)
@@ -471,7 +470,7 @@ class Service:
             if self.now["UnitFileState"] in ("enabled", "enabled-runtime"):
                 todo["disabled"] = lambda: units.systemctl("disable", "--quiet", self.unit)
             if self.now["ActiveState"] not in ("inactive", "failed"):
-                todo["stopped"] = self._stop
+                todo["stopped"] = lambda: units.stop(self.wanted["name"])
         return todo
 
     def _start_beside(self, unit: str) -> None:
@@ -482,11 +481,6 @@ class Service:
             units.systemctl("start", unit)
         except units.UnitError as error:
             raise ServiceError(str(error), log=units.last_lines(unit, _LOG_LINES)) from error
-
-    def _stop(self) -> None:
-        """Stops. What is not left running has no start that could be compared."""
-        self.remembered.unlink(missing_ok=True)
-        units.systemctl("stop", self.unit)
 
     def _reload(self) -> None:
         """Lets the service read its configuration again. Where it cannot, because what it has made is gone, it starts again."""

@@ -113,7 +113,7 @@ from ansible_collections.r1.prov.plugins.module_utils.merged_weights import (
     stand_in,
 )
 from ansible_collections.r1.prov.plugins.module_utils.progress import RUN, Progress
-from ansible_collections.r1.prov.plugins.module_utils.units import in_words, last_words, show, systemctl
+from ansible_collections.r1.prov.plugins.module_utils.units import in_words, last_words, show, stop
 from ansible_collections.r1.prov.plugins.module_utils.users import acting_as, exists
 from ansible_collections.r1.prov.plugins.module_utils.weights_merge import Merge, MergeError
 from ansible_collections.r1.prov.plugins.module_utils.weights_verify import DAMAGED, expected, joined, keep, verified
@@ -311,7 +311,7 @@ def prepare(module: AnsibleModule, options: dict[str, Any]) -> None:
     # A unit whose program has ended well still counts as started.
     if show(UNIT, "SubState")["SubState"] == "exited" and not is_as_verified(path, files):
         differences += [_unlike(path / file["name"]) for file in files if not is_as_verified(path, [file])]
-        todo[f"stopped {UNIT}, whose files are not as it left them"] = partial(systemctl, "stop", UNIT)
+        todo[f"stopped {UNIT}, whose files are not as it left them"] = partial(stop, UNIT.removesuffix(".service"))
     if not module.check_mode:
         try:
             for act in todo.values():

@@ -44,7 +44,7 @@ class Host:
             monkeypatch.setattr(module.units, "reset_failed", lambda unit: self.told.append(f"reset-failed {unit}"))
             monkeypatch.setattr(module.units, "last_lines", lambda unit, _: [f"{unit} said why"])
         monkeypatch.setattr(service_unit.unit_look, "OURS", tmp_path)
-        monkeypatch.setattr(service_unit, "_REMEMBERED", tmp_path)
+        monkeypatch.setattr(service_unit.units, "REMEMBERED", tmp_path)
 
     def _show(self, unit: str, *keys: str) -> dict[str, str]:
         known = {
@@ -206,3 +206,17 @@ def test_a_secret_that_a_service_is_no_longer_given_goes(host: Host, tmp_path: P
     assert [path.name for path in folder.iterdir()] == ["api-key"]
     assert others.exists()
     assert not host.converge(**options, content=unit, credentials={"api-key": "secret"})
+
+
+def test_a_service_that_a_run_has_stopped_itself_is_no_difference_when_it_is_started_again(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_unit.units, "is_frozen", lambda _: False)
+    monkeypatch.setattr(service_unit.Service, "_start", lambda service, verb: host.start(service))
+    options = {"timer": "", "state": "started"}
+    host.converge(**options)
+    service_unit.units.stop("r1prov-x")
+    assert not service_unit.Service(OPTIONS | options).found
+    assert host.converge(**options) == ["started"]
+    host.active.clear()
+    assert [str(each) for each in service_unit.Service(OPTIONS | options).found] == ["r1prov-x.service does not run"]
