@@ -22,6 +22,8 @@ _NAMES = re.compile(
 )
 _NETWORK = re.compile(r"ip netns|ip -n |systemctl \S+ r1prov-network|rm -r /etc/r1prov$")
 _STARTER = re.compile(r"/usr/local/lib/r1prov-(?:\*|await-ready)")
+_UNREAD = re.compile(r"systemd has not read its files")
+_READING = re.compile(r"systemctl (?:daemon-reload|enable|disable|mask|unmask|edit|set-property|preset|revert)")
 _PROCESS = re.compile(r"systemctl (?:start|restart|stop|kill|freeze)|systemd-run|/proc/")
 
 RESULT = Path(__file__).parent / "last-result-bookworm.json"
@@ -57,10 +59,12 @@ class Mutation:
 
         All services live in the private network. One that is started anew may start the network, which has its rules again then, and a
         network that goes takes the services with it. Nor does any service start without the program that waits for it.
+        What systemd has not read yet, it reads with whatever else it is told to read.
         """
         both = self._of_network and other._of_network
         at_once = both or (self._of_starts and other._of_process) or (other._of_starts and self._of_process)
-        return bool(self.about & other.about) or at_once or bool(self.remedy or other.remedy)
+        reads = (self._is_unread and other._reads) or (other._is_unread and self._reads)
+        return bool(self.about & other.about) or at_once or reads or bool(self.remedy or other.remedy)
 
     @property
     def _of_network(self) -> bool:
@@ -69,6 +73,14 @@ class Mutation:
     @property
     def _of_starts(self) -> bool:
         return self._of_network or _STARTER.search(self.do) is not None
+
+    @property
+    def _is_unread(self) -> bool:
+        return _UNREAD.search(self.says) is not None
+
+    @property
+    def _reads(self) -> bool:
+        return _READING.search(self.do) is not None
 
     @property
     def _of_process(self) -> bool:
