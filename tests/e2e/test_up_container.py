@@ -296,7 +296,9 @@ def test_others_come_in_by_a_port_that_leads_outside(renter: Operator, host: Lab
                 assert "Paris" in answer.json()["choices"][0]["message"]["content"]
                 assert asking.post("/v1/chat/completions", json=question, headers=outside).status_code == 401
                 assert "Open WebUI" in asking.get("/", headers=outside).text
-                assert asking.get("/", headers={"Host": f"{name}:{port}"}).status_code == 421
+                # Where the platform ends TLS, whoever names the inner port has come around it.
+                around = asking.get("/", headers={"Host": f"{name}:{port}"}).status_code
+                assert around == (421 if tls == "external" else 200)
     renter.site([host], sources=sources, data_dir=DATA_DIR)
     renter.does("up")
     with pytest.raises(httpx.ConnectError):
@@ -311,7 +313,7 @@ def test_the_other_verbs_work(renter: Operator, host: LabHost) -> None:
         assert Page(doors["api"].removesuffix("/v1"), old).call("/v1/chat/completions", {"messages": []})[0] == 401
     assert_serves(renter, host)
     renter.does("bench", "--limit", "20s")
-    renter.does("tune", "--yes", "--limit", "240s")
+    renter.does("tune", "--yes", "--limit", "600s")
     assert_serves(renter, host)
     runs = json.loads(renter.does("history", host.name, "--json").stdout)["hosts"][host.name]["runs"]
     assert {"up", "engine", "secrets rotate", "tune"} <= {run["verb"] for run in runs if run["state"] == "ok"}
@@ -340,4 +342,6 @@ def test_built_anew_it_needs_no_byte_of_the_weights_and_loses_nothing(
 def test_down_leaves_nothing(renter: Operator, host: LabHost, before: str) -> None:
     told(host, f"rm {DATA}/somebody")
     renter.does("down", "--yes")
-    assert told(host, ALL) == before
+    after = told(host, ALL)
+    assert sorted(set(after.splitlines()) ^ set(before.splitlines())) == []
+    assert after == before
