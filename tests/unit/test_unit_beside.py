@@ -37,7 +37,7 @@ class Host:
         self.enabled: set[str] = set()
         self.told: list[str] = []
         self.refuses = ""
-        self.sub_state, self.drop_ins = "running", ""
+        self.sub_state, self.drop_ins, self.main_pid = "running", "", "0"
         for module in (service_unit, unit_run):
             monkeypatch.setattr(module.units, "show", self._show)
             monkeypatch.setattr(module.units, "systemctl", self._systemctl)
@@ -53,6 +53,7 @@ class Host:
             "UnitFileState": "enabled" if unit in self.enabled else "disabled",
             "SubState": self.sub_state if unit in self.active else "dead",
             "DropInPaths": self.drop_ins,
+            "MainPID": self.main_pid,
         }
         return {key: known[key] for key in keys}
 
@@ -220,3 +221,28 @@ def test_a_service_that_a_run_has_stopped_itself_is_no_difference_when_it_is_sta
     assert host.converge(**options) == ["started"]
     host.active.clear()
     assert [str(each) for each in service_unit.Service(OPTIONS | options).found] == ["r1prov-x.service does not run"]
+
+
+def test_a_file_that_a_run_has_just_mended_is_no_difference_of_the_process_that_reads_it(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_for: list[list[str]] = []
+    monkeypatch.setattr(service_unit.units, "is_frozen", lambda _: False)
+    monkeypatch.setattr(service_unit.units, "processes", lambda _: [])
+    monkeypatch.setattr(service_unit.Service, "_start", lambda service, verb: host.start(service))
+    monkeypatch.setattr(
+        service_unit.process_look, "look", lambda *asked, **_: looked_for.append(list(asked[3].data)) or []
+    )
+    model = tmp_path / "model.gguf"
+    model.write_text("damaged")
+    process = {
+        "argv": ["x"], "environment": {}, "sourced": False, "user": "r1prov-x", "groups": [], "network": None, "inputs": [str(model)],
+    }  # fmt: skip
+    options = {"timer": "", "state": "started", "programs": [str(model)], "process": process}
+    host.converge(**options)
+    host.main_pid = "7"
+    assert host.converge(**options) == []
+    model.unlink()
+    model.write_text("mended")
+    assert host.converge(**options) == ["restarted"]
+    assert looked_for == [[str(model)], []]
