@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.r1.prov.plugins.module_utils.host_probe import as_owner_of
+
 _CONTEXT_STEP = 256  # llama.cpp rounds each slot's context up to this many tokens
 
 
@@ -44,4 +46,5 @@ def misplaced(load: dict[str, Any], arguments: list[str]) -> str:
 
 def uses_gpu(pid: str, proc: Path = Path("/proc")) -> bool:
     """Whether a process has an NVIDIA card open."""
-    return any(re.fullmatch(r"/dev/nvidia\d+", str(link.readlink())) for link in (proc / pid / "fd").iterdir())
+    with as_owner_of(pid):
+        return any(re.fullmatch(r"/dev/nvidia\d+", str(link.readlink())) for link in (proc / pid / "fd").iterdir())

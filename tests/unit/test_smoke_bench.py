@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from ansible_collections.r1.prov.plugins.module_utils import llama_props
 from ansible_collections.r1.prov.plugins.modules import smoke_bench
 
-if TYPE_CHECKING:
-    from pathlib import Path
+COLLECTIONS = Path(__file__).parents[2] / ".collections"
 
 PROPS = {
     "model_path": "/m.gguf",
@@ -60,6 +62,27 @@ def test_a_gpu_is_used_when_a_card_is_open(tmp_path: Path) -> None:
     assert not llama_props.uses_gpu("7", tmp_path)
     (folder / "2").symlink_to("/dev/nvidia0")
     assert llama_props.uses_gpu("7", tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root has a right less in a container: run this as root")
+def test_root_of_a_container_looks_at_the_files_of_another_user() -> None:
+    look = (
+        "from ansible_collections.r1.prov.plugins.module_utils import llama_props; print(llama_props.uses_gpu({pid!r}))"
+    )
+    with subprocess.Popen(["sleep", "60"], user=65534, group=65534, extra_groups=[]) as other:
+        try:
+            asks = [sys.executable, "-c", look.format(pid=str(other.pid))]
+            looked = subprocess.run(
+                ["setpriv", "--bounding-set=-sys_ptrace", *asks],
+                env=os.environ | {"PYTHONPATH": str(COLLECTIONS)},
+                capture_output=True,
+                text=True,
+                timeout=30,
+                check=False,
+            )
+        finally:
+            other.kill()
+    assert looked.stdout == "False\n", looked.stderr
 
 
 def test_command_line_is_read_from_a_unit() -> None:
