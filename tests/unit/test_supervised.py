@@ -278,11 +278,33 @@ def test_nobody_waits_for_a_program_that_has_ended(host):
     assert host.until("r1prov-a.service", "failed", limit_s=5).Result == "exit-code"
 
 
+def test_a_program_that_may_fail_need_not_be_there(host):
+    host.keep("r1prov-a.service", "Type=exec\nExecStartPre=-+/usr/bin/no-such-program\nExecStart=/bin/sleep infinity")
+    host.until("r1prov-a.service", "running")
+    host.keep("r1prov-b.service", "Type=exec\nExecStartPre=+/usr/bin/no-such-program\nExecStart=/bin/sleep infinity")
+    assert host.until("r1prov-b.service", "failed").Result == "resources"
+
+
 def test_one_that_has_done_its_work_counts_as_active_until_it_is_stopped(host):
     host.keep("r1prov-a.service", "Type=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true")
     assert host.until("r1prov-a.service", "exited").ActiveState == "active"
     host.keepers["r1prov-a.service"].terminate()
     assert host.until("r1prov-a.service", "dead").ActiveState == "inactive"
+
+
+def test_what_a_unit_tells_others_to_do_goes_on_when_it_has_ended(host):
+    link = host.folder / "etc/systemd/system/multi-user.target.wants/r1prov-a.service"
+    tells = f"ExecStopPost=+{sys.executable} -I {PROGRAM} --no-block enable r1prov-a.service"
+    leaves = "ExecStopPost=+/bin/sh -c 'setsid sleep 4321 &'"
+    host.keep(
+        "r1prov-a.service", f"Type=exec\nExecStart=/bin/true\n{tells}\n{leaves}\n[Install]\nWantedBy=multi-user.target"
+    )
+    host.until("r1prov-a.service", "dead")
+    end = time.monotonic() + 5
+    while not link.is_symlink():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert not subprocess.run(["pgrep", "--full", "^sleep 4321"], check=False, capture_output=True).stdout
 
 
 def test_a_second_keeper_waits_for_the_first(host):

@@ -186,7 +186,14 @@ class Keeper:
         self.main = None
 
     def _runs(self, unit: Unit, command: Command, until_s: float) -> None:
-        process = program.start(unit, command, self.variables | self._main_pid())
+        try:
+            process = program.start(unit, command, self.variables | self._main_pid())
+        except OSError as error:
+            # systemd starts a service, too, where such a program is not there: a container may have no nvidia-modprobe.
+            if not command.may_fail:
+                raise
+            say(f"{unit.name} goes on without {command.argv[0]}: {error.strerror}")
+            return
         self._ended_well(unit, process, until_s, may_fail=command.may_fail)
 
     def _ended_well(

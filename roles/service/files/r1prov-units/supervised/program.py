@@ -164,16 +164,26 @@ def remove_credentials(unit: Unit) -> None:
 
 
 def descendants(pid: int) -> list[int]:
-    """All processes below one."""
+    """All processes below one, but for those that do what it has let them do in the background: they go on when it has ended."""
     children: dict[str, list[int]] = {}
     for path in Path("/proc").glob("[0-9]*"):
         if (stat := known.stat_of(path.name)) and stat[0] not in "ZX":
             children.setdefault(stat[1], []).append(int(path.name))
     found, new = [], [pid]
     while new:
-        new = [child for each in new for child in children.get(str(each), [])]
+        new = [child for each in new for child in children.get(str(each), []) if not _is_detached(child)]
         found += new
     return found
+
+
+def _is_detached(pid: int) -> bool:
+    """Whether root runs a verb of this program there. A service cannot claim that, because it has another user."""
+    process = Path("/proc") / str(pid)
+    with suppress(OSError):
+        is_roots = "\nUid:\t0\t" in process.joinpath("status").read_text(errors="replace")
+        words = process.joinpath("cmdline").read_text(errors="replace").split("\0")
+        return is_roots and words[1:3] == again("")[1:3]
+    return False
 
 
 def end_all(pid: int, patience_s: float) -> bool:

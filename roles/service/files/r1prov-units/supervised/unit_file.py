@@ -58,7 +58,7 @@ class Command:
 
     Attributes:
         argv: its words. `$MAINPID` and `${CREDENTIALS_DIRECTORY}` are replaced when it runs.
-        may_fail: whether its exit code is ignored.
+        may_fail: whether its exit code is ignored. Before and after the service's own program it may even be missing.
         as_root: whether root runs it, whoever the unit's user is.
     """
 
