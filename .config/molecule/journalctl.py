@@ -21,12 +21,16 @@ for ignored in ("--no-pager", "--quiet"):
 parser.add_argument("match", nargs="?", default="")
 asked = parser.parse_args()
 
-if asked.unit or asked.match:
+if (asked.unit and "*" not in asked.unit) or asked.match:
     start = ["--start", asked.match.partition("=")[2]] if asked.match else []
     command = ["/usr/local/bin/r1prov-units", "log", *filter(None, [asked.unit]), *start]
     lines = subprocess.run(command, capture_output=True, text=True, errors="replace", check=True).stdout.splitlines()
 else:
-    lines = [line for path in sorted(LOGS.glob("*.log")) for line in path.read_text(errors="replace").splitlines()]
+    lines = [
+        line
+        for path in sorted(LOGS.glob(f"{asked.unit or '*'}.log"))
+        for line in path.read_text(errors="replace").splitlines()
+    ]
 if asked.boot:  # A unit starts anew with its host.
     lines = lines[max((number for number, line in enumerate(lines) if line.startswith(MARK)), default=0) :]
 found = [line for line in lines if re.search(asked.grep, line)]
