@@ -532,7 +532,8 @@ class Service:
         # A door is in the private network, and systemd holds its port on the host.
         network = "" if self.socket else (self.wanted["process"] or {}).get("network") or ""
         listeners = probe(ports=self.wanted["ports"], network=network)["listeners"] if self.wanted["ports"] else []
-        holders = [found for found in listeners if found["unit"] not in (self.unit, self.socket)]
+        own = (self.unit, self.socket) if self.socket else (self.unit,)  # A process may belong to no unit.
+        holders = [found for found in listeners if found["unit"] not in own]
         if holders:
             port, who = holders[0]["port"], holders[0]
             by = f"{who['process'] or 'another process'} (pid {who['pid']}{', ' + who['unit'] if who['unit'] else ''})"

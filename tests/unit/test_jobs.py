@@ -181,7 +181,7 @@ def test_each_job_is_drawn_some_day_and_no_day_takes_too_long(monkeypatch: pytes
     jobs = every_job(STAGES)
     every = {job.name for job in jobs if job.stage in DRAWN_FROM} - {*ALWAYS}
     monkeypatch.setattr(tests_run, "kept", lambda: {name: {"seconds": 400} for name in every})
-    days = [drawn(jobs, seed) for seed in range(60)]
+    days = [drawn(jobs, seed) for seed in range(200)]
     assert set().union(*days) == every
     assert {len(names) for names in days} == {DRAWN_S // 400}
     assert drawn(jobs, 3) == days[3] != days[4]

@@ -1,4 +1,4 @@
-"""Tests of the module service_unit about the timer beside a service, and of the module unit_run, on a host that only remembers."""
+"""Tests of the module service_unit about a timer and a stranger on the port, and of the module unit_run, on a host that only remembers."""
 
 from __future__ import annotations
 
@@ -246,3 +246,12 @@ def test_a_file_that_a_run_has_just_mended_is_no_difference_of_the_process_that_
     model.write_text("mended")
     assert host.converge(**options) == ["restarted"]
     assert looked_for == [[str(model)], []]
+
+
+def test_a_process_of_no_unit_that_has_the_port_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Host(tmp_path, monkeypatch)
+    stranger = {"port": 8000, "pid": 7, "process": "python3", "unit": ""}
+    monkeypatch.setattr(service_unit, "probe", lambda **_: {"listeners": [stranger]})
+    service = service_unit.Service(OPTIONS | {"ports": [8000], "timer": ""})
+    said = service.explain(service_unit.ServiceError("it did not start"))
+    assert said == "port 8000 is taken by python3 (pid 7). Stop that, or give r1prov-x another port."
