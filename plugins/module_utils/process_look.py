@@ -42,6 +42,7 @@ class Declared:
         groups: its other groups, as numbers.
         network: the file of the network namespace that it is in; None for any.
         data: the folders and files whose old content it must not have in memory.
+        replaced: those of them that are other ones than at its start. It starts again for that, and the run may have just mended them.
         unit_file: the text of its unit, which says how it is restricted.
         group: the control group of its unit; empty where that is not known.
     """
@@ -54,6 +55,7 @@ class Declared:
     groups: Collection[int]
     network: Path | None = None
     data: Collection[str] = ()
+    replaced: Collection[str] = ()
     unit_file: str = ""
     group: str = ""
 
@@ -202,14 +204,15 @@ def _state(unit: str, pid: str) -> list[Difference]:
 
 def _files(unit: str, pid: str, declared: Declared) -> list[Difference]:
     """Files in memory that have been replaced or removed since."""
-    old = set()
+    old, replaced = set(), {os.path.realpath(path) for path in declared.replaced}
     for line in (Path("/proc") / pid / "maps").read_text(errors="replace").splitlines():
         path = line.split(maxsplit=5)[5:]
         if path and path[0].endswith(_DELETED):
             name = path[0].removesuffix(_DELETED)
             # What is ours may lie on the data disk, behind a link.
             folders = (*declared.data, os.path.realpath("/opt/r1prov"))
-            if _INSTALLED.match(name) or any(name == each or name.startswith(f"{each}/") for each in folders):
+            is_of_ours = any(name == each or name.startswith(f"{each}/") for each in folders)
+            if name not in replaced and (_INSTALLED.match(name) or is_of_ours):
                 old.add(name)
     program = str((Path("/proc") / pid / "exe").readlink())
     if program.endswith(_DELETED):

@@ -257,7 +257,6 @@ class Service:
             or self.now.get("MainPID", "0") == "0"
         ):
             return []
-        # Where a file that it reads is another one since its start, it starts again for that, be it that this run has just mended the file.
         is_as_at_start = self._known()[0][:1] == self._inputs()[:1]
         secret = self.credentials and next(iter(self.credentials)).parent / "environment"
         declared = process_look.Declared(
@@ -272,7 +271,8 @@ class Service:
                 if name in {each.gr_name for each in grp.getgrall()}
             ],
             network=Path(wanted["network"]) if wanted["network"] else None,
-            data=wanted["inputs"] if is_as_at_start else [],
+            data=wanted["inputs"],
+            replaced=[] if is_as_at_start else wanted["inputs"],
             unit_file=self.wanted["content"],
             group=self.now["ControlGroup"],
         )

@@ -52,7 +52,8 @@ class Mutation:
     @property
     def about(self) -> set[str]:
         """What it concerns. Two mutations of one thing may hide each other."""
-        return set(_NAMES.findall(f"{self.do} {self.says}".replace("g++", "gcc")))
+        named = set(_NAMES.findall(f"{self.do} {self.says}".replace("g++", "gcc")))
+        return named | {"nft"} if self._of_network else named  # Only nft tells of its rules.
 
     def hides(self, other: Mutation) -> bool:
         """Whether it may hide another one or be hidden by it, if both are tried in one run.

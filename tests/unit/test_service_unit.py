@@ -106,7 +106,6 @@ DECLARED = {
         "service_state_directory": "r1prov/weights",
         "service_runtime_directory": "r1prov/weights",
         "service_write_paths": ["/srv/r1prov/models/R1"],
-        "service_restart_on": "digest\nof two lines",
         "service_remain_after_exit": True,
         "service_umask": "0022",
     },

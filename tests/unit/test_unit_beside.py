@@ -231,7 +231,7 @@ def test_a_file_that_a_run_has_just_mended_is_no_difference_of_the_process_that_
     monkeypatch.setattr(service_unit.units, "processes", lambda _: [])
     monkeypatch.setattr(service_unit.Service, "_start", lambda service, verb: host.start(service))
     monkeypatch.setattr(
-        service_unit.process_look, "look", lambda *asked, **_: looked_for.append(list(asked[3].data)) or []
+        service_unit.process_look, "look", lambda *asked, **_: looked_for.append(list(asked[3].replaced)) or []
     )
     model = tmp_path / "model.gguf"
     model.write_text("damaged")
@@ -245,7 +245,7 @@ def test_a_file_that_a_run_has_just_mended_is_no_difference_of_the_process_that_
     model.unlink()
     model.write_text("mended")
     assert host.converge(**options) == ["restarted"]
-    assert looked_for == [[str(model)], []]
+    assert looked_for == [[], [str(model)]]
 
 
 def test_a_process_of_no_unit_that_has_the_port_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
