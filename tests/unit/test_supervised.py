@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from supervised import known, log, unit_file, verbs
+from supervised import known, log, program, supervisor, unit_file, verbs
 from supervised.unit_file import Command, UnitFileError, parse
 
 from tests.fixtures import service_units
@@ -333,6 +333,46 @@ def test_all_that_is_known_of_a_unit_is_shown_where_no_property_is_named(tmp_pat
     assert (shown["LoadState"], shown["UnitFileState"]) == ("loaded", "disabled")
     assert (shown["ActiveState"], shown["MainPID"], shown["NRestarts"]) == ("inactive", "0", "0")
     assert verbs.show(["r1prov-x"], ["ActiveState", "LoadState"]) == "ActiveState=inactive\nLoadState=loaded"
+
+
+def test_what_starts_with_supervisord_is_started_before_whoever_started_it_goes_on(tmp_path, monkeypatch):
+    """Otherwise a unit that is enabled next is started by supervisord's boot, and once more by whoever has enabled it."""
+    told = ["STOPPED", "STARTING", "RUNNING", "EXITED"]
+
+    def ask(what: str, *words: str) -> object:
+        if what == "getPID" and not begun:
+            raise supervisor.SupervisorError("nobody answers")
+        return {"statename": told.pop(0)} if (what, *words) == ("getProcessInfo", "boot") else 1
+
+    begun: list[list[str]] = []
+    monkeypatch.setattr(known, "FOLDER", tmp_path)
+    monkeypatch.setattr(unit_file, "FOLDER", tmp_path)
+    for name, place in {"FOLDER": tmp_path, "STATE": tmp_path, "LOG": tmp_path / "log", "_ask": ask}.items():
+        monkeypatch.setattr(supervisor, name, place)
+    monkeypatch.setattr(program, "detach", begun.append)
+    supervisor.boot()
+    assert begun
+    assert not told
+    supervisor.boot()  # It runs already, so nothing is waited for.
+
+
+def test_the_host_does_not_wait_for_the_start_of_a_unit_that_runs_already(tmp_path, monkeypatch):
+    """It would hold the unit meanwhile, and whoever stops the unit would wait, too."""
+    for module in (known, unit_file, verbs, supervisor):
+        monkeypatch.setattr(module, "FOLDER", tmp_path)
+    monkeypatch.setattr(supervisor, "STATE", tmp_path)
+    asked: list[str] = []
+
+    def ask(what: str, *_: str) -> object:
+        asked.append(what)
+        raise supervisor.SupervisorError("nobody answers")
+
+    monkeypatch.setattr(supervisor, "_ask", ask)
+    (tmp_path / "r1prov-x.service").write_text("[Service]\nExecStart=/bin/true\n[Install]\nWantedBy=x.target\n")
+    verbs.enable("r1prov-x")
+    with known.kept("r1prov-x.service", lambda: None):
+        verbs.start_enabled()
+    assert asked == []
 
 
 def test_what_one_start_has_written_is_found_in_the_log(tmp_path, monkeypatch):

@@ -79,7 +79,9 @@ def is_there() -> bool:
 
 
 def boot() -> None:
-    """Sees that supervisord runs. It starts what is enabled.
+    """Sees that supervisord runs. It starts what is enabled, and this returns when the keepers of that have begun.
+
+    A unit that is enabled later is left to whoever enables it. Otherwise an engine would load its model twice.
 
     Raises:
         SupervisorError: it does not answer.
@@ -96,6 +98,13 @@ def boot() -> None:
         if time.monotonic() > limit:
             raise SupervisorError(f"supervisord does not answer within {_LIMIT_S:.0f} s; see {LOG}/supervisord.log")
         time.sleep(0.1)
+    while _starts_enabled() and time.monotonic() < limit:
+        time.sleep(0.1)
+
+
+def _starts_enabled() -> bool:
+    """Whether the program with which supervisord starts what is enabled has not ended yet."""
+    return _ask("getProcessInfo", "boot")["statename"] not in ("EXITED", "FATAL")
 
 
 def loop() -> None:

@@ -129,7 +129,8 @@ def start_enabled() -> None:
     """Starts all units that start with the host. Each waits itself for those that come before it."""
     for name in _in_order([name for name in supervisor.units() if _is_enabled(name)]):
         with known.changed([name]), suppress(supervisor.SupervisorError, RefusedError):
-            _begin(name)
+            if not known.is_kept(name):  # Another command may have started it meanwhile.
+                _begin(name)
 
 
 def show(names: list[str], keys: list[str]) -> str:
