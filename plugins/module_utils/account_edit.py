@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 _SYSTEM = range(999, 99, -1)
 """The numbers of system accounts, in the order in which useradd takes them."""
@@ -54,6 +58,7 @@ def taken(table: str, number: int) -> bool:
     return done.returncode == 0
 
 
-def free() -> int:
-    """A number of system accounts that neither an account nor a group has."""
-    return next(number for number in _SYSTEM if not (taken("passwd", number) or taken("group", number)))
+def free(reserved: Collection[int] = ()) -> int:
+    """A number of system accounts that neither an account nor a group has, and that is reserved for nobody."""
+    numbers = (number for number in _SYSTEM if number not in reserved)
+    return next(number for number in numbers if not (taken("passwd", number) or taken("group", number)))

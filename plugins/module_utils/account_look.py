@@ -121,6 +121,12 @@ def remembered(name: str, numbers: Path) -> int | None:
     return number if isinstance(number, int) else None
 
 
+def reserved() -> set[int]:
+    """The numbers that accounts and groups had when all was well. In a container that was built anew they come back one by one."""
+    numbers = (read_json(path).values() for path in (NUMBERS, GROUP_NUMBERS))
+    return {number for each in numbers for number in each if isinstance(number, int)}
+
+
 def remember(name: str, number: int | None, numbers: Path) -> None:
     """Keeps the number of an account or a group. The file lies with what belongs to them, and so outlives the accounts of a container."""
     known = read_json(numbers)

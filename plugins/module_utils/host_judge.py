@@ -76,7 +76,8 @@ def remarks(facts: dict[str, Any], expect: dict[str, Any]) -> list[str]:
     if facts["init"] != "systemd":
         found.append(
             f"process 1 is `{facts['init']}`, not systemd, so supervisord runs the services. They have users of their own, and neither a "
-            "sandbox nor a private network: whoever else logs in to this host reaches their ports (docs/containers.md)"
+            "sandbox nor a private network: whoever else logs in to this host reaches their ports, and that of Ollama asks nobody for a "
+            "login (docs/containers.md)"
         )
         if not facts["platform"]:
             found.append(
@@ -339,6 +340,8 @@ def _disk(facts: dict[str, Any], expect: dict[str, Any]) -> Iterator[_Finding]:
         missing = max(0, item["bytes"] - there)
         if missing:
             filesystems.setdefault(disk["filesystem"], (disk, []))[1].append((item["what"], missing))
+    for place in sorted({disk["in_the_way"] for disk in facts["disks"] if disk["in_the_way"]}):
+        yield "disk", f"{place} is no folder, and one is wanted there", "move it away, or choose another `data_dir`"
     for disk, items in filesystems.values():
         needed, parts = sum(n_bytes for _, n_bytes in items), ", ".join(f"{what} {size(n)}" for what, n in items)
         place, free = f"the filesystem at {disk['mount']}", disk["free_bytes"]

@@ -370,8 +370,8 @@ def _missing_devices(n_cards: int) -> list[str]:
 def _disk(path: str) -> dict[str, Any]:
     """The file system that will hold `path`, which is that of its nearest parent that exists.
 
-    `kind` is its type, as `ext4` or `nfs4`. `filesystem` is equal for paths that share one; `free_bytes` is what a service
-    user may take, not root's reserve.
+    `in_the_way` is what lies where a folder has to be, as a file; empty for nothing. `kind` is its type, as `ext4` or `nfs4`. `filesystem`
+    is equal for paths that share one; `free_bytes` is what a service user may take, not root's reserve.
     """
     holder = os.path.abspath(path)
     while not os.path.exists(holder):
@@ -383,6 +383,7 @@ def _disk(path: str) -> dict[str, Any]:
         mount = os.path.dirname(mount)
     return {
         "path": path,
+        "in_the_way": "" if os.path.isdir(holder) else holder,
         "mount": mount,
         "kind": _file_system(mount),
         "filesystem": "%d:%d" % (os.major(device), os.minor(device)),

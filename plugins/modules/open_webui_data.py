@@ -110,6 +110,21 @@ from ansible_collections.r1.prov.plugins.module_utils.units import UnitError, in
 from ansible_collections.r1.prov.plugins.module_utils.users import acting_as
 
 
+def _explained(error: DatabaseError, database: Path, user: str, unit: str, backups: str) -> str:
+    """What is wrong with the database, and what to do next."""
+    if "unable to open" in str(error):
+        return (
+            f"{user} cannot open {database}. A folder above may keep {user} out, and the database itself may well be whole: "
+            f"`namei -l {database}` shows who may pass where"
+        )
+    return (
+        f"{database} is not as this version of r1prov knows it: {error}. "
+        "Take the Open-WebUI that it pins (open_webui_version, open_webui_requirements), or a newer r1prov. If it is damaged, "
+        f"stop the page ({in_words('stop', unit)}) and put {DATABASE} of the newest folder in {backups} in its place, "
+        "or remove it to begin with an empty one. Then run again."
+    )
+
+
 def configure(module: AnsibleModule, wanted: dict[str, Any]) -> None:
     database, user, unit = Path(wanted["data"]) / DATABASE, wanted["user"], wanted["unit"]
     settings, models = {**wanted["settings"], **wanted["secrets"]}, wanted["public_models"]
@@ -159,12 +174,7 @@ def configure(module: AnsibleModule, wanted: dict[str, Any]) -> None:
             msg=f"{stopped}The page's administrator cannot be given the login {login.email}, because {error}"
         )
     except DatabaseError as error:
-        module.fail_json(
-            msg=f"{database} is not as this version of r1prov knows it: {error}. "
-            "Take the Open-WebUI that it pins (open_webui_version, open_webui_requirements), or a newer r1prov. If it is damaged, "
-            f"stop the page ({in_words('stop', unit)}) and put {DATABASE} of the newest folder in {wanted['data']}-backups in its place, "
-            "or remove it to begin with an empty one. Then run again."
-        )
+        module.fail_json(msg=_explained(error, database, user, unit, f"{wanted['data']}-backups"))
     except (OSError, UnitError) as error:
         module.fail_json(msg=f"{error}. Its log says why: {in_words('log', unit)}")
     differences = _in_words(found, keys, new_models, login.email if gives else "", kept if keeps else None)

@@ -54,18 +54,19 @@ def create(name: str, has: Account, known_uid: int | None, known_gid: int | None
     if has.own_gid is None and known_gid:
         run("groupadd", "--system", "--gid", str(known_gid), name)
     group = ["--gid", name] if has.own_gid is not None or known_gid else ["--user-group"]
-    number = ["--uid", str(known_uid)] if known_uid else []
-    run("useradd", "--system", *number, *group, "--no-create-home", "--home-dir", HOME, "--shell", SHELL, name)
+    # Whoever is created first does not take the number with which another one is created next.
+    number = str(known_uid or free(account_look.reserved()))
+    run("useradd", "--system", "--uid", number, *group, "--no-create-home", "--home-dir", HOME, "--shell", SHELL, name)
 
 
 def mend(name: str, has: Account, known_uid: int | None, known_gid: int | None) -> None:
     """Puts right what differs, one thing after the other."""
     if has.own_gid is None:
-        run("groupadd", "--system", *(["--gid", str(known_gid)] if known_gid else []), name)
+        run("groupadd", "--system", "--gid", str(known_gid or free(account_look.reserved())), name)
     elif has.own_gid == 0:
-        edit(f"^{name}:\\([^:]*\\):0:", f"{name}:\\1:{free()}:", "--group")
+        edit(f"^{name}:\\([^:]*\\):0:", f"{name}:\\1:{free(account_look.reserved())}:", "--group")
     own_gid = account_look.read(name).own_gid
-    uid = known_uid or has.uid or free()
+    uid = known_uid or has.uid or free(account_look.reserved())
     # usermod refuses all of these for an account that has processes.
     wanted = f"{name}:x:{uid}:{own_gid}:\\1:{HOME}:{SHELL}"
     if (has.uid, has.gid, has.home, has.shell) != (uid, own_gid, HOME, SHELL):

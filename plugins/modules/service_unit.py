@@ -209,23 +209,28 @@ class Service:
         return "".join(text_of(self.remembered).splitlines()[2:3])
 
     def _own_files(self) -> str:
-        return _identity((self.file, *self.credentials))
+        """Identifies the unit file and the secrets that it names, as they are now."""
+        return _identity((self.file, *self._named(text_of(self.file))))
+
+    def _named(self, unit_file: str) -> list[Path]:
+        """The secrets in the service's folder that a unit file names."""
+        named = re.findall(r"^(?:LoadCredential=[^:]+:|EnvironmentFile=)(/.+)$", unit_file, re.MULTILINE)
+        return [path for path in map(Path, named) if path.parent == Path(self.wanted["credentials_dir"])]
 
     def _former_credentials(self) -> list[Path]:
         """The secrets that the unit file names and that are no longer given to the service, as a key where another one takes its place."""
-        named = re.findall(r"^(?:LoadCredential=[^:]+:|EnvironmentFile=)(/.+)$", self.before, re.MULTILINE)
-        folder = Path(self.wanted["credentials_dir"])
-        return [path for path in map(Path, named) if path.parent == folder and path not in self.credentials]
+        return [path for path in self._named(self.before) if path not in self.credentials]
 
     def _own_changed(self) -> list[Difference]:
         """The unit file and credentials that somebody has changed. What r1prov itself wants to have changed does not count."""
         others = self._known_files() not in ("", self._own_files())
+        former = [self.file, *self._named(self.before)]
         found = []
         written: list[tuple[Path, str]] = [(self.file, self.wanted["content"]), *self.credentials.items()]
         for path, content in written:
             has = "is gone" if not path.exists() else "has other content than r1prov gave it"
             if not same(text_of(path), content):
-                if others:
+                if others and (path in former or path.exists()):
                     found.append(Difference("file", str(path), "", has, f"{path} {has}"))
             elif path != self.file and not _is_root_only(path):
                 said = f"{path} has owner and mode {_owner(path)}, and should have 0:0 0600"

@@ -63,11 +63,12 @@ def mend(name: str, member: str, differences: list[Difference]) -> None:
     if "group" in kinds:
         known = account_look.remembered(name, account_look.GROUP_NUMBERS)
         is_free = known and not account_look.others_have_gid(name, known)
-        run("groupadd", "--system", *(["--gid", str(known)] if is_free else []), name)
+        number = known if is_free else free(account_look.reserved())
+        run("groupadd", "--system", "--gid", str(number), name)
         if member not in ("", "root"):
             run("gpasswd", "--add", member, name)
     if "group number" in kinds:
-        edit(f"^{name}:\\([^:]*\\):[0-9]*:", f"{name}:\\1:{free()}:", "--group")
+        edit(f"^{name}:\\([^:]*\\):[0-9]*:", f"{name}:\\1:{free(account_look.reserved())}:", "--group")
     if "group password" in kinds:
         edit(f"^{name}:[^:]*:", f"{name}:x:", "--group")
         edit(f"^{name}:[^:]*:", f"{name}:!:", "--gshadow")

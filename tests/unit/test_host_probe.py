@@ -97,6 +97,10 @@ def test_disk_of_paths_that_do_not_exist_yet(tmp_path: Path):
     assert other["mount"] == "/proc"
     assert abs(new["free_bytes"] - free) < 1e9  # other programs write to this disk too
     assert not new["read_only"]
+    assert not new["in_the_way"]
+    (tmp_path / "a").touch()
+    (below,) = probe(paths=[f"{tmp_path}/a/b"])["disks"]
+    assert below["in_the_way"] == f"{tmp_path}/a"
     assert (other["kind"], new["kind"] not in ("", "proc")) == ("proc", True)
 
 

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -298,6 +298,10 @@ def test_an_account_with_the_same_number_is_seen(tmp_path: Path) -> None:
     assert account_look.read("r1prov-x", tmp_path).twins == ("mallory",)
 
 
+def next_free(first: int, reserved: Collection[int] = ()) -> int:
+    return next(number for number in range(first, 0, -1) if number not in reserved)
+
+
 @pytest.fixture
 def etc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of accounts, with programs that write to it, and with what is remembered of numbers."""
@@ -308,7 +312,7 @@ def etc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         name, options = command[-1], dict(itertools.pairwise(command))
         if "--user-group" in command or command[0] == "groupadd":
             with (tmp_path / "group").open("a") as file:
-                file.write(f"{name}:x:{options.get('--gid', '400')}:\n")
+                file.write(f"{name}:x:{options['--gid'] if command[0] == 'groupadd' else '400'}:\n")
         if command[0] == "useradd":
             gid = account_look.read(name).own_gid
             with (tmp_path / "passwd").open("a") as file:
@@ -316,8 +320,9 @@ def etc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             with (tmp_path / "shadow").open("a") as file:
                 file.write(f"{name}:!:1::::::\n")
 
-    for module in (service_account, shared_group):
+    for module, first in ((service_account, 300), (shared_group, 400)):
         monkeypatch.setattr(module, "run", run)
+        monkeypatch.setattr(module, "free", functools.partial(next_free, first))
     for name in ("read", "group", "others_have_uid", "others_have_gid"):
         monkeypatch.setattr(account_look, name, functools.partial(getattr(account_look, name), etc=tmp_path))
     for module in (account_look, service_account):
@@ -369,6 +374,19 @@ def test_a_number_that_somebody_else_has_now_is_left_to_them(etc: Path, monkeypa
     assert set(given) == {(".", 300), ("m", 300), ("a.gguf", 300)}
     seen = service_account.Seen("r1prov-x")
     assert (seen.found, seen.former_uid, seen.known_uid) == ([], None, 300)
+
+
+def test_a_new_number_is_none_with_which_another_account_or_group_comes_back(etc: Path) -> None:
+    for name, number in (("r1prov-x", 71), ("r1prov-later", 300), ("r1prov-last", 299)):
+        account_look.remember(name, number, account_look.NUMBERS)
+    account_look.remember("r1prov-later", 298, account_look.GROUP_NUMBERS)
+    lost(etc, "squatter:x:71:1::/:/bin/sh\n")
+    assert created()[0] == 297
+    account_look.remember("people", 72, account_look.GROUP_NUMBERS)
+    account_look.remember("others", 400, account_look.GROUP_NUMBERS)
+    lost(etc, group="ssh:x:72:\n")
+    shared_group.mend("people", "root", shared_group.look("people", "root", account_look.group("people")))
+    assert account_look.group("people").gid == 399
 
 
 def test_a_number_of_ours_that_an_account_has_twice_stays(etc: Path) -> None:

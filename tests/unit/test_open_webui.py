@@ -361,3 +361,11 @@ def test_ansible_users_are_told_what_measures_a_password(monkeypatch: pytest.Mon
         AnsibleFilterError, match=r"Remedy: `pip install zxcvbn` into the environment of ansible-playbook"
     ):
         password_filter.password_weakness("an-administrators-long-secret", "admin@example.com")
+
+
+def test_a_database_that_cannot_be_opened_is_not_called_damaged() -> None:
+    asked = (Path("/d/webui.db"), "r1prov-webui", "r1prov-open-webui.service", "/d-backups")
+    said = open_webui_data._explained(DatabaseError("unable to open database file"), *asked)
+    assert "may well be whole" in said
+    assert "remove it" not in said
+    assert "/d-backups" in open_webui_data._explained(DatabaseError("no such table: config"), *asked)

@@ -255,3 +255,28 @@ def test_a_process_of_no_unit_that_has_the_port_is_named(tmp_path: Path, monkeyp
     service = service_unit.Service(OPTIONS | {"ports": [8000], "timer": ""})
     said = service.explain(service_unit.ServiceError("it did not start"))
     assert said == "port 8000 is taken by python3 (pid 7). Stop that, or give r1prov-x another port."
+
+
+def test_other_secrets_that_a_site_asks_for_are_no_drift_and_a_changed_one_is(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_unit.units, "is_frozen", lambda _: False)
+    monkeypatch.setattr(service_unit.Service, "_start", lambda service, verb: host.start(service))
+    folder = tmp_path / "x"
+
+    def asking(*names: str) -> dict[str, Any]:
+        unit = "[Service]\n" + "".join(f"LoadCredential={name}:{folder}/{name}\n" for name in names)
+        given = dict.fromkeys(names, "secret")
+        return {"timer": "", "state": "started", "credentials_dir": str(folder), "content": unit, "credentials": given}
+
+    host.converge(**asking("api-key"))
+    more = asking("tls-chain", "tls-key", "api-key")
+    assert service_unit.Service(OPTIONS | more).found == []
+    host.converge(**more)
+    assert service_unit.Service(OPTIONS | asking("api-key")).found == []
+    (folder / "tls-key").write_text("another")
+    (folder / "tls-chain").unlink()
+    assert [str(each) for each in service_unit.Service(OPTIONS | more).found] == [
+        f"{folder}/tls-chain is gone",
+        f"{folder}/tls-key has other content than r1prov gave it",
+    ]
