@@ -302,6 +302,22 @@ def delete(module: AnsibleModule, program: str, name: str) -> None:
         module.fail_json(msg=f"{name} cannot be deleted: {done.stderr.strip()}. Remedy: {remedy}")
 
 
+def emptied(data_dir: str, *, whole: bool) -> list[str]:
+    """Folders that go where nothing is left in them.
+
+    Among them is where Ansible has put files on their way, in the home of root and of who logs in. It removes the files alone.
+
+    Args:
+        data_dir: the folder for data.
+        whole: whether all of r1prov goes.
+    """
+    found = [*(data_disk.moved(path, data_dir) for path in data_disk.PLACES), str(data_disk.home(data_dir)), data_dir]
+    found += ["/var/cache/r1prov", "/var/lib/r1prov"]
+    names = {"root", os.environ.get("SUDO_USER", "root")} if whole else set()
+    homes = sorted(entry.pw_dir for entry in pwd.getpwall() if entry.pw_name in names)
+    return [*found, *(each for home in homes for each in (f"{home}/.ansible/tmp", f"{home}/.ansible"))]
+
+
 def main() -> None:
     module = AnsibleModule(argument_spec=arguments(DOCUMENTATION), supports_check_mode=True)
     data_dir, keep, service = (module.params[key] for key in ("data_dir", "keep", "service"))
@@ -365,8 +381,7 @@ def main() -> None:
             forget(f"{name}*")
         if trusted:
             subprocess.run(["update-ca-certificates", "--fresh"], check=True, capture_output=True)
-        disk = [*(data_disk.moved(path, data_dir) for path in data_disk.PLACES), str(data_disk.home(data_dir))]
-        remove_empty([*settings, *disk, data_dir, "/var/cache/r1prov", "/var/lib/r1prov"], mounted)
+        remove_empty([*settings, *emptied(data_dir, whole=not service)], mounted)
     module.exit_json(changed=any(removed.values()), removed=removed, kept=stays, in_use=in_use)
 
 

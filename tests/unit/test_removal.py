@@ -166,3 +166,9 @@ def test_the_line_in_a_platforms_script_goes_and_the_rest_stays(tmp_path):
 def test_removal_knows_the_scripts_of_all_platforms_that_the_role_writes_to():
     known = yaml.safe_load((ROOT / "roles/service/vars/main.yml").read_text())["__service_hooks"]
     assert [each["hook"] for each in known] == list(platform_hook.HOOKS)
+
+
+def test_folders_of_ansible_go_with_the_whole_and_their_own_folder_last() -> None:
+    root = pwd.getpwnam("root").pw_dir
+    assert removal.emptied("/srv/r1prov", whole=True)[-2:] == [f"{root}/.ansible/tmp", f"{root}/.ansible"]
+    assert not [path for path in removal.emptied("/srv/r1prov", whole=False) if ".ansible" in path]
