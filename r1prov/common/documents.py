@@ -158,8 +158,25 @@ def _printable(text: str) -> str:
     return "".join(each if each.isprintable() else "?" for each in text)
 
 
-_FORMS = {r"^\d+\.\d+\.\d+$": "is not a version of three numbers, as 0.12.4 is"}
-"""Pattern -> what to say about a value that does not match it. Other patterns are shown as they are."""
+_NO_SHA256 = "is not a sha256, which has 64 characters of 0 to 9 and a to f"
+_FORMS = {
+    r"^\d+\.\d+\.\d+$": "is not a version of three numbers, as 0.12.4 is",
+    r"^[\w.-]*$": "is not a version, a tag or a commit: write letters, digits, `.`, `_` and `-`",
+    r"^\d+\.\d$": "is not a compute capability, as 8.9 is",
+    r"^/.": "is not an absolute path of a folder, as /srv/r1prov is",
+    r"^/": "is not an absolute path, as /mnt/usb is",
+    r"^https?://": "is not an http or https address",
+    r"^https://": "is not an https address",
+    r"^([0-9a-f]{64})?$": _NO_SHA256,
+    r"^[0-9a-f]{64}$": _NO_SHA256,
+    r"^[A-Za-z0-9][A-Za-z0-9_.-]*$": "is not a name: write letters, digits, `.`, `_` and `-`, and begin with a letter or a digit",
+    r"^[^@\s]+@[^@\s]+$": "is not an address for mail, as admin@example.com is",
+    r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$|^[0-9A-Fa-f:]+$": "is neither a DNS name nor an IP address",
+    r"^[A-Za-z0-9][A-Za-z0-9._-]*$": "is not the name of a file",
+    r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$": "is not the name of a folder",
+    r"^[\w.-]+/[\w.-]+$": "is not a repository, as unsloth/DeepSeek-R1-GGUF is",
+}
+"""Pattern -> what to say about a value that does not match it. A test sees that each pattern is here."""
 
 
 def words(detail: ErrorDetails) -> str:
@@ -177,9 +194,7 @@ def words(detail: ErrorDetails) -> str:
         "float_type": text or "is not a number",
         "finite_number": "is not a number",
         "int_type": text or "is not a whole number",
-        "string_pattern_mismatch": _FORMS.get(
-            str(context.get("pattern")), f"is not of the form {context.get('pattern')}"
-        ),
+        "string_pattern_mismatch": _FORMS.get(str(context.get("pattern")), ""),
         "literal_error": f"is none of {context.get('expected')}",
     }.get(detail["type"], detail["msg"].removeprefix("Value error, ").removeprefix("Input "))
 

@@ -1,4 +1,5 @@
 import json
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import get_args
@@ -8,6 +9,7 @@ from ansible_collections.r1.prov.plugins.module_utils import host_judge
 
 from r1prov import site
 from r1prov.cli import main
+from r1prov.common import documents
 from r1prov.common.errors import SiteError
 from r1prov.decision import decide
 from r1prov.machines import profile as machine
@@ -228,7 +230,10 @@ def test_a_certificate_that_cannot_serve_is_refused_before_anyone_is_contacted(t
         (gateway(tmp_path, name="other.example.com"), "tls/server.crt: the certificate is for r1.example.com, not for"),
         (gateway(tmp_path, key="tls/authority.key"), "tls/server.crt: the key does not belong"),
         (gateway(tmp_path, key="tls/none.key"), "tls/none.key: this file does not exist"),
-        (gateway(tmp_path, name="https://r1"), "r1prov.yml:3: `gateway.server_name`: is not of the form"),
+        (
+            gateway(tmp_path, name="https://r1"),
+            "r1prov.yml:3: `gateway.server_name`: is neither a DNS name nor an IP address",
+        ),
         (gateway(tmp_path, type="lets"), "r1prov.yml:3: `gateway.tls`: `lets` is none of"),
         (gateway(tmp_path) + "service: {port: 443}\n", "r1prov.yml: port 443 is given to two services"),
     ):
@@ -353,3 +358,10 @@ def test_sources_are_listed_without_the_logins_in_their_addresses(
     with pytest.raises(SystemExit):
         main(("sources", "--preset", "us"))
     assert "there is no preset `us`" in capsys.readouterr().err
+
+
+def test_there_are_words_for_each_pattern_that_a_value_may_miss() -> None:
+    texts = (path.read_text() for path in Path(documents.__file__).parents[1].rglob("*.py"))
+    patterns = {pattern for text in texts for pattern in re.findall(r'Field\([^)]*?pattern=r"(.*?)"\)', text)}
+    assert len(patterns) > 10
+    assert patterns == documents._FORMS.keys()
