@@ -16,6 +16,7 @@ from r1prov.runs import report
 from r1prov.runs import run as runs
 from r1prov.runs.past import past_runs
 from r1prov.runs.run import Request
+from r1prov.site.select import not_applied
 from r1prov.site.state import SiteState
 
 if TYPE_CHECKING:
@@ -46,6 +47,13 @@ def announce_pause(site: Site, targets: Sequence[Host]) -> None:
         took_s = report.last_start_s(reports, host.name, f"r1prov-{engine}")
         known = f"; last time that took {took_s:.1f} s" if took_s else ""
         output.say(f"While {engine} loads the model, {host.name} will not answer{known}.")
+
+
+def tell_not_applied(site: Site) -> None:
+    """Say which keys of the site's file this run does not apply, because it changes one thing of the site as it was last applied."""
+    if keys := not_applied(site):
+        what = f"{site.path} says something else of {', '.join(f'`{key}`' for key in keys)} than what was last applied."
+        output.say(f"{what} That is left as it is until `r1prov up`.", "yellow")
 
 
 def settle(site: Site) -> Decision:

@@ -48,6 +48,7 @@ def engine(
     """
     choice = {"engine": which.value}
     wanted, targets = with_choices(site, (), choice)
+    running.tell_not_applied(wanted)
     decision = running.settle(wanted)
     login = login_options.ask()
     # The choice is kept before the run: the next `up` makes good a run that is cut off.
@@ -82,6 +83,7 @@ def rotate(
     if missing := sorted(set(only or ()) - known.keys()):
         what = f"the site has no chat page, so it has no {' or '.join(missing)}"
         raise SiteError(Problem("--only", what, f"rotate one of: {', '.join(known)}"))
+    running.tell_not_applied(applied)
     chosen = [secret for name, secret in known.items() if not only or name in only]
     encrypted = [secret for secret in chosen if state.is_encrypted(secret)]
     decision = running.settle(applied)

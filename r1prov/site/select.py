@@ -104,6 +104,24 @@ def last_applied(path: Path | None, named: Sequence[str], *, or_else: str = "") 
     return site, among(site, named)
 
 
+def not_applied(site: Site) -> list[str]:
+    """The keys of which a site's file says something else than what was last applied, in the order of the alphabet.
+
+    Args:
+        site: the site as it was last applied. One without a file has no such keys.
+
+    Raises:
+        SiteError: its file is wrong.
+    """
+    applied = SiteState.of(site.path).last()
+    if not site.path or not applied:
+        return []
+    choices = SiteState.of(site.path).choices  # They are no person's words in the file.
+    now = load(site.path, chosen=choices).file.model_dump(mode="json")
+    then = applied.file.model_dump(mode="json")
+    return sorted(key for key in now.keys() - choices.keys() if now[key] != then[key])
+
+
 def with_choices(path: Path | None, named: Sequence[str], choices: dict[str, Any]) -> Selection:
     """The site as last applied, but with other choices, and the hosts meant. Keeps nothing.
 

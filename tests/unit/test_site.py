@@ -15,8 +15,9 @@ from r1prov.decision import decide
 from r1prov.machines import profile as machine
 from r1prov.machines.profile import Profile, load_profile
 from r1prov.models.sources import Folder
-from r1prov.site import Check, Host, authority
+from r1prov.site import Check, Host, authority, select
 from r1prov.site.sources import PRESETS, Sources
+from r1prov.site.state import SiteState
 
 
 @pytest.mark.parametrize(
@@ -365,3 +366,17 @@ def test_there_are_words_for_each_pattern_that_a_value_may_miss() -> None:
     patterns = {pattern for text in texts for pattern in re.findall(r'Field\([^)]*?pattern=r"(.*?)"\)', text)}
     assert len(patterns) > 10
     assert patterns == documents._FORMS.keys()
+
+
+def test_what_a_site_file_says_and_no_run_has_applied_is_known_by_its_keys(tmp_path: Path) -> None:
+    path = tmp_path / "r1prov.yml"
+    path.write_text("profile: demo\nhosts: [gpu1]\n")
+    applied = site.load(path)
+    assert select.not_applied(applied) == []
+    SiteState.of(path).remember(applied)
+    SiteState.of(path).choose({"engine": "ollama"})
+    assert select.not_applied(applied) == []
+    path.write_text(
+        "profile: demo\nhosts: [gpu1]\ngateway: {server_name: a.example.com, tls: {type: local-authority}}\nwatch: 1h\n"
+    )
+    assert select.not_applied(applied) == ["gateway", "watch"]
