@@ -32,8 +32,12 @@ if TYPE_CHECKING:
 MIB = 1024**2
 DATA_DISKS = ("/root/autodl-tmp", "/workspace", "/data", "/mnt/data")
 """Where platforms mount the data disk of a container: AutoDL, then RunPod and Vast, then others."""
-PLATFORMS = ("/init/boot/boot.sh", "/etc/vast_boot.d", "/start.sh")
-"""What tells a platform that runs a script of ours when it starts a container: AutoDL, Vast and RunPod."""
+PLATFORMS = {
+    "/init/boot/boot.sh": "/etc/autodl.sh",
+    "/etc/vast_boot.d": "/etc/vast_boot.d/90-r1prov.sh",
+    "/start.sh": "/post_start.sh",
+}
+"""What tells a platform, and the script that it has bash read when it starts a container: AutoDL, Vast and RunPod."""
 COMMAND_LIMIT_S = 15  # nvidia-smi takes seconds to wake many cards that no daemon keeps awake
 KEPT = "/run/r1prov/units"
 """What each keeper tells of its unit, on a host without systemd."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 LIMIT_S = 120
 """The seconds that a look may take on a host."""
 
-STOCK = ("blockinfile", "command", "file")
+STOCK = ("command", "file")
 """The modules of ansible-core that a look asks."""
 
 COMMAND = "python3 -I -"

@@ -10,11 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from ansible_collections.r1.prov.plugins.module_utils import platform_hook
 from ansible_collections.r1.prov.plugins.modules import removal
-
-ROOT = Path(__file__).parents[2]
 
 MOUNTINFO = "23 1 0:20 / / rw - overlay overlay rw\n40 23 0:31 /x /var/cache/r1prov/ccache rw - ext4 /dev/vda rw\n"
 
@@ -161,11 +158,6 @@ def test_the_line_in_a_platforms_script_goes_and_the_rest_stays(tmp_path):
     assert theirs.read_text() == "#!/bin/bash\nstart-something\nother\n"
     assert oct(theirs.stat().st_mode)[-3:] == "750"
     assert not ours.exists()
-
-
-def test_removal_knows_the_scripts_of_all_platforms_that_the_role_writes_to():
-    known = yaml.safe_load((ROOT / "roles/service/vars/main.yml").read_text())["__service_hooks"]
-    assert [each["hook"] for each in known] == list(platform_hook.HOOKS)
 
 
 def test_folders_of_ansible_go_with_the_whole_and_their_own_folder_last() -> None:

@@ -1,0 +1,145 @@
+"""Tests of the line with which a platform starts the services, in scripts that bash really runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+import pytest
+from ansible_collections.r1.prov.plugins.module_utils import platform_hook
+from ansible_collections.r1.prov.plugins.modules import platform_hook as module
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+OLD = "# r1prov: BEGIN\n/usr/local/bin/r1prov-units boot\n# r1prov: END\n"
+"""The line as it stands in a script when nothing is said of what comes after it."""
+SCRIPTS = [
+    "",
+    "\n",
+    "echo theirs",
+    "#!/bin/bash",
+    "#!/bin/bash\necho theirs\nexit 0\n",
+    "#!/bin/bash\nexec true\n",
+    "#!/bin/bash -e\necho theirs\nfalse\n",
+    "#!/bin/bash\r\necho theirs\r\n",
+    "#!/bin/bash\necho k\udce4se\n",
+    "exit 0\n",
+]
+
+
+@pytest.fixture
+def hook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The script of the platform of this container, which is not there yet."""
+    (tmp_path / "boot.sh").touch()
+    monkeypatch.setattr(platform_hook, "PLATFORMS", {str(tmp_path / "boot.sh"): str(tmp_path / "autodl.sh")})
+    return tmp_path / "autodl.sh"
+
+
+def put(path: Path, text: str, mode: int = 0o755) -> None:
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    path.chmod(mode)
+
+
+class EndedError(Exception):
+    """A module has answered."""
+
+
+def ends(**answer: Any) -> None:
+    raise EndedError(answer)
+
+
+def asked(command: str, check: bool = False) -> dict[str, Any]:
+    """What the module answers."""
+    ansible = SimpleNamespace(params={"command": command}, check_mode=check, exit_json=ends, fail_json=ends)
+    with mock.patch.object(module, "AnsibleModule", return_value=ansible), pytest.raises(EndedError) as ended:
+        module.main()
+    answer: dict[str, Any] = ended.value.args[0]
+    return answer
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_services_start_whatever_else_a_script_does_and_it_is_restored(script: str, hook: Path) -> None:
+    command = f"cat > {hook}.said; echo begun >> {hook}.said; false"
+    put(hook, script)
+    assert asked(command)["changed"]
+    assert not asked(command)["changed"]
+    subprocess.run(["bash", hook], stdin=subprocess.DEVNULL, check=False)
+    assert hook.with_name("autodl.sh.said").read_text() == "begun\n"
+    platform_hook.take_out(hook)
+    if script.strip():
+        assert hook.read_bytes().decode("utf-8", "surrogateescape").removesuffix("\n") == script.removesuffix("\n")
+
+
+def test_what_follows_in_a_script_is_done_though_the_services_cannot_be_started(hook: Path) -> None:
+    put(hook, "set -e\nread word\necho $word\n")
+    asked("cat; false")
+    for command in (["bash", "-e", str(hook)], ["bash", "-ec", f". {hook}"]):
+        done = subprocess.run(command, input="theirs\n", capture_output=True, text=True, check=False)
+        assert done.stdout == "theirs\n"
+
+
+@pytest.mark.parametrize("script", ["#!/bin/sh\n{}exit 0\n", "#!/bin/sh\nexit 0\n{}", "echo theirs\n{}"])
+def test_a_line_that_stands_elsewhere_is_named_and_moved(script: str, hook: Path) -> None:
+    command = "/usr/local/bin/r1prov-units boot"
+    put(hook, "#!/bin/sh\nexit 0\n")
+    asked(command)
+    block = hook.read_text().removeprefix("#!/bin/sh\n").removesuffix("exit 0\n")
+    put(hook, script.format(block))
+    if script.startswith("#!/bin/sh\n{}"):
+        assert asked(command, check=True)["differences"] == []
+        return
+    before = hook.read_text()
+    found = asked(command, check=True)
+    (said,) = found["differences"]
+    assert said.startswith(f"r1prov's line in {hook} is at a place that may not be reached")
+    assert found["changed"]
+    assert hook.read_text() == before
+    asked(command)
+    assert asked(command, check=True)["differences"] == []
+    assert hook.read_text().count(block) == 1
+    assert hook.read_text().replace(block, "") == script.format("")
+
+
+def test_what_is_not_as_it_should_be_names_the_script(hook: Path) -> None:
+    command = "/usr/local/bin/r1prov-units boot"
+    lacks = [f"{hook} lacks the line that starts r1prov's services with the container"]
+    assert asked(command, check=True)["differences"] == lacks
+    assert not hook.exists()
+    put(hook, "echo theirs\n")
+    assert asked(command, check=True)["differences"] == lacks
+    put(hook, f"{OLD}echo theirs\n")
+    assert asked(command)["differences"] == [f"r1prov's line in {hook} is another one than it should be"]
+    assert asked(command)["differences"] == []
+
+
+def test_a_script_keeps_owner_and_mode_and_a_new_one_can_be_run(hook: Path) -> None:
+    asked("true")
+    assert hook.stat().st_mode & 0o777 == 0o755
+    owner = 61234 if os.geteuid() == 0 else os.geteuid()
+    put(hook, "echo theirs\n", 0o600)
+    os.chown(hook, owner, -1)
+    for change in (lambda: asked("true"), lambda: platform_hook.take_out(hook)):
+        change()
+        assert (hook.stat().st_mode & 0o777, hook.stat().st_uid) == (0o600, owner)
+
+
+def test_a_script_behind_a_link_is_written_where_it_lies(hook: Path, tmp_path: Path) -> None:
+    put(tmp_path / "theirs", "echo theirs\n")
+    hook.symlink_to("theirs")
+    asked("true")
+    assert hook.is_symlink()
+    assert "\ntrue " in (tmp_path / "theirs").read_text()
+    assert platform_hook.written() == [str(hook)]
+    platform_hook.take_out(hook)
+    assert hook.is_symlink()
+    assert (tmp_path / "theirs").read_text() == "echo theirs\n"
+
+
+def test_a_container_of_an_unknown_platform_is_left_alone(hook: Path) -> None:
+    hook.with_name("boot.sh").unlink()
+    assert not asked("true")["changed"]
+    assert not hook.exists()
