@@ -25,6 +25,7 @@ CHECKS = {
     "gpu_busy": "nobody else uses the cards",
     "gpu_devices": "the device files of the cards are there",
     "disk": "room for everything still to be written",
+    "hook": "the platform's script can be written, which starts the services with the container",
     "ports": "the ports are free or ours",
     "network": "services can be kept in a network of their own",
     "tls": "nobody reaches the gateway without TLS",
@@ -53,7 +54,8 @@ def judge(facts: dict[str, Any], expect: dict[str, Any]) -> list[dict[str, Any]]
 
     Args:
         facts: of `host_probe.probe`, and beside them `present_bytes` ({path: bytes already there}), `private_network`
-            (of `private_network.fault`) and `sources` (of `source_probe.out_of_reach`).
+            (of `private_network.fault`), `hook` (of `platform_hook.obstacle`; empty where there is none)
+            and `sources` (of `source_probe.out_of_reach`).
         expect: `backend` (cpu, cuda), `gpu_count`, `gpu_memory_bytes` (each card), `gpu_compute_capability`,
             `driver_minimum`, `ram_bytes`, `memory_floor_bytes` (RAM + GPU memory), `cores`, `disk`, `ports`, `clock_s`,
             `clock_skew_s`, `data_dir` (with `data_disk` among the facts). What is absent or None is not asked.
@@ -61,7 +63,20 @@ def judge(facts: dict[str, Any], expect: dict[str, Any]) -> list[dict[str, Any]]
     Returns:
         One dict per problem: `check` (a key of CHECKS), `what` (a sentence with figures), `remedy` (what to do next).
     """
-    checks = (_system, _clock, _processor, _memory, _cards, _system_disk, _disk, _ports, _network, _tls, _sources)
+    checks = (
+        _system,
+        _clock,
+        _processor,
+        _memory,
+        _cards,
+        _system_disk,
+        _disk,
+        _hook,
+        _ports,
+        _network,
+        _tls,
+        _sources,
+    )
     return [
         {"check": check, "what": what, "remedy": remedy}
         for function in checks
@@ -353,6 +368,11 @@ def _disk(facts: dict[str, Any], expect: dict[str, Any]) -> Iterator[_Finding]:
                 f"{place} has {size(free)} free; {size(needed)} are still to be written there: {parts}",
                 f"free {size(needed - free)}, or use another disk (is a data disk not mounted? `lsblk` shows it)",
             )
+
+
+def _hook(facts: dict[str, Any], _expect: dict[str, Any]) -> Iterator[_Finding]:
+    if facts["hook"] and not facts["etc_read_only"]:  # One finding about a system disk that is read-only is enough.
+        yield "hook", facts["hook"]["what"], facts["hook"]["remedy"]
 
 
 def _ports(facts: dict[str, Any], expect: dict[str, Any]) -> Iterator[_Finding]:

@@ -19,6 +19,45 @@ def here() -> Path | None:
     return next((Path(hook) for seen, hook in PLATFORMS.items() if Path(seen).exists()), None)
 
 
+def fault(path: Path) -> dict[str, str]:
+    """What keeps even root from writing a script, and what to do: `what` and `remedy`; nothing where it can be written."""
+    real, named = _real(path), str(path)
+    if real != path:
+        named += f", a link to {real},"
+    folder, said = real.parent, ("", "")
+    if real.is_symlink():
+        said = f"{path} is a link that leads to itself", f"remove it: `rm {path}`"
+    elif not folder.is_dir():
+        why = f"{folder} is no folder" if folder.exists() else f"there is no folder {folder}"
+        said = (
+            f"{named} cannot be written: {why}",
+            f"remove the link: `rm {path}`" if real != path else f"make {folder} a folder",
+        )
+    elif real.is_dir():
+        said = f"{named} is a folder, and should be a script", f"move the folder away: `mv {path} {path}.old`"
+    elif real.exists() and not real.is_file():
+        said = f"{named} is no file, and should be a script", f"move it away: `mv {path} {path}.old`"
+    elif str(real) in _mounts():
+        said = f"{named} is mounted there, so that no other file can have its place", f"unmount it: `umount {real}`"
+    elif os.statvfs(folder).f_flag & os.ST_RDONLY:
+        said = f"{named} lies on a read-only file system", "start the container with a writable system disk"
+    else:
+        locked = [each for each in (real, folder) if each.exists() and not os.access(each, os.W_OK)]
+        if locked:
+            said = f"{named} cannot be written, for {locked[0]} is immutable", f"allow changes: `chattr -i {locked[0]}`"
+    return {"what": said[0], "remedy": said[1]} if said[0] else {}
+
+
+def obstacle() -> dict[str, str]:
+    """What keeps the script of this platform from having the line, as `fault` says it; nothing where the script has it."""
+    path = here()
+    if not path:
+        return {}
+    text = _read(path)
+    is_first = _BLOCK.match(text, _HEAD.match(text).end())  # type: ignore[union-attr]
+    return {} if is_first else fault(path)
+
+
 def differences(path: Path, command: str) -> list[str]:
     """What a script lacks, in a sentence each, so that its platform runs a command."""
     text = _read(path)
@@ -67,6 +106,12 @@ def take_out(path: Path) -> None:
 def _real(path: Path) -> Path:
     """The file itself, where links lead to it."""
     return Path(os.path.realpath(path))
+
+
+def _mounts() -> set[str]:
+    """Where something is mounted. The numbers of file systems do not tell it: those of a layered one differ from file to file."""
+    lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
+    return {line.split(" ")[4] for line in lines}
 
 
 def _read(path: Path) -> str:

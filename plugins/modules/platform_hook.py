@@ -42,6 +42,8 @@ def main() -> None:
         return
     found = platform_hook.differences(path, command)  # No drift: a first run finds no line either.
     before = text_of(path)
+    if found and (fault := platform_hook.fault(path)):
+        module.fail_json(msg=f"{fault['what']}. Remedy: {fault['remedy']}", differences=found, drift=[])
     if found and not module.check_mode:
         try:
             platform_hook.put_in(path, command)

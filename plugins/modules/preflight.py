@@ -12,7 +12,7 @@ description:
   - It reads the host in one round trip, compares it with what is asked, and fails once with all problems and remedies.
   - It changes nothing, and does the same in check mode.
   - The names of the checks are C(os), C(arch), C(sudo), C(clock), C(cpu), C(ram), C(floor), C(driver),
-    C(gpu_count), C(gpu_memory), C(gpu_compute), C(gpu_busy), C(gpu_devices), C(disk), C(ports), C(network), C(tls), C(sources).
+    C(gpu_count), C(gpu_memory), C(gpu_compute), C(gpu_busy), C(gpu_devices), C(disk), C(hook), C(ports), C(network), C(tls), C(sources).
     C(fit) is made later, by the role llama_server.
   - For C(network) it starts a unit for a moment, which must not reach the host's network.
 author: The r1prov team
@@ -94,7 +94,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.r1.prov.plugins.module_utils import data_disk, fetching
+from ansible_collections.r1.prov.plugins.module_utils import data_disk, fetching, platform_hook
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
 from ansible_collections.r1.prov.plugins.module_utils.host_judge import CHECKS, judge, remarks
 from ansible_collections.r1.prov.plugins.module_utils.host_probe import probe
@@ -173,6 +173,7 @@ def main() -> None:
     facts["data_disk"] = last if data_dir else None
     facts["present_bytes"] = present_bytes([file for item in disk for file in item["have"]])
     facts["private_network"] = fault() if facts["init"] == "systemd" else ""
+    facts["hook"] = platform_hook.obstacle() if facts["init"] != "systemd" else {}
     facts["sources"] = out_of_reach(sources, options["ca_certificates"], options["source_limit_s"])
     times = {key: options[key] for key in ("clock_s", "clock_skew_s")}
     result: dict[str, Any] = {"changed": False, "problems": [], "overridden": [], "facts": facts}

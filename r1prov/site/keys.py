@@ -29,7 +29,7 @@ Engine = Literal["llama-server", "ollama"]
 
 Check = Literal[
     "os", "arch", "sudo", "clock", "cpu", "ram", "floor", "driver",
-    "gpu_count", "gpu_memory", "gpu_compute", "gpu_busy", "gpu_devices", "disk", "ports", "network", "tls",
+    "gpu_count", "gpu_memory", "gpu_compute", "gpu_busy", "gpu_devices", "disk", "hook", "ports", "network", "tls",
     "sources", "fit",
 ]  # fmt: skip
 """The names of the checks of a host, which plugins/module_utils/host_judge.py makes."""

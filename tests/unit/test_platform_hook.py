@@ -13,6 +13,7 @@ from ansible_collections.r1.prov.plugins.module_utils import platform_hook
 from ansible_collections.r1.prov.plugins.modules import platform_hook as module
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 OLD = "# r1prov: BEGIN\n/usr/local/bin/r1prov-units boot\n# r1prov: END\n"
@@ -143,3 +144,110 @@ def test_a_container_of_an_unknown_platform_is_left_alone(hook: Path) -> None:
     hook.with_name("boot.sh").unlink()
     assert not asked("true")["changed"]
     assert not hook.exists()
+
+
+def folder(hook: Path) -> None:
+    hook.mkdir()
+
+
+def pipe(hook: Path) -> None:
+    os.mkfifo(hook)
+
+
+def nowhere(hook: Path) -> None:
+    hook.symlink_to("missing/theirs")
+
+
+def below_a_file(hook: Path) -> None:
+    hook.symlink_to("boot.sh/theirs")
+
+
+def circle(hook: Path) -> None:
+    hook.symlink_to("autodl.sh")
+
+
+def linked_folder(hook: Path) -> None:
+    hook.symlink_to(".")
+
+
+@pytest.mark.parametrize(
+    ("obstacle", "what", "remedy"),
+    [
+        (folder, "is a folder", "mv HOOK HOOK.old"),
+        (pipe, "is no file", "mv HOOK HOOK.old"),
+        (nowhere, "there is no folder PLACE/missing", "rm HOOK"),
+        (below_a_file, "PLACE/boot.sh is no folder", "rm HOOK"),
+        (circle, "leads to itself", "rm HOOK"),
+        (linked_folder, "a link to PLACE, is a folder", "mv HOOK HOOK.old"),
+    ],
+)
+def test_what_keeps_a_script_from_being_written_is_said_first(
+    obstacle: Callable[[Path], None], what: str, remedy: str, hook: Path
+) -> None:
+    obstacle(hook)
+    found = platform_hook.fault(hook)
+    assert found["what"].startswith(str(hook))
+    what, remedy = (text.replace("HOOK", str(hook)).replace("PLACE", str(hook.parent)) for text in (what, remedy))
+    assert what in found["what"]
+    assert f"`{remedy}`" in found["remedy"]
+    answer = asked("true")
+    assert found["what"] in answer["msg"]
+    assert "changed" not in answer
+
+
+@pytest.fixture
+def own_mounts(hook: Path) -> Iterator[Path]:
+    """A file system of its own below the script's folder, for what only a file system can forbid."""
+    disk = hook.parent / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "none", disk], capture_output=True, check=False).returncode:
+        pytest.skip("nothing can be mounted here")
+    try:
+        put(disk / "theirs", "echo theirs\n")
+        hook.symlink_to(disk / "theirs")
+        assert platform_hook.fault(hook) == {}
+        yield disk
+    finally:
+        subprocess.run(["umount", "--recursive", disk], check=True)
+
+
+def test_a_script_on_a_read_only_file_system_is_said_first(own_mounts: Path, hook: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", own_mounts], check=True)
+    assert "lies on a read-only file system" in platform_hook.fault(hook)["what"]
+
+
+def test_a_script_that_is_mounted_is_said_first(own_mounts: Path, hook: Path, tmp_path: Path) -> None:
+    put(tmp_path / "mounted", "echo theirs\n")
+    subprocess.run(["mount", "--bind", tmp_path / "mounted", own_mounts / "theirs"], check=True)
+    found = platform_hook.fault(hook)
+    assert "is mounted there" in found["what"]
+    assert found["remedy"].endswith(f"`umount {own_mounts}/theirs`")
+
+
+def test_a_script_on_a_layered_disk_is_not_taken_for_a_mounted_one(own_mounts: Path, tmp_path: Path) -> None:
+    """A container's own disk is such a one. Its files may have other numbers of file systems than their folder."""
+    (tmp_path / "low/etc").mkdir(parents=True)
+    for name in ("up", "work", "over"):
+        (own_mounts / name).mkdir()
+    layers = f"lowerdir={tmp_path}/low,upperdir={own_mounts}/up,workdir={own_mounts}/work"
+    over = own_mounts / "over"
+    if subprocess.run(
+        ["mount", "-t", "overlay", "none", "-o", layers, over], capture_output=True, check=False
+    ).returncode:
+        pytest.skip("no layered disk can be mounted here")
+    put(over / "etc/autodl.sh", "echo theirs\n")
+    assert platform_hook.fault(over / "etc/autodl.sh") == {}
+
+
+@pytest.mark.parametrize("locked", ["theirs", "."])
+def test_an_immutable_script_is_said_first_and_left_alone_once_it_has_the_line(
+    locked: str, own_mounts: Path, hook: Path
+) -> None:
+    if subprocess.run(["chattr", "+i", own_mounts / locked], capture_output=True, check=False).returncode:
+        pytest.skip("no file can be made immutable here")
+    assert f"`chattr -i {(own_mounts / locked).resolve()}`" in platform_hook.obstacle()["remedy"]
+    subprocess.run(["chattr", "-i", own_mounts / locked], check=True)
+    asked("true")
+    subprocess.run(["chattr", "+i", own_mounts / locked], check=True)
+    assert platform_hook.obstacle() == {}
+    assert not asked("true")["changed"]

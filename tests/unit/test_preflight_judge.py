@@ -79,6 +79,7 @@ FACTS = {
     "present_bytes": {},
     "listeners": [],
     "private_network": "",
+    "hook": {},
     "sources": [],
 }
 EXPECT = {
@@ -252,6 +253,13 @@ WRONG = [
         "ports",
         "of user@1000.service",
         "another port",
+    ),
+    (
+        {"hook": {"what": "/etc/autodl.sh is a folder, and should be a script", "remedy": "move the folder away"}},
+        {},
+        "hook",
+        "/etc/autodl.sh is a folder",
+        "move the folder away",
     ),
     (
         {"private_network": "a unit still reached the network of the host"},
