@@ -12,7 +12,8 @@ description:
   - What is kept becomes root's, because the users are removed, and a folder that belonged to one of them is closed to others. A later
     C(r1prov up) gives it back.
   - It refuses, before anything is changed, while a user who stays has one of the groups as their own group, or while a process that
-    belongs to none of the units runs as one of the users. Nobody could remove the group or the user then.
+    belongs to none of the units runs as one of the users. Nobody could remove the group or the user then. It refuses as well while the
+    script with which a platform starts the services cannot be written.
 author: The r1prov team
 options: {
   "data_dir": {"type": "path", "default": "/srv/r1prov", "description": "The folder that holds the models."},
@@ -318,6 +319,24 @@ def emptied(data_dir: str, *, whole: bool) -> list[str]:
     return [*found, *(each for home in homes for each in (f"{home}/.ansible/tmp", f"{home}/.ansible"))]
 
 
+def hindrance(groups: list[grp.struct_group], users: dict[int, str], units: list[str], hooks: Iterable[str]) -> str:
+    """What keeps groups, users, units and the lines in scripts of platforms from being removed, with what to do; empty where all can be."""
+    obstacles = holders(groups, pwd.getpwall(), list(users.values()))
+    remedies = ["give each another one (usermod --gid GROUP USER)"] if obstacles else []
+    if running := strangers(users, units):
+        obstacles += [f"{each}, and is none of r1prov's services" for each in running]
+        remedies.append("end each process (kill NUMBER)")
+    for fault in filter(None, (platform_hook.fault(Path(hook)) for hook in hooks)):
+        obstacles.append(fault["what"])
+        remedies.append(fault["remedy"])
+    if not obstacles:
+        return ""
+    remedy = " and ".join(remedies)
+    return (
+        f"{'; '.join(obstacles)}. Nothing was removed. Remedy: {remedy[0].upper()}{remedy[1:]}, and run the same again"
+    )
+
+
 def main() -> None:
     module = AnsibleModule(argument_spec=arguments(DOCUMENTATION), supports_check_mode=True)
     data_dir, keep, service = (module.params[key] for key in ("data_dir", "keep", "service"))
@@ -329,14 +348,9 @@ def main() -> None:
     units = sorted(path.name for path in OURS.glob(f"{name}*") if path.suffix in (".service", ".socket", ".timer"))
     users = {entry.pw_uid: entry.pw_name for entry in pwd.getpwall() if entry.pw_name.startswith(name)}
     groups = groups_of(name)
-    obstacles = holders(groups, pwd.getpwall(), list(users.values()))
-    remedy = "Give each another one (usermod --gid GROUP USER)" if obstacles else ""
-    if running := strangers(users, units):
-        obstacles += [f"{each}, and is none of r1prov's services" for each in running]
-        remedy = " and ".join(filter(None, [remedy, "end each process (kill NUMBER)"]))
-    if obstacles:
-        remedy = remedy[0].upper() + remedy[1:]
-        module.fail_json(msg=f"{'; '.join(obstacles)}. Nothing was removed. Remedy: {remedy}, and run the same again")
+    hooks = [] if service else platform_hook.written()
+    if obstacle := hindrance(groups, users, units, hooks):
+        module.fail_json(msg=obstacle)
     mounted = mounts(Path("/proc/self/mountinfo").read_text(encoding="utf-8"))
     ours = [f"{OURS}/{name}*", f"{OURS}/*.wants/{name}*", f"{OURS}/*.d/{name}*"]
     ours.append(f"/var/lib/systemd/timers/stamp-{name}*")
@@ -347,7 +361,6 @@ def main() -> None:
     trusted = [] if service else sorted(glob.glob("/etc/ssl/certs/r1prov-*"))  # noqa: PTH207
     gone = [] if service else [link for link in links if data_disk.moved(link, data_dir) in files]
     own = [group.gr_name for group in groups if group.gr_name not in users.values()]
-    hooks = [] if service else platform_hook.written()
     removed = {
         "units": units,
         "users": list(users.values()),

@@ -11,6 +11,7 @@ from unittest import mock
 import pytest
 from ansible_collections.r1.prov.plugins.module_utils import platform_hook
 from ansible_collections.r1.prov.plugins.modules import platform_hook as module
+from ansible_collections.r1.prov.plugins.modules import removal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -251,3 +252,14 @@ def test_an_immutable_script_is_said_first_and_left_alone_once_it_has_the_line(
     subprocess.run(["chattr", "+i", own_mounts / locked], check=True)
     assert platform_hook.obstacle() == {}
     assert not asked("true")["changed"]
+
+
+def test_removal_refuses_while_the_line_cannot_be_taken_out(own_mounts: Path, hook: Path) -> None:
+    asked("true")
+    subprocess.run(["mount", "-o", "remount,ro", own_mounts], check=True)
+    params = {"data_dir": str(hook.parent), "keep": [], "service": ""}
+    ansible = SimpleNamespace(params=params, check_mode=True, exit_json=ends, fail_json=ends)
+    with mock.patch.object(removal, "AnsibleModule", return_value=ansible), pytest.raises(EndedError) as ended:
+        removal.main()
+    assert f"{hook}, a link to {own_mounts}/theirs, lies on a read-only" in ended.value.args[0]["msg"]
+    assert "Nothing was removed. Remedy: Start the container with" in ended.value.args[0]["msg"]
