@@ -97,7 +97,7 @@ def written() -> list[str]:
 def take_out(path: Path) -> None:
     """Takes the line out of a script. A script that has nothing else goes."""
     rest = _BLOCK.sub("", _read(path))
-    if rest.strip():
+    if rest:
         _write(path, rest)
     else:
         _real(path).unlink()

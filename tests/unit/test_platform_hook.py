@@ -72,7 +72,7 @@ def test_the_services_start_whatever_else_a_script_does_and_it_is_restored(scrip
     subprocess.run(["bash", hook], stdin=subprocess.DEVNULL, check=False)
     assert hook.with_name("autodl.sh.said").read_text() == "begun\n"
     platform_hook.take_out(hook)
-    if script.strip():
+    if script:
         assert hook.read_bytes().decode("utf-8", "surrogateescape").removesuffix("\n") == script.removesuffix("\n")
 
 
