@@ -30,8 +30,8 @@ pytestmark = pytest.mark.host
 NAME = "e2e-container"
 DATA_DIR = f"{DATA}/r1prov"
 HOOK = "/etc/autodl.sh"
-FOREIGN = f"echo begun >> {DATA}/somebody\n"
-"""What somebody else has told the platform to run. r1prov is no part of it."""
+FOREIGN = f"echo begun >> {DATA}/somebody\nexit 0\n"
+"""What somebody else has told the platform to run. r1prov is no part of it, and nothing behind it would run."""
 EVE = {"email": "eve@example.com", "password": "correct-horse-9"}
 CHAT = "What Eve has asked"
 SERVICES = ("r1prov-embeddings", "r1prov-llama-server", "r1prov-open-webui")
