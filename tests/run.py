@@ -189,8 +189,8 @@ def _needs(name: str, folder: Path) -> tuple[str, ...]:
     (platform,) = yaml.safe_load((folder / "molecule.yml").read_text())["platforms"]
     image = "engine in a container" if "containers" in platform.get("groups", ()) else "engine on bookworm"
     # Its hubs and mirrors listen on the same ports of this machine as those of the scenario whose playbooks it shares.
-    other = (name.removesuffix(" container"),) if name.endswith(" container") else ()
-    return NEEDS.get(name, ()) + ((image,) if platform.get("engine") else ()) + other
+    shared = name.removesuffix(" container")
+    return NEEDS.get(shared, ()) + ((image,) if platform.get("engine") else ()) + ((shared,) if shared != name else ())
 
 
 def _pytest(

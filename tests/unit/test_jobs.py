@@ -162,6 +162,7 @@ def test_every_scenario_waits_for_compilers_that_there_are(tmp_path: Path) -> No
     assert jobs["molecule measure"].after == ("engine on bookworm",)
     assert jobs["molecule gateway acme"].after == ("Pebble",)
     assert len(jobs["molecule ollama"].after) == 2
+    assert jobs["molecule ollama container"].after == (*jobs["molecule ollama"].after, "molecule ollama")
     assert not jobs["molecule preflight"].after
 
 
