@@ -375,6 +375,29 @@ def test_the_host_does_not_wait_for_the_start_of_a_unit_that_runs_already(tmp_pa
     assert asked == []
 
 
+def test_nobody_but_root_can_hold_what_commands_wait_for(tmp_path, monkeypatch):
+    """A lock can be held by whoever can open its file, also for reading."""
+    folder = tmp_path / "units"
+    monkeypatch.setattr(known, "FOLDER", folder)
+    folder.mkdir()
+    folder.chmod(0o755)
+    (folder / "old.lock").touch()
+    (folder / "old.lock").chmod(0o644)
+    before = os.umask(0)
+    try:
+        with known.held("a.change"), known.kept("old", lambda: None), known.job("a"):
+            known.write("a", known.State())
+    finally:
+        os.umask(before)
+    assert {path.name: oct(path.stat().st_mode)[-3:] for path in (folder, *folder.iterdir())} == {
+        "units": "700",
+        "a.change": "600",
+        "old.lock": "600",
+        "a.job": "600",
+        "a.json": "600",
+    }
+
+
 def test_what_one_start_has_written_is_found_in_the_log(tmp_path, monkeypatch):
     monkeypatch.setattr(log, "LOG", tmp_path)
     (tmp_path / "r1prov-a.service.log.1").write_text("-- r1prov-units: start one\nold\n")

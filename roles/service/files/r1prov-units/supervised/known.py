@@ -74,10 +74,15 @@ def read(name: str) -> State:
 def write(name: str, state: State) -> None:
     """Replaces what is known of a unit."""
     prepare()
-    fresh = FOLDER / f".{name}.{os.getpid()}"
-    fresh.write_text(json.dumps(asdict(state)) + "\n", encoding="utf-8")
-    fresh.chmod(0o644)
-    fresh.replace(FOLDER / f"{name}.json")
+    replace(FOLDER / f"{name}.json", json.dumps(asdict(state)) + "\n")
+
+
+def replace(path: Path, text: str) -> None:
+    """Replaces a file, which is for root alone."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    with _private(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as file:
+        file.write(text.encode())
+    fresh.replace(path)
 
 
 def forget(name: str) -> None:
@@ -89,8 +94,7 @@ def forget(name: str) -> None:
 @contextmanager
 def held(name: str, *, patient: bool = True) -> Iterator[bool]:
     """Holds a lock, if it is to be had. Whoever is patient waits for it."""
-    prepare()
-    with (FOLDER / name).open("ab") as file:
+    with _lock(name) as file:
         if patient:
             fcntl.flock(file, fcntl.LOCK_EX)
         yield patient or _locked(file)
@@ -104,8 +108,7 @@ def kept(name: str, pause: Callable[[], None]) -> Iterator[None]:
         name: the unit.
         pause: is called now and then while a keeper before this one still ends its service.
     """
-    prepare()
-    with (FOLDER / f"{name}.lock").open("ab") as file:
+    with _lock(f"{name}.lock") as file:
         while not _locked(file):
             pause()
         yield
@@ -127,8 +130,7 @@ def changed(names: Iterable[str]) -> Iterator[None]:
 
 def job(name: str) -> BinaryIO:
     """An open file. As long as a process has it, `waits` says that something is still to be done with the unit."""
-    prepare()
-    file = (FOLDER / f"{name}.job").open("ab")
+    file = _lock(f"{name}.job")
     fcntl.flock(file, fcntl.LOCK_SH)
     return file
 
@@ -139,11 +141,11 @@ def waits(name: str) -> bool:
 
 
 def prepare() -> None:
-    """Makes the folder. Everybody may read how services are."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    for folder in (FOLDER.parent, FOLDER):
-        with suppress(PermissionError):
-            folder.chmod(0o755)
+    """Makes the folder. Only root may enter it, because whoever opens a lock can hold it. The one above is for all of r1prov."""
+    FOLDER.mkdir(mode=0o700, parents=True, exist_ok=True)
+    FOLDER.chmod(0o700)
+    with suppress(PermissionError):
+        FOLDER.parent.chmod(0o755)
 
 
 def began(pid: int) -> str:
@@ -163,6 +165,19 @@ def stat_of(pid: int | str) -> list[str]:
 def stamp() -> str:
     """The time now, as systemctl shows it."""
     return time.strftime("%a %Y-%m-%d %H:%M:%S UTC", time.gmtime())
+
+
+def _lock(name: str) -> BinaryIO:
+    """Opens a file that processes lock."""
+    prepare()
+    return _private(FOLDER / name, os.O_WRONLY | os.O_CREAT)
+
+
+def _private(path: Path, flags: int) -> BinaryIO:
+    """Opens a file that only root may open, whatever the umask is and whoever could open it before."""
+    file = os.fdopen(os.open(path, flags, 0o600), "wb")
+    os.fchmod(file.fileno(), 0o600)
+    return file
 
 
 def _is_held(name: str) -> bool:
