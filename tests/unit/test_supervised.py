@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,6 +99,12 @@ class Host:
         assert self.inside.stdout.readline() == "made\n"
         self.keepers: dict[str, subprocess.Popen[str]] = {}
 
+    def run(self, *words: str) -> str:
+        command = ["nsenter", f"--target={self.inside.pid}", "--mount", sys.executable, "-I", PROGRAM, *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
     def keep(self, name: str, service: str, unit: str = "") -> None:
         text = f"[Unit]\n{unit}\n[Service]\nUser=nobody\nGroup=nogroup\n{service}\n"
         (self.folder / "etc/systemd/system" / name).write_text(text)
@@ -140,6 +147,25 @@ def host(tmp_path):
     made = Host(tmp_path)
     yield made
     made.close()
+
+
+@pytest.fixture
+def booted(host):
+    """A host on which supervisord runs, with one unit."""
+    if not shutil.which("supervisord"):
+        pytest.skip("supervisord is not installed")
+    before = os.umask(0)
+    (host.folder / "etc/systemd/system/r1prov-a.service").write_text("[Service]\nExecStart=/bin/sleep infinity\n")
+    try:
+        host.run("start", "r1prov-a")
+        yield host
+    finally:
+        os.umask(before)
+        host.run("shutdown")
+
+
+def modes(*paths: Path) -> dict[str, str]:
+    return {path.name: oct(path.stat().st_mode)[-3:] for path in paths}
 
 
 def alive(pid: int) -> bool:
@@ -396,6 +422,25 @@ def test_nobody_but_root_can_hold_what_commands_wait_for(tmp_path, monkeypatch):
         "a.job": "600",
         "a.json": "600",
     }
+
+
+def test_only_root_reads_what_supervisord_writes(booted):
+    units, run = booted.folder / "var/lib/r1prov/units", booted.folder / "run/r1prov/units"
+    logs = units / "log"
+    names = ("supervisord.log", "boot.log", "guard.log", "r1prov-a.service.log")
+    assert modes(units, logs, *logs.iterdir()) == {"units": "700", "log": "700"} | dict.fromkeys(names, "600")
+    assert modes(run, run / "supervisord.pid") == {"units": "700", "supervisord.pid": "600"}
+    assert modes(booted.folder / "run/credentials") == {"credentials": "711"}
+    assert "Umask:\t0022" in Path(f"/proc/{booted.state('r1prov-a.service').MainPID}/status").read_text()
+
+
+def test_what_others_may_read_is_closed_when_supervisord_reads_anew(booted):
+    logs = booted.folder / "var/lib/r1prov/units/log"
+    for path in (logs.parent, logs, *logs.iterdir()):
+        path.chmod(0o777)
+    booted.run("daemon-reload")
+    assert set(modes(logs.parent, logs).values()) == {"700"}
+    assert set(modes(*logs.iterdir()).values()) == {"600"}
 
 
 def test_what_one_start_has_written_is_found_in_the_log(tmp_path, monkeypatch):

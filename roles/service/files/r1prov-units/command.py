@@ -43,6 +43,7 @@ def main() -> int:
     for ignored in ("--quiet", "--all", "--plain", "--no-legend", "--no-pager", "--full"):
         parser.add_argument(ignored, action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_intermixed_args()
+    os.umask(0o022)  # supervisord has another one. What is for root alone says so itself.
     try:
         return _does(asked)
     except (verbs.RefusedError, SupervisorError, UnitFileError, OSError) as error:

@@ -141,8 +141,7 @@ def credentials(unit: Unit) -> dict[str, str]:
     if not pairs:
         return {}
     account, folder = pwd.getpwnam(unit.text("User", "root")), CREDENTIALS / unit.name
-    CREDENTIALS.mkdir(mode=0o711, parents=True, exist_ok=True)
-    CREDENTIALS.chmod(0o711)
+    make_credentials()
     folder.mkdir(mode=0o700)
     for name, source in pairs:
         descriptor = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)
@@ -152,6 +151,12 @@ def credentials(unit: Unit) -> dict[str, str]:
     os.chown(folder, account.pw_uid, account.pw_gid)
     folder.chmod(0o500)
     return {"CREDENTIALS_DIRECTORY": str(folder)}
+
+
+def make_credentials() -> None:
+    """Makes the folder in which the folders of credentials are. A unit's user has to get through it to its own."""
+    CREDENTIALS.mkdir(mode=0o711, parents=True, exist_ok=True)
+    CREDENTIALS.chmod(0o711)
 
 
 def remove_credentials(unit: Unit) -> None:

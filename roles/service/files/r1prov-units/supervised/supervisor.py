@@ -10,10 +10,13 @@ import subprocess
 import time
 import xmlrpc.client
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from supervised import known, program
 from supervised.unit_file import FOLDER
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 STATE = Path("/var/lib/r1prov/units")
 LOG = STATE / "log"
@@ -32,7 +35,6 @@ logfile_maxbytes=1MB
 logfile_backups=1
 pidfile=/run/r1prov/units/supervisord.pid
 childlogdir={LOG}
-umask=077
 [include]
 files={STATE}/*.conf
 [program:boot]
@@ -89,8 +91,7 @@ def boot() -> None:
     if is_there():
         return
     _down().unlink(missing_ok=True)
-    LOG.mkdir(mode=0o700, parents=True, exist_ok=True)
-    STATE.chmod(0o700)
+    prepare()
     configure()
     program.detach(program.again("loop"))
     limit = time.monotonic() + _LIMIT_S
@@ -100,6 +101,24 @@ def boot() -> None:
         time.sleep(0.1)
     while _starts_enabled() and time.monotonic() < limit:
         time.sleep(0.1)
+
+
+def prepare() -> None:
+    """Makes all folders that are needed, and gives each the mode that it should have. Only root reads the logs."""
+    known.prepare()
+    program.make_credentials()
+    LOG.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path, mode in _modes():
+        with contextlib.suppress(FileNotFoundError):  # supervisord begins a new log now and then.
+            path.chmod(mode)
+
+
+def _modes() -> Iterator[tuple[Path, int]]:
+    """What lies in supervisord's folder and what the mode of each should be."""
+    yield from ((STATE, 0o700), (LOG, 0o700))
+    for path in LOG.iterdir():
+        if not path.is_symlink():
+            yield path, 0o600
 
 
 def _starts_enabled() -> bool:
@@ -113,8 +132,14 @@ def loop() -> None:
         while mine and not _down().exists():
             if not is_there():
                 command = ["supervisord", "--nodaemon", "--configuration", str(STATE / "supervisord.conf")]
+                # supervisord heeds a umask of its configuration only where it goes to the background by itself.
                 subprocess.run(
-                    command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    check=False,
+                    umask=0o077,
                 )
             time.sleep(1)
 

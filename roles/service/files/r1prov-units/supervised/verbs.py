@@ -111,6 +111,7 @@ def disable(*names: str) -> None:
 def daemon_reload() -> None:
     """Reads the unit files again. What runs goes on as it was started."""
     supervisor.boot()
+    supervisor.prepare()
     supervisor.configure()
     supervisor.reread()
 
