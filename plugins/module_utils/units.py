@@ -137,6 +137,11 @@ def forget(pattern: str) -> None:
         reset_failed(pattern)
 
 
+def differences() -> list[str]:
+    """What somebody has changed of r1prov's own way to run units, in a sentence each. The verb `daemon-reload` puts it right."""
+    return [] if by_systemd() else _read("differences").splitlines()
+
+
 def end() -> None:
     """Ends what runs the units, where that is r1prov's own program. systemd stays.
 

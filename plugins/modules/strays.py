@@ -13,6 +13,7 @@ description:
     A system account of that kind is named and stays, because somebody may use it. So does what the host itself would use, such as a job of
     cron.
   - Folders and files of r1prov that are root's must belong to root, and nobody else may write to them.
+  - Where systemd does not run the host, the configuration of supervisord must be what r1prov has written, and its socket root's alone.
 author: The r1prov team
 options: {
   "known": {"type": "list", "elements": "str", "required": true, "description": "All units that roles make, with their types."},
@@ -60,7 +61,8 @@ def main() -> None:
     files += stray_look.of_configuration(module.params["configuration"], known)
     gone = {each.place for each in files}
     places = [each for each in place_look.look() if each.place not in gone]
-    differences = [*strays, *files, *places]
+    of_supervisor = units.differences()
+    differences = [*strays, *files, *places, *of_supervisor]
     for said in stray_look.administrators(module.params["accounts"]):
         module.warn(said)
     for name in of_accounts(module.params["accounts"]):
@@ -77,6 +79,8 @@ def main() -> None:
             place_look.mend(places)
             if strays:
                 units.forget("r1prov*")
+            elif of_supervisor:
+                units.systemctl("daemon-reload")
         except (OSError, units.UnitError) as error:
             module.fail_json(
                 msg=f"what is not r1prov's cannot be removed: {error}", differences=list(map(str, differences))

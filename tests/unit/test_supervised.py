@@ -100,8 +100,11 @@ class Host:
         self.keepers: dict[str, subprocess.Popen[str]] = {}
 
     def run(self, *words: str) -> str:
-        command = ["nsenter", f"--target={self.inside.pid}", "--mount", sys.executable, "-I", PROGRAM, *words]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return self.command(sys.executable, "-I", str(PROGRAM), *words)
+
+    def command(self, *argv: str) -> str:
+        inside = ["nsenter", f"--target={self.inside.pid}", "--mount", *argv]
+        done = subprocess.run(inside, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -376,6 +379,7 @@ def test_what_starts_with_supervisord_is_started_before_whoever_started_it_goes_
     for name, place in {"FOLDER": tmp_path, "STATE": tmp_path, "LOG": tmp_path / "log", "_ask": ask}.items():
         monkeypatch.setattr(supervisor, name, place)
     monkeypatch.setattr(program, "detach", begun.append)
+    monkeypatch.setattr(program, "CREDENTIALS", tmp_path / "credentials")
     supervisor.boot()
     assert begun
     assert not told
@@ -441,6 +445,63 @@ def test_what_others_may_read_is_closed_when_supervisord_reads_anew(booted):
     booted.run("daemon-reload")
     assert set(modes(logs.parent, logs).values()) == {"700"}
     assert set(modes(*logs.iterdir()).values()) == {"600"}
+
+
+def test_what_somebody_has_changed_of_supervisord_is_named_and_put_right(booted):
+    units = booted.folder / "var/lib/r1prov/units"
+    evil = units / "evil.conf"
+    before = booted.state("r1prov-a.service")
+    assert booted.run("differences") == ""
+    main = (units / "supervisord.conf").read_text()
+    (units / "supervisord.conf").write_text(main.replace("chmod=0700", "chmod=0777"))
+    evil.write_text("[program:evil]\ncommand=/bin/sleep infinity\n")
+    (units / "r1prov-a.service.conf").unlink()
+    (units / "r1prov-a.service.conf").symlink_to("/dev/null")
+    (units / "supervisor.sock").chmod(0o666)
+    place = "/var/lib/r1prov/units"
+    assert booted.run("differences").splitlines() == [
+        f"{place}/evil.conf is in the folder of supervisord's configuration, and no part of r1prov has made it",
+        f"{place}/r1prov-a.service.conf has other content than r1prov gave it",
+        f"{place}/supervisord.conf has other content than r1prov gave it",
+        f"{place}/supervisor.sock has mode 0666, and should have 0700",
+        f"{place}/evil.conf has mode 0666, and should have 0600",
+    ]
+    booted.run("daemon-reload")
+    assert booted.run("differences") == ""
+    assert (units / "supervisord.conf").read_text() == main
+    assert not evil.exists()
+    assert modes(units / "supervisor.sock") == {"supervisor.sock": "700"}
+    assert booted.state("r1prov-a.service") == before  # It goes on.
+
+
+def test_what_supervisord_runs_beside_units_ends(booted):
+    units = booted.folder / "var/lib/r1prov/units"
+    (units / "evil.conf").write_text("[program:evil]\ncommand=/bin/sleep infinity\n")
+    booted.command("supervisorctl", "--serverurl=unix:///var/lib/r1prov/units/supervisor.sock", "update")
+    (units / "evil.conf").unlink()
+    assert booted.run("differences") == "supervisord runs evil, and no part of r1prov has made that\n"
+    booted.run("daemon-reload")
+    assert booted.run("differences") == ""
+
+
+def test_a_unit_for_which_supervisord_runs_something_else_gets_its_keeper_back(booted):
+    file = booted.folder / "var/lib/r1prov/units/r1prov-a.service.conf"
+    file.write_text("[program:r1prov-a.service]\ncommand=/bin/sleep infinity\nautostart=true\n")
+    booted.command("supervisorctl", "--serverurl=unix:///var/lib/r1prov/units/supervisor.sock", "update")
+    assert booted.state("r1prov-a.service").ActiveState == "inactive"
+    booted.run("daemon-reload")
+    booted.run("start", "r1prov-a")
+    assert booted.state("r1prov-a.service").ActiveState == "active"
+
+
+def test_a_unit_that_comes_or_goes_is_no_difference(booted):
+    folder = booted.folder / "etc/systemd/system"
+    (folder / "r1prov-b.service").write_text("[Service]\nExecStart=/bin/true\n")
+    assert booted.run("differences") == ""
+    (folder / "r1prov-a.service").unlink()
+    assert booted.run("differences") == ""
+    booted.run("daemon-reload")
+    assert booted.run("differences") == ""
 
 
 def test_what_one_start_has_written_is_found_in_the_log(tmp_path, monkeypatch):

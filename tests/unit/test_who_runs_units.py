@@ -10,9 +10,11 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ansible_collections.r1.prov.plugins.module_utils import host_probe, units
+from ansible_collections.r1.prov.plugins.modules import strays
 
 ANSWERS = """
 import sys
@@ -23,6 +25,8 @@ match sys.argv[1]:
         print("ActiveState=active", "InvocationID=7", "MainPID=12", sep=chr(10))
     case "log":
         print("first", "", "last", sep=chr(10))
+    case "differences":
+        print("evil.conf is none of ours")
     case "stop":
         sys.exit("no such unit")
 """
@@ -59,6 +63,36 @@ def test_without_systemd_the_own_program_is_asked_with_the_same_verbs(calls: Pat
         "reset-failed r1prov*",
         "stop r1prov-x",
     ]
+
+
+def test_what_somebody_has_changed_of_what_runs_the_units_is_put_right(
+    calls: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer: dict[str, Any] = {}
+
+    class Module:
+        check_mode = True
+
+        def __init__(self, **_: Any) -> None:
+            self.params = {key: [] for key in ("known", "programs", "configuration", "accounts")}
+
+        def warn(self, said: str) -> None:
+            pass
+
+        def exit_json(self, **result: Any) -> None:
+            answer.update(result)
+
+    monkeypatch.setattr(strays, "AnsibleModule", Module)
+    for module, name in ((strays.unit_look, "strays"), (strays.place_look, "look"), (strays, "of_accounts")):
+        monkeypatch.setattr(module, name, lambda *_: [])
+    for name in ("of_programs", "of_configuration", "administrators"):
+        monkeypatch.setattr(strays.stray_look, name, lambda *_: [])
+    strays.main()
+    assert answer == {"changed": True, "differences": ["evil.conf is none of ours"]}
+    assert "daemon-reload" not in calls.read_text()
+    Module.check_mode = False
+    strays.main()
+    assert calls.read_text().splitlines()[-1] == "daemon-reload"
 
 
 def test_where_nobody_runs_units_none_is_known(calls: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ r1prov-units                        how all units are
 r1prov-units start|stop|restart|reload|enable|disable UNIT ...
 r1prov-units show UNIT ... [--property=KEY,...]
 r1prov-units log [UNIT] [--lines N] [--first] [--start ID] [--follow]
+r1prov-units differences            what somebody has changed of what runs the units
 r1prov-units boot                   what the platform runs when the host starts
 r1prov-units shutdown               stops all units, and supervisord
 """
@@ -19,7 +20,7 @@ from pathlib import Path
 # Python is started with -I, so that nobody's folder is searched, and not even this one.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from supervised import keeper, log, verbs
+from supervised import keeper, log, supervisor, verbs
 from supervised.supervisor import LOG, SupervisorError
 from supervised.unit_file import UnitFileError, full, path_of
 
@@ -72,7 +73,7 @@ def _does(asked: argparse.Namespace) -> int:
         verbs.VERBS[verb](*units)
         if asked.now:
             {"enable": verbs.start, "disable": verbs.stop}[verb](*units)
-    elif verb not in ("show-environment", "list-units"):  # Their answer may be empty.
+    elif verb not in ("show-environment", "list-units", "differences"):  # Their answer may be empty.
         raise verbs.RefusedError(f"r1prov-units knows no verb {verb}")
     return 0
 
@@ -81,6 +82,8 @@ def _text(asked: argparse.Namespace) -> str:
     """What verbs print that only look."""
     if asked.verb == "status":
         return verbs.status()
+    if asked.verb == "differences":
+        return "\n".join(supervisor.differences())
     if asked.verb == "show":
         shown = verbs.show(asked.units, asked.property.split(",") if asked.property else [])
         return "\n".join(line.partition("=")[2] for line in shown.splitlines()) if asked.value else shown

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import re
+import shutil
 import signal
 import socket
+import stat
 import subprocess
 import time
 import xmlrpc.client
@@ -53,6 +56,7 @@ stdout_logfile_maxbytes=1MB
 stdout_logfile_backups=1
 """
 _LOCK = "supervisord.lock"
+_UNIT = re.compile(r"r1prov.*\.(service|timer)")
 
 
 class SupervisorError(Exception):
@@ -116,8 +120,10 @@ def prepare() -> None:
 def _modes() -> Iterator[tuple[Path, int]]:
     """What lies in supervisord's folder and what the mode of each should be."""
     yield from ((STATE, 0o700), (LOG, 0o700))
-    for path in LOG.iterdir():
-        if not path.is_symlink():
+    if _SOCKET.is_socket():
+        yield _SOCKET, 0o700
+    for path in (*LOG.glob("*"), *STATE.glob("*.conf")):
+        if path.is_file() and not path.is_symlink():
             yield path, 0o600
 
 
@@ -172,34 +178,73 @@ def _down() -> Path:
 
 
 def configure() -> bool:
-    """Writes the configuration of supervisord, with a keeper for each unit of r1prov. Returns whether it was another one."""
+    """Writes the configuration of supervisord: a keeper for each unit of r1prov, and nothing else. Returns whether it was another one."""
     wanted = {STATE / "supervisord.conf": _MAIN} | {STATE / f"{name}.conf": _keeper(name) for name in units()}
-    changed = False
-    for path, text in wanted.items():
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            fresh = path.with_name(f".{path.name}.fresh")
-            fresh.write_text(text, encoding="utf-8")
-            fresh.replace(path)
-            changed = True
-    for path in set(STATE.glob("*.conf")) - wanted.keys():
-        path.unlink()
-        changed = True
-    return changed
+    others = [path for path, text in wanted.items() if not _holds(path, text)]
+    strays = _files() - wanted.keys()
+    for path in (*others, *strays):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    for path in others:
+        known.replace(path, wanted[path])
+    return bool(others or strays)
+
+
+def differences() -> list[str]:
+    """What somebody has changed of what supervisord goes by, in a sentence each. `daemon-reload` puts it right.
+
+    A unit that came or went is no difference: whoever writes its file lets that be read.
+    """
+    found = []
+    for path in sorted(_files() | {STATE / "supervisord.conf"}):
+        is_keepers = _UNIT.fullmatch(path.name.removesuffix(".conf")) and path.suffix == ".conf"
+        if path.name != "supervisord.conf" and not is_keepers:
+            found.append(f"{path} is in the folder of supervisord's configuration, and no part of r1prov has made it")
+        elif not _holds(path, _keeper(path.stem) if is_keepers else _MAIN):
+            found.append(f"{path} {'has other content than r1prov gave it' if path.exists() else 'is gone'}")
+    for path, mode in _modes():
+        with contextlib.suppress(FileNotFoundError):
+            if (has := stat.S_IMODE(path.stat().st_mode)) != mode:
+                found.append(f"{path} has mode {has:04o}, and should have {mode:04o}")
+    with contextlib.suppress(SupervisorError):
+        names = {each["group"] for each in _ask("getAllProcessInfo")} - {"boot", "guard"}
+        found += [
+            f"supervisord runs {name}, and no part of r1prov has made that"
+            for name in sorted(names)
+            if not _UNIT.fullmatch(name)
+        ]
+    return found
+
+
+def _files() -> set[Path]:
+    """What lies in supervisord's folder beside its socket and the logs. It does not read what is hidden, as a new file is."""
+    return {path for path in STATE.glob("[!.]*") if path != LOG and not path.name.startswith(_SOCKET.name)}
+
+
+def _holds(path: Path, text: str) -> bool:
+    """Whether a path is a file with this text."""
+    is_file = path.is_file() and not path.is_symlink()
+    return is_file and path.read_text(encoding="utf-8", errors="replace") == text
 
 
 def units() -> list[str]:
     """The units of r1prov that have a file."""
-    return sorted(path.name for kind in ("service", "timer") for path in FOLDER.glob(f"r1prov*.{kind}"))
+    return sorted(path.name for path in FOLDER.glob("r1prov*") if _UNIT.fullmatch(path.name))
 
 
 def reread() -> None:
     """Lets supervisord know the units that have a file, and forget the others. Those that run go on."""
-    added, _, removed = _ask("reloadConfig")[0]
-    for name in removed:
+    added, changed, removed = _ask("reloadConfig")[0]
+    # What it runs for a unit is no keeper where somebody has given it another command.
+    changed = [name for name in changed if _UNIT.fullmatch(name) and not known.is_kept(name)]
+    for name in (*removed, *changed):
         _ask("stopProcessGroup", name)
         _ask("removeProcessGroup", name)
+    for name in removed:
         known.forget(name)
-    for name in added:
+    for name in (*added, *changed):
         _ask("addProcessGroup", name)
 
 
