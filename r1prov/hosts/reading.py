@@ -161,7 +161,7 @@ def read_status(connection: HostConnection, service: dict[str, Any]) -> dict[str
 def read_pause(connection: HostConnection) -> Pause | None:
     """The measurement that pauses the engine of a host; None where there is none, or nothing can be told."""
     try:
-        result = connection.run(["python3", "-", *systemctl()], _on_host("pause.py"))
+        result = connection.run(["python3", "-", *systemctl()], _on_host("pause.py"), root=True)
         told = json.loads(result.out)
     except (UnreachableError, ValueError):
         return None

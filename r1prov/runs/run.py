@@ -277,7 +277,7 @@ def _bare(name: str, connection: HostConnection, unit: str) -> _Bare | None:
     The lock is read first. A run that sets the host up may end in between, and then the unit is there.
     """
     holder = read_lock(connection)
-    if connection.run(systemctl("cat", f"{unit}.service")).code == 0:
+    if connection.run(systemctl("cat", f"{unit}.service"), root=True).code == 0:
         return None
     if not holder:
         return _Bare(Problem(name, f"is not set up yet: it has no {unit}.service", "run `r1prov up` first"), False)

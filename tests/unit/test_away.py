@@ -17,7 +17,8 @@ from test_contact import free_port
 from r1prov import cli
 from r1prov.common import paths
 from r1prov.common.errors import Exit, Problem, RunError, UnreachableError
-from r1prov.hosts import Login
+from r1prov.hosts import Login, read_pause
+from r1prov.hosts.connection import Result
 from r1prov.output import console
 from r1prov.runs import run as runs
 from r1prov.runs.events import Finished
@@ -406,3 +407,13 @@ def test_progress_of_three_hundred_hosts_is_followed_by_a_bounded_number_of_thre
     for thread in watching:
         thread.join(30)
     assert not any(thread.is_alive() for thread in watching)
+
+
+def test_root_asks_for_units_because_without_systemd_nobody_else_is_answered():
+    class ForRootAlone:
+        def run(self, argv, stdin="", *, root=False, timeout_s=30):
+            told = {"elapsed_s": 1, "limit_s": None, "lock": None}
+            return Result(0, json.dumps(told), "") if root else Result(1, "", "r1prov-units: run it as root")
+
+    assert runs._bare("gpu1", ForRootAlone(), "r1prov-llama-server") is None
+    assert read_pause(ForRootAlone()) is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -502,6 +503,16 @@ def test_a_unit_that_comes_or_goes_is_no_difference(booted):
     assert booted.run("differences") == ""
     booted.run("daemon-reload")
     assert booted.run("differences") == ""
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["stop", "r1prov-a"], ["log", "r1prov-a"], ["show", "r1prov-a"], ["no-such-verb"]]
+)
+def test_who_is_not_root_is_told_so_and_nothing_else(monkeypatch, capsys, words):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(sys, "argv", ["r1prov-units", *words])
+    assert runpy.run_path(str(PROGRAM))["main"]() == 1
+    assert capsys.readouterr() == ("", "r1prov-units: run it as root\n")
 
 
 def test_what_one_start_has_written_is_found_in_the_log(tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 """Runs on a host and prints what is known of a measurement that pauses the engine, as one line of JSON; null where there is none.
 
-It is sent as text, so it needs only Python 3.10 and the standard library. It reads what everybody on the host may read. Its arguments are
-the words before the verb of a command that answers as systemctl does.
+It is sent as text, so it needs only Python 3.10 and the standard library. Where systemd does not run the host, only root is told how units
+are. Its arguments are the words before the verb of a command that answers as systemctl does.
 
 elapsed_s   the seconds since the pause began
 limit_s     the seconds after which its unit ends the measurement at the latest; null where that is not known

@@ -44,6 +44,9 @@ def main() -> int:
     for ignored in ("--quiet", "--all", "--plain", "--no-legend", "--no-pager", "--full"):
         parser.add_argument(ignored, action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_intermixed_args()
+    if os.geteuid() != 0:
+        sys.stderr.write("r1prov-units: run it as root\n")
+        return 1
     os.umask(0o022)  # supervisord has another one. What is for root alone says so itself.
     try:
         return _does(asked)
