@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import runpy
 import shutil
 import signal
@@ -278,6 +279,15 @@ def test_nothing_is_left_of_a_service_that_is_stopped(host):
     ]
 
 
+def test_the_log_says_when_each_start_began(host):
+    host.keep("r1prov-a.service", "Type=exec\nExecStart=/bin/sh -c 'echo here; exec sleep infinity'")
+    start = host.until("r1prov-a.service", "running").InvocationID
+    said = host.said("r1prov-a.service")[0]
+    assert re.fullmatch(rf"-- r1prov-units: start {start} 20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ", said)
+    time.sleep(0.3)
+    assert host.run("log", "--start", start) == "here\n"
+
+
 def test_a_service_dies_with_its_keeper(host):
     host.keep("r1prov-a.service", "Type=exec\nExecStart=/bin/sleep infinity")
     state = host.until("r1prov-a.service", "running")
@@ -517,8 +527,8 @@ def test_who_is_not_root_is_told_so_and_nothing_else(monkeypatch, capsys, words)
 
 def test_what_one_start_has_written_is_found_in_the_log(tmp_path, monkeypatch):
     monkeypatch.setattr(log, "LOG", tmp_path)
-    (tmp_path / "r1prov-a.service.log.1").write_text("-- r1prov-units: start one\nold\n")
-    (tmp_path / "r1prov-a.service.log").write_text("older\n-- r1prov-units: start two\nnew\n")
+    (tmp_path / "r1prov-a.service.log.1").write_text("-- r1prov-units: start one 2026-11-30T10:00:00Z\nold\n")
+    (tmp_path / "r1prov-a.service.log").write_text("older\n-- r1prov-units: start two 2026-11-30T11:00:00Z\nnew\n")
     assert log.lines("r1prov-a.service", "one") == ["old", "older"]
     assert log.lines("", "two") == ["new"]
     assert log.lines("", "three") == []

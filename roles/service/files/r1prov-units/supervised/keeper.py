@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from supervised.unit_file import Command, Unit
 
 MARK = "-- r1prov-units: start "
-"""Begins the line of the log that stands before what one start of the unit has written."""
+"""Begins the line of the log that stands before what one start of the unit has written. The `InvocationID` and the time come next."""
 _HEARD = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
 _TICK_S, _IDLE_S = 0.1, 60.0
 
@@ -133,7 +133,7 @@ class Keeper:
         start, limit_s = uuid.uuid4().hex, unit.seconds("TimeoutStartSec", 90)
         until_s = time.monotonic() + limit_s
         began = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
-        say(f"{MARK}{start}")
+        say(f"{MARK}{start} {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}")
         self.now("activating", "start-pre", InvocationID=start, InactiveExitTimestampMonotonic=began, MainPID=0)
         if missing := [path for path in unit.texts("ConditionPathExists") if not _holds(path)]:
             say(f"{self.name} is not started, because of ConditionPathExists={missing[0]}")

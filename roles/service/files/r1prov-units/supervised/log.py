@@ -24,9 +24,9 @@ def lines(name: str, start: str) -> list[str]:
         found = list(_all(each))
         if not start:
             return found
-        if f"{MARK}{start}" in found:
-            after = found[found.index(f"{MARK}{start}") + 1 :]
-            return list(takewhile(lambda line: not line.startswith(MARK), after))
+        begins = [number for number, line in enumerate(found) if line.startswith(f"{MARK}{start} ")]
+        if begins:
+            return list(takewhile(lambda line: not line.startswith(MARK), found[begins[0] + 1 :]))
     return []
 
 
