@@ -43,10 +43,12 @@ def alone(lock: Path, tell: Callable[[str], None], limit_s: float = float("inf")
     """
     began, told = time.monotonic(), time.monotonic() - _TELL_EVERY_S + 1
     while True:
-        lock.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         try:
+            lock.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             file = _opened(lock)
-        except FileNotFoundError:
+        except (FileExistsError, FileNotFoundError):
+            if os.path.lexists(lock.parent) and not lock.parent.is_dir():
+                raise
             continue  # Somebody has removed the folder in this moment.
         try:
             while not _taken(file):

@@ -149,3 +149,23 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="lock"), alone(tmp_path / ".lock", ignore):
         pass
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_folder_that_goes_in_the_moment_in_which_it_is_made_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ["is there", "was there"]
+    make = Path.mkdir
+
+    def mkdir(folder: Path, *options: object, **named: object) -> None:
+        if asked:
+            raise {"is there": FileExistsError, "was there": FileNotFoundError}[asked.pop()](str(folder))
+        make(folder, *options, **named)  # type: ignore[arg-type] # whatever it is called with
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with alone(tmp_path / "folder" / "lock", lambda _: None, 5):
+        assert not asked
+    monkeypatch.undo()
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError), alone(tmp_path / "file" / "lock", lambda _: None, 5):
+        pass
