@@ -25,6 +25,16 @@ def process(unit: str, used_bytes: int | None, name: str = "python") -> dict:
     return {"pid": 812, "process": name, "unit": unit, "used_bytes": used_bytes}
 
 
+def disk(mount: str, filesystem: str, free_gb: int) -> dict:
+    return {
+        "mount": mount,
+        "filesystem": filesystem,
+        "free_bytes": free_gb * GB,
+        "read_only": False,
+        "in_the_way": "",
+    }
+
+
 FACTS = {
     "clock_s": 1000.0,
     "system": "Linux",
@@ -46,32 +56,7 @@ FACTS = {
         "error": "",
         "missing_devices": [],
     },
-    "disks": [
-        {
-            "mount": "/srv",
-            "filesystem": "8:1",
-            "free_bytes": 150 * GB,
-            "total_bytes": 1800 * GB,
-            "read_only": False,
-            "in_the_way": "",
-        },
-        {
-            "mount": "/srv",
-            "filesystem": "8:1",
-            "free_bytes": 150 * GB,
-            "total_bytes": 1800 * GB,
-            "read_only": False,
-            "in_the_way": "",
-        },
-        {
-            "mount": "/",
-            "filesystem": "8:2",
-            "free_bytes": 5 * GB,
-            "total_bytes": 30 * GB,
-            "read_only": False,
-            "in_the_way": "",
-        },
-    ],
+    "disks": [disk("/srv", "8:1", 150), disk("/srv", "8:1", 150), disk("/", "8:2", 5)],
     "system_disk": {"mount": "/", "filesystem": "8:2", "kind": "overlay"},
     "etc_read_only": False,
     "data_disks": ["/root/autodl-tmp"],
