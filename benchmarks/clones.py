@@ -29,15 +29,11 @@ PORT = 8095
 QUIET = ("r1prov drift", "r1prov up", "ansible-playbook playbooks/up.yml")
 
 
-def kept(operator: Operator, sources: dict[str, Any]) -> None:
+def kept(operator: Operator, host: lab.LabHost, sources: dict[str, Any]) -> None:
     """Brings one host to its state, and keeps it as the image."""
-    host = lab.up("clone", say=saying.to_stderr)
-    try:
-        operator.site([host], sources=sources)
-        operator.does("up")
-        lab.keep(host.name, IMAGE, say=saying.to_stderr)
-    finally:
-        lab.down(host.name)
+    operator.site([host], sources=sources)
+    operator.does("up")
+    lab.keep(host.name, IMAGE, say=saying.to_stderr)
 
 
 def table(site: Path, hosts: list[str]) -> str:
@@ -64,17 +60,18 @@ def main(count: int) -> None:
     weights = [{"type": "hub", "endpoint": f"http://{lab.GATEWAY}:{PORT}"}]
     archive = ollama.release(ollama.VERSION, saying.to_stderr)
     sources = {**surroundings.sources(), "weights": weights, "ollama": {"archive": str(archive)}}
-    with tempfile.TemporaryDirectory() as folder, Hub(hub, address=lab.GATEWAY, port=PORT):
-        try:
-            kept(Operator(Path(tempfile.mkdtemp(dir=folder))), sources)
+    first = lab.up("clone", say=saying.to_stderr)  # The network of the hub is there with the first host.
+    try:
+        with tempfile.TemporaryDirectory() as folder, Hub(hub, address=lab.GATEWAY, port=PORT):
+            kept(Operator(Path(tempfile.mkdtemp(dir=folder))), first, sources)
             operator = Operator(Path(tempfile.mkdtemp(dir=folder)))
             site = operator.site([lab.up(name, image=IMAGE) for name in names], sources=sources)
             operator.does("up")
             sys.stdout.write(f"{table(site, names)}\n")
-        finally:
-            for name in names:
-                lab.down(name)
-            lab.forget(IMAGE, "bookworm")
+    finally:
+        for name in (first.name, *names):
+            lab.down(name)
+        lab.forget(IMAGE, "bookworm")
 
 
 if __name__ == "__main__":
