@@ -58,7 +58,7 @@ def taken(table: str, number: int) -> bool:
     return done.returncode == 0
 
 
-def free(reserved: Collection[int] = ()) -> int:
+def free(reserved: Collection[int]) -> int:
     """A number of system accounts that neither an account nor a group has, and that is reserved for nobody."""
     numbers = (number for number in _SYSTEM if number not in reserved)
     return next(number for number in numbers if not (taken("passwd", number) or taken("group", number)))

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ansible_collections.r1.prov.plugins.module_utils import units
-from ansible_collections.r1.prov.plugins.module_utils.files import read_json, text_of, write_whole
+from ansible_collections.r1.prov.plugins.module_utils.files import mounts, read_json, text_of, write_whole
 
 PLACES = {"/opt/r1prov": "opt", "/var/lib/r1prov": "lib", "/var/cache/r1prov": "cache"}
 """Each folder, and its name on the data disk, below `host` in the folder for data."""
@@ -73,8 +73,8 @@ def wrong_places(data_dir: str, root: Path = Path("/")) -> dict[Path, Path]:
     """
     targets = {place: root / moved(place, data_dir).lstrip("/") for place in PLACES}
     well = [place for place in linked(data_dir, root) if targets[place].is_dir()]
-    mounts = [line.split()[4] for line in text_of(root / "proc/self/mountinfo").splitlines()]
-    well += [place for place in targets if any(each == place or each.startswith(f"{place}/") for each in mounts)]
+    mounted = mounts(text_of(root / "proc/self/mountinfo"))
+    well += [place for place in targets if any(each == place or each.startswith(f"{place}/") for each in mounted)]
     return {root / place.lstrip("/"): target for place, target in targets.items() if place not in well}
 
 

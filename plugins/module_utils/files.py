@@ -37,6 +37,11 @@ def write_whole(path: Path, content: str | bytes, mode: int = 0o644) -> None:
     sync_folder(path.parent)
 
 
+def mounts(mountinfo: str) -> set[str]:
+    """Where file systems are mounted, from the text of /proc/self/mountinfo."""
+    return {line.split()[4] for line in mountinfo.splitlines()}
+
+
 def _make_way(path: Path) -> None:
     """Removes an empty folder from the place of a file."""
     if path.is_dir() and not path.is_symlink():

@@ -7,11 +7,10 @@ import re
 import stat
 from pathlib import Path
 
-from ansible_collections.r1.prov.plugins.module_utils.files import text_of, write_whole
+from ansible_collections.r1.prov.plugins.module_utils.files import mounts, text_of, write_whole
 from ansible_collections.r1.prov.plugins.module_utils.host_probe import PLATFORMS
 
 _BLOCK = re.compile(r"^# r1prov: BEGIN\r?$.*?^# r1prov: END\r?$\n?", re.MULTILINE | re.DOTALL)
-_HEAD = re.compile(r"(?:#!.*(?:\n|\Z))?")
 
 
 def here() -> Path | None:
@@ -37,7 +36,8 @@ def fault(path: Path) -> dict[str, str]:
         said = f"{named} is a folder, and should be a script", f"move the folder away: `mv {path} {path}.old`"
     elif real.exists() and not real.is_file():
         said = f"{named} is no file, and should be a script", f"move it away: `mv {path} {path}.old`"
-    elif str(real) in _mounts():
+    # The numbers of file systems do not tell this: those of a layered one differ from file to file.
+    elif str(real) in mounts(text_of(Path("/proc/self/mountinfo"))):
         said = f"{named} is mounted there, so that no other file can have its place", f"unmount it: `umount {real}`"
     elif os.statvfs(folder).f_flag & os.ST_RDONLY:
         said = f"{named} lies on a read-only file system", "start the container with a writable system disk"
@@ -54,7 +54,7 @@ def obstacle() -> dict[str, str]:
     if not path:
         return {}
     text = _read(path)
-    is_first = _BLOCK.match(text, _HEAD.match(text).end())  # type: ignore[union-attr]
+    is_first = _BLOCK.match(text, len(_head(text)))
     return {} if is_first else fault(path)
 
 
@@ -80,8 +80,14 @@ def put_in(path: Path, command: str) -> None:
 def with_line(text: str, command: str) -> str:
     """A script that runs a command first. Nothing that it ends, waits for or becomes comes before that."""
     rest = _BLOCK.sub("", text)
-    head = _HEAD.match(rest).group()  # type: ignore[union-attr]
+    head = _head(rest)
     return head + "\n" * (head[-1:] not in ("", "\n")) + _block(command) + rest[len(head) :]
+
+
+def _head(text: str) -> str:
+    """The line of a script that names its shell; empty where there is none."""
+    first, end, _ = text.partition("\n")
+    return first + end if first.startswith("#!") else ""
 
 
 def _block(command: str) -> str:
@@ -106,12 +112,6 @@ def take_out(path: Path) -> None:
 def _real(path: Path) -> Path:
     """The file itself, where links lead to it."""
     return Path(os.path.realpath(path))
-
-
-def _mounts() -> set[str]:
-    """Where something is mounted. The numbers of file systems do not tell it: those of a layered one differ from file to file."""
-    lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
-    return {line.split(" ")[4] for line in lines}
 
 
 def _read(path: Path) -> str:

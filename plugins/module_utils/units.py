@@ -67,15 +67,15 @@ def anywhere(*words: str) -> list[str]:
     return ["sh", "-c", choose, "systemctl", *words]
 
 
-def started(name: str) -> Path:
+def started(unit: str) -> Path:
     """The file that remembers what a service was started with."""
-    return REMEMBERED / f"{name}.started"
+    return REMEMBERED / f"{unit.removesuffix('.service')}.started"
 
 
-def stop(name: str) -> None:
-    """Stops a service that a run does not leave running. So it has no start any more with which the next look could compare it."""
-    started(name).unlink(missing_ok=True)
-    systemctl("stop", f"{name}.service")
+def stop(unit: str) -> None:
+    """Stops a service, and forgets its start. So the next look does not call it a difference that the service does not run."""
+    started(unit).unlink(missing_ok=True)
+    systemctl("stop", unit)
 
 
 def in_words(verb: str, *names: str, systemd: bool | None = None) -> str:

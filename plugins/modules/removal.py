@@ -71,7 +71,7 @@ from typing import TYPE_CHECKING, Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils import data_disk, platform_hook
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
-from ansible_collections.r1.prov.plugins.module_utils.files import read_json
+from ansible_collections.r1.prov.plugins.module_utils.files import mounts, read_json
 from ansible_collections.r1.prov.plugins.module_utils.host_probe import as_owner_of
 from ansible_collections.r1.prov.plugins.module_utils.on_path import links_into
 from ansible_collections.r1.prov.plugins.module_utils.unit_look import OURS
@@ -105,11 +105,6 @@ FILES_OF_ONE = (
 )
 CHATS = "/var/lib/r1prov/open-webui"
 """The page's data; its backups lie beside it and begin with the same name."""
-
-
-def mounts(mountinfo: str) -> set[str]:
-    """Where file systems are mounted, from the text of /proc/self/mountinfo."""
-    return {line.split()[4] for line in mountinfo.splitlines()}
 
 
 def doomed(patterns: list[str], kept: list[str], mounted: set[str]) -> list[str]:

@@ -180,7 +180,7 @@ class Service:
         self.file = unit_look.OURS / self.unit
         self.socket = f"{parameters['name']}.socket" if parameters["socket"] else ""
         self.timer = f"{parameters['name']}.timer" if parameters["timer"] else ""
-        self.remembered = units.started(parameters["name"])
+        self.remembered = units.started(self.unit)
         folder = Path(parameters["credentials_dir"])
         self.credentials = {folder / name: str(content) for name, content in parameters["credentials"].items()}
         self.before = text_of(self.file)
@@ -203,6 +203,10 @@ class Service:
         """What `_inputs` said at the last start of ours, and which invocation of the unit that start was to end."""
         lines = [*text_of(self.remembered).splitlines(), "", ""]
         return lines[0].split(), lines[1].strip()
+
+    def _has_other_inputs(self) -> bool:
+        """Whether what a start reads is something else than at the last start of ours."""
+        return self._known()[0][:1] != self._inputs()[:1]
 
     def _known_files(self) -> str:
         """What `_identity` said of the files that r1prov writes, when the last start of ours began."""
@@ -262,7 +266,6 @@ class Service:
             or self.now.get("MainPID", "0") == "0"
         ):
             return []
-        is_as_at_start = self._known()[0][:1] == self._inputs()[:1]
         secret = self.credentials and next(iter(self.credentials)).parent / "environment"
         declared = process_look.Declared(
             argv=[str(word) for word in wanted["argv"]],
@@ -277,7 +280,7 @@ class Service:
             ],
             network=Path(wanted["network"]) if wanted["network"] else None,
             data=wanted["inputs"],
-            replaced=[] if is_as_at_start else wanted["inputs"],
+            replaced=wanted["inputs"] if self._has_other_inputs() else [],
             unit_file=self.wanted["content"],
             group=self.now["ControlGroup"],
         )
@@ -308,9 +311,9 @@ class Service:
 
     def _is_stale(self) -> bool:
         """Whether the process, if there is one, was started with something else than what is there now."""
-        inputs, ended = self._known()
-        if inputs[:1] != self._inputs()[:1]:
+        if self._has_other_inputs():
             return True
+        ended = self._known()[1]
         if self.now["ActiveState"] == "active" and ended and ended == self.now.get("InvocationID"):
             return True  # The restart was remembered, and a run that was cut off did not come to it.
         return self.now.get("MainPID", "0") != "0" and any(
@@ -325,7 +328,7 @@ class Service:
         written = self.before != self.wanted["content"] or self.file.is_symlink()
         todo |= self._removals(self.found, self.file)
         removed = any(name.startswith("removed") for name in todo)
-        # The unit file that goes is the one witness of what it was given, so they go before it.
+        # Only the unit file that is replaced below names these secrets, so they are removed before it.
         todo |= {f"removed {path}": functools.partial(_remove, path) for path in self._former_credentials()}
         if written:
             todo["wrote the unit file"] = lambda: _write(self.file, self.wanted["content"], 0o644)
@@ -477,7 +480,7 @@ class Service:
             if self.now["UnitFileState"] in ("enabled", "enabled-runtime"):
                 todo["disabled"] = lambda: units.systemctl("disable", "--quiet", self.unit)
             if self.now["ActiveState"] not in ("inactive", "failed"):
-                todo["stopped"] = lambda: units.stop(self.wanted["name"])
+                todo["stopped"] = lambda: units.stop(self.unit)
         return todo
 
     def _start_beside(self, unit: str) -> None:

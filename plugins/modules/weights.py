@@ -311,7 +311,7 @@ def prepare(module: AnsibleModule, options: dict[str, Any]) -> None:
     # A unit whose program has ended well still counts as started.
     if show(UNIT, "SubState")["SubState"] == "exited" and not is_as_verified(path, files):
         differences += [_unlike(path / file["name"]) for file in files if not is_as_verified(path, [file])]
-        todo[f"stopped {UNIT}, whose files are not as it left them"] = partial(stop, UNIT.removesuffix(".service"))
+        todo[f"stopped {UNIT}, whose files are not as it left them"] = partial(stop, UNIT)
     if not module.check_mode:
         try:
             for act in todo.values():

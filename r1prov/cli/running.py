@@ -51,7 +51,7 @@ def announce_pause(site: Site, targets: Sequence[Host]) -> None:
 
 def tell_not_applied(site: Site) -> None:
     """Say which keys of the site's file this run does not apply, because it changes one thing of the site as it was last applied."""
-    if keys := not_applied(site):
+    if keys := not_applied(site.path):
         what = f"{site.path} says something else of {', '.join(f'`{key}`' for key in keys)} than what was last applied."
         output.say(f"{what} That is left as it is until `r1prov up`.", "yellow")
 

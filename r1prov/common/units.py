@@ -18,7 +18,7 @@ LONGEST_S = 7 * 24 * 3600
 
 _TIME = re.compile(r"(\d\d?):([0-5]\d)", re.ASCII)
 LEAST_RATE = 100_000
-"""Bytes per second."""
+"""The least rate in bytes per second that is taken for one."""
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 GB = 10**9

@@ -104,20 +104,21 @@ def last_applied(path: Path | None, named: Sequence[str], *, or_else: str = "") 
     return site, among(site, named)
 
 
-def not_applied(site: Site) -> list[str]:
-    """The keys of which a site's file says something else than what was last applied, in the order of the alphabet.
+def not_applied(path: Path | None) -> list[str]:
+    """The keys of which a site file says something else than what was last applied, in the order of the alphabet.
 
     Args:
-        site: the site as it was last applied. One without a file has no such keys.
+        path: the site file. Where there is none, there are no such keys.
 
     Raises:
-        SiteError: its file is wrong.
+        SiteError: the file is wrong.
     """
-    applied = SiteState.of(site.path).last()
-    if not site.path or not applied:
+    state = SiteState.of(path)
+    applied = state.last()
+    if not path or not applied:
         return []
-    choices = SiteState.of(site.path).choices  # They are no person's words in the file.
-    now = load(site.path, chosen=choices).file.model_dump(mode="json")
+    choices = state.choices  # They are no person's words in the file.
+    now = load(path, chosen=choices).file.model_dump(mode="json")
     then = applied.file.model_dump(mode="json")
     return sorted(key for key in now.keys() - choices.keys() if now[key] != then[key])
 

@@ -64,7 +64,7 @@ def test_a_gpu_is_used_when_a_card_is_open(tmp_path: Path) -> None:
     assert llama_props.uses_gpu("7", tmp_path)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="root has a right less in a container: run this as root")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give up a right of root's: run this as root")
 def test_root_of_a_container_looks_at_the_files_of_another_user() -> None:
     look = (
         "from ansible_collections.r1.prov.plugins.module_utils import llama_props; print(llama_props.uses_gpu({pid!r}))"

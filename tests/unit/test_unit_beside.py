@@ -216,7 +216,7 @@ def test_a_service_that_a_run_has_stopped_itself_is_no_difference_when_it_is_sta
     monkeypatch.setattr(service_unit.Service, "_start", lambda service, verb: host.start(service))
     options = {"timer": "", "state": "started"}
     host.converge(**options)
-    service_unit.units.stop("r1prov-x")
+    service_unit.units.stop("r1prov-x.service")
     assert not service_unit.Service(OPTIONS | options).found
     assert host.converge(**options) == ["started"]
     host.active.clear()

@@ -31,12 +31,14 @@ _LIMITS = {
     "LimitMEMLOCK": resource.RLIMIT_MEMLOCK,
     "LimitNOFILE": resource.RLIMIT_NOFILE,
 }
+_OWN = ["-I", str(PROGRAM)]
+"""What Python is told so that it runs this program. A verb comes next."""
 _prctl = ctypes.CDLL(None, use_errno=True).prctl
 
 
 def again(verb: str, *units: str) -> list[str]:
     """The command with which this program is started again, for another verb."""
-    return [sys.executable, "-I", str(PROGRAM), verb, *units]
+    return [sys.executable, *_OWN, verb, *units]
 
 
 def detach(command: list[str], keep_open: Collection[int] = ()) -> None:
@@ -169,7 +171,7 @@ def remove_credentials(unit: Unit) -> None:
 
 
 def descendants(pid: int) -> list[int]:
-    """All processes below one, but for those that do what it has let them do in the background: they go on when it has ended."""
+    """All processes below one, without those that it has told to change units in the background, because they go on."""
     children: dict[str, list[int]] = {}
     for path in Path("/proc").glob("[0-9]*"):
         if (stat := known.stat_of(path.name)) and stat[0] not in "ZX":
@@ -187,7 +189,7 @@ def _is_detached(pid: int) -> bool:
     with suppress(OSError):
         is_roots = "\nUid:\t0\t" in process.joinpath("status").read_text(errors="replace")
         words = process.joinpath("cmdline").read_text(errors="replace").split("\0")
-        return is_roots and words[1:3] == again("")[1:3]
+        return is_roots and words[1:3] == _OWN
     return False
 
 
