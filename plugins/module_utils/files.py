@@ -94,7 +94,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def give(folder: Path, owner: str, mode: int = 0o755, group: str = "") -> None:
-    """Makes a folder, or gives it the owner, the mode and the group that it should have. A link that lies in its place is refused.
+    """Makes a folder, or gives it the owner, the mode and the group that it should have, and no access list.
+
+    A link that lies in its place is refused.
 
     The folder above may belong to a service, and what it puts there must not lead root elsewhere.
 
@@ -114,9 +116,19 @@ def give(folder: Path, owner: str, mode: int = 0o755, group: str = "") -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         os.fchown(descriptor, entry.pw_uid, gid)
+        for name in access_lists(descriptor):
+            os.removexattr(descriptor, name)
         os.fchmod(descriptor, mode)
     finally:
         os.close(descriptor)
+
+
+def access_lists(entry: Path | int) -> list[str]:
+    """The access lists of a file or a folder, which give rights to more users than its mode tells of. Few file systems have none."""
+    try:
+        return [name for name in os.listxattr(entry) if name.startswith("system.posix_acl_")]
+    except OSError:  # The file system has no extended attributes.
+        return []
 
 
 def give_within(folder: Path, owner: str) -> None:

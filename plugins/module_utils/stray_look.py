@@ -1,4 +1,4 @@
-"""Looks for files that carry r1prov's name, or lie in its folders, and that no role makes.
+"""Looks for files that carry r1prov's name, or lie in its folders, and that no role makes, and for what is mounted over its own.
 
 What lies where r1prov's services would use it goes. What the host itself would use, as a job of cron, may be an administrator's own. It is
 named and stays.
@@ -34,6 +34,14 @@ _USED_BY_THE_HOST = (
     "etc/udev/rules.d",
 )
 _PROGRAMS_OF_PEOPLE = ("usr/local/bin", "usr/local/sbin")
+_LINGER = Path("var/lib/systemd/linger")
+_NEVER_MOUNTED = (
+    re.escape(place_look.PROGRAMS) + "/r1prov-.+",
+    "/etc/r1prov/.+",
+    "/etc/systemd/system/r1prov.+",
+    "/usr/local/bin/(llama-[^/]+|ollama)",
+)
+"""Places that a role fills. Whole folders above them, such as /opt/r1prov, may be a disk of their own."""
 
 
 def of_programs(known: Collection[str], root: Path = Path("/")) -> list[Difference]:
@@ -62,6 +70,21 @@ def of_configuration(known: Collection[str], units: Collection[str], root: Path 
     return [*found, *(_stray(path) for path in limits if path.name != _OWN_LIMITS)]
 
 
+def mounts(table: str, releases: str) -> list[Difference]:
+    """What is mounted over files of r1prov: whoever opens these is given something else, and nobody can replace them.
+
+    Args:
+        table: the text of /proc/self/mounts.
+        releases: the real path of /opt/r1prov.
+    """
+    ours = re.compile("|".join((*_NEVER_MOUNTED, rf"{re.escape(releases)}/[^/]+/(releases/.+|current)")))
+    rows = [line.split() for line in table.splitlines()]
+    # The kernel writes blanks and the like as octal numbers.
+    places = [re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), row[1]) for row in rows]
+    said = "{} lies under something that is mounted over it, and no part of r1prov has mounted it"
+    return [Difference("mount", place, "", place, said.format(place)) for place in places if ours.fullmatch(place)]
+
+
 def administrators(accounts: Collection[str], root: Path = Path("/")) -> list[str]:
     """Sentences about what the host itself would use, and that is none of r1prov's.
 
@@ -84,6 +107,12 @@ def administrators(accounts: Collection[str], root: Path = Path("/")) -> list[st
         f"{path} holds jobs of the service account {path.name}. They are not r1prov's, so they stay: "
         f"`crontab -r -u {path.name}` removes them"
         for path in (root / _JOBS / name for name in sorted(accounts))
+        if path.exists()
+    ]
+    found += [
+        f"{path} lets the service account {path.name} run programs of its own from boot on. It is not r1prov's, so it stays: "
+        f"`loginctl disable-linger {path.name}` removes it"
+        for path in (root / _LINGER / name for name in sorted(accounts))
         if path.exists()
     ]
     sudo = root / "etc/sudoers"

@@ -43,6 +43,8 @@ from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
 
 NAMESPACES = Path("/run/netns")
 NFT = "/usr/sbin/nft"
+_MTU, _QDISC = 65536, "noqueue"
+"""Of a loopback to which nobody has done anything: the bytes of the largest packet, and how packets wait."""
 
 
 class RulesError(Exception):
@@ -90,11 +92,24 @@ def wrong_links(namespace: str) -> dict[str, str]:
     for each in links(namespace):
         name = each["ifname"]
         # The kernel itself puts tunnels into each namespace, which are down and carry nothing.
-        if name == "lo" and "UP" not in each["flags"]:
-            found[name] = f"the loopback of the network {namespace} is down, so its services do not reach each other"
+        if name == "lo" and (fault := loopback_fault(each)):
+            found[name] = (
+                f"the loopback of the network {namespace} {fault}, so its services do not reach each other as they should"
+            )
         elif name != "lo" and ("UP" in each["flags"] or each["link_type"] == "ether"):
             found[name] = f"the network {namespace} has the interface {name}, and should have nothing but a loopback"
     return found
+
+
+def loopback_fault(link: dict[str, Any]) -> str:
+    """What is wrong with a loopback, as the rest of a sentence; empty where nothing is."""
+    if "UP" not in link["flags"]:
+        return "is down"
+    if not any(address["local"] == "127.0.0.1" for address in link.get("addr_info", [])):
+        return "lacks the address 127.0.0.1"
+    if link["qdisc"] != _QDISC:
+        return f"delays or drops what it carries, by the queue {link['qdisc']}"
+    return f"takes packets of {link['mtu']} bytes at most" if link["mtu"] < _MTU else ""
 
 
 def wrong_addresses(namespace: str) -> dict[str, str]:
@@ -111,12 +126,17 @@ def wrong_addresses(namespace: str) -> dict[str, str]:
 
 
 def put_right(namespace: str, name: str) -> None:
-    """Sets a loopback up, removes an address of it, or an interface. One of the host's own hardware goes back to the host."""
+    """Puts a loopback right, removes an address of it, or an interface. One of the host's own hardware goes back to the host."""
     if "/" in name:
         _run("ip", "-netns", namespace, "address", "delete", name, "dev", "lo")
         return
     if name == "lo":
-        _run("ip", "-netns", namespace, "link", "set", "lo", "up")
+        _run("ip", "-netns", namespace, "link", "set", "lo", "mtu", str(_MTU), "up")
+        (loopback,) = (each for each in links(namespace) if each["ifname"] == "lo")
+        if loopback["qdisc"] != _QDISC:
+            _run("tc", "-netns", namespace, "qdisc", "delete", "dev", "lo", "root")
+        # The kernel gives it its address only when it comes up for the first time.
+        _run("ip", "-netns", namespace, "address", "replace", "127.0.0.1/8", "dev", "lo", "scope", "host")
         return
     try:
         _run("ip", "-netns", namespace, "link", "delete", name)

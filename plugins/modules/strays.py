@@ -12,7 +12,8 @@ description:
     removed. So are files in C(/etc/r1prov) that no role writes, such as rules that belong to no unit, and programs that no role installs.
     A system account of that kind is named and stays, because somebody may use it. So does what the host itself would use, such as a job of
     cron.
-  - Folders and files of r1prov that are root's must belong to root, and nobody else may write to them.
+  - Folders and files of r1prov that are root's must belong to root, and nobody else may write to them. What is mounted over one of them is
+    unmounted.
   - Where systemd does not run the host, the configuration of supervisord must be what r1prov has written, and its socket root's alone.
 author: The r1prov team
 options: {
@@ -37,6 +38,7 @@ RETURN = r"""
 differences: {type: list, elements: str, returned: always, description: "What was not as it should be, in a sentence each."}
 """
 
+import os
 import pwd
 import shutil
 from pathlib import Path
@@ -55,6 +57,10 @@ def of_accounts(known: list[str]) -> list[str]:
 def main() -> None:
     module = AnsibleModule(argument_spec=arguments(DOCUMENTATION), supports_check_mode=True)
     known = module.params["known"]
+    mounts = stray_look.mounts(Path("/proc/self/mounts").read_text(encoding="utf-8"), os.path.realpath("/opt/r1prov"))
+    if not module.check_mode:  # What lies below them is looked at next.
+        for each in reversed(mounts):
+            module.run_command(["umount", each.place], check_rc=True)
     running = units.in_memory("r1prov*")
     strays = unit_look.strays(known, running)
     files = stray_look.of_programs(module.params["programs"])
@@ -62,7 +68,7 @@ def main() -> None:
     gone = {each.place for each in files}
     places = [each for each in place_look.look() if each.place not in gone]
     of_supervisor = units.differences()
-    differences = [*strays, *files, *places, *of_supervisor]
+    differences = [*mounts, *strays, *files, *places, *of_supervisor]
     for said in stray_look.administrators(module.params["accounts"]):
         module.warn(said)
     for name in of_accounts(module.params["accounts"]):

@@ -98,7 +98,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils.account_look import own_uid
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
 from ansible_collections.r1.prov.plugins.module_utils.difference import Difference, owner_and_mode_of
-from ansible_collections.r1.prov.plugins.module_utils.files import give, read_json
+from ansible_collections.r1.prov.plugins.module_utils.files import access_lists, give, read_json
 from ansible_collections.r1.prov.plugins.module_utils.gguf_header import GgufError
 from ansible_collections.r1.prov.plugins.module_utils.gguf_stream import DamagedError, StreamError
 from ansible_collections.r1.prov.plugins.module_utils.locks import alone
@@ -232,7 +232,8 @@ def is_ours(folder: Path) -> bool:
 def is_closed(folder: Path) -> bool:
     """Whether only the transfer and the group of readers may enter a folder."""
     with suppress(KeyError):
-        return folder.group() == READERS and folder.stat().st_mode & 0o777 == CLOSED
+        is_for_readers = folder.group() == READERS and folder.stat().st_mode & 0o777 == CLOSED
+        return is_for_readers and not access_lists(folder)
     return False
 
 
@@ -331,6 +332,8 @@ def _in_words(path: Path, action: str) -> str:
     if not place.is_dir():
         return f"{place} is gone"
     has = owner_and_mode_of(place.stat())
+    if access_lists(place):
+        has += " and an access list"
     return f"{place} has owner and mode {has}, and should belong to {USER} and be closed to others than {READERS}"
 
 

@@ -576,6 +576,21 @@ def test_how_the_kernels_rules_differ_is_said(found: str, says: str) -> None:
     assert says in nft_rules.sentence("the table t", "b\na\n", found)
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({}, ""),
+        ({"flags": ["LOOPBACK"]}, "is down"),
+        ({"addr_info": [{"local": "::1", "prefixlen": 128}]}, "lacks the address 127.0.0.1"),
+        ({"qdisc": "netem"}, "delays or drops what it carries, by the queue netem"),
+        ({"mtu": 1000}, "takes packets of 1000 bytes at most"),
+    ],
+)
+def test_a_loopback_that_somebody_has_changed(change: dict[str, object], says: str) -> None:
+    well = {"flags": ["LOOPBACK", "UP"], "mtu": 65536, "qdisc": "noqueue", "addr_info": [{"local": "127.0.0.1"}]}
+    assert nft_rules.loopback_fault({**well, **change}) == says
+
+
 def test_an_address_more_in_the_private_network(monkeypatch: pytest.MonkeyPatch) -> None:
     addresses = [
         {"local": name, "prefixlen": size} for name, size in (("127.0.0.1", 8), ("10.9.9.9", 24), ("::1", 128))

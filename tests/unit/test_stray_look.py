@@ -95,3 +95,36 @@ def test_the_list_of_configuration_is_what_the_roles_write() -> None:
             service = given.get("service_name", "").removeprefix("r1prov-")
             made |= {f"{service}/{name}" for name in names}
     assert made == set(KNOWN["__service_configuration"])
+
+
+def test_what_is_mounted_over_files_of_r1prov_is_found() -> None:
+    table = """
+/dev/vda / ext4 rw 0 0
+/dev/vdb /opt/r1prov ext4 rw 0 0
+/dev/vdc /var/lib/r1prov/open-webui ext4 rw 0 0
+nsfs /run/netns/r1prov nsfs rw 0 0
+ramfs /run/credentials/r1prov-gateway.service ramfs ro 0 0
+tmpfs /etc/r1prov/gateway tmpfs rw 0 0
+/dev/vda /etc/r1prov/open-webui/a\\040b ext4 rw 0 0
+/dev/vda /opt/r1prov/llama.cpp/releases/1-cpu/bin/llama-cli ext4 rw 0 0
+/dev/vda /etc/systemd/system/r1prov-embeddings.service ext4 rw 0 0
+/dev/vda /usr/local/lib/r1prov-await-ready ext4 rw 0 0
+""".strip()
+    assert [each.place for each in stray_look.mounts(table, "/opt/r1prov")] == [
+        "/etc/r1prov/gateway",
+        "/etc/r1prov/open-webui/a b",
+        "/opt/r1prov/llama.cpp/releases/1-cpu/bin/llama-cli",
+        "/etc/systemd/system/r1prov-embeddings.service",
+        "/usr/local/lib/r1prov-await-ready",
+    ]
+
+
+def test_releases_on_the_data_disk_are_not_mounted_over_either() -> None:
+    place = "/data/host/opt/llama.cpp/releases/1-cpu/bin/llama-cli"
+    assert [each.place for each in stray_look.mounts(f"x {place} ext4 rw 0 0", "/data/host/opt")] == [place]
+
+
+def test_a_services_account_that_runs_programs_from_boot_on_is_named(tmp_path: Path) -> None:
+    put(tmp_path, "var/lib/systemd/linger/r1prov-llama", "var/lib/systemd/linger/eve")
+    (said,) = stray_look.administrators(KNOWN["__service_accounts"], tmp_path)
+    assert "lets the service account r1prov-llama run programs" in said

@@ -5,6 +5,7 @@ import grp
 import json
 import os
 import pwd
+import struct
 import subprocess
 import tempfile
 from pathlib import Path
@@ -24,6 +25,16 @@ from ansible_collections.r1.prov.plugins.modules.weights import (
 
 OWN_GROUP = grp.getgrgid(os.getgid()).gr_name
 FILES = [{"name": "a.gguf", "bytes": 3, "sha256": "a" * 64}, {"name": "b.gguf", "bytes": 4, "sha256": "b" * 64}]
+LETS_NOBODY_READ = struct.pack(
+    "<I" + 5 * "HHI",
+    2,  # the version
+    *(1, 7, 2**32 - 1),  # the owner
+    *(2, 5, 65534),  # nobody
+    *(4, 5, 2**32 - 1),  # the group
+    *(16, 5, 2**32 - 1),  # the most that all but the owner may
+    *(32, 0, 2**32 - 1),  # others
+)
+"""An access list, as the kernel takes it (linux/posix_acl_xattr.h)."""
 RUNNING = {"LoadState": "loaded", "ActiveState": "active", "Result": "success", "InvocationID": "2"}
 
 
@@ -166,6 +177,11 @@ def test_whatever_holds_weights_is_closed_also_what_is_not_wanted_any_more(monke
         assert not any(map(reads, files))
         assert reads(embeddings / "x.gguf")  # it has no `.incoming`, and everybody may read it
         assert not settled()["changed"]
+        os.setxattr(served, "system.posix_acl_access", LETS_NOBODY_READ)
+        assert served.stat().st_mode & 0o777 == 0o750
+        assert reads(served / "x.gguf")
+        assert settled()["closed"] == [str(served)]
+        assert not reads(served / "x.gguf")
 
 
 def test_files_elsewhere_on_the_disk_are_linked_in_to_be_verified(tmp_path: Path) -> None:
