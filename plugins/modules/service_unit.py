@@ -158,7 +158,7 @@ _KEYS = (
 )
 
 
-_BESIDE_KEYS = ("ActiveState", "UnitFileState", "DropInPaths", "FragmentPath")
+_BESIDE_KEYS = ("ActiveState", "UnitFileState", "NeedDaemonReload", "DropInPaths", "FragmentPath")
 """What is asked of a socket or a timer, which stand beside a service under its name."""
 
 
@@ -188,6 +188,7 @@ class Service:
         self.start_s = 0.0
         self.found = unit_look.look(self.unit, self.now.get("DropInPaths", "").split())
         self.found += self._own_changed() + self._state_differences()
+        self.found += _unread(self.unit, self.now, self.found, is_as_wanted=self.before == self.wanted["content"])
         self.inherited = units.environment_names()
         self.own = [*unit_look.administrators(self.unit), *unit_look.variables(self.inherited)]
 
@@ -346,7 +347,8 @@ class Service:
         timer = self._timer_actions() if self.timer else {}
         beside = socket | timer
         todo |= {name: act for name, act in beside.items() if name.startswith(("wrote", "removed"))}
-        if written or removed or todo.keys() & beside.keys() or self.now["NeedDaemonReload"] == "yes":
+        is_unread = self.now["NeedDaemonReload"] == "yes" or any(each.kind == "unread" for each in self.found)
+        if written or removed or todo.keys() & beside.keys() or is_unread:
             todo[_RELOADED] = lambda: units.systemctl("daemon-reload")
         # The timer comes last, so that it starts nothing that this run starts itself.
         return todo | socket | self._state_actions(written=written, stale=stale, reopened=_OPENED in socket) | timer
@@ -446,6 +448,7 @@ class Service:
             if before != content:
                 said = f"{file} is gone" if not before else f"{file} has other content than r1prov gives it"
                 self.found.append(Difference("file", str(file), "", "", said))
+            self.found += _unread(unit, now, found, is_as_wanted=before == content)
             if is_dead:
                 self.found.append(Difference("state", unit, "active", now["ActiveState"], f"{unit} {dead}"))
             if now["UnitFileState"] != "enabled":
@@ -551,6 +554,13 @@ class Service:
         if error.result == "timeout":
             return "it was not ready within its time limit (TimeoutStartSec). Look at its log; a slow disk needs a longer limit."
         return f"its log says why: {units.in_words('log', self.unit)}"
+
+
+def _unread(unit: str, now: dict[str, Any], found: list[Difference], *, is_as_wanted: bool) -> list[Difference]:
+    """Whether systemd has read a unit otherwise than its files are now, although these are as they should be."""
+    if now.get("NeedDaemonReload") != "yes" or not is_as_wanted or any(each.kind == "drop-in" for each in found):
+        return []
+    return [Difference("unread", unit, "read", "not read", f"{unit}: {_WRONG[_RELOADED]}")]
 
 
 def _wrong(action: str) -> str:
