@@ -104,12 +104,14 @@ class Prepared:
         targets: all hosts that are meant.
         away: those of them that the first contact could not use. The run leaves them out.
         looks: what came of looking at hosts of which is known what a run expects. Where nothing differs, the run has nothing to do.
+        made_of: what the run is made of, when it begins.
     """
 
     decision: Decision
     targets: Sequence[Host]
     away: Sequence[HostAway]
     looks: Mapping[str, Look] = field(default_factory=dict)
+    made_of: str = ""
 
     @property
     def hosts(self) -> list[Host]:
@@ -225,13 +227,12 @@ def prepare(
             watcher.note(name, text)
         decision = replace(decision, site=_with_users(site, users))
         inventory.render(decision, state.inventory)
-        found = {}
+        made_of, found = expectations.made_of(state), {}
         if looks:
-            made_of = expectations.made_of(state)
             found = early.looks(made_of) if early and begun else {}
             others = [name for name in meeting.contacts if name not in found]
             found |= look_at(meeting, {name: expectations.recall(state, name).where(made_of) for name in others})
-    return Prepared(decision, hosts, away, found)
+    return Prepared(decision, hosts, away, found, made_of)
 
 
 def refuse_bare(meeting: Meeting, unit: str) -> None:
@@ -443,15 +444,15 @@ def _keep_expectations(
     Of steps that were not due, what an earlier run has kept stays.
 
     Where it has changed something, some of its tasks may ask what a later run does not ask. So these hosts are looked at once more, and
-    only what holds for a host as it is now is kept.
+    only what holds for a host as it is now is kept. Where what the run is made of was changed meanwhile, as by an update of this checkout,
+    nobody knows which of its tasks were those of before, so nothing of it is kept.
     """
     site = prepared.decision.site
     state, every_s = SiteState.of(site.path), site.file.watch or 0
-    made_of, ran = expectations.made_of(state), {step.role for step in ansible.steps_of(request.playbook, prepared.due)}
+    is_same = expectations.made_of(state) == prepared.made_of
+    ran = {step.role for step in ansible.steps_of(request.playbook, prepared.due)}
     seen = {
-        host.name: expectations.merged(
-            [each for each in expectations.recall(state, host.name).where(made_of) if each != watch.LEFT], found, ran
-        )
+        host.name: expectations.merged(_earlier(state, host.name, prepared.made_of), found, ran)
         for host in prepared.hosts
         if (found := recorder.expectations(host.name))
     }
@@ -466,10 +467,19 @@ def _keep_expectations(
             if prepared.due:
                 _tell_what_is_left(after, watcher)
             if every_s:
-                known = {name: seen[name] if name in well else [] for name in meeting.contacts}
+                known = {name: seen[name] if name in well and is_same else [] for name in meeting.contacts}
                 _leave(meeting, known, every_s, watcher)
+    if well and not is_same:
+        what = "r1prov or its inventory was changed while this run went on, so the next one looks at nothing first and runs all steps"
+        watcher.note(site.name, what)
+        return
     for name in well:
-        expectations.keep(state, name, made_of, [*seen[name], *([watch.LEFT] if every_s else [])])
+        expectations.keep(state, name, prepared.made_of, [*seen[name], *([watch.LEFT] if every_s else [])])
+
+
+def _earlier(state: SiteState, host: str, made_of: str) -> list[Expectation]:
+    """What is expected of a host by earlier runs that were made of the same. What the host looks by is left there anew."""
+    return [each for each in expectations.recall(state, host).where(made_of) if each != watch.LEFT]
 
 
 def _tell_what_is_left(after: Mapping[str, Look], watcher: Watcher) -> None:

@@ -13,8 +13,10 @@ from sshd import Sshd
 from r1prov.cli import main
 from r1prov.common.errors import Exit, Problem, RunError, SiteError, UnreachableError
 from r1prov.hosts import Difference, Login, Look
+from r1prov.hosts.looking import Expectation
+from r1prov.runs import expectations, secrets
 from r1prov.runs import run as runs
-from r1prov.runs import secrets
+from r1prov.runs.events import Finished, Recap, Tally, TaskDone
 from r1prov.runs.report import HostReport, RunReport
 from r1prov.runs.rotation import rotate
 from r1prov.runs.run import Done, Prepared, Request
@@ -364,3 +366,41 @@ def test_a_host_that_does_not_tell_its_link_gets_the_plan_of_all(server, tmp_pat
     assert told.startswith("gpu1 does not tell how its first card is attached, so the plan counts with PCIe 4.0 x16;")
     assert "llama_server_arguments" not in host
     assert attached(tmp_path, SENSELESS) == ([], host)
+
+
+@pytest.mark.parametrize("changes", [False, True])
+def test_of_a_run_whose_code_was_changed_meanwhile_nothing_is_expected(tmp_path, monkeypatch, changes):
+    """A run of one step kept its questions alone then, and later looks asked nothing about all other steps."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r1prov.yml").write_text("profile: demo\nhosts: [gpu1]\n")
+    (tmp_path / "task.yml").write_text("before")
+    monkeypatch.setattr(expectations, "made_of", lambda _: (tmp_path / "task.yml").read_text())
+    monkeypatch.setattr(runs.history, "end", lambda *_: None)
+
+    def work(prepared, login, request, watcher, recorder):
+        arguments = {"path": "/etc/gateway", "state": "directory"}
+        result = {"invocation": {"module_args": arguments}}
+        recorder.event(TaskDone("gpu1", "gateway", "Make it", False, result, "ansible.builtin.file"), 0)
+        recorder.event(Recap({"gpu1": Tally(1, 0, 0, 0, 0)}), 0)
+        recorder.event(Finished(0, tmp_path), 0)
+        if changes:
+            (tmp_path / "task.yml").write_text("after")
+
+    monkeypatch.setattr(runs, "_execute", work)
+    chosen, hosts = select(None, [])
+    state, told = SiteState.of(chosen.path), []
+    everything = [
+        Expectation(step, "Make it", "ansible.modules.file", {"path": f"/{step}"}) for step in ("gateway", "weights")
+    ]
+    expectations.keep(state, "gpu1", "before", everything)
+    watcher = Silent()
+    monkeypatch.setattr(watcher, "note", lambda _, text: told.append(text), raising=False)
+    looks = {"gpu1": found_by_look("gateway")}
+    prepared = Prepared(runs.settle(chosen, lambda _: None), hosts, (), looks, "before")
+    runs.play(prepared, Login(), Request("up", "r1prov up"), watcher)
+    kept = expectations.recall(state, "gpu1")
+    assert [each.step for each in kept.where("before")] == (
+        ["gateway", "weights"] if changes else ["weights", "gateway"]
+    )
+    assert kept.where("after") == []
+    assert ("runs all steps" in "".join(told)) == changes
