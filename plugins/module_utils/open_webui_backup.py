@@ -41,6 +41,11 @@ def decide(history: History, release: str) -> tuple[str, History]:
     return "backup", History(history.proven, release)
 
 
+def is_there(database: Path) -> bool:
+    """Whether there is a database. A page that runs while somebody removes its database makes an empty file in its place."""
+    return database.exists() and database.stat().st_size > 0
+
+
 def size_bytes(folder: Path) -> int:
     """The bytes that the files of a folder take."""
     return sum(file.lstat().st_size for file in folder.rglob("*") if not file.is_dir())
@@ -67,7 +72,8 @@ def restore(backup: Path, data: Path, aside: Path, user: str) -> None:
     """Sets the data aside and puts a backup in its place. If it is cut off, it can be done again."""
     aside.mkdir(mode=0o700)
     for entry in data.iterdir():
-        entry.rename(aside / entry.name)
+        # It is copied where a folder lies in a lower layer of an overlay and cannot get another name.
+        shutil.move(entry, aside / entry.name)
     shutil.copytree(backup, data, symlinks=True, dirs_exist_ok=True)
     for path in [data, *data.rglob("*")]:
         shutil.chown(path, user, user) if not path.is_symlink() else None

@@ -9,6 +9,7 @@ A `Build` makes what a release holds. This module decides when a release appears
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
@@ -114,7 +115,13 @@ def _set_aside(place: Path) -> None:
     if place.exists():
         aside = place.with_name(f"{place.name}.damaged")
         shutil.rmtree(aside, ignore_errors=True)  # a run that was cut off may have left it
-        place.rename(aside)
+        try:
+            place.rename(aside)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            # It lies in a lower layer of an overlay, as in an image that a host was booted from. A folder there cannot get another name.
+            shutil.rmtree(place)
 
 
 def make_current(home: Path, release_id: str) -> None:

@@ -100,6 +100,7 @@ from ansible_collections.r1.prov.plugins.module_utils.open_webui_backup import (
     History,
     copy,
     decide,
+    is_there,
     restore,
     size_bytes,
     surplus,
@@ -130,7 +131,7 @@ def configure(module: AnsibleModule, wanted: dict[str, Any]) -> None:
     settings, models = {**wanted["settings"], **wanted["secrets"]}, wanted["public_models"]
     parts = wanted["parts"]
     login, kept = Login(wanted["admin_email"], wanted["admin_password"]), Path(wanted["admin_password_file"])
-    if module.check_mode and not database.exists():
+    if module.check_mode and not is_there(database):
         said = ["the chat page's accounts have no administrator, because there is no database"]
         module.exit_json(
             changed=True,
@@ -229,7 +230,7 @@ def _page(wanted: dict[str, Any]) -> Page:
 def encrypt_anew(module: AnsibleModule, wanted: dict[str, Any]) -> bool:
     """Encrypts the second factors of the accounts with the key that the page gets. Returns whether there were any to encrypt."""
     database, environment, key = Path(wanted["data"]) / DATABASE, Path(wanted["environment"]), wanted["secret_key"]
-    if not key or not database.exists() or not environment.exists():
+    if not key or not is_there(database) or not environment.exists():
         return False
     written = re.search(r'^WEBUI_SECRET_KEY="(.*)"$', environment.read_text(encoding="utf-8"), re.MULTILINE)
     before = re.sub(r"\\(.)", r"\1", written[1]) if written else key
@@ -271,7 +272,7 @@ def follow(module: AnsibleModule, wanted: dict[str, Any]) -> None:
     else:
         did, then = decide(history, release)
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    if did == "backup" and not (data / DATABASE).exists():
+    if did == "backup" and not is_there(data / DATABASE):
         did = "record"
     if did == "backup":
         then = then._replace(backup=f"{stamp}-{history.proven or 'unknown'}")
@@ -346,7 +347,7 @@ def _wrong(wanted: dict[str, Any], data: Path, backups: Path, history: History) 
         if has != "0:0 0700":
             wrong["backups"] = f"{backups} has owner and mode {has}, and should have 0:0 0700"
     database = data / DATABASE
-    if wanted["state"] == "tried" and history.proven and not database.exists():
+    if wanted["state"] == "tried" and history.proven and not is_there(database):
         wrong["database"] = f"{database} is gone, and with it the accounts and chats. {backups} may hold a copy"
     return wrong
 

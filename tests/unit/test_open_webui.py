@@ -296,6 +296,14 @@ def test_a_backup_holds_the_data_and_not_what_is_made_anew(database: Path, tmp_p
         assert connection.execute("SELECT count(*) FROM user").fetchone() == (3,)
 
 
+def test_an_empty_file_in_the_place_of_a_database_is_none(database: Path, tmp_path: Path) -> None:
+    asked = {"state": "tried"}, tmp_path, tmp_path / "backups", History("1")
+    assert open_webui_data._wrong(*asked) == {}
+    database.write_bytes(b"")
+    (said,) = open_webui_data._wrong(*asked).values()
+    assert "webui.db is gone, and with it the accounts and chats" in said
+
+
 def test_what_a_failed_release_made_of_the_data_is_set_aside(tmp_path: Path) -> None:
     data, backup, aside = (tmp_path / name for name in ("data", "backup", "aside"))
     for file in (data / "webui.db", data / "cache" / "x", backup / "webui.db", backup / "uploads" / "a"):

@@ -13,7 +13,7 @@ import sys
 import tarfile
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +234,30 @@ def test_what_is_damaged_serves_until_its_successor_is_whole(tmp_path: Path, pro
         assert (tmp_path / "current" / "bin" / "serve").read_text() == "bin/serve"
         release.install(tmp_path, Full(), progress)
         assert running.read() == "bin/serve"
+
+
+@pytest.fixture
+def overlaid(tmp_path: Path) -> Iterator[Path]:
+    """A folder of an overlay. Whoever fills `lower` beside it fills the lower layer, if before the first look into the folder."""
+    lower, upper, work, home = (tmp_path / name for name in ("lower", "upper", "work", "home"))
+    for folder in (lower, upper, work, home):
+        folder.mkdir()
+    options = f"lowerdir={lower},upperdir={upper},workdir={work}"
+    done = subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, home], capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no overlay can be mounted here: {done.stderr.decode()}")
+    yield home
+    subprocess.run(["umount", home], check=True)
+
+
+def test_a_damaged_release_in_a_lower_layer_of_an_overlay_is_made_anew(
+    overlaid: Path, tmp_path: Path, progress: Progress
+) -> None:
+    """A folder there cannot get another name: the kernel says that it lies on another device."""
+    release.install(tmp_path / "lower", Full(), progress)
+    (release.path(overlaid, "1") / "lib" / "deep" / "data").unlink()
+    release.install(overlaid, Full(), progress)
+    assert not manifest.look(release.path(overlaid, "1")).wrong
 
 
 @pytest.mark.parametrize(
