@@ -9,6 +9,7 @@ So it is one file that needs only the standard library.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import functools
 import glob
@@ -465,13 +466,16 @@ def as_owner_of(pid: int | str) -> Iterator[None]:
         return
     with open("/proc/%s/status" % pid, encoding="utf-8", errors="replace") as file:
         uid, gid = (int(number) for number in re.findall(r"^[UG]id:\t\d+\t(\d+)", file.read(), re.MULTILINE))
-    os.setegid(gid)
-    os.seteuid(uid)
+    # With another effective user the capabilities would be gone. The kernel asks for all that the process has, as nginx has the one to
+    # listen on port 443.
+    libc = ctypes.CDLL(None)
+    libc.setfsgid(gid)
+    libc.setfsuid(uid)
     try:
         yield
     finally:
-        os.seteuid(0)
-        os.setegid(0)
+        libc.setfsuid(0)
+        libc.setfsgid(0)
 
 
 @functools.cache

@@ -65,12 +65,25 @@ def test_a_gpu_is_used_when_a_card_is_open(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give up a right of root's: run this as root")
-def test_root_of_a_container_looks_at_the_files_of_another_user() -> None:
+@pytest.mark.parametrize(
+    "starts_as",
+    [
+        pytest.param([], id="another user"),
+        # As nginx is started, which listens on port 443.
+        pytest.param(
+            ["setpriv", "--inh-caps=+net_bind_service", "--ambient-caps=+net_bind_service"], id="a right of its own"
+        ),
+    ],
+)
+def test_root_of_a_container_looks_at_the_files_of_another_user(starts_as: list[str]) -> None:
     look = (
         "from ansible_collections.r1.prov.plugins.module_utils import llama_props; print(llama_props.uses_gpu({pid!r}))"
     )
-    with subprocess.Popen(["sleep", "60"], user=65534, group=65534, extra_groups=[]) as other:
+    as_other = [*(starts_as or ["setpriv"]), "--reuid=65534", "--regid=65534", "--clear-groups"]
+    with subprocess.Popen([*as_other, "sh", "-c", "echo; exec sleep 60"], stdout=subprocess.PIPE) as other:
         try:
+            assert other.stdout
+            other.stdout.readline()  # It is another user now.
             asks = [sys.executable, "-c", look.format(pid=str(other.pid))]
             looked = subprocess.run(
                 ["setpriv", "--bounding-set=-sys_ptrace", *asks],
