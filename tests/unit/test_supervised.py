@@ -477,8 +477,8 @@ def test_what_somebody_has_changed_of_supervisord_is_named_and_put_right(booted)
         f"{place}/supervisor.sock has mode 0666, and should have 0700",
         f"{place}/evil.conf has mode 0666, and should have 0600",
     ]
-    booted.run("daemon-reload")
-    assert booted.run("differences") == ""
+    assert booted.run("daemon-reload") == "supervisord has another configuration now\n"
+    assert booted.run("differences") == booted.run("daemon-reload") == ""
     assert (units / "supervisord.conf").read_text() == main
     assert not evil.exists()
     assert modes(units / "supervisor.sock") == {"supervisor.sock": "700"}

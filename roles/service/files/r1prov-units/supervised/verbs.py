@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import fields
@@ -109,10 +110,11 @@ def disable(*names: str) -> None:
 
 
 def daemon_reload() -> None:
-    """Reads the unit files again. What runs goes on as it was started."""
-    supervisor.boot()
+    """Reads the unit files again, and says whether that changes what supervisord goes by. What runs goes on as it was started."""
     supervisor.prepare()
-    supervisor.configure()
+    if supervisor.configure():
+        sys.stdout.write("supervisord has another configuration now\n")
+    supervisor.boot()
     supervisor.reread()
 
 
