@@ -23,11 +23,11 @@ asked = parser.parse_args()
 
 if (asked.unit and "*" not in asked.unit) or asked.match:
     start = ["--start", asked.match.partition("=")[2]] if asked.match else []
-    command = ["/usr/local/bin/r1prov-units", "log", *filter(None, [asked.unit]), *start]
+    command = ["/usr/local/bin/r1prov-units", "log", "--no-times", *filter(None, [asked.unit]), *start]
     lines = subprocess.run(command, capture_output=True, text=True, errors="replace", check=True).stdout.splitlines()
 else:
     lines = [
-        line
+        re.sub(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ ", "", line)
         for path in sorted(LOGS.glob(f"{asked.unit or '*'}.log"))
         for line in path.read_text(errors="replace").splitlines()
     ]

@@ -314,7 +314,7 @@ def first_lines(unit: str, count: int) -> list[str]:
 def _own_log(unit: str, count: int, start: str, *more: str) -> list[str]:
     """Lines of a unit's log where there is no systemd: of one start, where that is known."""
     which = ["--start", start] if start else []
-    return _read("log", unit, "--lines", str(count), *which, *more).splitlines(keepends=True)
+    return _read("log", unit, "--no-times", "--lines", str(count), *which, *more).splitlines(keepends=True)
 
 
 def _output(command: list[str], count: int | None = None) -> list[str]:

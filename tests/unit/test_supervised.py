@@ -84,6 +84,9 @@ def test_an_environment_file_gives_what_was_put_in():
     assert unit_file.environment_file('A="x \\"y\\" \\$z"\nB=plain\n') == {"A": 'x "y" $z', "B": "plain"}
 
 
+TIMED = re.compile(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ (.*)")
+
+
 class Host:
     """A namespace of mounts in which the folders of units are empty, with keepers in it."""
 
@@ -133,7 +136,9 @@ class Host:
         return state
 
     def said(self, name: str) -> list[str]:
-        return (self.folder / "var/lib/r1prov/units/log" / f"{name}.log").read_text().splitlines()
+        """What is in the log of a unit, without the times. Each line has to have one."""
+        lines = (self.folder / "var/lib/r1prov/units/log" / f"{name}.log").read_text().splitlines()
+        return [TIMED.fullmatch(line)[1] for line in lines]
 
     def close(self) -> None:
         for keeper in self.keepers.values():
@@ -282,10 +287,24 @@ def test_nothing_is_left_of_a_service_that_is_stopped(host):
 def test_the_log_says_when_each_start_began(host):
     host.keep("r1prov-a.service", "Type=exec\nExecStart=/bin/sh -c 'echo here; exec sleep infinity'")
     start = host.until("r1prov-a.service", "running").InvocationID
-    said = host.said("r1prov-a.service")[0]
-    assert re.fullmatch(rf"-- r1prov-units: start {start} 20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ", said)
     time.sleep(0.3)
-    assert host.run("log", "--start", start) == "here\n"
+    assert host.said("r1prov-a.service") == [f"-- r1prov-units: start {start}", "here"]
+    assert TIMED.match(host.run("log", "--start", start))[1] == "here"
+    assert host.run("log", "--no-times", "--start", start) == "here\n"
+
+
+def test_nothing_is_lost_of_what_a_service_prints_when_it_dies(host):
+    program = (
+        "import os; os.write(1, b'x' * 70000 + 300 * (b'line' + bytes([10])) + b'no end'); os.kill(os.getpid(), 9)"
+    )
+    host.keep("r1prov-a.service", f'Type=exec\nExecStart={sys.executable} -c "{program}"')
+    host.until("r1prov-a.service", "failed")
+    host.keepers["r1prov-a.service"].wait(20)
+    assert host.said("r1prov-a.service")[1:] == [
+        "x" * 70000 + "line",
+        *["line"] * 299,
+        "no endr1prov-a.service: the main process has ended by signal SIGKILL",
+    ]
 
 
 def test_a_service_dies_with_its_keeper(host):
@@ -527,10 +546,12 @@ def test_who_is_not_root_is_told_so_and_nothing_else(monkeypatch, capsys, words)
 
 def test_what_one_start_has_written_is_found_in_the_log(tmp_path, monkeypatch):
     monkeypatch.setattr(log, "LOG", tmp_path)
-    (tmp_path / "r1prov-a.service.log.1").write_text("-- r1prov-units: start one 2026-11-30T10:00:00Z\nold\n")
-    (tmp_path / "r1prov-a.service.log").write_text("older\n-- r1prov-units: start two 2026-11-30T11:00:00Z\nnew\n")
-    assert log.lines("r1prov-a.service", "one") == ["old", "older"]
-    assert log.lines("", "two") == ["new"]
+    at = "2026-11-30T10:00:00Z "
+    (tmp_path / "r1prov-a.service.log.1").write_text(f"{at}-- r1prov-units: start one\n{at}old\n")
+    (tmp_path / "r1prov-a.service.log").write_text(f"{at}older\n{at}-- r1prov-units: start two\n{at}new\n")
+    assert log.lines("r1prov-a.service", "one") == [f"{at}old", f"{at}older"]
+    assert log.lines("r1prov-a.service", "one", times=False) == ["old", "older"]
+    assert log.lines("", "two", times=False) == ["new"]
     assert log.lines("", "three") == []
     assert len(log.lines("r1prov-a.service", "")) == 5
 

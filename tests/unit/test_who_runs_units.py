@@ -55,10 +55,10 @@ def test_without_systemd_the_own_program_is_asked_with_the_same_verbs(calls: Pat
     assert calls.read_text().splitlines() == [
         "show r1prov-x.service --property=ActiveState,MainPID",
         "show r1prov-x.service --property=InvocationID",
-        "log r1prov-x.service --lines 9 --start 7",
-        "log r1prov-x.service --lines 1 --start 7",
+        "log r1prov-x.service --no-times --lines 9 --start 7",
+        "log r1prov-x.service --no-times --lines 1 --start 7",
         "show r1prov-x.service --property=InvocationID",
-        "log r1prov-x.service --lines 3 --start 7 --first",
+        "log r1prov-x.service --no-times --lines 3 --start 7 --first",
         "daemon-reload",
         "reset-failed r1prov*",
         "stop r1prov-x",

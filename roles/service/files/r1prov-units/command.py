@@ -4,7 +4,7 @@
 r1prov-units                        how all units are
 r1prov-units start|stop|restart|reload|enable|disable UNIT ...
 r1prov-units show UNIT ... [--property=KEY,...]
-r1prov-units log [UNIT] [--lines N] [--first] [--start ID] [--follow]
+r1prov-units log [UNIT] [--lines N] [--first] [--start ID] [--no-times] [--follow]
 r1prov-units differences            what somebody has changed of what runs the units
 r1prov-units boot                   what the platform runs when the host starts
 r1prov-units shutdown               stops all units, and supervisord
@@ -40,6 +40,7 @@ def main() -> int:
     parser.add_argument("--lines", type=int, default=0, help="for log: so many of the last lines")
     parser.add_argument("--first", action="store_true", help="for log: the first lines instead")
     parser.add_argument("--start", default="", help="for log: what was written since the start with this InvocationID")
+    parser.add_argument("--no-times", action="store_true", help="for log: the lines alone")
     parser.add_argument("--follow", "-f", action="store_true", help="for log: go on with what is written from now on")
     for ignored in ("--quiet", "--all", "--plain", "--no-legend", "--no-pager", "--full"):
         parser.add_argument(ignored, action="store_true", help=argparse.SUPPRESS)
@@ -107,7 +108,7 @@ def _log(asked: argparse.Namespace) -> int:
         os.execvp(  # noqa: S606
             "tail", ["tail", "--lines", str(asked.lines or 10), "--follow=name", "--retry", str(LOG / f"{name}.log")]
         )
-    found = log.lines(name, asked.start)
+    found = log.lines(name, asked.start, times=not asked.no_times)
     count = asked.lines or len(found)
     _print("\n".join(found[:count] if asked.first else found[-count:] if count else []))
     return 0

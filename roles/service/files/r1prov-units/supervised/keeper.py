@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from supervised import known, program
+from supervised.stamped import stamped
 from supervised.unit_file import UnitFileError, load, path_of
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from supervised.unit_file import Command, Unit
 
 MARK = "-- r1prov-units: start "
-"""Begins the line of the log that stands before what one start of the unit has written. The `InvocationID` and the time come next."""
+"""Begins the line of the log that stands before what one start of the unit has written. The `InvocationID` comes next."""
 _HEARD = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
 _TICK_S, _IDLE_S = 0.1, 60.0
 
@@ -133,7 +134,7 @@ class Keeper:
         start, limit_s = uuid.uuid4().hex, unit.seconds("TimeoutStartSec", 90)
         until_s = time.monotonic() + limit_s
         began = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
-        say(f"{MARK}{start} {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}")
+        say(f"{MARK}{start}")
         self.now("activating", "start-pre", InvocationID=start, InactiveExitTimestampMonotonic=began, MainPID=0)
         if missing := [path for path in unit.texts("ConditionPathExists") if not _holds(path)]:
             say(f"{self.name} is not started, because of ConditionPathExists={missing[0]}")
@@ -315,12 +316,13 @@ def _sleep(wait_s: float) -> None:
 
 def main(name: str) -> int:
     """Keeps a unit. Where this program itself fails, supervisord starts it again, a moment later. Returns the exit code."""
-    try:
-        keep(name)
-    except Exception:
-        # It goes to the log. supervisord would start this again at once, and again.
-        traceback.print_exc(file=sys.stdout)
-        sys.stdout.flush()
-        time.sleep(2)
-        return 1
+    with stamped():
+        try:
+            keep(name)
+        except Exception:
+            # It goes to the log. supervisord would start this again at once, and again.
+            traceback.print_exc(file=sys.stdout)
+            sys.stdout.flush()
+            time.sleep(2)
+            return 1
     return 0

@@ -89,7 +89,7 @@ def start(unit: Unit, command: Command, variables: dict[str, str]) -> subprocess
         env=environment,
         stdin=subprocess.DEVNULL,
         cwd="/",
-        preexec_fn=_prepared(unit),  # noqa: PLW1509 - a keeper has one thread
+        preexec_fn=_prepared(unit),  # noqa: PLW1509 - the other thread of a keeper holds no lock while it waits
     )
 
 
