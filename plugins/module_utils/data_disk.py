@@ -78,6 +78,15 @@ def wrong_places(data_dir: str, root: Path = Path("/")) -> dict[Path, Path]:
     return {root / place.lstrip("/"): target for place, target in targets.items() if place not in well}
 
 
+def is_built_anew(data_dir: str, root: Path = Path("/")) -> bool:
+    """Whether a platform has thrown the system disk away since r1prov was there. The links are gone, and what they led to is there.
+
+    The record of a run comes to /var/lib/r1prov before this is asked, so that folder says nothing.
+    """
+    own = [root / place for place in ("etc/r1prov", "opt/r1prov")]
+    return (root / moved("/opt/r1prov", data_dir).lstrip("/")).is_dir() and not any(map(os.path.lexists, own))
+
+
 def settle(place: Path, target: Path) -> None:
     """Brings what lies at a place to the data disk, and leaves a link. What the disk has already stays.
 

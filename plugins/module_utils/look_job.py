@@ -58,8 +58,8 @@ def look(
 
     Returns:
         `asked`: the number of questions. `seconds`: how long it took. `differences`: a list of {step, task, what}. `unknown`: why nothing
-        or not all could be told; empty where all was. `stays`: what is an administrator's own. `benchmark`: the last result of the role
-        smoke_bench; None where it was not asked.
+        or not all could be told; empty where all was. `stays`: what is an administrator's own. `built_anew`: whether a platform has built
+        the host anew. `benchmark`: the last result of the role smoke_bench; None where it was not asked.
     """
     began = time.monotonic()
     code, digest = modules(collection)
@@ -87,13 +87,22 @@ def look(
         "differences": [*locked, *told["differences"]],
         "unknown": told["unknown"],
         "stays": told["stays"],
+        "built_anew": told["built_anew"],
         "benchmark": next((answer.get("result") for answer in of_benchmark), None),
     }
 
 
 def untold(why: str) -> dict[str, Any]:
     """What comes of a look that could not tell anything, as `look` returns it."""
-    return {"asked": 0, "seconds": 0.0, "differences": [], "unknown": why, "stays": [], "benchmark": None}
+    return {
+        "asked": 0,
+        "seconds": 0.0,
+        "differences": [],
+        "unknown": why,
+        "stays": [],
+        "built_anew": False,
+        "benchmark": None,
+    }
 
 
 def script(job: dict[str, Any]) -> str:

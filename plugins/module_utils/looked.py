@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
 
 _WHOLE = " has owner and mode "
+_STILL_TO_BE_MADE = "up to this point in real play"
 
 
 def summary(asked: Sequence[Mapping[str, Any]], answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -20,7 +21,7 @@ def summary(asked: Sequence[Mapping[str, Any]], answers: Sequence[Mapping[str, A
 
     Returns:
         `differences`: a list of {step, task, what}. `unknown`: why not all could be told; empty where it was. `stays`: a list of what is an
-        administrator's own.
+        administrator's own. `built_anew`: whether a platform has built the host anew, as a container, so that all of this was lost.
     """
     both = list(zip(asked, answers, strict=True))
     found = [
@@ -36,8 +37,14 @@ def summary(asked: Sequence[Mapping[str, Any]], answers: Sequence[Mapping[str, A
     return {
         "differences": [each for each in found if told[each["what"]] is each],
         "unknown": "; ".join(silent),
-        "stays": list(dict.fromkeys(text for _, answer in both for text in answer.get("warnings", ()))),
+        "stays": list(dict.fromkeys(text for _, answer in both for text in warnings(answer))),
+        "built_anew": any(answer.get("built_anew", False) for _, answer in both),
     }
+
+
+def warnings(answer: Mapping[str, Any]) -> list[str]:
+    """What a module warns of. That an account is still to be made, which Ansible says in check mode, is no news."""
+    return [str(each) for each in answer.get("warnings", ()) if not str(each).endswith(_STILL_TO_BE_MADE)]
 
 
 def differences(expectation: Mapping[str, Any], answer: Mapping[str, Any]) -> list[str]:

@@ -32,6 +32,8 @@ EXAMPLES = r"""
 RETURN = r"""
 used: {type: bool, returned: always, description: Whether the folders lie on the data disk.}
 differences: {type: list, elements: str, returned: always, description: "What was not as it should be, in a sentence each."}
+built_anew: {type: bool, returned: where they lie there, description: "Whether a platform has built the host anew, so that links and
+  configuration are gone, and the data disk has the rest."}
 """
 
 from pathlib import Path
@@ -48,7 +50,7 @@ def main() -> None:
     path, use, reach = (module.params[name] for name in ("path", "use", "reach"))
     if not data_disk.is_used(use, path):
         module.exit_json(changed=False, used=False, differences=[])
-    places = data_disk.wrong_places(path)
+    places, built_anew = data_disk.wrong_places(path), data_disk.is_built_anew(path)
     shut = data_disk.shut([str(data_disk.home(path)), *reach])
     differences = [f"{place} is not on the data disk" for place in places]
     differences += [
@@ -76,7 +78,7 @@ def main() -> None:
                 f"{folder} had mode {mode:04o}, and has {mode | 1:04o} now: every account of this host can pass through it, because the "
                 "data disk lies below it, and can list nothing of it. `r1prov down` puts it back"
             )
-    module.exit_json(changed=bool(differences), used=True, differences=differences)
+    module.exit_json(changed=bool(differences), used=True, differences=differences, built_anew=built_anew)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,8 @@ def summary(report: RunReport, *, check: bool = False) -> None:
     output.table(("host", "result", *changed, "took>"), rows, talk=True)
     for name, host in report.hosts.items():
         done = "to put right" if check else "put right" if host.result == "ok" else "wrong"
-        for difference in host.differences:
+        lost = f"what was lost when it was built anew, {len(host.differences)} differences (--json names them)"
+        for difference in [lost] if host.built_anew else host.differences:
             output.say(f"{name}: {done}: {difference}")
         if host.starts:
             waits = ", ".join(

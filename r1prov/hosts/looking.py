@@ -81,6 +81,7 @@ class Look:
         differences: what differs.
         unknown: why nothing or not all could be told; empty where all was.
         stays: what is an administrator's own and concerns r1prov: a run warns of it and leaves it.
+        built_anew: whether a platform has built the host anew, as a container. Most of what differs was lost then.
         benchmark: the last result of the role smoke_bench; None where it was not asked.
         diffs: how the content of files differs, where that was asked for.
     """
@@ -90,6 +91,7 @@ class Look:
     differences: tuple[Difference, ...] = ()
     unknown: str = ""
     stays: tuple[str, ...] = ()
+    built_anew: bool = False
     benchmark: dict[str, Any] | None = None
     diffs: tuple[FileDiff, ...] = ()
 

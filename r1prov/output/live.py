@@ -112,10 +112,15 @@ class _Host:
     entered: list[str] = field(default_factory=list)
     changed: set[str] = field(default_factory=set)
     differences: set[str] = field(default_factory=set)
+    built_anew: bool = False
     warnings: set[str] = field(default_factory=set)
     progress: dict[str, Progress] = field(default_factory=dict)
     pace: dict[tuple[str, str], Pace] = field(default_factory=dict)
     last_said_s: float = 0.0
+
+
+BUILT_ANEW = "was built anew: what lay on its system disk is gone, and all of it is laid anew"
+"""Said of a host, such as a container, instead of all that it has lost."""
 
 
 class LiveRun:
@@ -220,11 +225,11 @@ class LiveRun:
             host.step.measured |= event.changed and event.action in MEASURE and event.result.get("measured", True)
             if event.changed:
                 host.changed.add(host.step.name)
+            self._say_built_anew(host, event.built_anew)
             for difference in event.differences:
                 if difference not in host.differences:
-                    host.differences.add(difference)
-                    self._say(host, difference, "yellow")
-            self._warn(host, event.result.get("warnings", ()))
+                    self._say_difference(host, difference, difference)
+            self._warn(host, event.warnings)
         elif isinstance(event, HostAway):
             host.end, host.style = f"left out: {'; '.join(problem.what for problem in event.problems)}", "bold red"
             self._say(host, host.end, host.style)
@@ -241,12 +246,24 @@ class LiveRun:
         if look.clean:
             host.end, host.style = f"nothing differs: {look.asked} questions in {look.seconds:.1f} s", "green"
             self._say(host, host.end, host.style)
+        self._say_built_anew(host, look.built_anew)
         for each in look.differences:
-            host.differences.add(each.what)  # The step that mends it need not say it again.
-            self._say(host, f"{each.step}: {each.what}", "yellow")
+            self._say_difference(host, each.what, f"{each.step}: {each.what}")
         if look.unknown:
             self._say(host, f"a look could not tell all: {look.unknown}", "yellow")
         self._warn(host, look.stays)
+
+    def _say_built_anew(self, host: _Host, built_anew: bool) -> None:
+        """Print, once, that a host was built anew."""
+        if built_anew and not host.built_anew:
+            host.built_anew = True
+            self._say(host, BUILT_ANEW, "yellow")
+
+    def _say_difference(self, host: _Host, difference: str, text: str) -> None:
+        """Print a difference, which nobody needs to say again. Of a host that was built anew, one sentence stands for all of them."""
+        host.differences.add(difference)
+        if not host.built_anew:
+            self._say(host, text, "yellow")
 
     def _warn(self, host: _Host, said: Iterable[str]) -> None:
         """Print warnings, each once: a look, and a step that looks before it acts, warn of the same."""

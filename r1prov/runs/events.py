@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from r1prov.common import paths
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -47,6 +49,17 @@ class TaskDone:
     def differences(self) -> list[str]:
         """What its module, or a loop over one, says that somebody has changed. Differences that a new wish makes are left out."""
         return _differences(self.result)
+
+    @property
+    def built_anew(self) -> bool:
+        """Whether its module says that a platform has built the host anew."""
+        return bool(self.result.get("built_anew", False))
+
+    @property
+    def warnings(self) -> list[str]:
+        """What its module warns of."""
+        found: list[str] = paths.module_util("looked").warnings(self.result)
+        return found
 
 
 @dataclass(frozen=True)

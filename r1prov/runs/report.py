@@ -56,6 +56,7 @@ class HostReport:
         starts: the seconds until each unit that was started or restarted was ready. For so long a running service pauses.
         steps: each step with its seconds, in the order of the run. A step that is entered twice stands there twice.
         differences: what somebody had changed behind r1prov's back, in a sentence each. The run has put it right, or would in a check.
+        built_anew: whether a platform has built the host anew, as a container. Most of what differs was lost then.
         warnings: what is worth a look although it stopped nothing.
         problems: what stopped the run, each with `where`, `what` and `remedy`.
         benchmark: the last result of the role smoke_bench (docs/benchmark.md). It is from before where nothing changed.
@@ -66,7 +67,7 @@ class HostReport:
         verified: what `r1prov weights verify` read: `seconds`, and of each of `files` its `path`, `bytes`, `sha256`, `state`
             (`whole` or `damaged`) and `why`.
         looked: what a look before the run said: `asked` (the number of questions), `seconds`, `differences`, each with `step`, `task`
-            and `what`, and `unknown`, why that is not all. Where it says nothing of both, the run left the host out.
+            and `what`, `unknown`, why that is not all, and `built_anew`. Where it says nothing of the first two, the run left the host out.
     """
 
     result: str = "unfinished"
@@ -76,6 +77,7 @@ class HostReport:
     starts: dict[str, float] = field(default_factory=dict)
     steps: list[tuple[str, float]] = field(default_factory=list)
     differences: list[str] = field(default_factory=list)
+    built_anew: bool = False
     warnings: list[str] = field(default_factory=list)
     problems: list[dict[str, str]] = field(default_factory=list)
     benchmark: dict[str, Any] | None = None
@@ -171,7 +173,8 @@ class Recorder:
             if event.changed:
                 host.changes.append(f"{event.step}: {event.task}" if event.step else event.task)
             host.differences.extend(each for each in event.differences if each not in host.differences)
-            host.warn(event.result.get("warnings", ()))
+            host.built_anew |= event.built_anew
+            host.warn(event.warnings)
             if event.result.get("start_s"):
                 host.starts[event.result["unit"].removesuffix(".service")] = event.result["start_s"]
             if event.step == "smoke_bench" and event.result.get("result"):
@@ -267,6 +270,7 @@ class Recorder:
         del found["benchmark"]  # It has a place of its own in the report.
         del found["diffs"]  # A look before a run has none.
         host.looked = found
+        host.built_anew |= event.look.built_anew
         host.warn(event.look.stays)
         if event.look.clean:
             host.result = "ok"

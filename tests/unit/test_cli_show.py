@@ -44,6 +44,13 @@ def test_summary(capsys):
     ]
 
 
+def test_one_sentence_stands_for_all_that_was_lost_with_a_container(capsys):
+    lost = HostReport("ok", differences=["/etc/r1prov is missing", "/x is missing"], built_anew=True)
+    show.summary(RunReport("r1prov up", "default", "4x4090", "UD-IQ1_S", "", {"gpu1": lost}))
+    said = lines(capsys.readouterr().err)
+    assert said[2:] == ["gpu1: put right: what was lost when it was built anew, 2 differences (--json names them)"]
+
+
 def test_summary_of_a_check(capsys):
     show.summary(report(), check=True)
     err = lines(capsys.readouterr().err)

@@ -59,13 +59,17 @@ def test_folders_become_links_and_what_lay_there_goes_along(root: Path) -> None:
 def test_a_container_built_anew_has_everything_again(root: Path) -> None:
     """What its first run has left on the system disk joins what the data disk has."""
     put(root / "opt/r1prov/engine", "engine")
+    assert not data_disk.is_built_anew(DATA, root)
     brought(root)
     put(root / "var/lib/r1prov/service/accounts.json", "{}")
+    assert not data_disk.is_built_anew(DATA, root)
     for folder in ("opt", "var"):
         shutil.rmtree(root / folder)
     put(root / "var/lib/r1prov/history/3.json", "third")
     put(root / "var/lib/r1prov/history/2.json", "another second")
+    assert data_disk.is_built_anew(DATA, root)
     brought(root)
+    assert not data_disk.is_built_anew(DATA, root)
     assert (root / "opt/r1prov/engine").read_text() == "engine"
     texts = {path.name: path.read_text() for path in (root / "var/lib/r1prov").rglob("*.json")}
     assert texts == {"accounts.json": "{}", "2.json": "second", "3.json": "third"}
@@ -172,6 +176,8 @@ def test_places_behind_links_are_looked_at(root: Path) -> None:
     (root / "root/autodl-tmp/r1prov/host/lib").chmod(0o777)
     found = place_look.look(root, ME)
     assert [each.place.removeprefix(str(root)) for each in found] == ["/opt/r1prov/ollama", f"{DATA}/host/lib"]
+    # Whoever looks at it by its link says the same, so that it is said once.
+    assert str(found[1]).startswith(f"{root}/var/lib/r1prov has owner and mode ")
     place_look.mend(found)
     assert place_look.look(root, ME) == []
 

@@ -113,6 +113,14 @@ def test_what_two_modules_say_in_their_own_words_is_said_once() -> None:
     ]
 
 
+def test_what_ansible_says_of_accounts_that_are_gone_is_no_warning_of_a_look() -> None:
+    asked = [{"step": "ollama", "task": "Create", "module": "ansible.modules.file", "arguments": {"path": "/x"}}]
+    gone = "failed to look up user r1prov-ollama. Create user up to this point in real play"
+    found = paths.module_util("looked").summary(asked, [{"changed": True, "warnings": [gone, "/y stays"]}])
+    assert (found["stays"], found["built_anew"]) == (["/y stays"], False)
+    assert paths.module_util("looked").summary(asked, [{"built_anew": True}])["built_anew"]
+
+
 def test_what_should_not_be_there_is_named(here: Here, written: Path) -> None:
     (difference,) = seen(
         here, Expectation("gateway", "Disable it", FILE, {"path": str(written), "state": "absent"})
@@ -434,6 +442,7 @@ def test_a_clean_host_is_done_and_another_is_not() -> None:
         "differences": [],
         "unknown": "",
         "stays": [],
+        "built_anew": False,
     }
     for other in (replace(clean, differences=(Difference("a", "b", "c"),)), replace(clean, unknown="why")):
         assert recorded(HostLooked("gpu1", other)).report.hosts["gpu1"].result == "unfinished"

@@ -93,6 +93,31 @@ def test_a_difference_is_told_once_by_the_look_or_by_the_step_that_mends_it(cloc
     assert text_of(plain).split("\n")[:2] == ["gpu1  embeddings: it does not run", "gpu1  /x is gone"]
 
 
+@pytest.mark.parametrize("by_look", [True, False])
+def test_of_a_host_that_was_built_anew_nothing_is_said_that_it_has_lost(clock, by_look):
+    plain, lost = console(terminal=False), "/etc/r1prov is missing"
+    with output.LiveRun(["gpu1"], console=plain, now=clock) as live:
+        if by_look:
+            live.event(HostLooked("gpu1", Look(60, 1.5, (Difference("service", "Run", lost),), built_anew=True)))
+        live.event(StepStarted("gpu1", "data_disk", 1, 1))
+        found = {"differences": ["/opt/r1prov is not on the data disk"], "built_anew": True}
+        live.event(TaskDone("gpu1", "data_disk", "Run", changed=True, result=found))
+        live.event(TaskDone("gpu1", "service", "Run", changed=True, result={"differences": [lost]}))
+    assert text_of(plain).split("\n")[:2] == [
+        "gpu1  was built anew: what lay on its system disk is gone, and all of it is laid anew",
+        "gpu1  stopped in [1/1] data_disk after 0:00",
+    ]
+
+
+def test_a_check_does_not_warn_of_accounts_that_it_does_not_make(clock):
+    plain = console(terminal=False)
+    text = "failed to look up user r1prov-ollama. Create user up to this point in real play"
+    with output.LiveRun(["gpu1"], console=plain, now=clock) as live:
+        live.event(StepStarted("gpu1", "ollama", 1, 1))
+        live.event(TaskDone("gpu1", "ollama", "Create", changed=True, result={"warnings": [text, "its disk is slow"]}))
+    assert text_of(plain).startswith("gpu1: its disk is slow\n")
+
+
 def test_what_stays_on_a_host_is_said_once_by_the_look_or_by_the_step_that_finds_it(clock):
     plain = console(terminal=False)
     with output.LiveRun(["gpu1"], console=plain, now=clock) as live:
