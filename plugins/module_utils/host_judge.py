@@ -363,10 +363,16 @@ def _disk(facts: dict[str, Any], expect: dict[str, Any]) -> Iterator[_Finding]:
         if disk["read_only"]:
             yield "disk", f"{place} is read-only; wanted there: {parts}", "mount it writable"
         elif needed > free:
+            # Of the machine's disks a container sees those of other people.
+            other = (
+                "make this one larger on the platform's page"
+                if in_container(facts)
+                else "use another disk (is a data disk not mounted? `lsblk` shows it)"
+            )
             yield (
                 "disk",
                 f"{place} has {size(free)} free; {size(needed)} are still to be written there: {parts}",
-                f"free {size(needed - free)}, or use another disk (is a data disk not mounted? `lsblk` shows it)",
+                f"free {size(needed - free)}, or {other}",
             )
 
 

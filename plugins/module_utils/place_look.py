@@ -50,6 +50,8 @@ def look(root: Path = Path("/"), owner: int = 0) -> list[Difference]:
         owner: root's number.
     """
     found = []
+    # Sentences name a folder on the data disk as everybody does, by the link that leads to it.
+    names = {place.resolve(): place for each, _ in PLACES if (place := root / each.lstrip("/")).is_symlink()}
     for path in sorted(set(_entries(root))):
         status = path.lstat()
         if has := misplaced(path, status.st_mode, root):
@@ -67,7 +69,13 @@ def look(root: Path = Path("/"), owner: int = 0) -> list[Difference]:
         if (status.st_uid, status.st_gid, mode) != (owner, owner, wanted):
             has, should = owner_and_mode(status.st_uid, status.st_gid, mode), owner_and_mode(owner, owner, wanted)
             found.append(
-                Difference("mode", str(path), should, has, f"{path} has owner and mode {has}, and should have {should}")
+                Difference(
+                    "mode",
+                    str(path),
+                    should,
+                    has,
+                    f"{names.get(path, path)} has owner and mode {has}, and should have {should}",
+                )
             )
     return found
 

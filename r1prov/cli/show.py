@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from r1prov import output
@@ -144,10 +145,16 @@ def removal(host: str, found: dict[str, Any], *, check: bool, talk: bool) -> Non
     removed, kept = found["removed"], found["kept"]
     total = sum(path["bytes"] for path in removed["paths"])
     if check:
+        # One line each at 80 columns. The files of units are as many again, with long names that say nothing more.
         rows = [(kind, name, "") for kind in ("unit", "user", "group") for name in removed[f"{kind}s"]]
-        rows += [("path", path["path"], _in_gib(path["bytes"])) for path in removed["paths"]]
-        rows += [("line of r1prov's", path, "") for path in removed["hooks"]]
-        output.table((host, "what would go", "GiB>"), [*rows, ("", "all of it", _in_gib(total))], talk=talk)
+        rows += [
+            ("path", path["path"], _in_gib(path["bytes"]))
+            for path in removed["paths"]
+            if Path(path["path"]).name not in removed["units"]
+        ]
+        rows += [("line in", path, "") for path in removed["hooks"]]
+        (output.say if talk else output.line)(f"{host}:")
+        output.table(("", "what would go", "GiB>"), [*rows, ("", "all of it", _in_gib(total))], talk=talk)
     else:
         output.say(f"{host}: {gib(total)} freed")
     for process in found["in_use"]:

@@ -164,10 +164,15 @@ def test_status_rows():
 
 def test_what_would_go_is_listed_with_what_stays(capsys):
     removed = {
-        "units": ["r1prov-weights.service"],
+        "units": ["r1prov-weights.service"],  # Its files are not named once more.
         "users": ["r1prov-llama"],
         "groups": ["r1prov-operators"],
-        "paths": [{"path": "/srv/r1prov/ollama", "bytes": 4096}, {"path": "/opt/r1prov", "bytes": 3 << 30}],
+        "paths": [
+            {"path": "/etc/systemd/system/r1prov-weights.service", "bytes": 4096},
+            {"path": "/etc/systemd/system/multi-user.target.wants/r1prov-weights.service", "bytes": 0},
+            {"path": "/srv/r1prov/ollama", "bytes": 4096},
+            {"path": "/opt/r1prov", "bytes": 3 << 30},
+        ],
         "hooks": ["/etc/autodl.sh"],
     }
     kept = [
@@ -177,13 +182,14 @@ def test_what_would_go_is_listed_with_what_stays(capsys):
     show.removal("gpu1", {"removed": removed, "kept": kept, "in_use": []}, check=True, talk=False)
     out, err = capsys.readouterr()
     assert lines(out) == [
-        "gpu1  what would go  GiB",
+        "gpu1:",
+        "  what would go  GiB",
         "unit  r1prov-weights.service",
         "user  r1prov-llama",
         "group  r1prov-operators",
         "path  /srv/r1prov/ollama",
         "path  /opt/r1prov  3.0",
-        "line of r1prov's  /etc/autodl.sh",
+        "line in  /etc/autodl.sh",
         "  all of it  3.0",
     ]
     assert lines(err) == [

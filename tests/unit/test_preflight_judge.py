@@ -321,6 +321,11 @@ def test_a_disk_on_which_nothing_would_last(facts: dict, what: str, remedy: str)
     assert remedy in problem["remedy"]
 
 
+def test_a_full_disk_of_a_container_is_for_its_platform():
+    [problem] = judge(changed(FACTS, RENTED | {"init": "bash", "disks.0.free_bytes": 0}), EXPECT)
+    assert problem["remedy"].endswith("or make this one larger on the platform's page")
+
+
 @pytest.mark.parametrize("disk", [OWN_LAYER, SHARE, None])
 def test_where_systemd_runs_the_host_any_disk_is_one_for_data(disk: dict | None):
     assert judge(changed(FACTS, {"container": "systemd-nspawn", "data_disk": disk}), EXPECT) == []

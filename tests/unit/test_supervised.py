@@ -488,6 +488,7 @@ def test_what_somebody_has_changed_of_supervisord_is_named_and_put_right(booted)
     (units / "r1prov-a.service.conf").unlink()
     (units / "r1prov-a.service.conf").symlink_to("/dev/null")
     (units / "supervisor.sock").chmod(0o666)
+    units.chmod(0o777)  # The role names that by itself.
     place = "/var/lib/r1prov/units"
     assert booted.run("differences").splitlines() == [
         f"{place}/evil.conf is in the folder of supervisord's configuration, and no part of r1prov has made it",

@@ -112,14 +112,13 @@ def prepare() -> None:
     known.prepare()
     program.make_credentials()
     LOG.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for path, mode in _modes():
+    for path, mode in ((STATE, 0o700), (LOG, 0o700), *_modes()):
         with contextlib.suppress(FileNotFoundError):  # supervisord begins a new log now and then.
             path.chmod(mode)
 
 
 def _modes() -> Iterator[tuple[Path, int]]:
-    """What lies in supervisord's folder and what the mode of each should be."""
-    yield from ((STATE, 0o700), (LOG, 0o700))
+    """What lies in supervisord's folders and what the mode of each should be. The role looks at the folders themselves."""
     if _SOCKET.is_socket():
         yield _SOCKET, 0o700
     for path in (*LOG.glob("*"), *STATE.glob("*.conf")):
