@@ -7,6 +7,7 @@ import grp
 import json
 import os
 import pwd
+import re
 import shutil
 import stat
 import tempfile
@@ -37,9 +38,11 @@ def write_whole(path: Path, content: str | bytes, mode: int = 0o644) -> None:
     sync_folder(path.parent)
 
 
-def mounts(mountinfo: str) -> set[str]:
-    """Where file systems are mounted, from the text of /proc/self/mountinfo."""
-    return {line.split()[4] for line in mountinfo.splitlines()}
+def mounts(mountinfo: str) -> list[str]:
+    """Where something is mounted, in the order in which that was done, from the text of /proc/self/mountinfo."""
+    # The kernel writes blanks and the like as octal numbers.
+    places = (line.split()[4] for line in mountinfo.splitlines())
+    return [re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), place) for place in places]
 
 
 def _make_way(path: Path) -> None:

@@ -15,7 +15,7 @@ from ansible_collections.r1.prov.plugins.module_utils.difference import Differen
 from ansible_collections.r1.prov.plugins.module_utils.files import text_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
 
 _CONFIGURATION = Path("etc/r1prov")
 _LIMITS = Path("etc/security/limits.d")
@@ -70,19 +70,16 @@ def of_configuration(known: Collection[str], units: Collection[str], root: Path 
     return [*found, *(_stray(path) for path in limits if path.name != _OWN_LIMITS)]
 
 
-def mounts(table: str, releases: str) -> list[Difference]:
+def mounted_over(mounts: Iterable[str], releases: str) -> list[Difference]:
     """What is mounted over files of r1prov: whoever opens these is given something else, and nobody can replace them.
 
     Args:
-        table: the text of /proc/self/mounts.
+        mounts: the places where something is mounted.
         releases: the real path of /opt/r1prov.
     """
     ours = re.compile("|".join((*_NEVER_MOUNTED, rf"{re.escape(releases)}/[^/]+/(releases/.+|current)")))
-    rows = [line.split() for line in table.splitlines()]
-    # The kernel writes blanks and the like as octal numbers.
-    places = [re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), row[1]) for row in rows]
     said = "{} lies under something that is mounted over it, and no part of r1prov has mounted it"
-    return [Difference("mount", place, "", place, said.format(place)) for place in places if ours.fullmatch(place)]
+    return [Difference("mount", place, "", place, said.format(place)) for place in mounts if ours.fullmatch(place)]
 
 
 def administrators(accounts: Collection[str], root: Path = Path("/")) -> list[str]:

@@ -56,12 +56,10 @@ def main() -> None:
     differences += [
         f"services cannot pass through {folder}, which has mode {mode:04o}" for folder, mode in shut.items()
     ]
+    units = sorted(each.name for each in OURS.glob("r1prov-*") if each.suffix in (".service", ".socket", ".timer"))
     if not module.check_mode:
         try:
             # A service must not write to what is on its way elsewhere. Its role starts it again.
-            units = sorted(
-                each.name for each in OURS.glob("r1prov-*") if each.suffix in (".service", ".socket", ".timer")
-            )
             if units and any(place.is_dir() for place in places):
                 systemctl("stop", *units)
                 end()
@@ -78,7 +76,8 @@ def main() -> None:
                 f"{folder} had mode {mode:04o}, and has {mode | 1:04o} now: every account of this host can pass through it, because the "
                 "data disk lies below it, and can list nothing of it. `r1prov down` puts it back"
             )
-    module.exit_json(changed=bool(differences), used=True, differences=differences, built_anew=built_anew)
+    drift = differences if units or built_anew else []  # Nobody has changed a host on which r1prov never was.
+    module.exit_json(changed=bool(differences), used=True, differences=differences, drift=drift, built_anew=built_anew)
 
 
 if __name__ == "__main__":

@@ -346,7 +346,7 @@ def main() -> None:
     hooks = [] if service else platform_hook.written()
     if obstacle := hindrance(groups, users, units, hooks):
         module.fail_json(msg=obstacle)
-    mounted = mounts(Path("/proc/self/mountinfo").read_text(encoding="utf-8"))
+    mounted = set(mounts(Path("/proc/self/mountinfo").read_text(encoding="utf-8")))
     ours = [f"{OURS}/{name}*", f"{OURS}/*.wants/{name}*", f"{OURS}/*.d/{name}*"]
     ours.append(f"/var/lib/systemd/timers/stamp-{name}*")
     ours += [path.format(service) for path in FILES_OF_ONE] if service else on_host(data_dir, links)

@@ -46,6 +46,10 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils import place_look, stray_look, unit_look, units
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
+from ansible_collections.r1.prov.plugins.module_utils.files import mounts as mounted
+from ansible_collections.r1.prov.plugins.module_utils.files import text_of
+
+MOUNTS = Path("/proc/self/mountinfo")
 
 
 def of_accounts(known: list[str]) -> list[str]:
@@ -57,7 +61,7 @@ def of_accounts(known: list[str]) -> list[str]:
 def main() -> None:
     module = AnsibleModule(argument_spec=arguments(DOCUMENTATION), supports_check_mode=True)
     known = module.params["known"]
-    mounts = stray_look.mounts(Path("/proc/self/mounts").read_text(encoding="utf-8"), os.path.realpath("/opt/r1prov"))
+    mounts = stray_look.mounted_over(mounted(text_of(MOUNTS)), os.path.realpath("/opt/r1prov"))
     if not module.check_mode:  # What lies below them is looked at next.
         for each in reversed(mounts):
             module.run_command(["umount", each.place], check_rc=True)

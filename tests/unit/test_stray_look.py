@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from ansible_collections.r1.prov.plugins.module_utils import stray_look
+from ansible_collections.r1.prov.plugins.module_utils.files import mounts
 
 ROOT = Path(__file__).parents[2]
 KNOWN = yaml.safe_load((ROOT / "roles/service/vars/main.yml").read_text())
@@ -97,31 +98,35 @@ def test_the_list_of_configuration_is_what_the_roles_write() -> None:
     assert made == set(KNOWN["__service_configuration"])
 
 
+def mountinfo(*places: str) -> str:
+    return "".join(f"22 1 0:21 / {place} rw,relatime shared:7 - tmpfs tmpfs rw\n" for place in places)
+
+
 def test_what_is_mounted_over_files_of_r1prov_is_found() -> None:
-    table = """
-/dev/vda / ext4 rw 0 0
-/dev/vdb /opt/r1prov ext4 rw 0 0
-/dev/vdc /var/lib/r1prov/open-webui ext4 rw 0 0
-nsfs /run/netns/r1prov nsfs rw 0 0
-ramfs /run/credentials/r1prov-gateway.service ramfs ro 0 0
-tmpfs /etc/r1prov/gateway tmpfs rw 0 0
-/dev/vda /etc/r1prov/open-webui/a\\040b ext4 rw 0 0
-/dev/vda /opt/r1prov/llama.cpp/releases/1-cpu/bin/llama-cli ext4 rw 0 0
-/dev/vda /etc/systemd/system/r1prov-embeddings.service ext4 rw 0 0
-/dev/vda /usr/local/lib/r1prov-await-ready ext4 rw 0 0
-""".strip()
-    assert [each.place for each in stray_look.mounts(table, "/opt/r1prov")] == [
+    disks = (
+        "/",
+        "/opt/r1prov",
+        "/var/lib/r1prov/open-webui",
+        "/run/netns/r1prov",
+        "/run/credentials/r1prov-gateway.service",
+    )
+    over = [
         "/etc/r1prov/gateway",
-        "/etc/r1prov/open-webui/a b",
+        "/etc/r1prov/gateway",
         "/opt/r1prov/llama.cpp/releases/1-cpu/bin/llama-cli",
         "/etc/systemd/system/r1prov-embeddings.service",
         "/usr/local/lib/r1prov-await-ready",
+    ]
+    places = mounts(mountinfo(*disks, *over, "/etc/r1prov/open-webui/a\\040b"))
+    assert [each.place for each in stray_look.mounted_over(places, "/opt/r1prov")] == [
+        *over,
+        "/etc/r1prov/open-webui/a b",
     ]
 
 
 def test_releases_on_the_data_disk_are_not_mounted_over_either() -> None:
     place = "/data/host/opt/llama.cpp/releases/1-cpu/bin/llama-cli"
-    assert [each.place for each in stray_look.mounts(f"x {place} ext4 rw 0 0", "/data/host/opt")] == [place]
+    assert [each.place for each in stray_look.mounted_over([place], "/data/host/opt")] == [place]
 
 
 def test_a_services_account_that_runs_programs_from_boot_on_is_named(tmp_path: Path) -> None:
