@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from r1prov.common.errors import LabError, Problem
 from r1prov.common.locks import locked
 from r1prov.common.paths import cache_dir
-from r1prov.lab import images
+from r1prov.lab import images, trees
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +35,14 @@ _INSTEAD_OF_SYSTEMD: dict[Release, tuple[str, ...]] = {
 # serves them longer. Their signature is checked all the same. mmdebstrap keeps the option in the image, so it holds for the host, too.
 _OPTIONS: dict[Release, tuple[str, ...]] = {"forky": ('--aptopt=Acquire::Check-Valid-Until "false"',)}
 
+# mmdebstrap mounts this machine's /dev, /sys and /proc below the folder that it fills. In a mount namespace of its own these mounts go
+# with its last process. That process ends with this one, however this one ends: the kernel kills `unshare` then, and `unshare` kills the
+# first process of the namespace of processes.
+_ALONE = (
+    *("setpriv", "--pdeathsig", "KILL"),
+    *("unshare", "--mount", "--propagation=slave", "--pid", "--mount-proc", "--fork", "--kill-child"),
+)
+
 # The image gets these, but each host must have its own. They are removed here, and disk.py writes new ones.
 _IDENTITY = ("etc/machine-id", "etc/hostname", "etc/resolv.conf", "etc/ssh/ssh_host_*")
 
@@ -54,16 +61,19 @@ def base_image(release: Release, say: Callable[[str], None], *, container: bool 
     with locked(image.with_name(f"{label}.lock")):
         if not image.is_dir():
             for stale in image.parent.glob(f"{label}-*"):
-                shutil.rmtree(stale)
+                trees.remove(stale)
                 images.remove_all(stale)
             say(f"making the {label} base image, which takes about half a minute and is done once")
-            with tempfile.TemporaryDirectory(dir=image.parent, prefix=f"{label}-") as scratch:
-                root = Path(scratch) / "root"
+            scratch = Path(tempfile.mkdtemp(dir=image.parent, prefix=f"{label}-"))
+            try:
+                root = scratch / "root"
                 _bootstrap(release, root, say, container=container)
                 for pattern in _IDENTITY:
                     for path in root.glob(pattern):
                         path.unlink()
                 root.rename(image)
+            finally:
+                trees.remove(scratch)
     return image
 
 
@@ -90,7 +100,7 @@ def _recipe_digest(release: Release, *, container: bool) -> str:
 def _bootstrap(release: Release, root: Path, say: Callable[[str], None], *, container: bool) -> None:
     packages = ",".join(_packages(release, container=container))
     options = ("--variant=minbase", f"--include={packages}", *_OPTIONS.get(release, ()))
-    argv = ["mmdebstrap", *options, release, str(root)]
+    argv = [*_ALONE, "mmdebstrap", *options, release, str(root)]
     output: list[str] = []
     with subprocess.Popen(
         argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"LC_ALL": "C"}

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from r1prov.lab import caches, container
+from r1prov.lab import caches, container, trees
 
 if TYPE_CHECKING:
     from r1prov.lab.base import Release
@@ -52,7 +52,7 @@ def lay(directory: Path, name: str, release: Release, client_key: Path, *, is_co
 def remove_layer(directory: Path) -> None:
     """Remove a host's own layer, and nothing else of it."""
     for folder in ("upper", "work"):
-        shutil.rmtree(directory / folder, ignore_errors=True)
+        trees.remove(directory / folder)
 
 
 def keygen(path: Path, *, comment: str) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import shutil
 import socket
 import subprocess
 import time
@@ -24,7 +23,7 @@ from r1prov.common.errors import LabError, Problem
 from r1prov.common.files import write_whole
 from r1prov.common.locks import locked
 from r1prov.common.paths import cache_dir
-from r1prov.lab import caches, data_disk, disk, images, network, nspawn
+from r1prov.lab import caches, data_disk, disk, images, network, nspawn, trees
 from r1prov.lab.base import RELEASES, Release, base_folder, base_image
 from r1prov.lab.needs import must_be_root, requirements
 from r1prov.lab.processes import first, kill, machines, processes, remove_groups
@@ -397,7 +396,7 @@ def _make(name: str, release: Release, image: str, *, container: bool, bpf: bool
 def _boot(host: LabHost) -> None:
     base = base_image(host.release, lambda _: None, container=host.container)
     # The kernel marks an overlay that is mounted `volatile`, and mounts it no more after an end without a sync.
-    shutil.rmtree(host.directory / "work/work/incompat", ignore_errors=True)
+    trees.remove(host.directory / "work/work/incompat")
     _start(host, _lower(host.name, base, host.image))
 
 
@@ -461,12 +460,11 @@ def _clear(name: str) -> None:
     with locked(_RUN / "lock"):
         network.detach(name)
     # Removing a disk may take many seconds, so it holds no lock. The record goes last, for with it the rest is found again.
-    if directory.exists():
-        shutil.rmtree(directory)
+    trees.remove(directory)
     with locked(_RUN / "lock"):
         (_RECORDS / f"{name}.json").unlink(missing_ok=True)
         if not any(host.container for host in hosts()):
-            shutil.rmtree(_shared_disk(), ignore_errors=True)
+            trees.remove(_shared_disk())
         if not list(_RECORDS.glob("*.json")) and not network.namespaces():
             network.remove_bridge(_RUN)
             # supervise.sh made this folder where there was none. One that is in use is not empty.

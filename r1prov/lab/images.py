@@ -5,10 +5,10 @@ An image holds the difference to a base image. So it lies below the name of its 
 
 from __future__ import annotations
 
-import shutil
 from typing import TYPE_CHECKING
 
 from r1prov.common.paths import cache_dir
+from r1prov.lab import trees
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,8 +32,7 @@ def data_disk(base: Path, image: str) -> Path:
 
 def remove(base: Path, image: str) -> None:
     """Remove an image, if there is one."""
-    if layer(base, image).exists():
-        shutil.rmtree(layer(base, image))
+    trees.remove(layer(base, image))
     data_disk(base, image).unlink(missing_ok=True)
 
 
@@ -44,4 +43,4 @@ def of_base(base: Path) -> Path:
 
 def remove_all(base: Path) -> None:
     """Remove every image of a base image that no longer exists."""
-    shutil.rmtree(of_base(base), ignore_errors=True)
+    trees.remove(of_base(base))

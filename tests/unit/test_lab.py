@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,8 @@ import pytest
 from r1prov import lab
 from r1prov.common.errors import Exit, LabError
 from r1prov.common.locks import locked
-from r1prov.lab import caches, images
+from r1prov.lab import caches, images, trees
+from r1prov.lab.base import base_image
 
 
 @pytest.fixture(autouse=True)
@@ -114,3 +118,86 @@ with locked(Path({str(path)!r})):
         holder.kill()
     with locked(path):
         pass
+
+
+def _mounted(folder: Path) -> list[str]:
+    return [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if f" {folder}" in line]
+
+
+_AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+
+
+@_AS_ROOT
+def test_what_is_mounted_below_a_folder_outlives_it(tmp_path: Path) -> None:
+    outside, tree = tmp_path / "outside", tmp_path / "a tree"
+    inside = tree / "root" / "shm"
+    outside.mkdir()
+    inside.mkdir(parents=True)
+    (outside / "precious").touch()
+    (outside / "shm").mkdir()
+    subprocess.run(["mount", "--bind", outside, inside], check=True)
+    subprocess.run(["mount", "--bind", outside, inside / "shm"], check=True)
+    trees.remove(tree)
+    assert not tree.exists()
+    assert (outside / "precious").exists()
+    assert not _mounted(tmp_path)
+
+
+@_AS_ROOT
+def test_a_folder_stays_as_it_is_while_what_is_mounted_below_it_is_in_use(tmp_path: Path) -> None:
+    outside, tree = tmp_path / "outside", tmp_path / "tree"
+    outside.mkdir()
+    (tree / "mounted").mkdir(parents=True)
+    (outside / "precious").touch()
+    subprocess.run(["mount", "--bind", outside, tree / "mounted"], check=True)
+    try:
+        with (tree / "mounted" / "precious").open(), pytest.raises(LabError, match="cannot be unmounted") as caught:
+            trees.remove(tree)
+        assert "umount" in caught.value.problems[0].remedy
+        assert (outside / "precious").exists()
+    finally:
+        subprocess.run(["umount", tree / "mounted"], check=True)
+
+
+@_AS_ROOT
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_build_of_a_base_image_leaves_no_mounts_and_the_next_one_is_made(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """mmdebstrap mounts things of this machine below the folder that it fills. Here a script does so in its place."""
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").touch()
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    script = programs / "mmdebstrap"
+    begin = f'#!/bin/sh\nfor root; do :; done\nmkdir -p "$root/shm"\nmount --bind {precious} "$root/shm"\n'
+    script.write_text(f'{begin}echo "I: mounted"\nsleep 300\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    build = (
+        "from r1prov.lab.base import base_image; print(base_image('bookworm', lambda line: print(line, flush=True)))"
+    )
+    with subprocess.Popen([sys.executable, "-c", build], stdout=subprocess.PIPE, text=True) as building:
+        assert building.stdout
+        while "mounted" not in building.stdout.readline():
+            assert building.poll() is None
+        assert list(cache.glob("lab/base/bookworm-*/root/shm"))
+        building.send_signal(number)
+        building.wait(30)
+    limit = time.monotonic() + 30
+    while any(str(tmp_path) in _command(pid) for pid in Path("/proc").glob("[0-9]*")):
+        assert time.monotonic() < limit, "the build goes on"
+        time.sleep(0.05)
+    assert not _mounted(tmp_path)
+    script.write_text(f'{begin}umount "$root/shm"\n')
+    image = base_image("bookworm", lambda _: None)
+    assert [path for path in image.parent.glob("bookworm-*") if path.is_dir()] == [image]
+    assert (precious / "file").exists()
+
+
+def _command(process: Path) -> str:
+    try:
+        return (process / "cmdline").read_text(errors="replace")
+    except OSError:
+        return ""
