@@ -32,6 +32,10 @@ CLOSED = ("/var/lib/r1prov/history",)
 PROGRAMS = "/usr/local/lib"
 _FOLDERS = ("r1prov-measure", "r1prov-units", "r1prov-weights")
 """Programs that are folders, which Python runs. All others are files."""
+_EXECUTED = "r1prov-units/command.py"
+"""The file of a program in a folder that is run by itself. Python reads all others."""
+LINKS = ("/usr/local/bin/r1prov-units", f"{PROGRAMS}/r1prov-units/bin/systemctl")
+"""Its names, on a host where it runs the units."""
 ROOTS = ("/var/lib/r1prov/packages", "/var/lib/r1prov/smoke_bench", "/var/lib/r1prov/llama_server")
 """What steps that run as root remember. The folders beside them are of services."""
 _CONFIGURATION = "/etc/r1prov/"
@@ -51,11 +55,13 @@ def look(root: Path = Path("/"), owner: int = 0) -> list[Difference]:
     """
     found = []
     # Sentences name a folder on the data disk as everybody does, by the link that leads to it.
+    programs = root / PROGRAMS.lstrip("/")
     names = {place.resolve(): place for each, _ in PLACES if (place := root / each.lstrip("/")).is_symlink()}
     for path in sorted(set(_entries(root))):
         status = path.lstat()
         if has := misplaced(path, status.st_mode, root):
-            found.append(Difference("kind", str(path), "a file", has, f"{path} is {has}, and should be a file"))
+            kind = "a link" if _is_link(path, root) else "a file"
+            found.append(Difference("kind", str(path), kind, has, f"{path} is {has}, and should be {kind}"))
             continue
         mode = stat.S_IMODE(status.st_mode)
         if stat.S_ISLNK(status.st_mode):
@@ -64,6 +70,9 @@ def look(root: Path = Path("/"), owner: int = 0) -> list[Difference]:
             wanted = 0o700 if stat.S_ISDIR(status.st_mode) else 0o600
         elif stat.S_ISDIR(status.st_mode):
             wanted = 0o755
+        elif path.is_relative_to(programs):
+            is_executed = path.parent == programs or path == programs / _EXECUTED
+            wanted = 0o755 if is_executed else 0o644
         else:
             wanted = mode & ~(_OTHERS_WRITE | stat.S_ISUID | stat.S_ISGID)
         if (status.st_uid, status.st_gid, mode) != (owner, owner, wanted):
@@ -81,14 +90,21 @@ def look(root: Path = Path("/"), owner: int = 0) -> list[Difference]:
 
 
 def misplaced(path: Path, mode: int, root: Path) -> str:
-    """What lies where only files may; empty where all is well. Links belong into folders of releases."""
+    """What lies where only files may, or only a link; empty where all is well. Other links belong into folders of releases."""
+    if _is_link(path, root):
+        return "" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "a file"
     if stat.S_ISLNK(mode):
         may_be = path.is_relative_to(root / "opt") or path in {root / place.lstrip("/") for place, _ in PLACES}
         return "" if may_be else f"a link to {path.readlink()}"
     if stat.S_ISDIR(mode):
         is_program = path.parent == root / PROGRAMS.lstrip("/") and path.name not in _FOLDERS
-        return "a folder" if is_program or path.suffix == ".nft" else ""
+        return "a folder" if is_program or path.suffix in (".nft", ".py") else ""
     return "" if stat.S_ISREG(mode) else "a pipe, a socket or a device"
+
+
+def _is_link(path: Path, root: Path) -> bool:
+    """Whether only a link may lie there."""
+    return path in {root / each.lstrip("/") for each in LINKS}
 
 
 def mend(differences: Iterable[Difference]) -> None:
@@ -136,10 +152,25 @@ def _entries(root: Path) -> Iterator[Path]:
                 yield path.resolve()
                 for each in path.iterdir() if levels else ():
                     yield from _below(each, levels - 1)
-    yield from (root / PROGRAMS.lstrip("/")).glob("r1prov-*")
+    programs = root / PROGRAMS.lstrip("/")
+    yield from programs.glob("r1prov-*")
+    for folder in (programs / name for name in _FOLDERS):
+        if folder.is_dir() and not folder.is_symlink():
+            yield from (path for path in folder.rglob("*") if path.suffix == ".py" or _is_own_folder(path))
+    yield from (link for each in LINKS if runs_units(root) and os.path.lexists(link := root / each.lstrip("/")))
     for name in ROOTS:
         if (path := root / name.lstrip("/")).is_dir():
             yield path
+
+
+def _is_own_folder(path: Path) -> bool:
+    """Whether it is a folder of a program, and not one in which Python keeps what it has compiled."""
+    return path.is_dir() and path.name != "__pycache__"
+
+
+def runs_units(root: Path = Path("/")) -> bool:
+    """Whether r1prov's own program that runs units is there, as on a host without systemd."""
+    return (root / PROGRAMS.lstrip("/") / "r1prov-units").is_dir()
 
 
 def _below(path: Path, levels: int) -> Iterator[Path]:

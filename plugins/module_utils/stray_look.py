@@ -94,7 +94,8 @@ def administrators(accounts: Collection[str], root: Path = Path("/")) -> list[st
         path
         for name in _PROGRAMS_OF_PEOPLE
         for path in sorted((root / name).glob("r1prov-*"))
-        if not (path.is_symlink() and str(path.readlink()).startswith(f"{place_look.PROGRAMS}/r1prov-"))
+        if not (place_look.runs_units(root) and f"/{path.relative_to(root)}" in place_look.LINKS)
+        and not (path.is_symlink() and str(path.readlink()).startswith(f"{place_look.PROGRAMS}/r1prov-"))
     ]
     found = [
         f"{path} carries r1prov's name, and no part of r1prov has made it. It stays: `rm -r {path}` removes it"

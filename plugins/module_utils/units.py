@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,7 +105,22 @@ def _read(verb: str, *words: str, check: bool = False) -> str:
     if not _can_ask():
         return ""
     command = _command(verb, *words)
-    return subprocess.run(command, capture_output=True, text=True, errors="replace", check=check).stdout
+    try:
+        return subprocess.run(command, capture_output=True, text=True, errors="replace", check=check).stdout
+    except (OSError, subprocess.CalledProcessError):
+        if _works():
+            raise
+        return ""
+
+
+def _works() -> bool:
+    """Whether who runs the units can be asked at all. r1prov's own program may be damaged until the role `service` has put it right."""
+    if by_systemd():
+        return True
+    try:
+        return subprocess.run(_command("show-environment"), capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
 
 
 def systemctl(verb: str, *words: str) -> None:
@@ -116,23 +132,32 @@ def systemctl(verb: str, *words: str) -> None:
     with job(verb, *words) as running:
         _, complaint = running.communicate()
     if running.returncode:
+        if not _works():
+            raise UnitError(f"{PROGRAM} is damaged; `r1prov up` puts it right")
         raise UnitError(f"{in_words(verb, *words)}: {complaint.strip()}")
 
 
 def job(verb: str, *words: str) -> subprocess.Popen[str]:
-    """A running systemctl, for a caller that has something to do until it ends. What it complains of is in its stderr."""
-    return subprocess.Popen(
-        _command(verb, *words), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
-    )
+    """A running systemctl, for a caller that has something to do until it ends. What it complains of is in its stderr.
+
+    Raises:
+        UnitError: r1prov's own program cannot be run.
+    """
+    try:
+        return subprocess.Popen(
+            _command(verb, *words), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
+        )
+    except OSError as error:
+        raise UnitError(f"{PROGRAM} cannot be run: {error.strerror}; `r1prov up` puts it right") from error
 
 
 def forget(pattern: str) -> None:
-    """Has the unit files read anew after some were removed, and forgets that units failed. Where nobody runs units any more, that is so.
+    """Has the unit files read anew after some were removed, and forgets that units failed. Where nobody can be asked, that comes later.
 
     Raises:
         UnitError: it failed.
     """
-    if _can_ask():
+    if _can_ask() and _works():
         systemctl("daemon-reload")
         reset_failed(pattern)
 
@@ -154,7 +179,8 @@ def end() -> None:
 
 def reset_failed(pattern: str) -> None:
     """Forgets that units failed, so that earlier starts do not count against the limit of starts. A unit that is not there is no error."""
-    subprocess.run(_command("reset-failed", pattern), check=False, capture_output=True)
+    with suppress(OSError):
+        subprocess.run(_command("reset-failed", pattern), check=False, capture_output=True)
 
 
 def look_ahead(names: Sequence[str], *keys: str) -> None:
@@ -180,7 +206,8 @@ def show(unit: str, *keys: str) -> dict[str, str]:
         return {key: _ahead[unit][key] for key in keys if key in _ahead[unit]}
     if not _can_ask():
         return {key: UNKNOWN[key] for key in keys if key in UNKNOWN}
-    return _properties(_read("show", unit, f"--property={','.join(keys)}", check=True))
+    shown = _read("show", unit, f"--property={','.join(keys)}", check=True)
+    return _properties(shown) if shown or by_systemd() else {key: UNKNOWN[key] for key in keys if key in UNKNOWN}
 
 
 def _properties(shown: str) -> dict[str, str]:

@@ -481,6 +481,45 @@ def test_what_lies_in_the_place_of_a_file_goes(tmp_path: Path) -> None:
     assert not [each for each in found if os.path.lexists(each.place)]
 
 
+def test_the_program_that_runs_units_can_be_run_and_has_its_names(tmp_path: Path) -> None:
+    me = os.geteuid()
+    program = tmp_path / "usr/local/lib/r1prov-units"
+    names = [tmp_path / "usr/local/bin/r1prov-units", program / "bin/systemctl"]
+    for folder in (program / "supervised", program / "bin", tmp_path / "usr/local/bin"):
+        folder.mkdir(parents=True)
+    for file, mode in (("command.py", 0o755), ("supervised/verbs.py", 0o644), ("supervised/log.py", 0o644)):
+        (program / file).touch()
+        (program / file).chmod(mode)
+    (tmp_path / "usr/local/lib/r1prov-await-ready").touch(0o755)
+    for name in names:
+        name.symlink_to(program / "command.py")
+    (program / "supervised/__pycache__").mkdir(mode=0o700)  # supervisord has a umask of its own
+    assert place_look.look(tmp_path, me) == []
+    (program / "command.py").chmod(0)
+    (program / "supervised/verbs.py").chmod(0o600)
+    (program / "supervised/log.py").unlink()
+    (program / "supervised/log.py").mkdir()
+    (program / "bin").chmod(0o700)
+    (tmp_path / "usr/local/lib/r1prov-await-ready").chmod(0o644)
+    for name in names:
+        name.unlink()
+    names[0].mkdir()
+    (names[0] / "something").touch()
+    names[1].touch()
+    found = place_look.look(tmp_path, me)
+    assert [(each.place.removeprefix(f"{tmp_path}/usr/local/"), each.expected.split()[-1]) for each in found] == [
+        ("bin/r1prov-units", "link"),
+        ("lib/r1prov-await-ready", "0755"),
+        ("lib/r1prov-units/bin", "0755"),
+        ("lib/r1prov-units/bin/systemctl", "link"),
+        ("lib/r1prov-units/command.py", "0755"),
+        ("lib/r1prov-units/supervised/log.py", "file"),
+        ("lib/r1prov-units/supervised/verbs.py", "0644"),
+    ]
+    place_look.mend(found)
+    assert place_look.look(tmp_path, me) == []
+
+
 def test_a_link_in_the_place_of_a_credential_becomes_what_it_led_to(tmp_path: Path) -> None:
     folder = tmp_path / "etc/r1prov/llama-server"
     folder.mkdir(parents=True)

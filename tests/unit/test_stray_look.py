@@ -74,6 +74,13 @@ def test_what_the_host_itself_would_use_is_named_and_stays(tmp_path: Path, name:
     assert strays(tmp_path) == []
 
 
+def test_the_name_of_the_program_that_runs_units_is_r1provs_own_where_that_is_there(tmp_path: Path) -> None:
+    put(tmp_path, "usr/local/bin/r1prov-units")
+    assert len(stray_look.administrators([], tmp_path)) == 1
+    put(tmp_path, "usr/local/lib/r1prov-units/command.py")
+    assert stray_look.administrators([], tmp_path) == []
+
+
 def test_rights_and_jobs_of_a_services_account_are_named(tmp_path: Path) -> None:
     put(tmp_path, "etc/sudoers.d/x", text="root ALL=(ALL) ALL\nr1prov-llama ALL=(ALL) NOPASSWD: ALL\n")
     put(tmp_path, "var/spool/cron/crontabs/r1prov-webui")

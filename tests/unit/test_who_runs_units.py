@@ -59,9 +59,11 @@ def test_without_systemd_the_own_program_is_asked_with_the_same_verbs(calls: Pat
         "log r1prov-x.service --no-times --lines 1 --start 7",
         "show r1prov-x.service --property=InvocationID",
         "log r1prov-x.service --no-times --lines 3 --start 7 --first",
+        "show-environment",
         "daemon-reload",
         "reset-failed r1prov*",
         "stop r1prov-x",
+        "show-environment",
     ]
 
 
@@ -108,6 +110,32 @@ def test_where_nobody_runs_units_none_is_known(calls: Path, monkeypatch: pytest.
     with pytest.raises(units.UnitError):
         units.systemctl("start", "r1prov-x")
     assert not calls.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "mode"),
+    [
+        ("#!/usr/bin/python3\n", 0),
+        ("#!/usr/bin/python3\n", 0o644),
+        ("", 0o755),
+        ("#!/usr/bin/python3\nimport nowhere", 0o755),
+        ("#!/bin/true", 0o755),
+    ],
+)
+def test_a_program_that_somebody_has_damaged_is_no_obstacle_to_whoever_looks(
+    calls: Path, monkeypatch: pytest.MonkeyPatch, text: str, mode: int
+) -> None:
+    units.PROGRAM.write_text(text)
+    units.PROGRAM.chmod(mode)
+    monkeypatch.setattr(units, "OWN", [str(units.PROGRAM)])
+    assert units.show("r1prov-x.service", "ActiveState", "Job") == {"ActiveState": "inactive"}
+    if text != "#!/bin/true":
+        for refused in ("stop", "start"):
+            with pytest.raises(units.UnitError, match=r"`r1prov up` puts it right"):
+                units.systemctl(refused, "r1prov-x")
+    assert units.in_memory("r1prov*") == units.environment_names() == units.differences() == []
+    assert units.last_lines("r1prov-x.service", 9) == []
+    units.forget("r1prov*")
 
 
 def test_what_a_person_types(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
