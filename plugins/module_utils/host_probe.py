@@ -69,7 +69,7 @@ def probe(paths: list[str] | None = None, ports: list[int] | None = None, networ
         "os": _os(),
         "init": _read("/proc/1/comm").strip(),
         "container": _container(),
-        "platform": next((path for path in PLATFORMS if os.path.exists(path)), ""),
+        "platform": next((path for path, hook in PLATFORMS.items() if is_platform(path, hook)), ""),
         "public_addresses": _public_addresses(),
         "ram": _ram(),
         "cpu": _cpu(),
@@ -100,6 +100,16 @@ def _os() -> dict[str, Any]:
     return {
         name: values.get(key, "") for name, key in (("id", "ID"), ("version", "VERSION_ID"), ("name", "PRETTY_NAME"))
     }
+
+
+def is_platform(path: str, hook: str) -> bool:
+    """Whether what tells a platform is there, and leads to the script that it has bash read.
+
+    Vast's is the folder of that script. RunPod's script names the other one, and many other images have a script of that name.
+    """
+    if os.path.dirname(hook) == path:
+        return os.path.isdir(path)
+    return os.path.isfile(path) and (os.path.basename(path) != "start.sh" or os.path.basename(hook) in _read(path))
 
 
 def _container() -> str:

@@ -8,14 +8,14 @@ import stat
 from pathlib import Path
 
 from ansible_collections.r1.prov.plugins.module_utils.files import mounts, text_of, write_whole
-from ansible_collections.r1.prov.plugins.module_utils.host_probe import PLATFORMS
+from ansible_collections.r1.prov.plugins.module_utils.host_probe import PLATFORMS, is_platform
 
 _BLOCK = re.compile(r"^# r1prov: BEGIN\r?$.*?^# r1prov: END\r?$\n?", re.MULTILINE | re.DOTALL)
 
 
 def here() -> Path | None:
     """The script that the platform of this container runs when it starts it. None where that is no platform that is known."""
-    return next((Path(hook) for seen, hook in PLATFORMS.items() if Path(seen).exists()), None)
+    return next((Path(hook) for seen, hook in PLATFORMS.items() if is_platform(seen, hook)), None)
 
 
 def fault(path: Path) -> dict[str, str]:

@@ -64,6 +64,36 @@ def asked(command: str, check: bool = False) -> dict[str, Any]:
     return answer
 
 
+@pytest.mark.parametrize(
+    ("content", "is_runpods"),
+    [
+        ('#!/bin/bash\nexecute_script() { [[ -f $1 ]] && bash $1; }\nexecute_script "/post_start.sh"\n', True),
+        ("#!/bin/sh\nexec sleep infinity\n", False),
+        (None, False),
+    ],
+)
+def test_a_script_is_runpods_if_it_runs_the_other_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None, is_runpods: bool
+) -> None:
+    start, hook = tmp_path / "start.sh", tmp_path / "post_start.sh"
+    if content is None:
+        start.mkdir()
+    else:
+        start.write_text(content)
+    monkeypatch.setattr(platform_hook, "PLATFORMS", {str(start): str(hook)})
+    assert platform_hook.here() == (hook if is_runpods else None)
+
+
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_a_folder_of_scripts_is_a_platforms_if_it_is_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_folder: bool
+) -> None:
+    folder = tmp_path / "vast_boot.d"
+    folder.mkdir() if is_folder else folder.touch()
+    monkeypatch.setattr(platform_hook, "PLATFORMS", {str(folder): str(folder / "90-r1prov.sh")})
+    assert platform_hook.here() == (folder / "90-r1prov.sh" if is_folder else None)
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_the_services_start_whatever_else_a_script_does_and_it_is_restored(script: str, hook: Path) -> None:
     command = f"cat > {hook}.said; echo begun >> {hook}.said; false"
