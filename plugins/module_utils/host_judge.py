@@ -5,6 +5,8 @@ from __future__ import annotations
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
+from ansible_collections.r1.prov.plugins.module_utils.host_probe import MEMORY, NETWORK_SHARES
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -41,8 +43,6 @@ OUR_UNITS = "r1prov-"  # every unit of r1prov begins so: what they hold is no ob
 CARD_MEMORY_TOLERANCE = 0.02
 # A desktop or a monitoring agent is no obstacle: llama.cpp leaves this much of each card free by default.
 TOLERATED_USE_BYTES = GIB
-NETWORK_SHARES = ("nfs", "cifs", "smb", "9p", "ceph", "lustre", "beegfs", "fuse.")
-"""How the types of file systems begin that another machine keeps. A disk with NTFS or exFAT is `fuseblk`."""
 WITHOUT_CARDS_BYTES = 8 * GIB
 """A container with less RAM than this was started without its cards. Platforms have such a mode to save money; AutoDL's has 2 GiB."""
 
@@ -325,16 +325,22 @@ def _system_disk(facts: dict[str, Any], expect: dict[str, Any]) -> Iterator[_Fin
             "start it with a writable system disk" + (", on the platform's page" if in_container(facts) else ""),
         )
     data = facts.get("data_disk")
-    if not data or facts["init"] == "systemd":
+    if not data:
         return
     place = expect["data_dir"]
+    if facts["init"] == "systemd":
+        if data["kind"] in MEMORY:
+            yield "disk", _in_memory(place, data), "name a folder on a disk as `data_dir`"
+        return
     fits = [path for path in facts["data_disks"] if path != data["mount"]]
     remedy = (
         f"write `data_dir: {fits[0]}/r1prov` into the site file"
         if fits
         else "rent it with a data disk, and name a folder on that as `data_dir`; `override: [disk]` goes on without one"
     )
-    if data["filesystem"] == facts["system_disk"]["filesystem"]:
+    if data["kind"] in MEMORY:
+        yield "disk", _in_memory(place, data), remedy
+    elif data["filesystem"] == facts["system_disk"]["filesystem"]:
         yield (
             "disk",
             f"{place} lies on the container's own disk ({data['kind']}), which is gone when the platform builds the container anew",
@@ -346,6 +352,10 @@ def _system_disk(facts: dict[str, Any], expect: dict[str, Any]) -> Iterator[_Fin
             f"{place} lies on a network share ({data['kind']} at {data['mount']}), and programs and databases are to lie there",
             f"{remedy}; the share can be a source of the weights (`type: folder`)",
         )
+
+
+def _in_memory(place: str, data: dict[str, Any]) -> str:
+    return f"{place} lies in memory ({data['kind']} at {data['mount']}), which the model needs, and is gone when the host stops"
 
 
 def _disk(facts: dict[str, Any], expect: dict[str, Any]) -> Iterator[_Finding]:

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 MIB = 1024**2
 DATA_DISKS = ("/root/autodl-tmp", "/workspace", "/data", "/mnt/data")
 """Where platforms mount the data disk of a container: AutoDL, then RunPod and Vast, then others."""
+NETWORK_SHARES = ("nfs", "cifs", "smb", "9p", "ceph", "lustre", "beegfs", "fuse.")
+"""How the types of file systems begin that another machine keeps. A disk with NTFS or exFAT is `fuseblk`."""
+MEMORY = ("tmpfs", "ramfs", "devtmpfs", "hugetlbfs")
+"""The types of file systems that lie in memory."""
 PLATFORMS = {
     "/init/boot/boot.sh": "/etc/autodl.sh",
     "/etc/vast_boot.d": "/etc/vast_boot.d/90-r1prov.sh",
@@ -76,7 +80,7 @@ def probe(paths: list[str] | None = None, ports: list[int] | None = None, networ
         "disks": [_disk(path) for path in paths or []],
         "system_disk": _disk("/"),
         "etc_read_only": bool(os.statvfs("/etc").f_flag & os.ST_RDONLY),
-        "data_disks": [path for path in DATA_DISKS if os.path.ismount(path) and not _disk(path)["read_only"]],
+        "data_disks": [path for path in DATA_DISKS if os.path.ismount(path) and _is_for_data(_disk(path))],
         "user": _user(),
         "sudo": _sudo(),
         "package_locks": [path for path in PACKAGE_LOCKS if _is_locked(path)],
@@ -405,6 +409,11 @@ def _disk(path: str) -> dict[str, Any]:
         "free_bytes": stat.f_bavail * stat.f_frsize,
         "read_only": bool(stat.f_flag & os.ST_RDONLY),
     }
+
+
+def _is_for_data(disk: dict[str, Any]) -> bool:
+    """Whether data can be written to a disk, and is there as long as this host."""
+    return not disk["read_only"] and disk["kind"] not in MEMORY and not disk["kind"].startswith(NETWORK_SHARES)
 
 
 def _file_system(mount: str) -> str:

@@ -384,3 +384,17 @@ def test_compilers_and_run_ahead_of_the_transfer_keep_to_what_a_container_may_ha
     assert build._jobs() == 3
     monkeypatch.setattr(delivery, "memory_bytes", lambda: 4 * GIB)
     assert delivery.look_ahead_bytes() == GIB // 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "read_only", "fits"),
+    [
+        ("ext4", False, True),
+        ("fuseblk", False, True),
+        ("ext4", True, False),
+        ("tmpfs", False, False),
+        ("fuse.mfs", False, False),
+    ],
+)
+def test_a_disk_is_for_data_if_it_lasts(kind, read_only, fits):
+    assert host_probe._is_for_data({"kind": kind, "read_only": read_only}) is fits

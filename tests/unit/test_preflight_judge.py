@@ -292,6 +292,7 @@ def test_a_container_that_is_meant_to_have_no_card_has_its_limits():
 
 OWN_LAYER = {"mount": "/", "filesystem": "8:2", "kind": "overlay"}
 SHARE = {"mount": "/root/autodl-fs", "filesystem": "0:61", "kind": "nfs4"}
+IN_MEMORY = {"mount": "/dev/shm", "filesystem": "0:22", "kind": "tmpfs"}
 DATA_DISKS_WRONG = [
     (
         {"data_disk": OWN_LAYER},
@@ -309,6 +310,11 @@ DATA_DISKS_WRONG = [
         "/srv/r1prov lies on a network share (fuse.mfs at /workspace)",
         "rent it with a data disk",
     ),
+    (
+        {"data_disk": IN_MEMORY},
+        "/srv/r1prov lies in memory (tmpfs at /dev/shm), which the model needs, and is gone when the host stops",
+        "write `data_dir: /root/autodl-tmp/r1prov` into the site file",
+    ),
     ({"etc_read_only": True}, "/etc is read-only", "on the platform's page"),
 ]
 
@@ -319,6 +325,14 @@ def test_a_disk_on_which_nothing_would_last(facts: dict, what: str, remedy: str)
     [problem] = [each for each in found if each["check"] == "disk"]
     assert problem["what"].startswith(what)
     assert remedy in problem["remedy"]
+
+
+@pytest.mark.parametrize("kind", ["tmpfs", "ramfs"])
+def test_memory_is_no_disk_for_data_on_a_server_either(kind: str):
+    [problem] = judge(changed(FACTS, {"data_disk": IN_MEMORY | {"kind": kind}}), EXPECT)
+    assert problem["check"] == "disk"
+    assert problem["what"].startswith(f"/srv/r1prov lies in memory ({kind} at /dev/shm)")
+    assert problem["remedy"] == "name a folder on a disk as `data_dir`"
 
 
 def test_a_full_disk_of_a_container_is_for_its_platform():
