@@ -19,6 +19,11 @@ PLACES = {"/opt/r1prov": "opt", "/var/lib/r1prov": "lib", "/var/cache/r1prov": "
 """Each folder, and its name on the data disk, below `host` in the folder for data."""
 OPENED = "data_disk/opened.json"
 """In /var/lib/r1prov: the modes that folders had before everybody could pass through them."""
+BRING_BACK = (
+    "bring the disk back, on the platform's page where a platform gives it, and run the same command again; if it is gone for good, let go "
+    f"of it first: `rm {' '.join(PLACES)}`"
+)
+"""What to do where the data disk is away."""
 USES = ("auto", "always", "never")
 
 
@@ -76,6 +81,17 @@ def wrong_places(data_dir: str, root: Path = Path("/")) -> dict[Path, Path]:
     mounted = mounts(text_of(root / "proc/self/mountinfo"))
     well += [place for place in targets if any(each == place or each.startswith(f"{place}/") for each in mounted)]
     return {root / place.lstrip("/"): target for place, target in targets.items() if place not in well}
+
+
+def away(data_dir: str, root: Path = Path("/")) -> str:
+    """What to say of a host whose folders lead to a data disk that is not there; else empty.
+
+    Where the disk is there, somebody has removed them from it, and the next run makes them anew.
+    """
+    lost = [place for place in linked(data_dir, root) if not (root / place.lstrip("/")).exists()]
+    if not lost or is_apart(data_dir, root):
+        return ""
+    return f"the data disk is away: {lost[0]} leads to {moved(lost[0], data_dir)}, which is not there"
 
 
 def is_built_anew(data_dir: str, root: Path = Path("/")) -> bool:

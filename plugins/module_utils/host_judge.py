@@ -5,6 +5,7 @@ from __future__ import annotations
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
+from ansible_collections.r1.prov.plugins.module_utils.data_disk import BRING_BACK
 from ansible_collections.r1.prov.plugins.module_utils.host_probe import MEMORY, NETWORK_SHARES
 
 if TYPE_CHECKING:
@@ -58,11 +59,13 @@ def judge(facts: dict[str, Any], expect: dict[str, Any]) -> list[dict[str, Any]]
             and `sources` (of `source_probe.out_of_reach`).
         expect: `backend` (cpu, cuda), `gpu_count`, `gpu_memory_bytes` (each card), `gpu_compute_capability`,
             `driver_minimum`, `ram_bytes`, `memory_floor_bytes` (RAM + GPU memory), `cores`, `disk`, `ports`, `clock_s`,
-            `clock_skew_s`, `data_dir` (with `data_disk` among the facts). What is absent or None is not asked.
+            `clock_skew_s`, `data_dir` (with `data_disk` and `data_disk_away` among the facts). What is absent or None is not asked.
 
     Returns:
         One dict per problem: `check` (a key of CHECKS), `what` (a sentence with figures), `remedy` (what to do next).
     """
+    if away := facts.get("data_disk_away"):  # Much else is missing then, and comes back with it.
+        return [{"check": "disk", "what": away, "remedy": BRING_BACK}]
     checks = (
         _system,
         _clock,

@@ -24,6 +24,8 @@ def summary(asked: Sequence[Mapping[str, Any]], answers: Sequence[Mapping[str, A
         administrator's own. `built_anew`: whether a platform has built the host anew, as a container, so that all of this was lost.
     """
     both = list(zip(asked, answers, strict=True))
+    # Where the data disk is away, all else that differs comes from that.
+    both = [(each, answer) for each, answer in both if answer.get("away")] or both
     found = [
         {"step": each["step"], "task": each["task"], "what": what}
         for each, answer in both

@@ -32,6 +32,7 @@ EXAMPLES = r"""
 RETURN = r"""
 used: {type: bool, returned: always, description: Whether the folders lie on the data disk.}
 differences: {type: list, elements: str, returned: always, description: "What was not as it should be, in a sentence each."}
+away: {type: bool, returned: where they lie there and the disk is away, description: "True. The difference says where it should be."}
 built_anew: {type: bool, returned: where they lie there, description: "Whether a platform has built the host anew, so that links and
   configuration are gone, and the data disk has the rest."}
 """
@@ -48,6 +49,11 @@ from ansible_collections.r1.prov.plugins.module_utils.units import UnitError, en
 def main() -> None:
     module = AnsibleModule(argument_spec=arguments(DOCUMENTATION), supports_check_mode=True)
     path, use, reach = (module.params[name] for name in ("path", "use", "reach"))
+    # This comes first: where the disk is away, the folder for data seems to be on the system disk.
+    if away := data_disk.away(path):
+        if module.check_mode:
+            module.exit_json(changed=True, used=True, differences=[away], away=True)
+        module.fail_json(msg=f"{away}. Remedy: {data_disk.BRING_BACK}", used=True, differences=[away], away=True)
     if not data_disk.is_used(use, path):
         module.exit_json(changed=False, used=False, differences=[])
     places, built_anew = data_disk.wrong_places(path), data_disk.is_built_anew(path)

@@ -171,6 +171,7 @@ def main() -> None:
     facts = probe([*(item["path"] for item in disk), data_dir or "/"], [item["port"] for item in ports])
     last = facts["disks"].pop()
     facts["data_disk"] = last if data_dir else None
+    facts["data_disk_away"] = data_disk.away(data_dir) if data_dir else ""
     facts["present_bytes"] = present_bytes([file for item in disk for file in item["have"]])
     facts["private_network"] = fault() if facts["init"] == "systemd" else ""
     facts["hook"] = platform_hook.obstacle() if facts["init"] != "systemd" else {}

@@ -40,6 +40,10 @@ removed:
     users: {type: list, elements: str, description: Names of users.}
     groups: {type: list, elements: str, description: Names of groups that are no user's own.}
     paths: {type: list, elements: dict, description: "Files and folders, each with I(path) and the I(bytes) that its end frees."}
+away:
+  type: str
+  returned: success
+  description: A sentence where the data disk is away, so that what lies on it stays; else empty.
 in_use:
   type: list
   elements: str
@@ -343,6 +347,7 @@ def main() -> None:
     units = sorted(path.name for path in OURS.glob(f"{name}*") if path.suffix in (".service", ".socket", ".timer"))
     users = {entry.pw_uid: entry.pw_name for entry in pwd.getpwall() if entry.pw_name.startswith(name)}
     groups = groups_of(name)
+    away = "" if service else data_disk.away(data_dir)
     hooks = [] if service else platform_hook.written()
     if obstacle := hindrance(groups, users, units, hooks):
         module.fail_json(msg=obstacle)
@@ -390,7 +395,7 @@ def main() -> None:
         if trusted:
             subprocess.run(["update-ca-certificates", "--fresh"], check=True, capture_output=True)
         remove_empty([*settings, *emptied(data_dir, whole=not service)], mounted)
-    module.exit_json(changed=any(removed.values()), removed=removed, kept=stays, in_use=in_use)
+    module.exit_json(changed=any(removed.values()), removed=removed, kept=stays, in_use=in_use, away=away)
 
 
 if __name__ == "__main__":

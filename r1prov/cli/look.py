@@ -115,7 +115,11 @@ def status(
             ]
         output.table(columns, rows)
         for name, each in found.items():
-            for text in (*show.who_works(name, each), *show.restarts_wanted(name, each)):
+            for text in (
+                *show.lost_disk(name, each),
+                *show.who_works(name, each),
+                *show.restarts_wanted(name, each),
+            ):
                 output.say(text, "yellow")
             text, is_news = show.own_watch(name, each)
             if text:
@@ -143,5 +147,5 @@ def _compare(path: Path | None, found: dict[str, dict[str, Any]]) -> None:
     except SiteError:  # The file may be wrong just now. What runs is still worth a look.
         site = last_applied(path, ())[0]
     for name, each in found.items():
-        if "releases" in each:
+        if "releases" in each and not each["data_disk"]:
             each["differs"] = versions.differences(site, name, versions.installed(each["releases"]))

@@ -140,6 +140,12 @@ def tuning(host: str, found: Tuned) -> None:
     output.say(f"{host}: {found.what} kept: {found.reason}")
 
 
+def lost_disk(name: str, status: dict[str, Any]) -> list[str]:
+    """Say that the data disk of a host is away, for then nothing of r1prov is there."""
+    away = status.get("data_disk")
+    return [] if not away else [f"{name}: {away}. Bring it back; in a container the services start then by themselves"]
+
+
 def removal(host: str, found: dict[str, Any], *, check: bool, talk: bool) -> None:
     """Show what goes from a host and what stays: all of it after a `check`, and the sum of it otherwise."""
     removed, kept = found["removed"], found["kept"]
@@ -157,6 +163,9 @@ def removal(host: str, found: dict[str, Any], *, check: bool, talk: bool) -> Non
         output.table(("", "what would go", "GiB>"), [*rows, ("", "all of it", _in_gib(total))], talk=talk)
     else:
         output.say(f"{host}: {gib(total)} freed")
+    if found["away"]:
+        stays = "what lies on it stays. When it is there again, `r1prov down` removes that"
+        output.say(f"{host}: {found['away']}, so {stays}", "yellow")
     for process in found["in_use"]:
         output.say(f"{host}: {process}, so the disk gets that room back when it ends", "yellow")
     for path in kept:
@@ -225,6 +234,7 @@ def status_row(name: str, status: dict[str, Any]) -> tuple[str, ...]:
     """The row of one host in the table of `r1prov status`."""
     if status["health"] == "unreachable":
         return (name, "", "", status["health"], *[""] * 5)
+    unknown = "" if status["data_disk"] else "not installed"
     props = status["props"] or {}
     artefact = {"llama-server": "llama.cpp"}.get(status["engine"], status["engine"])
     release = " and ".join(status["running"][artefact]) or status["releases"][artefact]
@@ -234,11 +244,11 @@ def status_row(name: str, status: dict[str, Any]) -> tuple[str, ...]:
     return (
         name,
         status["engine"],
-        release or "not installed",
+        release or unknown,
         status["health"],
         (status["page"] or "") + ("" if status["document_search"] in {"ok", None} else ", no document search"),
         status["gateway"] or "",
         f"{props['total_slots']} x {context:,}" if context else "",
-        (status["weights"] or {}).get("state", "not installed"),
+        (status["weights"] or {}).get("state", unknown),
         f"{decode:.2f}" if decode else "",
     )

@@ -138,6 +138,7 @@ def read_status(connection: HostConnection, service: dict[str, Any]) -> dict[str
         health, page, document_search, gateway: `ok`, `loading`, `down`, or the http status that it answers. `health` is `model missing`
             where Ollama answers and does not have the model any more.
         props: what llama-server says of itself.
+        data_disk: a sentence where the data disk is away, on which r1prov's folders lie; else empty.
         lock: the run that holds the host, as it describes itself. `dead` says whether it has certainly ended without releasing the host.
         watch: what the host's own watch has found last: `looked` (when), `age_s` (how long ago), `seconds`, `asked`, `every_s`,
             `differences`, each with `step`, `task` and `what`, `unknown` and `stays`.

@@ -63,7 +63,7 @@ class HostReport:
         compared: with what the rate was compared where an upgrade asks for one, in words; empty where nothing was compared.
         tuning: what the role measure found of settings (roles/measure/files/r1prov-measure/measuring/settings.py).
         modes: what the role measure says of modes (docs/benchmark.md).
-        removal: what the module removal says that it removes, or would, and what stays: its keys `removed`, `kept` and `in_use`.
+        removal: what the module removal says that it removes, or would, and what stays: its keys `removed`, `kept`, `in_use` and `away`.
         verified: what `r1prov weights verify` read: `seconds`, and of each of `files` its `path`, `bytes`, `sha256`, `state`
             (`whole` or `damaged`) and `why`.
         looked: what a look before the run said: `asked` (the number of questions), `seconds`, `differences`, each with `step`, `task`
@@ -184,7 +184,7 @@ class Recorder:
                 host.tuning = event.result["result"]
             self._measured(event)
             if event.step == "removal" and "removed" in event.result:
-                host.removal = {key: event.result[key] for key in ("removed", "kept", "in_use")}
+                host.removal = {key: event.result[key] for key in ("removed", "kept", "in_use", "away")}
             host.verified = event.result.get("verified") or host.verified
         elif isinstance(event, HostLooked):
             self._looked(event)

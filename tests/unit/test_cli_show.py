@@ -115,6 +115,7 @@ def test_status_rows():
         "page": "ok",
         "document_search": "ok",
         "gateway": "down",
+        "data_disk": "",
         "props": {"total_slots": 4, "default_generation_settings": {"n_ctx": 8192}},
         "weights": {"state": "done"},
         "benchmark": {"sweep": [{"decode_tokens_per_second_each": 19.5}]},
@@ -148,7 +149,7 @@ def test_status_rows():
     assert re.match(
         r"gpu1 is still locked: the run of ann@laptop of \d\d:\d\d \(r1prov up\) was cut off\. `r1prov up`", told
     )
-    bare = {"props": None, "weights": None, "benchmark": None}
+    bare = {"props": None, "weights": None, "benchmark": None, "data_disk": ""}
     bare |= {
         "engine": "ollama",
         "health": "down",
@@ -160,6 +161,10 @@ def test_status_rows():
     }
     row = ("gpu2", "ollama", "not installed", "down", "", "", "", "not installed", "")
     assert show.status_row("gpu2", bare) == row
+    assert show.lost_disk("gpu2", bare) == []
+    bare["data_disk"] = "the data disk is away: /var/lib/r1prov leads to /data, which is not there"
+    assert "not installed" not in show.status_row("gpu2", bare)
+    assert show.lost_disk("gpu2", bare)[0].startswith(f"gpu2: {bare['data_disk']}. Bring it back")
 
 
 def test_what_would_go_is_listed_with_what_stays(capsys):
@@ -179,7 +184,7 @@ def test_what_would_go_is_listed_with_what_stays(capsys):
         {"path": "/srv/r1prov/models", "bytes": 131 << 30, "why": "weights"},
         {"path": "/var/cache/r1prov/ccache", "bytes": None, "why": "mounted"},
     ]
-    show.removal("gpu1", {"removed": removed, "kept": kept, "in_use": []}, check=True, talk=False)
+    show.removal("gpu1", {"removed": removed, "kept": kept, "in_use": [], "away": ""}, check=True, talk=False)
     out, err = capsys.readouterr()
     assert lines(out) == [
         "gpu1:",
@@ -197,9 +202,13 @@ def test_what_would_go_is_listed_with_what_stays(capsys):
         "gpu1: /var/cache/r1prov/ccache stays (mounted)",
     ]
     in_use = ["process 7 (llama-server) still uses /opt/r1prov/x"]
-    show.removal("gpu1", {"removed": removed, "kept": [], "in_use": in_use}, check=False, talk=True)
+    show.removal("gpu1", {"removed": removed, "kept": [], "in_use": in_use, "away": ""}, check=False, talk=True)
     used = "gpu1: process 7 (llama-server) still uses /opt/r1prov/x, so the disk gets that room back when it ends\n"
     assert capsys.readouterr() == ("", f"gpu1: 3.0 GiB freed\n{used}")
+    found = {"removed": removed, "kept": [], "in_use": [], "away": "the data disk is away"}
+    show.removal("gpu1", found, check=False, talk=True)
+    stays = "what lies on it stays. When it is there again, `r1prov down` removes that"
+    assert " ".join(capsys.readouterr().err.split()) == f"gpu1: 3.0 GiB freed gpu1: the data disk is away, so {stays}"
 
 
 def test_a_hint_names_the_site_file_only_where_it_must(tmp_path, monkeypatch):

@@ -6,10 +6,12 @@ import json
 import os
 import shutil
 import socket
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from ansible_collections.r1.prov.plugins.module_utils import data_disk, place_look
+from ansible_collections.r1.prov.plugins.modules import data_disk as module
 from ansible_collections.r1.prov.plugins.modules import preflight, removal
 
 if TYPE_CHECKING:
@@ -73,6 +75,42 @@ def test_a_container_built_anew_has_everything_again(root: Path) -> None:
     assert (root / "opt/r1prov/engine").read_text() == "engine"
     texts = {path.name: path.read_text() for path in (root / "var/lib/r1prov").rglob("*.json")}
     assert texts == {"accounts.json": "{}", "2.json": "second", "3.json": "third"}
+
+
+def test_a_data_disk_that_is_away_is_told_from_one_that_somebody_has_emptied(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert data_disk.away(DATA, root) == ""
+    brought(root)
+    assert data_disk.away(DATA, root) == ""
+    shutil.rmtree(root / "root/autodl-tmp/r1prov")
+    assert (
+        data_disk.away(DATA, root) == f"the data disk is away: /opt/r1prov leads to {DATA}/host/opt, which is not there"
+    )
+    assert data_disk.away("/mnt/another", root) == ""
+    monkeypatch.setattr(data_disk, "is_apart", lambda *_: True)
+    assert data_disk.away(DATA, root) == ""
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_nothing_is_laid_anew_where_the_data_disk_is_away(monkeypatch: pytest.MonkeyPatch, check: bool) -> None:
+    class EndedError(Exception):
+        pass
+
+    def ends(**answer: Any) -> None:
+        raise EndedError(answer)
+
+    asked = SimpleNamespace(
+        params={"path": DATA, "use": "auto", "reach": []}, check_mode=check, exit_json=ends, fail_json=ends
+    )
+    monkeypatch.setattr(module, "AnsibleModule", lambda **_: asked)
+    monkeypatch.setattr(data_disk, "away", lambda path: f"{path} is away")
+    with pytest.raises(EndedError) as ended:
+        module.main()
+    answer = ended.value.args[0]
+    assert answer["differences"] == [f"{DATA} is away"]
+    assert answer.get("msg", "").startswith("" if check else f"{DATA} is away. Remedy: bring the disk back")
+    assert answer["away"]
 
 
 def test_a_run_that_was_cut_off_goes_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

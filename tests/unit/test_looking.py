@@ -121,6 +121,24 @@ def test_what_ansible_says_of_accounts_that_are_gone_is_no_warning_of_a_look() -
     assert paths.module_util("looked").summary(asked, [{"built_anew": True}])["built_anew"]
 
 
+def test_where_the_data_disk_is_away_nothing_else_is_said() -> None:
+    asked = [
+        {"step": "data_disk", "task": "Use it", "module": "data_disk", "arguments": {}},
+        {"step": "llama_cpp", "task": "Install", "module": "release", "arguments": {}},
+        {"step": "ollama", "task": "Ask", "module": "unit", "arguments": {}},
+    ]
+    answers = [
+        {"changed": True, "differences": ["the data disk is away"], "away": True},
+        {"changed": True, "differences": ["llama.cpp is missing"]},
+        {"error": "no such file"},
+    ]
+    shown = paths.module_util("look_program").SHOWN  # The rest of an answer stays on the host.
+    answers = [{key: value for key, value in each.items() if key in (*shown, "error")} for each in answers]
+    told = paths.module_util("looked").summary(asked, answers)
+    assert [each["what"] for each in told["differences"]] == ["the data disk is away"]
+    assert told["unknown"] == ""
+
+
 def test_what_should_not_be_there_is_named(here: Here, written: Path) -> None:
     (difference,) = seen(
         here, Expectation("gateway", "Disable it", FILE, {"path": str(written), "state": "absent"})

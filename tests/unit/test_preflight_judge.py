@@ -61,6 +61,7 @@ FACTS = {
     "etc_read_only": False,
     "data_disks": ["/root/autodl-tmp"],
     "data_disk": {"mount": "/srv", "filesystem": "8:1", "kind": "ext4"},
+    "data_disk_away": "",
     "present_bytes": {},
     "listeners": [],
     "private_network": "",
@@ -325,6 +326,14 @@ def test_a_disk_on_which_nothing_would_last(facts: dict, what: str, remedy: str)
     [problem] = [each for each in found if each["check"] == "disk"]
     assert problem["what"].startswith(what)
     assert remedy in problem["remedy"]
+
+
+def test_where_the_data_disk_is_away_nothing_else_is_said():
+    sources = [{"what": "weights", "tried": [{"source": "x", "problem": "refused", "remedy": "wait"}]}]
+    facts = RENTED | {"data_disk": OWN_LAYER, "data_disk_away": "the data disk is away", "sources": sources}
+    [problem] = judge(changed(FACTS, facts), EXPECT)
+    assert (problem["check"], problem["what"]) == ("disk", "the data disk is away")
+    assert problem["remedy"].startswith("bring the disk back")
 
 
 @pytest.mark.parametrize("kind", ["tmpfs", "ramfs"])

@@ -223,7 +223,7 @@ def test_the_benchmark_beside_the_published_figures():
 
 def test_what_a_removal_says_is_in_the_report():
     record = recorder("a")
-    said = {"removed": {"units": ["r1prov-weights.service"]}, "kept": [], "in_use": []}
+    said = {"removed": {"units": ["r1prov-weights.service"]}, "kept": [], "in_use": [], "away": ""}
     record.event(TaskDone("a", "removal", "remove", changed=True, result={**said, "changed": True}), 0.0)
     assert record.report.hosts["a"].removal == said
 

@@ -36,6 +36,15 @@ def begun(process: subprocess.Popen[bytes]) -> str:
     return str(process.pid)
 
 
+def test_a_data_disk_that_is_away_is_told(status: dict[str, Any], tmp_path: Path) -> None:
+    status["REMEMBERED"] = tmp_path / "lib"
+    assert status["away"]() == ""
+    status["REMEMBERED"].symlink_to(tmp_path / "disk")
+    assert status["away"]() == f"the data disk is away: {tmp_path}/lib leads to {tmp_path}/disk, which is not there"
+    (tmp_path / "disk").mkdir()
+    assert status["away"]() == ""
+
+
 def test_the_release_that_runs_is_that_of_the_process_and_not_of_the_link(status: dict, tmp_path: Path) -> None:
     home = tmp_path / "llama.cpp"
     for release in ("old", "new"):

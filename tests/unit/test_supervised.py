@@ -416,6 +416,44 @@ def test_what_starts_with_supervisord_is_started_before_whoever_started_it_goes_
     supervisor.boot()  # It runs already, so nothing is waited for.
 
 
+def test_a_data_disk_that_is_away_is_waited_for(tmp_path, monkeypatch, capsys):
+    disk, link, run = tmp_path / "disk", tmp_path / "lib", tmp_path / "run"
+    link.symlink_to(disk)
+    run.mkdir()
+    for module in (known, unit_file, verbs, supervisor):
+        monkeypatch.setattr(module, "FOLDER", run)
+    for name, place in {"STATE": link / "units", "LOG": link / "units/log"}.items():
+        monkeypatch.setattr(supervisor, name, place)
+    monkeypatch.setattr(supervisor, "is_there", lambda: False)
+    monkeypatch.setattr(program, "CREDENTIALS", tmp_path / "credentials")
+    begun: list[list[str]] = []
+    monkeypatch.setattr(program, "detach", begun.append)
+    away = f"the data disk is away: {link} leads to {disk}, which is not there"
+    with pytest.raises(supervisor.SupervisorError, match=f"{away}. The services start when it comes"):
+        supervisor.boot()
+    assert begun == [program.again("loop")]
+    with pytest.raises(supervisor.SupervisorError, match=away):
+        verbs.daemon_reload()
+    assert supervisor.differences() == [away]
+    assert verbs.status().splitlines()[-1] == away
+    passes: list[bool] = []
+
+    def sleep(_: float) -> None:
+        passes.append(disk.exists())
+        if len(passes) == 2:
+            disk.mkdir()
+
+    def run_supervisord(*_: object, **__: object) -> None:
+        assert (link / "units/supervisord.conf").exists()
+        (run / "down").touch()
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    monkeypatch.setattr(supervisor.subprocess, "run", run_supervisord)
+    supervisor.loop()
+    assert passes == [False, False, True]
+    assert supervisor.away() == ""
+
+
 def test_the_host_does_not_wait_for_the_start_of_a_unit_that_runs_already(tmp_path, monkeypatch):
     """It would hold the unit meanwhile, and whoever stops the unit would wait, too."""
     for module in (known, unit_file, verbs, supervisor):

@@ -53,6 +53,7 @@ def main() -> None:
         "running": {name: running(name, processes) for name in ARTEFACTS},
         "units": found,
         "systemd": Path(asked["systemd"]).is_dir(),
+        "data_disk": away(),
         "health": (code == 200 and without_model(asked)) or word(code),
         "page": word(get(asked["page"] + "/health")[0]) if asked["page"] else None,
         "document_search": word(get(asked["embeddings"] + "/health")[0]) if asked["embeddings"] else None,
@@ -64,6 +65,13 @@ def main() -> None:
         "lock": document(LOCK) or (NOBODY if LOCK.exists() else None),
     }
     print(json.dumps(status))  # noqa: T201 - stdout is the interface
+
+
+def away() -> str:
+    """What to say where r1prov's folders lead to a data disk that is not there; else empty."""
+    if not REMEMBERED.is_symlink() or REMEMBERED.exists():
+        return ""
+    return f"the data disk is away: {REMEMBERED} leads to {REMEMBERED.readlink()}, which is not there"
 
 
 def watch() -> dict[str, Any] | None:

@@ -90,11 +90,14 @@ def boot() -> None:
     A unit that is enabled later is left to whoever enables it. Otherwise an engine would load its model twice.
 
     Raises:
-        SupervisorError: it does not answer.
+        SupervisorError: it does not answer, or the data disk is away. It is started when that comes.
     """
     if is_there():
         return
     _down().unlink(missing_ok=True)
+    if missing := away():
+        program.detach(program.again("loop"))
+        raise SupervisorError(f"{missing}. The services start when it comes")
     prepare()
     configure()
     program.detach(program.again("loop"))
@@ -107,8 +110,22 @@ def boot() -> None:
         time.sleep(0.1)
 
 
+def away() -> str:
+    """What to say where this host's data disk is not there, on which the folder for units lies; else empty."""
+    link = STATE.parent
+    if not link.is_symlink() or link.exists():
+        return ""
+    return f"the data disk is away: {link} leads to {link.readlink()}, which is not there"
+
+
 def prepare() -> None:
-    """Makes all folders that are needed, and gives each the mode that it should have. Only root reads the logs."""
+    """Makes all folders that are needed, and gives each the mode that it should have. Only root reads the logs.
+
+    Raises:
+        SupervisorError: the data disk is away.
+    """
+    if missing := away():
+        raise SupervisorError(missing)
     known.prepare()
     program.make_credentials()
     LOG.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -132,10 +149,17 @@ def _starts_enabled() -> bool:
 
 
 def loop() -> None:
-    """Starts supervisord whenever it does not run, until `shutdown`. Only one process does so."""
+    """Starts supervisord whenever it does not run, until `shutdown`. Only one process does so. It waits for a data disk that is away."""
     with known.held(_LOCK, patient=False) as mine:
+        has_waited = False
         while mine and not _down().exists():
-            if not is_there():
+            if away():
+                has_waited = True
+            elif not is_there():
+                if has_waited:
+                    prepare()
+                    configure()
+                    has_waited = False
                 command = ["supervisord", "--nodaemon", "--configuration", str(STATE / "supervisord.conf")]
                 # supervisord heeds a umask of its configuration only where it goes to the background by itself.
                 subprocess.run(
@@ -196,6 +220,8 @@ def differences() -> list[str]:
 
     A unit that came or went is no difference: whoever writes its file lets that be read.
     """
+    if missing := away():
+        return [missing]
     found = []
     for path in sorted(_files() | {STATE / "supervisord.conf"}):
         is_keepers = _UNIT.fullmatch(path.name.removesuffix(".conf")) and path.suffix == ".conf"

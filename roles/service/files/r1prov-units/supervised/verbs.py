@@ -158,7 +158,8 @@ def status() -> str:
         f"{name:36} {'enabled' if _is_enabled(name) else '-':8} {state.ActiveState} ({state.SubState})"
         for name, state in rows
     ]
-    return "\n".join([*lines, "" if supervisor.is_there() else "supervisord does not run: r1prov-units boot starts it"])
+    news = "" if supervisor.is_there() else "supervisord does not run: r1prov-units boot starts it"
+    return "\n".join([*lines, supervisor.away() or news])
 
 
 def processes_of(name: str) -> list[int]:
