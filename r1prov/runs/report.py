@@ -228,6 +228,8 @@ class Recorder:
     def _place(self, name: str, was_locked: bool | None) -> str:
         if self.report.hosts[name].problems:
             return "could not be reached" if self.report.hosts[name].result == "unreachable" else "has failed"
+        if self.report.hosts[name].result == "ok":  # It came to its end, or there was nothing to do.
+            return "is done"
         place = f"was in {self._step[name][0]}" if name in self._step else "was not begun"
         if was_locked is None:
             return (

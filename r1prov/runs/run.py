@@ -25,7 +25,7 @@ from r1prov.site.judges import password_weakness
 from r1prov.site.state import ADMIN_PASSWORD, SiteState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from r1prov.decision import Decision
     from r1prov.hosts import HostConnection, Login, Meeting
@@ -382,7 +382,7 @@ def play(prepared: Prepared, login: Login, request: Request, watcher: Watcher) -
     """Run a playbook over the hosts of a prepared run. The report is written however the run ends.
 
     Raises:
-        Stopped: somebody has stopped it. The hosts are released where they can be reached.
+        Stopped: somebody has stopped it, perhaps when hosts were done. They are released where they can be reached.
     """
     site = prepared.decision.site
     state = SiteState.of(site.path)
@@ -432,8 +432,18 @@ def play(prepared: Prepared, login: Login, request: Request, watcher: Watcher) -
         if is_kept:
             history.end(prepared.decision, prepared.hosts, login, report)
     if request.playbook == "up" and prepared.hosts:
-        _keep_expectations(prepared, recorder, login, request, watcher)
+        with _told_where_stopped(recorder):
+            _keep_expectations(prepared, recorder, login, request, watcher)
     return Done(prepared.decision, report, error)
+
+
+@contextlib.contextmanager
+def _told_where_stopped(recorder: Recorder) -> Iterator[None]:
+    """Say of each host what has become of it where somebody stops what comes after the run."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Stopped(recorder.places({})) from None
 
 
 def _keep_expectations(

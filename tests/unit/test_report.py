@@ -17,6 +17,7 @@ from r1prov.common.errors import (
 from r1prov.machines.profile import Published
 from r1prov.runs.events import Finished, HostFailed, HostUnreachable, Output, Recap, StepStarted, Tally, TaskDone
 from r1prov.runs.report import HostReport, Recorder, RunReport, benchmark_rows, failure, last_start_s
+from r1prov.runs.run import Stopped, _told_where_stopped
 
 COMPARED = "decodes 5.78 tokens/s where the last measurement is 5.80"
 MEASURED = {
@@ -221,6 +222,17 @@ def test_the_benchmark_beside_the_published_figures():
     ]
 
 
+@pytest.mark.parametrize("was_locked", [{}, {"a": False, "b": False, "c": False}])
+def test_a_host_whose_run_came_to_its_end_is_done_though_somebody_stopped_the_rest(was_locked: dict[str, bool]) -> None:
+    record = recorder("a", "b", "c")
+    for name in ("a", "b"):
+        record.event(StepStarted(name, "ollama", 1, 2), 0.0)
+    record.event(HostFailed("b", "ollama", "start", {"msg": "broken"}), 1.0)
+    assert record.places(was_locked)["c"].startswith("was not begun")
+    record.event(Recap({"a": Tally(5, 1, 0, 0, 2), "b": Tally(3, 0, 1, 0, 0)}), 2.0)
+    assert {name: record.places(was_locked)[name] for name in ("a", "b")} == {"a": "is done", "b": "has failed"}
+
+
 def test_what_a_removal_says_is_in_the_report():
     record = recorder("a")
     said = {"removed": {"units": ["r1prov-weights.service"]}, "kept": [], "in_use": [], "away": ""}
@@ -240,3 +252,11 @@ def test_a_file_that_not_even_root_may_change_is_named_with_the_command_that_hel
     (problem,) = failure(HostFailed("a", "gateway", "Write it", {"msg": said})).problems
     assert problem.what == "Write it: not even root may change /etc/r1prov/gateway/nginx.conf"
     assert "`chattr -i -a /etc/r1prov/gateway/nginx.conf`" in problem.remedy
+
+
+def test_who_stops_what_comes_after_a_run_is_told_what_is_done() -> None:
+    record = recorder("a")
+    record.event(Recap({"a": Tally(5, 1, 0, 0, 2)}), 2.0)
+    with pytest.raises(Stopped) as stopped, _told_where_stopped(record):
+        raise KeyboardInterrupt
+    assert stopped.value.hosts == {"a": "is done"}
