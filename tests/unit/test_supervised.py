@@ -583,6 +583,49 @@ def test_who_is_not_root_is_told_so_and_nothing_else(monkeypatch, capsys, words)
     assert capsys.readouterr() == ("", "r1prov-units: run it as root\n")
 
 
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ("status", 0, "no unit of r1prov is installed"),
+        ("", 0, "no unit of r1prov is installed"),
+        ("frobnicate", 1, "r1prov-units knows no verb frobnicate"),
+        ("frobnicate --no-block", 1, "r1prov-units knows no verb frobnicate"),
+        ("keep", 1, "r1prov-units keep wants the name of a unit"),
+        ("stop", 1, "r1prov-units stop wants the name of a unit"),
+        ("show", 1, "r1prov-units show wants the name of a unit"),
+        ("stop --now r1prov-x", 1, "r1prov-units stop takes no --now"),
+        ("boot r1prov-x", 1, "r1prov-units boot takes no unit"),
+        ("kill r1prov-x --signal=FOO", 1, "there is no signal FOO"),
+        ("log", 1, "r1prov-units log wants the name of a unit"),
+        ("log --follow", 1, "r1prov-units log wants the name of a unit"),
+        ("log nosuch", 1, "Unit nosuch.service not found, and it has no log."),
+        ("log --follow nosuch", 1, "Unit nosuch.service not found, and it has no log."),
+        ("list-units", 0, ""),
+    ],
+)
+def test_words_that_do_not_belong_together_are_refused_in_a_sentence(tmp_path, monkeypatch, capsys, words, code, said):
+    for module in (known, unit_file, verbs, supervisor):
+        monkeypatch.setattr(module, "FOLDER", tmp_path)
+    monkeypatch.setattr(supervisor, "is_there", lambda: True)
+    monkeypatch.setattr(supervisor, "LOG", tmp_path)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(sys, "argv", ["r1prov-units", *words.split()])
+    assert runpy.run_path(str(PROGRAM))["main"]() == code
+    out, err = capsys.readouterr()
+    assert (out + err).strip() == said
+
+
+def test_logs_of_several_units_are_shown(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(supervisor, "LOG", tmp_path)
+    monkeypatch.setattr(log, "LOG", tmp_path)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    for name in "ab":
+        (tmp_path / f"r1prov-{name}.service.log").write_text(f"{name}\n")
+    monkeypatch.setattr(sys, "argv", ["r1prov-units", "log", "r1prov-a", "r1prov-b"])
+    assert runpy.run_path(str(PROGRAM))["main"]() == 0
+    assert capsys.readouterr().out == "a\nb\n"
+
+
 def test_what_one_start_has_written_is_found_in_the_log(tmp_path, monkeypatch):
     monkeypatch.setattr(log, "LOG", tmp_path)
     at = "2026-11-30T10:00:00Z "

@@ -4,7 +4,7 @@
 r1prov-units                        how all units are
 r1prov-units start|stop|restart|reload|enable|disable UNIT ...
 r1prov-units show UNIT ... [--property=KEY,...]
-r1prov-units log [UNIT] [--lines N] [--first] [--start ID] [--no-times] [--follow]
+r1prov-units log UNIT ... [--lines N] [--first] [--start ID] [--no-times] [--follow]
 r1prov-units differences            what somebody has changed of what runs the units
 r1prov-units boot                   what the platform runs when the host starts
 r1prov-units shutdown               stops all units, and supervisord
@@ -23,6 +23,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from supervised import keeper, log, supervisor, verbs
 from supervised.supervisor import LOG, SupervisorError
 from supervised.unit_file import UnitFileError, full, path_of
+
+_LOOKS = ("cat", "differences", "list-units", "show", "show-environment", "status")
+_OTHERS = ("keep", "kill", "log")
+_OF_UNITS = {
+    *("cat", "disable", "enable", "keep", "kill", "reload", "reset-failed", "restart", "show", "start", "stop"),
+    "try-reload-or-restart",
+}
+_OF_NONE = {"boot", "daemon-reload", "guard", "loop", "shutdown", "start-enabled"}
+_NOW = {"enable": verbs.start, "disable": verbs.stop}
+"""What `--now` does beside each verb."""
 
 
 def main() -> int:
@@ -63,8 +73,9 @@ def _does(asked: argparse.Namespace) -> int:
         found = [_value(name, key) for name in units]
         _print("\n".join(found))
         return 0 if found and all(each in ("active", "enabled", "static") for each in found) else 3
-    if text := _text(asked):
-        _print(text)
+    _refuse(asked)
+    if verb in _LOOKS:
+        _print(_text(asked))
     elif verb == "keep":
         return keeper.main(units[0])
     elif verb == "kill":
@@ -73,13 +84,29 @@ def _does(asked: argparse.Namespace) -> int:
         return _log(asked)
     elif asked.no_block:
         verbs.in_background(verb, *units)
-    elif verb in verbs.VERBS:
+    else:
         verbs.VERBS[verb](*units)
         if asked.now:
-            {"enable": verbs.start, "disable": verbs.stop}[verb](*units)
-    elif verb not in ("show-environment", "list-units", "differences"):  # Their answer may be empty.
-        raise verbs.RefusedError(f"r1prov-units knows no verb {verb}")
+            _NOW[verb](*units)
     return 0
+
+
+def _refuse(asked: argparse.Namespace) -> None:
+    """Checks that the words of a command line belong together.
+
+    Raises:
+        RefusedError: they do not.
+    """
+    verb, units = asked.verb, asked.units
+    if verb not in (*_LOOKS, *_OTHERS, *verbs.VERBS):
+        raise verbs.RefusedError(f"r1prov-units knows no verb {verb}")
+    # One start is found in whichever log has it.
+    if not units and (verb in _OF_UNITS or (verb == "log" and (asked.follow or not asked.start))):
+        raise verbs.RefusedError(f"r1prov-units {verb} wants the name of a unit")
+    if units and verb in _OF_NONE:
+        raise verbs.RefusedError(f"r1prov-units {verb} takes no unit")
+    if asked.now and verb not in _NOW:
+        raise verbs.RefusedError(f"r1prov-units {verb} takes no --now")
 
 
 def _text(asked: argparse.Namespace) -> str:
@@ -103,12 +130,16 @@ def _value(name: str, key: str) -> str:
 
 
 def _log(asked: argparse.Namespace) -> int:
-    name = full(asked.units[0]) if asked.units else ""
+    names = [full(name) for name in asked.units]
+    for name in names:
+        if not path_of(name).exists() and not any(LOG.glob(f"{name}.log*")):
+            raise verbs.RefusedError(f"Unit {name} not found, and it has no log.")
     if asked.follow:
+        files = [str(LOG / f"{name}.log") for name in names]
         os.execvp(  # noqa: S606
-            "tail", ["tail", "--lines", str(asked.lines or 10), "--follow=name", "--retry", str(LOG / f"{name}.log")]
+            "tail", ["tail", "--lines", str(asked.lines or 10), "--follow=name", "--retry", *files]
         )
-    found = log.lines(name, asked.start, times=not asked.no_times)
+    found = [line for name in names or [""] for line in log.lines(name, asked.start, times=not asked.no_times)]
     count = asked.lines or len(found)
     _print("\n".join(found[:count] if asked.first else found[-count:] if count else []))
     return 0

@@ -90,9 +90,16 @@ def try_reload_or_restart(*names: str) -> None:
 
 
 def kill(number: str, *names: str) -> None:
-    """Sends a signal to all processes of units."""
+    """Sends a signal to all processes of units.
+
+    Raises:
+        RefusedError: there is no such signal.
+    """
+    known_signals = signal.Signals.__members__
+    if (wanted := f"SIG{number.removeprefix('SIG')}") not in known_signals:
+        raise RefusedError(f"there is no signal {number}")
     for name in map(full, names):
-        program.tell(processes_of(name), signal.Signals[f"SIG{number.removeprefix('SIG')}"])
+        program.tell(processes_of(name), known_signals[wanted])
 
 
 def enable(*names: str) -> None:
@@ -159,7 +166,7 @@ def status() -> str:
         for name, state in rows
     ]
     news = "" if supervisor.is_there() else "supervisord does not run: r1prov-units boot starts it"
-    return "\n".join([*lines, supervisor.away() or news])
+    return "\n".join([*(lines or ["no unit of r1prov is installed"]), supervisor.away() or news])
 
 
 def processes_of(name: str) -> list[int]:
