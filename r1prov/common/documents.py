@@ -165,6 +165,7 @@ _FORMS = {
     r"^\d+\.\d$": "is not a compute capability, as 8.9 is",
     r"^/.": "is not an absolute path of a folder, as /srv/r1prov is",
     r"^/": "is not an absolute path, as /mnt/usb is",
+    r"^(/.+)?$": "is not the absolute path of a file on the host, as /etc/network_turbo is",
     r"^https?://": "is not an http or https address",
     r"^https://": "is not an https address",
     r"^([0-9a-f]{64})?$": _NO_SHA256,

@@ -116,7 +116,7 @@ class Sources(Keys):
     """A name for several of these keys: `cn` is for mirrors in China; `r1prov sources` prints them. Keys of the file outrank it."""
     proxy: Proxy = Proxy()
     """The proxies for everything that hosts fetch."""
-    environment_file: str = ""
+    environment_file: str = Field(default="", pattern=r"^(/.+)?$")
     """A shell script on the host that is sourced before the weights are fetched, and before git fetches llama.cpp. Rented machines have
     such scripts. It counts for nothing else, because the proxies that they set slow package indexes down."""
     ca_certificates: tuple[str, ...] = ()

@@ -78,6 +78,10 @@ def test_every_mistake_in_a_site_file_is_named_with_its_line_at_once(tmp_path: P
         ("profile: 4x4090\nhosts: [a]\nsources: {python: {archive: /srv/p.tgz}}\n", "write sources.python.sha256"),
         ("profile: 4x4090\nhosts: [a]\ndata_dir: data\n", "data_dir"),
         (
+            "profile: 4x4090\nhosts: [a]\nsources: {environment_file: etc/network_turbo}\n",
+            "`sources.environment_file`: is not the absolute path of a file on the host",
+        ),
+        (
             "profile: 4x4090\nhosts: [a]\nversions: {ollama: 0.5.4}\n",
             "Ollama 0.5.4 is too old: write 0.5.5",
         ),
