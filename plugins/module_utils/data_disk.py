@@ -115,9 +115,10 @@ def settle(place: Path, target: Path) -> None:
     source = Path(os.path.realpath(place))
     if source.is_dir() and source != Path(os.path.realpath(target)):
         _bring(source, target)
-        with suppress(OSError):  # The folder above it was made for it, too, where the data disk is another one now.
+        with suppress(OSError):  # The folders above it were made for it, too, where the data disk is another one now.
             if place.is_symlink():
                 source.parent.rmdir()
+                source.parent.parent.rmdir()  # The folder for data may hold weights, and stays then.
     if place.is_symlink() or place.is_file():
         place.unlink()
     place.parent.mkdir(parents=True, exist_ok=True)

@@ -143,14 +143,19 @@ def test_a_folder_in_which_something_is_mounted_stays(root: Path) -> None:
     assert data_disk.wrong_places(DATA, root) == {}
 
 
-def test_another_folder_for_data_takes_everything_along(root: Path) -> None:
+@pytest.mark.parametrize("weights", [True, False])
+def test_another_folder_for_data_takes_everything_along(root: Path, weights: bool) -> None:
     put(root / "opt/r1prov/engine", "engine")
     brought(root)
+    if weights:
+        put(root / "root/autodl-tmp/r1prov/models/r1.gguf", "weights")
     for place, target in data_disk.wrong_places("/mnt/r1prov", root).items():
         data_disk.settle(place, target)
     assert (root / "mnt/r1prov/host/opt/engine").read_text() == "engine"
     assert data_disk.wrong_places("/mnt/r1prov", root) == {}
     assert not (root / "root/autodl-tmp/r1prov/host").exists()
+    assert (root / "root/autodl-tmp/r1prov").exists() is weights
+    assert (root / "root/autodl-tmp").exists()
 
 
 @pytest.mark.parametrize(
