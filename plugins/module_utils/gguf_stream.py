@@ -26,6 +26,7 @@ from ansible_collections.r1.prov.plugins.module_utils.gguf_header import GgufErr
 from ansible_collections.r1.prov.plugins.module_utils.gguf_layout import Part, takes
 from ansible_collections.r1.prov.plugins.module_utils.llama_memory import gib
 from ansible_collections.r1.prov.plugins.module_utils.locks import has_name, holder
+from ansible_collections.r1.prov.plugins.module_utils.piece_digests import Digests, Sums
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -64,10 +65,10 @@ def write(
     keys: dict[str, bytes],
     parts: Sequence[Part],
     report: Callable[[int, int], None],
-    publish: Callable[[str], None] = lambda _sha256: None,
+    publish: Callable[[Sums], None] = lambda _sums: None,
     *,
     digests: Mapping[Path, str] = _NO_DIGESTS,
-) -> str:
+) -> Sums:
     """Writes the file, safely to the disk. No partial file remains when that fails.
 
     Args:
@@ -75,11 +76,11 @@ def write(
         keys: the metadata, as `Gguf.keys`.
         parts: the tensors, in order.
         report: is called with the bytes done and the bytes in all, now and then.
-        publish: is called with the sha256 and gives the whole file its place. Until it returns, no other run writes to `path`.
+        publish: is called with the digests and gives the whole file its place. Until it returns, no other run writes to `path`.
         digests: the sha256 of those files of which it is known. All bytes of each are held against it in the same pass.
 
     Returns:
-        The sha256 of what stands in the file.
+        The digests of what stands in the file.
 
     Raises:
         DamagedError: a source has another sha256, or its disk cannot read it.
@@ -92,14 +93,14 @@ def write(
     with _alone(path) as file:
         try:
             _check_room(path.parent, takes(keys, parts))
-            digest = _build(file, path, keys, parts, report=report, digests=digests)
+            sums = _build(file, path, keys, parts, report=report, digests=digests)
             os.fchmod(file, 0o644 & ~_umask())
-            publish(digest)
+            publish(sums)
         except BaseException:
             if has_name(file, path):
                 path.unlink()
             raise
-    return digest
+    return sums
 
 
 def mend(
@@ -107,10 +108,10 @@ def mend(
     keys: dict[str, bytes],
     parts: Sequence[Part],
     report: Callable[[int, int], None],
-    publish: Callable[[str], None] = lambda _sha256: None,
+    publish: Callable[[Sums], None] = lambda _sums: None,
     *,
     digests: Mapping[Path, str] = _NO_DIGESTS,
-) -> str:
+) -> Sums:
     """Writes a file that exists anew, where it lies. That takes no room on the disk, and the file is never gone.
 
     Whoever has mapped the file sees right bytes in the place of wrong ones. When it fails, less is wrong than before. All is written, for
@@ -120,11 +121,11 @@ def mend(
     _check_sources(parts)
     file = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
     try:
-        digest = _build(file, path, keys, parts, report=report, digests=digests)
-        publish(digest)
+        sums = _build(file, path, keys, parts, report=report, digests=digests)
+        publish(sums)
     finally:
         os.close(file)
-    return digest
+    return sums
 
 
 def _build(
@@ -135,8 +136,8 @@ def _build(
     *,
     report: Callable[[int, int], None],
     digests: Mapping[Path, str],
-) -> str:
-    """Brings an open file to what it shall be, safely to the disk; returns its sha256."""
+) -> Sums:
+    """Brings an open file to what it shall be, safely to the disk; returns its digests."""
     start = gguf_header.head(keys, [(part.name, part.shape, part.type) for part in parts])
     total = takes(keys, parts)
     os.truncate(file, total)
@@ -212,11 +213,11 @@ def _fill(
     source: Callable[[Path], _Source],
     *,
     report: Callable[[int], None],
-) -> str:
-    """Writes the tensors where they begin, each piece checked behind it, safely to the disk; returns the file's sha256."""
+) -> Sums:
+    """Writes the tensors where they begin, each piece checked behind it, safely to the disk; returns the file's digests."""
     last = {part.path: number for number, part in enumerate(parts)}
-    with ThreadPoolExecutor(1) as following, ThreadPoolExecutor(1) as syncing:
-        follower, disk = _Follower(file, following), _Disk(file, syncing)
+    with Digests() as digests, ThreadPoolExecutor(1) as following, ThreadPoolExecutor(1) as syncing:
+        follower, disk = _Follower(file, following, digests), _Disk(file, syncing)
         position = begins[0] if begins else os.fstat(file).st_size
         for number, (part, begin) in enumerate(zip(parts, begins, strict=True)):
             _put(file, bytes(begin - position), position)
@@ -233,9 +234,9 @@ def _fill(
         end = os.fstat(file).st_size
         _put(file, bytes(end - position), position)
         follower.take(end)
-        digest = follower.sha256()
+        sums = follower.sums()
         disk.finish()
-        return digest
+        return sums
 
 
 def _pieces(part: Part, source: _Source) -> Iterator[tuple[bytes, Callable[[bytes], bool]]]:
@@ -353,11 +354,10 @@ def _put(file: int, content: bytes, position: int) -> None:
 
 
 class _Follower:
-    """Reads in a thread of its own what now stands in the file, compares it with what should, and computes the file's sha256."""
+    """Reads in a thread of its own what now stands in the file, compares it with what should, and computes the file's digests."""
 
-    def __init__(self, file: int, pool: ThreadPoolExecutor) -> None:
-        self._file, self._pool, self._position = file, pool, 0
-        self._digest: _Hash = hashlib.sha256()
+    def __init__(self, file: int, pool: ThreadPoolExecutor, digests: Digests) -> None:
+        self._file, self._pool, self._position, self._digests = file, pool, 0, digests
         self._pending: deque[Future[None]] = deque()
 
     def take(self, end: int, part: Part | None = None, agrees: Callable[[bytes], bool] | None = None) -> None:
@@ -372,14 +372,14 @@ class _Follower:
             raise StreamError(
                 f"{part.name} in the new file differs from {part.path.name}. Run it again; if it stays, check the disk"
             )
-        self._digest.update(written)
+        self._digests.update(written)
         self._position = end
 
-    def sha256(self) -> str:
-        """The sha256 of all that it was given, when it has read that. Raises what it found wrong."""
+    def sums(self) -> Sums:
+        """The digests of all that it was given, when it has read that. Raises what it found wrong."""
         while self._pending:
             self._pending.popleft().result()
-        return self._digest.hexdigest()
+        return self._digests.sums()
 
 
 class _Disk:

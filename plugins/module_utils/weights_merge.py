@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ansible_collections.r1.prov.plugins.module_utils.gguf_layout import Part
+    from ansible_collections.r1.prov.plugins.module_utils.piece_digests import Sums
 
 try:  # at the top, because only root can read Ansible's files, and the class below acts as another user
     from ansible_collections.r1.prov.plugins.module_utils import mla
@@ -114,13 +115,13 @@ class Merge:
                 write, path, publish = gguf_stream.mend, self.file, self._seal
                 self._refuse_damaged(digests)
             progress.begin(label, 0, "bytes")
-            digest = write(path, keys, parts, progress.update, partial(publish, attention), digests=digests)
+            sums = write(path, keys, parts, progress.update, partial(publish, attention), digests=digests)
         except BaseException:
             progress.finish(failed=True)
             raise
-        merged_weights.remember(self.file, digest, self.state)
+        merged_weights.remember(self.file, sums.sha256, self.state)
         progress.finish()
-        return self._record(self.file, attention, digest)
+        return self._record(self.file, attention, sums)
 
     def _refuse_damaged(self, digests: dict[Path, str]) -> None:
         """Reads the sources before anything is written over a file that is served.
@@ -147,19 +148,24 @@ class Merge:
         merged_weights.remove([self.folder / shard["name"] for shard in self.shards], self.state)
         return self._make()
 
-    def _record(self, file: Path, attention: str, digest: str) -> dict[str, Any]:
-        return {"name": self.file.name, "bytes": file.stat().st_size, "sha256": digest, "attention": attention}
+    def _record(self, file: Path, attention: str, sums: Sums) -> dict[str, Any]:
+        return {
+            "name": self.file.name,
+            "bytes": file.stat().st_size,
+            "sha256": sums.sha256,
+            "attention": attention,
+        }
 
-    def _publish(self, attention: str, digest: str) -> None:
+    def _publish(self, attention: str, sums: Sums) -> None:
         """Gives the new file its record, then its name. A file without a record is made anew, and a record alone means nothing."""
-        self._seal(attention, digest, self.growing)
+        self._seal(attention, sums, self.growing)
         self.growing.replace(self.file)
         sync_folder(self.folder)
 
-    def _seal(self, attention: str, digest: str, file: Path | None = None) -> None:
+    def _seal(self, attention: str, sums: Sums, file: Path | None = None) -> None:
         """Writes what is recorded of the new file, wherever it lies still."""
-        record = self._record(file or self.file, attention, digest)
-        write_whole(merged_weights.record_of(self.file), json.dumps({**record, "shards": self.shards}))
+        record = self._record(file or self.file, attention, sums) | {"shards": self.shards, "pieces": sums.pieces}
+        write_whole(merged_weights.record_of(self.file), json.dumps(record))
 
     def _sources(self) -> dict[Path, str]:
         """The verified files that it is made of, with their sha256: the shards, or what they were merged into before."""

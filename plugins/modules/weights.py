@@ -10,12 +10,14 @@ description:
   - Stock Ansible cannot do it, because it does not know when a transfer is complete, nor what is in GGUF files.
   - C(prepared) makes the folder and its missing parents. Only its owner and the group C(r1prov-operators), which must exist, may enter it.
     A folder that everybody may enter stays so until C(settled), because a process that serves from it may lack the group. A link or a file
-    where the folder for unverified files should be is removed, and never what a link leads to. It hard-links files from other folders of
-    the same disk to where the transfer keeps unverified files, and the transfer names them when it has verified them. It stops a transfer
-    that counts as done although its files are gone or were changed, so that the transfer can start anew.
+    where the folder for unverified files should be is removed, and never what a link leads to. Where the files are served as they are,
+    it hard-links files from other folders of the same disk to where the transfer keeps unverified files, and the transfer names them when
+    it has verified them. It stops a transfer that counts as done although its files are gone or were changed, so that the transfer can
+    start anew.
   - C(transferred) returns when the transfer is complete, or after 25 seconds. Call it again until C(complete), so that a lost connection
     costs nothing. It fails when the transfer has failed for good.
-  - C(merged) writes the tensors of all files into one file in one pass, compares each with its source, and computes the new file's sha256.
+  - C(merged) does nothing where the transfer has brought the files straight into the one file that is made of them. Where they lie here as
+    published, it writes the tensors of all into one file in one pass, compares each with its source, and computes the new file's digests.
     Only then does the file get its name, and C(NAME.json) beside it says what it was made of. It may be interrupted anywhere and run again.
     It acts as the user of the transfer. The disk must have room for the model a second time. Where a source has changed since it was
     verified, nothing is made of it and nothing is removed. Then C(damaged) names it, and C(prepared) has the transfer fetch it anew.
@@ -307,7 +309,7 @@ def prepare(module: AnsibleModule, options: dict[str, Any]) -> None:
     todo |= {f"gave {each.place} its owner and mode": partial(put_right, each) for each in wrong}
     if merged := stand_in(path, options["merged"], options["attention"], files):
         files = [merged]
-    else:
+    elif not options["merged"]:
         todo |= link_actions(path, files, options["folders"])
     # A unit whose program has ended well still counts as started.
     if show(UNIT, "SubState")["SubState"] == "exited" and not is_as_verified(path, files):

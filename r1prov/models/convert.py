@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 from r1prov.common import paths
@@ -56,7 +55,9 @@ def convert(source: Path, target: Path, key_type: str, report: Callable[[int, in
     growing = target.with_name(f".{target.name}.growing")
     try:
         new = form.converted([header.read(path) for path in gguf.files(source)], key_type)
-        digest = stream.write(growing, new.keys, mla.able(new), report, partial(_publish, growing, target))
+        sums = stream.write(
+            growing, new.keys, mla.able(new), report, lambda made: _publish(growing, target, made.sha256)
+        )
     except form.AlreadyError:
         return None
     except (form.FormError, stream.StreamError, header.GgufError) as error:
@@ -66,7 +67,7 @@ def convert(source: Path, target: Path, key_type: str, report: Callable[[int, in
         raise _there(error.filename) from None
     except OSError as error:
         raise _unwritable(target, error) from None
-    return Written(target, target.stat().st_size, digest)
+    return Written(target, target.stat().st_size, sums.sha256)
 
 
 def _check_target(target: Path) -> None:

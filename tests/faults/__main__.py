@@ -52,7 +52,7 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def _try(name: str, seed: int, place: Path, served: Path) -> str:
+def _try(name: str, seed: int, place: Path, served: kinds.Model) -> str:
     """Runs one case, and returns why it did not end as it must. Empty where it did."""
     try:
         kinds.run(name, seed, place, served)

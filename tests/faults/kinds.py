@@ -12,11 +12,18 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ansible_collections.r1.prov.plugins.module_utils import gguf_header, gguf_layout, gguf_stream, mla, mla_form
+from ansible_collections.r1.prov.plugins.module_utils.gguf_layout import Layout
+from gguf import GGMLQuantizationType
+
+from tests.fixtures import shards, tinymodel
 from tests.fixtures.faulty import RIGHT, Faulty, Twist
 from tests.fixtures.transferring import HOPELESS, Host, wait_for
 
-FILE_BYTES = {"m-00001-of-00002.gguf": 20 << 20, "m-00002-of-00002.gguf": 9 << 20}
-WHOLE = sum(FILE_BYTES.values())
+OTHERS = GGMLQuantizationType.F32
+TENSORS_IN_FIRST = 100
+NAME = "m.gguf"
+"""The one file that is made of the files that are served."""
 PIECE_BYTES = 3 << 20  # of the journal, with the block that makes it full
 IN_FLIGHT_BYTES = 8 << 20  # what connections may have sent into the line when a process is killed, all together
 SLOW = 4e6
@@ -29,12 +36,34 @@ def say(status: str, *headers: str, body: bytes = b"") -> Twist:
     return Twist(raw="\r\n".join(head).encode() + body)
 
 
-def publish(folder: Path) -> Path:
-    """Writes the files that are served."""
+@dataclass(frozen=True)
+class Model:
+    """A model in two files, as it is published, and what is made of it.
+
+    Attributes:
+        folder: What servers have.
+        files: The files in it.
+        layout: Where their bytes belong in the one file.
+        made: That file.
+    """
+
+    folder: Path
+    files: list[Path]
+    layout: Layout
+    made: Path
+
+
+def publish(folder: Path) -> Model:
+    """Writes the files that are served, 20 and 9 MB of a tiny deepseek2 model with legacy attention."""
     folder.mkdir(parents=True)
-    for number, (name, size) in enumerate(FILE_BYTES.items()):
-        (folder / name).write_bytes(random.Random(number).randbytes(size))
-    return folder
+    whole = tinymodel.write(folder.with_name("whole.gguf"), legacy=GGMLQuantizationType.Q8_0, others=OTHERS)
+    files = shards.split(whole, folder / "m", TENSORS_IN_FIRST)
+    heads = [gguf_header.read(path) for path in files]
+    form = mla_form.wanted(heads, "mla")
+    layout = gguf_layout.layout(form.keys, form.parts, heads, [path.stat().st_size for path in files])
+    made = folder.with_name("made.gguf")
+    gguf_stream.write(made, form.keys, mla.able(form), lambda *_: None)
+    return Model(folder, files, layout, made)
 
 
 @dataclass
@@ -43,13 +72,15 @@ class Case:
 
     Attributes:
         host: Where the files go.
-        folder: What servers have.
+        model: What servers have.
+        is_straight: Whether the files come straight into the one that is made of them.
         chance: What chooses the points.
         most: How many bytes the servers may send, beside 1.1 times the files.
     """
 
     host: Host
-    folder: Path
+    model: Model
+    is_straight: bool
     chance: random.Random
     stack: ExitStack
     most: int = 0
@@ -59,7 +90,7 @@ class Case:
     def server(
         self, twist: Callable[[int], Twist] = lambda _: RIGHT, rate: float = 40e6, most: int = 1000, total: float = 0
     ) -> Faulty:
-        server = self.stack.enter_context(Faulty(self.folder, rate, twist, most, total))
+        server = self.stack.enter_context(Faulty(self.model.folder, rate, twist, most, total))
         self.servers.append(server)
         return server
 
@@ -87,18 +118,47 @@ class Case:
 
     def check(self) -> None:
         """Sees that all is as it must be."""
-        assert self.host.is_complete(), self.log
+        if self.is_straight:
+            assert self.host.has_made(self.model.made), self.log
+        else:
+            assert self.host.is_complete(), self.log
         assert "Traceback" not in self.log, self.log
         sent = sum(server.sent for server in self.servers)
-        assert sent <= 1.1 * WHOLE + self.most, (sent / WHOLE, self.log)
+        assert sent <= 1.1 * self.whole + self.most, (sent / self.whole, self.log)
+
+    @property
+    def whole(self) -> int:
+        return sum(path.stat().st_size for path in self.model.files)
+
+    @property
+    def largest(self) -> int:
+        return max(path.stat().st_size for path in self.model.files)
 
     def point(self, low: float = 0.05, high: float = 0.9) -> int:
-        return round(self.chance.uniform(low, high) * WHOLE)
+        return round(self.chance.uniform(low, high) * self.whole)
 
-    def incoming(self, suffix: str = "") -> list[Path]:
-        """The files on their way, or what lies beside them."""
-        wanted = [self.host.folder / ".incoming" / (row["sha256"] + suffix) for row in self.host.job["files"]]
-        return [path for path in wanted if path.exists()]
+    def journals(self) -> list[tuple[int, Path]]:
+        """The journals of the files on their way, with the numbers of these files."""
+        end = ".aside.journal" if self.is_straight else ".journal"
+        rows = enumerate(self.host.job["files"])
+        paths = [(number, self.host.folder / ".incoming" / (row["sha256"] + end)) for number, row in rows]
+        return [(number, path) for number, path in paths if path.exists()]
+
+    def lying(self, number: int, start: int, end: int) -> list[tuple[Path, int, int]]:
+        """Where bytes of a file on its way lie: in which files, from where, and how many."""
+        incoming, own = self.host.folder / ".incoming", self.host.job["files"][number]["sha256"]
+        if not self.is_straight:
+            return [(incoming / own, start, end - start)]
+        return [
+            (incoming / f"{own}.aside", run.start, run.end - run.start)
+            if run.offset is None
+            else (incoming / NAME, run.offset, run.end - run.start)
+            for run in self.model.layout.within(number, start, end)
+        ]
+
+    def growing(self) -> Path:
+        """A file on its way. It is there when that is."""
+        return self.host.folder / ".incoming" / (NAME if self.is_straight else self.host.job["files"][0]["sha256"])
 
 
 Kind = Callable[[Case], None]
@@ -183,7 +243,7 @@ def no_ranges(case: Case) -> None:
 def loses_ranges(case: Case) -> None:
     lost = case.chance.randrange(1, 6)
     case.server(lambda number: Twist(has_ranges=number < lost), SLOW)
-    case.most = WHOLE  # All that is there has to come once more.
+    case.most = case.whole  # All that is there has to come once more.
     case.killed(case.start(*case.servers), case.point(high=0.5))
     case.run()
 
@@ -238,14 +298,14 @@ def dies(case: Case) -> None:
 def liar(case: Case) -> None:
     case.server(lambda _: Twist(flips=True))
     case.server()
-    case.most = WHOLE  # Nothing tells that bytes are wrong before a file is whole.
+    case.most = case.whole  # Nothing tells that bytes are wrong before a file is whole.
     case.run()
 
 
 @kind("a bit that flips on the way")
 def flip_on_way(case: Case) -> None:
     case.server(once(case, Twist(flips=True)))
-    case.most = max(FILE_BYTES.values())
+    case.most = case.largest
     case.run()
 
 
@@ -266,13 +326,14 @@ def kills(case: Case) -> None:
 
 def cut_power(case: Case) -> None:
     """Takes from the disk what was not brought to it: bytes behind the last mark are zeros."""
-    for path in case.incoming():
-        safe, rows = marked(path.with_name(f"{path.name}.journal"))
-        with path.open("r+b") as stream:
-            for start, end in rows[safe:]:
-                if case.chance.random() < 0.7:
-                    stream.seek(start)
-                    stream.write(bytes(end - start))
+    for number, journal in case.journals():
+        safe, rows = marked(journal)
+        for start, end in rows[safe:]:
+            if case.chance.random() < 0.7:
+                for path, position, count in case.lying(number, start, end):
+                    with path.open("r+b") as stream:
+                        stream.seek(position)
+                        stream.write(bytes(count))
 
 
 def marked(journal: Path) -> tuple[int, list[tuple[int, int]]]:
@@ -304,7 +365,7 @@ def torn(case: Case) -> None:
     case.most = 3 * 8 * int(SLOW)
     case.killed(case.start(*case.servers), case.point())
     cut_power(case)
-    for path in case.incoming(".journal"):
+    for _, path in case.journals():
         content = path.read_bytes()
         path.write_bytes(content[:-50] + bytes(case.chance.randrange(50)))
     case.run()
@@ -313,9 +374,9 @@ def torn(case: Case) -> None:
 @kind("a journal that is lost")
 def journal_lost(case: Case) -> None:
     case.server(rate=SLOW)
-    case.most = 2 * WHOLE  # Nobody knows any more where the gaps are.
+    case.most = 2 * case.whole  # Nobody knows any more where the gaps are.
     case.killed(case.start(*case.servers), case.point())
-    for path in case.incoming(".journal"):
+    for _, path in case.journals():
         path.unlink()
     case.run()
 
@@ -325,11 +386,13 @@ def flip_on_disk(case: Case) -> None:
     case.server(rate=SLOW)
     case.killed(case.start(*case.servers), case.point(low=0.3))
     damaged = 0
-    for path in case.incoming():
-        _, rows = marked(path.with_name(f"{path.name}.journal"))
+    for number, journal in case.journals():
+        _, rows = marked(journal)
         if rows:
             start, end = case.chance.choice(rows)
-            flip(path, case.chance.randrange(start, end))
+            place = case.chance.randrange(start, end)
+            [(path, position, _)] = case.lying(number, place, place + 1)
+            flip(path, position)
             damaged += 1
     case.most += damaged * PIECE_BYTES
     case.run()
@@ -347,8 +410,8 @@ def flip(path: Path, position: int) -> None:
 def stranger(case: Case) -> None:
     case.server(rate=SLOW)
     process = case.start(*case.servers)
-    wait_for(lambda: case.host.arrived > case.point(high=0.6) and case.incoming())
-    path = case.incoming()[0]
+    wait_for(lambda: case.host.arrived > case.point(high=0.6) and case.growing().exists())
+    path = case.growing()
     flip(path, case.chance.randrange(path.stat().st_size))
     case.most = PIECE_BYTES + IN_FLIGHT_BYTES
     case.end(process)
@@ -358,9 +421,9 @@ def stranger(case: Case) -> None:
 def removed(case: Case) -> None:
     case.server(rate=SLOW)
     process = case.start(*case.servers)
-    wait_for(lambda: case.host.arrived > case.point(high=0.4) and case.incoming())
-    case.incoming()[0].unlink()
-    case.most = WHOLE
+    wait_for(lambda: case.host.arrived > case.point(high=0.4) and case.growing().exists())
+    case.growing().unlink()
+    case.most = case.whole
     case.end(process)
 
 
@@ -386,7 +449,7 @@ def two_without_locks(case: Case) -> None:
     first = case.start(*case.servers, PYTHONPATH=str(shim))
     time.sleep(case.chance.uniform(0, 0.5))
     second = case.start(*case.servers, run="other", PYTHONPATH=str(shim), STATE_DIRECTORY=str(case.host.root / "other"))
-    case.most = 4 * WHOLE
+    case.most = 4 * case.whole
     case.end(first)
     case.end(second)
     case.run()  # It removes what the one that was late has left.
@@ -419,16 +482,18 @@ def limited(root: Path) -> Path:
 
 
 @contextlib.contextmanager
-def case_of(name: str, seed: int, root: Path, folder: Path) -> Iterator[Case]:
+def case_of(name: str, seed: int, root: Path, model: Model, *, is_straight: bool) -> Iterator[Case]:
     """A case of a kind, at points that the seed chooses."""
-    host = Host(root, folder)
+    host = Host(root, model.folder)
     host.job["patience_s"] = 60
+    if is_straight:
+        host.job |= {"merged": NAME, "attention": "mla"}
     with ExitStack() as stack:
-        yield Case(host, folder, random.Random(f"{name} {seed}"), stack)
+        yield Case(host, model, is_straight, random.Random(f"{name} {seed}"), stack)
 
 
-def run(name: str, seed: int, root: Path, folder: Path) -> None:
+def run(name: str, seed: int, root: Path, model: Model, *, is_straight: bool = True) -> None:
     """Runs one case, and sees that all is as it must be."""
-    with case_of(name, seed, root, folder) as case:
+    with case_of(name, seed, root, model, is_straight=is_straight) as case:
         KINDS[name](case)
         case.check()

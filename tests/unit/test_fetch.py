@@ -21,17 +21,15 @@ from typing import TYPE_CHECKING
 
 import disks
 import evaluated
-import gguf
 import pytest
 import transfer.delivery
 import transfer.disk
 import transfer.run
 import yaml
-from ansible_collections.r1.prov.plugins.module_utils import merged_weights
-from ansible_collections.r1.prov.plugins.module_utils.weights_merge import Merge
+from ansible_collections.r1.prov.plugins.module_utils import gguf_header
 
 from r1prov.common import paths
-from tests.fixtures import shards, tinymodel
+from tests.faults import kinds
 from tests.fixtures.faulty import Faulty, Twist
 from tests.fixtures.hub import Faults, Hub
 from tests.fixtures.transferring import HOPELESS, Host, sha256, wait_for
@@ -73,6 +71,22 @@ def host(tmp_path: Path, root: Path) -> Host:
 
 
 @pytest.fixture
+def model(root: Path) -> kinds.Model:
+    """A tiny model in two files, which the hubs serve in the place of the three."""
+    published = root / REPO / FOLDER
+    shutil.rmtree(published)
+    return kinds.publish(published)
+
+
+@pytest.fixture
+def straight(tmp_path: Path, model: kinds.Model) -> Host:
+    """A host to which it comes straight in MLA form."""
+    host = Host(tmp_path / "straight", model.folder)
+    host.job |= {"merged": "m.gguf", "attention": "mla"}
+    return host
+
+
+@pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     with disks.mounted(tmp_path / "small", 40 << 20) as place:
         yield place
@@ -86,9 +100,32 @@ def hub(root: Path) -> Iterator[Hub]:
 
 def test_the_role_installs_all_files_of_the_program() -> None:
     role = paths.collection() / "roles/weights"
-    installed = yaml.safe_load((role / "vars/main.yml").read_text())["__weights_program"]
+    values = yaml.safe_load((role / "vars/main.yml").read_text())
     folder = role / "files/r1prov-weights"
-    assert sorted(installed) == sorted(str(path.relative_to(folder)) for path in folder.rglob("*.py"))
+    programs = sorted(folder.rglob("*.py"))
+    assert sorted(values["__weights_program"]) == [str(path.relative_to(folder)) for path in programs]
+    shared, left = set[str](), programs
+    while left:
+        found = {name for path in left for name in of_the_collection(path)} - shared
+        shared |= found
+        left = [paths.collection() / "plugins/module_utils" / name for name in found]
+    assert sorted(values["__weights_shared"]) == sorted(shared)
+
+
+def of_the_collection(program: Path) -> set[str]:
+    """The files of plugins/module_utils that a program imports when it runs, also those that it names in a text."""
+    code = program.read_text()
+    if not code.count("TYPE_CHECKING:\n"):
+        running = code
+    else:
+        before, _, behind = code.partition("if TYPE_CHECKING:\n")
+        running = before + re.sub(r"\A(    .*\n|\n)+", "", behind)
+    text = re.sub(r"\([^()]*?\)", lambda match: match[0].replace("\n", " "), running)
+    package = r"ansible_collections\.r1\.prov\.plugins\.module_utils"
+    names = [*re.findall(package + r"\.(\w+)", text)]
+    for several in re.findall(package + r" import (.+)", text):
+        names += re.findall(r"\w+", several)
+    return {f"{name}.py" for name in names}
 
 
 @pytest.mark.parametrize("kind", ["hub", "modelscope"])
@@ -160,25 +197,28 @@ def test_the_file_that_the_shards_were_merged_into_takes_their_place(host: Host,
     assert hub.requests == []
 
 
-def test_what_was_merged_as_published_is_enough_for_mla_form_and_not_the_other_way(host: Host, hub: Hub) -> None:
-    host.job |= {"merged": "m.mla.gguf", "attention": "mla"}
-    published = merged(host)
-    assert host.run(hub_source(hub)) == (0, "")
+def test_what_was_merged_as_published_is_enough_for_mla_form_and_not_the_other_way(
+    straight: Host, model: kinds.Model, hub: Hub
+) -> None:
+    straight.job |= {"merged": "m.mla.gguf", "attention": "mla"}
+    published = merged(straight)
+    assert straight.run(hub_source(hub)) == (0, "")
     assert hub.requests == []
-    brought = merged(host, b"new" * SHARD_BYTES, "m.mla.gguf", "mla")
+    brought = merged(straight, b"new" * SHARD_BYTES, "m.mla.gguf", "mla")
     published.unlink()
-    assert host.run(hub_source(hub)) == (0, "")
+    assert straight.run(hub_source(hub)) == (0, "")
     assert hub.requests == []
-    host.job |= {"merged": "m.gguf", "attention": "legacy"}
-    assert host.run(hub_source(hub))[0] == 0
-    assert hub.requests
+    straight.job |= {"merged": "m.gguf", "attention": "legacy"}
+    assert straight.run(hub_source(hub))[0] == 0
+    assert gguf_header.read(straight.folder / "m.gguf").text("general.architecture") == "deepseek2"
     assert brought.exists()
 
 
-@pytest.mark.parametrize("harm", ["damaged", "truncated", "lost", "not wanted", "of other shards"])
-def test_shards_are_fetched_anew_where_the_merged_file_is_not_theirs(host: Host, hub: Hub, harm: str) -> None:
-    file = merged(host)
-    host.job["merged"] = "" if harm == "not wanted" else "m.gguf"
+@pytest.mark.parametrize("harm", ["damaged", "truncated", "lost", "of other shards"])
+def test_it_comes_anew_where_the_merged_file_is_not_what_is_wanted(
+    straight: Host, model: kinds.Model, hub: Hub, harm: str
+) -> None:
+    file = merged(straight, attention="mla")
     if harm == "damaged":
         file.write_bytes(b"two" * SHARD_BYTES)
     elif harm == "truncated":
@@ -186,22 +226,23 @@ def test_shards_are_fetched_anew_where_the_merged_file_is_not_theirs(host: Host,
     elif harm == "lost":
         file.unlink()
     elif harm == "of other shards":
-        record = json.loads((host.folder / "m.gguf.json").read_text())
-        (host.folder / "m.gguf.json").write_text(json.dumps(record | {"shards": record["shards"][:2]}))
-    assert host.run(hub_source(hub))[0] == 0
-    assert all((host.folder / name).read_bytes() == path.read_bytes() for name, path in host.published.items())
-    assert file.exists() is (harm != "lost")  # a bad file stays until the shards are merged anew
-    assert host.progress["total"] == 3 * SHARD_BYTES
+        record = json.loads((straight.folder / "m.gguf.json").read_text())
+        (straight.folder / "m.gguf.json").write_text(json.dumps(record | {"shards": record["shards"][:1]}))
+    code, log = straight.run(hub_source(hub))
+    assert code == 0, log
+    assert straight.has_made(model.made)
+    assert straight.state["damaged"] == (["m.gguf"] if harm in ("damaged", "truncated") else [])
+    assert straight.progress["done"] == straight.progress["total"] == sum(f["bytes"] for f in straight.job["files"])
 
 
 @pytest.mark.parametrize("network", ["silent", "refusing"])
 @pytest.mark.parametrize("served", ["merged", "published"])
 def test_a_damaged_file_is_served_until_its_replacement_is_whole(
-    host: Host, root: Path, tmp_path: Path, served: str, network: str
+    request: pytest.FixtureRequest, root: Path, tmp_path: Path, served: str, network: str
 ) -> None:
+    host = request.getfixturevalue("straight" if served == "merged" else "host")
     if served == "merged":
-        host.job["merged"] = "m.gguf"
-        file = merged(host)
+        file = merged(host, attention="mla")
     else:
         for name, path in host.published.items():
             shutil.copy(path, host.folder / name)
@@ -224,9 +265,11 @@ def test_a_damaged_file_is_served_until_its_replacement_is_whole(
     assert file.read_bytes() == before
     with Hub(root) as hub:
         assert host.run(hub_source(hub))[0] == 0
-    assert all((host.folder / name).read_bytes() == path.read_bytes() for name, path in host.published.items())
+    if served == "merged":
+        assert host.has_made(request.getfixturevalue("model").made)
+    else:
+        assert host.is_complete()
     assert host.state["damaged"] == [file.name]
-    assert (file.read_bytes() == before) is (served == "merged")  # the merge comes after the transfer
 
 
 def test_a_damaged_published_file_goes_for_room_only_when_a_source_has_its_like(
@@ -251,39 +294,19 @@ def test_a_damaged_published_file_goes_for_room_only_when_a_source_has_its_like(
     assert host.is_complete()
 
 
-def test_a_damaged_merged_file_is_mended_on_the_least_disk_that_is_asked_for(
-    small_disk: Path, root: Path, hub: Hub
+def test_a_damaged_merged_file_stays_where_there_is_no_room_for_another(
+    small_disk: Path, model: kinds.Model, hub: Hub
 ) -> None:
-    """The disk has room for the published files and the file that is made of them, and no more."""
-    published = root / REPO / FOLDER
-    shutil.rmtree(published)
-    whole = tinymodel.write(root / "tiny.gguf", legacy=gguf.GGMLQuantizationType.Q8_0)
-    published.mkdir()
-    shards.split(whole, published / "m", 60)
-    host = Host(small_disk, published)
-    host.job |= {"merged": "m.mla.gguf", "attention": "mla"}
-    state, run = host.root / "state" / "state.json", host.root / "run"
-    work = Merge(host.folder, host.job["files"], name="m.mla.gguf", attention="mla", state=state, run=run)
-
-    def settle() -> None:
-        merged_weights.remove(merged_weights.replaced(host.folder, "m.mla.gguf", host.job["files"], state), state)
-
+    host = Host(small_disk, model.folder)
+    host.job |= {"merged": "m.gguf", "attention": "mla"}
     assert host.run(hub_source(hub))[0] == 0
-    made = work.complete()
-    settle()
-    disks.fill(small_disk, leave=sum(file["bytes"] for file in host.job["files"]) + (256 << 10))
-    flip(work.file)
-    inode, bad = work.file.stat().st_ino, work.file.read_bytes()
-
-    with Hub(root.parent / "host") as empty:
-        assert host.run(hub_source(empty))[0] == HOPELESS
-    assert work.file.read_bytes() == bad
-    assert host.run(hub_source(hub))[0] == 0
-    assert work.file.read_bytes() == bad
-    assert work.complete() == made
-    assert (sha256(work.file), work.file.stat().st_ino) == (made["sha256"], inode)
-    settle()
-    assert host.run() == (0, "")
+    flip(file := host.folder / "m.gguf")
+    bad = file.read_bytes()
+    code, log = host.run(hub_source(hub))
+    assert code == HOPELESS
+    assert "make room" in log
+    assert "m.gguf is damaged, and stays until what replaces it is whole" in log
+    assert file.read_bytes() == bad
 
 
 def test_a_kill_in_the_middle_costs_nothing(host: Host, hub: Hub) -> None:

@@ -99,6 +99,7 @@ class Host:
                 "sha256": digest(file),
                 "attention": attention,
                 "shards": self.files,
+                "pieces": {"bytes": 16 << 20, "sha256": [digest(file)]},  # It is that small.
             }
             and self.verified[str(file)] == merged_weights.seen(file, digest(file))
             and not list((self.folder / ".incoming").iterdir())

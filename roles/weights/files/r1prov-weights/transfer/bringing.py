@@ -7,17 +7,15 @@ import time
 from typing import TYPE_CHECKING
 
 from transfer.frontier import Frontier
-from transfer.partial import Partial
 from transfer.turns import PAUSE_AFTER_GAIN_S, Supplier, Turn
 
 if TYPE_CHECKING:
     import queue
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Sequence
 
     from transfer.connection import Connection
     from transfer.errors import WrongError
-    from transfer.sources import File
+    from transfer.partial import Partial
 
 Origins = dict[tuple[str, str], int]  # bytes by source, and version of its file
 
@@ -35,22 +33,33 @@ class Bringing:
     """
 
     def __init__(
-        self, file: File, suppliers: Sequence[Supplier], incoming: Path, events: queue.SimpleQueue[object]
+        self,
+        partial: Partial,
+        suppliers: Sequence[Supplier],
+        events: queue.SimpleQueue[object],
+        reader: Callable[[Partial, queue.SimpleQueue[object]], Frontier] = Frontier,
     ) -> None:
-        self.file, self._events = file, events
+        """Begins to bring a file.
+
+        Args:
+            partial: what is there of it.
+            suppliers: its sources, in the order of preference.
+            events: where its reader says what came of it.
+            reader: makes the reader.
+        """
+        self.file, self.partial, self._events, self._reader = partial.file, partial, events, reader
         self.turns = [Turn(supplier) for supplier in suppliers]
         self.order = sorted(self.turns, key=lambda turn: turn.supplier.has_lied)
         self.connections: dict[Connection, Turn] = {}
         self.is_suspicious, self.conflicts = False, 0
         self.relied_on: Turn | None = None
-        self.partial = Partial(incoming / file.sha256, file)
-        self._frontier = Frontier(self.partial, events)
+        self._frontier = reader(partial, events)
         self._frontier.start()
 
     @property
     def is_whole(self) -> bool:
-        """Whether all its bytes are there."""
-        return self.partial.spans.bytes == self.file.bytes
+        """Whether all its bytes that are wanted are there."""
+        return self.partial.spans.bytes >= self.partial.wanted
 
     @property
     def is_flowing(self) -> bool:
@@ -119,5 +128,5 @@ class Bringing:
         """Takes over what is there after another program has written to it. Nothing is believed that was not compared."""
         self.connections.clear()
         self.partial.adopt(trust=False)
-        self._frontier = Frontier(self.partial, self._events)
+        self._frontier = self._reader(self.partial, self._events)
         self._frontier.start()

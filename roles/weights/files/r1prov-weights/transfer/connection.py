@@ -127,7 +127,7 @@ class Connection(threading.Thread):
                 if not self.may_send_whole:
                     raise NoRangesError
                 with self._lock:
-                    self.is_whole, self.position, self._written, self.end = True, 0, 0, self.file.bytes
+                    self.is_whole, self.position, self._written, self.end = True, 0, 0, self.partial.wanted
             self.takes_ranges = answer.takes_ranges
             self._receive(answer)
             if self.is_whole:

@@ -8,7 +8,7 @@ import queue
 import random
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from transfer.bringing import Bringing
 from transfer.connection import Connection, Ended
@@ -23,6 +23,7 @@ from transfer.errors import (
     WrongError,
 )
 from transfer.frontier import Broken, Hashed, Rotten
+from transfer.heads import Headed
 from transfer.memory import memory_bytes
 from transfer.pace import LEVELS, LEVELS_OF_A_DISK_THAT_TURNS, Pace
 from transfer.sources import Part
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from transfer.frontier import Frontier
     from transfer.limit import Limit
+    from transfer.partial import Partial
     from transfer.sources import File
     from transfer.telling import Progress
     from transfer.turns import Supplier, Turn
@@ -56,6 +59,33 @@ def look_ahead_bytes() -> int:
     return min(max(memory_bytes() // 8, 256 << 20), 2 << 30)
 
 
+class Way(Protocol):
+    """How files are kept on the disk, what reads them there, and what becomes of those that are right."""
+
+    most_files: int  # so many may be open at once; 0 where the disk decides
+    is_shared: bool  # whether they lie in one file together, so that who disturbs one of them disturbs all
+
+    @property
+    def remark(self) -> str:
+        """What has to be said of it beside what comes; empty for nothing."""
+
+    def partial(self, file: File) -> Partial:
+        """What is there of a file."""
+
+    def reader(self, partial: Partial, events: queue.SimpleQueue[object]) -> Frontier:
+        """What reads it."""
+
+    def is_there(self, file: File) -> bool:
+        """Whether somebody else has brought it meanwhile."""
+
+    def accept(self, bringing: Bringing, found: Hashed | Headed) -> None:
+        """Takes a file that is whole and right.
+
+        Raises:
+            DisturbedError: another program has changed it meanwhile.
+        """
+
+
 class Delivery:
     """Brings files, each from the sources that give it.
 
@@ -70,16 +100,14 @@ class Delivery:
         files: Sequence[File],
         suppliers: Sequence[Supplier],
         incoming: Path,
+        way: Way,
         *,
         patience_s: float,
         limit: Limit,
         progress: Progress,
-        is_there: Callable[[File], bool],
-        accept: Callable[[Bringing], None],
     ) -> None:
-        self._suppliers, self._incoming = list(suppliers), incoming
+        self._suppliers, self._incoming, self._way = list(suppliers), incoming, way
         self._patience_s, self._limit, self._progress = patience_s, limit, progress
-        self._is_there, self._accept = is_there, accept
         self._events: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._open: list[Bringing] = []
         self._left = list(files)  # those that are not open yet
@@ -88,7 +116,7 @@ class Delivery:
         self._look_ahead = look_ahead_bytes()
         self._is_over = threading.Event()
         levels = LEVELS_OF_A_DISK_THAT_TURNS if disk_turns(incoming) else LEVELS
-        self._most_files = 1 if levels is LEVELS_OF_A_DISK_THAT_TURNS else MOST_OPEN_FILES
+        self._most_files = way.most_files or (1 if levels is LEVELS_OF_A_DISK_THAT_TURNS else MOST_OPEN_FILES)
         self._pace = Pace(
             [supplier.most for supplier in suppliers], [supplier.source.is_web for supplier in suppliers], levels
         )
@@ -145,13 +173,13 @@ class Delivery:
         if isinstance(event, Ended):
             self._ended(event.connection, event.error)
             return
-        assert isinstance(event, (Hashed, Rotten, Broken))  # noqa: S101 - for the types
+        assert isinstance(event, (Hashed, Headed, Rotten, Broken))  # noqa: S101 - for the types
         bringing = next((each for each in self._open if each.partial is event.partial), None)
         if not bringing:
             return
-        if isinstance(event, Hashed):
+        if isinstance(event, (Hashed, Headed)):
             if event.epoch == bringing.partial.epoch:
-                self._judge(bringing, event.sha256)
+                self._judge(bringing, event)
         elif isinstance(event, Rotten):
             log.warning("%s: %d bytes have changed on the disk, and are fetched again", bringing.file.name, event.bytes)
             bringing.conflicts += 1
@@ -174,19 +202,19 @@ class Delivery:
         while self._may_open():
             self._is_short = False
             file = self._left.pop(0)
-            self._open.append(Bringing(file, self._suppliers, self._incoming, self._events))
+            self._open.append(Bringing(self._way.partial(file), self._suppliers, self._events, self._way.reader))
             self._staff(self._open[-1], now)
         self._split(now)
         received = list(self._received)
         for connection in self._connections():
             received[self._number(connection)] += connection.received
         running = [sum(each.received > 0 for each in self._connections(number)) for number in range(len(received))]
-        left_bytes = sum(each.file.bytes - each.partial.spans.bytes for each in self._open)
+        left_bytes = sum(each.partial.wanted - each.partial.spans.bytes for each in self._open)
         self._pace.observe(now, received, running, is_busy=not self._is_short, left_bytes=left_bytes)
 
     def _may_open(self) -> bool:
         """Whether another file may be begun: all that are open have a source, and there are connections to spare."""
-        if not self._left or len(self._open) >= self._most_files:
+        if not self._left or sum(not each.is_whole for each in self._open) >= self._most_files:
             return False
         is_idle = not self._open or self._is_short or all(each.is_whole for each in self._open)
         return is_idle and all(each.is_flowing for each in self._open)
@@ -249,8 +277,8 @@ class Delivery:
             held = [connection.range for connection in bringing.connections]
             # While what an earlier run has left is read from the disk, nobody waits for that.
             is_behind = partial.hashed < partial.adopted
-            before = bringing.file.bytes if is_behind else partial.hashed + self._look_ahead
-            return next_range(partial.spans, held, bringing.file.bytes, before, self._range_bytes(turn))
+            before = partial.wanted if is_behind else partial.hashed + self._look_ahead
+            return next_range(partial.spans, held, partial.wanted, before, self._range_bytes(turn))
 
     def _range_bytes(self, turn: Turn) -> int:
         """How many bytes a connection to a source is asked to bring."""
@@ -355,12 +383,12 @@ class Delivery:
         if not gained and not others:
             self._pace.leave(number, now)
 
-    def _judge(self, bringing: Bringing, sha256: str) -> None:
-        """Gives a whole file its name if it is the right one. Else finds out whose fault that is."""
+    def _judge(self, bringing: Bringing, found: Hashed | Headed) -> None:
+        """Takes a file that is right. Else finds out whose fault that is."""
         file = bringing.file
-        if sha256 == file.sha256:
+        if not found.fault:
             try:
-                self._accept(bringing)
+                self._way.accept(bringing, found)
             except DisturbedError:
                 self._disturbed(bringing)
             else:
@@ -369,7 +397,7 @@ class Delivery:
         origins = bringing.partial.bytes_by_origin()
         turn = bringing.turn_of(origins)
         if turn:
-            error = WrongError(f"sends wrong bytes: their sha256 is {sha256}, not {file.sha256}")
+            error = WrongError(f"sends {found.fault}")
             bringing.distrust(turn, error)
             log.warning("%s: %s", file.name, turn.says)
         else:
@@ -382,8 +410,14 @@ class Delivery:
         self._open.remove(bringing)
 
     def _disturbed(self, bringing: Bringing) -> None:
-        """Waits until nobody else writes to a file any more, and takes over what there is then."""
+        """Waits until nobody else writes to a file any more, and takes over what there is then.
+
+        Raises:
+            DisturbedError: the way begins anew by itself.
+        """
         bringing.stop()
+        if self._way.is_shared:
+            raise DisturbedError
         bringing.conflicts += 1
         path = bringing.partial.path
         log.warning("%s: another program, which the lock does not reach, writes to %s", bringing.file.name, path)
@@ -391,15 +425,8 @@ class Delivery:
             raise HopelessError(
                 f"another program keeps writing to {path}, and locks do not keep it off: let one host, and one run, fetch into that folder"
             )
-        before, now = (-1, -1), looks(path)
-        while before != now:
-            # The pauses are random, so that two programs that wait for each other do not go on at the same moment.
-            until = time.monotonic() + random.uniform(1, 4 * bringing.conflicts)  # noqa: S311
-            while (left_s := until - time.monotonic()) > 0:
-                self._progress.show(f"waiting: another program writes to {path}", self._partial_bytes())
-                time.sleep(min(left_s, STILL_THERE_S))
-            before, now = now, looks(path)
-        if self._is_there(bringing.file):
+        wait_until_quiet([path], bringing.conflicts, lambda said: self._progress.show(said, self._partial_bytes()))
+        if self._way.is_there(bringing.file):
             self._open.remove(bringing)
         else:
             bringing.begin_again()
@@ -411,7 +438,7 @@ class Delivery:
 
     def _show(self) -> None:
         if self._open:
-            self._progress.show(self._label(), self._partial_bytes())
+            self._progress.show(self._label() + self._way.remark, self._partial_bytes())
 
     def _label(self) -> str:
         """What goes on, in a sentence."""
@@ -442,10 +469,32 @@ class Delivery:
         return f"waiting to try again: {why}"
 
 
-def looks(path: Path) -> tuple[int, int]:
-    """By what it is seen whether somebody writes to a file: its size and its time. Both are 0 where there is none."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return 0, 0
-    return status.st_size, status.st_mtime_ns
+def looks(paths: Sequence[Path]) -> list[tuple[int, int]]:
+    """By what it is seen whether somebody writes to files: their sizes and times. Both are 0 where there is none."""
+    found = []
+    for path in paths:
+        try:
+            status = path.stat()
+            found.append((status.st_size, status.st_mtime_ns))
+        except FileNotFoundError:
+            found.append((0, 0))
+    return found
+
+
+def wait_until_quiet(paths: Sequence[Path], conflicts: int, show: Callable[[str], None]) -> None:
+    """Waits until nobody writes to files any more.
+
+    Args:
+        paths: the files.
+        conflicts: how often that has happened. The pauses grow with it.
+        show: is told again and again what is waited for.
+    """
+    before: list[tuple[int, int]] = []
+    now = looks(paths)
+    while before != now:
+        # The pauses are random, so that two programs that wait for each other do not go on at the same moment.
+        until = time.monotonic() + random.uniform(1, 4 * conflicts)  # noqa: S311
+        while (left_s := until - time.monotonic()) > 0:
+            show(f"waiting: another program writes to {paths[0]}")
+            time.sleep(min(left_s, STILL_THERE_S))
+        before, now = now, looks(paths)

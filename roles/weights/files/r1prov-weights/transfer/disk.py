@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import hashlib
@@ -28,7 +29,7 @@ log = logging.getLogger("fetch")
 
 
 class DirectReader:
-    """Reads a file as it stands on the disk.
+    """Reads a file as it stands on the disk, from its beginning on or at any place.
 
     The kernel may still have in memory what was right, and it keeps what an engine has mapped. So it is passed by, where the file system
     allows that.
@@ -37,6 +38,7 @@ class DirectReader:
     def __init__(self, path: Path) -> None:
         self._stream = path.open("rb", buffering=0)
         self._block = mmap.mmap(-1, BLOCK_BYTES)  # It begins with a page, as such reads want it.
+        self._held = (0, 0)  # what the block holds, where places are read
         self._flags = fcntl.fcntl(self._stream, fcntl.F_GETFL)
         with contextlib.suppress(OSError):
             fcntl.fcntl(self._stream, fcntl.F_SETFL, self._flags | os.O_DIRECT)
@@ -55,6 +57,16 @@ class DirectReader:
             fcntl.fcntl(self._stream, fcntl.F_SETFL, self._flags)  # The file system cannot, or cannot from here on.
             count = self._stream.readinto(self._block)
         return memoryview(self._block)[: count or 0]
+
+    def at(self, position: int, most: int) -> bytes:
+        """Some of the bytes from there on. Such reads want places that are multiples of a page, so a whole block is read for them."""
+        start, end = self._held
+        if not start <= position < end:
+            start = position // BLOCK_BYTES * BLOCK_BYTES
+            self._stream.seek(start)
+            end = start + len(self.next())
+            self._held = start, end
+        return bytes(self._block[max(position - start, 0) : min(position + most, end) - start])
 
 
 def sha256_on_disk(path: Path, show: Callable[[int], None]) -> str:
@@ -85,6 +97,23 @@ def replace(path: Path, content: object) -> None:
         ) from None
 
 
+def replace_safely(path: Path, content: object) -> None:
+    """Writes a JSON file in one piece, which is on the disk before it has its name."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as stream:
+        json.dump(content, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+
+
+def set_aside(path: Path) -> Path:
+    """Gives a file a name that no other program uses, and returns it. Transfer.tidy() finds it there after a kill."""
+    aside = path.with_name(f"{path.name}.{os.uname().nodename}.{os.getpid()}")
+    path.rename(aside)
+    return aside
+
+
 def sync_folder(folder: Path) -> None:
     """Waits until the names in a folder are safely on the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -100,6 +129,25 @@ def has_name(status: os.stat_result, path: Path) -> bool:
         return os.path.samestat(status, path.lstat())
     except FileNotFoundError:
         return False
+
+
+def reserve(file: int, start: int, count: int) -> bool:
+    """Has the disk keep room for bytes of an open file. Returns False where its file system cannot.
+
+    This is the kernel's own fallocate(). That of the C library writes to each block where the file system cannot.
+
+    Raises:
+        OSError: there is not so much room.
+    """
+    library = ctypes.CDLL(None, use_errno=True)
+    call = getattr(library, "fallocate64", None) or library.fallocate
+    call.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    if not count or not call(file, 0, start, count):
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EOPNOTSUPP, errno.ENOSYS):
+        return False
+    raise OSError(number, os.strerror(number))
 
 
 def is_file(path: Path) -> bool:

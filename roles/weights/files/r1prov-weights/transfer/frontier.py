@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -29,6 +28,12 @@ class Hashed:
     partial: Partial
     epoch: int  # of the file; it holds only as long as that is the same
     sha256: str
+
+    @property
+    def fault(self) -> str:
+        """What a source sends that has sent all of it, where that is wrong."""
+        wanted = self.partial.file.sha256
+        return f"wrong bytes: their sha256 is {self.sha256}, not {wanted}" if self.sha256 != wanted else ""
 
 
 @dataclass(frozen=True)
@@ -112,9 +117,13 @@ class Frontier(threading.Thread):
             self._events.put(Rotten(partial, lost))
             return
         partial.sync()
-        with partial.path.open("rb") as stream:
-            os.fsync(stream.fileno())  # It may have come whole from a run that was killed.
-        self._events.put(Hashed(partial, epoch, sha256))
+        partial.place.fsync()  # It may have come whole from a run that was killed.
+        self._report(Hashed(partial, epoch, sha256), epoch)
+
+    def _report(self, found: object, epoch: int) -> None:
+        """Says what came of it, and waits until the bytes go or nobody needs this reader any more."""
+        partial = self._partial
+        self._events.put(found)
         with partial.changed:
             partial.changed.wait_for(lambda: self._is_over or partial.epoch != epoch)
 

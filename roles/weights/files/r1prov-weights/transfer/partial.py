@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import threading
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transfer import journal
-from transfer.disk import has_name, sync_folder
+from transfer.disk import set_aside, sync_folder
 from transfer.errors import CancelledError, DisturbedError
 from transfer.journal import Piece
+from transfer.places import Looks, OwnFile, Place
 from transfer.spans import Span, Spans
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from transfer.sources import File
 
@@ -42,19 +43,6 @@ class Writer:
         return Piece(self.start, self.end, self.crc, self.origin, self.etag)
 
 
-@dataclass(frozen=True)
-class _Looks:
-    """How this program left the file."""
-
-    inode: int
-    size: int
-    mtime_ns: int
-
-    @classmethod
-    def of(cls, status: os.stat_result) -> _Looks:
-        return cls(status.st_ino, status.st_size, status.st_mtime_ns)
-
-
 class Partial:
     """A file on its way.
 
@@ -62,8 +50,17 @@ class Partial:
     size and time have to be as this program left them. All methods may be called from any thread.
     """
 
-    def __init__(self, path: Path, file: File) -> None:
-        self.path, self.file = path, file
+    def __init__(self, place: Path | Place, file: File, *, trust: bool = True) -> None:
+        """Takes over what is there.
+
+        Args:
+            place: where its bytes lie, or the file of its own in which they do.
+            file: what is wanted.
+            trust: as of `adopt`.
+        """
+        self.place, self.file = OwnFile(place) if isinstance(place, Path) else place, file
+        self.path = self.place.path
+        self.wanted = file.bytes  # So many of its first bytes are wanted.
         self.changed = threading.Condition()  # guards all that follows; it is notified when bytes come or go
         self.spans = Spans()
         self.epoch = 0  # grows when bytes go that the frontier has read
@@ -71,11 +68,10 @@ class Partial:
         self.adopted = 0  # how far what was there at the beginning goes without a gap
         self._pieces: list[Piece] = []
         self._writers: set[Writer] = set()
-        self._looks: _Looks | None = None  # None where there is no file
-        self._file = self._journal = -1
+        self._journal = -1
         self._is_synced = True
         self._syncing = threading.Lock()
-        self.adopt()
+        self.adopt(trust=trust)
 
     def adopt(self, *, trust: bool = True) -> int:
         """Takes over what is there, of whatever run.
@@ -88,25 +84,24 @@ class Partial:
         """
         with self.changed:
             self._forget()
-            try:
-                status = self.path.lstat()
-            except FileNotFoundError:
+            size = self.place.look()
+            if size is None:
                 journal.beside(self.path).unlink(missing_ok=True)
                 return 0
             told = journal.read(self.path, self.file)
-            self._looks = _Looks.of(status)
-            if status.st_size > self.file.bytes or (told.is_there and not told.is_sound):
+            if size > self.file.bytes or (told.is_there and not told.is_sound):
                 self.begin_anew()
                 return 0
-            pieces = list(told.pieces) if told.is_there else [Piece(0, status.st_size, None, BEFORE, "")]
+            before = [Piece(0, size, None, BEFORE, "")] if self.place.is_own else []
+            pieces = list(told.pieces) if told.is_there else before
             doubted = range(told.safe if trust else 0, len(pieces))
             lost = [pieces[index] for index in doubted if not self._stands(pieces[index])]
-            self._pieces = [piece for piece in pieces if piece.end <= status.st_size]
+            self._pieces = [piece for piece in pieces if piece.end <= size]
             for piece in self._pieces:
                 self.spans.add(piece.start, piece.end)
             for piece in lost:  # Others may have brought the same bytes, and it is not known who wrote last.
                 self._drop(piece.start, piece.end)
-            if lost or (status.st_nlink > 1 and self.spans.prefix < self.file.bytes):
+            if lost or (self.place.is_linked() and self.spans.prefix < self.file.bytes):
                 self._write_journal()
             self.adopted = self.spans.prefix
             return sum(piece.end - piece.start for piece in lost)
@@ -116,10 +111,8 @@ class Partial:
         if piece.crc is None:
             return True
         crc, position = 0, piece.start
-        with self.path.open("rb", buffering=0) as stream:
-            stream.seek(position)
-            while position < piece.end and (block := stream.read(min(READ_BYTES, piece.end - position))):
-                crc, position = zlib.crc32(block, crc), position + len(block)
+        while position < piece.end and (block := self.read(position, min(READ_BYTES, piece.end - position))):
+            crc, position = zlib.crc32(block, crc), position + len(block)
         return (position, crc) == (piece.end, piece.crc)
 
     def drop_changed(self) -> int:
@@ -151,11 +144,8 @@ class Partial:
             if writer.is_cancelled:
                 raise CancelledError
             self._check()
-            rest, place = memoryview(block), position
-            while rest:  # on a disk that is filling up, a write may take less than it was given
-                count = os.pwrite(self._file, rest, place)
-                rest, place = rest[count:], place + count
-            self._looks = _Looks.of(os.fstat(self._file))
+            self.place.write(position, block)
+            place = position + len(block)
             if position != writer.end:
                 self._close_piece(writer)
             if writer.end == writer.start:
@@ -204,25 +194,26 @@ class Partial:
         """Brings what was written to the disk, and then writes down that it is there."""
         with self._syncing:
             with self.changed:
-                if self._is_synced or self._file < 0:
+                if self._is_synced or not self.place.is_open:
                     return
                 for writer in self._writers:
                     self._note(writer, 1)
                 if os.fstat(self._journal).st_size > max(JOURNAL_BYTES, 2 * LINE_BYTES * len(self._pieces)):
                     self._write_journal()
                 self._is_synced = True
-                file, log = os.dup(self._file), os.dup(self._journal)
+                files, log = self.place.descriptors(), os.dup(self._journal)
                 written = os.fstat(log).st_size
             try:
-                os.fdatasync(file)
+                for file in files:
+                    os.fdatasync(file)
                 os.write(log, journal.mark_line(written))
                 os.fsync(log)
             except OSError:
                 self._is_synced = False
                 raise
             finally:
-                os.close(file)
-                os.close(log)
+                for file in (*files, log):
+                    os.close(file)
 
     def compare(self, start: int, block: bytes) -> int:
         """How many of the first of these bytes agree with what is there. What is not there agrees."""
@@ -238,7 +229,7 @@ class Partial:
     @property
     def is_written(self) -> bool:
         """Whether this run has written to it."""
-        return self._file >= 0
+        return self.place.is_open
 
     def missing(self, start: int, end: int) -> list[Span]:
         """Which of these bytes are not there."""
@@ -247,9 +238,7 @@ class Partial:
 
     def read(self, position: int, most: int) -> bytes:
         """Some of the bytes that are there."""
-        with self.path.open("rb", buffering=0) as stream:
-            stream.seek(position)
-            return stream.read(most)
+        return self.place.read(position, most)
 
     def drop(self, start: int, end: int) -> None:
         """Throws bytes away."""
@@ -301,7 +290,7 @@ class Partial:
         """Throws away the bytes that have arrived."""
         with self.changed:
             self._forget()
-            self.path.unlink(missing_ok=True)
+            self.place.remove()
             journal.beside(self.path).unlink(missing_ok=True)
 
     def _forget(self) -> None:
@@ -310,7 +299,7 @@ class Partial:
         for writer in self._writers:
             writer.is_cancelled = True
         self._writers.clear()
-        self.spans, self._pieces, self._is_synced, self._looks = Spans(), [], True, None
+        self.spans, self._pieces, self._is_synced = Spans(), [], True
         self._restart()
 
     def close(self) -> None:
@@ -320,27 +309,24 @@ class Partial:
             self._close()
 
     def _close(self) -> None:
-        for descriptor in (self._file, self._journal):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._file = self._journal = -1
+        self.place.close()
+        if self._journal >= 0:
+            os.close(self._journal)
+        self._journal = -1
 
     def set_aside(self) -> tuple[Path, os.stat_result]:
         """Gives a whole file a name that no other program writes to. Returns that name, and how the file looks.
-
-        Transfer.tidy() finds it there after a kill.
 
         Raises:
             DisturbedError: it is not as this program left it.
         """
         with self.changed:
-            aside = self.path.with_name(f"{self.path.name}.{os.uname().nodename}.{os.getpid()}")
             try:
-                self.path.rename(aside)
+                aside = set_aside(self.path)
                 status = aside.lstat()
             except FileNotFoundError:
                 raise DisturbedError from None
-            if _Looks.of(status) != self._looks:
+            if Looks.of(status) != self.place.looks:
                 raise DisturbedError
             self._close()
             return aside, status
@@ -351,19 +337,15 @@ class Partial:
 
     def _check(self) -> None:
         """Opens the file, and sees that it is what has this name, and as this program left it."""
-        if self._file < 0:
+        if not self.place.is_open:
             self._open()
-        status = os.fstat(self._file)
-        if _Looks.of(status) != self._looks or not has_name(status, self.path):
-            raise DisturbedError
+        self.place.check()
 
     def _open(self) -> None:
         """Opens the file and its journal. The journal is on the disk before the first byte is."""
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
         try:
-            self._file = os.open(self.path, flags, 0o644)
-            if not self._looks and not os.fstat(self._file).st_size:
-                self._looks = _Looks.of(os.fstat(self._file))
+            self.place.open()
             self._journal = os.open(journal.beside(self.path), flags | os.O_APPEND, 0o644)
             if not os.fstat(self._journal).st_size:
                 self._log(self._whole_journal())
@@ -383,7 +365,7 @@ class Partial:
 
     def _write_journal(self) -> None:
         """Writes the journal anew, because what it says holds no longer."""
-        if not self.spans.bytes or self.path.lstat().st_nlink > 1:  # To somebody else's file nothing may be added.
+        if not self.spans.bytes or self.place.is_linked():  # To somebody else's file nothing may be added.
             self.begin_anew()
             return
         place = journal.beside(self.path)
@@ -396,7 +378,7 @@ class Partial:
         except OSError:
             os.close(descriptor)
             raise
-        if self._file < 0:
+        if not self.place.is_open:
             os.close(descriptor)
             return
         os.close(self._journal)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import json
 import logging
 import os
@@ -11,17 +12,26 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transfer import journal
+from transfer import journal, straight
 from transfer.delivery import Delivery
 from transfer.disk import is_file, remove, room_of, sha256_on_disk, sync_folder, take_lock
 from transfer.errors import DisturbedError, HopelessError, SourceError
+from transfer.frontier import Frontier
 from transfer.limit import Limit
+from transfer.partial import Partial
 from transfer.sources import File, Part, as_source
+from transfer.straight import aside_of, head_of
 from transfer.telling import Progress, Record, looks_of, seen
 from transfer.turns import Supplier
 
 if TYPE_CHECKING:
+    import queue
+    from collections.abc import Sequence
+
     from transfer.bringing import Bringing
+    from transfer.delivery import Way
+    from transfer.frontier import Hashed
+    from transfer.heads import Headed
 
 PATIENCE_S = 300  # with sources that refuse a file, where the job names no other time
 GIB = 1 << 30
@@ -31,7 +41,9 @@ log = logging.getLogger("fetch")
 
 
 class Transfer:
-    """One run, after which all files are whole and verified."""
+    """One run, after which all files are whole and verified. It is itself the way in which files come that lie here as published."""
+
+    most_files, is_shared, remark = 0, False, ""
 
     def __init__(self, job: dict[str, Any], state: Path, run: Path) -> None:
         self.folder = Path(job["folder"])
@@ -80,36 +92,60 @@ class Transfer:
         missing = [] if self.is_made() else [file for file in self.files if not self.is_there(file)]
         if missing and self.damaged:
             self.progress.remark = f"; damaged, and kept until then: {', '.join(self.damaged)}"
-        self.check_room(missing)
-        if missing:
-            Delivery(
-                missing,
-                self.suppliers,
-                self.incoming,
-                patience_s=self.patience_s,
-                limit=self.limit,
-                progress=self.progress,
-                is_there=self.is_there,
-                accept=self.accept,
-            ).run()
+        if missing and self.is_straight:
+            self.require(self.progress.total - room_of(self.incoming / self.merged))
+            straight.bring(self)
+        elif missing:
+            self.check_room(missing)
+            self.deliver(self, missing)
+        self.tidy(is_done=True)
         self.record.say("done", damaged=self.damaged)
         self.progress.show("all files are there and verified", state="done")
 
-    def tidy(self) -> None:
+    def deliver(self, way: Way, files: Sequence[File] = ()) -> None:
+        """Brings files, or all of them, in a way."""
+        Delivery(
+            files or self.files,
+            self.suppliers,
+            self.incoming,
+            way,
+            patience_s=self.patience_s,
+            limit=self.limit,
+            progress=self.progress,
+        ).run()
+
+    def partial(self, file: File) -> Partial:
+        """What is there of a file that is to lie here as it was published."""
+        return Partial(self.incoming / file.sha256, file)
+
+    def reader(self, partial: Partial, events: queue.SimpleQueue[object]) -> Frontier:
+        """What reads it."""
+        return Frontier(partial, events)
+
+    @property
+    def is_straight(self) -> bool:
+        """Whether the files come straight into the one that is made of them: where none of them lies here yet."""
+        lying = (path for file in self.files for path in (self.folder / file.name, self.incoming / file.sha256))
+        return bool(self.merged) and not any(path.exists() for path in lying)
+
+    def tidy(self, *, is_done: bool = False) -> None:
         """Removes what does not belong to these files. A file that was being checked when a run was killed gets its name back."""
-        wanted = {file.sha256: self.incoming / file.sha256 for file in self.files}
-        kept = {*wanted.values(), *map(journal.beside, wanted.values()), self.incoming / LOCK}
+        own = [self.incoming / file.sha256 for file in self.files]
+        final = self.incoming / self.merged if self.merged else None
+        for place in (*own, *([final] if final else [])):
+            for path in sorted(self.incoming.glob(f"{glob.escape(place.name)}.*")):
+                if path.suffix[1:].isdigit() and is_file(path) and room_of(path) >= room_of(place):
+                    if place.exists():
+                        remove(journal.beside(place))  # It is the other one's.
+                    path.replace(place)
+        if final and self.is_straight:
+            beside = [each(self.incoming, file) for each in (head_of, aside_of) for file in self.files]
+            own = [] if is_done else [*beside, final]
+        kept = {*own, *map(journal.beside, own), self.incoming / LOCK}
         for path in sorted(self.incoming.iterdir()):
-            place = wanted.get(path.name.partition(".")[0])
-            if path in kept and (is_file(path) or path.name == LOCK):
-                continue
-            if place and is_file(path) and path.suffix != ".new" and room_of(path) >= room_of(place):
-                if place.exists():
-                    remove(journal.beside(place))  # It is the other one's.
-                path.replace(place)
-            else:
+            if path not in kept or not (is_file(path) or path.name == LOCK):
                 remove(path)
-        for place in wanted.values():
+        for place in own:
             if not place.exists():
                 remove(journal.beside(place))
 
@@ -177,10 +213,7 @@ class Transfer:
             return
         bad = [file for file in missing if file.name in self.damaged]
         if short > sum((self.folder / file.name).stat().st_size for file in bad):
-            raise HopelessError(
-                f"the disk of {self.folder} has {self.free_bytes() / GIB:.1f} GiB free, but {coming / GIB:.1f} GiB are still"
-                f" to come and {self.reserve_bytes / GIB:.1f} GiB stay free: make room, or choose a smaller quant"
-            )
+            raise HopelessError(self.too_little(coming))
         self.see_sources(bad)
         for file in bad:
             log.warning("%s is removed, because the disk has no room for its successor beside it", file.name)
@@ -191,6 +224,22 @@ class Transfer:
                 f"what was damaged in {self.folder} is removed, but a process that has it open keeps its room:"
                 " stop the engine, which is the unit r1prov-llama-server or r1prov-ollama"
             )
+
+    def require(self, coming: int) -> None:
+        """Sees that the disk has room for so many bytes.
+
+        Raises:
+            HopelessError: it has not.
+        """
+        if 0 < coming > self.free_bytes() - self.reserve_bytes:
+            raise HopelessError(self.too_little(coming))
+
+    def too_little(self, coming: int) -> str:
+        """What to say where the disk has too little room."""
+        return (
+            f"the disk of {self.folder} has {self.free_bytes() / GIB:.1f} GiB free, but {coming / GIB:.1f} GiB are still"
+            f" to come and {self.reserve_bytes / GIB:.1f} GiB stay free: make room, or choose a smaller quant"
+        )
 
     def free_bytes(self) -> int:
         """What the disk has free."""
@@ -217,7 +266,7 @@ class Transfer:
                     f" before a source has shown that it has it: {'; '.join(refusals)}"
                 )
 
-    def accept(self, bringing: Bringing) -> None:
+    def accept(self, bringing: Bringing, _found: Hashed | Headed) -> None:
         """Gives a file that is whole and right its name.
 
         Raises:

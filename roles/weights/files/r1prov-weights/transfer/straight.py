@@ -1,0 +1,284 @@
+"""Brings the published files of a model straight into the one file that is made of them."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from ansible_collections.r1.prov.plugins.module_utils import gguf_layout, mla_form
+from ansible_collections.r1.prov.plugins.module_utils.gguf_header import Gguf, GgufError
+from ansible_collections.r1.prov.plugins.module_utils.mla_form import FormError
+from transfer import journal
+from transfer.chain import Chain, Link
+from transfer.delivery import MOST_CONFLICTS, wait_until_quiet
+from transfer.disk import replace_safely, reserve, room_of, sync_folder
+from transfer.errors import DisturbedError, HopelessError
+from transfer.heads import FIRST_BYTES, Headed, HeadReader
+from transfer.memory import memory_bytes
+from transfer.partial import Partial, Writer
+from transfer.places import Final, Spread
+from transfer.sources import File
+from transfer.telling import looks_of, seen
+
+if TYPE_CHECKING:
+    import queue
+    from pathlib import Path
+
+    from ansible_collections.r1.prov.plugins.module_utils.mla_form import Form
+    from transfer.bringing import Bringing
+    from transfer.frontier import Frontier, Hashed
+    from transfer.run import Transfer
+
+log = logging.getLogger("fetch")
+
+
+def head_of(incoming: Path, file: File) -> Path:
+    """Where the first bytes of a published file lie until the final file is whole."""
+    return incoming / f"{file.sha256}.head"
+
+
+def aside_of(incoming: Path, file: File) -> Path:
+    """Where the bytes of a published file lie that are not in the final file as they are."""
+    return incoming / f"{file.sha256}.aside"
+
+
+class Heads:
+    """The way in which the first bytes of all files come."""
+
+    most_files, is_shared, remark = 1000, False, ""
+
+    def __init__(self, incoming: Path) -> None:
+        self._incoming = incoming
+        self.found: dict[str, Gguf] = {}
+
+    def partial(self, file: File) -> Partial:
+        """What is there of the first bytes of a file."""
+        partial = Partial(head_of(self._incoming, file), file)
+        there = partial.spans.prefix
+        partial.wanted = min(max(FIRST_BYTES, there), file.bytes)
+        return partial
+
+    def reader(self, partial: Partial, events: queue.SimpleQueue[object]) -> Frontier:
+        """What reads them."""
+        return HeadReader(partial, events)
+
+    def is_there(self, _file: File) -> bool:
+        """Nobody else brings them."""
+        return False
+
+    def accept(self, bringing: Bringing, found: Hashed | Headed) -> None:
+        """Takes what a file says of itself."""
+        assert isinstance(found, Headed)  # noqa: S101 - for the types
+        assert found.head  # noqa: S101
+        self.found[bringing.file.name] = found.head
+
+
+class Straight:
+    """The way in which all bytes come, each to its final place."""
+
+    most_files, is_shared = 0, True
+
+    def __init__(self, transfer: Transfer, heads: list[Gguf], form: Form, *, trust: bool) -> None:
+        self._transfer, self._heads, self._trust = transfer, heads, trust
+        self._incoming, self._files = transfer.incoming, transfer.files
+        self.attention = form.attention
+        self.layout = gguf_layout.layout(form.keys, form.parts, heads, [file.bytes for file in self._files])
+        self.final = Final(self._incoming / transfer.merged, self.layout.bytes)
+        self.chain = Chain(self.final, self.layout, form)
+
+    @property
+    def remark(self) -> str:
+        """What the reader waits for beside bytes."""
+        return f"; {self.chain.waits} is waited for" if self.chain.waits else ""
+
+    def reserve(self) -> None:
+        """Makes sure that the disk has room for all, and opens the final file.
+
+        Raises:
+            HopelessError: it has not.
+        """
+        asides = [aside_of(self._incoming, file) for file in self._files]
+        if self.final.look() != self.layout.bytes:  # Nothing that journals tell is there.
+            self.final.remove()
+            for path in asides:
+                path.unlink(missing_ok=True)
+                journal.beside(path).unlink(missing_ok=True)
+        rows = [(run.end - run.start) for runs in self.layout.runs for run in runs if run.offset is None]
+        there = room_of(self.final.path) + sum(map(room_of, asides))
+        self._transfer.require(self.layout.bytes + sum(rows) - there)
+        self.final.open()
+        try:
+            self.final.extend()
+            for path, runs in zip(asides, self.layout.runs, strict=True):
+                with path.open("ab") as stream:
+                    for run in runs:
+                        if run.offset is None:
+                            reserve(stream.fileno(), run.start, run.end - run.start)
+        except OSError as error:
+            if error.errno == errno.EFBIG:
+                raise HopelessError(
+                    f"the disk of {self._incoming} takes no file of {self.layout.bytes} bytes: take another for the models"
+                ) from None
+            raise
+
+    def partial(self, file: File) -> Partial:
+        """What is there of a file. Its first bytes have come before."""
+        number = self._files.index(file)
+        place = Spread(aside_of(self._incoming, file), self.final, self.layout, number)
+        partial = Partial(place, file, trust=self._trust)
+        head = Partial(head_of(self._incoming, file), file)
+        [(origin, etag), *_] = head.bytes_by_origin()
+        writer = Writer(origin, etag)
+        for start, end in partial.missing(0, head.spans.prefix):
+            partial.write(writer, start, head.read(start, end - start))
+        partial.end_piece(writer)
+        return partial
+
+    def reader(self, partial: Partial, events: queue.SimpleQueue[object]) -> Frontier:
+        """What reads it."""
+        return Link(partial, events, self.chain)
+
+    def is_there(self, _file: File) -> bool:
+        """That is looked at when all begins anew."""
+        return False
+
+    def accept(self, bringing: Bringing, found: Hashed | Headed) -> None:
+        """Takes a file that is right. The next one is read then.
+
+        Raises:
+            DisturbedError: it has another head than was believed.
+            HopelessError: what is made of it cannot be made.
+        """
+        partial = bringing.partial
+        number = self._files.index(bringing.file)
+        if flaw := self.chain.flaws.get(number):
+            raise HopelessError(
+                f"{bringing.file.name} cannot be brought into MLA form: its {flaw}. With `attention: legacy` it is served as it is"
+            )
+        path = head_of(self._incoming, bringing.file)
+        believed = path.read_bytes()
+        if believed != (right := partial.read(0, len(believed))):
+            log.warning("%s: its head came wrong, and the final file is laid out anew", bringing.file.name)
+            fresh = path.with_name(f"{path.name}.new")
+            fresh.write_bytes(right)
+            journal.beside(path).unlink(missing_ok=True)
+            fresh.replace(path)
+            raise DisturbedError
+        self.chain.advance()
+        self._transfer.progress.done += bringing.file.bytes
+        log.info("%s is verified", bringing.file.name)
+
+    def finish(self) -> None:
+        """Gives the final file its record and its name, when all files are verified.
+
+        Raises:
+            DisturbedError: another program has changed it meanwhile.
+        """
+        transfer, size, sums = self._transfer, self.layout.bytes, self.chain.digests.sums()
+        shards = [vars(file) for file in self._files]
+        record = {"name": transfer.merged, "bytes": size, "sha256": sums.sha256, "attention": self.attention}
+        record |= {"shards": shards, "pieces": sums.pieces}
+        # A stranger's write in the very moment of one of ours is not seen by the file's time.
+        if 2 * size <= memory_bytes() and not self._is_as_read(sums.pieces):
+            raise DisturbedError
+        self.final.fsync()
+        place = transfer.folder / transfer.merged
+        file = File(transfer.merged, size, sums.sha256)
+        aside, status = self.final.set_aside()
+        shown = looks_of(status, file)
+        try:
+            if seen(aside, file) != shown:
+                raise DisturbedError
+            replace_safely(place.with_name(f"{place.name}.json"), record)
+            aside.replace(place)
+        except FileNotFoundError:
+            raise DisturbedError from None
+        sync_folder(transfer.folder)
+        transfer.record.add(place, shown)
+        log.info("%s is made of them, and verified", transfer.merged)
+
+    def _is_as_read(self, pieces: dict[str, Any]) -> bool:
+        """Whether each piece of the final file is still what was read of it."""
+        return all(
+            hashlib.sha256(self.final.read(number * pieces["bytes"], pieces["bytes"])).hexdigest() == digest
+            for number, digest in enumerate(pieces["sha256"])
+        )
+
+    def close(self) -> None:
+        """Ends all that is done for it."""
+        self.chain.digests.close()
+        self.final.close()
+
+
+def bring(transfer: Transfer) -> None:
+    """Brings the model's files straight into the one that is made of them.
+
+    Raises:
+        HopelessError: that cannot be.
+        OSError: the disk refuses.
+    """
+    conflicts, incoming = 0, transfer.incoming
+    while True:
+        transfer.progress.done = 0
+        try:
+            _bring_once(transfer, trust=not conflicts)
+        except (DisturbedError, FileNotFoundError):
+            conflicts += 1
+        else:
+            return
+        paths = [incoming / transfer.merged, *(aside_of(incoming, file) for file in transfer.files)]
+        if conflicts > MOST_CONFLICTS:
+            raise HopelessError(
+                f"another program keeps writing to {paths[0]}, and locks do not keep it off:"
+                " let one host, and one run, fetch into that folder"
+            )
+        wait_until_quiet(paths, conflicts, transfer.progress.show)
+        if transfer.is_made():
+            return
+
+
+def _bring_once(transfer: Transfer, *, trust: bool) -> None:
+    heads, form = _formed(transfer)
+    way = Straight(transfer, heads, form, trust=trust)
+    try:
+        way.reserve()
+        transfer.deliver(way)
+        way.finish()
+    finally:
+        way.close()
+
+
+def _formed(transfer: Transfer) -> tuple[list[Gguf], Form]:
+    """What all files say of themselves, and what is to be made of them.
+
+    Heads from which nothing can be made are fetched once more, because a source may have sent wrong ones.
+
+    Raises:
+        HopelessError: nothing can be made of them.
+    """
+    before, until = b"", time.monotonic() + transfer.patience_s
+    while True:
+        way = Heads(transfer.incoming)
+        transfer.deliver(way)
+        heads = [way.found[file.name] for file in transfer.files]
+        try:
+            form = mla_form.wanted(heads, transfer.attention)
+            gguf_layout.layout(form.keys, form.parts, heads, [file.bytes for file in transfer.files])
+        except (GgufError, FormError) as error:
+            why = str(error)
+            if isinstance(error, FormError):
+                why = f"{transfer.files[0].name} cannot be brought into MLA form: {why}. With `attention: legacy` it is served as it is"
+        else:
+            return heads, form
+        paths = [head_of(transfer.incoming, file) for file in transfer.files]
+        now = b"".join(path.read_bytes() for path in paths)
+        if now == before or time.monotonic() > until:
+            raise HopelessError(why)
+        log.warning("%s; the heads of all files are fetched once more", why)
+        before = now
+        for path in paths:
+            journal.beside(path).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
