@@ -139,6 +139,9 @@ def transfer(url: str, rows: list[dict[str, Any]], place: Path) -> tuple[float, 
     job |= {"reserve_bytes": 0, "sources": [{"type": "http", "url": url}]}
     (place / "job.json").write_text(json.dumps(job))
     environment = {**os.environ, "STATE_DIRECTORY": str(place / "state"), "RUNTIME_DIRECTORY": str(place / "run")}
+    environment["PYTHONPATH"] = str(
+        ROOT / ".collections"
+    )  # On a host the role installs beside the program what it needs of it.
     return timed([sys.executable, str(PROGRAM / "fetch.py"), str(place / "job.json")], env=environment)
 
 
@@ -167,7 +170,7 @@ def bare(url: str, names: list[str], place: Path, part: int) -> dict[str, float]
 
 def hashing(path: Path) -> dict[str, float]:
     """How much of what `openssl speed` gives one core the sha256 of the transfer has."""
-    sys.path.insert(0, str(PROGRAM))
+    sys.path[:0] = [str(PROGRAM), str(ROOT / ".collections")]
     from transfer.frontier import Frontier, Hashed  # noqa: PLC0415 - the program of a host is no package of this repository
     from transfer.partial import Partial  # noqa: PLC0415
     from transfer.sources import File  # noqa: PLC0415

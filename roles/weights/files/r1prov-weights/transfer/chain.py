@@ -154,6 +154,10 @@ class Link(Frontier):
             chain.fill(chain.layout.bytes)
         self._say(epoch, digest.hexdigest())
 
+    def _is_doubted(self) -> bool:
+        """Nothing is, because the final file is read once more, when it is whole, where it is in memory."""
+        return False
+
     def _is_past(self, epoch: int) -> bool:
         """Whether what was read is worth nothing any more."""
         return self._is_over or self._partial.epoch != epoch

@@ -110,15 +110,19 @@ class Frontier(threading.Thread):
     def _say(self, epoch: int, sha256: str) -> None:
         """Says what came of it. A file that is right is safely on the disk by then."""
         partial = self._partial
-        # A stranger's write in the very moment of one of ours is not seen by the file's time. So what is in memory is compared once more.
-        is_in_memory = 2 * partial.file.bytes <= memory_bytes()
-        is_doubted = sha256 != partial.file.sha256 or (is_in_memory and partial.is_written)
-        if is_doubted and (lost := partial.drop_changed()):
+        if (sha256 != partial.file.sha256 or self._is_doubted()) and (lost := partial.drop_changed()):
             self._events.put(Rotten(partial, lost))
             return
         partial.sync()
         partial.place.fsync()  # It may have come whole from a run that was killed.
         self._report(Hashed(partial, epoch, sha256), epoch)
+
+    def _is_doubted(self) -> bool:
+        """Whether even a right file is compared once more.
+
+        A stranger's write in the very moment of one of ours is not seen by the file's time. So what is in memory is.
+        """
+        return 2 * self._partial.file.bytes <= memory_bytes() and self._partial.is_written
 
     def _report(self, found: object, epoch: int) -> None:
         """Says what came of it, and waits until the bytes go or nobody needs this reader any more."""

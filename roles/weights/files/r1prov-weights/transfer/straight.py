@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import logging
+import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.r1.prov.plugins.module_utils import gguf_layout, mla_form
@@ -14,7 +16,7 @@ from ansible_collections.r1.prov.plugins.module_utils.mla_form import FormError
 from transfer import journal
 from transfer.chain import Chain, Link
 from transfer.delivery import MOST_CONFLICTS, wait_until_quiet
-from transfer.disk import replace_safely, reserve, room_of, sync_folder
+from transfer.disk import BLOCK_BYTES, replace_safely, reserve, room_of, sync_folder
 from transfer.errors import DisturbedError, HopelessError
 from transfer.heads import FIRST_BYTES, Headed, HeadReader
 from transfer.memory import memory_bytes
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from transfer.bringing import Bringing
     from transfer.frontier import Frontier, Hashed
     from transfer.run import Transfer
+
+MOST_READERS = 16  # which look at the final file once more
 
 log = logging.getLogger("fetch")
 
@@ -201,11 +205,16 @@ class Straight:
         log.info("%s is made of them, and verified", transfer.merged)
 
     def _is_as_read(self, pieces: dict[str, Any]) -> bool:
-        """Whether each piece of the final file is still what was read of it."""
-        return all(
-            hashlib.sha256(self.final.read(number * pieces["bytes"], pieces["bytes"])).hexdigest() == digest
-            for number, digest in enumerate(pieces["sha256"])
-        )
+        """Whether each piece of the final file is still what was read of it. All processors read."""
+
+        def is_right(number: int) -> bool:
+            digest, start = hashlib.sha256(), number * pieces["bytes"]
+            for position in range(start, min(start + pieces["bytes"], self.layout.bytes), BLOCK_BYTES):
+                digest.update(self.final.read(position, min(BLOCK_BYTES, start + pieces["bytes"] - position)))
+            return bool(digest.hexdigest() == pieces["sha256"][number])
+
+        with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), MOST_READERS)) as pool:
+            return all(pool.map(is_right, range(len(pieces["sha256"]))))
 
     def close(self) -> None:
         """Ends all that is done for it."""
