@@ -313,7 +313,10 @@ def prepare(module: AnsibleModule, options: dict[str, Any]) -> None:
         todo |= link_actions(path, files, options["folders"])
     # A unit whose program has ended well still counts as started.
     if show(UNIT, "SubState")["SubState"] == "exited" and not is_as_verified(path, files):
-        differences += [_unlike(path / file["name"]) for file in files if not is_as_verified(path, [file])]
+        lacking = [file["name"] for file in files if not is_as_verified(path, [file])]
+        if options["merged"] and not any((path / name).exists() for name in lacking):
+            lacking = [options["merged"]]
+        differences += [_unlike(path / name) for name in lacking]
         todo[f"stopped {UNIT}, whose files are not as it left them"] = partial(stop, UNIT)
     if not module.check_mode:
         try:

@@ -11,14 +11,17 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ansible_collections.r1.prov.plugins.module_utils import gguf_header, gguf_layout, gguf_stream, mla, mla_form
-from ansible_collections.r1.prov.plugins.module_utils.gguf_layout import Layout
 from gguf import GGMLQuantizationType
 
+from r1prov.common import paths
 from tests.fixtures import shards, tinymodel
 from tests.fixtures.faulty import RIGHT, Faulty, Twist
 from tests.fixtures.transferring import HOPELESS, Host, wait_for
+
+if TYPE_CHECKING:
+    from ansible_collections.r1.prov.plugins.module_utils.gguf_layout import Layout
 
 OTHERS = GGMLQuantizationType.F32
 TENSORS_IN_FIRST = 100
@@ -58,6 +61,8 @@ def publish(folder: Path) -> Model:
     folder.mkdir(parents=True)
     whole = tinymodel.write(folder.with_name("whole.gguf"), legacy=GGMLQuantizationType.Q8_0, others=OTHERS)
     files = shards.split(whole, folder / "m", TENSORS_IN_FIRST)
+    names = ("gguf_header", "gguf_layout", "gguf_stream", "mla", "mla_form")
+    gguf_header, gguf_layout, gguf_stream, mla, mla_form = map(paths.module_util, names)
     heads = [gguf_header.read(path) for path in files]
     form = mla_form.wanted(heads, "mla")
     layout = gguf_layout.layout(form.keys, form.parts, heads, [path.stat().st_size for path in files])

@@ -281,3 +281,32 @@ def test_the_chain_takes_a_shard_only_when_those_before_it_are_right(
         _, log = process.communicate(timeout=120)
     assert process.returncode == 0, log
     assert host.has_made(served.made)
+
+
+def test_who_begins_straight_goes_on_so_though_a_published_file_is_laid_beside(host: Host, served: kinds.Model) -> None:
+    with Faulty(served.folder, rate=4e6) as server:
+        process = host.start(server.source)
+        wait_for(lambda: host.arrived > 20 * MIB)
+        process.kill()
+        process.communicate()
+        shutil.copy(served.files[1], host.folder)
+        sent = server.sent
+        assert host.run(server.source)[0] == 0
+        assert server.sent - sent < sum(path.stat().st_size for path in served.files) - 18 * MIB
+    assert (host.folder / "m.gguf").read_bytes() == served.made.read_bytes()
+    assert not list((host.folder / ".incoming").iterdir())
+
+
+def test_a_first_byte_that_flips_on_the_disk_is_no_source_s_fault(host: Host, served: kinds.Model) -> None:
+    with Faulty(served.folder, rate=4e6) as server:
+        process = host.start(server.source)
+        wait_for(lambda: host.arrived > 10 * MIB)
+        process.kill()
+        process.communicate()
+        head = next((host.folder / ".incoming").glob("*.head"))
+        kinds.flip(head, 2)  # a byte of the magic
+        code, log = host.run(server.source)
+    assert code == 0, log
+    assert "bytes have changed on the disk" in log
+    assert "sends" not in log
+    assert host.has_made(served.made)

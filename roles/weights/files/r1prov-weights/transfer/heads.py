@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ansible_collections.r1.prov.plugins.module_utils.gguf_header import CutShortError, Gguf, GgufError, header
-from transfer.frontier import Frontier
+from transfer.frontier import Frontier, Rotten
 
 if TYPE_CHECKING:
     from transfer.partial import Partial
@@ -45,5 +45,8 @@ class HeadReader(Frontier):
                     with partial.changed:
                         partial.wanted = min(partial.wanted * GROWTH, most)
                     continue
+                if lost := partial.drop_changed():
+                    self._events.put(Rotten(partial, lost))
+                    return
             self._report(found, epoch)
             return

@@ -147,11 +147,13 @@ class Final(OwnFile):
         Raises:
             OSError: there is not so much room.
         """
+        is_new = os.fstat(self._file).st_size != self.bytes
         try:
             if not reserve(self._file, 0, self.bytes):
                 os.ftruncate(self._file, self.bytes)
         except OSError:
-            self.remove()
+            if is_new:  # What an earlier run has brought stays.
+                self.remove()
             raise
         self.looks = Looks.of(os.fstat(self._file))
 

@@ -124,9 +124,14 @@ class Transfer:
 
     @property
     def is_straight(self) -> bool:
-        """Whether the files come straight into the one that is made of them: where none of them lies here yet."""
+        """Whether the files come straight into the one that is made of them: where none of them lies here yet, or that has begun."""
+        if not self.merged:
+            return False
+        asides = (journal.beside(aside_of(self.incoming, file)) for file in self.files)
+        if (self.incoming / self.merged).exists() and any(path.exists() for path in asides):
+            return True
         lying = (path for file in self.files for path in (self.folder / file.name, self.incoming / file.sha256))
-        return bool(self.merged) and not any(path.exists() for path in lying)
+        return not any(path.exists() for path in lying)
 
     def tidy(self, *, is_done: bool = False) -> None:
         """Removes what does not belong to these files. A file that was being checked when a run was killed gets its name back."""

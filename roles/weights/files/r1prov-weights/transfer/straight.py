@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from transfer.frontier import Frontier, Hashed
     from transfer.run import Transfer
 
+LONGEST_END_S = 10.0  # that a reader is waited for
 MOST_READERS = 16  # which look at the final file once more
 
 log = logging.getLogger("fetch")
@@ -92,6 +93,7 @@ class Straight:
         self.layout = gguf_layout.layout(form.keys, form.parts, heads, [file.bytes for file in self._files])
         self.final = Final(self._incoming / transfer.merged, self.layout.bytes)
         self.chain = Chain(self.final, self.layout, form)
+        self._links: list[Link] = []
 
     @property
     def remark(self) -> str:
@@ -143,7 +145,8 @@ class Straight:
 
     def reader(self, partial: Partial, events: queue.SimpleQueue[object]) -> Frontier:
         """What reads it."""
-        return Link(partial, events, self.chain)
+        self._links.append(Link(partial, events, self.chain))
+        return self._links[-1]
 
     def is_there(self, _file: File) -> bool:
         """That is looked at when all begins anew."""
@@ -217,9 +220,14 @@ class Straight:
             return all(pool.map(is_right, range(len(pieces["sha256"]))))
 
     def close(self) -> None:
-        """Ends all that is done for it."""
-        self.chain.digests.close()
-        self.final.close()
+        """Ends all that is done for it. A file stays open as long as somebody may still write to it."""
+        for link in self._links:
+            link.end()
+        for link in self._links:
+            link.join(LONGEST_END_S)
+        if not any(link.is_alive() for link in self._links):
+            self.chain.digests.close()
+            self.final.close()
 
 
 def bring(transfer: Transfer) -> None:
