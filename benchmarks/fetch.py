@@ -2,21 +2,22 @@
 
     python -m benchmarks.fetch [FOLDER] [GB]
 
-Three files of random bytes are served by a process of its own in three ways: each connection gets 10 MB/s; all connections together
-get 125 MB/s, as over a link of 1 Gbit/s; and without a limit. The transfer's time ends when all files have their names. The others
-only download: aria2 with eight connections to each of the three files, curl one file after the other. Where curl gets 10 MB/s it
-brings one twentieth, and its time is multiplied. Besides, it is measured how much of one core's `openssl speed` the sha256 of the
-transfer has, in seconds of the processor. Rounds of all alternate, and the median of each counts. The result is printed as one JSON
-document.
+A model in three files is served by a process of its own in three ways: each connection gets 10 MB/s; all connections together get 125 MB/s,
+as over a link of 1 Gbit/s; and without a limit. The transfer brings it straight into the one file that serves, in MLA form, and its time
+ends when that has its name. It is told, too, how long that took from the last byte, how much of the disk it took at most, and how much was
+read from the disk. The others only download: aria2 with eight connections to each of the three files, curl one file after the other. Where
+curl gets 10 MB/s it brings one twentieth, and its time is multiplied. Besides, it is measured how much of one core's `openssl speed` the
+sha256 of the transfer has, in seconds of the processor. Rounds of all alternate, and the median of each counts. The result is printed as
+one JSON document.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import queue
-import random
 import re
 import shutil
 import socket
@@ -28,12 +29,19 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from tests.fixtures import bigmodel
+from tests.fixtures.transferring import in_journal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = ROOT / "roles/weights/files/r1prov-weights"
 FILES = 3
 ROUNDS = 3
+LOOK_S = 0.1
 CURL_PART = 20
 SERVED = {"each connection 10 MB/s": (10e6, 0.0), "the link 125 MB/s": (0.0, 125e6), "no limit": (0.0, 0.0)}
 """The most bytes per second of one connection, and of all together. 0 is no limit."""
@@ -111,12 +119,16 @@ def serve(folder: str, each: str, everything: str) -> None:
         server.serve_forever()
 
 
-def timed(command: list[str], **more: Any) -> tuple[float, int]:
-    """The seconds that a command takes, and the most memory that it has, in bytes."""
+def timed(command: list[str], watch: Callable[[int], None] | None = None, **more: Any) -> tuple[float, int]:
+    """The seconds that a command takes, and the most memory that it has, in bytes. `watch` is called again and again meanwhile."""
     began = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **more)
     assert process.stderr  # noqa: S101 - for the types
+    is_over = threading.Event()
+    if watch:
+        threading.Thread(target=lambda: _look(watch, process.pid, is_over), daemon=True).start()
     said = process.stderr.read()
+    is_over.set()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
@@ -124,17 +136,48 @@ def timed(command: list[str], **more: Any) -> tuple[float, int]:
     return time.monotonic() - began, usage.ru_maxrss * 1024
 
 
-def transfer(url: str, rows: list[dict[str, Any]], place: Path) -> tuple[float, int]:
-    """Brings all files by the program of the role."""
+def _look(watch: Callable[[int], None], pid: int, is_over: threading.Event) -> None:
+    while not is_over.wait(LOOK_S):
+        watch(pid)
+
+
+class Watch:
+    """What is seen of a transfer while it runs.
+
+    Attributes:
+        peak_bytes: The most that its folder takes of the disk.
+        read_bytes: What it has read from the disk.
+        whole_s: When its last byte had arrived.
+    """
+
+    def __init__(self, folder: Path, whole: int) -> None:
+        self._folder, self._whole = folder, whole
+        self.peak_bytes = self.read_bytes = 0
+        self.whole_s: float | None = None
+
+    def look(self, pid: int) -> None:
+        """Looks at it once."""
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # Names change while it is looked at.
+            taken = sum(path.stat().st_blocks * 512 for path in self._folder.rglob("*"))
+            self.peak_bytes = max(self.peak_bytes, taken)
+            found = re.search(r"read_bytes: (\d+)", Path(f"/proc/{pid}/io").read_text(encoding="ascii"))
+            self.read_bytes = int(found[1]) if found else 0
+            if self.whole_s is None and sum(map(in_journal, self._folder.rglob("*.journal"))) >= self._whole:
+                self.whole_s = time.monotonic()
+
+
+def transfer(url: str, rows: list[dict[str, Any]], place: Path) -> dict[str, float]:
+    """Brings all files by the program of the role, and returns what it took."""
     for name in ("models", "state", "run"):
         (place / name).mkdir(parents=True)
     job = {
         "folder": str(place / "models"),
         "files": rows,
-        "merged": "",
-        "attention": "legacy",
+        "merged": "m.gguf",
+        "attention": "mla",
         "token": "",
         "environment": {},
+        "rate_limit": {},
     }
     job |= {"reserve_bytes": 0, "sources": [{"type": "http", "url": url}]}
     (place / "job.json").write_text(json.dumps(job))
@@ -142,7 +185,20 @@ def transfer(url: str, rows: list[dict[str, Any]], place: Path) -> tuple[float, 
     environment["PYTHONPATH"] = str(
         ROOT / ".collections"
     )  # On a host the role installs beside the program what it needs of it.
-    return timed([sys.executable, str(PROGRAM / "fetch.py"), str(place / "job.json")], env=environment)
+    whole = sum(row["bytes"] for row in rows)
+    watch, command = (
+        Watch(place / "models", whole),
+        [sys.executable, str(PROGRAM / "fetch.py"), str(place / "job.json")],
+    )
+    took_s, memory = timed(command, watch.look, env=environment)
+    ended_s = time.monotonic()
+    return {
+        "seconds": took_s,
+        "memory": memory,
+        "from the last byte": ended_s - (watch.whole_s or ended_s),
+        "disk": watch.peak_bytes / whole,
+        "read": watch.read_bytes / whole,
+    }
 
 
 def bare(url: str, names: list[str], place: Path, part: int) -> dict[str, float]:
@@ -205,23 +261,20 @@ def main() -> None:
         serve(*sys.argv[2:])
         return
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.gettempdir())
-    size = int(float(sys.argv[2] if len(sys.argv) > 2 else 2) * 1e9 / FILES)
+    size = int(float(sys.argv[2] if len(sys.argv) > 2 else 2) * 1e9)
     if not shutil.which("aria2c"):
         sys.stderr.write(
             "\n*** aria2c IS MISSING, so the figures lack the fastest bare download: apt-get install aria2 ***\n\n"
         )
-    result: dict[str, Any] = {"bytes": size * FILES}
+    result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(dir=folder) as name:
         place, rows = Path(name), []
         (place / "served").mkdir()
-        for number in range(FILES):
-            path, digest, chance = place / "served" / f"m-{number + 1}.gguf", hashlib.sha256(), random.Random(number)  # noqa: S311
-            with path.open("wb") as stream:
-                for position in range(0, size, 16 << 20):
-                    block = chance.randbytes(min(16 << 20, size - position))
-                    digest.update(block)
-                    stream.write(block)
-            rows.append({"name": path.name, "bytes": size, "sha256": digest.hexdigest()})
+        for path in bigmodel.write(place / "served", size, FILES):
+            with path.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            rows.append({"name": path.name, "bytes": path.stat().st_size, "sha256": digest})
+        whole = result["bytes"] = sum(row["bytes"] for row in rows)
         for words, (each, everything) in SERVED.items():
             command = [
                 sys.executable,
@@ -236,19 +289,21 @@ def main() -> None:
                 assert server.stdout  # noqa: S101 - for the types
                 url = f"http://127.0.0.1:{int(server.stdout.readline())}"
                 seconds: dict[str, list[float]] = {}
-                memory = 0
+                seen: list[dict[str, float]] = []
                 for _ in range(ROUNDS):
-                    ours_s, has = transfer(url, rows, place / "ours")
+                    seen.append(transfer(url, rows, place / "ours"))
                     shutil.rmtree(place / "ours")
-                    memory = max(memory, has)
                     others = bare(url, [row["name"] for row in rows], place, CURL_PART if each else 1)
-                    for what, took_s in {"verified": ours_s, **others}.items():
+                    for what, took_s in {"verified": seen[-1]["seconds"], **others}.items():
                         seconds.setdefault(what, []).append(took_s)
                 server.terminate()
             median = {what: statistics.median(took) for what, took in seconds.items()}
             result[words] = {
-                "MB/s": round(size * FILES / median["verified"] / 1e6),
-                "most memory, MB": round(memory / 1e6),
+                "MB/s": round(whole / median["verified"] / 1e6),
+                "most memory, MB": round(max(each["memory"] for each in seen) / 1e6),
+                "from the last byte to the name, seconds": [round(each["from the last byte"], 2) for each in seen],
+                "disk at the peak / model": round(max(each["disk"] for each in seen), 3),
+                "read from the disk / model": round(max(each["read"] for each in seen), 3),
                 **{f"{what}, seconds": [round(each_s, 2) for each_s in took] for what, took in seconds.items()},
                 **{f"verified / {other}": round(median["verified"] / median[other], 3) for other in others},
             }
