@@ -63,7 +63,7 @@ class Way(Protocol):
     """How files are kept on the disk, what reads them there, and what becomes of those that are right."""
 
     most_files: int  # so many may be open at once; 0 where the disk decides
-    is_shared: bool  # whether they lie in one file together, so that who disturbs one of them disturbs all
+    is_shared: bool  # whether they belong together on the disk, so that who disturbs one of them disturbs all
 
     @property
     def remark(self) -> str:

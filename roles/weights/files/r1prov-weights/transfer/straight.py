@@ -53,7 +53,7 @@ def aside_of(incoming: Path, file: File) -> Path:
 class Heads:
     """The way in which the first bytes of all files come."""
 
-    most_files, is_shared, remark = 1000, False, ""
+    most_files, is_shared, remark = 1000, True, ""
 
     def __init__(self, incoming: Path) -> None:
         self._incoming = incoming
@@ -131,13 +131,19 @@ class Straight:
             raise
 
     def partial(self, file: File) -> Partial:
-        """What is there of a file. Its first bytes have come before."""
+        """What is there of a file. Its first bytes have come before.
+
+        Raises:
+            DisturbedError: they are gone, because another program has removed them.
+        """
         number = self._files.index(file)
         place = Spread(aside_of(self._incoming, file), self.final, self.layout, number)
         partial = Partial(place, file, trust=self._trust)
         head = Partial(head_of(self._incoming, file), file)
-        [(origin, etag), *_] = head.bytes_by_origin()
-        writer = Writer(origin, etag)
+        origins = list(head.bytes_by_origin())
+        if not origins:
+            raise DisturbedError
+        writer = Writer(*origins[0])
         for start, end in partial.missing(0, head.spans.prefix):
             partial.write(writer, start, head.read(start, end - start))
         partial.end_piece(writer)
