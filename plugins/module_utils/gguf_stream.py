@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from hashlib import _Hash
     from pathlib import Path
 
+    from ansible_collections.r1.prov.plugins.module_utils.pieces import Pieces
+
 _BLOCK_BYTES = 1 << 20
 _PIECES_AHEAD = 16  # few enough to be in the processor's cache still when they are looked at again
 _AT_ONCE_BYTES = 64 << 20  # for the disk to write, and for the kernel to forget of a source
@@ -100,6 +102,7 @@ def write(
     publish: Callable[[str], None] = lambda _sha256: None,
     *,
     digests: Mapping[Path, str] = _NO_DIGESTS,
+    pieces: Pieces | None = None,
 ) -> str:
     """Writes the file, safely to the disk. No partial file remains when that fails.
 
@@ -110,6 +113,7 @@ def write(
         report: is called with the bytes done and the bytes in all, now and then.
         publish: is called with the sha256 and gives the whole file its place. Until it returns, no other run writes to `path`.
         digests: the sha256 of those files of which it is known. All bytes of each are held against it in the same pass.
+        pieces: is given what stands in the file, for the digests of its pieces.
 
     Returns:
         The sha256 of what stands in the file.
@@ -125,7 +129,7 @@ def write(
     with _alone(path) as file:
         try:
             _check_room(path.parent, takes(keys, parts))
-            digest = _build(file, path, keys, parts, report=report, digests=digests)
+            digest = _build(file, path, keys, parts, report=report, digests=digests, pieces=pieces)
             os.fchmod(file, 0o644 & ~_umask())
             publish(digest)
         except BaseException:
@@ -143,6 +147,7 @@ def mend(
     publish: Callable[[str], None] = lambda _sha256: None,
     *,
     digests: Mapping[Path, str] = _NO_DIGESTS,
+    pieces: Pieces | None = None,
 ) -> str:
     """Writes a file that exists anew, where it lies. That takes no room on the disk, and the file is never gone.
 
@@ -153,7 +158,7 @@ def mend(
     _check_sources(parts)
     file = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
     try:
-        digest = _build(file, path, keys, parts, report=report, digests=digests)
+        digest = _build(file, path, keys, parts, report=report, digests=digests, pieces=pieces)
         publish(digest)
     finally:
         os.close(file)
@@ -168,6 +173,7 @@ def _build(
     *,
     report: Callable[[int, int], None],
     digests: Mapping[Path, str],
+    pieces: Pieces | None,
 ) -> str:
     """Brings an open file to what it shall be, safely to the disk; returns its sha256."""
     start = gguf_header.head(keys, [(part.name, part.shape, part.type) for part in parts])
@@ -185,7 +191,7 @@ def _build(
 
         for each in digests.keys() - {part.path for part in parts}:  # a first shard may have a head and nothing else
             source(each).finish()
-        return _fill(file, parts, begins, source, report=lambda done: report(done, total))
+        return _fill(file, parts, begins, source, report=lambda done: report(done, total), pieces=pieces)
 
 
 @contextmanager
@@ -245,11 +251,12 @@ def _fill(
     source: Callable[[Path], _Source],
     *,
     report: Callable[[int], None],
+    pieces: Pieces | None,
 ) -> str:
     """Writes the tensors where they begin, each piece checked behind it, safely to the disk; returns the file's sha256."""
     last = {part.path: number for number, part in enumerate(parts)}
-    with ThreadPoolExecutor(1) as following, ThreadPoolExecutor(1) as syncing:
-        follower, disk = _Follower(file, following), _Disk(file, syncing)
+    with ThreadPoolExecutor(1) as following, ThreadPoolExecutor(1) as behind, ThreadPoolExecutor(1) as syncing:
+        follower, disk = _Follower(file, following, behind, pieces), _Disk(file, syncing)
         position = begins[0] if begins else os.fstat(file).st_size
         for number, (part, begin) in enumerate(zip(parts, begins, strict=True)):
             _put(file, bytes(begin - position), position)
@@ -386,12 +393,17 @@ def _put(file: int, content: bytes, position: int) -> None:
 
 
 class _Follower:
-    """Reads in a thread of its own what now stands in the file, compares it with what should, and computes the file's sha256."""
+    """Reads in a thread of its own what now stands in the file, compares it with what should, and computes the file's sha256.
 
-    def __init__(self, file: int, pool: ThreadPoolExecutor) -> None:
+    The digests of the pieces are another thread's, so that they cost a core and no time.
+    """
+
+    def __init__(self, file: int, pool: ThreadPoolExecutor, behind: ThreadPoolExecutor, pieces: Pieces | None) -> None:
         self._file, self._pool, self._position = file, pool, 0
         self._digest: _Hash = hashlib.sha256()
         self._pending: deque[Future[None]] = deque()
+        self._behind, self._pieces = behind, pieces
+        self._for_pieces: deque[Future[None]] = deque()
 
     def take(self, end: int, part: Part | None = None, agrees: Callable[[bytes], bool] | None = None) -> None:
         """Has it read all up to `end`, of a tensor or between two. Raises what it found wrong before."""
@@ -405,13 +417,18 @@ class _Follower:
             raise StreamError(
                 f"{part.name} in the new file differs from {part.path.name}. Run it again; if it stays, check the disk"
             )
+        if self._pieces:
+            while len(self._for_pieces) >= _PIECES_AHEAD:
+                self._for_pieces.popleft().result()
+            self._for_pieces.append(self._behind.submit(self._pieces.update, written))
         self._digest.update(written)
         self._position = end
 
     def sha256(self) -> str:
         """The sha256 of all that it was given, when it has read that. Raises what it found wrong."""
-        while self._pending:
-            self._pending.popleft().result()
+        for pending in (self._pending, self._for_pieces):
+            while pending:
+                pending.popleft().result()
         return self._digest.hexdigest()
 
 

@@ -27,6 +27,11 @@ def record_of(file: Path) -> Path:
     return file.with_name(f"{file.name}.json")
 
 
+def pieces_kept(sha256: str, state: Path = STATE) -> Path:
+    """Where the digests of the pieces of a published file with this sha256 lie (`pieces.py`)."""
+    return state.parent / "pieces" / f"{Path(sha256).name}.json"
+
+
 def recorded(file: Path, shards: list[dict[str, Any]]) -> dict[str, Any] | None:
     """What is recorded of a merged file: name, bytes, sha256, and its form (attention). None where it was not made of these shards."""
     try:
@@ -115,8 +120,10 @@ def said_damaged(state: Path = STATE) -> None:
 
 def remove(files: list[Path], state: Path = STATE) -> None:
     """Removes files and what is recorded of them."""
+    known = read_json(state).get("verified", {})
     forget(files, state)  # First the record: nothing may be recorded of a file that is gone.
     for file in files:
         record_of(file).unlink(missing_ok=True)
+        pieces_kept(known.get(str(file), {}).get("sha256", ""), state).unlink(missing_ok=True)
         file.unlink()
     sync_folder(files[0].parent)

@@ -20,6 +20,7 @@ from ansible_collections.r1.prov.plugins.module_utils.gguf_header import Gguf, G
 from ansible_collections.r1.prov.plugins.module_utils.gguf_stream import DamagedError, SourceError
 from ansible_collections.r1.prov.plugins.module_utils.gguf_whole import check_set
 from ansible_collections.r1.prov.plugins.module_utils.merged_weights import LEGACY, MLA, STATE, is_as_verified, recorded
+from ansible_collections.r1.prov.plugins.module_utils.pieces import Pieces
 from ansible_collections.r1.prov.plugins.module_utils.progress import RUN, Progress
 
 if TYPE_CHECKING:
@@ -112,7 +113,9 @@ class Merge:
                 write, path, publish = gguf_stream.mend, self.file, self._seal
                 self._refuse_damaged(digests)
             progress.begin(label, 0, "bytes")
-            digest = write(path, keys, parts, progress.update, partial(publish, attention), digests=digests)
+            pieces = Pieces()
+            publish_it = partial(publish, attention, pieces)
+            digest = write(path, keys, parts, progress.update, publish_it, digests=digests, pieces=pieces)
         except BaseException:
             progress.finish(failed=True)
             raise
@@ -148,16 +151,16 @@ class Merge:
     def _record(self, file: Path, attention: str, digest: str) -> dict[str, Any]:
         return {"name": self.file.name, "bytes": file.stat().st_size, "sha256": digest, "attention": attention}
 
-    def _publish(self, attention: str, digest: str) -> None:
+    def _publish(self, attention: str, pieces: Pieces, digest: str) -> None:
         """Gives the new file its record, then its name. A file without a record is made anew, and a record alone means nothing."""
-        self._seal(attention, digest, self.growing)
+        self._seal(attention, pieces, digest, self.growing)
         self.growing.replace(self.file)
         sync_folder(self.folder)
 
-    def _seal(self, attention: str, digest: str, file: Path | None = None) -> None:
+    def _seal(self, attention: str, pieces: Pieces, digest: str, file: Path | None = None) -> None:
         """Writes what is recorded of the new file, wherever it lies still."""
-        record = self._record(file or self.file, attention, digest)
-        write_whole(merged_weights.record_of(self.file), json.dumps({**record, "shards": self.shards}))
+        record = {**self._record(file or self.file, attention, digest), "shards": self.shards}
+        write_whole(merged_weights.record_of(self.file), json.dumps({**record, "pieces": pieces.record()}))
 
     def _sources(self) -> dict[Path, str]:
         """The verified files that it is made of, with their sha256: the shards, or what they were merged into before."""

@@ -24,6 +24,8 @@ description:
     the group, whether or not it is served now - this folder, those of other models beside it, and I(registries).
   - C(verified) reads all files of the model that are there, and fails where one is damaged or what is served is not there. It changes no
     file. The transfer is made to forget that a damaged file was verified, so that the next C(prepared) has it check and replace that file.
+    It compares the sha256 of each 16 MiB where these are recorded, so that damage has a place. Where they are not, and a file is
+    whole, it records them. What it found is kept in C(/var/lib/r1prov/weights/read.json).
 author: The r1prov team
 options: {
   "state": {"type": "str", "required": true, "choices": ["prepared", "transferred", "merged", "settled",
@@ -82,7 +84,8 @@ verified:
   type: dict
   returned: with verified
   description: >-
-    What was read - C(seconds), and of each of the C(files) its C(path), C(bytes), C(sha256), C(state) (C(whole) or C(damaged)) and C(why).
+    What was read - C(seconds), and of each of the C(files) its C(path), C(bytes), C(sha256), C(state) (C(whole) or C(damaged)), C(why),
+    and the C(places) of the damage as far as they are known - C(start), C(end), and the tensors that it C(holds).
 """
 
 import os
@@ -116,7 +119,14 @@ from ansible_collections.r1.prov.plugins.module_utils.progress import RUN, Progr
 from ansible_collections.r1.prov.plugins.module_utils.units import in_words, last_words, show, stop
 from ansible_collections.r1.prov.plugins.module_utils.users import acting_as, exists
 from ansible_collections.r1.prov.plugins.module_utils.weights_merge import Merge, MergeError
-from ansible_collections.r1.prov.plugins.module_utils.weights_verify import DAMAGED, expected, joined, keep, verified
+from ansible_collections.r1.prov.plugins.module_utils.weights_verify import (
+    DAMAGED,
+    expected,
+    joined,
+    keep,
+    verified,
+)
+from ansible_collections.r1.prov.plugins.module_utils.weights_verify import remember as remember_reading
 
 UNIT = "r1prov-weights.service"
 USER = "r1prov-weights"
@@ -413,6 +423,7 @@ def verify(module: AnsibleModule, options: dict[str, Any]) -> None:
                 with acting_as(USER):
                     rows = verified(path, files, Progress("weights"))
                     forget([Path(row["path"]) for row in rows if row["state"] == DAMAGED])
+                    remember_reading(rows, "run")
                 keep(RUN / ".verify.json", files, rows)
     except OSError as error:
         module.fail_json(msg=f"{error.filename or path} cannot be read: {error.strerror}")

@@ -65,7 +65,7 @@ class HostReport:
         modes: what the role measure says of modes (docs/benchmark.md).
         removal: what the module removal says that it removes, or would, and what stays: its keys `removed`, `kept` and `in_use`.
         verified: what `r1prov weights verify` read: `seconds`, and of each of `files` its `path`, `bytes`, `sha256`, `state`
-            (`whole` or `damaged`) and `why`.
+            (`whole` or `damaged`), `why`, and the `places` of the damage.
         looked: what a look before the run said: `asked` (the number of questions), `seconds`, `differences`, each with `step`, `task`
             and `what`, `unknown`, why that is not all, and `built_anew`. Where it says nothing of the first two, the run left the host out.
     """
