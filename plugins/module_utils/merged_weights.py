@@ -7,6 +7,7 @@ looked when it was verified, so that it is not read again until it changes. The 
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -97,11 +98,13 @@ def replaced(folder: Path, keep: str, files: list[dict[str, Any]], state: Path =
 
 
 def remember(file: Path, sha256: str, state: Path = STATE) -> None:
-    """Adds a verified file to what the transfer knows."""
+    """Adds a verified file to what the transfer knows, and when it was verified."""
     record = read_json(state)
-    write_whole(
-        state, json.dumps({**record, "verified": {**record.get("verified", {}), str(file): seen(file, sha256)}})
-    )
+    known = {
+        "verified": {**record.get("verified", {}), str(file): seen(file, sha256)},
+        "when": {**record.get("when", {}), str(file): time.time()},
+    }
+    write_whole(state, json.dumps({**record, **known}))
 
 
 def forget(files: list[Path], state: Path = STATE) -> None:
@@ -110,7 +113,8 @@ def forget(files: list[Path], state: Path = STATE) -> None:
     known = record.get("verified", {})
     kept = {path: looks for path, looks in known.items() if Path(path) not in files}
     if kept != known:
-        write_whole(state, json.dumps({**record, "verified": kept}))
+        when = {path: at for path, at in record.get("when", {}).items() if path in kept}
+        write_whole(state, json.dumps({**record, "verified": kept, "when": when}))
 
 
 def said_damaged(state: Path = STATE) -> None:

@@ -108,6 +108,21 @@ def test_all_files_arrive_and_are_left_alone_afterwards(host: Host, hub: Hub, ki
     assert len(hub.requests) == asked
 
 
+def test_where_each_file_came_from_and_when_it_was_verified_outlives_its_journal(
+    host: Host, hub: Hub, root: Path
+) -> None:
+    began = time.time()
+    linked = host.job["files"][1]
+    (host.folder / ".incoming").mkdir()
+    os.link(root / REPO / FOLDER / linked["name"], host.folder / ".incoming" / linked["sha256"])
+    assert host.run(hub_source(hub))[0] == 0
+    for file in host.job["files"]:
+        came = host.state["came"][file["sha256"]]
+        place = "another folder of this disk" if file is linked else hub.url.removeprefix("http://")
+        assert came["from"] == {place: SHARD_BYTES}
+        assert began <= came["at"] <= host.state["when"][str(host.folder / file["name"])] <= time.time()
+
+
 def test_a_transfer_takes_as_long_as_its_limit_asks(host: Host, hub: Hub) -> None:
     host.job["rate_limit"] = {"00:00-24:00": 3 * SHARD_BYTES // 4}
     began = time.monotonic()

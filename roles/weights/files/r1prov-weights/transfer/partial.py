@@ -297,6 +297,11 @@ class Partial:
                 found[key] = found.get(key, 0) + piece.end - piece.start
             return found
 
+    @property
+    def is_linked(self) -> bool:
+        """Whether it has another name, too."""
+        return self.path.stat().st_nlink > 1
+
     def begin_anew(self) -> None:
         """Throws away the bytes that have arrived."""
         with self.changed:

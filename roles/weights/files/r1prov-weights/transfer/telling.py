@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from transfer.disk import replace
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from transfer.sources import File
@@ -47,9 +47,14 @@ class Record:
         return path.exists() and self._verified.get(str(path)) == seen(path, file)
 
     def add(self, path: Path, looks: dict[str, Any]) -> None:
-        """Remembers how a verified file looked before it was read."""
+        """Remembers how a verified file looked before it was read, and when it was verified."""
         self._verified[str(path)] = looks
+        self._content.setdefault("when", {})[str(path)] = time.time()
         replace(self._path, self._content)
+
+    def came(self, file: File, origins: Mapping[str, int]) -> None:
+        """Remembers which sources have brought how many bytes of a file, whose journal goes now. `add` writes it down."""
+        self._content.setdefault("came", {})[file.sha256] = {"from": dict(origins), "at": time.time()}
 
 
 def seen(path: Path, file: File) -> dict[str, Any]:
