@@ -16,7 +16,8 @@ from typing import Any
 
 STATE = Path("/var/lib/r1prov/weights/state.json")
 READ = STATE.with_name("read.json")
-PROGRESS = Path("/run/r1prov/weights/progress.json")
+PROGRESS = (Path("/run/r1prov/weights/progress.json"), Path("/run/r1prov/weights-read/weights/progress.json"))
+"""Of the transfer and of a run, and of the host's own reading, which is in nobody's way."""
 USER = "r1prov-weights"
 
 SERVED, WAITING, FETCHING, UNVERIFIED = "served", "waiting", "fetching", "unverified"
@@ -42,7 +43,9 @@ def main(job: dict[str, Any]) -> None:
     print(json.dumps(there(job)))  # noqa: T201 - stdout is the interface
 
 
-def there(job: dict[str, Any], state: Path = STATE, read: Path = READ, progress: Path = PROGRESS) -> dict[str, Any]:
+def there(
+    job: dict[str, Any], state: Path = STATE, read: Path = READ, progress: tuple[Path, ...] = PROGRESS
+) -> dict[str, Any]:
     """What lies in the folders of models.
 
     Args:
@@ -51,7 +54,7 @@ def there(job: dict[str, Any], state: Path = STATE, read: Path = READ, progress:
             served; empty where they are themselves).
         state: what the transfer has recorded.
         read: what readings have found.
-        progress: what the transfer, or a verification, says of itself.
+        progress: what the transfer, and verifications, say of themselves.
 
     Returns:
         `files`, `free_bytes` and `bytes` of the disk, and `progress`, what goes on; None where nothing does. Of each file `path`, `model`
@@ -68,13 +71,13 @@ def there(job: dict[str, Any], state: Path = STATE, read: Path = READ, progress:
         about = _Folder(folder, wanted.get(folder), kept, readings, is_served=folder == next(iter(wanted), None))
         files += about.rows()
     disk = os.statvfs(next(path for path in (models, *models.parents) if path.is_dir()))
-    told = _document(progress)
-    is_on = told.get("state") == "running" and time.time() - told.get("updated", 0) < _SILENT_S
+    told = [each for each in map(_document, progress) if each.get("state") == "running"]
+    told = [each for each in told if time.time() - each.get("updated", 0) < _SILENT_S]
     return {
         "files": files,
         "free_bytes": disk.f_bavail * disk.f_frsize,
         "bytes": disk.f_blocks * disk.f_frsize,
-        "progress": told if is_on else None,
+        "progress": told[0] if told else None,
     }
 
 

@@ -129,6 +129,14 @@ def remember(rows: list[dict[str, Any]], by: str, read: Path = READ) -> None:
     write_whole(read, json.dumps({"schema": 1, "ended": now, "by": by, "files": {**kept, **new}}))
 
 
+def damage(file: Path, state: Path = STATE, read: Path = READ) -> dict[str, str]:
+    """What the last reading of a file has found wrong, `why` and on which `day`; nothing where it was brought anew since."""
+    found = read_json(read).get("files", {}).get(str(file), {})
+    if not found.get("why") or read_json(state).get("when", {}).get(str(file), 0) > found["at"]:
+        return {}
+    return {"why": found["why"], "day": time.strftime("%Y-%m-%d", time.gmtime(found["at"]))}
+
+
 class _Told:
     """Adds up how far several files are, which threads of their own read."""
 

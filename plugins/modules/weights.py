@@ -121,6 +121,7 @@ from ansible_collections.r1.prov.plugins.module_utils.users import acting_as, ex
 from ansible_collections.r1.prov.plugins.module_utils.weights_merge import Merge, MergeError
 from ansible_collections.r1.prov.plugins.module_utils.weights_verify import (
     DAMAGED,
+    damage,
     expected,
     joined,
     keep,
@@ -348,7 +349,11 @@ def _in_words(path: Path, action: str) -> str:
 
 
 def _unlike(file: Path) -> str:
-    return f"{file} {'is not as it was when it was verified' if file.exists() else 'is gone'}"
+    if not file.exists():
+        return f"{file} is gone"
+    if found := damage(file):
+        return f"{file} is damaged, as was found on {found['day']}: {found['why']}"
+    return f"{file} is not as it was when it was verified"
 
 
 def wait(module: AnsibleModule, _options: dict[str, Any]) -> None:

@@ -141,6 +141,8 @@ def read_status(connection: HostConnection, service: dict[str, Any]) -> dict[str
         lock: the run that holds the host, as it describes itself. `dead` says whether it has certainly ended without releasing the host.
         watch: what the host's own watch has found last: `looked` (when), `age_s` (how long ago), `seconds`, `asked`, `every_s`,
             `differences`, each with `step`, `task` and `what`, `unknown` and `stays`.
+        weights_read: when all weights were read last: `read` (when), `by` (`run` or `timer`), and `damaged`, which has the paths of files
+            that are damaged still, and why.
         weights, benchmark: the JSON documents that the host keeps about them.
 
     Raises:

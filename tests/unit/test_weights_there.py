@@ -63,7 +63,7 @@ class Host:
 
     def found(self) -> dict[str, Any]:
         self.state.write_text(json.dumps(self.kept))
-        return weights_there.there(self.job, self.state, self.read, self.progress)
+        return weights_there.there(self.job, self.state, self.read, (self.progress,))
 
     def states(self) -> dict[str, str]:
         return {f"{row['model']}/{row['name']}": row["state"] for row in self.found()["files"]}
@@ -80,7 +80,7 @@ def host(tmp_path: Path) -> Host:
 
 def test_nothing_lies_there_before_a_first_run(tmp_path: Path) -> None:
     job = {"models": str(tmp_path / "none" / "models"), "wanted": []}
-    found = weights_there.there(job, tmp_path / "state.json", tmp_path / "read.json", tmp_path / "progress.json")
+    found = weights_there.there(job, tmp_path / "state.json", tmp_path / "read.json", ())
     assert (found["files"], found["progress"]) == ([], None)
     assert 0 < found["free_bytes"] < found["bytes"]
 
