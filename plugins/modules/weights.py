@@ -26,10 +26,12 @@ description:
     file. The transfer is made to forget that a damaged file was verified, so that the next C(prepared) has it check and replace that file.
     It compares the sha256 of each 16 MiB where these are recorded, so that damage has a place. Where they are not, and a file is
     whole, it records them. What it found is kept in C(/var/lib/r1prov/weights/read.json).
+  - C(pruned) removes what nobody needs of models, in the model's folder and in those of other models beside it. It leaves what a process
+    has mapped, and what is not r1prov's.
 author: The r1prov team
 options: {
   "state": {"type": "str", "required": true, "choices": ["prepared", "transferred", "merged", "settled",
-      "verified"], "description": "The step."},
+      "verified", "pruned"], "description": "The step."},
   "path": {"type": "path", "description": "The model's folder. Needed unless I(state) is C(transferred)."},
   "files": {"type": "list", "elements": "dict", "description": "The published files, in order. Needed unless I(state) is C(transferred).",
       "suboptions": {
@@ -42,6 +44,8 @@ options: {
       C(deepseek2) files into MLA form (C(attn_k_b) as Q8_0), which needs numpy. Other files are merged as they are. A file that was
       merged in the published form counts in place of the published files too. C(legacy) merges all files as they are."},
   "folders": {"type": "list", "elements": "path", "default": [], "description": "Folders of this host that may hold the files already."},
+  "surplus": {"type": "list", "elements": "path", "default": [], "description": "The files that C(pruned) may remove. Empty for all that
+      nobody needs."},
   "registries": {"type": "list", "elements": "path", "default": [], "description": "Folders in which other programs keep models
       under names of their own, as Ollama does. C(settled) closes those that are there, and they keep their owners."}
   }
@@ -80,6 +84,12 @@ damaged:
     and has fetched anew, or that will be made anew. The first call that finds the transfer complete names them, and no later one.
 removed: {type: list, elements: str, returned: with settled, description: "The files that were removed, or would be."}
 closed: {type: list, elements: str, returned: with settled, description: "The folders that were closed, or would be."}
+pruned:
+  type: dict
+  returned: with pruned
+  description: >-
+    What was removed, or would be - of each of C(removed) its C(path), C(bytes), C(state) (C(other quant) or C(orphan)) and the bytes that
+    it C(frees); and C(in_use), the files that stay because a process has mapped them, in a sentence each.
 verified:
   type: dict
   returned: with verified
@@ -119,6 +129,8 @@ from ansible_collections.r1.prov.plugins.module_utils.progress import RUN, Progr
 from ansible_collections.r1.prov.plugins.module_utils.units import in_words, last_words, show, stop
 from ansible_collections.r1.prov.plugins.module_utils.users import acting_as, exists
 from ansible_collections.r1.prov.plugins.module_utils.weights_merge import Merge, MergeError
+from ansible_collections.r1.prov.plugins.module_utils.weights_prune import in_use, surplus
+from ansible_collections.r1.prov.plugins.module_utils.weights_prune import remove as remove_surplus
 from ansible_collections.r1.prov.plugins.module_utils.weights_verify import (
     DAMAGED,
     damage,
@@ -439,6 +451,25 @@ def verify(module: AnsibleModule, options: dict[str, Any]) -> None:
     module.exit_json(changed=False, verified=found)
 
 
+def prune(module: AnsibleModule, options: dict[str, Any]) -> None:
+    path = Path(options["path"])
+    if not exists(USER) or not path.parent.is_dir():
+        module.exit_json(changed=False, pruned={"removed": [], "in_use": []})
+    if show(UNIT, "SubState")["SubState"] in ("running", "start", "auto-restart"):
+        module.fail_json(msg="the weights are still being transferred. Remedy: prune when `r1prov up` has ended")
+    rows = surplus(path, options["files"], options["merged"], options["surplus"])
+    used = in_use([row["path"] for row in rows])
+    rows = [row for row in rows if row["path"] not in used]
+    if rows and not module.check_mode:
+        try:
+            remove_surplus(path, rows, USER)
+        except OSError as error:
+            module.fail_json(msg=f"{error.filename or path} cannot be removed: {error.strerror}")
+    said = [f"{name} stays, because {process} uses it" for name, process in used.items()]
+    removed = [{key: row[key] for key in ("path", "bytes", "state", "frees")} for row in rows]
+    module.exit_json(changed=bool(rows), pruned={"removed": removed, "in_use": said})
+
+
 def settle(module: AnsibleModule, options: dict[str, Any]) -> None:
     try:
         path = Path(options["path"])
@@ -465,7 +496,8 @@ def settle(module: AnsibleModule, options: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    states = {"prepared": prepare, "transferred": wait, "merged": merge, "settled": settle, "verified": verify}
+    states = {"prepared": prepare, "transferred": wait, "merged": merge, "settled": settle}
+    states |= {"verified": verify, "pruned": prune}
     module = AnsibleModule(
         argument_spec=arguments(DOCUMENTATION),
         required_if=[("state", state, ("path", "files")) for state in states if state != "transferred"],
