@@ -121,11 +121,12 @@ def quantised(engine: Path, source: Path, kind: str, others: str, target: Path) 
 
 def exact_values(source: Path, target: Path) -> Path:
     """Writes the legacy model with its attn_kv_b in F32 to `target`, and returns `target`."""
-    header, blocks, stream = (paths.module_util(name) for name in ("gguf_header", "ggml_blocks", "gguf_stream"))
+    names = ("gguf_header", "ggml_blocks", "gguf_layout", "gguf_stream")
+    header, blocks, layout, stream = map(paths.module_util, names)
     old = header.read(source)
     parts = []
     for tensor in old.tensors:
-        part = stream.copied(source, tensor)
+        part = layout.copied(source, tensor)
         if "attn_kv_b" in tensor.name:
             values = partial(_values, blocks, tensor.type_name)
             part = replace(part, type=header.TYPE_NUMBERS["F32"], make=values, agrees=lambda *_: True)

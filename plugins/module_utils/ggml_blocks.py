@@ -180,4 +180,4 @@ _DECODERS: "Dict[str, tuple[int, Callable[[Array], Array]]]" = {
     "IQ4_XS": (136, _iq4_xs),
 }
 READABLE = frozenset(_DECODERS)
-"""The types that `dequantise` knows, by ggml's names."""
+"""The types that `dequantise` knows, by ggml's names. `mla_form.py` lists them where there is no numpy."""

@@ -16,14 +16,14 @@ import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from operator import eq
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Callable, Iterator, Mapping, Sequence
 
 from ansible_collections.r1.prov.plugins.module_utils import gguf_header
-from ansible_collections.r1.prov.plugins.module_utils.gguf_header import GgufError, Tensor, padded, read
+from ansible_collections.r1.prov.plugins.module_utils.gguf_header import GgufError, read
+from ansible_collections.r1.prov.plugins.module_utils.gguf_layout import Part, takes
 from ansible_collections.r1.prov.plugins.module_utils.llama_memory import gib
 from ansible_collections.r1.prov.plugins.module_utils.locks import has_name, holder
 
@@ -53,39 +53,6 @@ class DamagedError(SourceError):
     def __init__(self, path: Path, why: str) -> None:
         super().__init__(f"{path} is damaged: {why}")
         self.path = path
-
-
-@dataclass(frozen=True)
-class Part:
-    """One tensor of the new file.
-
-    `make` makes its data of the source's, and raises a ValueError where it cannot. `agrees` says whether data (second) are what should have
-    been made of the source's (first). Both are None where the data stay the same.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    type: int  # the number of its type
-    path: Path  # the file with the source
-    source: Tensor
-    make: Callable[[bytes], bytes] | None = None
-    agrees: Callable[[bytes, bytes], bool] | None = None
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of its data, without padding."""
-        return gguf_header.data_bytes(self.name, self.shape, self.type)
-
-
-def copied(path: Path, tensor: Tensor) -> Part:
-    """A tensor that stays what it is."""
-    return Part(tensor.name, tensor.shape, tensor.type, path, tensor)
-
-
-def takes(keys: dict[str, bytes], parts: Sequence[Part]) -> int:
-    """The bytes of the file that has these keys and tensors."""
-    start = gguf_header.head(keys, [(part.name, part.shape, part.type) for part in parts])
-    return len(start) + sum(padded(part.n_bytes, gguf_header.alignment(keys)) for part in parts)
 
 
 def free_bytes(folder: Path) -> int:

@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.r1.prov.plugins.module_utils.files import read_json, sync_folder, write_whole
+from ansible_collections.r1.prov.plugins.module_utils.mla_form import LEGACY, MLA
 
 STATE = Path("/var/lib/r1prov/weights/state.json")
-
-MLA, LEGACY = "mla", "legacy"
-"""The forms of a file: with latent attention (MLA), or with the attention with which it was published."""
 
 
 class NotThereError(Exception):

@@ -13,18 +13,20 @@ import json
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ansible_collections.r1.prov.plugins.module_utils import gguf_stream, merged_weights
+from ansible_collections.r1.prov.plugins.module_utils import gguf_layout, gguf_stream, merged_weights, mla_form
 from ansible_collections.r1.prov.plugins.module_utils.digest import sha256_of
 from ansible_collections.r1.prov.plugins.module_utils.files import sync_folder, write_whole
 from ansible_collections.r1.prov.plugins.module_utils.gguf_header import Gguf, GgufError, read
 from ansible_collections.r1.prov.plugins.module_utils.gguf_stream import DamagedError, SourceError
-from ansible_collections.r1.prov.plugins.module_utils.gguf_whole import check_set
-from ansible_collections.r1.prov.plugins.module_utils.merged_weights import LEGACY, MLA, STATE, is_as_verified, recorded
+from ansible_collections.r1.prov.plugins.module_utils.merged_weights import STATE, is_as_verified, recorded
+from ansible_collections.r1.prov.plugins.module_utils.mla_form import LEGACY, MLA
 from ansible_collections.r1.prov.plugins.module_utils.pieces import Pieces
 from ansible_collections.r1.prov.plugins.module_utils.progress import RUN, Progress
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from ansible_collections.r1.prov.plugins.module_utils.gguf_layout import Part
 
 try:  # at the top, because only root can read Ansible's files, and the class below acts as another user
     from ansible_collections.r1.prov.plugins.module_utils import mla
@@ -105,7 +107,7 @@ class Merge:
         try:
             keys, parts, attention = self._changed([read(path) for path in digests])
             label = "bringing the weights into MLA form" if attention == MLA else "merging the weights into one file"
-            is_room = gguf_stream.takes(keys, parts) <= gguf_stream.free_bytes(self.folder)
+            is_room = gguf_layout.takes(keys, parts) <= gguf_stream.free_bytes(self.folder)
             if not is_room and not self.file.exists() and (merged := self._merged_beside(digests)):
                 return self._after(merged)
             write, path, publish = gguf_stream.write, self.growing, self._publish
@@ -173,26 +175,21 @@ class Merge:
             "Let the role weights bring it"
         )
 
-    def _changed(self, sources: list[Gguf]) -> tuple[dict[str, bytes], list[gguf_stream.Part], str]:
+    def _changed(self, sources: list[Gguf]) -> tuple[dict[str, bytes], list[Part], str]:
         """Keys and tensors of the new file, and the form that it has."""
         first = sources[0]
         try:
-            check_set(sources)
+            form = mla_form.wanted(sources, self.attention)
         except GgufError as error:
             raise MergeError(
                 f"{first.path} and its set cannot be used: {error}. Fetch them anew from one source"
             ) from error
-        if self.attention == MLA and first.text("general.architecture") == "deepseek2":  # the one with a legacy form
-            if mla is None:
-                raise MergeError("MLA form takes numpy. The role weights installs it")
-            try:
-                return (*mla.converted(sources, "Q8_0"), MLA)
-            except mla.AlreadyError:
-                pass
-            except mla.FormError as error:
-                raise MergeError(
-                    f"{first.path.name} cannot be brought into MLA form: {error}. With `attention: legacy` it is served as it is"
-                ) from error
-        keys = {key: value for key, value in first.keys.items() if not key.startswith("split.")}
-        parts = [gguf_stream.copied(source.path, tensor) for source in sources for tensor in source.tensors]
-        return keys, parts, LEGACY
+        except mla_form.FormError as error:
+            raise MergeError(
+                f"{first.path.name} cannot be brought into MLA form: {error}. With `attention: legacy` it is served as it is"
+            ) from error
+        if form.attention == LEGACY:
+            return form.keys, form.parts, LEGACY
+        if mla is None:
+            raise MergeError("MLA form takes numpy. The role weights installs it")
+        return form.keys, mla.able(form), MLA

@@ -51,14 +51,15 @@ def convert(source: Path, target: Path, key_type: str, report: Callable[[int, in
     """
     _check_target(target)
     gguf.read(source)  # says what is wrong with it, or with its set
-    mla, stream, header = (paths.module_util(name) for name in ("mla", "gguf_stream", "gguf_header"))
+    names = ("mla", "mla_form", "gguf_stream", "gguf_header")
+    mla, form, stream, header = map(paths.module_util, names)
     growing = target.with_name(f".{target.name}.growing")
     try:
-        keys, parts = mla.converted([header.read(path) for path in gguf.files(source)], key_type)
-        digest = stream.write(growing, keys, parts, report, partial(_publish, growing, target))
-    except mla.AlreadyError:
+        new = form.converted([header.read(path) for path in gguf.files(source)], key_type)
+        digest = stream.write(growing, new.keys, mla.able(new), report, partial(_publish, growing, target))
+    except form.AlreadyError:
         return None
-    except (mla.FormError, stream.StreamError, header.GgufError) as error:
+    except (form.FormError, stream.StreamError, header.GgufError) as error:
         what, _, remedy = str(error).partition(". ")
         raise SiteError(Problem(str(source), what, remedy or "take another file")) from None
     except FileExistsError as error:

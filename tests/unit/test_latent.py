@@ -22,7 +22,8 @@ def test_a_published_quant_in_mla_form_is_what_the_catalogue_knows_of_it(quant: 
 
 
 def test_what_the_conversion_would_refuse_is_served_as_published() -> None:
-    assert paths.module_util("ggml_blocks").READABLE == latent.SPLIT_TYPES
+    readable = paths.module_util("mla_form").READABLE
+    assert readable == paths.module_util("ggml_blocks").READABLE == latent.SPLIT_TYPES
     published = layout.model("UD-IQ1_S")
     tensors = tuple(
         replace(tensor, type="IQ2_XXS") if tensor.name == "blk.7.attn_kv_b.weight" else tensor

@@ -17,7 +17,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from ansible_collections.r1.prov.plugins.module_utils import files, gguf_header, gguf_stream, mla
+from ansible_collections.r1.prov.plugins.module_utils import files, gguf_header, gguf_layout, gguf_stream, mla, mla_form
 from ansible_collections.r1.prov.plugins.module_utils.gguf_header import TYPES
 from gguf.quants import dequantize
 
@@ -102,7 +102,8 @@ def test_shards_become_one_file_the_same_as_the_whole_one_does(legacy: Path, tmp
 @pytest.mark.parametrize("quant", layout.TYPES)
 def test_the_published_quants_become_what_layout_says_of_mla(quant: str, tmp_path: Path) -> None:
     source = gguf_header.read(fullsize.write(tmp_path / "legacy.gguf", quant, mla=False))
-    metadata, parts = mla.converted([source], "Q8_0")
+    form = mla_form.converted([source])
+    metadata, parts = form.keys, form.parts
     told = [(part.name, part.shape, TYPES[part.type][0], part.n_bytes) for part in parts]
     assert told == [(t.name, t.shape, t.type, t.n_bytes) for t in layout.tensors(quant, mla=True)]
     new = tmp_path / "new.gguf"
@@ -127,7 +128,7 @@ def test_ud_iq1_s_grows_by_124_mb() -> None:
 @pytest.mark.parametrize("key_type", weights.KEY_TYPES)
 def test_what_is_made_of_any_type_agrees_and_what_is_not_does_not(kind: str, key_type: str) -> None:
     """The test uses the algebra of MLA itself, which is that q . (K c) equals (K^T q) . c."""
-    sizes = mla.Attention(heads=2, nope=128, rope=64, value=128, rank=512)
+    sizes = mla_form.Attention(heads=2, nope=128, rope=64, value=128, rank=512)
     _, elements, n_bytes = TYPES[gguf_header.TYPE_NUMBERS[kind]]
     numbers = np.random.default_rng(3)
     raw = numbers.integers(0, 256, (512, 512 // elements * n_bytes), dtype=np.uint8)
@@ -171,8 +172,8 @@ def changed(path: Path, old: bytes, new: bytes) -> Path:
 
 def both_forms(path: Path) -> Path:
     source = gguf_header.read(tinymodel.write(path.with_name("legacy.gguf"), legacy=Q8_0))
-    _, parts = mla.converted([source], "Q8_0")
-    parts += [gguf_stream.copied(source.path, tensor) for tensor in source.tensors if "kv_b" in tensor.name]
+    parts = mla.able(mla_form.converted([source]))
+    parts += [gguf_layout.copied(source.path, tensor) for tensor in source.tensors if "kv_b" in tensor.name]
     gguf_stream.write(path, source.keys, parts, ignore)
     return path
 
@@ -564,11 +565,11 @@ def test_a_source_that_becomes_shorter_meanwhile_is_noticed(legacy: Path, tmp_pa
 def large(path: Path) -> Path:
     """A legacy model whose conversion takes a moment: the tiny model with one large extra tensor."""
     source = gguf_header.read(tinymodel.write(path.with_name("tiny.gguf"), legacy=Q8_0))
-    parts = [gguf_stream.copied(source.path, tensor) for tensor in source.tensors]
+    parts = [gguf_layout.copied(source.path, tensor) for tensor in source.tensors]
     blank = path.with_name("blank")
     blank.write_bytes(random.Random(1).randbytes(1 << 20) * 48)
     extra = gguf_header.Tensor("extra.weight", (1 << 20, 12), 0, 0, 48 << 20)
-    gguf_stream.write(path, source.keys, [gguf_stream.copied(blank, extra), *parts], ignore)
+    gguf_stream.write(path, source.keys, [gguf_layout.copied(blank, extra), *parts], ignore)
     return path
 
 
