@@ -146,6 +146,21 @@ def digests_of(
         return Digests(all_of_it.hexdigest() if whole and is_readable else "", found)
 
 
+def digest_at(file: Path, start: int, end: int) -> str:
+    """The sha256 of some bytes of a file, as its disk has them. `start` is the beginning of a page.
+
+    Raises:
+        OSError: they cannot be read.
+    """
+    descriptor = os.open(file, os.O_RDONLY)
+    with os.fdopen(descriptor, "rb", buffering=0):
+        with suppress(OSError):
+            _set_direct(descriptor, wanted=True)
+        block = mmap.mmap(-1, -(-(end - start) // mmap.PAGESIZE) * mmap.PAGESIZE)
+        _fill(descriptor, block, start, end - start)
+        return _sha256(memoryview(block)[: end - start])
+
+
 def _sha256(content: memoryview) -> str:
     return hashlib.sha256(content).hexdigest()
 

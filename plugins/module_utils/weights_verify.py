@@ -70,8 +70,9 @@ def verified(
         rest: is called before each piece that is read, and may take its time.
 
     Returns:
-        For each file `path`, `bytes`, `sha256`, `state` (WHOLE or DAMAGED), `why`, which is empty for a whole one, and `places`: where it
-        is damaged, each with `start`, `end` and what it `holds`. `places` is empty where the digests of its pieces are not known.
+        For each file `path`, `bytes`, `sha256`, `state` (WHOLE or DAMAGED), `why`, which is empty for a whole one, `mended`, which is for
+        others to say, and `places`: where it is damaged, each with `start`, `end` and what it `holds`. `places` is empty where the digests
+        of its pieces are not known.
     """
     faults = {file["name"]: _fault(folder, file) for file in files}
     to_read = [file for file in files if not faults[file["name"]]]
@@ -94,6 +95,7 @@ def verified(
             "state": DAMAGED if why else WHOLE,
             "why": why,
             "places": places,
+            "mended": False,
         }
 
     with ThreadPoolExecutor(at_once) as pool:

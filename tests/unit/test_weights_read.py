@@ -169,16 +169,16 @@ def test_a_disk_of_which_the_kernel_tells_nothing_is_read(tmp_path: Path) -> Non
 
 def test_the_role_installs_all_modules_that_the_program_takes(host: Host, tmp_path: Path) -> None:
     variables = yaml.safe_load((ROLE / "vars/main.yml").read_text())
-    wanted, found = ["weights_verify", "merged_weights", "disk_look", "files", "pieces", "progress"], set()
+    programs = [ROLE / "files/r1prov-weights" / name for name in ("verify.py", "mend.py")]
+    wanted, found = [*programs], set()
     while wanted:
-        name = wanted.pop()
-        found.add(name)
-        tree = ast.parse((paths.collection() / "plugins/module_utils" / f"{name}.py").read_text())
+        tree = ast.parse(wanted.pop().read_text())
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(UTILS):
                 last = node.module.removeprefix(UTILS).removeprefix(".")
                 names = {last} if last else {alias.name for alias in node.names}
-                wanted += names - found
+                wanted += [paths.collection() / "plugins/module_utils" / f"{name}.py" for name in names - found]
+                found |= names
     assert variables["__weights_shared"] == sorted(found)
     # As the unit runs it, with nothing but Python's own library.
     program = tmp_path / "program"
