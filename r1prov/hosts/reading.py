@@ -18,7 +18,7 @@ from r1prov.common.systemctl import sign_of_systemd, systemctl
 from r1prov.hosts.connection import HostConnection, connect
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from r1prov.hosts.ssh import Access
     from r1prov.site import Host
@@ -38,6 +38,8 @@ class Progress:
         total: how many there are, or 0 where that is not known.
         unit: what `done` and `total` count: `steps` or `bytes`.
         state: `running`, `done` or `failed`.
+        sources: of a transfer, those that bring something.
+        verifying: of a transfer, which files are being verified, and how far.
         updated: seconds since 1970 by the host's clock, which may be wrong, so that only differences mean something.
     """
 
@@ -49,6 +51,8 @@ class Progress:
     unit: str
     state: str
     updated: float
+    sources: Sequence[str] = ()
+    verifying: str = ""
 
 
 @dataclass(frozen=True)

@@ -132,6 +132,20 @@ def test_a_transfer_takes_as_long_as_its_limit_asks(host: Host, hub: Hub) -> Non
     assert host.is_complete()
 
 
+def test_it_tells_what_brings_something_and_what_is_verified(host: Host, hub: Hub) -> None:
+    host.job["rate_limit"] = {"00:00-24:00": 3 * SHARD_BYTES // 2}
+    process = host.start(hub_source(hub))
+    wait_for((host.root / "run" / "progress.json").exists)
+    told = host.progress
+    while process.poll() is None:
+        told = host.progress if host.progress["sources"] else told
+        time.sleep(0.05)
+    process.communicate()
+    assert told["sources"] == [hub.url.removeprefix("http://")]
+    assert re.match(r"m-0000\d-of-00003.gguf \d+ %", told["verifying"])
+    assert (host.progress["state"], host.progress["sources"]) == ("done", [])
+
+
 def test_what_was_verified_is_not_read_again_unless_it_changed(host: Host, hub: Hub) -> None:
     host.run(hub_source(hub))
     (changed, times) = host.folder / "m-00002-of-00003.gguf", (host.folder / "m-00002-of-00003.gguf").stat()

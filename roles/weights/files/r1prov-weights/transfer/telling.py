@@ -82,8 +82,24 @@ class Progress:
         self.total = total
         self.done = 0  # of the files that are whole
 
-    def show(self, label: str, partial_bytes: int = 0, *, state: str = "running") -> None:
-        """Writes the file, unless it was written just now and only the bytes have changed since."""
+    def show(
+        self,
+        label: str,
+        partial_bytes: int = 0,
+        *,
+        state: str = "running",
+        sources: Sequence[str] = (),
+        verifying: str = "",
+    ) -> None:
+        """Writes the file, unless it was written just now and only the bytes have changed since.
+
+        Args:
+            label: what goes on.
+            partial_bytes: what is there of files that are not whole.
+            state: `running`, `done` or `failed`.
+            sources: those that bring something.
+            verifying: which files are being verified, and how far.
+        """
         if (label, state) == (self._label, "running") and time.monotonic() - self._written_s < PROGRESS_EVERY_S:
             return
         content = {
@@ -93,5 +109,6 @@ class Progress:
             "total": self.total,
         }
         content |= {"unit": "bytes", "state": state, "updated": time.time()}
+        content |= {"sources": list(sources), "verifying": verifying}
         replace(self._path, content)
         self._label, self._written_s = label, time.monotonic()
