@@ -11,7 +11,7 @@ from r1prov import output
 from r1prov.cli import options, running
 from r1prov.common import paths
 from r1prov.common.errors import Exit, Problem, UnreachableError
-from r1prov.common.units import GIB, gib
+from r1prov.common.units import GIB, MIB, gib
 from r1prov.hosts import visit
 from r1prov.site.select import last_applied
 
@@ -114,8 +114,13 @@ def _show(surplus: Surplus, *, talk: bool) -> None:
     output.table(("host", "what would go", "GiB>", "what it is"), rows, talk=talk)
     for name, each in surplus.items():
         kept = sum(row["bytes"] for row in each if not row["frees"] and row["bytes"])
-        other = f"; {gib(kept)} have another name, as in Ollama's registry, and stay with that" if kept else ""
-        output.say(f"{name}: {gib(sum(row['frees'] for row in each))} would be freed{other}")
+        other = f"; {_size(kept)} have another name, as in Ollama's registry, and stay with that" if kept else ""
+        output.say(f"{name}: {_size(sum(row['frees'] for row in each))} would be freed{other}")
+
+
+def _size(n_bytes: int) -> str:
+    """A number of bytes with its unit. What is small may be all that there is."""
+    return gib(n_bytes) if n_bytes >= GIB else f"{n_bytes / MIB:,.1f} MiB"
 
 
 def _ask(surplus: Mapping[str, list[dict[str, Any]]]) -> None:
@@ -133,6 +138,6 @@ def _tell(report: RunReport) -> None:
     """Say what each host has got rid of."""
     for name, host in report.hosts.items():
         if host.pruned:
-            output.say(f"{name}: {gib(sum(row['frees'] for row in host.pruned['removed']))} freed")
+            output.say(f"{name}: {_size(sum(row['frees'] for row in host.pruned['removed']))} freed")
             for text in host.pruned["in_use"]:
                 output.say(f"{name}: {text}", "yellow")

@@ -102,7 +102,7 @@ def test_it_says_what_and_how_much(capsys: pytest.CaptureFixture[str]) -> None:
     out, err = capsys.readouterr()
     assert "/srv/r1prov/models/DeepSeek-R1-Q4_K_M/.incoming/" in out
     assert ".mla.gguf" not in out
-    assert err == "gpu1: 0.9 GiB would be freed\n"
+    assert err == "gpu1: 953.7 MiB would be freed\n"
     prune._show({}, talk=False)
     assert capsys.readouterr().err == "There is nothing that nobody needs.\n"
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from ansible_collections.r1.prov.plugins.module_utils import merged_weights, weights_there
@@ -15,11 +16,17 @@ from rich.console import Console
 
 from r1prov.cli import shelf
 from r1prov.common import paths
+from r1prov.common.errors import Problem, UnreachableError
+from r1prov.hosts import Contact, Meeting, Result, visit
 from r1prov.output import console as consoles
+from r1prov.site import load
 from tests import golden
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+
+    from r1prov.hosts import HostConnection, Login
 
 A, B, C = (letter * 64 for letter in "abc")
 SHARDS = [{"name": f"m-0000{number}-of-00002.gguf", "bytes": 10, "sha256": sha} for number, sha in ((1, A), (2, B))]
@@ -186,6 +193,44 @@ def test_it_runs_alone_as_it_is_sent(host: Host) -> None:
     script = f"{text}\n\nmain(json.loads({json.dumps(host.job)!r}))\n"
     done = subprocess.run([sys.executable, "-I", "-"], input=script, capture_output=True, text=True, check=True)
     assert [row["name"] for row in json.loads(done.stdout)["files"]] == ["m-00001-of-00002.gguf"]
+
+
+class Here:
+    """A connection to this machine."""
+
+    def run(self, argv: list[str], stdin: str, *, root: bool, timeout_s: float) -> Result:
+        assert root
+        done = subprocess.run(argv, input=stdin, capture_output=True, text=True, check=False, timeout=timeout_s)
+        return Result(done.returncode, done.stdout, done.stderr)
+
+
+def test_hosts_are_asked_for_what_the_site_serves_and_for_what_it_wants_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "data"
+    site = tmp_path / "r1prov.yml"
+    text = f"profile: 4x4090\nhosts: [gpu1, gpu2]\ndata_dir: {data}\n"
+    site.write_text(text)
+    for name in ("DeepSeek-R1-UD-IQ1_S", "DeepSeek-R1-UD-IQ1_M", "DeepSeek-R1-Q4_K_M"):
+        (data / "models" / name / ".incoming").mkdir(parents=True)
+        (data / "models" / name / f"{name}.mla.gguf").write_bytes(b"x")
+    applied = load(site)
+    gone = UnreachableError(Problem("gpu2", "no answer", "see whether it runs"))
+
+    @contextlib.contextmanager
+    def met(*_: Any) -> Iterator[Meeting]:
+        yield Meeting({"gpu1": Contact(cast("HostConnection", Here()), {}, [])}, {"gpu2": gone})
+
+    monkeypatch.setattr(visit, "met", met)
+    monkeypatch.setattr(visit, "last_applied", lambda *_: (applied, applied.hosts))
+    site.write_text(f"{text}quant: UD-IQ1_M\n")
+    found = visit.weights(site, (), cast("Login", None))
+    assert {row["name"]: row["state"] for row in found["gpu1"]["files"]} == {
+        "DeepSeek-R1-UD-IQ1_S.mla.gguf": "unverified",
+        "DeepSeek-R1-UD-IQ1_M.mla.gguf": "unverified",
+        "DeepSeek-R1-Q4_K_M.mla.gguf": "other quant",
+    }
+    assert (found["gpu2"]["reachable"], found["gpu2"]["problems"][0]["what"]) == (False, "no answer")
 
 
 FOUND = {
