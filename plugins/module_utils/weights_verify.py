@@ -28,6 +28,8 @@ WHOLE, DAMAGED = "whole", "damaged"
 READ = STATE.with_name("read.json")
 """What the last reading of each file has found."""
 _MOST_AT_ONCE = 4
+_MOST_CORES = 6
+"""Each takes the memory of a piece, and each file that of two more: 192 MiB in all."""
 _MOST_SAID = 3
 _MOST_TENSORS = 4
 
@@ -76,7 +78,7 @@ def verified(
     """
     faults = {file["name"]: _fault(folder, file) for file in files}
     to_read = [file for file in files if not faults[file["name"]]]
-    cores = cores or len(os.sched_getaffinity(0))
+    cores = cores or min(len(os.sched_getaffinity(0)), _MOST_CORES)
     # A disk that turns reads one file after the other faster than several at once.
     at_once = max(1, 1 if turns(folder) else min(cores, len(to_read), _MOST_AT_ONCE))
     progress.begin("verifying the weights", sum(file["bytes"] for file in to_read), "bytes")
