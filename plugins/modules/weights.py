@@ -502,7 +502,7 @@ def mend(options: dict[str, Any], rows: list[dict[str, Any]]) -> int:
             with acting_as(USER):
                 remember(Path(row["path"]), row["sha256"])
     with acting_as(USER):
-        remember_reading(rows, "run")
+        remember_reading([row for row in rows if row["mended"]], "run")
     return int(said["fetched"])
 
 

@@ -156,6 +156,20 @@ def test_a_damaged_piece_is_made_anew_of_what_it_came_from(
     assert 0 < found["fetched"] < len(host.right) // 2
 
 
+def test_without_numpy_only_converted_tensors_cannot_be_mended(
+    root: Path, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host = Host(tmp_path / "host", root / "me" / "model" / "Q", "mla")
+    monkeypatch.setattr(mend, "MLA", "no_such_module")
+    tensors = gguf_header.read(host.file).tensors
+    host.rot(tensors[0].start)
+    assert told(host.job(source(hub)), monkeypatch, capsys)["faults"] == {}
+    assert host.file.read_bytes() == host.right
+    host.rot(next(each for each in tensors if "attn_k_b" in each.name).start)
+    said = "a converted tensor lies there, and this host has no numpy, which `r1prov up` installs"
+    assert told(host.job(source(hub)), monkeypatch, capsys)["faults"] == {host.file.name: said}
+
+
 def test_only_damaged_pieces_of_a_published_file_come(
     root: Path, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,6 +13,7 @@ mended, why.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import io
 import json
 import os
@@ -35,7 +36,9 @@ from transfer.wording import words  # noqa: E402
 
 if TYPE_CHECKING:
     from ansible_collections.r1.prov.plugins.module_utils.gguf_layout import Layout
+    from ansible_collections.r1.prov.plugins.module_utils.mla_form import Form
 
+MLA = "ansible_collections.r1.prov.plugins.module_utils.mla"  # It needs numpy, so it is imported when it is needed.
 HEAD_BYTES, MOST_HEAD_BYTES = 1 << 20, 256 << 20
 PAUSE_S = 5.0
 
@@ -51,6 +54,8 @@ class Origin:
         self.source, self._job, self._limit = source, job, limit
         self._files = [File(**row) for row in job["files"]]
         self._layout: Layout | None = None
+        self._form: Form | None = None
+        self._able: dict[str, gguf_layout.Part] = {}
         self.fetched = 0
 
     def piece(self, name: str, start: int, end: int) -> bytes:
@@ -81,19 +86,31 @@ class Origin:
             if run.offset is not None:
                 put(run.offset, content)
             for placed in run.made:
-                assert placed.part.make  # noqa: S101 - for the types: what has another name is made
-                put(placed.offset, placed.part.make(content))
+                put(placed.offset, self._tensor(placed.part.name, content))
         return bytes(made)
 
     def _laid_out(self) -> Layout:
         heads = [self._head(file) for file in self._files]
         form = mla_form.wanted(heads, self._job["attention"])
-        parts = form.parts
-        if form.attention == mla_form.MLA:
-            from ansible_collections.r1.prov.plugins.module_utils import mla  # noqa: PLC0415 - it needs numpy
+        self._form = form
+        return gguf_layout.layout(form.keys, form.parts, heads, [file.bytes for file in self._files])
 
-            parts = mla.able(form)
-        return gguf_layout.layout(form.keys, parts, heads, [file.bytes for file in self._files])
+    def _tensor(self, name: str, source: bytes) -> bytes:
+        """The data of a tensor that is made of another one.
+
+        Raises:
+            LyingError: the source has sent what nothing can be made of.
+            ModuleNotFoundError: this host has no numpy.
+        """
+        assert self._form  # noqa: S101 - for the types: there is a layout
+        if not self._able:
+            self._able = {part.name: part for part in importlib.import_module(MLA).able(self._form)}
+        make = self._able[name].make
+        assert make  # noqa: S101 - for the types: what has another name than its source is made
+        try:
+            return make(source)
+        except ValueError as error:
+            raise LyingError(f"sends a tensor that {error}") from None
 
     def _head(self, file: File) -> Gguf:
         """The head of a published file."""
@@ -164,6 +181,8 @@ class Mending:
             return str(error)
         except OSError as error:
             return f"it cannot be written: {error.strerror}"
+        except ModuleNotFoundError:
+            return "a converted tensor lies there, and this host has no numpy, which `r1prov up` installs"
         return ""
 
     def _brought(self, name: str, start: int, end: int, sha256: str) -> bytes:
