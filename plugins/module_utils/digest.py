@@ -1,4 +1,4 @@
-"""The sha256 of what a file holds on its disk."""
+"""The sha256 of what a file holds on its disk, of the whole and of its pieces."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import fcntl
 import hashlib
 import mmap
 import os
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import TYPE_CHECKING, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Callable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,6 +67,123 @@ def _block_by_block(descriptor: int, report: Callable[[int], None]) -> str:
             count = ahead.result()
             block, other = other, block
     return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Digests:
+    """What was read of a file.
+
+    Attributes:
+        whole: the sha256 of all of it; empty where that was not wanted, or where the disk cannot read all.
+        pieces: the sha256 of each piece; empty for one that the disk cannot read.
+    """
+
+    whole: str
+    pieces: list[str]
+
+
+def digests_of(
+    file: Path,
+    piece_bytes: int,
+    *,
+    whole: bool,
+    cores: int = 1,
+    report: Callable[[int], None] = lambda _done: None,
+    rest: Callable[[], None] = lambda: None,
+) -> Digests:
+    """The sha256 of each piece of a file, and of all of it, from one reading in order, past the kernel's memory as `sha256_of` reads.
+
+    The next pieces are read while those before them are hashed.
+
+    Args:
+        file: the file.
+        piece_bytes: the length of a piece: a whole number of pages.
+        whole: whether the sha256 of all of it is wanted, too. It takes a core of its own, and cannot be shared among several.
+        cores: how many pieces are hashed at once.
+        report: is called with the bytes done, after each piece.
+        rest: is called before each piece, and may take its time.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    descriptor = os.open(file, os.O_RDONLY)
+    with os.fdopen(descriptor, "rb", buffering=0), ThreadPoolExecutor(cores) as hashing, ThreadPoolExecutor(1) as along:
+        with suppress(OSError):
+            _set_direct(descriptor, wanted=True)
+        all_of_it, is_readable, done = hashlib.sha256(), True, 0
+        pieces: list[str | Future[str]] = []
+        size = os.fstat(descriptor).st_size
+        free = [mmap.mmap(-1, piece_bytes) for _ in range(min(cores + 2, -(-size // piece_bytes)))]
+        busy: deque[tuple[mmap.mmap, list[Future[Any]]]] = deque()
+        for start in range(0, size, piece_bytes):
+            rest()
+            if not free:
+                block, users = busy.popleft()
+                for user in users:
+                    user.result()
+                free.append(block)
+            block, count = free.pop(), min(piece_bytes, size - start)
+            try:
+                _fill(descriptor, block, start, count)
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise
+                free.append(block)
+                pieces.append("")
+                is_readable = False
+            else:
+                view = memoryview(block)[:count]
+                piece = hashing.submit(_sha256, view)
+                pieces.append(piece)
+                users = [piece, *([along.submit(all_of_it.update, view)] if whole and is_readable else [])]
+                busy.append((block, users))
+            done += count
+            report(done)
+        for _, users in busy:
+            for user in users:
+                user.result()
+        found = [piece if isinstance(piece, str) else piece.result() for piece in pieces]
+        return Digests(all_of_it.hexdigest() if whole and is_readable else "", found)
+
+
+def digest_at(file: Path, start: int, end: int) -> str:
+    """The sha256 of some bytes of a file, as its disk has them. `start` is the beginning of a page.
+
+    Raises:
+        OSError: they cannot be read.
+    """
+    descriptor = os.open(file, os.O_RDONLY)
+    with os.fdopen(descriptor, "rb", buffering=0):
+        with suppress(OSError):
+            _set_direct(descriptor, wanted=True)
+        block = mmap.mmap(-1, -(-(end - start) // mmap.PAGESIZE) * mmap.PAGESIZE)
+        _fill(descriptor, block, start, end - start)
+        return _sha256(memoryview(block)[: end - start])
+
+
+def _sha256(content: memoryview) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _fill(descriptor: int, block: mmap.mmap, start: int, count: int) -> None:
+    """Reads so many bytes of a file from there on.
+
+    Raises:
+        OSError: they cannot be read, or the file has become shorter.
+    """
+    done = 0
+    while done < count:
+        try:
+            # All of the block is asked for, because such a read wants whole pages, at the end of a file, too.
+            read = os.preadv(descriptor, [memoryview(block)[done:]], start + done)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            _set_direct(descriptor, wanted=False)
+            read = os.preadv(descriptor, [memoryview(block)[done:]], start + done)
+        if not read:
+            raise OSError(errno.ENODATA, "it has become shorter while it was read")
+        done += read
 
 
 def _read(descriptor: int, block: mmap.mmap) -> int:

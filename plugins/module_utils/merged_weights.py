@@ -7,6 +7,7 @@ looked when it was verified, so that it is not read again until it changes. The 
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,11 @@ class NotThereError(Exception):
 def record_of(file: Path) -> Path:
     """The file that records what a merged file was made of."""
     return file.with_name(f"{file.name}.json")
+
+
+def pieces_kept(sha256: str, state: Path = STATE) -> Path:
+    """Where the digests of the pieces of a published file with this sha256 lie (`pieces.py`)."""
+    return state.parent / "pieces" / f"{Path(sha256).name}.json"
 
 
 def recorded(file: Path, shards: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -90,11 +96,13 @@ def replaced(folder: Path, keep: str, files: list[dict[str, Any]], state: Path =
 
 
 def remember(file: Path, sha256: str, state: Path = STATE) -> None:
-    """Adds a verified file to what the transfer knows."""
+    """Adds a verified file to what the transfer knows, and when it was verified."""
     record = read_json(state)
-    write_whole(
-        state, json.dumps({**record, "verified": {**record.get("verified", {}), str(file): seen(file, sha256)}})
-    )
+    known = {
+        "verified": {**record.get("verified", {}), str(file): seen(file, sha256)},
+        "when": {**record.get("when", {}), str(file): time.time()},
+    }
+    write_whole(state, json.dumps({**record, **known}))
 
 
 def forget(files: list[Path], state: Path = STATE) -> None:
@@ -103,7 +111,8 @@ def forget(files: list[Path], state: Path = STATE) -> None:
     known = record.get("verified", {})
     kept = {path: looks for path, looks in known.items() if Path(path) not in files}
     if kept != known:
-        write_whole(state, json.dumps({**record, "verified": kept}))
+        when = {path: at for path, at in record.get("when", {}).items() if path in kept}
+        write_whole(state, json.dumps({**record, "verified": kept, "when": when}))
 
 
 def said_damaged(state: Path = STATE) -> None:
@@ -113,8 +122,10 @@ def said_damaged(state: Path = STATE) -> None:
 
 def remove(files: list[Path], state: Path = STATE) -> None:
     """Removes files and what is recorded of them."""
+    known = read_json(state).get("verified", {})
     forget(files, state)  # First the record: nothing may be recorded of a file that is gone.
     for file in files:
         record_of(file).unlink(missing_ok=True)
+        pieces_kept(known.get(str(file), {}).get("sha256", ""), state).unlink(missing_ok=True)
         file.unlink()
     sync_folder(files[0].parent)

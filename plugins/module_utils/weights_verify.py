@@ -1,26 +1,37 @@
-"""Reads all files of a model, and says which of them are not what they should be.
+"""Reads all files of a model, and says which of them are not what they should be, and where.
 
 A file whose bits changed on the disk keeps its size and times, so nothing that only looks at these ever notices it.
 """
 
 from __future__ import annotations
 
-import errno
 import json
+import os
+import threading
 import time
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Callable
 
-from ansible_collections.r1.prov.plugins.module_utils import merged_weights
-from ansible_collections.r1.prov.plugins.module_utils.digest import sha256_of
+from ansible_collections.r1.prov.plugins.module_utils import merged_weights, piece_digests, pieces
+from ansible_collections.r1.prov.plugins.module_utils.digest import Digests, digests_of
+from ansible_collections.r1.prov.plugins.module_utils.disk_look import turns
 from ansible_collections.r1.prov.plugins.module_utils.files import read_json, write_whole
+from ansible_collections.r1.prov.plugins.module_utils.gguf_header import GgufError, read
+from ansible_collections.r1.prov.plugins.module_utils.merged_weights import STATE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
 
 WHOLE, DAMAGED = "whole", "damaged"
+READ = STATE.with_name("read.json")
+"""What the last reading of each file has found."""
+_MOST_AT_ONCE = 4
+_MOST_CORES = 6
+"""Each takes the memory of a piece, and each file that of two more: 192 MiB in all."""
+_MOST_SAID = 3
+_MOST_TENSORS = 4
 
 
 def expected(folder: Path, shards: list[dict[str, Any]], merged: str) -> list[dict[str, Any]]:
@@ -39,22 +50,58 @@ def expected(folder: Path, shards: list[dict[str, Any]], merged: str) -> list[di
     return [{key: file[key] for key in ("name", "bytes", "sha256")} for file in known.values()]
 
 
-def verified(folder: Path, files: list[dict[str, Any]], progress: Progress) -> list[dict[str, Any]]:
-    """Reads the files of `expected`, and changes nothing.
+def verified(
+    folder: Path,
+    files: list[dict[str, Any]],
+    progress: Progress,
+    *,
+    state: Path = STATE,
+    cores: int = 0,
+    rest: Callable[[], None] = lambda: None,
+) -> list[dict[str, Any]]:
+    """Reads the files of `expected`, and changes none of them.
+
+    The digests of the pieces of a file are recorded where they were not known and the file is whole.
+
+    Args:
+        folder: the model's folder.
+        files: what to read.
+        progress: is told how far it is.
+        state: what the transfer has recorded.
+        cores: how many to use; those of the host where it is 0.
+        rest: is called before each piece that is read, and may take its time.
 
     Returns:
-        For each file `path`, `bytes`, `sha256`, `state` (WHOLE or DAMAGED) and `why`, which is empty for a whole one.
+        For each file `path`, `bytes`, `sha256`, `state` (WHOLE or DAMAGED), `why`, which is empty for a whole one, `mended`, which is for
+        others to say, and `places`: where it is damaged, each with `start`, `end` and what it `holds`. `places` is empty where the digests
+        of its pieces are not known.
     """
     faults = {file["name"]: _fault(folder, file) for file in files}
-    progress.begin("verifying the weights", sum(file["bytes"] for file in files if not faults[file["name"]]), "bytes")
-    before, rows = 0, []
-    for file in files:
+    to_read = [file for file in files if not faults[file["name"]]]
+    cores = cores or min(len(os.sched_getaffinity(0)), _MOST_CORES)
+    # A disk that turns reads one file after the other faster than several at once.
+    at_once = max(1, 1 if turns(folder) else min(cores, len(to_read), _MOST_AT_ONCE))
+    progress.begin("verifying the weights", sum(file["bytes"] for file in to_read), "bytes")
+    told = _Told(progress)
+
+    def look(file: dict[str, Any]) -> dict[str, Any]:
         path, why = folder / file["name"], faults[file["name"]]
+        places: list[dict[str, Any]] = []
         if not why:
-            why = _difference(path, file["sha256"], _behind(progress, before))
-            before += file["bytes"]
-        state = DAMAGED if why else WHOLE
-        rows.append({"path": str(path), "bytes": file["bytes"], "sha256": file["sha256"], "state": state, "why": why})
+            work = _Reading(path, file, state=state, cores=max(1, cores // at_once), rest=rest)
+            why, places = work.found(lambda done: told.tell(file["name"], done))
+        return {
+            "path": str(path),
+            "bytes": file["bytes"],
+            "sha256": file["sha256"],
+            "state": DAMAGED if why else WHOLE,
+            "why": why,
+            "places": places,
+            "mended": False,
+        }
+
+    with ThreadPoolExecutor(at_once) as pool:
+        rows = list(pool.map(look, files))
     progress.finish()
     return rows
 
@@ -71,6 +118,120 @@ def keep(kept: Path, wanted: list[dict[str, Any]], rows: list[dict[str, Any]]) -
     write_whole(kept, json.dumps({"ended": time.time(), "of": wanted, "rows": rows}))
 
 
+def remember(rows: list[dict[str, Any]], by: str, read: Path = READ) -> None:
+    """Writes down what was found and when, for whoever asks later. What is known of other files that are still there stays.
+
+    Args:
+        rows: from `verified`.
+        by: who has read: `run` or `timer`.
+        read: where it is kept.
+    """
+    before = read_json(read).get("files", {})
+    kept = {path: row for path, row in before.items() if os.path.lexists(path)}
+    now = time.time()
+    new = {row["path"]: {**{key: row[key] for key in ("sha256", "state", "why", "places")}, "at": now} for row in rows}
+    write_whole(read, json.dumps({"schema": 1, "ended": now, "by": by, "files": {**kept, **new}}))
+
+
+def damage(file: Path, state: Path = STATE, read: Path = READ) -> dict[str, str]:
+    """What the last reading of a file has found wrong, `why` and on which `day`; nothing where it was brought anew since."""
+    found = read_json(read).get("files", {}).get(str(file), {})
+    if not found.get("why") or read_json(state).get("when", {}).get(str(file), 0) > found["at"]:
+        return {}
+    return {"why": found["why"], "day": time.strftime("%Y-%m-%d", time.gmtime(found["at"]))}
+
+
+class _Told:
+    """Adds up how far several files are, which threads of their own read."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._lock = progress, threading.Lock()
+        self._done: dict[str, int] = {}
+
+    def tell(self, name: str, done: int) -> None:
+        with self._lock:
+            self._done[name] = done
+            self._progress.update(sum(self._done.values()))
+
+
+class _Reading:
+    """One file that is read."""
+
+    def __init__(self, path: Path, file: dict[str, Any], *, state: Path, cores: int, rest: Callable[[], None]) -> None:
+        self._path, self._bytes, self._sha256 = path, file["bytes"], file["sha256"]
+        self._state, self._cores, self._rest = state, cores, rest
+
+    def found(self, report: Callable[[int], None]) -> tuple[str, list[dict[str, Any]]]:
+        """What is wrong with the file, and where; nothing where nothing is."""
+        known = pieces.recorded_pieces(self._path, self._bytes, self._sha256, self._state)
+        read = self._read(report, whole=not known)
+        if not known:
+            if read.whole == self._sha256:
+                pieces.record_pieces(self._path, self._sha256, read.pieces, self._state)
+                return "", []
+            # What the disk cannot read has a place, whatever is known of the file.
+            places = self._places([not each for each in read.pieces])
+            return self._difference(read.whole, places), places
+        wrong = [is_digest != was for is_digest, was in zip(read.pieces, known, strict=True)]
+        if not any(wrong):
+            return "", []
+        if all(read.pieces):
+            # The digests of the pieces may have rotted themselves. That of the whole file is known from elsewhere.
+            again = self._read(report, whole=True)
+            if again.whole == self._sha256:
+                pieces.record_pieces(self._path, self._sha256, again.pieces, self._state)
+                return "", []
+        places = self._places(wrong)
+        some = "1 piece is not what it was" if sum(wrong) == 1 else f"{sum(wrong)} pieces are not what they were"
+        return f"{some}: {_listed(places)}", places
+
+    def _read(self, report: Callable[[int], None], *, whole: bool) -> Digests:
+        return digests_of(
+            self._path, piece_digests.PIECE_BYTES, whole=whole, cores=self._cores, report=report, rest=self._rest
+        )
+
+    def _difference(self, sha256: str, places: list[dict[str, Any]]) -> str:
+        return f"its sha256 is {sha256}, not {self._sha256}" if sha256 else f"its disk cannot read {_listed(places)}"
+
+    def _places(self, wrong: list[bool]) -> list[dict[str, Any]]:
+        """The damaged pieces. Those that follow each other are one place."""
+        places: list[dict[str, Any]] = []
+        for number, is_wrong in enumerate(wrong):
+            start = number * piece_digests.PIECE_BYTES
+            end = min(start + piece_digests.PIECE_BYTES, self._bytes)
+            if is_wrong and places and places[-1]["end"] == start:
+                places[-1]["end"] = end
+            elif is_wrong:
+                places.append({"start": start, "end": end, "holds": []})
+        for place in places:
+            place["holds"] = self._holds(place["start"], place["end"])
+        return places
+
+    def _holds(self, start: int, end: int) -> list[str]:
+        """The names of the tensors that lie there, and `the header` where that does."""
+        try:
+            header = read(self._path)
+        except (GgufError, OSError):  # The damage may be in the header itself, or the file is of another kind.
+            return []
+        names = ["the header"] if start < header.data else []
+        return names + [
+            tensor.name for tensor in header.tensors if tensor.start < end and start < tensor.start + tensor.n_bytes
+        ]
+
+
+def _listed(places: list[dict[str, Any]]) -> str:
+    """Names places in a file."""
+    said = [f"bytes {place['start']}-{place['end'] - 1}{_naming(place['holds'])}" for place in places[:_MOST_SAID]]
+    more = len(places) - len(said)
+    return ", ".join([*said, *([f"{more} more"] if more > 0 else [])])
+
+
+def _naming(holds: list[str]) -> str:
+    more = len(holds) - _MOST_TENSORS
+    names = holds[:_MOST_TENSORS] + ([f"{more} more"] if more > 0 else [])
+    return f" ({', '.join(names)})" if names else ""
+
+
 def _fault(folder: Path, file: dict[str, Any]) -> str:
     """What is wrong with a file at first sight; empty where it has to be read."""
     path = folder / file["name"]
@@ -80,19 +241,3 @@ def _fault(folder: Path, file: dict[str, Any]) -> str:
         return f"nothing says what it should be: {merged_weights.record_of(path).name} is lost or damaged"
     size = path.stat().st_size
     return f"it has {size} bytes, not {file['bytes']}" if size != file["bytes"] else ""
-
-
-def _behind(progress: Progress, before: int) -> Callable[[int], None]:
-    """Reports the bytes of one file behind those that were read before it."""
-    return lambda done: progress.update(before + done)
-
-
-def _difference(path: Path, sha256: str, report: Callable[[int], None]) -> str:
-    """What is wrong with a file when it is read; empty where nothing is."""
-    try:
-        found = sha256_of(path, report)
-    except OSError as error:
-        if error.errno != errno.EIO:
-            raise
-        return "its disk cannot read it"
-    return f"its sha256 is {found}, not {sha256}" if found != sha256 else ""

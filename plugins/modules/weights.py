@@ -26,10 +26,15 @@ description:
     the group, whether or not it is served now - this folder, those of other models beside it, and I(registries).
   - C(verified) reads all files of the model that are there, and fails where one is damaged or what is served is not there. It changes no
     file. The transfer is made to forget that a damaged file was verified, so that the next C(prepared) has it check and replace that file.
+    With I(mend) it brings those pieces anew, and writes each where it lies, if its sha256 is right.
+    It compares the sha256 of each 16 MiB where these are recorded, so that damage has a place. Where they are not, and a file is
+    whole, it records them. What it found is kept in C(/var/lib/r1prov/weights/read.json).
+  - C(pruned) removes what nobody needs of models, in the model's folder and in those of other models beside it. It leaves what a process
+    has mapped, and what is not r1prov's.
 author: The r1prov team
 options: {
   "state": {"type": "str", "required": true, "choices": ["prepared", "transferred", "merged", "settled",
-      "verified"], "description": "The step."},
+      "verified", "pruned"], "description": "The step."},
   "path": {"type": "path", "description": "The model's folder. Needed unless I(state) is C(transferred)."},
   "files": {"type": "list", "elements": "dict", "description": "The published files, in order. Needed unless I(state) is C(transferred).",
       "suboptions": {
@@ -42,6 +47,12 @@ options: {
       C(deepseek2) files into MLA form (C(attn_k_b) as Q8_0), which needs numpy. Other files are merged as they are. A file that was
       merged in the published form counts in place of the published files too. C(legacy) merges all files as they are."},
   "folders": {"type": "list", "elements": "path", "default": [], "description": "Folders of this host that may hold the files already."},
+  "mend": {"type": "bool", "default": false, "description": "Whether C(verified) brings damaged pieces anew, of those files of which the
+      digests of pieces are recorded. They come from the sources that the transfer was given last."},
+  "environment_file": {"type": "str", "default": "", "description": "A shell script that is sourced before something is fetched with
+      I(mend). Empty for none."},
+  "surplus": {"type": "list", "elements": "path", "default": [], "description": "The files that C(pruned) may remove. Empty for all that
+      nobody needs."},
   "registries": {"type": "list", "elements": "path", "default": [], "description": "Folders in which other programs keep models
       under names of their own, as Ollama does. C(settled) closes those that are there, and they keep their owners."}
   }
@@ -80,16 +91,26 @@ damaged:
     and has fetched anew, or that will be made anew. The first call that finds the transfer complete names them, and no later one.
 removed: {type: list, elements: str, returned: with settled, description: "The files that were removed, or would be."}
 closed: {type: list, elements: str, returned: with settled, description: "The folders that were closed, or would be."}
+pruned:
+  type: dict
+  returned: with pruned
+  description: >-
+    What was removed, or would be - of each of C(removed) its C(path), C(bytes), C(state) (C(other quant) or C(orphan)) and the bytes that
+    it C(frees); and C(in_use), the files that stay because a process has mapped them, in a sentence each.
 verified:
   type: dict
   returned: with verified
   description: >-
-    What was read - C(seconds), and of each of the C(files) its C(path), C(bytes), C(sha256), C(state) (C(whole) or C(damaged)) and C(why).
+    What was read - C(seconds), and of each of the C(files) its C(path), C(bytes), C(sha256), C(state) (C(whole) or C(damaged)), C(why),
+    the C(places) of the damage as far as they are known - C(start), C(end), and the tensors that it C(holds) - and whether it was
+    C(mended). C(fetched_bytes) is what came for that.
 """
 
+import json
 import os
 import pwd
 import stat
+import subprocess
 import time
 from contextlib import suppress
 from functools import partial
@@ -109,19 +130,35 @@ from ansible_collections.r1.prov.plugins.module_utils.merged_weights import (
     NotThereError,
     forget,
     is_as_verified,
+    remember,
     remove,
     replaced,
     said_damaged,
     stand_in,
 )
+from ansible_collections.r1.prov.plugins.module_utils.pieces import recorded_pieces
 from ansible_collections.r1.prov.plugins.module_utils.progress import RUN, Progress
 from ansible_collections.r1.prov.plugins.module_utils.units import in_words, last_words, show, stop
 from ansible_collections.r1.prov.plugins.module_utils.users import acting_as, exists
 from ansible_collections.r1.prov.plugins.module_utils.weights_merge import Merge, MergeError
-from ansible_collections.r1.prov.plugins.module_utils.weights_verify import DAMAGED, expected, joined, keep, verified
+from ansible_collections.r1.prov.plugins.module_utils.weights_prune import in_use, surplus
+from ansible_collections.r1.prov.plugins.module_utils.weights_prune import remove as remove_surplus
+from ansible_collections.r1.prov.plugins.module_utils.weights_verify import (
+    DAMAGED,
+    WHOLE,
+    damage,
+    expected,
+    joined,
+    keep,
+    verified,
+)
+from ansible_collections.r1.prov.plugins.module_utils.weights_verify import remember as remember_reading
 
 UNIT = "r1prov-weights.service"
 USER = "r1prov-weights"
+JOB = Path("/etc/r1prov/weights/job.json")
+"""The transfer's: it names the sources, and holds the token."""
+PROGRAM = Path("/usr/local/lib/r1prov-weights/mend.py")
 READERS = "r1prov-operators"
 """The group whose members may read models, as the engines do."""
 CLOSED = 0o750
@@ -343,7 +380,11 @@ def _in_words(path: Path, action: str) -> str:
 
 
 def _unlike(file: Path) -> str:
-    return f"{file} {'is not as it was when it was verified' if file.exists() else 'is gone'}"
+    if not file.exists():
+        return f"{file} is gone"
+    if found := damage(file):
+        return f"{file} is damaged, as was found on {found['day']}: {found['why']}"
+    return f"{file} is not as it was when it was verified"
 
 
 def wait(module: AnsibleModule, _options: dict[str, Any]) -> None:
@@ -418,14 +459,75 @@ def verify(module: AnsibleModule, options: dict[str, Any]) -> None:
                 with acting_as(USER):
                     rows = verified(path, files, Progress("weights"))
                     forget([Path(row["path"]) for row in rows if row["state"] == DAMAGED])
+                    remember_reading(rows, "run")
                 keep(RUN / ".verify.json", files, rows)
     except OSError as error:
         module.fail_json(msg=f"{error.filename or path} cannot be read: {error.strerror}")
-    found = {"files": rows, "seconds": round(time.monotonic() - started, 1)}
+    fetched = mend(options, rows) if options["mend"] and any(row["places"] for row in rows) else None
+    found = {"files": rows, "seconds": round(time.monotonic() - started, 1), "fetched_bytes": fetched}
     if damaged := [row for row in rows if row["state"] == DAMAGED]:
         words = "; ".join(f"{row['path']} is damaged: {row['why']}" for row in damaged)
         module.fail_json(msg=f"{words}. Remedy: `r1prov up` brings it anew, and keeps it until then", verified=found)
-    module.exit_json(changed=False, verified=found)
+    module.exit_json(changed=any(row["mended"] for row in rows), verified=found)
+
+
+def mend(options: dict[str, Any], rows: list[dict[str, Any]]) -> int:
+    """Brings the damaged pieces of files anew, and says in the rows what came of it. Returns the bytes that were fetched."""
+    damaged = [row for row in rows if row["places"]]
+    job = read_json(JOB)
+    job["damaged"] = [
+        {
+            "name": Path(row["path"]).name,
+            **{key: row[key] for key in ("bytes", "places")},
+            "pieces": recorded_pieces(Path(row["path"]), row["bytes"], row["sha256"]),
+        }
+        for row in damaged
+    ]
+    job["damaged"] = [each for each in job["damaged"] if each["pieces"]]  # What its disk cannot read has places, too.
+    user = pwd.getpwnam(USER)
+    argv = ["/usr/bin/python3", str(PROGRAM)]
+    if options["environment_file"]:
+        argv = ["/bin/bash", "-c", '. "$0" && exec "$@"', options["environment_file"], *argv]
+    groups = os.getgrouplist(USER, user.pw_gid)
+    who: dict[str, Any] = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": groups}
+    done = subprocess.run(argv, input=json.dumps(job), capture_output=True, text=True, check=False, cwd="/", **who)
+    said: dict[str, Any]
+    if done.returncode:
+        last = done.stderr.strip().rpartition("\n")[2]
+        said = {"fetched": 0, "faults": {each["name"]: f"the program failed: {last}" for each in job["damaged"]}}
+    else:
+        said = json.loads(done.stdout)
+    for row, name in ((row, Path(row["path"]).name) for row in damaged):
+        if name not in {each["name"] for each in job["damaged"]}:
+            continue
+        if why := said["faults"].get(name):
+            row["why"] += f". It could not be mended: {why}"
+        else:
+            row |= {"state": WHOLE, "why": "", "mended": True}
+            with acting_as(USER):
+                remember(Path(row["path"]), row["sha256"])
+    with acting_as(USER):
+        remember_reading([row for row in rows if row["mended"]], "run")
+    return int(said["fetched"])
+
+
+def prune(module: AnsibleModule, options: dict[str, Any]) -> None:
+    path = Path(options["path"])
+    if not exists(USER) or not path.parent.is_dir():
+        module.exit_json(changed=False, pruned={"removed": [], "in_use": []})
+    if show(UNIT, "SubState")["SubState"] in ("running", "start", "auto-restart"):
+        module.fail_json(msg="the weights are still being transferred. Remedy: prune when `r1prov up` has ended")
+    rows = surplus(path, options["files"], options["merged"], options["surplus"])
+    used = in_use([row["path"] for row in rows])
+    rows = [row for row in rows if row["path"] not in used]
+    if rows and not module.check_mode:
+        try:
+            remove_surplus(path, rows, USER)
+        except OSError as error:
+            module.fail_json(msg=f"{error.filename or path} cannot be removed: {error.strerror}")
+    said = [f"{name} stays, because {process} uses it" for name, process in used.items()]
+    removed = [{key: row[key] for key in ("path", "bytes", "state", "frees")} for row in rows]
+    module.exit_json(changed=bool(rows), pruned={"removed": removed, "in_use": said})
 
 
 def settle(module: AnsibleModule, options: dict[str, Any]) -> None:
@@ -454,7 +556,8 @@ def settle(module: AnsibleModule, options: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    states = {"prepared": prepare, "transferred": wait, "merged": merge, "settled": settle, "verified": verify}
+    states = {"prepared": prepare, "transferred": wait, "merged": merge, "settled": settle}
+    states |= {"verified": verify, "pruned": prune}
     module = AnsibleModule(
         argument_spec=arguments(DOCUMENTATION),
         required_if=[("state", state, ("path", "files")) for state in states if state != "transferred"],

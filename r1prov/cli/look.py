@@ -121,9 +121,9 @@ def status(
                 *show.restarts_wanted(name, each),
             ):
                 output.say(text, "yellow")
-            text, is_news = show.own_watch(name, each)
-            if text:
-                output.say(text, "yellow" if is_news else "")
+            for text, is_news in (show.own_watch(name, each), show.weights_read(name, each)):
+                if text:
+                    output.say(text, "yellow" if is_news else "")
             if each["health"] == "model missing":
                 output.say(
                     f"{name}: somebody has removed the model from Ollama; `r1prov up` registers it again", "yellow"

@@ -215,6 +215,16 @@ def own_watch(name: str, status: dict[str, Any]) -> tuple[str, bool]:
     return text, bool(told) or is_late
 
 
+def weights_read(name: str, status: dict[str, Any]) -> tuple[str, bool]:
+    """When the weights of a host were read last, and what was damaged, and whether that is worth a look; nothing where they never were."""
+    read = status.get("weights_read")
+    if not read:
+        return "", False
+    by = "by the host itself" if read["by"] == "timer" else "by a run"
+    told = [f"{path} is damaged: {why}; `r1prov up` brings it anew" for path, why in read["damaged"].items()]
+    return f"{name}: the weights were read on {read['read'][:10]} {by}: {'; '.join(told) or 'whole'}", bool(told)
+
+
 def restarts_wanted(name: str, status: dict[str, Any]) -> list[str]:
     """Say which services of a host still run something else than what is installed, because a run was cut off between the two."""
     told = []

@@ -85,7 +85,7 @@ VERBS = {
     ),
     "weights": (
         "weights:app",
-        "A model's files: verify them on the hosts; by hand, bring them into MLA form and compare two of them.",
+        "A model's files: look at them on the hosts, verify and prune them; by hand, bring them into MLA form and compare two of them.",
     ),
     "secrets": ("switch:secrets", "The secrets of a site."),
     "lab": ("lab:app", "Throwaway hosts on this machine: real systemd or none, real ssh. Needs root."),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from r1prov import output
 from r1prov.cli import options, running
-from r1prov.common.units import GIB
+from r1prov.common.units import GIB, MIB
 from r1prov.site.select import last_applied
 
 if TYPE_CHECKING:
@@ -18,6 +20,10 @@ def verify(
     hosts: options.Hosts = None,
     *,
     site: options.SiteFile = None,
+    mend: Annotated[
+        bool,
+        typer.Option("--mend", help="Bring damaged pieces anew, from where the model came from, and nothing else."),
+    ] = False,
     login_options: options.LoginOptions,
     break_lock: options.BreakLock = False,
     verbose: options.Verbose = 0,
@@ -26,20 +32,25 @@ def verify(
     """Read all weights on the hosts while they serve, and name what is damaged. Exit code 10 where something is.
 
     A bit that changes on a disk keeps a file's size and times, so `up` does not notice it by itself. After this it does: the next `up`
-    replaces what is damaged.
+    replaces what is damaged; with `--mend` only the damaged pieces come anew, now.
 
     Example: `r1prov weights verify gpu1`
     """
     applied, targets = last_applied(site, hosts or ())
     decision = running.settle(applied)
     login = login_options.ask()
-    told = {"r1prov_break_lock": True} if break_lock else {}
+    told = {"weights_mend": True} if mend else {}
+    told |= {"r1prov_break_lock": True} if break_lock else {}
     request = running.request("verify", told, verbosity=verbose, needs="r1prov-weights")
     done = running.run(decision, targets, login, request)
     if json:
         output.data(document(done.report))
     else:
         output.table(("host", "file", "GiB>", "state"), _rows(done.report))
+        for name, host in done.report.hosts.items():
+            if host.verified and host.verified["fetched_bytes"] is not None:
+                came = host.verified["fetched_bytes"] / MIB
+                output.say(f"{name}: {came:,.1f} MiB were fetched to mend what was damaged")
     if done.error:
         raise done.error
 
@@ -53,6 +64,7 @@ def document(report: RunReport) -> dict[str, Any]:
                 "result": _result(host),
                 "files": host.verified["files"] if host.verified else [],
                 "seconds": host.verified["seconds"] if host.verified else None,
+                "fetched_bytes": host.verified["fetched_bytes"] if host.verified else None,
                 "problems": host.problems,
             }
             for name, host in report.hosts.items()
@@ -71,6 +83,9 @@ def _rows(report: RunReport) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for name, host in report.hosts.items():
         files = host.verified["files"] if host.verified else []
-        rows += [(name, file["path"], f"{file['bytes'] / GIB:.1f}", file["state"]) for file in files]
+        rows += [
+            (name, file["path"], f"{file['bytes'] / GIB:.1f}", "mended" if file["mended"] else file["state"])
+            for file in files
+        ]
         rows += [] if files else [(name, "", "", host.result)]
     return rows

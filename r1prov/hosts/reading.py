@@ -18,7 +18,7 @@ from r1prov.common.systemctl import sign_of_systemd, systemctl
 from r1prov.hosts.connection import HostConnection, connect
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from r1prov.hosts.ssh import Access
     from r1prov.site import Host
@@ -38,6 +38,8 @@ class Progress:
         total: how many there are, or 0 where that is not known.
         unit: what `done` and `total` count: `steps` or `bytes`.
         state: `running`, `done` or `failed`.
+        sources: of a transfer, those that bring something.
+        verifying: of a transfer, which files are being verified, and how far.
         updated: seconds since 1970 by the host's clock, which may be wrong, so that only differences mean something.
     """
 
@@ -49,6 +51,8 @@ class Progress:
     unit: str
     state: str
     updated: float
+    sources: Sequence[str] = ()
+    verifying: str = ""
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,8 @@ def read_status(connection: HostConnection, service: dict[str, Any]) -> dict[str
         lock: the run that holds the host, as it describes itself. `dead` says whether it has certainly ended without releasing the host.
         watch: what the host's own watch has found last: `looked` (when), `age_s` (how long ago), `seconds`, `asked`, `every_s`,
             `differences`, each with `step`, `task` and `what`, `unknown` and `stays`.
+        weights_read: when all weights were read last: `read` (when), `by` (`run` or `timer`), and `damaged`, which has the paths of files
+            that are damaged still, and why.
         weights, benchmark: the JSON documents that the host keeps about them.
 
     Raises:

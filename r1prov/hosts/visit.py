@@ -6,13 +6,14 @@ import contextlib
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from r1prov.common.errors import Problem, UnhealthyError, UnreachableError
+from r1prov.common import paths
+from r1prov.common.errors import Problem, SiteError, UnhealthyError, UnreachableError
 from r1prov.decision import decide
-from r1prov.hosts import Contact, Tunnel, at_once, chat, connect, met, read_pause, read_secret, read_status
+from r1prov.hosts import Contact, Tunnel, ask, at_once, chat, connect, met, read_pause, read_secret, read_status
 from r1prov.machines.tuned import in_words
 from r1prov.site.addresses import reached_at, url
 from r1prov.site.authority import AUTHORITY
-from r1prov.site.select import last_applied
+from r1prov.site.select import last_applied, wanted
 from r1prov.site.state import ADMIN_PASSWORD, API_KEY, SiteState
 
 if TYPE_CHECKING:
@@ -66,6 +67,48 @@ def statuses(path: Path | None, named: Sequence[str], login: Login) -> dict[str,
         every_s = site.file.watch
         found["watch"] = {"every_s": every_s, "looked": None, **(found["watch"] or {})} if every_s else None
         return {"reachable": True, **found, "tuned": in_words(settings, lapsed)}
+
+    with met(hosts, site, login) as meeting:
+        found = dict(zip(meeting.contacts, at_once(read, [*meeting.contacts.values()]), strict=True))
+        found |= {name: _unreachable(error) for name, error in meeting.away.items()}
+    return {host.name: found[host.name] for host in hosts}
+
+
+def weights(path: Path | None, named: Sequence[str], login: Login) -> dict[str, dict[str, Any]]:
+    """Read what lies in the folders of models on hosts, by the site as last applied. What the site wants since is not taken for surplus.
+
+    Returns:
+        host name -> what `there` of plugins/module_utils/weights_there.py says, and `reachable`. Of a host that cannot be reached it says
+        `problems` instead.
+
+    Raises:
+        SiteError: no site is known, or it has no such host.
+    """
+    site, hosts = last_applied(path, named)
+    decisions = [decide(site)]
+    with contextlib.suppress(SiteError):  # The file may be wrong just now.
+        decisions.append(decide(wanted(path, ())[0]))
+    models = {decision.weights_dir: decision for decision in reversed(decisions)}
+    job = {
+        "models": f"{site.file.data_dir}/models",
+        "wanted": [
+            {
+                "folder": folder,
+                "files": [
+                    {"name": each.name, "bytes": each.bytes, "sha256": each.sha256} for each in decision.quant.files
+                ],
+                "merged": decision.merged,
+            }
+            for folder, decision in reversed(models.items())
+        ],
+    }
+    program = (paths.collection() / "plugins" / "module_utils" / "weights_there.py").read_text()
+
+    def read(contact: Contact) -> dict[str, Any]:
+        try:
+            return {"reachable": True, **ask(contact.connection, program, job, "its weights cannot be looked at", 60)}
+        except UnreachableError as error:
+            return _unreachable(error)
 
     with met(hosts, site, login) as meeting:
         found = dict(zip(meeting.contacts, at_once(read, [*meeting.contacts.values()]), strict=True))

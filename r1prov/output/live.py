@@ -157,6 +157,7 @@ class LiveRun:
         self._past = past or {}
         self._hosts = {name: _Host(name) for name in hosts}
         self._started_s = now()
+        self._flows_said_s = 0.0
         self._lock = threading.RLock()
         moving = self._console.is_interactive and not raw
         self._live = (
@@ -205,7 +206,11 @@ class LiveRun:
             pace = host.pace.setdefault(_part(progress), Pace())
             pace.add(progress.done, progress.updated)
             current = host.step and host.step.name == progress.step
-            if not self._live and current and progress.state == "running":
+            if self._live or progress.state != "running":
+                return
+            if progress.sources:
+                self._say_flows()
+            elif current:
                 self._say_progress(host, progress)
 
     def _host(self, name: str) -> _Host:
@@ -339,8 +344,32 @@ class LiveRun:
         """Build the lines that the terminal shows now."""
         with self._lock:
             rows = [row for host in self._hosts.values() if not host.end for row in self._rows(host)]
-            shown = _grid(rows) if self._console.width >= WIDE else _stack(rows)
-            return Group(shown, Text(self._whole(), style="dim"))
+            is_wide, flows = self._console.width >= WIDE, self._flows()
+            parts: list[Table | Text] = [_grid(rows) if is_wide else _stack(rows)] if rows else []
+            if flows:
+                parts.append(_flow_grid(flows) if is_wide else _flow_stack(flows))
+            return Group(*parts, Text(self._whole(), style="dim"))
+
+    def _flows(self) -> list[_Flow]:
+        """What flows to the hosts now."""
+        return [
+            _Flow(host.name, self._amounts(host, each), list(each.sources), each.verifying)
+            for host in self._hosts.values()
+            if not host.end
+            for each in host.progress.values()
+            if _flows(each)
+        ]
+
+    def _say_flows(self) -> None:
+        """Print a line for all hosts to which something flows, now and then."""
+        if self._now() - self._flows_said_s < PLAIN_EVERY_S:
+            return
+        self._flows_said_s = self._now()
+        told = [
+            f"{flow.host} {flow.amounts}, from {', '.join(flow.sources)}{flow.verifying and f', verifying {flow.verifying}'}"
+            for flow in self._flows()
+        ]
+        lines(self._console, Text.assemble(("weights  ", "bold"), "; ".join(told)))
 
     def _rows(self, host: _Host) -> Iterable[_Row]:
         name = Text(host.name, style="bold")
@@ -349,14 +378,14 @@ class LiveRun:
             return
         elapsed = clock(self._now() - host.step.started_s)
         progress = host.progress.get(host.step.name)
-        running = progress if progress and progress.state == "running" else None
+        running = progress if progress and progress.state == "running" and not _flows(progress) else None
         label = Text(host.step.label, style="cyan")
         if running:
             yield _Row(name, label, Text(running.label), running, self._amounts(host, running), elapsed)
         else:
             yield _Row(name, label, Text(host.task), took=elapsed)
         for other in host.progress.values():
-            if other.state == "running" and other.step != host.step.name:
+            if other.state == "running" and other.step != host.step.name and not _flows(other):
                 beside = Text(f"meanwhile {other.step}", style="dim")
                 yield _Row(Text(), beside, Text(other.label, style="dim"), other, self._amounts(host, other))
 
@@ -374,6 +403,41 @@ class _Row:
     progress: Progress | None = None
     amounts: str = ""
     took: str = ""
+
+
+@dataclass(frozen=True)
+class _Flow:
+    """What flows to a host: how much, from where, and what of it is being verified."""
+
+    host: str
+    amounts: str
+    sources: list[str]
+    verifying: str
+
+
+def _flows(progress: Progress) -> bool:
+    """Whether bytes come from sources now. They have a table of their own, for all hosts."""
+    return progress.state == "running" and bool(progress.sources)
+
+
+def _flow_grid(flows: Iterable[_Flow]) -> Table:
+    """A line for each host."""
+    grid = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
+    for name in ("weights", "", "from", "verifying"):
+        grid.add_column(Text(name), no_wrap=True, overflow="ellipsis")
+    for flow in flows:
+        grid.add_row(Text(flow.host, style="bold"), flow.amounts, ", ".join(flow.sources), flow.verifying)
+    return grid
+
+
+def _flow_stack(flows: Iterable[_Flow]) -> Text:
+    """Short lines for each host."""
+    shown = []
+    for flow in flows:
+        shown += [Text(f"{flow.host} weights", style="bold"), Text(f"  {flow.amounts}")]
+        shown.append(Text(f"  from {', '.join(flow.sources)}"))
+        shown += [Text(f"  verifying {flow.verifying}")] if flow.verifying else []
+    return Text("\n", no_wrap=True, overflow="ellipsis").join(shown)
 
 
 def _grid(rows: Iterable[_Row]) -> Table:

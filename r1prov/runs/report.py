@@ -65,7 +65,8 @@ class HostReport:
         modes: what the role measure says of modes (docs/benchmark.md).
         removal: what the module removal says that it removes, or would, and what stays: its keys `removed`, `kept`, `in_use` and `away`.
         verified: what `r1prov weights verify` read: `seconds`, and of each of `files` its `path`, `bytes`, `sha256`, `state`
-            (`whole` or `damaged`) and `why`.
+            (`whole` or `damaged`), `why`, and the `places` of the damage.
+        pruned: what `r1prov weights prune` has removed and what is in use: the keys `removed` and `in_use` of the module weights.
         looked: what a look before the run said: `asked` (the number of questions), `seconds`, `differences`, each with `step`, `task`
             and `what`, `unknown`, why that is not all, and `built_anew`. Where it says nothing of the first two, the run left the host out.
     """
@@ -86,6 +87,7 @@ class HostReport:
     modes: dict[str, Any] | None = None
     removal: dict[str, Any] | None = None
     verified: dict[str, Any] | None = None
+    pruned: dict[str, Any] | None = None
     looked: dict[str, Any] | None = None
 
     def warn(self, said: Iterable[str]) -> None:
@@ -186,6 +188,7 @@ class Recorder:
             if event.step == "removal" and "removed" in event.result:
                 host.removal = {key: event.result[key] for key in ("removed", "kept", "in_use", "away")}
             host.verified = event.result.get("verified") or host.verified
+            host.pruned = event.result.get("pruned") or host.pruned
         elif isinstance(event, HostLooked):
             self._looked(event)
         elif isinstance(event, HostAway | HostFailed | HostUnreachable):

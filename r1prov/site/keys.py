@@ -249,6 +249,13 @@ class SiteFile(Keys):
     """The gateway, which offers page and API to others over TLS. It is off unless this key is there."""
     watch: Annotated[Duration, AfterValidator(_not_too_often)] | None = None
     """How often each host looks by itself whether it is still as it should be (`1h`), one minute at least. Off unless this key is there."""
+    verify_weights: Literal["weekly", "monthly", "never"] = "monthly"
+    """How often each host reads its weights by itself, in idle hours, to see that they are whole."""
+
+    @property
+    def verify_weights_every_s(self) -> int:
+        """How old the last verification of the weights may be, in seconds; 0 where the hosts do not verify them by themselves."""
+        return {"weekly": 7, "monthly": 30, "never": 0}[self.verify_weights] * 86400
 
     @property
     def api(self) -> tuple[str, int]:

@@ -249,10 +249,10 @@ def test_a_bit_that_a_disk_has_changed_is_found_while_the_engine_serves(
         second.name: "whole",
     }
     assert [row["path"] for row in found["hosts"][first.name]["files"] if row["state"] == "damaged"] == [file]
-    assert f"{file} is damaged: its sha256 is" in " ".join(done.stderr.split())
+    assert f"{file} is damaged: 1 piece is not what it was: bytes " in " ".join(done.stderr.split())
     deep = json.loads(operator.does("drift", first.name, "--deep", "--json", code=Exit.DRIFTED).stdout)
     assert any(
-        each["step"] == "weights" and each["what"].startswith(f"{file} is damaged: its sha256 is")
+        each["step"] == "weights" and each["what"].startswith(f"{file} is damaged: 1 piece is not what it was: bytes ")
         for each in deep["hosts"][first.name]["differences"]
     )
     assert told(first, f"systemctl show --property=MainPID {UNIT}") == engine

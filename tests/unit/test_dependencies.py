@@ -17,7 +17,7 @@ from r1prov.hosts.first import OLDEST_PYTHON
 
 ROOT = Path(__file__).parents[2]
 DECLARED = tomllib.loads((ROOT / "pyproject.toml").read_text())
-OURS = {"r1prov", "tests", "benchmarks", "ansible_collections", "measuring", "supervised", "transfer"}
+OURS = {"r1prov", "tests", "benchmarks", "ansible_collections", "measuring", "supervised", "transfer", "mend", "verify"}
 DISTRIBUTIONS = packages_distributions()
 
 ON_THE_CONTROLLER = ("r1prov", "plugins/action", "plugins/filter")

@@ -114,7 +114,7 @@ def test_the_role_installs_all_files_of_the_program() -> None:
 
 def of_the_collection(program: Path) -> set[str]:
     """The files of plugins/module_utils that a program imports when it runs, also those that it names in a text."""
-    code = program.read_text()
+    code = re.sub(r"  #.*", "", program.read_text())
     if not code.count("TYPE_CHECKING:\n"):
         running = code
     else:
@@ -145,6 +145,21 @@ def test_all_files_arrive_and_are_left_alone_afterwards(host: Host, hub: Hub, ki
     assert len(hub.requests) == asked
 
 
+def test_where_each_file_came_from_and_when_it_was_verified_outlives_its_journal(
+    host: Host, hub: Hub, root: Path
+) -> None:
+    began = time.time()
+    linked = host.job["files"][1]
+    (host.folder / ".incoming").mkdir()
+    os.link(root / REPO / FOLDER / linked["name"], host.folder / ".incoming" / linked["sha256"])
+    assert host.run(hub_source(hub))[0] == 0
+    for file in host.job["files"]:
+        came = host.state["came"][file["sha256"]]
+        place = "another folder of this disk" if file is linked else hub.url.removeprefix("http://")
+        assert came["from"] == {place: SHARD_BYTES}
+        assert began <= came["at"] <= host.state["when"][str(host.folder / file["name"])] <= time.time()
+
+
 def test_a_transfer_takes_as_long_as_its_limit_asks(host: Host, hub: Hub) -> None:
     host.job["rate_limit"] = {"00:00-24:00": 3 * SHARD_BYTES // 4}
     began = time.monotonic()
@@ -152,6 +167,20 @@ def test_a_transfer_takes_as_long_as_its_limit_asks(host: Host, hub: Hub) -> Non
     assert code == 0, log
     assert time.monotonic() - began > 3.9
     assert host.is_complete()
+
+
+def test_it_tells_what_brings_something_and_what_is_verified(host: Host, hub: Hub) -> None:
+    host.job["rate_limit"] = {"00:00-24:00": 3 * SHARD_BYTES // 2}
+    process = host.start(hub_source(hub))
+    wait_for((host.root / "run" / "progress.json").exists)
+    told = host.progress
+    while process.poll() is None:
+        told = host.progress if host.progress["sources"] else told
+        time.sleep(0.05)
+    process.communicate()
+    assert told["sources"] == [hub.url.removeprefix("http://")]
+    assert re.match(r"m-0000\d-of-00003.gguf \d+ %", told["verifying"])
+    assert (host.progress["state"], host.progress["sources"]) == ("done", [])
 
 
 def test_what_was_verified_is_not_read_again_unless_it_changed(host: Host, hub: Hub) -> None:

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import termios
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -158,7 +159,10 @@ def moving_at(width: int) -> str:
     live.event(StepStarted("gpu1", "llama_cpp", 2, 4))
     for now in (2.0, 12.0):
         live.progress(progress("llama_cpp", int(100 + now), 359, "steps", "compiling", now))
-        live.progress(progress("weights", int(now) * GIB // 20, 131 * GIB, "bytes", "fetching", now))
+        weights = progress("weights", int(now) * GIB // 20, 131 * GIB, "bytes", "fetching", now)
+        live.progress(
+            replace(weights, sources=["huggingface.co", "hf-mirror.com"], verifying="m-00001-of-00003.gguf 1 %")
+        )
     screen.print(live._lines())
     return shown(screen)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -158,6 +159,41 @@ def test_without_a_terminal_each_step_is_a_line_that_stays(clock):
         "gpu1  [3/3] cuda_toolkit: not needed\n"
         "gpu1  done in 1:35"
     )
+
+
+def test_without_a_terminal_what_flows_to_all_hosts_is_a_line_every_ten_seconds(clock):
+    plain = console(terminal=False)
+    hosts = ("gpu1", "gpu2")
+    with output.LiveRun(hosts, console=plain, now=clock) as live:
+        for host in hosts:
+            live.event(StepStarted(host, "llama_cpp", 1, 1))  # It flows while something else is done.
+        for second in range(1, 26):
+            clock.now = 1000 + second
+            for host in hosts:
+                flow = progress("weights", second << 30, 100 << 30, unit="bytes", label="x", at=second, host=host)
+                live.progress(replace(flow, sources=["a.example", "b.example"], verifying="m.gguf 7 %"))
+    said = [line for line in " ".join(text_of(plain).split()).split("weights ") if "from" in line]
+    assert len(said) == 3
+    assert said[1].startswith(
+        "gpu1 11.0 of 100.0 GiB, 1024.0 MiB/s, 1:29 left, from a.example, b.example, verifying m.gguf 7 %; gpu2 10.0 of"
+    )
+
+
+def test_on_a_terminal_what_flows_to_all_hosts_is_one_table(clock):
+    screen = console(terminal=True)
+    live = output.LiveRun(["gpu1", "gpu2"], console=screen, now=clock)
+    for host in ("gpu1", "gpu2"):
+        live.event(StepStarted(host, "weights", 1, 1))
+        flow = progress("weights", 1 << 30, 2 << 30, unit="bytes", label="fetching", host=host)
+        live.progress(replace(flow, sources=["a.example"], verifying="m.gguf 7 %"))
+    screen.print(live._lines())
+    shown = [line.split() for line in text_of(screen).splitlines()]
+    assert shown[2] == ["weights", "from", "verifying"]
+    assert [row[0] for row in shown[3:5]] == ["gpu1", "gpu2"]
+    assert shown[3][1:] == ["1.0", "of", "2.0", "GiB", "a.example", "m.gguf", "7", "%"]
+    # What does not flow any more is not in it.
+    live.progress(progress("weights", 2 << 30, 2 << 30, unit="bytes", label="merging", host="gpu1"))
+    assert len(live._flows()) == 1
 
 
 def test_whom_a_step_waits_for_is_said_at_once_and_once(clock):

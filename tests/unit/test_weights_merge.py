@@ -19,10 +19,13 @@ from ansible_collections.r1.prov.plugins.module_utils import (
     gguf_header,
     gguf_stream,
     merged_weights,
+    piece_digests,
+    pieces,
     weights_merge,
     weights_verify,
 )
-from ansible_collections.r1.prov.plugins.module_utils.digest import sha256_of
+from ansible_collections.r1.prov.plugins.module_utils.digest import digests_of, sha256_of
+from ansible_collections.r1.prov.plugins.module_utils.piece_digests import Digests
 from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
 from ansible_collections.r1.prov.plugins.module_utils.weights_merge import Merge, MergeError
 
@@ -99,7 +102,7 @@ class Host:
                 "sha256": digest(file),
                 "attention": attention,
                 "shards": self.files,
-                "pieces": {"bytes": 16 << 20, "sha256": [digest(file)]},  # It is that small.
+                "pieces": in_pieces(file.read_bytes()),
             }
             and self.verified[str(file)] == merged_weights.seen(file, digest(file))
             and not list((self.folder / ".incoming").iterdir())
@@ -113,6 +116,20 @@ class Host:
 
 def digest(path: Path) -> str:
     return sha256(path.read_bytes()).hexdigest()
+
+
+def in_pieces(content: bytes) -> dict[str, Any]:
+    """The digests of the pieces of a file, as they are recorded."""
+    size = pieces.PIECE_BYTES
+    found = [sha256(content[start : start + size]).hexdigest() for start in range(0, len(content), size)]
+    return {"bytes": size, "sha256": found}
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces of which even a tiny model has several."""
+    for module in (piece_digests, pieces):
+        monkeypatch.setattr(module, "PIECE_BYTES", 64 << 10)
 
 
 @pytest.fixture
@@ -433,33 +450,116 @@ def test_without_room_a_damaged_published_file_is_mended_and_takes_the_place_of_
     assert small.settle("t.mla.gguf") == ["t.gguf"]
 
 
-def test_verifying_names_what_is_damaged_and_lets_the_transfer_read_it_again(host: Host) -> None:
+def faults(host: Host, name: str = "t.mla.gguf") -> list[str]:
+    """What a verification finds wrong, by file."""
+    files = weights_verify.expected(host.folder, host.files, name)
+    rows = weights_verify.verified(host.folder, files, Progress("weights", host.run), state=host.state)
+    assert all((row["state"] == "damaged") is bool(row["why"]) for row in rows)
+    return [f"{Path(row['path']).name}: {row['why']}" for row in rows if row["why"]]
+
+
+def test_verifying_names_what_is_damaged_by_place_and_lets_the_transfer_read_it_again(host: Host) -> None:
     host.merge("mla").complete()
     host.settle("t.mla.gguf")
     file = host.folder / "t.mla.gguf"
-
-    def found() -> list[str]:
-        files = weights_verify.expected(host.folder, host.files, file.name)
-        rows = weights_verify.verified(host.folder, files, Progress("weights", host.run))
-        assert all((row["state"] == "damaged") is bool(row["why"]) for row in rows)
-        return [f"{Path(row['path']).name}: {row['why']}" for row in rows if row["why"]]
-
-    assert found() == []
+    assert faults(host) == []
     assert (host.progress["done"], host.progress["total"]) == (file.stat().st_size, file.stat().st_size)
     for place in places(file):
         rot(file, place)
         assert host.merge("mla").known  # Whoever only looks at size and time sees nothing.
-        assert found() == [f"t.mla.gguf: its sha256 is {digest(file)}, not {host.verified[str(file)]['sha256']}"]
+        start = place // pieces.PIECE_BYTES * pieces.PIECE_BYTES
+        last = min(start + pieces.PIECE_BYTES, file.stat().st_size) - 1
+        (said,) = faults(host)
+        assert said.startswith(f"t.mla.gguf: 1 piece is not what it was: bytes {start}-{last}")
         rot(file, place)
     os.truncate(file, 100)
-    assert found() == [f"t.mla.gguf: it has 100 bytes, not {host.verified[str(file)]['bytes']}"]
+    assert faults(host) == [f"t.mla.gguf: it has 100 bytes, not {host.verified[str(file)]['bytes']}"]
     merged_weights.record_of(file).write_text("{")
-    assert found() == ["t.mla.gguf: nothing says what it should be: t.mla.gguf.json is lost or damaged"]
+    assert faults(host) == ["t.mla.gguf: nothing says what it should be: t.mla.gguf.json is lost or damaged"]
     file.unlink()
-    assert found() == ["t.mla.gguf: it is not there"]
+    assert faults(host) == ["t.mla.gguf: it is not there"]
     before = host.verified
     merged_weights.forget([file], host.state)
     assert host.verified == {path: looks for path, looks in before.items() if path != str(file)}
+
+
+def test_a_damaged_place_is_named_with_the_tensors_that_lie_there(host: Host) -> None:
+    host.merge("mla").complete()
+    file = host.folder / "t.mla.gguf"
+    tensors = [each for each in gguf_header.read(file).tensors if each.n_bytes > 1]
+    hit = next(each for each in tensors if each.start > 3 * pieces.PIECE_BYTES)
+    rot(file, hit.start)
+    rot(file, len(file.read_bytes()) - 1)
+    (row,) = [
+        row
+        for row in weights_verify.verified(
+            host.folder,
+            weights_verify.expected(host.folder, host.files, file.name),
+            Progress("weights", host.run),
+            state=host.state,
+        )
+        if row["why"]
+    ]
+    start = hit.start // pieces.PIECE_BYTES * pieces.PIECE_BYTES
+    assert (row["places"][0]["start"], row["places"][0]["end"]) == (start, start + pieces.PIECE_BYTES)
+    assert hit.name in row["places"][0]["holds"]
+    assert tensors[-1].name in row["places"][1]["holds"]
+    assert row["why"].startswith("2 pieces are not what they were: ")
+    rot(file, 0)  # Whoever cannot read the header any more still says where the damage is.
+    assert "bytes 0-" in faults(host)[0]
+
+
+def test_the_digests_of_pieces_are_recorded_when_a_file_is_found_whole(host: Host) -> None:
+    """Files that earlier versions made, and published ones, have none yet."""
+    host.merge("legacy").complete()
+    file = host.folder / "t.gguf"
+    record = json.loads(merged_weights.record_of(file).read_text())
+    made = record.pop("pieces")
+    merged_weights.record_of(file).write_text(json.dumps(record))
+    for path in (file, *host.shards):
+        assert pieces.recorded_pieces(path, path.stat().st_size, digest(path), host.state) == []
+    assert faults(host, "t.gguf") == []
+    assert json.loads(merged_weights.record_of(file).read_text()) == {**record, "pieces": made}
+    for path in (file, *host.shards):
+        known = pieces.recorded_pieces(path, path.stat().st_size, digest(path), host.state)
+        assert known == in_pieces(path.read_bytes())["sha256"]
+    rot(host.shards[1], 70_000)
+    (said,) = faults(host, "t.gguf")
+    assert said.startswith(f"{host.shards[1].name}: 1 piece is not what it was: bytes 65536-")
+    host.settle("t.gguf")
+    assert list((host.state.parent / "pieces").iterdir()) == []
+
+
+def test_digests_of_pieces_that_rotted_themselves_are_no_damage_of_the_file(host: Host) -> None:
+    host.merge("mla").complete()
+    file = host.folder / "t.mla.gguf"
+    record = json.loads(merged_weights.record_of(file).read_text())
+    right = list(record["pieces"]["sha256"])
+    record["pieces"]["sha256"][1] = "0" * 64
+    merged_weights.record_of(file).write_text(json.dumps(record))
+    assert faults(host) == []
+    assert json.loads(merged_weights.record_of(file).read_text())["pieces"]["sha256"] == right
+
+
+def test_what_a_reading_has_found_is_kept_for_each_file_until_that_is_gone(tmp_path: Path) -> None:
+    kept, first, second = tmp_path / "read.json", tmp_path / "a", tmp_path / "b"
+    for file in (first, second):
+        file.touch()
+
+    def row(path: Path, state: str) -> dict[str, Any]:
+        return {"path": str(path), "bytes": 0, "sha256": "s", "state": state, "why": "", "places": []}
+
+    weights_verify.remember([row(first, "whole")], "timer", kept)
+    weights_verify.remember([row(second, "damaged")], "run", kept)
+    found = json.loads(kept.read_text())
+    assert {path: each["state"] for path, each in found["files"].items()} == {
+        str(first): "whole",
+        str(second): "damaged",
+    }
+    assert found["by"] == "run"
+    first.unlink()
+    weights_verify.remember([], "timer", kept)
+    assert list(json.loads(kept.read_text())["files"]) == [str(second)]
 
 
 def test_verifying_reads_all_that_is_there(host: Host) -> None:
@@ -470,7 +570,7 @@ def test_verifying_reads_all_that_is_there(host: Host) -> None:
     assert sorted(names) == sorted([*(shard.name for shard in host.shards), "t.gguf", "t.mla.gguf"])
     host.shards[1].unlink()
     missing = weights_verify.expected(host.folder, host.files, "")
-    rows = weights_verify.verified(host.folder, missing, Progress("weights", host.run))
+    rows = weights_verify.verified(host.folder, missing, Progress("weights", host.run), state=host.state)
     assert [row["why"] for row in rows if row["path"] == str(host.shards[1])] == ["it is not there"]
     assert len(rows) == 5
 
@@ -495,6 +595,23 @@ def test_the_digest_of_a_file_of_any_size(tmp_path: Path, size: int) -> None:
     assert told[-1:] == ([size] if size else [])
 
 
+@pytest.mark.parametrize("cores", [1, 2])
+@pytest.mark.parametrize("size", [0, 1, 4095, 4096, 8191, 8192, 8193, 50_000])
+def test_the_digests_of_pieces_of_a_file_of_any_size(tmp_path: Path, size: int, cores: int) -> None:
+    file = tmp_path / "file"
+    content = random.Random(size).randbytes(size)
+    file.write_bytes(content)
+    told: list[int] = []
+    found = digests_of(file, 8192, whole=True, cores=cores, report=told.append)
+    assert found.whole == digest(file)
+    assert found.pieces == [sha256(content[at : at + 8192]).hexdigest() for at in range(0, size, 8192)]
+    assert told[-1:] == ([size] if size else [])
+    with Digests() as along:
+        for at in range(0, size, 777):
+            along.update(content[at : at + 777])
+        assert along.sums().pieces == in_pieces(content)
+
+
 @pytest.mark.parametrize("room", [True, False])
 def test_what_rotted_on_the_disk_is_found_and_mended_while_an_engine_has_it_mapped(
     tmp_path: Path, whole: Path, converted: Path, room: bool
@@ -511,7 +628,7 @@ def test_what_rotted_on_the_disk_is_found_and_mended_while_an_engine_has_it_mapp
             assert mapped[:] == right
             assert file.read_bytes() == right
             files = weights_verify.expected(host.folder, host.files, file.name)
-            rows = weights_verify.verified(host.folder, files, Progress("weights", host.run))
+            rows = weights_verify.verified(host.folder, files, Progress("weights", host.run), state=host.state)
             assert [row["path"] for row in rows if row["why"]] == [str(file)]
             merged_weights.forget([file], host.state)
             if not room:

@@ -61,6 +61,7 @@ def main() -> None:
         "props": props,
         "weights": document(REMEMBERED / "weights" / "state.json"),
         "benchmark": document(REMEMBERED / "smoke_bench" / "last.json"),
+        "weights_read": weights_read(),
         "watch": watch(),
         "lock": document(LOCK) or (NOBODY if LOCK.exists() else None),
     }
@@ -72,6 +73,21 @@ def away() -> str:
     if not REMEMBERED.is_symlink() or REMEMBERED.exists():
         return ""
     return f"the data disk is away: {REMEMBERED} leads to {REMEMBERED.readlink()}, which is not there"
+
+
+def weights_read() -> dict[str, Any] | None:
+    """When the weights were read last, by whom, and what of them is damaged still; None where nobody has read them."""
+    found = document(REMEMBERED / "weights" / "read.json")
+    if not found or "ended" not in found:
+        return None
+    when = (document(REMEMBERED / "weights" / "state.json") or {}).get("when", {})
+    damaged = {
+        path: each["why"]
+        for path, each in found["files"].items()
+        if each["state"] == "damaged" and when.get(path, 0) <= each["at"]  # Else it was brought anew.
+    }
+    ended = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(found["ended"]))
+    return {"read": ended, "by": found["by"], "damaged": damaged}
 
 
 def watch() -> dict[str, Any] | None:

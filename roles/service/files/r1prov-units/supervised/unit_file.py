@@ -40,6 +40,7 @@ LOST = {
     ),
     "kernel modules are a matter of the platform, and no network has to be awaited": "Wants",
     "the log has the name of the unit": "SyslogIdentifier",
+    "a service for idle hours has a low priority, and no more": "CPUSchedulingPolicy IOSchedulingClass",
 }
 """What a service does not have that systemd would give it, and by which settings systemd would."""
 

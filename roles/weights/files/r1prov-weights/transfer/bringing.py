@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from transfer.frontier import Frontier
+from transfer.partial import BEFORE
 from transfer.turns import PAUSE_AFTER_GAIN_S, Supplier, Turn
 
 if TYPE_CHECKING:
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from transfer.connection import Connection
     from transfer.errors import WrongError
     from transfer.partial import Partial
+
+LINKED = "another folder of this disk"
 
 Origins = dict[tuple[str, str], int]  # bytes by source, and version of its file
 
@@ -114,6 +118,13 @@ class Bringing:
         self.is_suspicious, self.relied_on = True, None
         turn.fail(error, gained=False, asked_s=time.monotonic())
         self.put_last(turn)
+
+    def origins(self) -> dict[str, int]:
+        """How many of its bytes came from which source, in words."""
+        found: Counter[str] = Counter()
+        for (origin, _), count in self.partial.bytes_by_origin().items():
+            found[LINKED if origin == BEFORE and self.partial.place.is_linked() else origin] += count
+        return dict(found)
 
     def stop(self) -> None:
         """Ends all that is done for it. What has arrived is kept."""

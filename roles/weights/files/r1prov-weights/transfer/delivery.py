@@ -438,7 +438,26 @@ class Delivery:
 
     def _show(self) -> None:
         if self._open:
-            self._progress.show(self._label() + self._way.remark, self._partial_bytes())
+            self._progress.show(
+                self._label() + self._way.remark,
+                self._partial_bytes(),
+                sources=self._bringing_sources(),
+                verifying=self._verifying(),
+            )
+
+    def _bringing_sources(self) -> list[str]:
+        """The sources from which something comes, as the operator prefers them."""
+        brings = {self._number(each) for each in self._connections() if each.received}
+        return [str(each.source) for each in self._suppliers if each.number in brings]
+
+    def _verifying(self) -> str:
+        """Which files are being verified, and how far."""
+        parts = [
+            f"{each.file.name} {each.partial.hashed * 100 // each.file.bytes} %"
+            for each in self._open
+            if each.file.bytes
+        ]
+        return ", ".join(parts)
 
     def _label(self) -> str:
         """What goes on, in a sentence."""

@@ -278,6 +278,7 @@ class Transfer:
             DisturbedError: another program has changed it meanwhile.
         """
         file, place = bringing.file, self.folder / bringing.file.name
+        origins = bringing.origins()
         aside, status = bringing.partial.set_aside()
         looks = looks_of(status, file)
         try:
@@ -287,6 +288,7 @@ class Transfer:
         except FileNotFoundError:
             raise DisturbedError from None
         sync_folder(self.folder)
+        self.record.came(file, origins)
         self.record.add(place, looks)
         self.progress.done += file.bytes
         bringing.partial.forget_journal()

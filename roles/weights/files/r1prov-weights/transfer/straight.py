@@ -181,6 +181,7 @@ class Straight:
             fresh.replace(path)
             raise DisturbedError
         self.chain.advance()
+        self._transfer.record.came(bringing.file, bringing.origins())
         self._transfer.progress.done += bringing.file.bytes
         log.info("%s is verified", bringing.file.name)
 

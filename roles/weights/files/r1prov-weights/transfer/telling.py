@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from transfer.disk import replace
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from transfer.sources import File
@@ -47,9 +47,14 @@ class Record:
         return path.exists() and self._verified.get(str(path)) == seen(path, file)
 
     def add(self, path: Path, looks: dict[str, Any]) -> None:
-        """Remembers how a verified file looked before it was read."""
+        """Remembers how a verified file looked before it was read, and when it was verified."""
         self._verified[str(path)] = looks
+        self._content.setdefault("when", {})[str(path)] = time.time()
         replace(self._path, self._content)
+
+    def came(self, file: File, origins: Mapping[str, int]) -> None:
+        """Remembers which sources have brought how many bytes of a file, whose journal goes now. `add` writes it down."""
+        self._content.setdefault("came", {})[file.sha256] = {"from": dict(origins), "at": time.time()}
 
 
 def seen(path: Path, file: File) -> dict[str, Any]:
@@ -77,8 +82,24 @@ class Progress:
         self.total = total
         self.done = 0  # of the files that are whole
 
-    def show(self, label: str, partial_bytes: int = 0, *, state: str = "running") -> None:
-        """Writes the file, unless it was written just now and only the bytes have changed since."""
+    def show(
+        self,
+        label: str,
+        partial_bytes: int = 0,
+        *,
+        state: str = "running",
+        sources: Sequence[str] = (),
+        verifying: str = "",
+    ) -> None:
+        """Writes the file, unless it was written just now and only the bytes have changed since.
+
+        Args:
+            label: what goes on.
+            partial_bytes: what is there of files that are not whole.
+            state: `running`, `done` or `failed`.
+            sources: those that bring something.
+            verifying: which files are being verified, and how far.
+        """
         if (label, state) == (self._label, "running") and time.monotonic() - self._written_s < PROGRESS_EVERY_S:
             return
         content = {
@@ -88,5 +109,6 @@ class Progress:
             "total": self.total,
         }
         content |= {"unit": "bytes", "state": state, "updated": time.time()}
+        content |= {"sources": list(sources), "verifying": verifying}
         replace(self._path, content)
         self._label, self._written_s = label, time.monotonic()
