@@ -182,9 +182,6 @@ def transfer(url: str, rows: list[dict[str, Any]], place: Path) -> dict[str, flo
     job |= {"reserve_bytes": 0, "sources": [{"type": "http", "url": url}]}
     (place / "job.json").write_text(json.dumps(job))
     environment = {**os.environ, "STATE_DIRECTORY": str(place / "state"), "RUNTIME_DIRECTORY": str(place / "run")}
-    environment["PYTHONPATH"] = str(
-        ROOT / ".collections"
-    )  # On a host the role installs beside the program what it needs of it.
     whole = sum(row["bytes"] for row in rows)
     watch, command = (
         Watch(place / "models", whole),

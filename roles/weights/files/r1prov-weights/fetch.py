@@ -12,7 +12,10 @@ second by hours such as `08:00-18:00`; empty for no limit).
 A file grows as `.incoming/SHA256` beside its final place, in pieces that several connections bring. While it grows it is read in order and
 hashed, and it gets its name if its sha256 is right. What has been verified is remembered, so that a start with nothing to do takes
 milliseconds. A damaged file that may be served stays until what replaces it is whole. One process at a time works on a folder, of whatever
-host. The standard library of Python 3.10 only.
+host. Beside the standard library of Python 3.10 it takes files of this collection's module_utils, and numpy where tensors are converted.
+
+Where one file is to be made of them, they come straight into it, and the published files are never on the disk
+(`transfer/straight.py`).
 """
 
 from __future__ import annotations
@@ -26,6 +29,10 @@ import sys
 from pathlib import Path
 
 sys.dont_write_bytecode = True  # It would be left beside the program when root runs this by hand.
+if (
+    not Path(__file__).with_name("ansible_collections").is_dir()
+):  # The role installs it there. In a checkout it is the collection itself.
+    sys.path.append(str(Path(__file__).resolve().parents[4] / ".collections"))
 
 from transfer.errors import HopelessError  # noqa: E402
 from transfer.run import Transfer  # noqa: E402
