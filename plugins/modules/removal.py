@@ -79,7 +79,7 @@ from ansible_collections.r1.prov.plugins.module_utils.files import mounts, read_
 from ansible_collections.r1.prov.plugins.module_utils.host_probe import as_owner_of
 from ansible_collections.r1.prov.plugins.module_utils.on_path import links_into
 from ansible_collections.r1.prov.plugins.module_utils.unit_look import OURS
-from ansible_collections.r1.prov.plugins.module_utils.units import end, forget, processes, systemctl
+from ansible_collections.r1.prov.plugins.module_utils.units import UnitError, end, forget, processes, systemctl
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -294,6 +294,18 @@ def groups_of(name: str) -> list[grp.struct_group]:
     return [group for group in grp.getgrall() if group.gr_name.startswith(name)]
 
 
+def stop(module: AnsibleModule, units: list[str], *, whole: bool) -> None:
+    """Stops units and, where all of r1prov goes, what runs them, or fails with what keeps them from that."""
+    try:
+        if units:
+            # All in one call, because systemd then stops what depends on another in the right order.
+            systemctl("disable", "--now", "--quiet", *units)
+        if whole:
+            end()
+    except UnitError as error:
+        module.fail_json(msg=f"the services cannot be stopped: {error}. Nothing was removed")
+
+
 def delete(module: AnsibleModule, program: str, name: str) -> None:
     """Deletes a user or a group, or fails with what the program says."""
     done = subprocess.run([program, name], capture_output=True, text=True, errors="replace", check=False)
@@ -372,11 +384,7 @@ def main() -> None:
     in_use = users_of(files, units)
     settings = sorted({str(Path(path).parent) for path in files if path.startswith(f"{OURS}/") and ".d/" in path})
     if not module.check_mode:
-        if units:
-            # All in one call, because systemd then stops what depends on another in the right order.
-            systemctl("disable", "--now", "--quiet", *units)
-        if not service:
-            end()
+        stop(module, units, whole=not service)
         for hook in hooks:
             platform_hook.take_out(Path(hook))
         opened = {} if service else read_json(Path("/var/lib/r1prov") / data_disk.OPENED)

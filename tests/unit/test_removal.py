@@ -8,9 +8,10 @@ import pwd
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from ansible_collections.r1.prov.plugins.module_utils import platform_hook
+from ansible_collections.r1.prov.plugins.module_utils import platform_hook, units
 from ansible_collections.r1.prov.plugins.modules import removal
 
 MOUNTINFO = "23 1 0:20 / / rw - overlay overlay rw\n40 23 0:31 /x /var/cache/r1prov/ccache rw - ext4 /dev/vda rw\n"
@@ -145,6 +146,27 @@ def test_a_process_that_would_keep_a_user_from_being_deleted_is_found(tmp_path: 
                 assert removal.strangers(users, [own]) == []
         finally:
             process.kill()
+
+
+@pytest.mark.parametrize("listed", [["r1prov-x.service"], []])
+def test_services_that_cannot_be_stopped_keep_everything_in_one_sentence(tmp_path, monkeypatch, listed):
+    program = tmp_path / "r1prov-units"
+    program.touch(0)
+    monkeypatch.setattr(units, "SYSTEMD", tmp_path / "none")
+    monkeypatch.setattr(units, "PROGRAM", program)
+    monkeypatch.setattr(units, "OWN", [str(program)])
+
+    class FailedError(Exception):
+        pass
+
+    def fails(msg: str) -> None:
+        raise FailedError(msg)
+
+    with pytest.raises(FailedError) as failed:
+        removal.stop(SimpleNamespace(fail_json=fails), listed, whole=True)
+    assert str(failed.value) == (
+        f"the services cannot be stopped: {program} cannot be run: Permission denied; `r1prov up` puts it right. Nothing was removed"
+    )
 
 
 def test_the_line_in_a_platforms_script_goes_and_the_rest_stays(tmp_path):
