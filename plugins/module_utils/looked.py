@@ -24,8 +24,9 @@ def summary(asked: Sequence[Mapping[str, Any]], answers: Sequence[Mapping[str, A
         administrator's own. `built_anew`: whether a platform has built the host anew, as a container, so that all of this was lost.
     """
     both = list(zip(asked, answers, strict=True))
-    # Where the data disk is away, all else that differs comes from that.
-    both = [(each, answer) for each, answer in both if answer.get("away")] or both
+    # Much seems to differ then, and no run mends it.
+    if away := [str(what) for _, answer in both if answer.get("away") for what in answer["differences"]]:
+        return {"differences": [], "unknown": away[0], "stays": [], "built_anew": False}
     found = [
         {"step": each["step"], "task": each["task"], "what": what}
         for each, answer in both
