@@ -43,7 +43,8 @@ from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
 
 NAMESPACES = Path("/run/netns")
 NFT = "/usr/sbin/nft"
-_MTU, _QDISC = 65536, "noqueue"
+_MTU = 65536
+_QDISC = "noqueue"
 """Of a loopback to which nobody has done anything: the bytes of the largest packet, and how packets wait."""
 
 
