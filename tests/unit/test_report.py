@@ -89,8 +89,19 @@ def test_damage_is_what_a_run_ends_with_whatever_else_went_wrong():
     whole = {"path": "/m/1", "bytes": 5, "sha256": "f" * 64, "state": "whole", "why": ""}
     bad = whole | {"path": "/m/2", "state": "damaged", "why": "its sha256 is another"}
     for event in (
-        TaskDone("a", "weights", "read", changed=False, result={"verified": {"files": [whole], "seconds": 1.5}}),
-        HostFailed("b", "weights", "read", {"msg": "x", "verified": {"files": [whole, bad], "seconds": 2.5}}),
+        TaskDone(
+            "a",
+            "weights",
+            "read",
+            changed=False,
+            result={"verified": {"files": [whole], "seconds": 1.5, "fetched_bytes": 0}},
+        ),
+        HostFailed(
+            "b",
+            "weights",
+            "read",
+            {"msg": "x", "verified": {"files": [whole, bad], "seconds": 2.5, "fetched_bytes": 0}},
+        ),
         HostUnreachable("c", "", "timed out"),
         Recap({"a": Tally(1, 0, 0, 0, 0), "b": Tally(0, 0, 1, 0, 0), "c": Tally(0, 0, 0, 1, 0)}),
     ):

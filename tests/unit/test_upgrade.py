@@ -292,7 +292,7 @@ def test_status_shows_which_hosts_differ(
     fleet: Fleet, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def of_hosts(*_: object) -> dict[str, dict[str, Any]]:
-        healthy = dict.fromkeys(("props", "benchmark", "page", "document_search", "gateway", "weights"))
+        healthy = dict.fromkeys(("props", "benchmark", "page", "document_search", "gateway", "weights", "data_disk"))
         healthy |= {"engine": "llama-server", "health": "ok", "tuned": "not tuned", "running": {"llama.cpp": []}}
         folders = {"llama_cpp": "llama.cpp", "ollama": "ollama", "open_webui": "open-webui"}
         return {
