@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from r1prov import output
-from r1prov.cli import options, prune, shelf, verify
+from r1prov.cli import options, prune, verify, weights_status
 from r1prov.cli.command import App
 from r1prov.common.errors import Exit
 from r1prov.models import convert as weights
@@ -19,7 +19,7 @@ app = App(
     no_args_is_help=True,
     help="A model's files: look at them on the hosts, verify and prune them; by hand, bring them into MLA form and compare two of them.",
 )
-app.command()(shelf.status)
+app.command()(weights_status.status)
 app.command()(verify.verify)
 app.command()(prune.prune)
 

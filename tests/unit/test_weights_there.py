@@ -14,7 +14,7 @@ import pytest
 from ansible_collections.r1.prov.plugins.module_utils import merged_weights, weights_there
 from rich.console import Console
 
-from r1prov.cli import shelf
+from r1prov.cli import weights_status
 from r1prov.common import paths
 from r1prov.common.errors import Problem, UnreachableError
 from r1prov.hosts import Contact, Meeting, Result, visit
@@ -285,7 +285,7 @@ def test_what_people_see(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     paper = Console(file=io.StringIO(), width=width, color_system=None, legacy_windows=False, _environ={})
     monkeypatch.setattr(consoles, "out", paper)
     monkeypatch.setattr(consoles, "err", paper)
-    shelf.show(FOUND)
+    weights_status.show(FOUND)
     text = "".join(f"{line.rstrip()}\n" for line in paper.file.getvalue().splitlines())  # type: ignore[attr-defined] # a StringIO
     golden.assert_golden({"status.txt": text}, f"weights/{width}")
     if width >= 80:
@@ -293,7 +293,7 @@ def test_what_people_see(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
 
 
 def test_the_document_for_programs() -> None:
-    found = shelf.document(FOUND)["hosts"]
+    found = weights_status.document(FOUND)["hosts"]
     file = found["gpu1"]["files"][0]
     assert set(file) == {"path", "model", "name", "bytes", "disk_bytes", "links", "state", "came", "verified"}
     assert file["verified"] == {**FOUND["gpu1"]["files"][0]["verified"], "at": "2026-11-18T11:06:40+00:00"}  # type: ignore[index]
