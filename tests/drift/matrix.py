@@ -153,15 +153,18 @@ def batches(mutations: list[Mutation], size: int) -> list[list[Mutation]]:
 
 
 def sample(seed: int, count: int) -> list[Mutation]:
-    """So many mutations of one batch. It is a batch of the kept run in which all went well, so no mutation in it hides another."""
-    kept = json.loads(RESULT.read_text())["outcomes"]
-    good: dict[int, list[str]] = {}
-    for each in (Outcome(**outcome) for outcome in kept):
-        good.setdefault(each.batch, []).append(each.name if each.well else "")
-    whole = [names for names in good.values() if all(names)]
-    chosen = random.Random(seed).choice(whole)
+    """So many mutations of one batch. It is a batch of the kept run in which all went well, so no mutation in it hides another.
+
+    Those upon which a run refuses and tells a person what to do are left to `make drift`.
+    """
     known = {each.name: each for each in matrix()}
-    return [known[name] for name in chosen[:count]]
+    kept = [Outcome(**outcome) for outcome in json.loads(RESULT.read_text())["outcomes"]]
+    good: dict[int, list[Mutation]] = {}
+    for each in kept:
+        good.setdefault(each.batch, []).append(known[each.name])
+    bad = {each.batch for each in kept if not each.well or known[each.name].remedy}
+    whole = [batch for number, batch in good.items() if number not in bad and len(batch) >= count]
+    return random.Random(seed).choice(whole)[:count]
 
 
 def apply(host: LabHost, mutations: list[Mutation]) -> dict[str, bool]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from tests.drift.matrix import Mutation, batches, matrix
+from tests.drift.matrix import Mutation, batches, matrix, sample
 
 
 def entry(do: str, says: str = "x", **more: str) -> Mutation:
@@ -51,3 +51,10 @@ def test_what_a_run_refuses_is_tried_alone() -> None:
     refused = entry("systemctl stop a", remedy="systemctl start a")
     assert [len(batch) for batch in batches([refused, entry("chmod 777 /b")], 16)] == [1, 1]
     assert [len(batch) for batch in batches([entry("chmod 777 /b"), refused], 16)] == [1, 1]
+
+
+def test_a_sample_is_as_large_as_asked_for_and_is_healed_by_a_run_alone() -> None:
+    for seed in range(50):
+        chosen = sample(seed, 10)
+        assert len({each.name for each in chosen}) == 10
+        assert not any(each.remedy for each in chosen)
