@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from r1prov.site import TESTED_LLAMA_CPP
 from tests.cuts.cut import KINDS, Run, kill
 from tests.cuts.host import Files
-from tests.e2e.people import told
+from tests.e2e.people import QUESTION, told
 from tests.fixtures import ollama
 from tests.tree import commit
 
@@ -182,7 +182,7 @@ class Proof:
         drift = self.operator.run("drift", "--json")
         if drift.returncode:
             found.append(f"drift ended with {drift.returncode}: {drift.stdout[-2000:]} {drift.stderr[-1000:]}")
-        asked = self.operator.run("ask", "--host", self.host.name, "What is the capital of France?")
+        asked = self.operator.run("ask", "--host", self.host.name, QUESTION)
         if "Paris" not in asked.stdout:
             found.append(f"ask ended with {asked.returncode}: {asked.stdout} {asked.stderr[-1000:]}")
         if not found:

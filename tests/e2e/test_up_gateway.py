@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import re
 import subprocess
 import time
@@ -18,9 +17,6 @@ from r1prov import lab
 from r1prov.common.errors import Exit
 from r1prov.lab.hosts import LabHost
 from tests import golden
-from tests.cuts import torn
-from tests.cuts.cut import KINDS
-from tests.cuts.proof import Kept, Proof
 from tests.drift import matrix
 from tests.golden import assert_golden, kept
 
@@ -186,20 +182,3 @@ def test_ten_things_put_wrong_are_named_and_put_right_by_one_run(
     outcomes = matrix.outcomes(alone, mutations, applied, before, report, after)
     missed = [each for each in outcomes if not (each.found and each.named and each.healed)]
     assert not missed, f"R1PROV_DRIFT_SEED={seed}: {missed}\n{before.text}\n{matrix.said(report)}\n{after.text}"
-
-
-def test_a_cut_anywhere_is_made_good_by_the_next_command(
-    owner: Operator, gateway: LabHost, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A sample of `make cuts`, another one each day: two cuts of different kinds. An upgrade is left to that."""
-    seed = int(os.environ.get("R1PROV_CUTS_SEED", time.time() // 86400))
-    chance = random.Random(seed)
-    cuts = [f"{chance.choice(['switch', 'removal', 'up'])} {kind} {seed}" for kind in chance.sample(sorted(KINDS), 2)]
-    torn.take_note(gateway)
-    proof = Proof(owner, gateway, Kept(tmp_path / "cuts.json"))
-    proof.files.learn(gateway)
-    with capsys.disabled():
-        for cut in cuts:
-            proof.attempt(cut, seed)
-    missed = [each for each in proof.kept.outcomes if each.faults]
-    assert not missed, f"R1PROV_CUTS_SEED={seed}: {missed}"
