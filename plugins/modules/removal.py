@@ -107,6 +107,8 @@ FILES_OF_ONE = (
     "/var/lib/r1prov/service/r1prov-{0}*",
     "/run/r1prov/{0}*",
 )
+RELEASE_LINKS = "*/*"
+"""The links to releases, such as `current`, in the folder of all programs. Each program has a folder there."""
 CHATS = "/var/lib/r1prov/open-webui"
 """The page's data; its backups lie beside it and begin with the same name."""
 
@@ -179,8 +181,13 @@ def _lies_in(path: str, folders: Iterable[str]) -> bool:
 
 
 def remove(path: str) -> None:
-    """Removes a file, a link, or a folder with all that is in it."""
+    """Removes a file, a link, or a folder with all that is in it.
+
+    Links to releases go first. So none leads to a release of which a part is gone, wherever the removal is cut off.
+    """
     if Path(path).is_dir() and not Path(path).is_symlink():
+        for link in filter(Path.is_symlink, Path(path).glob(RELEASE_LINKS)):
+            link.unlink()
         shutil.rmtree(path)
     else:
         Path(path).unlink(missing_ok=True)  # systemd has removed its own links by then

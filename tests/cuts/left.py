@@ -23,16 +23,13 @@ ON_THEIR_WAY = {".incoming"}
 def wrong() -> Iterator[str]:
     """What is used although it is not whole."""
     for link in Path("/opt/r1prov").glob("*/current"):
-        if not (link / "release.json").is_file():
+        if not whole(link):
             yield f"{link} leads to {link.readlink()}, which is not whole"
-    for folder in Path("/opt/r1prov").glob("*/releases/[!.]*"):
-        if not (folder / "manifest.json").is_file():
-            yield f"{folder} is not whole"
     for unit in units():
         with suppress(OSError):
             program = Path("/proc", shown(f"{unit}.service", "MainPID"), "exe").readlink()
             parts = program.parts
-            if "releases" in parts and not Path(*parts[: parts.index("releases") + 2], "release.json").is_file():
+            if "releases" in parts and not whole(Path(*parts[: parts.index("releases") + 2])):
                 yield f"{unit} runs {program}, which is not whole"
         for path in reads(unit):
             if path.is_file() and not path.stat().st_size:
@@ -41,6 +38,14 @@ def wrong() -> Iterator[str]:
         # What was left behind by a cut may stop a service in this very moment.
         if serves(unit) and not answers(url) and serves(unit):
             yield f"{unit} is active and does not answer"
+
+
+def whole(release: Path) -> bool:
+    """Whether each file is there that a release was made with."""
+    with suppress(OSError):
+        known = json.loads((release / "manifest.json").read_bytes())
+        return (release / "release.json").is_file() and all(os.path.lexists(release / name) for name in known)
+    return False
 
 
 def reads(unit: str) -> Iterator[Path]:

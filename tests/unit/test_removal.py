@@ -51,6 +51,25 @@ def grown(path: Path, n_bytes: int) -> Path:
     return path
 
 
+def test_no_link_leads_to_a_release_that_is_half_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    release = tmp_path / "r1prov" / "llama.cpp" / "releases" / "1"
+    release.mkdir(parents=True)
+    current = tmp_path / "r1prov" / "llama.cpp" / "current"
+    current.symlink_to("releases/1")
+
+    def cut_off(_: str) -> None:
+        raise InterruptedError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(removal.shutil, "rmtree", cut_off)
+        with pytest.raises(InterruptedError):
+            removal.remove(str(tmp_path / "r1prov"))
+    assert release.is_dir()
+    assert not current.is_symlink()
+    removal.remove(str(tmp_path / "r1prov"))
+    assert not (tmp_path / "r1prov").exists()
+
+
 def test_a_file_with_two_links_frees_its_bytes_once_and_only_with_its_last_link(tmp_path: Path) -> None:
     model = grown(tmp_path / "models/m/m.gguf", 1 << 20)
     grown(tmp_path / "ollama/manifest", 10)
