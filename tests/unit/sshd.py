@@ -82,6 +82,10 @@ class _Server(paramiko.ServerInterface):
     def check_channel_request(self, kind, chanid):
         return paramiko.OPEN_SUCCEEDED if kind == "session" else paramiko.OPEN_FAILED_ADMINISTRATIVELY_PROHIBITED
 
+    def check_channel_pty_request(self, channel, term, width, height, pixelwidth, pixelheight, modes):
+        # ssh closes a channel that was refused a terminal. A program that ends later ends without an exit status, like a lost connection.
+        return True
+
     def check_channel_exec_request(self, channel, command):
         threading.Thread(target=self._execute, args=(channel, command.decode()), daemon=True).start()
         return True
