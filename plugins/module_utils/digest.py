@@ -1,4 +1,8 @@
-"""The sha256 of what a file holds on its disk, of the whole and of its pieces."""
+"""The sha256 of what a file holds on its disk, of the whole and of its pieces.
+
+All is read past the kernel's memory, where the file system allows that. So what counts is what the disk holds, and an engine that has
+mapped its model keeps its memory. Such reads want memory that begins with a page, as a mapping does.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,10 @@ import mmap
 import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Callable, Iterator
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,11 +24,24 @@ if TYPE_CHECKING:
 _BLOCK_BYTES = 4 << 20
 
 
+@contextmanager
+def opened(file: Path) -> Iterator[int]:
+    """The descriptor of a file that is open to be read so.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            _set_direct(descriptor, wanted=True)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 def sha256_of(file: Path, report: Callable[[int], None] = lambda _done: None) -> str:
     """The sha256 of a file, in hex.
-
-    It is read past the kernel's memory where the file system allows that. So what counts is what the disk holds, and an engine that has
-    mapped its model keeps its memory.
 
     Args:
         file: the file.
@@ -32,10 +50,7 @@ def sha256_of(file: Path, report: Callable[[int], None] = lambda _done: None) ->
     Raises:
         OSError: it cannot be read.
     """
-    descriptor = os.open(file, os.O_RDONLY)
-    with os.fdopen(descriptor, "rb", buffering=0):
-        with suppress(OSError):
-            _set_direct(descriptor, wanted=True)
+    with opened(file) as descriptor:
         if os.fstat(descriptor).st_size < _BLOCK_BYTES:
             return _at_once(descriptor, report)
         return _block_by_block(descriptor, report)
@@ -45,7 +60,7 @@ def _at_once(descriptor: int, report: Callable[[int], None]) -> str:
     """The sha256 of a small file. A release has tens of thousands of them, and a thread for each would take longer than its bytes."""
     digest, done = hashlib.sha256(), 0
     block = mmap.mmap(-1, os.fstat(descriptor).st_size // mmap.PAGESIZE * mmap.PAGESIZE + mmap.PAGESIZE)
-    while count := _read(descriptor, block):
+    while count := read_next(descriptor, block):
         digest.update(memoryview(block)[:count])
         done += count
         report(done)
@@ -55,12 +70,11 @@ def _at_once(descriptor: int, report: Callable[[int], None]) -> str:
 def _block_by_block(descriptor: int, report: Callable[[int], None]) -> str:
     """The sha256 of a file of any size. One block is read while the one before is hashed."""
     digest, done = hashlib.sha256(), 0
-    # Such reads want memory that begins with a page, as a mapping does.
     block, other = mmap.mmap(-1, _BLOCK_BYTES), mmap.mmap(-1, _BLOCK_BYTES)
     with ThreadPoolExecutor(1) as reader:
-        count = _read(descriptor, block)
+        count = read_next(descriptor, block)
         while count:
-            ahead = reader.submit(_read, descriptor, other)
+            ahead = reader.submit(read_next, descriptor, other)
             digest.update(memoryview(block)[:count])
             done += count
             report(done)
@@ -91,7 +105,7 @@ def digests_of(
     report: Callable[[int], None] = lambda _done: None,
     rest: Callable[[], None] = lambda: None,
 ) -> Digests:
-    """The sha256 of each piece of a file, and of all of it, from one reading in order, past the kernel's memory as `sha256_of` reads.
+    """The sha256 of each piece of a file, and of all of it, from one reading in order.
 
     The next pieces are read while those before them are hashed.
 
@@ -106,10 +120,7 @@ def digests_of(
     Raises:
         OSError: it cannot be opened.
     """
-    descriptor = os.open(file, os.O_RDONLY)
-    with os.fdopen(descriptor, "rb", buffering=0), ThreadPoolExecutor(cores) as hashing, ThreadPoolExecutor(1) as along:
-        with suppress(OSError):
-            _set_direct(descriptor, wanted=True)
+    with opened(file) as descriptor, ThreadPoolExecutor(cores) as hashing, ThreadPoolExecutor(1) as along:
         all_of_it, is_readable, done = hashlib.sha256(), True, 0
         pieces: list[str | Future[str]] = []
         size = os.fstat(descriptor).st_size
@@ -152,10 +163,7 @@ def digest_at(file: Path, start: int, end: int) -> str:
     Raises:
         OSError: they cannot be read.
     """
-    descriptor = os.open(file, os.O_RDONLY)
-    with os.fdopen(descriptor, "rb", buffering=0):
-        with suppress(OSError):
-            _set_direct(descriptor, wanted=True)
+    with opened(file) as descriptor:
         block = mmap.mmap(-1, -(-(end - start) // mmap.PAGESIZE) * mmap.PAGESIZE)
         _fill(descriptor, block, start, end - start)
         return _sha256(memoryview(block)[: end - start])
@@ -173,28 +181,27 @@ def _fill(descriptor: int, block: mmap.mmap, start: int, count: int) -> None:
     """
     done = 0
     while done < count:
-        try:
-            # All of the block is asked for, because such a read wants whole pages, at the end of a file, too.
-            read = os.preadv(descriptor, [memoryview(block)[done:]], start + done)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            _set_direct(descriptor, wanted=False)
-            read = os.preadv(descriptor, [memoryview(block)[done:]], start + done)
+        # All of the block is asked for, because such a read wants whole pages, at the end of a file, too.
+        read = _read(descriptor, partial(os.preadv, descriptor, [memoryview(block)[done:]], start + done))
         if not read:
             raise OSError(errno.ENODATA, "it has become shorter while it was read")
         done += read
 
 
-def _read(descriptor: int, block: mmap.mmap) -> int:
+def read_next(descriptor: int, block: mmap.mmap) -> int:
+    """Reads the next bytes of an opened file, and returns how many those are. It is 0 at the end of the file."""
+    return _read(descriptor, partial(os.readv, descriptor, [block]))
+
+
+def _read(descriptor: int, read: Callable[[], int]) -> int:
     try:
-        return os.readv(descriptor, [block])
+        return read()
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
     # The file system cannot do it after all, or cannot from this place on, which is the end of the file.
     _set_direct(descriptor, wanted=False)
-    return os.readv(descriptor, [block])
+    return read()
 
 
 def _set_direct(descriptor: int, *, wanted: bool) -> None:

@@ -10,9 +10,9 @@ _SECTOR_BYTES = 512
 
 
 def turns(path: Path) -> bool:
-    """Whether a disk turns, so that it reads one place after the other far faster than many at once.
+    """Whether a disk turns, so that it reads and writes one place after the other far faster than many at once.
 
-    Virtual disks say so too, whatever they are made of, and are not believed. `transfer/disk.py` judges in the same way.
+    Virtual disks say so too, whatever they are made of, and are not believed.
     """
     with suppress(OSError):
         place = _device(path).resolve(strict=True)

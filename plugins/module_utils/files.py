@@ -152,22 +152,64 @@ def text_of(path: Path) -> str:
         return ""
 
 
+def looks_of(status: os.stat_result) -> dict[str, int]:
+    """By what a file is told from another one of its name, and from itself after a change."""
+    return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "inode": status.st_ino}
+
+
+def looks(path: Path) -> dict[str, int] | None:
+    """The same of the file that has this name; None where there is none."""
+    try:
+        return looks_of(path.stat())
+    except FileNotFoundError:
+        return None
+
+
+def has_name(status: os.stat_result, path: Path) -> bool:
+    """Whether an open file of this status has this name itself, and no link to it has."""
+    try:
+        return os.path.samestat(status, path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def allocated_bytes(status: os.stat_result) -> int:
+    """What a file takes of its disk. One that has gaps takes less than its size."""
+    return min(status.st_size, status.st_blocks * 512)
+
+
+def free_bytes(folder: Path) -> int:
+    """What the disk of a folder has free for everybody."""
+    disk = os.statvfs(folder)
+    return disk.f_bavail * disk.f_frsize
+
+
+def write_at(descriptor: int, content: bytes | memoryview, position: int) -> None:
+    """Writes all bytes to a place of an open file. On a disk that is filling up, the kernel may take fewer at once than it was given."""
+    rest = memoryview(content)
+    while rest:
+        count = os.pwrite(descriptor, rest, position)
+        rest, position = rest[count:], position + count
+
+
 def sync_folder(folder: Path) -> None:
     """Sees the names in a folder safely to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; an empty one where there is no such file, or no JSON in it."""
+    """The object in a JSON file; an empty one where there is no such file, or no object in it."""
     try:
         if not path.is_file():  # A pipe in its place would never end.
             return {}
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return content
+    return content if isinstance(content, dict) else {}
 
 
 def file_diff(path: Path, before: str, after: str) -> dict[str, str]:

@@ -22,10 +22,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Callable, Iterator, Mapping, Sequence
 
 from ansible_collections.r1.prov.plugins.module_utils import gguf_header
+from ansible_collections.r1.prov.plugins.module_utils.files import free_bytes, has_name, write_at
 from ansible_collections.r1.prov.plugins.module_utils.gguf_header import GgufError, read
 from ansible_collections.r1.prov.plugins.module_utils.gguf_layout import Part, takes
 from ansible_collections.r1.prov.plugins.module_utils.llama_memory import gib
-from ansible_collections.r1.prov.plugins.module_utils.locks import has_name, holder
+from ansible_collections.r1.prov.plugins.module_utils.locks import holder
 from ansible_collections.r1.prov.plugins.module_utils.piece_digests import Digests, Sums
 
 if TYPE_CHECKING:
@@ -52,12 +53,6 @@ class DamagedError(SourceError):
     def __init__(self, path: Path, why: str) -> None:
         super().__init__(f"{path} is damaged: {why}")
         self.path = path
-
-
-def free_bytes(folder: Path) -> int:
-    """What the disk of a folder has free."""
-    disk = os.statvfs(folder)
-    return disk.f_bavail * disk.f_frsize
 
 
 def write(
@@ -97,7 +92,7 @@ def write(
             os.fchmod(file, 0o644 & ~_umask())
             publish(sums)
         except BaseException:
-            if has_name(file, path):
+            if has_name(os.fstat(file), path):
                 path.unlink()
             raise
     return sums
@@ -141,7 +136,7 @@ def _build(
     start = gguf_header.head(keys, [(part.name, part.shape, part.type) for part in parts])
     total = takes(keys, parts)
     os.truncate(file, total)
-    _put(file, start, 0)
+    write_at(file, start, 0)
     begins = _begins(path, keys, parts)
     opened: dict[Path, _Source] = {}
     with ThreadPoolExecutor(1) as hashing, ExitStack() as stack:
@@ -163,7 +158,7 @@ def _alone(path: Path) -> Iterator[int]:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not has_name(file, path):
+            if not has_name(os.fstat(file), path):
                 continue  # the run that had it gave it its own name before we locked it
             if os.fstat(file).st_size:
                 path.unlink()  # what a killed run left is not written over: it may have its own name already
@@ -220,11 +215,11 @@ def _fill(
         follower, disk = _Follower(file, following, digests), _Disk(file, syncing)
         position = begins[0] if begins else os.fstat(file).st_size
         for number, (part, begin) in enumerate(zip(parts, begins, strict=True)):
-            _put(file, bytes(begin - position), position)
+            write_at(file, bytes(begin - position), position)
             position = begin
             follower.take(begin)
             for piece, agrees in _pieces(part, source(part.path)):
-                _put(file, piece, position)
+                write_at(file, piece, position)
                 position += len(piece)
                 report(position)
                 disk.keep_up(position)
@@ -232,7 +227,7 @@ def _fill(
             if number == last[part.path]:
                 source(part.path).finish()
         end = os.fstat(file).st_size
-        _put(file, bytes(end - position), position)
+        write_at(file, bytes(end - position), position)
         follower.take(end)
         sums = follower.sums()
         disk.finish()
@@ -344,13 +339,6 @@ def _unreadable(path: Path, error: OSError) -> StreamError:
     return StreamError(
         f"{path} cannot be read: {error.strerror}. See that it is there and its disk sound, and run it again"
     )
-
-
-def _put(file: int, content: bytes, position: int) -> None:
-    rest = memoryview(content)
-    while rest:
-        count = os.pwrite(file, rest, position)
-        rest, position = rest[count:], position + count
 
 
 class _Follower:

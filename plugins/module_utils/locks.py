@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ansible_collections.r1.prov.plugins.module_utils.files import has_name
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -60,7 +62,7 @@ def alone(lock: Path, tell: Callable[[str], None], limit_s: float = float("inf")
                     tell(f"{holder(lock)} holds {lock}")
                 time.sleep(_POLL_S)
             # Somebody may have removed the file while this process waited. The lock is nobody's then.
-            if has_name(file, lock):
+            if has_name(os.fstat(file), lock):
                 yield
                 return
         finally:
@@ -84,14 +86,6 @@ def _taken(file: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def has_name(file: int, path: Path) -> bool:
-    """Whether an open file still has this name."""
-    try:
-        return os.path.samestat(os.fstat(file), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def holder(path: Path) -> str:

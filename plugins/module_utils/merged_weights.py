@@ -9,10 +9,15 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ansible_collections.r1.prov.plugins.module_utils.files import read_json, sync_folder, write_whole
+from ansible_collections.r1.prov.plugins.module_utils.files import looks_of, read_json, sync_folder, write_whole
 from ansible_collections.r1.prov.plugins.module_utils.mla_form import LEGACY, MLA
+
+if TYPE_CHECKING:
+    import os
+
+    from ansible_collections.r1.prov.plugins.module_utils.piece_digests import Sums
 
 STATE = Path("/var/lib/r1prov/weights/state.json")
 
@@ -33,35 +38,64 @@ def pieces_kept(sha256: str, state: Path = STATE) -> Path:
 
 def recorded(file: Path, shards: list[dict[str, Any]]) -> dict[str, Any] | None:
     """What is recorded of a merged file: name, bytes, sha256, and its form (attention). None where it was not made of these shards."""
+    record = read_json(record_of(file))
     try:
-        record = json.loads(record_of(file).read_text("utf-8"))
-        made_of = [shard["sha256"] for shard in record["shards"]]
-        if record["name"] != file.name or made_of != [shard["sha256"] for shard in shards]:
+        sources = [shard["sha256"] for shard in record["shards"]]
+        if record["name"] != file.name or sources != [shard["sha256"] for shard in shards]:
             return None
         return {key: record[key] for key in ("name", "bytes", "sha256", "attention")}
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         return None
 
 
+def about(file: Path, sums: Sums, attention: str) -> dict[str, Any]:
+    """What `recorded` says of a file that has this name, these digests, and the attention of this form."""
+    return {"name": file.name, "bytes": sums.bytes, "sha256": sums.sha256, "attention": attention}
+
+
+def record(file: Path, sums: Sums, attention: str, shards: list[dict[str, Any]]) -> None:
+    """Records what a file was made of. A file without a record is made anew, and a record alone means nothing, so this comes first."""
+    content = {**about(file, sums, attention), "shards": shards, "pieces": sums.pieces}
+    write_whole(record_of(file), json.dumps(content))
+
+
+def made_of(folder: Path, shards: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records in a folder of all files that were made of these shards. The files themselves may be gone or cut short."""
+    files = (path.with_suffix("") for path in sorted(folder.glob("*.gguf.json")))
+    return [record for file in files if (record := recorded(file, shards))]
+
+
 def made(folder: Path, shards: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records of all files in a folder that were made of these shards and have their full length."""
-    files = [path.with_suffix("") for path in sorted(folder.glob("*.gguf.json"))]
-    records = [(file, recorded(file, shards)) for file in files if file.is_file()]
-    return [record for file, record in records if record and file.stat().st_size == record["bytes"]]
+    """The records of those of these files that are there and have their full length."""
+    rows = [(folder / record["name"], record) for record in made_of(folder, shards)]
+    return [record for file, record in rows if file.is_file() and file.stat().st_size == record["bytes"]]
 
 
 def stand_in(folder: Path, name: str, attention: str, shards: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The file that takes the place of the shards: the one that is to be made of them, else one that it can be made of; or None."""
-    records = made(folder, shards) if name else []
-    final = [record for record in records if record["name"] == name]
-    published = [record for record in records if (attention, record["attention"]) == (MLA, LEGACY)]
-    return next(iter(final + published), None)
+    return next(iter(instead_of(made(folder, shards), name, attention)), None)
+
+
+def instead_of(records: list[dict[str, Any]], name: str, attention: str) -> list[dict[str, Any]]:
+    """Those of the records whose files take the place of the shards, the best first.
+
+    Args:
+        records: of files that were made of the shards.
+        name: the file that is to be made of them; empty where they are served themselves.
+        attention: the form of that file.
+    """
+    usable = [each for each in records if each["name"] == name or (attention, each["attention"]) == (MLA, LEGACY)]
+    return sorted(usable, key=lambda record: bool(record["name"] != name)) if name else []
 
 
 def seen(path: Path, sha256: str) -> dict[str, Any]:
-    """How a verified file looks from outside."""
-    status = path.stat()
-    return {"sha256": sha256, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "inode": status.st_ino}
+    """What is kept of a verified file: its sha256, and how it looks from outside."""
+    return as_kept(path.stat(), sha256)
+
+
+def as_kept(status: os.stat_result, sha256: str) -> dict[str, Any]:
+    """The same of a file whose status is known."""
+    return {"sha256": sha256, **looks_of(status)}
 
 
 def is_as_verified(folder: Path, files: list[dict[str, Any]], state: Path = STATE) -> bool:

@@ -113,8 +113,14 @@ def wanted(shards: Sequence[Gguf], attention: str) -> Form:
             return converted(shards)
         except AlreadyError:
             pass
-    keys = {key: value for key, value in first.keys.items() if not key.startswith("split.")}
-    return Form(keys, [copied(shard.path, tensor) for shard in shards for tensor in shard.tensors], LEGACY)
+    return Form(
+        _of_one_file(first), [copied(shard.path, tensor) for shard in shards for tensor in shard.tensors], LEGACY
+    )
+
+
+def refusal(name: str, why: object) -> str:
+    """What to say of a model that cannot be brought into MLA form. `name` is that of its file."""
+    return f"{name} cannot be brought into MLA form: {why}. With `attention: legacy` it is served as it is"
 
 
 def converted(shards: Sequence[Gguf], key_type: str = KEY_TYPE) -> Form:
@@ -214,7 +220,7 @@ def _attention(first: Gguf, names: Sequence[str]) -> Attention:
 
 
 def _keys(first: Gguf, sizes: Attention) -> dict[str, bytes]:
-    """The metadata of the new file. Changed keys keep their place, two new keys come last, and those that count shards are left out."""
+    """The metadata of the new file. Changed keys keep their place, and two new keys come last."""
     new = {
         "head_count_kv": 1,
         "key_length": sizes.rank + sizes.rope,
@@ -222,5 +228,9 @@ def _keys(first: Gguf, sizes: Attention) -> dict[str, bytes]:
         "key_length_mla": sizes.nope + sizes.rope,
         "value_length_mla": sizes.value,
     }
-    kept = {key: value for key, value in first.keys.items() if not key.startswith("split.")}
-    return kept | {f"{ARCHITECTURE}.attention.{key}": uint32(value) for key, value in new.items()}
+    return _of_one_file(first) | {f"{ARCHITECTURE}.attention.{key}": uint32(value) for key, value in new.items()}
+
+
+def _of_one_file(first: Gguf) -> dict[str, bytes]:
+    """The metadata of the first file of a set, without those that say so."""
+    return {key: value for key, value in first.keys.items() if not key.startswith("split.")}

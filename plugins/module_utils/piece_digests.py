@@ -8,7 +8,10 @@ from __future__ import annotations
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 PIECE_BYTES = 16 << 20
 _MOST_PENDING = 8  # blocks that wait to be hashed, so few that they take little memory
@@ -19,12 +22,19 @@ class Sums:
     """The digests of a file.
 
     Attributes:
-        sha256: that of all of it.
-        pieces: those of its pieces, as they are recorded: `bytes` of each piece, and their `sha256` in order.
+        bytes: how many they are of.
+        sha256: that of all of them.
+        pieces: those of its pieces, as they are recorded (`as_record`).
     """
 
+    bytes: int
     sha256: str
     pieces: dict[str, Any]
+
+
+def as_record(digests: Sequence[str]) -> dict[str, Any]:
+    """The form in which the digests of pieces are recorded."""
+    return {"bytes": PIECE_BYTES, "sha256": list(digests)}
 
 
 class Digests:
@@ -86,4 +96,4 @@ class Digests:
         """The digests of all bytes that were taken."""
         self._drain()
         last = [self._piece.hexdigest()] if self._filled else []
-        return Sums(self._whole.hexdigest(), {"bytes": PIECE_BYTES, "sha256": [*self._pieces, *last]})
+        return Sums(self.bytes, self._whole.hexdigest(), as_record([*self._pieces, *last]))

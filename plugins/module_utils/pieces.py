@@ -11,16 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from ansible_collections.r1.prov.plugins.module_utils.files import read_json, write_whole
 from ansible_collections.r1.prov.plugins.module_utils.merged_weights import STATE, pieces_kept, record_of
-from ansible_collections.r1.prov.plugins.module_utils.piece_digests import PIECE_BYTES
+from ansible_collections.r1.prov.plugins.module_utils.piece_digests import PIECE_BYTES, as_record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
-
-
-def as_record(digests: Sequence[str]) -> dict[str, Any]:
-    """The form in which the digests of pieces are recorded."""
-    return {"bytes": PIECE_BYTES, "sha256": list(digests)}
 
 
 def recorded_pieces(file: Path, size: int, sha256: str, state: Path = STATE) -> list[str]:

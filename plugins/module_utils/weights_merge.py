@@ -9,13 +9,12 @@ in it is written anew in its place.
 from __future__ import annotations
 
 import errno
-import json
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.r1.prov.plugins.module_utils import gguf_layout, gguf_stream, merged_weights, mla_form
 from ansible_collections.r1.prov.plugins.module_utils.digest import sha256_of
-from ansible_collections.r1.prov.plugins.module_utils.files import sync_folder, write_whole
+from ansible_collections.r1.prov.plugins.module_utils.files import free_bytes, sync_folder
 from ansible_collections.r1.prov.plugins.module_utils.gguf_header import Gguf, GgufError, read
 from ansible_collections.r1.prov.plugins.module_utils.gguf_stream import DamagedError, SourceError
 from ansible_collections.r1.prov.plugins.module_utils.merged_weights import STATE, is_as_verified, recorded
@@ -107,7 +106,7 @@ class Merge:
         try:
             keys, parts, attention = self._changed([read(path) for path in digests])
             label = "bringing the weights into MLA form" if attention == MLA else "merging the weights into one file"
-            is_room = gguf_layout.takes(keys, parts) <= gguf_stream.free_bytes(self.folder)
+            is_room = gguf_layout.takes(keys, parts) <= free_bytes(self.folder)
             if not is_room and not self.file.exists() and (merged := self._merged_beside(digests)):
                 return self._after(merged)
             write, path, publish = gguf_stream.write, self.growing, self._publish
@@ -121,7 +120,7 @@ class Merge:
             raise
         merged_weights.remember(self.file, sums.sha256, self.state)
         progress.finish()
-        return self._record(self.file, attention, sums)
+        return merged_weights.about(self.file, sums, attention)
 
     def _refuse_damaged(self, digests: dict[Path, str]) -> None:
         """Reads the sources before anything is written over a file that is served.
@@ -148,24 +147,14 @@ class Merge:
         merged_weights.remove([self.folder / shard["name"] for shard in self.shards], self.state)
         return self._make()
 
-    def _record(self, file: Path, attention: str, sums: Sums) -> dict[str, Any]:
-        return {
-            "name": self.file.name,
-            "bytes": file.stat().st_size,
-            "sha256": sums.sha256,
-            "attention": attention,
-        }
-
     def _publish(self, attention: str, sums: Sums) -> None:
-        """Gives the new file its record, then its name. A file without a record is made anew, and a record alone means nothing."""
-        self._seal(attention, sums, self.growing)
+        """Gives the new file its record, then its name."""
+        self._seal(attention, sums)
         self.growing.replace(self.file)
         sync_folder(self.folder)
 
-    def _seal(self, attention: str, sums: Sums, file: Path | None = None) -> None:
-        """Writes what is recorded of the new file, wherever it lies still."""
-        record = self._record(file or self.file, attention, sums) | {"shards": self.shards, "pieces": sums.pieces}
-        write_whole(merged_weights.record_of(self.file), json.dumps(record))
+    def _seal(self, attention: str, sums: Sums) -> None:
+        merged_weights.record(self.file, sums, attention, self.shards)
 
     def _sources(self) -> dict[Path, str]:
         """The verified files that it is made of, with their sha256: the shards, or what they were merged into before."""
@@ -188,9 +177,7 @@ class Merge:
                 f"{first.path} and its set cannot be used: {error}. Fetch them anew from one source"
             ) from error
         except mla_form.FormError as error:
-            raise MergeError(
-                f"{first.path.name} cannot be brought into MLA form: {error}. With `attention: legacy` it is served as it is"
-            ) from error
+            raise MergeError(mla_form.refusal(first.path.name, error)) from error
         if form.attention == LEGACY:
             return form.keys, form.parts, LEGACY
         if mla is None:

@@ -61,7 +61,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils import units
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
 from ansible_collections.r1.prov.plugins.module_utils.digest import sha256_of
-from ansible_collections.r1.prov.plugins.module_utils.files import give, give_within, read_json, write_whole
+from ansible_collections.r1.prov.plugins.module_utils.files import give, give_within, looks_of, read_json, write_whole
 from ansible_collections.r1.prov.plugins.module_utils.gguf_header import GgufError, read
 from ansible_collections.r1.prov.plugins.module_utils.http_api import Api, ApiError
 from ansible_collections.r1.prov.plugins.module_utils.merged_weights import record_of
@@ -89,9 +89,7 @@ class Model:
 
     def looks(self) -> dict[str, Any]:
         """How the file looks from outside."""
-        status = self.file.stat()
-        times = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "inode": status.st_ino}
-        return {"path": str(self.file), **times}
+        return {"path": str(self.file), **looks_of(self.file.stat())}
 
     def reason(self) -> str:
         """Why it has to be registered; empty where it is as it should be."""

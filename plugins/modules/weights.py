@@ -138,6 +138,7 @@ from ansible_collections.r1.prov.plugins.module_utils.merged_weights import (
 )
 from ansible_collections.r1.prov.plugins.module_utils.pieces import recorded_pieces
 from ansible_collections.r1.prov.plugins.module_utils.progress import RUN, Progress
+from ansible_collections.r1.prov.plugins.module_utils.sourced import SourcedError, variables
 from ansible_collections.r1.prov.plugins.module_utils.units import in_words, last_words, show, stop
 from ansible_collections.r1.prov.plugins.module_utils.users import acting_as, exists
 from ansible_collections.r1.prov.plugins.module_utils.weights_merge import Merge, MergeError
@@ -316,6 +317,11 @@ def link_actions(path: Path, files: list[dict[str, Any]], folders: list[str]) ->
     return todo
 
 
+def is_transferring() -> bool:
+    """Whether the transfer is at work."""
+    return show(UNIT, "SubState")["SubState"] in ("running", "start", "auto-restart")
+
+
 def is_complete(unit: dict[str, str], state: dict[str, Any]) -> bool:
     """Whether all files are there, by systemd's properties of the unit and by what this start of the unit wrote down.
 
@@ -444,7 +450,7 @@ def verify(module: AnsibleModule, options: dict[str, Any]) -> None:
         module.fail_json(
             msg=f"{path} is not there: no weights were brought to this host. Remedy: `r1prov up` brings them"
         )
-    if show(UNIT, "SubState")["SubState"] in ("running", "start", "auto-restart"):
+    if is_transferring():
         label = read_json(RUN / "weights" / "progress.json").get("label", "")
         module.fail_json(
             msg=f"the weights are still being transferred ({label}), and the transfer verifies what it brings. "
@@ -463,7 +469,8 @@ def verify(module: AnsibleModule, options: dict[str, Any]) -> None:
                 keep(RUN / ".verify.json", files, rows)
     except OSError as error:
         module.fail_json(msg=f"{error.filename or path} cannot be read: {error.strerror}")
-    fetched = mend(options, rows) if options["mend"] and any(row["places"] for row in rows) else None
+    is_to_mend = options["mend"] and any(row["places"] for row in rows)
+    fetched = mend(rows, options["environment_file"]) if is_to_mend else None
     found = {"files": rows, "seconds": round(time.monotonic() - started, 1), "fetched_bytes": fetched}
     if damaged := [row for row in rows if row["state"] == DAMAGED]:
         words = "; ".join(f"{row['path']} is damaged: {row['why']}" for row in damaged)
@@ -471,7 +478,7 @@ def verify(module: AnsibleModule, options: dict[str, Any]) -> None:
     module.exit_json(changed=any(row["mended"] for row in rows), verified=found)
 
 
-def mend(options: dict[str, Any], rows: list[dict[str, Any]]) -> int:
+def mend(rows: list[dict[str, Any]], environment_file: str) -> int:
     """Brings the damaged pieces of files anew, and says in the rows what came of it. Returns the bytes that were fetched."""
     damaged = [row for row in rows if row["places"]]
     job = read_json(JOB)
@@ -484,19 +491,7 @@ def mend(options: dict[str, Any], rows: list[dict[str, Any]]) -> int:
         for row in damaged
     ]
     job["damaged"] = [each for each in job["damaged"] if each["pieces"]]  # What its disk cannot read has places, too.
-    user = pwd.getpwnam(USER)
-    argv = ["/usr/bin/python3", str(PROGRAM)]
-    if options["environment_file"]:
-        argv = ["/bin/bash", "-c", '. "$0" && exec "$@"', options["environment_file"], *argv]
-    groups = os.getgrouplist(USER, user.pw_gid)
-    who: dict[str, Any] = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": groups}
-    done = subprocess.run(argv, input=json.dumps(job), capture_output=True, text=True, check=False, cwd="/", **who)
-    said: dict[str, Any]
-    if done.returncode:
-        last = done.stderr.strip().rpartition("\n")[2]
-        said = {"fetched": 0, "faults": {each["name"]: f"the program failed: {last}" for each in job["damaged"]}}
-    else:
-        said = json.loads(done.stdout)
+    said = mended(job, environment_file)
     for row, name in ((row, Path(row["path"]).name) for row in damaged):
         if name not in {each["name"] for each in job["damaged"]}:
             continue
@@ -511,11 +506,38 @@ def mend(options: dict[str, Any], rows: list[dict[str, Any]]) -> int:
     return int(said["fetched"])
 
 
+def mended(job: dict[str, Any], environment_file: str) -> dict[str, Any]:
+    """What the program says that brings damaged pieces anew: the bytes that it has `fetched`, and `faults`, why files were not mended."""
+    user = pwd.getpwnam(USER)
+    try:
+        environment = variables(environment_file)
+    except SourcedError as error:
+        why = str(error)
+    else:
+        done = subprocess.run(
+            ["/usr/bin/python3", str(PROGRAM)],
+            input=json.dumps(job),
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd="/",
+            env=os.environ | environment,
+            user=user.pw_uid,
+            group=user.pw_gid,
+            extra_groups=os.getgrouplist(USER, user.pw_gid),
+        )
+        if not done.returncode:
+            said: dict[str, Any] = json.loads(done.stdout)
+            return said
+        why = "the program failed: " + done.stderr.strip().rpartition("\n")[2]
+    return {"fetched": 0, "faults": {each["name"]: why for each in job["damaged"]}}
+
+
 def prune(module: AnsibleModule, options: dict[str, Any]) -> None:
     path = Path(options["path"])
     if not exists(USER) or not path.parent.is_dir():
         module.exit_json(changed=False, pruned={"removed": [], "in_use": []})
-    if show(UNIT, "SubState")["SubState"] in ("running", "start", "auto-restart"):
+    if is_transferring():
         module.fail_json(msg="the weights are still being transferred. Remedy: prune when `r1prov up` has ended")
     rows = surplus(path, options["files"], options["merged"], options["surplus"])
     used = in_use([row["path"] for row in rows])

@@ -995,7 +995,7 @@ def test_another_disk_in_place_of_that_folder_is_named_before_anything_is_fetche
 def test_a_folder_in_place_of_what_a_run_writes_is_named_with_what_to_do(host: Host, hub: Hub, taken: str) -> None:
     (host.root / taken / "below").mkdir(parents=True)
     code, log = host.run(hub_source(hub))
-    said = f"{host.root / taken} is a folder, and this program keeps a file of that name: remove the folder"
+    said = f"{host.root / taken}: it is a folder, and should be a file. Move the folder away"
     assert code == HOPELESS
     assert log.splitlines()[-1] == said
     assert "Traceback" not in log

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import transfer.partial
+from ansible_collections.r1.prov.plugins.module_utils.files import looks
 from transfer import journal
 from transfer.errors import CancelledError, DisturbedError
 from transfer.frontier import Broken, Frontier, Hashed, Rotten
 from transfer.partial import Partial, Writer
-from transfer.places import Looks
 from transfer.sources import File
 
 CONTENT = random.Random(19).randbytes(9 << 20)
@@ -228,7 +228,7 @@ def test_a_write_in_the_moment_of_one_of_ours_is_found_at_the_end(path: Path) ->
     with path.open("r+b") as stream:
         stream.seek(MIB)
         stream.write(b"rotten")
-    partial.place.looks = Looks.of(path.stat())  # as a write of ours at that moment leaves it
+    partial.place.looks = looks(path)  # as a write of ours at that moment leaves it
     partial.end_piece(bring(partial, 6 * MIB, FILE.bytes))
     found = events.get(timeout=20)
     assert isinstance(found, Rotten)

@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from ansible_collections.r1.prov.plugins.module_utils import gguf_header, gguf_layout, mla_form  # noqa: E402
 from ansible_collections.r1.prov.plugins.module_utils.digest import digest_at  # noqa: E402
+from ansible_collections.r1.prov.plugins.module_utils.files import write_at  # noqa: E402
 from ansible_collections.r1.prov.plugins.module_utils.gguf_header import CutShortError, Gguf, GgufError  # noqa: E402
 from ansible_collections.r1.prov.plugins.module_utils.piece_digests import PIECE_BYTES  # noqa: E402
 from transfer.errors import SourceError, UnreachableError  # noqa: E402
@@ -219,10 +220,7 @@ def write(path: Path, start: int, content: bytes) -> None:
     """Writes bytes where they belong in a file, safely to the disk. Nothing but these is touched."""
     descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
     try:
-        view = memoryview(content)
-        while view:
-            count = os.pwrite(descriptor, view, start)
-            view, start = view[count:], start + count
+        write_at(descriptor, content, start)
         os.fdatasync(descriptor)
     finally:
         os.close(descriptor)

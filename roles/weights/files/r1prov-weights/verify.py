@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # The unit has Python 
 
 from ansible_collections.r1.prov.plugins.module_utils import merged_weights, weights_verify  # noqa: E402
 from ansible_collections.r1.prov.plugins.module_utils.disk_look import moved_bytes  # noqa: E402
-from ansible_collections.r1.prov.plugins.module_utils.files import read_json  # noqa: E402
+from ansible_collections.r1.prov.plugins.module_utils.files import looks, read_json  # noqa: E402
 from ansible_collections.r1.prov.plugins.module_utils.piece_digests import PIECE_BYTES  # noqa: E402
 from ansible_collections.r1.prov.plugins.module_utils.progress import Progress  # noqa: E402
 
@@ -93,12 +93,12 @@ def run(job: dict[str, Any], state: Path, read: Path, progress: Path, lock: Path
     files = weights_verify.expected(folder, job["files"], job["merged"])
     if not is_due(folder, files, job["every_s"], state, read):
         return
-    before = looks(folder, files)
+    paths = [folder / file["name"] for file in files]
+    before = [looks(path) for path in paths]
     rest = Yielding(folder, lock=lock).rest
     rows = weights_verify.verified(folder, files, Progress("weights", progress), state=state, cores=1, rest=rest)
     # What a run has replaced meanwhile, that has verified.
-    after = looks(folder, files)
-    rows = [row for row in rows if after[row["path"]] == before[row["path"]]]
+    rows = [row for row, path, looked in zip(rows, paths, before, strict=True) if looks(path) == looked]
     merged_weights.forget([Path(row["path"]) for row in rows if row["why"]], state)
     weights_verify.remember(rows, "timer", read)
     for row in rows:
@@ -106,18 +106,6 @@ def run(job: dict[str, Any], state: Path, read: Path, progress: Path, lock: Path
             _say("<4>", f"{row['path']} is damaged: {row['why']}. `r1prov up` brings it anew")
     if not any(row["why"] for row in rows):
         _say("<6>", f"{len(rows)} files are whole")
-
-
-def looks(folder: Path, files: list[dict[str, Any]]) -> dict[str, tuple[int, int, int] | None]:
-    """By which a file is told from another one of its name."""
-    found: dict[str, tuple[int, int, int] | None] = {}
-    for path in (folder / file["name"] for file in files):
-        try:
-            status = path.stat()
-            found[str(path)] = (status.st_ino, status.st_size, status.st_mtime_ns)
-        except FileNotFoundError:
-            found[str(path)] = None
-    return found
 
 
 def _say(priority: str, text: str) -> None:

@@ -10,9 +10,10 @@ import threading
 import time
 from typing import TYPE_CHECKING, Protocol
 
+from ansible_collections.r1.prov.plugins.module_utils.disk_look import turns
+from ansible_collections.r1.prov.plugins.module_utils.files import looks
 from transfer.bringing import Bringing
 from transfer.connection import Connection, Ended
-from transfer.disk import turns as disk_turns
 from transfer.errors import (
     CancelledError,
     ChangedError,
@@ -115,7 +116,7 @@ class Delivery:
         self._is_short = False  # there is nothing to do for a connection that could be had
         self._look_ahead = look_ahead_bytes()
         self._is_over = threading.Event()
-        levels = LEVELS_OF_A_DISK_THAT_TURNS if disk_turns(incoming) else LEVELS
+        levels = LEVELS_OF_A_DISK_THAT_TURNS if turns(incoming) else LEVELS
         self._most_files = way.most_files or (1 if levels is LEVELS_OF_A_DISK_THAT_TURNS else MOST_OPEN_FILES)
         self._pace = Pace(
             [supplier.most for supplier in suppliers], [supplier.source.is_web for supplier in suppliers], levels
@@ -488,18 +489,6 @@ class Delivery:
         return f"waiting to try again: {why}"
 
 
-def looks(paths: Sequence[Path]) -> list[tuple[int, int]]:
-    """By what it is seen whether somebody writes to files: their sizes and times. Both are 0 where there is none."""
-    found = []
-    for path in paths:
-        try:
-            status = path.stat()
-            found.append((status.st_size, status.st_mtime_ns))
-        except FileNotFoundError:
-            found.append((0, 0))
-    return found
-
-
 def wait_until_quiet(paths: Sequence[Path], conflicts: int, show: Callable[[str], None]) -> None:
     """Waits until nobody writes to files any more.
 
@@ -508,12 +497,12 @@ def wait_until_quiet(paths: Sequence[Path], conflicts: int, show: Callable[[str]
         conflicts: how often that has happened. The pauses grow with it.
         show: is told again and again what is waited for.
     """
-    before: list[tuple[int, int]] = []
-    now = looks(paths)
+    before: list[dict[str, int] | None] = []
+    now = [*map(looks, paths)]
     while before != now:
         # The pauses are random, so that two programs that wait for each other do not go on at the same moment.
         until = time.monotonic() + random.uniform(1, 4 * conflicts)  # noqa: S311
         while (left_s := until - time.monotonic()) > 0:
             show(f"waiting: another program writes to {paths[0]}")
             time.sleep(min(left_s, STILL_THERE_S))
-        before, now = now, looks(paths)
+        before, now = now, [*map(looks, paths)]

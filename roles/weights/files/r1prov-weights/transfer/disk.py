@@ -6,21 +6,21 @@ import contextlib
 import ctypes
 import errno
 import fcntl
-import hashlib
-import json
 import logging
 import mmap
 import os
 import shutil
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ansible_collections.r1.prov.plugins.module_utils import digest
+from ansible_collections.r1.prov.plugins.module_utils.files import allocated_bytes, has_name
 from transfer.errors import HopelessError
 from transfer.wording import plain, words
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 BLOCK_BYTES = 1 << 20
 LOCK_POLL_S = 0.5
@@ -29,82 +29,31 @@ log = logging.getLogger("fetch")
 
 
 class DirectReader:
-    """Reads a file as it stands on the disk, from its beginning on or at any place.
-
-    The kernel may still have in memory what was right, and it keeps what an engine has mapped. So it is passed by, where the file system
-    allows that.
-    """
+    """Reads a file as it stands on the disk, from its beginning on or at any place, block by block."""
 
     def __init__(self, path: Path) -> None:
-        self._stream = path.open("rb", buffering=0)
-        self._block = mmap.mmap(-1, BLOCK_BYTES)  # It begins with a page, as such reads want it.
+        self._open = contextlib.ExitStack()
+        self._descriptor = self._open.enter_context(digest.opened(path))
+        self._block = mmap.mmap(-1, BLOCK_BYTES)
         self._held = (0, 0)  # what the block holds, where places are read
-        self._flags = fcntl.fcntl(self._stream, fcntl.F_GETFL)
-        with contextlib.suppress(OSError):
-            fcntl.fcntl(self._stream, fcntl.F_SETFL, self._flags | os.O_DIRECT)
 
     def close(self) -> None:
         """Closes the file."""
-        self._stream.close()
+        self._open.close()
 
     def next(self) -> memoryview:
         """The next block, which holds until the one after it is read. It is empty at the end."""
-        try:
-            count = self._stream.readinto(self._block)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            fcntl.fcntl(self._stream, fcntl.F_SETFL, self._flags)  # The file system cannot, or cannot from here on.
-            count = self._stream.readinto(self._block)
-        return memoryview(self._block)[: count or 0]
+        return memoryview(self._block)[: digest.read_next(self._descriptor, self._block)]
 
     def at(self, position: int, most: int) -> bytes:
         """Some of the bytes from there on. Such reads want places that are multiples of a page, so a whole block is read for them."""
         start, end = self._held
         if not start <= position < end:
             start = position // BLOCK_BYTES * BLOCK_BYTES
-            self._stream.seek(start)
+            os.lseek(self._descriptor, start, os.SEEK_SET)
             end = start + len(self.next())
             self._held = start, end
         return bytes(self._block[max(position - start, 0) : min(position + most, end) - start])
-
-
-def sha256_on_disk(path: Path, show: Callable[[int], None]) -> str:
-    """The sha256 of a file as it stands on the disk. `show` is called with the number of bytes that are read."""
-    digest, done = hashlib.sha256(), 0
-    with contextlib.closing(DirectReader(path)) as reader:
-        while block := reader.next():
-            digest.update(block)
-            done += len(block)
-            show(done)
-    return digest.hexdigest()
-
-
-def replace(path: Path, content: object) -> None:
-    """Writes a JSON file in one piece.
-
-    Raises:
-        HopelessError: a folder has its name.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")  # a run by hand may write the same file
-    temporary.write_text(json.dumps(content), "utf-8")
-    try:
-        temporary.replace(path)
-    except IsADirectoryError:
-        temporary.unlink()
-        raise HopelessError(
-            f"{path} is a folder, and this program keeps a file of that name: remove the folder"
-        ) from None
-
-
-def replace_safely(path: Path, content: object) -> None:
-    """Writes a JSON file in one piece, which is on the disk before it has its name."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as stream:
-        json.dump(content, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
 
 
 def set_aside(path: Path) -> Path:
@@ -112,23 +61,6 @@ def set_aside(path: Path) -> Path:
     aside = path.with_name(f"{path.name}.{os.uname().nodename}.{os.getpid()}")
     path.rename(aside)
     return aside
-
-
-def sync_folder(folder: Path) -> None:
-    """Waits until the names in a folder are safely on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def has_name(status: os.stat_result, path: Path) -> bool:
-    """Whether an open file has this name."""
-    try:
-        return os.path.samestat(status, path.lstat())
-    except FileNotFoundError:
-        return False
 
 
 def reserve(file: int, start: int, count: int) -> bool:
@@ -156,27 +88,11 @@ def is_file(path: Path) -> bool:
 
 
 def room_of(path: Path) -> int:
-    """What a file takes of its disk. One that has gaps takes less than its size. It is 0 where there is none."""
+    """What a file takes of its disk. It is 0 where there is none."""
     try:
-        status = path.stat()
+        return allocated_bytes(path.stat())
     except FileNotFoundError:
         return 0
-    return min(status.st_size, status.st_blocks * 512)
-
-
-def turns(path: Path) -> bool:
-    """Whether a disk turns, so that it writes one place after the other far faster than many at once.
-
-    Virtual disks say so too, whatever they are made of, and are not believed.
-    """
-    device = path.stat().st_dev
-    place = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
-    with contextlib.suppress(OSError):
-        place = place.resolve(strict=True)
-        disk = place if (place / "queue").is_dir() else place.parent  # Else it is a partition.
-        is_virtual = (disk / "device" / "driver").resolve().name.startswith("virtio")
-        return not is_virtual and (disk / "queue" / "rotational").read_text("ascii").strip() == "1"
-    return False
 
 
 def remove(path: Path) -> None:

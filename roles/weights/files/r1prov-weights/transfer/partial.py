@@ -9,11 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ansible_collections.r1.prov.plugins.module_utils.files import looks_of, sync_folder
 from transfer import journal
-from transfer.disk import set_aside, sync_folder
+from transfer.disk import set_aside
 from transfer.errors import CancelledError, DisturbedError
 from transfer.journal import Piece
-from transfer.places import Looks, OwnFile, Place
+from transfer.places import OwnFile, Place
 from transfer.spans import Span, Spans
 
 if TYPE_CHECKING:
@@ -326,7 +327,7 @@ class Partial:
                 status = aside.lstat()
             except FileNotFoundError:
                 raise DisturbedError from None
-            if Looks.of(status) != self.place.looks:
+            if looks_of(status) != self.place.looks:
                 raise DisturbedError
             self._close()
             return aside, status

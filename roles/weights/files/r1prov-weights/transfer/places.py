@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from transfer.disk import has_name, reserve, set_aside
+from ansible_collections.r1.prov.plugins.module_utils.files import has_name, looks_of, write_at
+from transfer.disk import reserve, set_aside
 from transfer.errors import DisturbedError
 
 if TYPE_CHECKING:
@@ -16,20 +16,6 @@ if TYPE_CHECKING:
     from ansible_collections.r1.prov.plugins.module_utils.gguf_layout import Layout
 
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-
-
-@dataclass(frozen=True)
-class Looks:
-    """How this program left a file."""
-
-    inode: int
-    size: int
-    mtime_ns: int
-
-    @classmethod
-    def of(cls, status: os.stat_result) -> Looks:
-        """The looks of a file whose properties are known."""
-        return cls(status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 class OwnFile:
@@ -44,7 +30,7 @@ class OwnFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.looks: Looks | None = None
+        self.looks: dict[str, int] | None = None
         self._file = -1
 
     @property
@@ -59,7 +45,7 @@ class OwnFile:
         except FileNotFoundError:
             self.looks = None
             return None
-        self.looks = Looks.of(status)
+        self.looks = looks_of(status)
         return status.st_size
 
     def is_linked(self) -> bool:
@@ -74,7 +60,7 @@ class OwnFile:
         self._file = os.open(self.path, _FLAGS, 0o644)
         status = os.fstat(self._file)
         if not self.looks and not status.st_size:
-            self.looks = Looks.of(status)
+            self.looks = looks_of(status)
 
     def check(self) -> None:
         """Sees that it is what has this name, and as this program left it.
@@ -83,7 +69,7 @@ class OwnFile:
             DisturbedError: it is not.
         """
         status = os.fstat(self._file)
-        if Looks.of(status) != self.looks or not has_name(status, self.path):
+        if looks_of(status) != self.looks or not has_name(status, self.path):
             raise DisturbedError
 
     def write(self, position: int, block: bytes | memoryview) -> None:
@@ -93,8 +79,8 @@ class OwnFile:
             DisturbedError: it is not as this program left it.
         """
         self.check()
-        put(self._file, block, position)
-        self.looks = Looks.of(os.fstat(self._file))
+        write_at(self._file, block, position)
+        self.looks = looks_of(os.fstat(self._file))
 
     def read(self, position: int, most: int) -> bytes:
         """Some of the bytes from there on. There is none behind the end."""
@@ -155,7 +141,7 @@ class Final(OwnFile):
             if is_new:  # What an earlier run has brought stays.
                 self.remove()
             raise
-        self.looks = Looks.of(os.fstat(self._file))
+        self.looks = looks_of(os.fstat(self._file))
 
     def set_aside(self) -> tuple[Path, os.stat_result]:
         """Gives it a name that no other program writes to. Returns that name, and how it looks.
@@ -165,7 +151,7 @@ class Final(OwnFile):
         """
         aside = set_aside(self.path)
         status = aside.lstat()
-        if Looks.of(status) != self.looks:
+        if looks_of(status) != self.looks:
             raise DisturbedError
         return aside, status
 
@@ -183,7 +169,7 @@ class Spread:
         self.aside = OwnFile(aside)
 
     @property
-    def looks(self) -> Looks | None:
+    def looks(self) -> dict[str, int] | None:
         """How the file beside the final one was left."""
         return self.aside.looks
 
@@ -253,11 +239,3 @@ class Spread:
 
 
 Place = OwnFile | Spread
-
-
-def put(file: int, content: bytes | memoryview, position: int) -> None:
-    """Writes all of it. On a disk that is filling up, a write may take less than it was given."""
-    rest = memoryview(content)
-    while rest:
-        count = os.pwrite(file, rest, position)
-        rest, position = rest[count:], position + count

@@ -5,23 +5,24 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
-import json
 import logging
-import os
 import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ansible_collections.r1.prov.plugins.module_utils.digest import sha256_of
+from ansible_collections.r1.prov.plugins.module_utils.files import free_bytes, sync_folder
+from ansible_collections.r1.prov.plugins.module_utils.merged_weights import as_kept, instead_of, made_of, seen
 from transfer import journal, straight
 from transfer.delivery import Delivery
-from transfer.disk import is_file, remove, room_of, sha256_on_disk, sync_folder, take_lock
+from transfer.disk import is_file, remove, room_of, take_lock
 from transfer.errors import DisturbedError, HopelessError, SourceError
 from transfer.frontier import Frontier
 from transfer.limit import Limit
 from transfer.partial import Partial
 from transfer.sources import File, Part, as_source
 from transfer.straight import aside_of, head_of
-from transfer.telling import Progress, Record, looks_of, seen
+from transfer.telling import Progress, Record
 from transfer.turns import Supplier
 
 if TYPE_CHECKING:
@@ -166,18 +167,9 @@ class Transfer:
 
     def made(self) -> list[File]:
         """The file that is wanted of these files, then the file that they were merged into as published, of which it can be made too."""
-        found = []
-        for path in sorted(self.folder.glob("*.gguf.json")):
-            try:
-                record = json.loads(path.read_text("utf-8"))
-                file, attention = File(record["name"], record["bytes"], record["sha256"]), record["attention"]
-                if [row["sha256"] for row in record["shards"]] != [file.sha256 for file in self.files]:
-                    continue
-            except (ValueError, KeyError, TypeError):
-                continue
-            if self.merged and (file.name == self.merged or (self.attention, attention) == ("mla", "legacy")):
-                found.append(file)
-        return sorted(found, key=lambda file: file.name != self.merged)
+        shards = [vars(file) for file in self.files]
+        usable = instead_of(made_of(self.folder, shards), self.merged, self.attention)
+        return [File(record["name"], record["bytes"], record["sha256"]) for record in usable]
 
     def is_there(self, file: File) -> bool:
         """Whether the file is in its place. It is read only where nothing is known of it."""
@@ -185,12 +177,12 @@ class Transfer:
         if not self.record.knows(place, file):
             if not place.is_file():
                 return False
-            looks = seen(place, file)
+            kept = seen(place, file.sha256)
             if why := self.fault(place, file):
                 log.warning("%s is damaged: %s", place, why)
                 self.damaged = [*(name for name in self.damaged if name != file.name), file.name]
                 return False
-            self.record.add(place, looks)
+            self.record.add(place, kept)
         (self.incoming / file.sha256).unlink(missing_ok=True)  # it is needed no more
         journal.beside(self.incoming / file.sha256).unlink(missing_ok=True)
         self.progress.done += file.bytes
@@ -202,7 +194,7 @@ class Transfer:
         if size != file.bytes:
             return f"it has {size} bytes, not {file.bytes}"
         try:
-            digest = sha256_on_disk(place, lambda done: self.progress.show(f"checking {file.name}", done))
+            digest = sha256_of(place, lambda done: self.progress.show(f"checking {file.name}", done))
         except OSError as error:
             if error.errno != errno.EIO:
                 raise
@@ -213,7 +205,7 @@ class Transfer:
         """Refuses to begin where the disk has too little room. Published files that are damaged go for it, when a source has their like."""
         partials = [self.incoming / file.sha256 for file in missing]
         coming = sum(file.bytes for file in missing) - sum(map(room_of, partials))
-        short = coming + self.reserve_bytes - self.free_bytes()
+        short = coming + self.reserve_bytes - free_bytes(self.folder)
         if coming <= 0 or short <= 0:
             return
         bad = [file for file in missing if file.name in self.damaged]
@@ -224,7 +216,7 @@ class Transfer:
             log.warning("%s is removed, because the disk has no room for its successor beside it", file.name)
             (self.folder / file.name).unlink()
             self.damaged.remove(file.name)
-        if coming + self.reserve_bytes > self.free_bytes():
+        if coming + self.reserve_bytes > free_bytes(self.folder):
             raise HopelessError(
                 f"what was damaged in {self.folder} is removed, but a process that has it open keeps its room:"
                 " stop the engine, which is the unit r1prov-llama-server or r1prov-ollama"
@@ -236,20 +228,15 @@ class Transfer:
         Raises:
             HopelessError: it has not.
         """
-        if 0 < coming > self.free_bytes() - self.reserve_bytes:
+        if 0 < coming > free_bytes(self.folder) - self.reserve_bytes:
             raise HopelessError(self.too_little(coming))
 
     def too_little(self, coming: int) -> str:
         """What to say where the disk has too little room."""
         return (
-            f"the disk of {self.folder} has {self.free_bytes() / GIB:.1f} GiB free, but {coming / GIB:.1f} GiB are still"
+            f"the disk of {self.folder} has {free_bytes(self.folder) / GIB:.1f} GiB free, but {coming / GIB:.1f} GiB are still"
             f" to come and {self.reserve_bytes / GIB:.1f} GiB stay free: make room, or choose a smaller quant"
         )
-
-    def free_bytes(self) -> int:
-        """What the disk has free."""
-        disk = os.statvfs(self.folder)
-        return disk.f_bavail * disk.f_frsize
 
     def see_sources(self, files: list[File]) -> None:
         """Sees that a source has each of the files, before those that are in their places are given up for them.
@@ -280,16 +267,16 @@ class Transfer:
         file, place = bringing.file, self.folder / bringing.file.name
         origins = bringing.origins()
         aside, status = bringing.partial.set_aside()
-        looks = looks_of(status, file)
+        kept = as_kept(status, file.sha256)
         try:
-            if seen(aside, file) != looks:
+            if seen(aside, file.sha256) != kept:
                 raise DisturbedError
             aside.replace(place)
         except FileNotFoundError:
             raise DisturbedError from None
         sync_folder(self.folder)
         self.record.came(file, origins)
-        self.record.add(place, looks)
+        self.record.add(place, kept)
         self.progress.done += file.bytes
         bringing.partial.forget_journal()
         log.info("%s is verified", file.name)

@@ -10,29 +10,30 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from ansible_collections.r1.prov.plugins.module_utils import gguf_layout, mla_form
+from ansible_collections.r1.prov.plugins.module_utils import gguf_layout, merged_weights, mla_form
+from ansible_collections.r1.prov.plugins.module_utils.files import sync_folder
 from ansible_collections.r1.prov.plugins.module_utils.gguf_header import Gguf, GgufError
 from ansible_collections.r1.prov.plugins.module_utils.mla_form import FormError
 from transfer import journal
 from transfer.chain import Chain, Link
 from transfer.delivery import MOST_CONFLICTS, wait_until_quiet
-from transfer.disk import BLOCK_BYTES, replace_safely, reserve, room_of, sync_folder
+from transfer.disk import BLOCK_BYTES, reserve, room_of
 from transfer.errors import DisturbedError, HopelessError
 from transfer.heads import FIRST_BYTES, Headed, HeadReader
 from transfer.memory import memory_bytes
 from transfer.partial import Partial, Writer
 from transfer.places import Final, Spread
-from transfer.sources import File
-from transfer.telling import looks_of, seen
 
 if TYPE_CHECKING:
     import queue
     from pathlib import Path
 
+    from ansible_collections.r1.prov.plugins.module_utils.gguf_layout import Layout
     from ansible_collections.r1.prov.plugins.module_utils.mla_form import Form
     from transfer.bringing import Bringing
     from transfer.frontier import Frontier, Hashed
     from transfer.run import Transfer
+    from transfer.sources import File
 
 LONGEST_END_S = 10.0  # that a reader is waited for
 MOST_READERS = 16  # which look at the final file once more
@@ -86,13 +87,12 @@ class Straight:
 
     most_files, is_shared = 0, True
 
-    def __init__(self, transfer: Transfer, heads: list[Gguf], form: Form, *, trust: bool) -> None:
-        self._transfer, self._heads, self._trust = transfer, heads, trust
+    def __init__(self, transfer: Transfer, form: Form, layout: Layout, *, trust: bool) -> None:
+        self._transfer, self._trust = transfer, trust
         self._incoming, self._files = transfer.incoming, transfer.files
-        self.attention = form.attention
-        self.layout = gguf_layout.layout(form.keys, form.parts, heads, [file.bytes for file in self._files])
-        self.final = Final(self._incoming / transfer.merged, self.layout.bytes)
-        self.chain = Chain(self.final, self.layout, form)
+        self.attention, self.layout = form.attention, layout
+        self.final = Final(self._incoming / transfer.merged, layout.bytes)
+        self.chain = Chain(self.final, layout, form)
         self._links: list[Link] = []
 
     @property
@@ -168,9 +168,7 @@ class Straight:
         partial = bringing.partial
         number = self._files.index(bringing.file)
         if flaw := self.chain.flaws.get(number):
-            raise HopelessError(
-                f"{bringing.file.name} cannot be brought into MLA form: its {flaw}. With `attention: legacy` it is served as it is"
-            )
+            raise HopelessError(mla_form.refusal(bringing.file.name, f"its {flaw}"))
         path = head_of(self._incoming, bringing.file)
         believed = path.read_bytes()
         if believed != (right := partial.read(0, len(believed))):
@@ -191,27 +189,23 @@ class Straight:
         Raises:
             DisturbedError: another program has changed it meanwhile.
         """
-        transfer, size, sums = self._transfer, self.layout.bytes, self.chain.digests.sums()
-        shards = [vars(file) for file in self._files]
-        record = {"name": transfer.merged, "bytes": size, "sha256": sums.sha256, "attention": self.attention}
-        record |= {"shards": shards, "pieces": sums.pieces}
+        transfer, sums = self._transfer, self.chain.digests.sums()
         # A stranger's write in the very moment of one of ours is not seen by the file's time.
-        if 2 * size <= memory_bytes() and not self._is_as_read(sums.pieces):
+        if 2 * sums.bytes <= memory_bytes() and not self._is_as_read(sums.pieces):
             raise DisturbedError
         self.final.fsync()
         place = transfer.folder / transfer.merged
-        file = File(transfer.merged, size, sums.sha256)
         aside, status = self.final.set_aside()
-        shown = looks_of(status, file)
+        kept = merged_weights.as_kept(status, sums.sha256)
         try:
-            if seen(aside, file) != shown:
+            if merged_weights.seen(aside, sums.sha256) != kept:
                 raise DisturbedError
-            replace_safely(place.with_name(f"{place.name}.json"), record)
+            merged_weights.record(place, sums, self.attention, [vars(file) for file in self._files])
             aside.replace(place)
         except FileNotFoundError:
             raise DisturbedError from None
         sync_folder(transfer.folder)
-        transfer.record.add(place, shown)
+        transfer.record.add(place, kept)
         log.info("%s is made of them, and verified", transfer.merged)
 
     def _is_as_read(self, pieces: dict[str, Any]) -> bool:
@@ -265,8 +259,7 @@ def bring(transfer: Transfer) -> None:
 
 
 def _bring_once(transfer: Transfer, *, trust: bool) -> None:
-    heads, form = _formed(transfer)
-    way = Straight(transfer, heads, form, trust=trust)
+    way = Straight(transfer, *_formed(transfer), trust=trust)
     try:
         way.reserve()
         transfer.deliver(way)
@@ -275,8 +268,8 @@ def _bring_once(transfer: Transfer, *, trust: bool) -> None:
         way.close()
 
 
-def _formed(transfer: Transfer) -> tuple[list[Gguf], Form]:
-    """What all files say of themselves, and what is to be made of them.
+def _formed(transfer: Transfer) -> tuple[Form, Layout]:
+    """What is to be made of all files, by what they say of themselves, and where each byte of them belongs in it.
 
     Heads from which nothing can be made are fetched once more, because a source may have sent wrong ones.
 
@@ -290,13 +283,11 @@ def _formed(transfer: Transfer) -> tuple[list[Gguf], Form]:
         heads = [way.found[file.name] for file in transfer.files]
         try:
             form = mla_form.wanted(heads, transfer.attention)
-            gguf_layout.layout(form.keys, form.parts, heads, [file.bytes for file in transfer.files])
-        except (GgufError, FormError) as error:
+            return form, gguf_layout.layout(form.keys, form.parts, heads, [file.bytes for file in transfer.files])
+        except GgufError as error:
             why = str(error)
-            if isinstance(error, FormError):
-                why = f"{transfer.files[0].name} cannot be brought into MLA form: {why}. With `attention: legacy` it is served as it is"
-        else:
-            return heads, form
+        except FormError as error:
+            why = mla_form.refusal(transfer.files[0].name, error)
         paths = [head_of(transfer.incoming, file) for file in transfer.files]
         now = b"".join(path.read_bytes() for path in paths)
         if now == before or time.monotonic() > until:

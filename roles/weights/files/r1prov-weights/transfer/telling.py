@@ -7,7 +7,8 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from transfer.disk import replace
+from ansible_collections.r1.prov.plugins.module_utils.files import read_json, write_whole
+from ansible_collections.r1.prov.plugins.module_utils.merged_weights import seen
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,10 +28,7 @@ class Record:
 
     def read(self) -> None:
         """Reads the file. Another process may have written it while this one waited."""
-        try:
-            self._content = dict(json.loads(self._path.read_text("utf-8")))
-        except (FileNotFoundError, IsADirectoryError, ValueError, TypeError):
-            self._content = {}  # After a power failure it may be torn. Then all is read once more.
+        self._content = read_json(self._path)
         self._verified = self._content.setdefault("verified", {})
 
     def say(self, state: str, message: str = "", damaged: Sequence[str] = ()) -> None:
@@ -40,36 +38,21 @@ class Record:
         """
         if invocation := os.environ.get("INVOCATION_ID"):
             self._content |= {"state": state, "message": message, "invocation": invocation, "damaged": list(damaged)}
-        replace(self._path, self._content)
+        write_whole(self._path, json.dumps(self._content))
 
     def knows(self, path: Path, file: File) -> bool:
         """Whether this very file was verified and has not been touched since."""
-        return path.exists() and self._verified.get(str(path)) == seen(path, file)
+        return path.exists() and self._verified.get(str(path)) == seen(path, file.sha256)
 
-    def add(self, path: Path, looks: dict[str, Any]) -> None:
-        """Remembers how a verified file looked before it was read, and when it was verified."""
-        self._verified[str(path)] = looks
+    def add(self, path: Path, kept: dict[str, Any]) -> None:
+        """Remembers how a verified file looked before it was read (`seen`), and when it was verified."""
+        self._verified[str(path)] = kept
         self._content.setdefault("when", {})[str(path)] = time.time()
-        replace(self._path, self._content)
+        write_whole(self._path, json.dumps(self._content))
 
     def came(self, file: File, origins: Mapping[str, int]) -> None:
         """Remembers which sources have brought how many bytes of a file, whose journal goes now. `add` writes it down."""
         self._content.setdefault("came", {})[file.sha256] = {"from": dict(origins), "at": time.time()}
-
-
-def seen(path: Path, file: File) -> dict[str, Any]:
-    """The properties by which a changed file is noticed. plugins/module_utils/merged_weights.py compares the same."""
-    return looks_of(path.stat(), file)
-
-
-def looks_of(status: os.stat_result, file: File) -> dict[str, Any]:
-    """The same of a file whose properties are known."""
-    return {
-        "sha256": file.sha256,
-        "bytes": status.st_size,
-        "mtime_ns": status.st_mtime_ns,
-        "inode": status.st_ino,
-    }
 
 
 class Progress:
@@ -110,5 +93,5 @@ class Progress:
         }
         content |= {"unit": "bytes", "state": state, "updated": time.time()}
         content |= {"sources": list(sources), "verifying": verifying}
-        replace(self._path, content)
+        write_whole(self._path, json.dumps(content))
         self._label, self._written_s = label, time.monotonic()
