@@ -12,7 +12,7 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
-from ansible_collections.r1.prov.plugins.module_utils import units
+from ansible_collections.r1.prov.plugins.module_utils import disk_away, units
 from ansible_collections.r1.prov.plugins.module_utils.files import mounts, read_json, text_of, write_whole
 
 PLACES = {"/opt/r1prov": "opt", "/var/lib/r1prov": "lib", "/var/cache/r1prov": "cache"}
@@ -88,10 +88,8 @@ def away(data_dir: str, root: Path = Path("/")) -> str:
 
     Where the disk is there, somebody has removed them from it, and the next run makes them anew.
     """
-    lost = [place for place in linked(data_dir, root) if not (root / place.lstrip("/")).exists()]
-    if not lost or is_apart(data_dir, root):
-        return ""
-    return f"the data disk is away: {lost[0]} leads to {moved(lost[0], data_dir)}, which is not there"
+    said = [each for place in linked(data_dir, root) if (each := disk_away.away(root / place.lstrip("/")))]
+    return said[0] if said and not is_apart(data_dir, root) else ""
 
 
 def is_built_anew(data_dir: str, root: Path = Path("/")) -> bool:

@@ -1,25 +1,20 @@
 """The one file that a model's published files were made into, and what is recorded of it.
 
-`NAME.json` beside it says what it was made of, which form its attention has and what its sha256 is. The transfer's `state.json` says how it
-looked when it was verified, so that it is not read again until it changes. The program of the role weights, which stands alone, reads both.
+`NAME.json` beside it says what it was made of, which form its attention has, what its sha256 is and what those of its pieces are.
 """
 
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ansible_collections.r1.prov.plugins.module_utils.files import looks_of, read_json, sync_folder, write_whole
+from ansible_collections.r1.prov.plugins.module_utils.files import read_json, sync_folder, write_whole
 from ansible_collections.r1.prov.plugins.module_utils.mla_form import LEGACY, MLA
+from ansible_collections.r1.prov.plugins.module_utils.weights_kept import STATE, forget, is_as_verified
 
 if TYPE_CHECKING:
-    import os
-
     from ansible_collections.r1.prov.plugins.module_utils.piece_digests import Sums
-
-STATE = Path("/var/lib/r1prov/weights/state.json")
 
 
 class NotThereError(Exception):
@@ -88,26 +83,6 @@ def instead_of(records: list[dict[str, Any]], name: str, attention: str) -> list
     return sorted(usable, key=lambda record: bool(record["name"] != name)) if name else []
 
 
-def seen(path: Path, sha256: str) -> dict[str, Any]:
-    """What is kept of a verified file: its sha256, and how it looks from outside."""
-    return as_kept(path.stat(), sha256)
-
-
-def as_kept(status: os.stat_result, sha256: str) -> dict[str, Any]:
-    """The same of a file whose status is known."""
-    return {"sha256": sha256, **looks_of(status)}
-
-
-def is_as_verified(folder: Path, files: list[dict[str, Any]], state: Path = STATE) -> bool:
-    """Whether each file looks as it did when it was verified."""
-    known = read_json(state).get("verified", {})
-    paths = [(folder / file["name"], file["sha256"]) for file in files]
-    try:
-        return all(known.get(str(path)) == seen(path, sha256) for path, sha256 in paths)
-    except FileNotFoundError:
-        return False
-
-
 def replaced(folder: Path, keep: str, files: list[dict[str, Any]], state: Path = STATE) -> list[Path]:
     """The files of a model that are there and are not served.
 
@@ -127,31 +102,6 @@ def replaced(folder: Path, keep: str, files: list[dict[str, Any]], state: Path =
         )
     names = [file["name"] for file in (*files, *made(folder, files)) if file not in served]
     return [folder / name for name in names if (folder / name).exists()]
-
-
-def remember(file: Path, sha256: str, state: Path = STATE) -> None:
-    """Adds a verified file to what the transfer knows, and when it was verified."""
-    record = read_json(state)
-    known = {
-        "verified": {**record.get("verified", {}), str(file): seen(file, sha256)},
-        "when": {**record.get("when", {}), str(file): time.time()},
-    }
-    write_whole(state, json.dumps({**record, **known}))
-
-
-def forget(files: list[Path], state: Path = STATE) -> None:
-    """Takes from what the transfer knows that these files were verified. So it reads them again, and brings anew what is wrong."""
-    record = read_json(state)
-    known = record.get("verified", {})
-    kept = {path: looks for path, looks in known.items() if Path(path) not in files}
-    if kept != known:
-        when = {path: at for path, at in record.get("when", {}).items() if path in kept}
-        write_whole(state, json.dumps({**record, "verified": kept, "when": when}))
-
-
-def said_damaged(state: Path = STATE) -> None:
-    """Takes from what the transfer found that files were damaged, because somebody has been told."""
-    write_whole(state, json.dumps({**read_json(state), "damaged": []}))
 
 
 def remove(files: list[Path], state: Path = STATE) -> None:

@@ -10,8 +10,9 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.r1.prov.plugins.module_utils.files import read_json, write_whole
-from ansible_collections.r1.prov.plugins.module_utils.merged_weights import STATE, pieces_kept, record_of
+from ansible_collections.r1.prov.plugins.module_utils.merged_weights import pieces_kept, record_of
 from ansible_collections.r1.prov.plugins.module_utils.piece_digests import PIECE_BYTES, as_record
+from ansible_collections.r1.prov.plugins.module_utils.weights_kept import STATE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -17,9 +17,10 @@ from ansible_collections.r1.prov.plugins.module_utils.digest import sha256_of
 from ansible_collections.r1.prov.plugins.module_utils.files import free_bytes, sync_folder
 from ansible_collections.r1.prov.plugins.module_utils.gguf_header import Gguf, GgufError, read
 from ansible_collections.r1.prov.plugins.module_utils.gguf_stream import DamagedError, SourceError
-from ansible_collections.r1.prov.plugins.module_utils.merged_weights import STATE, is_as_verified, recorded
+from ansible_collections.r1.prov.plugins.module_utils.merged_weights import recorded
 from ansible_collections.r1.prov.plugins.module_utils.mla_form import LEGACY, MLA
 from ansible_collections.r1.prov.plugins.module_utils.progress import RUN, Progress
+from ansible_collections.r1.prov.plugins.module_utils.weights_kept import STATE, forget, is_as_verified, remember
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,7 +72,7 @@ class Merge:
             return None
         if not self._has(self.file, record["sha256"]):
             return None
-        merged_weights.remember(self.file, record["sha256"], self.state)
+        remember(self.file, record["sha256"], self.state)
         return record
 
     def _has(self, file: Path, sha256: str) -> bool:
@@ -91,13 +92,13 @@ class Merge:
         try:
             return self._made_of(digests)
         except DamagedError as error:
-            merged_weights.forget([error.path], self.state)
+            forget([error.path], self.state)
             raise
         except (GgufError, MergeError, SourceError) as error:
             # A damaged head or tensor may look as if the model were no good.
             for path, sha256 in digests.items():
                 if not self._has(path, sha256):
-                    merged_weights.forget([path], self.state)
+                    forget([path], self.state)
                     raise DamagedError(path, f"it is not what was verified, and so {error}") from error
             raise
 
@@ -118,7 +119,7 @@ class Merge:
         except BaseException:
             progress.finish(failed=True)
             raise
-        merged_weights.remember(self.file, sums.sha256, self.state)
+        remember(self.file, sums.sha256, self.state)
         progress.finish()
         return merged_weights.about(self.file, sums, attention)
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ansible_collections.r1.prov.plugins.module_utils import merged_weights, weights_there
+from ansible_collections.r1.prov.plugins.module_utils import weights_kept, weights_there
 from ansible_collections.r1.prov.plugins.module_utils.users import acting_as
 
 if TYPE_CHECKING:
@@ -24,22 +24,14 @@ def surplus(folder: Path, files: list[dict[str, Any]], merged: str, only: Sequen
         only: the files that may go; empty for all.
 
     Returns:
-        Of each `path`, `bytes`, `state` (as in `weights_there`), `also` (what goes with it), and `frees`: the bytes that the disk gets
-        back. That is nothing where the file has another name, as in Ollama's registry.
+        As `weights_there.surplus`.
     """
     job = {
         "models": str(folder.parent),
         "wanted": [{"folder": str(folder), "files": files, "merged": merged}],
     }
-    rows = weights_there.there(job)["files"]
-    rows = [row for row in rows if row["state"] in weights_there.SURPLUS and (not only or row["path"] in only)]
-    return [
-        {
-            **{key: row[key] for key in ("path", "bytes", "state", "also")},
-            "frees": row["disk_bytes"] if row["links"] == 1 else 0,
-        }
-        for row in rows
-    ]
+    rows = weights_there.surplus(weights_there.there(job))
+    return [row for row in rows if not only or row["path"] in only]
 
 
 def in_use(paths: Sequence[str], processes: Path = Path("/proc")) -> dict[str, str]:
@@ -68,7 +60,7 @@ def remove(folder: Path, rows: Sequence[dict[str, Any]], user: str) -> None:
         OSError: one cannot be removed.
     """
     with acting_as(user):
-        merged_weights.forget([Path(row["path"]) for row in rows])
+        weights_kept.forget([Path(row["path"]) for row in rows])
         for path in (Path(each) for row in rows for each in (*row["also"], row["path"])):
             path.unlink(missing_ok=True)
         for model in {_model(folder, Path(row["path"])) for row in rows}:

@@ -1,6 +1,6 @@
 """What lies in the folders of models on a host: of each file what it is, where it came from, and when it was verified last.
 
-`r1prov weights status` sends this file alone to a host, as text. So it takes the standard library of Python 3.10 only.
+`r1prov weights status` sends this file to a host, as text, and the module `weights` asks it before it removes something.
 """
 
 from __future__ import annotations
@@ -14,19 +14,21 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-STATE = Path("/var/lib/r1prov/weights/state.json")
-READ = STATE.with_name("read.json")
+from ansible_collections.r1.prov.plugins.module_utils.files import allocated_bytes, free_bytes, read_json
+from ansible_collections.r1.prov.plugins.module_utils.weights_kept import READ, STATE, as_kept, standing
+
 PROGRESS = (Path("/run/r1prov/weights/progress.json"), Path("/run/r1prov/weights-read/weights/progress.json"))
 """Of the transfer and of a run, and of the host's own reading, which is in nobody's way."""
 USER = "r1prov-weights"
 
 SERVED, WAITING, FETCHING, UNVERIFIED = "served", "waiting", "fetching", "unverified"
-OTHER, ORPHAN, FOREIGN = "other quant", "orphan", "not ours"
+OTHER, ORPHAN, EMBEDDINGS, FOREIGN = "other quant", "orphan", "embeddings", "not ours"
 """What a file is.
 
 SERVED is what the site serves. WAITING is a published file, or one that was made of it in another form, which goes when the served one has
 answered. FETCHING is what a transfer has begun. UNVERIFIED is not as it was when it was verified, or never was. OTHER lies in the folder
-of another quant or model. ORPHAN belongs to nothing. FOREIGN was not made by r1prov.
+of another quant or model. ORPHAN belongs to nothing. EMBEDDINGS is the model with which the chat page searches documents. FOREIGN was not
+made by r1prov.
 """
 SURPLUS = (OTHER, ORPHAN)
 """What nobody needs."""
@@ -63,22 +65,33 @@ def there(
         and None where they are not known.
     """
     models = Path(job["models"])
-    kept, readings = _document(state), _document(read).get("files", {})
+    kept = read_json(state)
+    readings = standing(read_json(read), kept)
     wanted = {Path(each["folder"]): each for each in job["wanted"]}
     folders = sorted(path for path in models.iterdir() if path.is_dir()) if models.is_dir() else []
     files: list[dict[str, Any]] = []
     for folder in folders:
         about = _Folder(folder, wanted.get(folder), kept, readings, is_served=folder == next(iter(wanted), None))
         files += about.rows()
-    disk = os.statvfs(next(path for path in (models, *models.parents) if path.is_dir()))
-    told = [each for each in map(_document, progress) if each.get("state") == "running"]
+    place = next(path for path in (models, *models.parents) if path.is_dir())
+    disk = os.statvfs(place)
+    told = [each for each in map(read_json, progress) if each.get("state") == "running"]
     told = [each for each in told if time.time() - each.get("updated", 0) < _SILENT_S]
     return {
         "files": files,
-        "free_bytes": disk.f_bavail * disk.f_frsize,
+        "free_bytes": free_bytes(place),
         "bytes": disk.f_blocks * disk.f_frsize,
         "progress": told[0] if told else None,
     }
+
+
+def surplus(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those of the files of `there` that nobody needs, each with what it `frees`: the bytes that the disk gets back when it goes.
+
+    That is nothing where the file has another name, as in Ollama's registry.
+    """
+    rows = [row for row in found.get("files", ()) if row["state"] in SURPLUS]
+    return [{**row, "frees": row["disk_bytes"] if row["links"] == 1 else 0} for row in rows]
 
 
 class _Folder:
@@ -96,6 +109,7 @@ class _Folder:
         self._folder, self._wanted, self._is_served = folder, wanted, is_served
         self._kept, self._readings = kept, readings
         self._incoming = folder / ".incoming"
+        self._is_ours = self._incoming.is_dir() or _owner(folder) == USER
         self._published = {file["name"]: file for file in wanted["files"]} if wanted else {}
         self._serves = ([wanted["merged"]] if wanted["merged"] else list(self._published)) if wanted else []
 
@@ -103,7 +117,6 @@ class _Folder:
         """Its files."""
         if self._folder.is_symlink():
             return []
-        is_ours = self._incoming.is_dir() or _owner(self._folder) == USER
         names = sorted(path.name for path in self._folder.iterdir())
         files = [self._folder / name for name in names if not self._is_record(name, names)]
         files = [file for file in files if file.is_symlink() or not file.is_dir()]
@@ -114,7 +127,7 @@ class _Folder:
                 name for name in growing if not (name.endswith(".journal") and name[: -len(".journal")] in growing)
             ]
             files += [self._incoming / name for name in alone]
-        rows = [self._row(file, is_ours=is_ours) for file in files]
+        rows = [self._row(file) for file in files]
         is_whole = all(name in {row["name"] for row in rows if row["state"] == SERVED} for name in self._serves)
         for row in rows:  # What has begun to grow for a file that is there and whole was left over.
             if row["state"] == FETCHING and self._serves and is_whole:
@@ -126,7 +139,7 @@ class _Folder:
         """Whether a file is the record beside another one."""
         return name.endswith(".json") and name.removesuffix(".json") in names
 
-    def _row(self, file: Path, *, is_ours: bool) -> dict[str, Any]:
+    def _row(self, file: Path) -> dict[str, Any]:
         status = file.lstat()
         sha256 = self._sha256(file)
         return {
@@ -134,9 +147,9 @@ class _Folder:
             "model": self._folder.name,
             "name": str(file.relative_to(self._folder)),
             "bytes": status.st_size,
-            "disk_bytes": min(status.st_blocks * 512, status.st_size),
+            "disk_bytes": allocated_bytes(status),
             "links": status.st_nlink,
-            "state": self._state(file, status, sha256) if is_ours or self._wanted else FOREIGN,
+            "state": self._state(file, status, sha256),
             "came": self._came(file, sha256),
             "verified": self._verified(file, status, sha256),
             "also": [str(each) for each in (_beside(file, ".json"), _beside(file, ".journal")) if each.exists()],
@@ -148,12 +161,15 @@ class _Folder:
             return file.name.partition(".")[0] if _DIGEST.match(file.name) else ""
         if file.name in self._published:
             return str(self._published[file.name]["sha256"])
-        record = _document(_beside(file, ".json")).get("sha256", "")
+        record = read_json(_beside(file, ".json")).get("sha256", "")
         return str(record or self._kept.get("verified", {}).get(str(file), {}).get("sha256", ""))
 
     def _state(self, file: Path, status: os.stat_result, sha256: str) -> str:
         if not self._wanted:
-            return OTHER if self._is_a_model_s(file) else FOREIGN
+            # The module embeddings_model records of what it has made its file.
+            is_embeddings = "source" in read_json(_beside(file, ".json"))
+            other = OTHER if self._is_ours and self._is_a_model_s(file) else FOREIGN
+            return EMBEDDINGS if is_embeddings else other
         if file.parent == self._incoming:
             is_another_s = _DIGEST.match(file.name) and sha256 not in {
                 each["sha256"] for each in self._published.values()
@@ -164,7 +180,7 @@ class _Folder:
             return UNVERIFIED if not is_it else SERVED if self._is_served else WAITING
         if file.name in self._published:
             return WAITING if self._is_as_verified(file, status, sha256) else UNVERIFIED
-        made_of = [shard["sha256"] for shard in _document(_beside(file, ".json")).get("shards", [])]
+        made_of = [shard["sha256"] for shard in read_json(_beside(file, ".json")).get("shards", [])]
         if made_of and made_of == [each["sha256"] for each in self._published.values()]:
             return WAITING
         return ORPHAN if self._is_a_model_s(file) else FOREIGN
@@ -174,21 +190,19 @@ class _Folder:
         return file.parent == self._incoming or ".gguf" in file.suffixes or _owner(file) == USER
 
     def _is_as_verified(self, file: Path, status: os.stat_result, sha256: str) -> bool:
-        looks = {"sha256": sha256, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "inode": status.st_ino}
-        return bool(sha256) and self._kept.get("verified", {}).get(str(file)) == looks
+        return bool(sha256) and self._kept.get("verified", {}).get(str(file)) == as_kept(status, sha256)
 
     def _is_damaged(self, file: Path, sha256: str) -> bool:
         return bool(self._reading(file, sha256).get("why"))
 
     def _reading(self, file: Path, sha256: str) -> dict[str, Any]:
-        """What the last reading of this very file has found; nothing where it was brought anew since."""
+        """What the last reading of this very file has found, as far as that stands."""
         reading = self._readings.get(str(file), {})
-        is_newer = self._kept.get("when", {}).get(str(file), 0) > reading.get("at", 0)
-        return {} if is_newer or reading.get("sha256") != sha256 else reading
+        return reading if reading.get("sha256") == sha256 else {}
 
     def _came(self, file: Path, sha256: str) -> dict[str, Any]:
         came = self._kept.get("came", {})
-        record = _document(_beside(file, ".json"))
+        record = read_json(_beside(file, ".json"))
         shards = record.get("shards", [])
         origins: dict[str, int] = {}
         for each in [shard["sha256"] for shard in shards] or [sha256]:
@@ -214,12 +228,3 @@ def _owner(path: Path) -> str:
     with suppress(KeyError):
         return pwd.getpwuid(path.lstat().st_uid).pw_name
     return ""
-
-
-def _document(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; an empty one where there is none, or where it is damaged."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

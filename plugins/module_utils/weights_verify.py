@@ -17,16 +17,13 @@ from ansible_collections.r1.prov.plugins.module_utils.digest import Digests, dig
 from ansible_collections.r1.prov.plugins.module_utils.disk_look import turns
 from ansible_collections.r1.prov.plugins.module_utils.files import read_json, write_whole
 from ansible_collections.r1.prov.plugins.module_utils.gguf_header import GgufError, read
-from ansible_collections.r1.prov.plugins.module_utils.merged_weights import STATE
+from ansible_collections.r1.prov.plugins.module_utils.weights_kept import DAMAGED, STATE, WHOLE
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
 
-WHOLE, DAMAGED = "whole", "damaged"
-READ = STATE.with_name("read.json")
-"""What the last reading of each file has found."""
 _MOST_AT_ONCE = 4
 _MOST_CORES = 6
 """Each takes the memory of a piece, and each file that of two more: 192 MiB in all."""
@@ -116,29 +113,6 @@ def joined(began: float, kept: Path, wanted: list[dict[str, Any]]) -> list[dict[
 def keep(kept: Path, wanted: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
     """Writes down what was found, for whoever waits for this run."""
     write_whole(kept, json.dumps({"ended": time.time(), "of": wanted, "rows": rows}))
-
-
-def remember(rows: list[dict[str, Any]], by: str, read: Path = READ) -> None:
-    """Writes down what was found and when, for whoever asks later. What is known of other files that are still there stays.
-
-    Args:
-        rows: from `verified`.
-        by: who has read: `run` or `timer`.
-        read: where it is kept.
-    """
-    before = read_json(read).get("files", {})
-    kept = {path: row for path, row in before.items() if os.path.lexists(path)}
-    now = time.time()
-    new = {row["path"]: {**{key: row[key] for key in ("sha256", "state", "why", "places")}, "at": now} for row in rows}
-    write_whole(read, json.dumps({"schema": 1, "ended": now, "by": by, "files": {**kept, **new}}))
-
-
-def damage(file: Path, state: Path = STATE, read: Path = READ) -> dict[str, str]:
-    """What the last reading of a file has found wrong, `why` and on which `day`; nothing where it was brought anew since."""
-    found = read_json(read).get("files", {}).get(str(file), {})
-    if not found.get("why") or read_json(state).get("when", {}).get(str(file), 0) > found["at"]:
-        return {}
-    return {"why": found["why"], "day": time.strftime("%Y-%m-%d", time.gmtime(found["at"]))}
 
 
 class _Told:

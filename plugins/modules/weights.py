@@ -125,35 +125,27 @@ from ansible_collections.r1.prov.plugins.module_utils.files import access_lists,
 from ansible_collections.r1.prov.plugins.module_utils.gguf_header import GgufError
 from ansible_collections.r1.prov.plugins.module_utils.gguf_stream import DamagedError, StreamError
 from ansible_collections.r1.prov.plugins.module_utils.locks import alone
-from ansible_collections.r1.prov.plugins.module_utils.merged_weights import (
-    STATE,
-    NotThereError,
-    forget,
-    is_as_verified,
-    remember,
-    remove,
-    replaced,
-    said_damaged,
-    stand_in,
-)
+from ansible_collections.r1.prov.plugins.module_utils.merged_weights import NotThereError, remove, replaced, stand_in
 from ansible_collections.r1.prov.plugins.module_utils.pieces import recorded_pieces
 from ansible_collections.r1.prov.plugins.module_utils.progress import RUN, Progress
 from ansible_collections.r1.prov.plugins.module_utils.sourced import SourcedError, variables
 from ansible_collections.r1.prov.plugins.module_utils.units import in_words, last_words, show, stop
 from ansible_collections.r1.prov.plugins.module_utils.users import acting_as, exists
+from ansible_collections.r1.prov.plugins.module_utils.weights_kept import (
+    DAMAGED,
+    STATE,
+    WHOLE,
+    damage,
+    forget,
+    is_as_verified,
+    remember,
+    remember_reading,
+    said_damaged,
+)
 from ansible_collections.r1.prov.plugins.module_utils.weights_merge import Merge, MergeError
 from ansible_collections.r1.prov.plugins.module_utils.weights_prune import in_use, surplus
 from ansible_collections.r1.prov.plugins.module_utils.weights_prune import remove as remove_surplus
-from ansible_collections.r1.prov.plugins.module_utils.weights_verify import (
-    DAMAGED,
-    WHOLE,
-    damage,
-    expected,
-    joined,
-    keep,
-    verified,
-)
-from ansible_collections.r1.prov.plugins.module_utils.weights_verify import remember as remember_reading
+from ansible_collections.r1.prov.plugins.module_utils.weights_verify import expected, joined, keep, verified
 
 UNIT = "r1prov-weights.service"
 USER = "r1prov-weights"

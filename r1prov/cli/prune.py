@@ -74,15 +74,8 @@ def prune(
 
 def of_host(found: dict[str, Any]) -> list[dict[str, Any]]:
     """The files of a host that nobody needs, each with the bytes that its end `frees`."""
-    states = paths.module_util("weights_there").SURPLUS
-    return [
-        {
-            **{key: file[key] for key in ("path", "bytes", "state")},
-            "frees": file["disk_bytes"] if file["links"] == 1 else 0,
-        }
-        for file in found.get("files", ())
-        if file["state"] in states
-    ]
+    rows = paths.module_util("weights_there").surplus(found)
+    return [{key: row[key] for key in ("path", "bytes", "state", "frees")} for row in rows]
 
 
 def document(surplus: Surplus, report: RunReport | None, away: list[Problem]) -> dict[str, Any]:

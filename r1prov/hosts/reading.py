@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import paramiko
 
 from r1prov.common import paths
-from r1prov.common.errors import Problem, UnreachableError
+from r1prov.common.errors import UnreachableError
 from r1prov.common.systemctl import sign_of_systemd, systemctl
+from r1prov.hosts.asking import ask
 from r1prov.hosts.connection import HostConnection, connect
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def read_status(connection: HostConnection, service: dict[str, Any]) -> dict[str
 
     Args:
         connection: an open connection to the host.
-        service: the argument of on_host/status.py, which describes its keys, without `systemctl` and `systemd`.
+        service: what on_host/status.py is asked, which describes the keys, without `systemctl` and `systemd`.
 
     Returns:
         A value of None says that there is no such thing on the host.
@@ -154,12 +155,8 @@ def read_status(connection: HostConnection, service: dict[str, Any]) -> dict[str
         UnreachableError: the connection is lost, or the status cannot be read.
     """
     asked = service | {"systemctl": systemctl(), "systemd": str(sign_of_systemd())}
-    result = connection.run(["python3", "-", json.dumps(asked)], _on_host("status.py"), root=True, timeout_s=60)
-    if result.code:
-        reason = result.err.strip().rpartition("\n")[2] or "no reason given"
-        remedy = "log in there by hand, and see whether `sudo python3 --version` works"
-        raise UnreachableError(Problem(connection.host.name, f"its status cannot be read: {reason}", remedy))
-    status: dict[str, Any] = json.loads(result.out)
+    program = paths.module_util("carried").alone(_on_host("status.py"))
+    status = ask(connection, program, asked, "its status cannot be read", 60)
     if isinstance(lock := status["lock"], dict):
         lock["dead"] = paths.module_util("lock_holder").is_dead(lock)
     return status

@@ -102,7 +102,8 @@ def weights(path: Path | None, named: Sequence[str], login: Login) -> dict[str, 
             for folder, decision in reversed(models.items())
         ],
     }
-    program = (paths.collection() / "plugins" / "module_utils" / "weights_there.py").read_text()
+    carried = paths.module_util("carried")
+    program = carried.alone((carried.FOLDER / "weights_there.py").read_text())
 
     def read(contact: Contact) -> dict[str, Any]:
         try:

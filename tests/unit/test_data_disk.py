@@ -84,9 +84,8 @@ def test_a_data_disk_that_is_away_is_told_from_one_that_somebody_has_emptied(
     brought(root)
     assert data_disk.away(DATA, root) == ""
     shutil.rmtree(root / "root/autodl-tmp/r1prov")
-    assert (
-        data_disk.away(DATA, root) == f"the data disk is away: /opt/r1prov leads to {DATA}/host/opt, which is not there"
-    )
+    said = f"the data disk is away: {root}/opt/r1prov leads to {root}{DATA}/host/opt, which is not there"
+    assert data_disk.away(DATA, root) == said
     assert data_disk.away("/mnt/another", root) == ""
     monkeypatch.setattr(data_disk, "is_apart", lambda *_: True)
     assert data_disk.away(DATA, root) == ""

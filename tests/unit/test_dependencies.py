@@ -21,7 +21,9 @@ OURS = {"r1prov", "tests", "benchmarks", "ansible_collections", "measuring", "su
 DISTRIBUTIONS = packages_distributions()
 
 ON_THE_CONTROLLER = ("r1prov", "plugins/action", "plugins/filter")
-ITS_HELPERS = tuple(f"plugins/module_utils/{name}.py" for name in ("certificate", "password", "look_job", "steps"))
+ITS_HELPERS = tuple(
+    f"plugins/module_utils/{name}.py" for name in ("carried", "certificate", "password", "look_job", "steps")
+)
 """The files of module_utils that only the controller runs."""
 ON_HOSTS = ("plugins/modules", "plugins/module_utils", "r1prov/hosts/on_host", "r1prov/runs/on_host")
 OF_ROLES = (

@@ -22,7 +22,7 @@ from r1prov.hosts import Pause
 @pytest.fixture
 def status(tmp_path: Path) -> dict[str, Any]:
     """The program's names, with releases below tmp_path."""
-    text = (resources.files("r1prov.hosts") / "on_host" / "status.py").read_text().removesuffix("main()\n")
+    text = (resources.files("r1prov.hosts") / "on_host" / "status.py").read_text()
     names: dict[str, Any] = {}
     exec(compile(text, "status.py", "exec"), names)
     names["RELEASES"] = tmp_path
@@ -34,15 +34,6 @@ def begun(process: subprocess.Popen[bytes]) -> str:
     while not Path(f"/proc/{process.pid}/cmdline").read_bytes():
         time.sleep(0.01)
     return str(process.pid)
-
-
-def test_a_data_disk_that_is_away_is_told(status: dict[str, Any], tmp_path: Path) -> None:
-    status["REMEMBERED"] = tmp_path / "lib"
-    assert status["away"]() == ""
-    status["REMEMBERED"].symlink_to(tmp_path / "disk")
-    assert status["away"]() == f"the data disk is away: {tmp_path}/lib leads to {tmp_path}/disk, which is not there"
-    (tmp_path / "disk").mkdir()
-    assert status["away"]() == ""
 
 
 def test_the_release_that_runs_is_that_of_the_process_and_not_of_the_link(status: dict, tmp_path: Path) -> None:
@@ -60,13 +51,6 @@ def test_the_release_that_runs_is_that_of_the_process_and_not_of_the_link(status
             assert status["running"]("ollama", [status["words"](str(process.pid))]) == []
         finally:
             process.kill()
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"word"', "{}"])
-def test_a_damaged_document_is_none(status: dict, tmp_path: Path, text: str) -> None:
-    (tmp_path / "state.json").write_text(text)
-    assert not status["document"](tmp_path / "state.json")
-    assert status["document"](tmp_path / "none.json") is None
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ import mend
 import pytest
 from ansible_collections.r1.prov.plugins.module_utils import (
     gguf_header,
-    merged_weights,
     piece_digests,
     pieces,
+    weights_kept,
     weights_verify,
 )
 from ansible_collections.r1.prov.plugins.module_utils.progress import Progress
@@ -69,7 +69,7 @@ class Host:
             copy.write_bytes(path.read_bytes())
             digest = sha256(path.read_bytes()).hexdigest()
             self.files.append({"name": path.name, "bytes": path.stat().st_size, "sha256": digest})
-            verified[str(copy)] = merged_weights.seen(copy, digest)
+            verified[str(copy)] = weights_kept.seen(copy, digest)
         self.state.write_text(json.dumps({"verified": verified}))
         self.attention, self.file = attention, self.folder / "t.gguf"
         Merge(

@@ -21,6 +21,7 @@ from ansible_collections.r1.prov.plugins.module_utils import (
     merged_weights,
     piece_digests,
     pieces,
+    weights_kept,
     weights_merge,
     weights_verify,
 )
@@ -61,7 +62,7 @@ class Host:
         (self.folder / ".incoming").mkdir(parents=True)
         self.shards = shards.split(whole, self.folder / "t", 60)
         self.files = [{"name": p.name, "bytes": p.stat().st_size, "sha256": digest(p)} for p in self.shards]
-        looks = {str(p): merged_weights.seen(p, digest(p)) for p in self.shards}
+        looks = {str(p): weights_kept.seen(p, digest(p)) for p in self.shards}
         self.state.write_text(json.dumps({"state": "done", "invocation": "1", "verified": {"/else": {}, **looks}}))
 
     def merge(self, attention: str) -> Merge:
@@ -105,7 +106,7 @@ class Host:
                 "shards": self.files,
                 "pieces": in_pieces(file.read_bytes()),
             }
-            and self.verified[str(file)] == merged_weights.seen(file, digest(file))
+            and self.verified[str(file)] == weights_kept.seen(file, digest(file))
             and not list((self.folder / ".incoming").iterdir())
         )
 
@@ -194,7 +195,7 @@ def test_shards_that_together_are_not_the_model_are_not_merged(host: Host, atten
     place.write_bytes(place.read_bytes().replace(b"blk.4.ffn_norm.weight", b"blk.5.ffn_norm.weight"))
     state = json.loads(host.state.read_text())
     host.files = [{"name": p.name, "bytes": p.stat().st_size, "sha256": digest(p)} for p in host.shards]
-    looks = {str(p): merged_weights.seen(p, digest(p)) for p in host.shards}
+    looks = {str(p): weights_kept.seen(p, digest(p)) for p in host.shards}
     host.state.write_text(json.dumps({**state, "verified": looks}))
     before = host.names
     with pytest.raises(
@@ -212,7 +213,7 @@ def test_a_run_that_was_cut_off_anywhere_is_taken_up(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as cut:
-        cut.setattr(weights_merge if step == "sync_folder" else merged_weights, step, die)
+        cut.setattr(merged_weights if step == "record" else weights_merge, step, die)
         with pytest.raises(KeyboardInterrupt):
             host.merge("mla").complete()
     host.merge("mla").complete()
@@ -233,7 +234,7 @@ def test_a_removal_that_was_cut_off_anywhere_is_taken_up(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as cut:
-        cut.setattr(Path if step == "unlink" else merged_weights, step, die)
+        cut.setattr(Path if step == "unlink" else weights_kept, step, die)
         with pytest.raises(KeyboardInterrupt):
             host.settle("t.mla.gguf")
     host.settle("t.mla.gguf")
@@ -364,7 +365,7 @@ def test_a_shard_that_rotted_since_it_was_verified_is_not_sealed(host: Host, att
         assert str(shard) not in host.verified  # So the transfer reads it, and fetches it anew.
         assert len(host.verified) == len(host.shards)
         rot(shard, place)
-        merged_weights.remember(shard, digest(shard), host.state)
+        weights_kept.remember(shard, digest(shard), host.state)
     host.merge(attention).complete()
 
 
@@ -378,7 +379,7 @@ def test_a_published_file_that_rotted_before_its_conversion_is_not_sealed(host: 
         assert host.names == {"t.gguf", "t.gguf.json"}
         assert str(host.folder / "t.gguf") not in host.verified
         rot(host.folder / "t.gguf", place)
-        merged_weights.remember(host.folder / "t.gguf", digest(host.folder / "t.gguf"), host.state)
+        weights_kept.remember(host.folder / "t.gguf", digest(host.folder / "t.gguf"), host.state)
     host.merge("mla").complete()
 
 
@@ -388,7 +389,7 @@ def damaged(host: Host, attention: str) -> Path:
     file = host.folder / host.name(attention)
     for place in places(file):
         rot(file, place)
-    merged_weights.forget([file], host.state)
+    weights_kept.forget([file], host.state)
     return file
 
 
@@ -430,7 +431,7 @@ def test_without_room_for_a_successor_wrong_bytes_are_written_anew_in_place(
         small.merge(attention).complete()
     assert file.read_bytes() == bad  # Nothing but right bytes is written over a served file.
     rot(shard, shard.stat().st_size // 2)
-    merged_weights.remember(shard, digest(shard), small.state)
+    weights_kept.remember(shard, digest(shard), small.state)
     with file.open("rb") as served:
         small.merge(attention).complete()
         assert small.has(attention, converted if attention == "mla" else whole)
@@ -480,7 +481,7 @@ def test_verifying_names_what_is_damaged_by_place_and_lets_the_transfer_read_it_
     file.unlink()
     assert faults(host) == ["t.mla.gguf: it is not there"]
     before = host.verified
-    merged_weights.forget([file], host.state)
+    weights_kept.forget([file], host.state)
     assert host.verified == {path: looks for path, looks in before.items() if path != str(file)}
 
 
@@ -550,8 +551,8 @@ def test_what_a_reading_has_found_is_kept_for_each_file_until_that_is_gone(tmp_p
     def row(path: Path, state: str) -> dict[str, Any]:
         return {"path": str(path), "bytes": 0, "sha256": "s", "state": state, "why": "", "places": []}
 
-    weights_verify.remember([row(first, "whole")], "timer", kept)
-    weights_verify.remember([row(second, "damaged")], "run", kept)
+    weights_kept.remember_reading([row(first, "whole")], "timer", kept)
+    weights_kept.remember_reading([row(second, "damaged")], "run", kept)
     found = json.loads(kept.read_text())
     assert {path: each["state"] for path, each in found["files"].items()} == {
         str(first): "whole",
@@ -559,7 +560,7 @@ def test_what_a_reading_has_found_is_kept_for_each_file_until_that_is_gone(tmp_p
     }
     assert found["by"] == "run"
     first.unlink()
-    weights_verify.remember([], "timer", kept)
+    weights_kept.remember_reading([], "timer", kept)
     assert list(json.loads(kept.read_text())["files"]) == [str(second)]
 
 
@@ -631,7 +632,7 @@ def test_what_rotted_on_the_disk_is_found_and_mended_while_an_engine_has_it_mapp
             files = weights_verify.expected(host.folder, host.files, file.name)
             rows = weights_verify.verified(host.folder, files, Progress("weights", host.run), state=host.state)
             assert [row["path"] for row in rows if row["why"]] == [str(file)]
-            merged_weights.forget([file], host.state)
+            weights_kept.forget([file], host.state)
             if not room:
                 disks.fill(place, leave=1 << 20)
             host.merge("mla").complete()

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible_collections.r1.prov.plugins.module_utils.merged_weights import is_as_verified
+from ansible_collections.r1.prov.plugins.module_utils.weights_kept import is_as_verified
 from ansible_collections.r1.prov.plugins.modules import weights
 from ansible_collections.r1.prov.plugins.modules.weights import (
     TransferError,

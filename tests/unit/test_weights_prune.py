@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import typer
-from ansible_collections.r1.prov.plugins.module_utils import merged_weights, weights_prune, weights_there
+from ansible_collections.r1.prov.plugins.module_utils import weights_kept, weights_prune, weights_there
 from test_weights_there import FOUND, A, Host
 
 from r1prov.cli import prune
@@ -25,7 +25,7 @@ class Pruned(Host):
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__(root)
         monkeypatch.setattr(weights_there.there, "__defaults__", (self.state, self.read, ()))
-        monkeypatch.setattr(merged_weights.forget, "__defaults__", (self.state,))
+        monkeypatch.setattr(weights_kept.forget, "__defaults__", (self.state,))
         self.record("m.mla.gguf")
         self.verified("m/m.mla.gguf", "c" * 64)
         for name in (f"m/.incoming/{A}", f"m/.incoming/{A}.journal", "m/old.gguf", "m/old.gguf.json", "q/q.gguf"):

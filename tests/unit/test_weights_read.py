@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import verify as reading
 import yaml
-from ansible_collections.r1.prov.plugins.module_utils import merged_weights, weights_verify
+from ansible_collections.r1.prov.plugins.module_utils import weights_kept, weights_verify
 from ansible_collections.r1.prov.plugins.module_utils.piece_digests import PIECE_BYTES
 from ansible_collections.r1.prov.plugins.modules import weights as module
 
@@ -43,7 +43,7 @@ class Host:
 
     def remember(self, at: float) -> None:
         known = {
-            str(self.folder / file["name"]): merged_weights.seen(self.folder / file["name"], file["sha256"])
+            str(self.folder / file["name"]): weights_kept.seen(self.folder / file["name"], file["sha256"])
             for file in self.files
         }
         self.state.write_text(json.dumps({"state": "done", "verified": known, "when": dict.fromkeys(known, at)}))
@@ -88,10 +88,14 @@ def test_damage_is_said_by_drift_and_status_until_the_file_is_brought_anew(
 ) -> None:
     file = host.rot("b.gguf")
     host.reads()
-    monkeypatch.setattr(module, "damage", lambda file: weights_verify.damage(file, state=host.state, read=host.read))
+    monkeypatch.setattr(module, "damage", lambda file: weights_kept.damage(file, state=host.state, read=host.read))
     day = time.strftime("%Y-%m-%d", time.gmtime())
     assert module._unlike(file).startswith(f"{file} is damaged, as was found on {day}: its sha256 is ")
+    told = weights_kept.last_reading(host.state, host.read)
+    assert told
+    assert (told["by"], list(told["damaged"])) == ("timer", [str(file)])
     host.remember(time.time() + 1)
+    assert weights_kept.last_reading(host.state, host.read) == {**told, "damaged": {}}
     assert module._unlike(file) == f"{file} is not as it was when it was verified"
 
 

@@ -11,11 +11,10 @@ import time
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
-from ansible_collections.r1.prov.plugins.module_utils import merged_weights, weights_there
+from ansible_collections.r1.prov.plugins.module_utils import carried, weights_kept, weights_there
 from rich.console import Console
 
 from r1prov.cli import weights_status
-from r1prov.common import paths
 from r1prov.common.errors import Problem, UnreachableError
 from r1prov.hosts import Contact, Meeting, Result, visit
 from r1prov.output import console as consoles
@@ -54,7 +53,7 @@ class Host:
         path = self.models / name
         if not path.exists():
             self.file(name)
-        self.kept["verified"][str(path)] = merged_weights.seen(path, sha256)
+        self.kept["verified"][str(path)] = weights_kept.seen(path, sha256)
         if at:
             self.kept["when"][str(path)] = at
         return path
@@ -144,6 +143,8 @@ def test_what_nobody_needs_and_what_is_somebody_s_own(host: Host, monkeypatch: p
     host.file("q/.incoming/" + A)
     host.file("q/notes.txt")
     host.file("mine/model.gguf")
+    host.file("e/e.gguf")
+    (host.models / "e/e.gguf.json").write_text(json.dumps({"source": A, "sha256": B}))
     assert host.states() == {
         "m/m.mla.gguf": "served",
         "m/old.gguf": "orphan",
@@ -153,6 +154,13 @@ def test_what_nobody_needs_and_what_is_somebody_s_own(host: Host, monkeypatch: p
         "q/notes.txt": "not ours",
         f"q/.incoming/{A}": "other quant",
         "mine/model.gguf": "not ours",
+        "e/e.gguf": "embeddings",
+    }
+    assert {row["name"] for row in weights_there.surplus(host.found())} == {
+        "old.gguf",
+        "gone.gguf.json",
+        "q.gguf",
+        f".incoming/{A}",
     }
     (host.models / "link").symlink_to(host.models / "q")
     assert not [name for name in host.states() if name.startswith("link")]
@@ -189,7 +197,7 @@ def test_what_goes_on_is_told_and_what_a_dead_run_has_left_is_not(host: Host) ->
 
 def test_it_runs_alone_as_it_is_sent(host: Host) -> None:
     host.verified("m/m-00001-of-00002.gguf", A)
-    text = (paths.collection() / "plugins" / "module_utils" / "weights_there.py").read_text()
+    text = carried.alone((carried.FOLDER / "weights_there.py").read_text())
     script = f"{text}\n\nmain(json.loads({json.dumps(host.job)!r}))\n"
     done = subprocess.run([sys.executable, "-I", "-"], input=script, capture_output=True, text=True, check=True)
     assert [row["name"] for row in json.loads(done.stdout)["files"]] == ["m-00001-of-00002.gguf"]

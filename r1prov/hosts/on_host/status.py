@@ -1,6 +1,6 @@
 """Runs on a host as root and prints what is installed, running and healthy as one line of JSON.
 
-It is sent as text, so it needs only Python 3.10 and the standard library. Its argument is JSON with these keys:
+It is sent as text, followed by a call of `main`, and what it imports of the collection goes along. It is asked with these keys:
 
 engine      llama-server or ollama
 url         the base URL of the engine's API
@@ -19,13 +19,16 @@ import json
 import os
 import ssl
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from ansible_collections.r1.prov.plugins.module_utils.disk_away import away
+from ansible_collections.r1.prov.plugins.module_utils.files import read_json, text_of
+from ansible_collections.r1.prov.plugins.module_utils.weights_kept import last_reading
 
 RELEASES = Path("/opt/r1prov")
 ARTEFACTS = ("llama.cpp", "ollama", "open-webui")
@@ -38,13 +41,12 @@ NO_MODEL = "model missing"
 UNIT_KEYS = ("ActiveState", "SubState", "UnitFileState", "NRestarts", "ActiveEnterTimestamp", "MainPID")
 
 
-def main() -> None:
+def main(asked: dict[str, Any]) -> None:
     """Collect the status and print it."""
-    asked = json.loads(sys.argv[1])
     code, _ = get(asked["url"] + HEALTH[asked["engine"]])
     props = None
     if code == 200 and asked["engine"] == "llama-server":
-        props = get(asked["url"] + "/props", read(Path(asked["key_file"])))[1]
+        props = get(asked["url"] + "/props", text_of(Path(asked["key_file"])).strip())[1]
     found = units(asked["systemctl"])
     processes = [words(unit.get("MainPID", "0")) for unit in found.values()]
     status = {
@@ -53,47 +55,25 @@ def main() -> None:
         "running": {name: running(name, processes) for name in ARTEFACTS},
         "units": found,
         "systemd": Path(asked["systemd"]).is_dir(),
-        "data_disk": away(),
+        "data_disk": away(REMEMBERED),
         "health": (code == 200 and without_model(asked)) or word(code),
         "page": word(get(asked["page"] + "/health")[0]) if asked["page"] else None,
         "document_search": word(get(asked["embeddings"] + "/health")[0]) if asked["embeddings"] else None,
         "gateway": word(get(asked["gateway"] + "/health")[0]) if asked["gateway"] else None,
         "props": props,
-        "weights": document(REMEMBERED / "weights" / "state.json"),
-        "benchmark": document(REMEMBERED / "smoke_bench" / "last.json"),
-        "weights_read": weights_read(),
+        "weights": read_json(REMEMBERED / "weights" / "state.json") or None,
+        "benchmark": read_json(REMEMBERED / "smoke_bench" / "last.json") or None,
+        "weights_read": last_reading(),
         "watch": watch(),
-        "lock": document(LOCK) or (NOBODY if LOCK.exists() else None),
+        "lock": read_json(LOCK) or (NOBODY if LOCK.exists() else None),
     }
     print(json.dumps(status))  # noqa: T201 - stdout is the interface
 
 
-def away() -> str:
-    """What to say where r1prov's folders lead to a data disk that is not there; else empty."""
-    if not REMEMBERED.is_symlink() or REMEMBERED.exists():
-        return ""
-    return f"the data disk is away: {REMEMBERED} leads to {REMEMBERED.readlink()}, which is not there"
-
-
-def weights_read() -> dict[str, Any] | None:
-    """When the weights were read last, by whom, and what of them is damaged still; None where nobody has read them."""
-    found = document(REMEMBERED / "weights" / "read.json")
-    if not found or "ended" not in found:
-        return None
-    when = (document(REMEMBERED / "weights" / "state.json") or {}).get("when", {})
-    damaged = {
-        path: each["why"]
-        for path, each in found["files"].items()
-        if each["state"] == "damaged" and when.get(path, 0) <= each["at"]  # Else it was brought anew.
-    }
-    ended = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(found["ended"]))
-    return {"read": ended, "by": found["by"], "damaged": damaged}
-
-
 def watch() -> dict[str, Any] | None:
     """What the host's own watch has found last, and how many seconds ago; None where it has not looked."""
-    found = document(REMEMBERED / "watch" / "last.json")
-    if not found or "looked" not in found:
+    found = read_json(REMEMBERED / "watch" / "last.json")
+    if "looked" not in found:
         return None
     return {**found, "age_s": round(time.time() - datetime.fromisoformat(found["looked"]).timestamp())}
 
@@ -115,7 +95,7 @@ def running(name: str, processes: list[list[str]]) -> list[str]:
 def words(pid: str) -> list[str]:
     """The program of a process, links followed, and its arguments: of a script, the latter tell more. Empty where there is none."""
     process = Path("/proc") / pid
-    arguments = read(process / "cmdline").split("\0")
+    arguments = text_of(process / "cmdline").split("\0")
     try:
         return [str((process / "exe").readlink()), *arguments]
     except PermissionError:  # In a container root may not look into the processes of others.
@@ -160,23 +140,3 @@ def get(url: str, key: str = "") -> tuple[int, Any]:
         return error.code, None
     except (OSError, ValueError):
         return 0, None
-
-
-def read(path: Path) -> str:
-    """The content of a small text file; empty where there is no such file."""
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
-
-
-def document(path: Path) -> dict[str, Any] | None:
-    """A JSON document on the host; None where there is none, or where it is damaged."""
-    try:
-        found = json.loads(read(path) or "null")
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None
-
-
-main()

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 sys.dont_write_bytecode = True  # It would be left beside the program when root runs this by hand.
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # The unit has Python look at nothing but its own library.
 
-from ansible_collections.r1.prov.plugins.module_utils import merged_weights, weights_verify  # noqa: E402
+from ansible_collections.r1.prov.plugins.module_utils import weights_kept, weights_verify  # noqa: E402
 from ansible_collections.r1.prov.plugins.module_utils.disk_look import moved_bytes  # noqa: E402
 from ansible_collections.r1.prov.plugins.module_utils.files import looks, read_json  # noqa: E402
 from ansible_collections.r1.prov.plugins.module_utils.piece_digests import PIECE_BYTES  # noqa: E402
@@ -80,8 +80,8 @@ def is_due(folder: Path, files: list[dict[str, Any]], every_s: float, state: Pat
 def main() -> None:
     """Read what is due."""
     job = json.loads(Path(sys.argv[1]).read_text("utf-8"))
-    state = Path(os.environ["STATE_DIRECTORY"]) / merged_weights.STATE.name
-    read = state.with_name(weights_verify.READ.name)
+    state = Path(os.environ["STATE_DIRECTORY"]) / weights_kept.STATE.name
+    read = state.with_name(weights_kept.READ.name)
     run(job, state, read, Path(os.environ["RUNTIME_DIRECTORY"]))
 
 
@@ -99,8 +99,8 @@ def run(job: dict[str, Any], state: Path, read: Path, progress: Path, lock: Path
     rows = weights_verify.verified(folder, files, Progress("weights", progress), state=state, cores=1, rest=rest)
     # What a run has replaced meanwhile, that has verified.
     rows = [row for row, path, looked in zip(rows, paths, before, strict=True) if looks(path) == looked]
-    merged_weights.forget([Path(row["path"]) for row in rows if row["why"]], state)
-    weights_verify.remember(rows, "timer", read)
+    weights_kept.forget([Path(row["path"]) for row in rows if row["why"]], state)
+    weights_kept.remember_reading(rows, "timer", read)
     for row in rows:
         if row["why"]:
             _say("<4>", f"{row['path']} is damaged: {row['why']}. `r1prov up` brings it anew")

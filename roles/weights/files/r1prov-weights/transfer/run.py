@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from ansible_collections.r1.prov.plugins.module_utils.digest import sha256_of
 from ansible_collections.r1.prov.plugins.module_utils.files import free_bytes, sync_folder
-from ansible_collections.r1.prov.plugins.module_utils.merged_weights import as_kept, instead_of, made_of, seen
+from ansible_collections.r1.prov.plugins.module_utils.merged_weights import instead_of, made_of
+from ansible_collections.r1.prov.plugins.module_utils.weights_kept import as_kept, seen
 from transfer import journal, straight
 from transfer.delivery import Delivery
 from transfer.disk import is_file, remove, room_of, take_lock

@@ -14,6 +14,7 @@ from ansible_collections.r1.prov.plugins.module_utils import gguf_layout, merged
 from ansible_collections.r1.prov.plugins.module_utils.files import sync_folder
 from ansible_collections.r1.prov.plugins.module_utils.gguf_header import Gguf, GgufError
 from ansible_collections.r1.prov.plugins.module_utils.mla_form import FormError
+from ansible_collections.r1.prov.plugins.module_utils.weights_kept import as_kept, seen
 from transfer import journal
 from transfer.chain import Chain, Link
 from transfer.delivery import MOST_CONFLICTS, wait_until_quiet
@@ -196,9 +197,9 @@ class Straight:
         self.final.fsync()
         place = transfer.folder / transfer.merged
         aside, status = self.final.set_aside()
-        kept = merged_weights.as_kept(status, sums.sha256)
+        kept = as_kept(status, sums.sha256)
         try:
-            if merged_weights.seen(aside, sums.sha256) != kept:
+            if seen(aside, sums.sha256) != kept:
                 raise DisturbedError
             merged_weights.record(place, sums, self.attention, [vars(file) for file in self._files])
             aside.replace(place)

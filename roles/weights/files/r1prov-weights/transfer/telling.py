@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.r1.prov.plugins.module_utils.files import read_json, write_whole
-from ansible_collections.r1.prov.plugins.module_utils.merged_weights import seen
+from ansible_collections.r1.prov.plugins.module_utils.weights_kept import seen
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
