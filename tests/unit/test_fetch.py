@@ -32,7 +32,7 @@ from r1prov.common import paths
 from tests.faults import kinds
 from tests.fixtures.faulty import Faulty, Twist
 from tests.fixtures.hub import Faults, Hub
-from tests.fixtures.transferring import HOPELESS, Host, sha256, wait_for
+from tests.fixtures.transferring import HOPELESS, Host, sha256, wait_for, while_running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -128,6 +128,19 @@ def of_the_collection(program: Path) -> set[str]:
     return {f"{name}.py" for name in names}
 
 
+def test_what_has_arrived_is_counted_while_a_file_gets_its_name(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    part, place, stat = stored(host), host.folder / "m-00001-of-00003.gguf", Path.stat
+
+    def late(path: Path, **options: bool) -> os.stat_result:
+        if path == part and os.path.lexists(part):
+            part.rename(place)
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", late)
+    assert host.arrived == 1 << 20
+    assert place.exists()
+
+
 @pytest.mark.parametrize("kind", ["hub", "modelscope"])
 def test_all_files_arrive_and_are_left_alone_afterwards(host: Host, hub: Hub, kind: str) -> None:
     assert host.run(hub_source(hub, kind))[0] == 0
@@ -174,9 +187,8 @@ def test_it_tells_what_brings_something_and_what_is_verified(host: Host, hub: Hu
     process = host.start(hub_source(hub))
     wait_for((host.root / "run" / "progress.json").exists)
     told = host.progress
-    while process.poll() is None:
+    for _ in while_running(process, 0.05):
         told = host.progress if host.progress["sources"] else told
-        time.sleep(0.05)
     process.communicate()
     assert told["sources"] == [hub.url.removeprefix("http://")]
     assert re.match(r"m-0000\d-of-00003.gguf \d+ %", told["verifying"])
@@ -883,10 +895,9 @@ def test_a_server_says_when_it_wants_to_be_asked_again(host: Host, hub: Hub, ret
     ]
     times: list[float] = []
     process = host.start(hub_source(hub))
-    while process.poll() is None:
+    for _ in while_running(process, 0.01):
         if len(hub.requests) > len(times):
             times.append(time.monotonic())
-        time.sleep(0.01)
     _, log = process.communicate()
     assert process.returncode == 0, log
     assert "Traceback" not in log
@@ -913,7 +924,7 @@ def test_a_mirror_without_ranges_loses_nothing_of_what_is_stored(host: Host, roo
         process = host.start(hub_source(mirror))
         wait_for(lambda: mirror.requests and not mirror.faults.answers)
         least = SHARD_BYTES
-        while process.poll() is None:
+        for _ in while_running(process, 0.01):
             with contextlib.suppress(FileNotFoundError):
                 least = min(least, part.stat().st_size)
     assert process.returncode == 0
@@ -1076,12 +1087,11 @@ def test_two_fetchers_on_one_folder_make_no_wrong_file(tmp_path: Path, root: Pat
             pairs.append((host, first, second))
         pairs[0][1].kill()  # The other goes on with what the killed one left.
         running, logs = [process for _, *both in pairs for process in both], []
-        while any(process.poll() is None for process in running):
-            for host, *_ in pairs:
-                for path in host.folder.glob("*.gguf"):
+        for process in running:
+            for _ in while_running(process, 0.2):
+                for path in (path for host, *_ in pairs for path in host.folder.glob("*.gguf")):
                     assert path.stat().st_size == SHARD_BYTES
                     assert sha256(path) == sha256(host.published[path.name])
-            time.sleep(0.2)
         logs = [process.communicate()[1] for process in running]
     assert [process.returncode for process in running][1:] == [0] * 11, logs
     # A killed one may leave the file that it was checking, which the next run removes.
