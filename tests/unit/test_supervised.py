@@ -351,6 +351,15 @@ def test_one_that_has_done_its_work_counts_as_active_until_it_is_stopped(host):
     assert host.until("r1prov-a.service", "dead").ActiveState == "inactive"
 
 
+def test_no_thread_of_a_keeper_dies_of_a_word_that_another_waits_for(host):
+    """The kernel gives SIGTERM to whichever thread takes it at that moment."""
+    host.keep("r1prov-a.service", "Type=exec\nExecStart=/bin/sleep infinity")
+    keeper = host.until("r1prov-a.service", "running").KeeperPID
+    (other,) = (path for path in Path(f"/proc/{keeper}/task").iterdir() if path.name != str(keeper))
+    blocked = int(re.search(r"^SigBlk:\s(\w+)$", (other / "status").read_text(), re.MULTILINE)[1], 16)
+    assert blocked & 1 << (signal.SIGTERM - 1)
+
+
 def test_what_a_unit_tells_others_to_do_goes_on_when_it_has_ended(host):
     link = host.folder / "etc/systemd/system/multi-user.target.wants/r1prov-a.service"
     tells = f"ExecStopPost=+{sys.executable} -I {PROGRAM} --no-block enable r1prov-a.service"

@@ -39,7 +39,6 @@ class StartError(Exception):
 
 def keep(name: str) -> None:
     """Keeps a unit until it has ended for good, or until this process is told to stop."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _HEARD)
     program.adopt_orphans()
     program.die_with_parent(signal.SIGTERM)
     with suppress(StoppedError), known.kept(name, _pause):
@@ -316,6 +315,8 @@ def _sleep(wait_s: float) -> None:
 
 def main(name: str) -> int:
     """Keeps a unit. Where this program itself fails, supervisord starts it again, a moment later. Returns the exit code."""
+    # This comes before any other thread, which would take a signal that the main one waits for, and end the process.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _HEARD)
     with stamped():
         try:
             keep(name)
