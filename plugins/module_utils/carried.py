@@ -29,7 +29,7 @@ def imported(programs: Iterable[str]) -> dict[str, str]:
     found: dict[str, str] = {}
 
     def take(text: str) -> None:
-        for name in _names(ast.parse(text)):
+        for name in _names(ast.parse(text)) if PACKAGE in text else ():
             if name not in found:
                 content = (FOLDER / f"{name}.py").read_text(encoding="utf-8")
                 take(content)
@@ -38,6 +38,16 @@ def imported(programs: Iterable[str]) -> dict[str, str]:
     for program in programs:
         take(program)
     return found
+
+
+def installed(folder: Path) -> dict[str, str]:
+    """The texts of all files of a program that is a folder, by their places in it, and of the modules that go along with them."""
+    own = {str(path.relative_to(folder)): path.read_text(encoding="utf-8") for path in sorted(folder.rglob("*.py"))}
+    place = PACKAGE.replace(".", "/")
+    modules = {f"{place}/{name}.py": text for name, text in imported(own.values()).items()}
+    # Without this file a collection that is installed on the host would be found in its place.
+    first = {f"{PACKAGE.partition('.')[0]}/__init__.py": ""} if modules else {}
+    return {**own, **first, **modules}
 
 
 def alone(program: str) -> str:

@@ -98,36 +98,6 @@ def hub(root: Path) -> Iterator[Hub]:
         yield running
 
 
-def test_the_role_installs_all_files_of_the_program() -> None:
-    role = paths.collection() / "roles/weights"
-    values = yaml.safe_load((role / "vars/main.yml").read_text())
-    folder = role / "files/r1prov-weights"
-    programs = sorted(folder.rglob("*.py"))
-    assert sorted(values["__weights_program"]) == [str(path.relative_to(folder)) for path in programs]
-    shared, left = set[str](), programs
-    while left:
-        found = {name for path in left for name in of_the_collection(path)} - shared
-        shared |= found
-        left = [paths.collection() / "plugins/module_utils" / name for name in found]
-    assert sorted(values["__weights_shared"]) == sorted(shared)
-
-
-def of_the_collection(program: Path) -> set[str]:
-    """The files of plugins/module_utils that a program imports when it runs, also those that it names in a text."""
-    code = re.sub(r"  #.*", "", program.read_text())
-    if not code.count("TYPE_CHECKING:\n"):
-        running = code
-    else:
-        before, _, behind = code.partition("if TYPE_CHECKING:\n")
-        running = before + re.sub(r"\A(    .*\n|\n)+", "", behind)
-    text = re.sub(r"\([^()]*?\)", lambda match: match[0].replace("\n", " "), running)
-    package = r"ansible_collections\.r1\.prov\.plugins\.module_utils"
-    names = [*re.findall(package + r"\.(\w+)", text)]
-    for several in re.findall(package + r" import (.+)", text):
-        names += re.findall(r"\w+", several)
-    return {f"{name}.py" for name in names}
-
-
 def test_what_has_arrived_is_counted_while_a_file_gets_its_name(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     part, place, stat = stored(host), host.folder / "m-00001-of-00003.gguf", Path.stat
 

@@ -19,8 +19,10 @@ from supervised import known, log, program, supervisor, unit_file, verbs
 from supervised.unit_file import Command, UnitFileError, parse
 
 from tests.fixtures import service_units
+from tests.fixtures.programs import installed
 
 PROGRAM = Path(__file__).parents[2] / "roles/service/files/r1prov-units/command.py"
+INSTALLED = installed("r1prov-units") / "command.py"
 SITE = {
     "profile": "4x4090",
     "hosts": ["gpu1.example.com"],
@@ -105,7 +107,7 @@ class Host:
         self.keepers: dict[str, subprocess.Popen[str]] = {}
 
     def run(self, *words: str) -> str:
-        return self.command(sys.executable, "-I", str(PROGRAM), *words)
+        return self.command(sys.executable, "-I", str(INSTALLED), *words)
 
     def command(self, *argv: str) -> str:
         inside = ["nsenter", f"--target={self.inside.pid}", "--mount", *argv]
@@ -116,7 +118,7 @@ class Host:
     def keep(self, name: str, service: str, unit: str = "") -> None:
         text = f"[Unit]\n{unit}\n[Service]\nUser=nobody\nGroup=nogroup\n{service}\n"
         (self.folder / "etc/systemd/system" / name).write_text(text)
-        command = ["nsenter", f"--target={self.inside.pid}", "--mount", sys.executable, "-I", PROGRAM, "keep", name]
+        command = ["nsenter", f"--target={self.inside.pid}", "--mount", sys.executable, "-I", INSTALLED, "keep", name]
         log_file = self.folder / "var/lib/r1prov/units/log" / f"{name}.log"
         log_file.parent.mkdir(parents=True, exist_ok=True)
         with log_file.open("a") as out:
@@ -362,7 +364,7 @@ def test_no_thread_of_a_keeper_dies_of_a_word_that_another_waits_for(host):
 
 def test_what_a_unit_tells_others_to_do_goes_on_when_it_has_ended(host):
     link = host.folder / "etc/systemd/system/multi-user.target.wants/r1prov-a.service"
-    tells = f"ExecStopPost=+{sys.executable} -I {PROGRAM} --no-block enable r1prov-a.service"
+    tells = f"ExecStopPost=+{sys.executable} -I {INSTALLED} --no-block enable r1prov-a.service"
     leaves = "ExecStopPost=+/bin/sh -c 'setsid sleep 4321 &'"
     host.keep(
         "r1prov-a.service", f"Type=exec\nExecStart=/bin/true\n{tells}\n{leaves}\n[Install]\nWantedBy=multi-user.target"

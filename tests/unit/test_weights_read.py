@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import shutil
@@ -14,17 +13,14 @@ from typing import Any
 
 import pytest
 import verify as reading
-import yaml
 from ansible_collections.r1.prov.plugins.module_utils import weights_kept, weights_verify
 from ansible_collections.r1.prov.plugins.module_utils.piece_digests import PIECE_BYTES
 from ansible_collections.r1.prov.plugins.modules import weights as module
 
 from r1prov.cli import show
-from r1prov.common import paths
+from tests.fixtures.programs import installed
 
 MONTH_S = 30 * 86400
-ROLE = paths.collection() / "roles" / "weights"
-UTILS = "ansible_collections.r1.prov.plugins.module_utils"
 
 
 class Host:
@@ -171,30 +167,9 @@ def test_a_disk_of_which_the_kernel_tells_nothing_is_read(tmp_path: Path) -> Non
     yielding.rest()
 
 
-def test_the_role_installs_all_modules_that_the_program_takes(host: Host, tmp_path: Path) -> None:
-    variables = yaml.safe_load((ROLE / "vars/main.yml").read_text())
-    programs = [ROLE / "files/r1prov-weights" / name for name in ("verify.py", "mend.py")]
-    wanted, found = [*programs], set()
-    while wanted:
-        tree = ast.parse(wanted.pop().read_text())
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(UTILS):
-                last = node.module.removeprefix(UTILS).removeprefix(".")
-                names = {last} if last else {alias.name for alias in node.names}
-                wanted += [paths.collection() / "plugins/module_utils" / f"{name}.py" for name in names - found]
-                found |= names
-    shared = [name.removesuffix(".py") for name in variables["__weights_shared"]]
-    assert set(shared) >= found  # Another test has those of the transfer.
-    # As the unit runs it, with nothing but Python's own library.
-    program = tmp_path / "program"
-    (program / variables["__weights_shared_folder"]).mkdir(parents=True)
-    for name in shared:
-        shutil.copy(
-            paths.collection() / "plugins/module_utils" / f"{name}.py", program / variables["__weights_shared_folder"]
-        )
-    shutil.copy(ROLE / "files/r1prov-weights/verify.py", program)
+def test_it_reads_as_its_unit_runs_it_with_nothing_but_pythons_own_library(host: Host, tmp_path: Path) -> None:
     (tmp_path / "job.json").write_text(json.dumps(host.job))
-    argv = ["python3", "-I", "-S", str(program / "verify.py"), str(tmp_path / "job.json")]
+    argv = ["python3", "-I", "-S", str(installed("r1prov-weights") / "verify.py"), str(tmp_path / "job.json")]
     environment = {
         "STATE_DIRECTORY": str(tmp_path),
         "RUNTIME_DIRECTORY": str(tmp_path / "run"),

@@ -29,10 +29,6 @@ import sys
 from pathlib import Path
 
 sys.dont_write_bytecode = True  # It would be left beside the program when root runs this by hand.
-if (
-    not Path(__file__).with_name("ansible_collections").is_dir()
-):  # The role installs it there. In a checkout it is the collection itself.
-    sys.path.append(str(Path(__file__).resolve().parents[4] / ".collections"))
 
 from transfer.errors import HopelessError  # noqa: E402
 from transfer.run import Transfer  # noqa: E402

@@ -15,6 +15,8 @@ import xmlrpc.client
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ansible_collections.r1.prov.plugins.module_utils import disk_away
+
 from supervised import known, program
 from supervised.unit_file import FOLDER
 
@@ -112,10 +114,7 @@ def boot() -> None:
 
 def away() -> str:
     """What to say where this host's data disk is not there, on which the folder for units lies; else empty."""
-    link = STATE.parent
-    if not link.is_symlink() or link.exists():
-        return ""
-    return f"the data disk is away: {link} leads to {link.readlink()}, which is not there"
+    return disk_away.away(STATE.parent)
 
 
 def prepare() -> None:
