@@ -204,10 +204,10 @@ def show(unit: str, *keys: str) -> dict[str, str]:
     """These properties of a unit. A property that systemd leaves out is missing."""
     if unit in _ahead and _ahead_keys.issuperset(keys):
         return {key: _ahead[unit][key] for key in keys if key in _ahead[unit]}
-    if not _can_ask():
-        return {key: UNKNOWN[key] for key in keys if key in UNKNOWN}
     shown = _read("show", unit, f"--property={','.join(keys)}", check=True)
-    return _properties(shown) if shown or by_systemd() else {key: UNKNOWN[key] for key in keys if key in UNKNOWN}
+    if shown or by_systemd():
+        return _properties(shown)
+    return {key: UNKNOWN[key] for key in keys if key in UNKNOWN}
 
 
 def _properties(shown: str) -> dict[str, str]:

@@ -43,9 +43,15 @@ from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
 
 NAMESPACES = Path("/run/netns")
 NFT = "/usr/sbin/nft"
+_LISTING = ("--stateless", "--terse")
+"""How nft shows rules without what changes by itself: counters, and the elements of sets."""
+_LOOPBACK = "lo"
+_ADDRESS = "127.0.0.1"
+_OTHER_ADDRESS = "::1"
 _MTU = 65536
+"""The bytes of the largest packet that a loopback carries to which nobody has done anything."""
 _QDISC = "noqueue"
-"""Of a loopback to which nobody has done anything: the bytes of the largest packet, and how packets wait."""
+"""How packets wait there."""
 
 
 class RulesError(Exception):
@@ -59,15 +65,14 @@ def within(namespace: str) -> list[str]:
 
 def meant(file: Path, listing: list[str]) -> str:
     """What nft shows of a file's rules in a network where there are no others."""
-    script = f'{NFT} --file "$0" && exec {NFT} --stateless --terse "$@"'
-    return _run("unshare", "--net", "sh", "-c", script, str(file), *listing)
+    script = f'{NFT} --file "$0" && exec {NFT} "$@"'
+    return _run("unshare", "--net", "sh", "-c", script, str(file), *_LISTING, *listing)
 
 
 def has(namespace: str, listing: list[str]) -> str:
     """What nft shows of the rules that the kernel has; empty where the table is not there."""
-    done = subprocess.run(
-        [*within(namespace), NFT, "--stateless", "--terse", *listing], capture_output=True, text=True, check=False
-    )
+    command = [*within(namespace), NFT, *_LISTING, *listing]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout if not done.returncode else ""
 
 
@@ -93,11 +98,11 @@ def wrong_links(namespace: str) -> dict[str, str]:
     for each in links(namespace):
         name = each["ifname"]
         # The kernel itself puts tunnels into each namespace, which are down and carry nothing.
-        if name == "lo" and (fault := loopback_fault(each)):
+        if name == _LOOPBACK and (fault := loopback_fault(each)):
             found[name] = (
                 f"the loopback of the network {namespace} {fault}, so its services do not reach each other as they should"
             )
-        elif name != "lo" and ("UP" in each["flags"] or each["link_type"] == "ether"):
+        elif name != _LOOPBACK and ("UP" in each["flags"] or each["link_type"] == "ether"):
             found[name] = f"the network {namespace} has the interface {name}, and should have nothing but a loopback"
     return found
 
@@ -106,8 +111,8 @@ def loopback_fault(link: dict[str, Any]) -> str:
     """What is wrong with a loopback, as the rest of a sentence; empty where nothing is."""
     if "UP" not in link["flags"]:
         return "is down"
-    if not any(address["local"] == "127.0.0.1" for address in link.get("addr_info", [])):
-        return "lacks the address 127.0.0.1"
+    if not any(address["local"] == _ADDRESS for address in link.get("addr_info", [])):
+        return f"lacks the address {_ADDRESS}"
     if link["qdisc"] != _QDISC:
         return f"delays or drops what it carries, by the queue {link['qdisc']}"
     return f"takes packets of {link['mtu']} bytes at most" if link["mtu"] < _MTU else ""
@@ -118,9 +123,9 @@ def wrong_addresses(namespace: str) -> dict[str, str]:
     more = [
         f"{address['local']}/{address['prefixlen']}"
         for each in links(namespace)
-        if each["ifname"] == "lo"
+        if each["ifname"] == _LOOPBACK
         for address in each.get("addr_info", [])
-        if address["local"] not in ("127.0.0.1", "::1")
+        if address["local"] not in (_ADDRESS, _OTHER_ADDRESS)
     ]
     said = "the network {} has the address {}, and should have nothing but a loopback"
     return {address: said.format(namespace, address) for address in more}
@@ -129,15 +134,15 @@ def wrong_addresses(namespace: str) -> dict[str, str]:
 def put_right(namespace: str, name: str) -> None:
     """Puts a loopback right, removes an address of it, or an interface. One of the host's own hardware goes back to the host."""
     if "/" in name:
-        _run("ip", "-netns", namespace, "address", "delete", name, "dev", "lo")
+        _run("ip", "-netns", namespace, "address", "delete", name, "dev", _LOOPBACK)
         return
-    if name == "lo":
-        _run("ip", "-netns", namespace, "link", "set", "lo", "mtu", str(_MTU), "up")
-        (loopback,) = (each for each in links(namespace) if each["ifname"] == "lo")
+    if name == _LOOPBACK:
+        _run("ip", "-netns", namespace, "link", "set", _LOOPBACK, "mtu", str(_MTU), "up")
+        (loopback,) = (each for each in links(namespace) if each["ifname"] == _LOOPBACK)
         if loopback["qdisc"] != _QDISC:
-            _run("tc", "-netns", namespace, "qdisc", "delete", "dev", "lo", "root")
+            _run("tc", "-netns", namespace, "qdisc", "delete", "dev", _LOOPBACK, "root")
         # The kernel gives it its address only when it comes up for the first time.
-        _run("ip", "-netns", namespace, "address", "replace", "127.0.0.1/8", "dev", "lo", "scope", "host")
+        _run("ip", "-netns", namespace, "address", "replace", f"{_ADDRESS}/8", "dev", _LOOPBACK, "scope", "host")
         return
     try:
         _run("ip", "-netns", namespace, "link", "delete", name)
