@@ -112,3 +112,34 @@ def test_what_belongs_to_another_user_is_refused(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(os, "geteuid", lambda: state.root.stat().st_uid + 12345)
     with pytest.raises(SiteError, match=f"{state.root}: belongs to "):
         SiteState.of(tmp_path / "r1prov.yml")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"word"', "{}", "\0"])
+def test_a_damaged_document_is_an_empty_one(tmp_path: Path, text: str) -> None:
+    (tmp_path / "state.json").write_text(text)
+    assert on_hosts.read_json(tmp_path / "state.json") == {}
+    assert on_hosts.read_json(tmp_path / "none.json") == {}
+    assert on_hosts.read_json(tmp_path) == {}
+
+
+def test_a_file_is_told_from_another_one_of_its_name(tmp_path: Path) -> None:
+    path, other = tmp_path / "a", tmp_path / "b"
+    assert on_hosts.looks(path) is None
+    for each in (path, other):
+        each.write_bytes(b"12345678")
+        os.utime(each, (1, 1))
+    before = on_hosts.looks(path)
+    with path.open("r+b") as stream:
+        assert on_hosts.has_name(os.fstat(stream.fileno()), path)
+        other.replace(path)
+        assert not on_hosts.has_name(os.fstat(stream.fileno()), path)
+    assert on_hosts.looks(path) != before
+
+
+def test_bytes_are_written_though_the_kernel_takes_few_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, pwrite = tmp_path / "a", os.pwrite
+    path.write_bytes(bytes(8))
+    monkeypatch.setattr(os, "pwrite", lambda file, content, place: pwrite(file, content[:2], place))
+    with path.open("r+b") as stream:
+        on_hosts.write_at(stream.fileno(), b"12345", 2)
+    assert path.read_bytes() == b"\0\0" + b"12345" + b"\0"
