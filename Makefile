@@ -5,7 +5,7 @@
 # everybody's path.
 IN := PATH="$$(./bootstrap):$$PATH:/usr/sbin:/sbin" && export PATH &&
 
-.PHONY: help setup demo test lint unit thorough molecule e2e drift cuts faults test-order test-cuda gpu-bundle test-gpu format docs golden lock
+.PHONY: help setup demo test lint unit thorough molecule e2e drift cuts faults fullsize test-order test-cuda gpu-bundle test-gpu format docs golden lock
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -42,6 +42,9 @@ cuts: ## commands are cut off, and the next ones converge (hours); RELEASE=trixi
 
 faults: ## the transfer under faults at 20 seeds each (half an hour)
 	@$(IN) exec python -m tests.faults
+
+fullsize: ## the transfer at R1's full size, on a thin disk (2 min, 9 GB, root)
+	@$(IN) exec python -m tests.fullsize
 
 test-order: ## whether the engine orders settings as the plan does (10 min)
 	@$(IN) exec python -m benchmarks.order
