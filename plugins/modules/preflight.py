@@ -40,6 +40,13 @@ options: {
         that appear complete, by a rename.", "suboptions": {
       "path": {"type": "path", "required": true, "description": "The file or folder."},
       "bytes": {"type": "int", "required": true, "description": "Its size in bytes when complete."}
+    }},
+    "model": {"type": "dict", "description": "A model whose files will be written to C(path), beside C(bytes). How many bytes they take
+        follows from what of it lies there, by the rule of the transfer.", "suboptions": {
+      "files": {"type": "list", "elements": "dict", "required": true, "description": "As of M(r1.prov.weights)."},
+      "merged": {"type": "str", "default": "", "description": "As of M(r1.prov.weights)."},
+      "merged_bytes": {"type": "int", "default": 0, "description": "The size of that file in bytes."},
+      "attention": {"type": "str", "default": "legacy", "description": "As of M(r1.prov.weights)."}
     }}
   }},
   "data_dir": {"type": "path", "default": "", "description": "The folder for data. On a host without systemd it must be on a data disk,
@@ -94,7 +101,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.r1.prov.plugins.module_utils import data_disk, fetching, platform_hook
+from ansible_collections.r1.prov.plugins.module_utils import data_disk, fetching, platform_hook, weights_room
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
 from ansible_collections.r1.prov.plugins.module_utils.host_judge import CHECKS, judge, remarks
 from ansible_collections.r1.prov.plugins.module_utils.host_probe import probe
@@ -143,6 +150,17 @@ def on_data_disk(disk: list[dict[str, Any]], data_dir: str) -> list[dict[str, An
     ]
 
 
+def with_models(disk: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What will be written, where what models take is known."""
+    found = []
+    for item in disk:
+        what, n_bytes = weights_room.wanted(Path(item["path"]), **item["model"]) if item["model"] else ("", 0)
+        found.append(
+            {**item, "what": ", and ".join(filter(None, (what, item["what"]))), "bytes": n_bytes + item["bytes"]}
+        )
+    return found
+
+
 def present_on_data_disk(sources: list[dict[str, Any]], data_dir: str) -> list[dict[str, Any]]:
     """What the host must reach, with what makes that needless where it lies on the data disk: a container built anew has it there."""
     return [{**need, "have": [data_disk.moved(path, data_dir) for path in need["have"]]} for need in sources]
@@ -168,6 +186,7 @@ def main() -> None:
     data_dir, sources = options["data_dir"], options["sources"]
     if data_dir and data_disk.is_used(options["data_disk"], data_dir):
         disk, sources = on_data_disk(disk, data_dir), present_on_data_disk(sources, data_dir)
+    disk = with_models(disk)
     facts = probe([*(item["path"] for item in disk), data_dir or "/"], [item["port"] for item in ports])
     last = facts["disks"].pop()
     facts["data_disk"] = last if data_dir else None

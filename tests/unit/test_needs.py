@@ -70,7 +70,7 @@ def test_what_a_site_asks_for_is_needed_and_nothing_else(tmp_path: Path) -> None
     assert found["preflight_sources"][1]["any_of"] == ["/mnt/usb/DeepSeek-R1-UD-IQ1_S", "/mnt/usb"]
     assert len(found["preflight_sources"][1]["have"]) == 3  # every shard counts, because they are served as they are
     assert [item["what"] for item in found["preflight_disk"]] == [
-        "the weights, and 2 GiB that stay free",
+        "2 GiB that stay free",
         "building llama.cpp",
     ]
     assert found["preflight_driver"] == "580"

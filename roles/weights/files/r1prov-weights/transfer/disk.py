@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING
 
 from ansible_collections.r1.prov.plugins.module_utils import digest
-from ansible_collections.r1.prov.plugins.module_utils.files import allocated_bytes, has_name
+from ansible_collections.r1.prov.plugins.module_utils.files import has_name
 from transfer.errors import HopelessError
 from transfer.wording import plain, words
 
@@ -85,14 +85,6 @@ def reserve(file: int, start: int, count: int) -> bool:
 def is_file(path: Path) -> bool:
     """Whether this is a file itself, and no link to one."""
     return path.is_file() and not path.is_symlink()
-
-
-def room_of(path: Path) -> int:
-    """What a file takes of its disk. It is 0 where there is none."""
-    try:
-        return allocated_bytes(path.stat())
-    except FileNotFoundError:
-        return 0
 
 
 def remove(path: Path) -> None:

@@ -14,6 +14,8 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ansible_collections.r1.prov.plugins.module_utils import weights_room
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -52,7 +54,7 @@ class Journal:
 
 def beside(path: Path) -> Path:
     """Where the journal of a file lies."""
-    return path.with_name(f"{path.name}.journal")
+    return weights_room.journal_of(path)
 
 
 def line(row: list[Any]) -> bytes:

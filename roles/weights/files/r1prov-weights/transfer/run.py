@@ -10,13 +10,15 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ansible_collections.r1.prov.plugins.module_utils import weights_room
 from ansible_collections.r1.prov.plugins.module_utils.digest import sha256_of
 from ansible_collections.r1.prov.plugins.module_utils.files import free_bytes, sync_folder
 from ansible_collections.r1.prov.plugins.module_utils.merged_weights import instead_of, made_of
 from ansible_collections.r1.prov.plugins.module_utils.weights_kept import as_kept, seen
+from ansible_collections.r1.prov.plugins.module_utils.weights_room import room_of
 from transfer import journal, straight
 from transfer.delivery import Delivery
-from transfer.disk import is_file, remove, room_of, take_lock
+from transfer.disk import is_file, remove, take_lock
 from transfer.errors import DisturbedError, HopelessError, SourceError
 from transfer.frontier import Frontier
 from transfer.limit import Limit
@@ -127,13 +129,7 @@ class Transfer:
     @property
     def is_straight(self) -> bool:
         """Whether the files come straight into the one that is made of them: where none of them lies here yet, or that has begun."""
-        if not self.merged:
-            return False
-        asides = (journal.beside(aside_of(self.incoming, file)) for file in self.files)
-        if (self.incoming / self.merged).exists() and any(path.exists() for path in asides):
-            return True
-        lying = (path for file in self.files for path in (self.folder / file.name, self.incoming / file.sha256))
-        return not any(path.exists() for path in lying)
+        return weights_room.is_straight(self.folder, [vars(file) for file in self.files], self.merged)
 
     def tidy(self, *, is_done: bool = False) -> None:
         """Removes what does not belong to these files. A file that was being checked when a run was killed gets its name back."""

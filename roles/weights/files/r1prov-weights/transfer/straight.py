@@ -10,15 +10,16 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from ansible_collections.r1.prov.plugins.module_utils import gguf_layout, merged_weights, mla_form
+from ansible_collections.r1.prov.plugins.module_utils import gguf_layout, merged_weights, mla_form, weights_room
 from ansible_collections.r1.prov.plugins.module_utils.files import sync_folder
 from ansible_collections.r1.prov.plugins.module_utils.gguf_header import Gguf, GgufError
 from ansible_collections.r1.prov.plugins.module_utils.mla_form import FormError
 from ansible_collections.r1.prov.plugins.module_utils.weights_kept import as_kept, seen
+from ansible_collections.r1.prov.plugins.module_utils.weights_room import room_of
 from transfer import journal
 from transfer.chain import Chain, Link
 from transfer.delivery import MOST_CONFLICTS, wait_until_quiet
-from transfer.disk import BLOCK_BYTES, reserve, room_of
+from transfer.disk import BLOCK_BYTES, reserve
 from transfer.errors import DisturbedError, HopelessError
 from transfer.heads import FIRST_BYTES, Headed, HeadReader
 from transfer.memory import memory_bytes
@@ -49,7 +50,7 @@ def head_of(incoming: Path, file: File) -> Path:
 
 def aside_of(incoming: Path, file: File) -> Path:
     """Where the bytes of a published file lie that are not in the final file as they are."""
-    return incoming / f"{file.sha256}.aside"
+    return weights_room.aside_of(incoming, file.sha256)
 
 
 class Heads:
