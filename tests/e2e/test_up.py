@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from .people import MODEL, Operator, told, untouched
 
 pytestmark = pytest.mark.host
 UNIT = "r1prov-llama-server"
+PROCESS = f"systemctl show --property=MainPID {UNIT}"
 MEASURED = "/var/lib/r1prov/smoke_bench/last.json"
 
 
@@ -234,13 +236,56 @@ print(file)
 """What a disk does: it changes a bit of a file, and keeps size and times."""
 
 
+def test_weights_are_shown_mended_while_the_engine_answers_and_pruned(
+    operator: Operator, pair: list[LabHost], hub: Hub
+) -> None:
+    """One host is enough for that."""
+    host, (number, _) = pair[0], hub.url.rpartition("/")[2].split(":")
+    before = lying(operator, host)
+    (served,) = (row for row in before if row["state"] == "served")
+    assert {source.split(":")[0] for source in served["came"]["from"]} == {number}
+    assert served["verified"]["result"] == "whole"
+    assert datetime.now(UTC) - datetime.fromisoformat(served["verified"]["at"]) < timedelta(hours=3)
+    right, engine = (told(host, command) for command in (f"sha256sum {served['path']}", PROCESS))
+
+    assert told(host, f"python3 -c {shlex.quote(FLIP)}") == served["path"]
+    found = json.loads(operator.does("weights", "verify", host.name, "--json", code=Exit.DAMAGED).stdout)
+    (row,) = (row for row in found["hosts"][host.name]["files"] if row["state"] == "damaged")
+    assert (row["path"], len(row["places"]), row["mended"]) == (served["path"], 1, False)
+    assert {row["verified"]["result"] for row in lying(operator, host) if row["path"] == served["path"]} == {"damaged"}
+
+    mending = operator.start("weights", "verify", host.name, "--mend", "--json", stdout=subprocess.PIPE)
+    assert "Paris" in operator.asks(host)
+    mended = json.loads(mending.communicate(timeout=300)[0])["hosts"][host.name]
+    assert mending.returncode == Exit.OK
+    assert (mended["result"], [row["mended"] for row in mended["files"]].count(True)) == ("whole", 1)
+    assert 0 < mended["fetched_bytes"] < 32 * MIB
+    assert (told(host, f"sha256sum {served['path']}"), told(host, PROCESS)) == (right, engine)
+
+    orphan = f"{Path(served['path']).parent}/.incoming/{'0' * 64}"
+    told(host, f"printf x > {orphan}; chown r1prov-weights: {orphan}")
+    would = json.loads(operator.does("weights", "prune", host.name, "--check", "--json").stdout)["hosts"][host.name]
+    assert [(row["path"], row["state"]) for row in would["surplus"]] == [(orphan, "orphan")]
+    told(host, f"ls {orphan}")
+    gone = json.loads(operator.does("weights", "prune", host.name, "--yes", "--json").stdout)["hosts"][host.name]
+    assert [row["path"] for row in gone["removed"]] == [orphan]
+    assert [row["path"] for row in lying(operator, host)] == [row["path"] for row in before]
+    drift = json.loads(operator.does("drift", host.name, "--json").stdout)
+    assert drift["hosts"][host.name]["state"] == "as wanted"
+
+
+def lying(operator: Operator, host: LabHost) -> list[dict[str, Any]]:
+    """What `r1prov weights status` says of the files on a host."""
+    return list(json.loads(operator.does("weights", "status", host.name, "--json").stdout)["hosts"][host.name]["files"])
+
+
 def test_a_bit_that_a_disk_has_changed_is_found_while_the_engine_serves(
     operator: Operator, pair: list[LabHost]
 ) -> None:
     """The next test runs `up`, which mends it."""
     first, second = pair
     file = told(first, f"python3 -c {shlex.quote(FLIP)}").strip()
-    engine = told(first, f"systemctl show --property=MainPID {UNIT}")
+    engine = told(first, PROCESS)
     done = operator.does("weights", "verify", "--json", code=Exit.DAMAGED)
     found = json.loads(done.stdout)
     assert (found["schema"], found["exit"]) == (1, Exit.DAMAGED)
@@ -255,7 +300,7 @@ def test_a_bit_that_a_disk_has_changed_is_found_while_the_engine_serves(
         each["step"] == "weights" and each["what"].startswith(f"{file} is damaged: 1 piece is not what it was: bytes ")
         for each in deep["hosts"][first.name]["differences"]
     )
-    assert told(first, f"systemctl show --property=MainPID {UNIT}") == engine
+    assert told(first, PROCESS) == engine
 
 
 def runs_over(operator: Operator, host: LabHost, *more: str) -> list[dict[str, Any]]:
