@@ -87,6 +87,12 @@ class Digests:
         self.bytes, whole, piece, pieces, self._filled = state
         self._whole, self._piece, self._pieces = whole.copy(), piece.copy(), list(pieces)
 
+    @property
+    def pieces(self) -> list[str]:
+        """The digests of the pieces that are full."""
+        self._drain()
+        return list(self._pieces)
+
     def close(self) -> None:
         """Ends the threads."""
         for pool in self._pools:

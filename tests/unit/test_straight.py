@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 import threading
 import time
@@ -23,6 +25,7 @@ from ansible_collections.r1.prov.plugins.module_utils import (
     piece_digests,
 )
 from ansible_collections.r1.prov.plugins.module_utils.weights_merge import Merge
+from transfer.again import Again
 from transfer.places import Final
 
 from tests.faults import kinds
@@ -310,3 +313,25 @@ def test_a_first_byte_that_flips_on_the_disk_is_no_source_s_fault(host: Host, se
     assert "bytes have changed on the disk" in log
     assert "sends" not in log
     assert host.has_made(served.made)
+
+
+@pytest.mark.parametrize("place", [0, piece_digests.PIECE_BYTES, 2 * piece_digests.PIECE_BYTES + 4])
+def test_a_write_of_another_program_in_the_moment_of_ours_is_found(tmp_path: Path, place: int) -> None:
+    """Pieces are read once more as they are verified: the first one while the others come."""
+    content = os.urandom(2 * piece_digests.PIECE_BYTES + 5)
+    cut = range(0, len(content), piece_digests.PIECE_BYTES)
+    pieces = [hashlib.sha256(content[start : start + piece_digests.PIECE_BYTES]).hexdigest() for start in cut]
+    final = Final(tmp_path / "m.gguf", len(content))
+    final.open()
+    final.write(0, content)
+    for is_changed in (False, True):
+        if is_changed:
+            with final.path.open("r+b") as stream:
+                stream.seek(place)
+                stream.write(bytes([content[place] ^ 1]))
+        again = Again(final, len(content))
+        again.read(pieces[:1])
+        again.read(pieces)
+        assert again.agrees() is not is_changed
+        again.close()
+    final.close()

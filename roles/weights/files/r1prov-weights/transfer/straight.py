@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import logging
-import os
 import time
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ansible_collections.r1.prov.plugins.module_utils import gguf_layout, merged_weights, mla_form, weights_room
 from ansible_collections.r1.prov.plugins.module_utils.files import sync_folder
@@ -17,9 +14,10 @@ from ansible_collections.r1.prov.plugins.module_utils.mla_form import FormError
 from ansible_collections.r1.prov.plugins.module_utils.weights_kept import as_kept, seen
 from ansible_collections.r1.prov.plugins.module_utils.weights_room import room_of
 from transfer import journal
+from transfer.again import Again
 from transfer.chain import Chain, Link
 from transfer.delivery import MOST_CONFLICTS, wait_until_quiet
-from transfer.disk import BLOCK_BYTES, reserve
+from transfer.disk import reserve
 from transfer.errors import DisturbedError, HopelessError
 from transfer.heads import FIRST_BYTES, Headed, HeadReader
 from transfer.memory import memory_bytes
@@ -38,7 +36,6 @@ if TYPE_CHECKING:
     from transfer.sources import File
 
 LONGEST_END_S = 10.0  # that a reader is waited for
-MOST_READERS = 16  # which look at the final file once more
 
 log = logging.getLogger("fetch")
 
@@ -95,6 +92,8 @@ class Straight:
         self.attention, self.layout = form.attention, layout
         self.final = Final(self._incoming / transfer.merged, layout.bytes)
         self.chain = Chain(self.final, layout, form)
+        self._again = Again(self.final, layout.bytes)
+        self._is_in_memory = 2 * layout.bytes <= memory_bytes()
         self._links: list[Link] = []
 
     @property
@@ -181,6 +180,8 @@ class Straight:
             fresh.replace(path)
             raise DisturbedError
         self.chain.advance()
+        if self._is_in_memory:
+            self._again.read(self.chain.digests.pieces)
         self._transfer.record.came(bringing.file, bringing.origins())
         self._transfer.progress.done += bringing.file.bytes
         log.info("%s is verified", bringing.file.name)
@@ -192,9 +193,10 @@ class Straight:
             DisturbedError: another program has changed it meanwhile.
         """
         transfer, sums = self._transfer, self.chain.digests.sums()
-        # A stranger's write in the very moment of one of ours is not seen by the file's time.
-        if 2 * sums.bytes <= memory_bytes() and not self._is_as_read(sums.pieces):
-            raise DisturbedError
+        if self._is_in_memory:
+            self._again.read(sums.pieces["sha256"])
+            if not self._again.agrees():
+                raise DisturbedError
         self.final.fsync()
         place = transfer.folder / transfer.merged
         aside, status = self.final.set_aside()
@@ -210,20 +212,9 @@ class Straight:
         transfer.record.add(place, kept)
         log.info("%s is made of them, and verified", transfer.merged)
 
-    def _is_as_read(self, pieces: dict[str, Any]) -> bool:
-        """Whether each piece of the final file is still what was read of it. All processors read."""
-
-        def is_right(number: int) -> bool:
-            digest, start = hashlib.sha256(), number * pieces["bytes"]
-            for position in range(start, min(start + pieces["bytes"], self.layout.bytes), BLOCK_BYTES):
-                digest.update(self.final.read(position, min(BLOCK_BYTES, start + pieces["bytes"] - position)))
-            return bool(digest.hexdigest() == pieces["sha256"][number])
-
-        with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), MOST_READERS)) as pool:
-            return all(pool.map(is_right, range(len(pieces["sha256"]))))
-
     def close(self) -> None:
         """Ends all that is done for it. A file stays open as long as somebody may still write to it."""
+        self._again.close()
         for link in self._links:
             link.end()
         for link in self._links:
