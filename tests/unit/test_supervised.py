@@ -606,7 +606,22 @@ def test_who_is_not_root_is_told_so_and_nothing_else(monkeypatch, capsys, words)
         ("show", 1, "r1prov-units show wants the name of a unit"),
         ("stop --now r1prov-x", 1, "r1prov-units stop takes no --now"),
         ("boot r1prov-x", 1, "r1prov-units boot takes no unit"),
-        ("kill r1prov-x --signal=FOO", 1, "there is no signal FOO"),
+        ("kill other --signal=FOO", 1, "there is no signal FOO"),
+        ("start r1prov-x", 5, "Unit r1prov-x.service not found."),
+        ("start --no-block r1prov-x", 5, "Unit r1prov-x.service not found."),
+        ("stop nosuch r1prov-x.timer", 5, "Unit nosuch.service, r1prov-x.timer not found."),
+        ("restart r1prov-x", 5, "Unit r1prov-x.service not found."),
+        ("reload r1prov-x", 5, "Unit r1prov-x.service not found."),
+        ("try-reload-or-restart r1prov-x", 5, "Unit r1prov-x.service not found."),
+        ("enable --now r1prov-x", 1, "Unit r1prov-x.service not found."),
+        ("disable r1prov-x", 1, "Unit r1prov-x.service not found."),
+        ("kill r1prov-x", 1, "Unit r1prov-x.service not found."),
+        ("reset-failed r1prov-x", 1, "Unit r1prov-x.service not found."),
+        ("reset-failed r1prov*", 0, ""),
+        ("cat r1prov-x", 1, "Unit r1prov-x.service not found."),
+        ("status r1prov-x", 4, "Unit r1prov-x.service not found."),
+        ("is-enabled r1prov-x", 1, "Unit r1prov-x.service not found."),
+        ("is-active r1prov-x", 3, "inactive"),
         ("log", 1, "r1prov-units log wants the name of a unit"),
         ("log --follow", 1, "r1prov-units log wants the name of a unit"),
         ("log nosuch", 1, "Unit nosuch.service not found, and it has no log."),
@@ -621,6 +636,7 @@ def test_words_that_do_not_belong_together_are_refused_in_a_sentence(tmp_path, m
     monkeypatch.setattr(supervisor, "LOG", tmp_path)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(sys, "argv", ["r1prov-units", *words.split()])
+    (tmp_path / "other.service").touch()
     assert runpy.run_path(str(PROGRAM))["main"]() == code
     out, err = capsys.readouterr()
     assert (out + err).strip() == said
@@ -652,3 +668,75 @@ def test_what_one_start_has_written_is_found_in_the_log(tmp_path, monkeypatch):
 def _below(pid: int) -> list[str]:
     found = subprocess.run(["pgrep", "--parent", str(pid)], capture_output=True, text=True, check=False).stdout.split()
     return [*found, *(deeper for each in found for deeper in _below(int(each)))]
+
+
+SLEEPS = "[Service]\nExecStart=/bin/sleep infinity\n"
+
+
+def put(host: Host, name: str, text: str) -> None:
+    (host.folder / "etc/systemd/system" / name).write_text(text)
+
+
+def test_of_units_that_exclude_each_other_the_one_that_is_started_runs(booted):
+    put(booted, "r1prov-b.service", f"[Unit]\nConflicts=r1prov-a.service\n{SLEEPS}")
+    for starts, ends in (("b", "a"), ("a", "b"), ("b", "a")):
+        booted.run("start", f"r1prov-{starts}")
+        now = [booted.state(f"r1prov-{each}.service").ActiveState for each in (starts, ends)]
+        assert now == ["active", "inactive"]
+
+
+def test_a_unit_waits_until_one_that_comes_before_it_is_ready(booted):
+    ready = booted.folder / "ready"
+    put(booted, "r1prov-b.service", f"{SLEEPS}ExecStartPost=/bin/sh -c 'until [ -e {ready} ]; do sleep 0.05; done'\n")
+    put(booted, "r1prov-c.service", f"[Unit]\nAfter=r1prov-b.service\n{SLEEPS}")
+    booted.run("start", "--no-block", "r1prov-b")
+    booted.until("r1prov-b.service", "start-post")
+    booted.run("start", "--no-block", "r1prov-c")
+    booted.until("r1prov-c.service", "waiting")
+    ready.touch()
+    booted.until("r1prov-c.service", "running")
+    assert booted.state("r1prov-b.service").ActiveState == "active"
+
+
+def test_a_timer_starts_its_service_again_and_again_until_it_is_stopped(booted):
+    ran = booted.folder / "ran"
+    put(booted, "r1prov-b.service", f"[Service]\nType=oneshot\nExecStart=/bin/sh -c 'echo >> {ran}'\n")
+    put(booted, "r1prov-b.timer", "[Timer]\nOnActiveSec=0\nOnUnitInactiveSec=0.1\n")
+    booted.run("start", "r1prov-b.timer")
+    end = time.monotonic() + 30
+    while not ran.exists() or ran.read_text().count("\n") < 2:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    booted.run("stop", "r1prov-b.timer")
+    last = ran.read_text()
+    time.sleep(2)
+    assert ran.read_text() == last
+
+
+def test_the_log_of_a_unit_has_a_bound_and_its_end(booted):
+    line, most = "x" * 999, 32 << 20
+    command = f"yes {line} | head -n 45000; echo the end"
+    put(booted, "r1prov-b.service", f"[Service]\nType=oneshot\nExecStart=/bin/sh -c '{command}'\n")
+    booted.run("start", "r1prov-b")
+    kept = [*(booted.folder / "var/lib/r1prov/units/log").glob("r1prov-b.service.log*")]
+    assert len(kept) == 3
+    assert (10 << 20) < sum(path.stat().st_size for path in kept) < most
+    assert booted.run("log", "r1prov-b", "--lines", "1").endswith(" the end\n")
+
+
+def test_a_person_may_ask_about_one_unit(booted):
+    put(booted, "r1prov-b.service", SLEEPS)
+    assert [line.split()[0] for line in booted.run("status", "r1prov-b").splitlines()] == ["r1prov-b.service"]
+    assert len(booted.run("status").splitlines()) == 2
+
+
+def test_what_a_script_of_the_platform_sets_the_program_has(host):
+    put(host, "source me.sh", "export https_proxy=http://127.0.0.1:7890\n")
+    wrapped = '/bin/bash -c \'. "$$0" && exec "$$@"\' "/etc/systemd/system/source me.sh" /bin/sleep infinity'
+    host.keep("r1prov-a.service", f"Type=exec\nExecStart={wrapped}")
+    pid = host.until("r1prov-a.service", "running").MainPID
+    end = time.monotonic() + 20
+    while Path(f"/proc/{pid}/comm").read_text() != "sleep\n":
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert "https_proxy=http://127.0.0.1:7890" in Path(f"/proc/{pid}/environ").read_text().split("\0")

@@ -1,7 +1,7 @@
 #!/usr/bin/python3 -I
 """r1prov-units: what systemctl and journalctl are on a host with systemd, for the units of r1prov on a host without it.
 
-r1prov-units                        how all units are
+r1prov-units [status UNIT ...]      how these units are, or all
 r1prov-units start|stop|restart|reload|enable|disable UNIT ...
 r1prov-units show UNIT ... [--property=KEY,...]
 r1prov-units log UNIT ... [--lines N] [--first] [--start ID] [--no-times] [--follow]
@@ -31,6 +31,10 @@ _OF_UNITS = {
     "try-reload-or-restart",
 }
 _OF_NONE = {"boot", "daemon-reload", "guard", "loop", "shutdown", "start-enabled"}
+_TELL = {"keep", "show"}
+"""Those of them that tell themselves that a unit is not there."""
+_NOT_THERE = dict.fromkeys(("reload", "restart", "start", "stop", "try-reload-or-restart"), 5) | {"status": 4}
+"""The exit code that systemctl has for a unit that is not there. It is 1 for the other verbs."""
 _NOW = {"enable": verbs.start, "disable": verbs.stop}
 """What `--now` does beside each verb."""
 
@@ -61,7 +65,10 @@ def main() -> int:
     os.umask(0o022)  # supervisord has another one. What is for root alone says so itself.
     try:
         return _does(asked)
-    except (verbs.RefusedError, SupervisorError, UnitFileError, OSError) as error:
+    except verbs.RefusedError as refused:
+        sys.stderr.write(f"{refused}\n")
+        return refused.code
+    except (SupervisorError, UnitFileError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
 
@@ -70,9 +77,12 @@ def _does(asked: argparse.Namespace) -> int:
     verb, units = asked.verb, asked.units
     if verb in ("is-active", "is-enabled"):
         key = "ActiveState" if verb == "is-active" else "UnitFileState"
+        if verb == "is-enabled":
+            _expect(verb, units)
         found = [_value(name, key) for name in units]
         _print("\n".join(found))
-        return 0 if found and all(each in ("active", "enabled", "static") for each in found) else 3
+        well = found and all(each in ("active", "enabled", "static") for each in found)
+        return 0 if well else 3 if verb == "is-active" else 1
     _refuse(asked)
     if verb in _LOOKS:
         _print(_text(asked))
@@ -107,12 +117,25 @@ def _refuse(asked: argparse.Namespace) -> None:
         raise verbs.RefusedError(f"r1prov-units {verb} takes no unit")
     if asked.now and verb not in _NOW:
         raise verbs.RefusedError(f"r1prov-units {verb} takes no --now")
+    if verb in {*_OF_UNITS, "status"} - _TELL:
+        _expect(verb, units)
+
+
+def _expect(verb: str, units: list[str]) -> None:
+    """Checks that units are there. A pattern may fit none.
+
+    Raises:
+        RefusedError: one is not.
+    """
+    missing = [name for name in map(full, units) if "*" not in name and not verbs.is_there(name)]
+    if missing:
+        raise verbs.RefusedError(f"Unit {', '.join(missing)} not found.", _NOT_THERE.get(verb, 1))
 
 
 def _text(asked: argparse.Namespace) -> str:
     """What verbs print that only look."""
     if asked.verb == "status":
-        return verbs.status()
+        return verbs.status(*map(full, asked.units))
     if asked.verb == "differences":
         return "\n".join(supervisor.differences())
     if asked.verb == "show":

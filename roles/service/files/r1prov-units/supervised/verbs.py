@@ -20,7 +20,15 @@ if TYPE_CHECKING:
 
 
 class RefusedError(Exception):
-    """A verb cannot do what it is asked."""
+    """A verb cannot do what it is asked.
+
+    Attributes:
+        code: the exit code for that, which is that of systemctl.
+    """
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 def start(*names: str) -> None:
@@ -158,15 +166,20 @@ def list_units(*patterns: str) -> str:
     )
 
 
-def status() -> str:
-    """How all units are, for people."""
-    rows = [(name, known.read(name)) for name in supervisor.units()]
+def status(*names: str) -> str:
+    """How these units are, for people; all where none is named."""
+    rows = [(name, known.read(name)) for name in supervisor.units() if not names or name in names]
     lines = [
         f"{name:36} {'enabled' if _is_enabled(name) else '-':8} {state.ActiveState} ({state.SubState})"
         for name, state in rows
     ]
     news = "" if supervisor.is_there() else "supervisord does not run: r1prov-units boot starts it"
-    return "\n".join([*(lines or ["no unit of r1prov is installed"]), supervisor.away() or news])
+    return "\n".join(filter(None, [*(lines or ["no unit of r1prov is installed"]), supervisor.away() or news]))
+
+
+def is_there(name: str) -> bool:
+    """Whether a unit has a file, or still runs though its file is gone."""
+    return path_of(name).exists() or known.is_kept(name)
 
 
 def processes_of(name: str) -> list[int]:
