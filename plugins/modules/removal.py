@@ -11,6 +11,7 @@ description:
   - All that r1prov leaves on a host carries its name, so it is found without a record. Packages of the distribution stay.
   - What is kept becomes root's, because the users are removed, and a folder that belonged to one of them is closed to others. A later
     C(r1prov up) gives it back.
+  - Where the data disk of a container is away, all else is removed. Then it fails with a sentence, because what lies on that disk stays.
   - It refuses, before anything is changed, while a user who stays has one of the groups as their own group, or while a process that
     belongs to none of the units runs as one of the users. Nobody could remove the group or the user then. It refuses as well while the
     script with which a platform starts the services cannot be written.
@@ -33,7 +34,7 @@ EXAMPLES = r"""
 RETURN = r"""
 removed:
   type: dict
-  returned: success
+  returned: where something was or would be removed
   description: What was removed, or would be.
   contains:
     units: {type: list, elements: str, description: Names of units.}
@@ -42,17 +43,17 @@ removed:
     paths: {type: list, elements: dict, description: "Files and folders, each with I(path) and the I(bytes) that its end frees."}
 away:
   type: str
-  returned: success
+  returned: where something was or would be removed
   description: A sentence where the data disk is away, so that what lies on it stays; else empty.
 in_use:
   type: list
   elements: str
-  returned: success
+  returned: where something was or would be removed
   description: Processes of others that use files that go, each in a sentence. The disk gets the room back when they end.
 kept:
   type: list
   elements: dict
-  returned: success
+  returned: where something was or would be removed
   description: >-
     What stays where r1prov keeps its files, each with I(path), I(why) (C(weights) and C(chats) as I(keep) says, or C(mounted)), and
     I(bytes), which is null for what is mounted.
@@ -410,7 +411,10 @@ def main() -> None:
         if trusted:
             subprocess.run(["update-ca-certificates", "--fresh"], check=True, capture_output=True)
         remove_empty([*settings, *emptied(data_dir, whole=not service)], mounted)
-    module.exit_json(changed=any(removed.values()), removed=removed, kept=stays, in_use=in_use, away=away)
+    result = {"changed": any(removed.values()), "removed": removed, "kept": stays, "in_use": in_use, "away": away}
+    if away and not module.check_mode:
+        module.fail_json(msg=f"{away}. What lies on it was not removed. Remedy: {data_disk.BRING_BACK}", **result)
+    module.exit_json(**result)
 
 
 if __name__ == "__main__":

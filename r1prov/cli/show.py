@@ -161,11 +161,10 @@ def removal(host: str, found: dict[str, Any], *, check: bool, talk: bool) -> Non
         rows += [("line in", path, "") for path in removed["hooks"]]
         (output.say if talk else output.line)(f"{host}:")
         output.table(("", "what would go", "GiB>"), [*rows, ("", "all of it", _in_gib(total))], talk=talk)
+        if found["away"]:
+            output.say(f"{host}: {found['away']}, so what lies on it would stay", "yellow")
     else:
         output.say(f"{host}: {gib(total)} freed")
-    if found["away"]:
-        stays = "what lies on it stays. When it is there again, `r1prov down` removes that"
-        output.say(f"{host}: {found['away']}, so {stays}", "yellow")
     for process in found["in_use"]:
         output.say(f"{host}: {process}, so the disk gets that room back when it ends", "yellow")
     for path in kept:

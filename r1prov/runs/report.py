@@ -185,8 +185,7 @@ class Recorder:
             if event.step == "measure" and "chosen" in (event.result.get("result") or {}):
                 host.tuning = event.result["result"]
             self._measured(event)
-            if event.step == "removal" and "removed" in event.result:
-                host.removal = {key: event.result[key] for key in ("removed", "kept", "in_use", "away")}
+            self._removed(event)
             host.verified = event.result.get("verified") or host.verified
             host.pruned = event.result.get("pruned") or host.pruned
         elif isinstance(event, HostLooked):
@@ -261,6 +260,7 @@ class Recorder:
             host.differences.extend(each for each in event.differences if each not in host.differences)
             host.verified = event.result.get("verified")
             self._measured(event)
+            self._removed(event)
         host.problems.extend(asdict(problem) for problem in error.problems)
 
     def _forget_cut_off(self, name: str) -> None:
@@ -286,6 +286,11 @@ class Recorder:
         """Take note of the modes that were measured, also before something went wrong."""
         if event.step == "measure" and "modes" in (event.result.get("result") or {}):
             self._host(event.host).modes = event.result["result"]
+
+    def _removed(self, event: TaskDone | HostFailed) -> None:
+        """Take note of what was removed, also where something could not be."""
+        if event.step == "removal" and "removed" in event.result:
+            self._host(event.host).removal = {key: event.result[key] for key in ("removed", "kept", "in_use", "away")}
 
     def _leave(self, name: str, at_s: float) -> None:
         if name in self._step:

@@ -339,6 +339,20 @@ def test_built_anew_it_needs_no_byte_of_the_weights_and_loses_nothing(
     assert renter.changes == {host.name: []}
 
 
+def test_down_has_failed_where_the_data_disk_is_away_and_goes_on_when_it_is_back(
+    renter: Operator, host: LabHost
+) -> None:
+    told(host, "r1prov-units shutdown")
+    lab.as_platform(host, ["umount", DATA])
+    said = " ".join(renter.does("down", "--yes", code=Exit.RUN_FAILED).stderr.split())
+    assert "the data disk is away: /opt/r1prov leads to" in said
+    assert "What lies on it was not removed" in said
+    left = "getent passwd | grep r1prov || ls /etc/systemd/system | grep r1prov || grep r1prov /etc/autodl.sh || true"
+    assert told(host, left) == ""
+    lab.restart(host)
+    told(host, f"test -d {DATA_DIR}/models")
+
+
 def test_down_leaves_nothing(renter: Operator, host: LabHost, before: str) -> None:
     told(host, f"rm {DATA}/somebody")
     renter.does("down", "--yes")

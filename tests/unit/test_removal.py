@@ -7,8 +7,10 @@ import os
 import pwd
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 from ansible_collections.r1.prov.plugins.module_utils import platform_hook, units
@@ -186,6 +188,42 @@ def test_services_that_cannot_be_stopped_keep_everything_in_one_sentence(tmp_pat
     assert str(failed.value) == (
         f"the services cannot be stopped: {program} cannot be run: Permission denied; `r1prov up` puts it right. Nothing was removed"
     )
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_where_the_data_disk_is_away_all_else_goes_and_the_removal_has_failed(tmp_path, monkeypatch, check):
+    made(tmp_path, "etc/r1prov/x")
+    answer = {}
+
+    class Module:
+        params: ClassVar = {"data_dir": "/data", "keep": [], "service": ""}
+        check_mode = check
+
+        def __init__(self, **_):
+            pass
+
+        def exit_json(self, **result):
+            answer.update(result)
+
+        def fail_json(self, **result):
+            answer.update(result)
+            raise SystemExit(1)
+
+    monkeypatch.setattr(removal, "AnsibleModule", Module)
+    monkeypatch.setattr(removal, "OURS", tmp_path / "units")
+    monkeypatch.setattr(removal, "on_host", lambda *_: [f"{tmp_path}/etc/r1prov"])
+    monkeypatch.setattr(removal.data_disk, "away", lambda _: "the data disk is away")
+    monkeypatch.setattr(removal.platform_hook, "written", list)
+    for name in ("groups_of", "links_into", "users_of", "strangers", "emptied"):
+        monkeypatch.setattr(removal, name, lambda *_, **__: [])
+    monkeypatch.setattr(removal, "stop", lambda *_, **__: None)
+    with nullcontext() if check else pytest.raises(SystemExit):
+        removal.main()
+    assert (tmp_path / "etc/r1prov").exists() == check
+    assert [path["path"] for path in answer["removed"]["paths"]] == [f"{tmp_path}/etc/r1prov"]
+    assert answer["away"] == "the data disk is away"
+    said = "" if check else "the data disk is away. What lies on it was not removed. Remedy: bring the disk back"
+    assert answer.get("msg", "").startswith(said)
 
 
 def test_the_line_in_a_platforms_script_goes_and_the_rest_stays(tmp_path):

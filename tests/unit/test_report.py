@@ -251,6 +251,20 @@ def test_what_a_removal_says_is_in_the_report():
     assert record.report.hosts["a"].removal == said
 
 
+def test_a_removal_that_cannot_reach_the_data_disk_has_failed_and_says_what_it_has_removed():
+    record = recorder("a")
+    said = {"removed": {"units": ["r1prov-weights.service"]}, "kept": [], "in_use": [], "away": "the disk is away"}
+    msg = "the disk is away. What lies on it was not removed. Remedy: bring it back"
+    record.event(HostFailed("a", "removal", "Remove", {**said, "msg": msg}), 0.0)
+    record.event(Recap({"a": Tally(1, 1, 1, 0, 0)}), 1.0)
+    assert (record.report.hosts["a"].result, record.report.hosts["a"].removal) == ("failed", said)
+    error = record.error()
+    assert isinstance(error, RunError)
+    (problem,) = error.problems
+    assert problem.what == "Remove: the disk is away. What lies on it was not removed."
+    assert problem.remedy == "bring it back"
+
+
 @pytest.mark.parametrize(
     "said",
     [
