@@ -40,7 +40,7 @@ _LONGEST = ("embeddings_model", "apt_present", "release")
 """Modules whose answers take long, the longest last."""
 _LATE = tuple(f"ansible.module_utils._internal._json._profiles._module_legacy_{way}" for way in ("c2m", "m2c"))
 """What Ansible imports when a module begins and when it answers. Versions of ansible-core from before 2.19 do not have it."""
-SHOWN = ("changed", "failed", "msg", "differences", "diff", "result", "built_anew", "away")
+SHOWN = ("changed", "failed", "msg", "differences", "diff", "result", "built_anew", "away", "untold")
 """What is told of an answer."""
 
 

@@ -37,6 +37,8 @@ def summary(asked: Sequence[Mapping[str, Any]], answers: Sequence[Mapping[str, A
     found = [each for each in found if not any(each["what"].startswith(f"{path} has the ") for path in whole)]
     told = {each["what"]: each for each in reversed(found)}
     silent = [f"{each['step']}, {each['task']}: {answer['error']}" for each, answer in both if "error" in answer]
+    # Several modules may say so of the same cause.
+    silent += dict.fromkeys(str(what) for _, answer in both if answer.get("untold") for what in answer["differences"])
     return {
         "differences": [each for each in found if told[each["what"]] is each],
         "unknown": "; ".join(silent),
@@ -52,6 +54,8 @@ def warnings(answer: Mapping[str, Any]) -> list[str]:
 
 def differences(expectation: Mapping[str, Any], answer: Mapping[str, Any]) -> list[str]:
     """What differs from an expectation, by what its module answered in check mode."""
+    if answer.get("untold"):
+        return []
     if answer.get("failed"):
         msg = str(answer.get("msg", "it fails")).strip()
         is_gone = expectation["module"] == "ansible.modules.file" and msg.endswith("is absent, cannot continue")

@@ -118,9 +118,19 @@ def _works() -> bool:
     if by_systemd():
         return True
     try:
-        return subprocess.run(_command("show-environment"), capture_output=True, check=False).returncode == 0
+        asked = subprocess.run(_command("show", "r1prov", "--property=LoadState"), capture_output=True, check=False)
     except OSError:
         return False
+    return asked.returncode == 0 and asked.stdout.startswith(
+        b"LoadState="
+    )  # Another program in its place may end well.
+
+
+def untold(unit: str) -> str:
+    """What to say where nobody can tell how a unit is, because r1prov's own program is damaged or gone; else empty."""
+    if unit in _ahead or _works():
+        return ""
+    return f"{PROGRAM} does not work, so nobody can tell how the services are"
 
 
 def systemctl(verb: str, *words: str) -> None:
@@ -195,7 +205,7 @@ def look_ahead(names: Sequence[str], *keys: str) -> None:
         return
     shown = _read("show", *names, f"--property={','.join(keys)}")
     each = shown.rstrip("\n").split("\n\n")
-    if len(each) == len(names):
+    if shown and len(each) == len(names):
         _ahead.update(zip(names, map(_properties, each), strict=True))
         _ahead_keys.update(keys)
 

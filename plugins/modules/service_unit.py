@@ -661,10 +661,13 @@ def main() -> None:
     module = AnsibleModule(argument_spec=arguments(DOCUMENTATION, credentials=True), supports_check_mode=True)
     os.environ["LC_ALL"] = "C"
     service = Service(module.params)
+    look_arguments = without_secrets(module.params, module.argument_spec)
+    # Otherwise each unit that has a file would seem not to run.
+    if module.check_mode and service.before and (said := units.untold(service.unit)):
+        module.exit_json(changed=True, differences=[said], drift=[said], look_arguments=look_arguments, untold=True)
     todo = service.actions()
     for each in service.own:
         module.warn(str(each))
-    look_arguments = without_secrets(module.params, module.argument_spec)
     result = {
         "changed": bool(todo),
         "actions": list(todo),

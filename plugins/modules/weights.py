@@ -129,7 +129,7 @@ from ansible_collections.r1.prov.plugins.module_utils.merged_weights import NotT
 from ansible_collections.r1.prov.plugins.module_utils.pieces import recorded_pieces
 from ansible_collections.r1.prov.plugins.module_utils.progress import RUN, Progress
 from ansible_collections.r1.prov.plugins.module_utils.sourced import SourcedError, variables
-from ansible_collections.r1.prov.plugins.module_utils.units import in_words, last_words, show, stop
+from ansible_collections.r1.prov.plugins.module_utils.units import in_words, last_words, show, stop, untold
 from ansible_collections.r1.prov.plugins.module_utils.users import acting_as, exists
 from ansible_collections.r1.prov.plugins.module_utils.weights_kept import (
     DAMAGED,
@@ -386,6 +386,8 @@ def _unlike(file: Path) -> str:
 
 
 def wait(module: AnsibleModule, _options: dict[str, Any]) -> None:
+    if module.check_mode and (said := untold(UNIT)):
+        module.exit_json(changed=False, complete=False, differences=[said], untold=True)
     end_s, keys = time.monotonic() + WAIT_S, ("LoadState", "ActiveState", "Result", "InvocationID")
     try:
         while not (complete := is_complete(show(UNIT, *keys), read_json(STATE))) and time.monotonic() < end_s:

@@ -227,6 +227,20 @@ def test_a_second_run_changes_nothing(renter: Operator, host: LabHost) -> None:
     assert found["asked"] > 40
 
 
+def test_a_damaged_program_that_runs_the_units_is_named_with_what_it_hides_and_is_put_right(
+    renter: Operator, host: LabHost
+) -> None:
+    """Nobody can tell how the services are then. They go on, and are not called away one by one."""
+    program = "/usr/local/lib/r1prov-units/supervised/verbs.py"
+    told(host, f"echo broken > {program}")
+    found = json.loads(renter.does("drift", "--json", code=Exit.DRIFTED).stdout)["hosts"][host.name]
+    assert [each["what"] for each in found["differences"]] == [f"{program} has another content than it should have"]
+    assert found["unknown"] == "/usr/local/bin/r1prov-units does not work, so nobody can tell how the services are"
+    renter.does("up")
+    assert renter.report["hosts"][host.name]["starts"] == {}
+    assert json.loads(renter.does("drift", "--json").stdout)["hosts"][host.name]["state"] == "as wanted"
+
+
 def test_what_is_killed_comes_back(renter: Operator, host: LabHost) -> None:
     told_of = {
         unit: f'python3 -c \'import json; print(json.load(open("/run/r1prov/units/{unit}.service.json"))'

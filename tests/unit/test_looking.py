@@ -138,6 +138,24 @@ def test_where_the_data_disk_is_away_nothing_else_is_said() -> None:
     assert (told["differences"], told["unknown"]) == ([], "the data disk is away")
 
 
+def test_a_cause_for_which_several_modules_can_tell_nothing_is_said_once_and_is_no_difference() -> None:
+    said = "/usr/local/bin/r1prov-units does not work, so nobody can tell how the services are"
+    asked = [
+        {"step": "service", "task": "Install", "module": FILE, "arguments": {"path": "/x"}},
+        {"step": "ollama", "task": "Bring", "module": "service_unit", "arguments": {}},
+        {"step": "gateway", "task": "Bring", "module": "service_unit", "arguments": {}},
+        {"step": "watch", "task": "Ask", "module": "unit", "arguments": {}},
+    ]
+    untold = {"changed": True, "differences": [said], "untold": True, "more": "stays on the host"}
+    answers = [{"changed": True, "content": True, "diff": {}}, untold, untold, {"error": "no such file"}]
+    shown = (*paths.module_util("look_program").SHOWN, "content", "error")
+    told = paths.module_util("looked").summary(
+        asked, [{key: each[key] for key in each.keys() & shown} for each in answers]
+    )
+    assert [each["what"] for each in told["differences"]] == ["/x has another content than it should have"]
+    assert told["unknown"] == f"watch, Ask: no such file; {said}"
+
+
 def test_what_should_not_be_there_is_named(here: Here, written: Path) -> None:
     (difference,) = seen(
         here, Expectation("gateway", "Disable it", FILE, {"path": str(written), "state": "absent"})

@@ -101,6 +101,41 @@ def test_a_timer_is_written_enabled_and_started_and_its_service_is_not(host: Hos
     assert host.converge() == []
 
 
+def test_where_nobody_can_tell_how_units_are_a_look_says_why_and_nothing_else(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = OPTIONS | {"state": "started", "timer": ""}
+    file = service_unit.unit_look.OURS / "r1prov-x.service"
+    file.write_text(options["content"])
+    host.enabled.add("r1prov-x.service")
+    service_unit.Service(options)._remember("")
+    answer: dict[str, Any] = {}
+
+    class Module:
+        params, argument_spec, check_mode = options, {"credentials": {}}, True
+
+        def __init__(self, **_: Any) -> None:
+            pass
+
+        def exit_json(self, **result: Any) -> None:
+            answer.update(result)
+            raise SystemExit
+
+    monkeypatch.setattr(service_unit, "AnsibleModule", Module)
+    for said, told in (("it cannot be asked", ["it cannot be asked"]), ("", ["r1prov-x.service does not run"])):
+        monkeypatch.setattr(service_unit.units, "untold", lambda _, said=said: said)
+        answer.clear()
+        with pytest.raises(SystemExit):
+            service_unit.main()
+        assert answer["differences"] == answer["drift"] == told
+        assert answer.get("untold", False) == bool(said)
+    monkeypatch.setattr(service_unit.units, "untold", lambda _: "it cannot be asked")
+    file.unlink()  # There is nothing yet of which something could be told.
+    with pytest.raises(SystemExit):
+        service_unit.main()
+    assert "wrote the unit file" in answer["actions"]
+
+
 def test_a_timer_that_differs_is_started_anew(host: Host) -> None:
     host.converge()
     assert host.converge(timer="[Timer]\nOnActiveSec=1\n") == [

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ansible_collections.r1.prov.plugins.module_utils.units import UNKNOWN
 from ansible_collections.r1.prov.plugins.module_utils.weights_kept import is_as_verified
 from ansible_collections.r1.prov.plugins.modules import weights
 from ansible_collections.r1.prov.plugins.modules.weights import (
@@ -91,6 +92,25 @@ def test_what_was_damaged_is_said_by_the_run_that_mended_it_and_by_no_later_one(
     assert told() == once
     assert told() == ([], [])
     assert json.loads(state.read_text())["verified"] == {"a.gguf": {"bytes": 3}}
+
+
+def test_a_look_says_why_nobody_can_tell_whether_a_transfer_was_set_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "it does not work, so nobody can tell"
+    answer: dict[str, Any] = {}
+
+    def ends(**result: Any) -> None:
+        answer.update(result)
+        raise SystemExit
+
+    module: Any = SimpleNamespace(exit_json=ends, fail_json=ends, check_mode=True)
+    monkeypatch.setattr(weights, "show", lambda *_: UNKNOWN)
+    for told in (said, ""):
+        monkeypatch.setattr(weights, "untold", lambda _, told=told: told)
+        answer.clear()
+        with pytest.raises(SystemExit):
+            weights.wait(module, {})
+        assert (answer.get("untold"), answer.get("differences")) == ((True, [said]) if told else (None, None))
+    assert "was never set up" in answer["msg"]
 
 
 @pytest.mark.parametrize("stranger", ["link", "link to nowhere", "file"])

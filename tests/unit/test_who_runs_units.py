@@ -22,7 +22,7 @@ with open({log!r}, "a") as log:
     log.write(" ".join(sys.argv[1:]) + chr(10))
 match sys.argv[1]:
     case "show":
-        print("ActiveState=active", "InvocationID=7", "MainPID=12", sep=chr(10))
+        print("LoadState=loaded", "ActiveState=active", "InvocationID=7", "MainPID=12", sep=chr(10))
     case "log":
         print("first", "", "last", sep=chr(10))
     case "differences":
@@ -49,6 +49,7 @@ def test_without_systemd_the_own_program_is_asked_with_the_same_verbs(calls: Pat
     assert units.last_lines("r1prov-x.service", 9) == ["first", "last"]
     assert units.last_words("r1prov-x.service", "7") == "first\n\nlast"
     assert units.first_lines("r1prov-x.service", 3)[0] == "first\n"
+    assert units.untold("r1prov-x.service") == ""
     units.forget("r1prov*")
     with pytest.raises(units.UnitError, match=r"r1prov-units stop r1prov-x: no such unit"):
         units.systemctl("stop", "r1prov-x")
@@ -59,11 +60,12 @@ def test_without_systemd_the_own_program_is_asked_with_the_same_verbs(calls: Pat
         "log r1prov-x.service --no-times --lines 1 --start 7",
         "show r1prov-x.service --property=InvocationID",
         "log r1prov-x.service --no-times --lines 3 --start 7 --first",
-        "show-environment",
+        "show r1prov --property=LoadState",
+        "show r1prov --property=LoadState",
         "daemon-reload",
         "reset-failed r1prov*",
         "stop r1prov-x",
-        "show-environment",
+        "show r1prov --property=LoadState",
     ]
 
 
@@ -128,7 +130,9 @@ def test_a_program_that_somebody_has_damaged_is_no_obstacle_to_whoever_looks(
     units.PROGRAM.write_text(text)
     units.PROGRAM.chmod(mode)
     monkeypatch.setattr(units, "OWN", [str(units.PROGRAM)])
+    units.look_ahead(["r1prov-x.service"], "ActiveState")
     assert units.show("r1prov-x.service", "ActiveState", "Job") == {"ActiveState": "inactive"}
+    assert units.untold("r1prov-x.service") == f"{units.PROGRAM} does not work, so nobody can tell how the services are"
     if text != "#!/bin/true":
         for refused in ("stop", "start"):
             with pytest.raises(units.UnitError, match=r"`r1prov up` puts it right"):
