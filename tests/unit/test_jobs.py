@@ -163,7 +163,15 @@ def test_every_scenario_waits_for_compilers_that_there_are(tmp_path: Path) -> No
     assert jobs["molecule gateway acme"].after == ("Pebble",)
     assert len(jobs["molecule ollama"].after) == 2
     assert jobs["molecule ollama container"].after == (*jobs["molecule ollama"].after, "molecule ollama")
+    # It finds in the compiler's cache what the image's build has left there.
+    assert jobs["molecule llama_cpp container"].after == ("engine on bookworm", "molecule llama_cpp")
     assert not jobs["molecule preflight"].after
+
+
+def test_every_role_is_tried_on_both_kinds_of_host() -> None:
+    names = {job.name for job in molecule()}
+    roles = {path.parent.name for path in ROOT.glob("roles/*/tasks")}
+    assert names >= {f"molecule {role}{kind}" for role in roles for kind in ("", " container")}
 
 
 def test_every_test_of_the_whole_way_is_in_one_group() -> None:
