@@ -32,13 +32,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.fixtures import bigmodel
+from tests.fixtures.programs import installed
 from tests.fixtures.transferring import in_journal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 ROOT = Path(__file__).parents[1]
-PROGRAM = ROOT / "roles/weights/files/r1prov-weights"
+PROGRAM = "r1prov-weights"
 FILES = 3
 ROUNDS = 3
 LOOK_S = 0.1
@@ -185,7 +186,7 @@ def transfer(url: str, rows: list[dict[str, Any]], place: Path) -> dict[str, flo
     whole = sum(row["bytes"] for row in rows)
     watch, command = (
         Watch(place / "models", whole),
-        [sys.executable, str(PROGRAM / "fetch.py"), str(place / "job.json")],
+        [sys.executable, str(installed(PROGRAM) / "fetch.py"), str(place / "job.json")],
     )
     took_s, memory = timed(command, watch.look, env=environment)
     ended_s = time.monotonic()
@@ -223,7 +224,7 @@ def bare(url: str, names: list[str], place: Path, part: int) -> dict[str, float]
 
 def hashing(path: Path) -> dict[str, float]:
     """How much of what `openssl speed` gives one core the sha256 of the transfer has."""
-    sys.path[:0] = [str(PROGRAM), str(ROOT / ".collections")]
+    sys.path[:0] = [str(installed(PROGRAM))]
     from transfer.frontier import Frontier, Hashed  # noqa: PLC0415 - the program of a host is no package of this repository
     from transfer.partial import Partial  # noqa: PLC0415
     from transfer.sources import File  # noqa: PLC0415
@@ -287,13 +288,15 @@ def main() -> None:
                 url = f"http://127.0.0.1:{int(server.stdout.readline())}"
                 seconds: dict[str, list[float]] = {}
                 seen: list[dict[str, float]] = []
-                for _ in range(ROUNDS):
-                    seen.append(transfer(url, rows, place / "ours"))
-                    shutil.rmtree(place / "ours")
-                    others = bare(url, [row["name"] for row in rows], place, CURL_PART if each else 1)
-                    for what, took_s in {"verified": seen[-1]["seconds"], **others}.items():
-                        seconds.setdefault(what, []).append(took_s)
-                server.terminate()
+                try:
+                    for _ in range(ROUNDS):
+                        seen.append(transfer(url, rows, place / "ours"))
+                        shutil.rmtree(place / "ours")
+                        others = bare(url, [row["name"] for row in rows], place, CURL_PART if each else 1)
+                        for what, took_s in {"verified": seen[-1]["seconds"], **others}.items():
+                            seconds.setdefault(what, []).append(took_s)
+                finally:
+                    server.terminate()
             median = {what: statistics.median(took) for what, took in seconds.items()}
             result[words] = {
                 "MB/s": round(whole / median["verified"] / 1e6),
