@@ -335,3 +335,16 @@ def test_a_write_of_another_program_in_the_moment_of_ours_is_found(tmp_path: Pat
         assert again.agrees() is not is_changed
         again.close()
     final.close()
+
+
+def test_only_what_is_right_is_read_once_more(tmp_path: Path) -> None:
+    """The reader of the next shard goes on as soon as it may, and its shard may turn out wrong."""
+    piece, begun = os.urandom(piece_digests.PIECE_BYTES), os.urandom(MIB)
+    chain = transfer.chain.Chain(Final(tmp_path / "m.gguf", 3 * len(piece)), None, None)
+    chain.digests.update(piece + begun)
+    right = chain.advance()
+    assert right == [hashlib.sha256(piece).hexdigest()]
+    chain.digests.update(piece)
+    assert len(chain.digests.pieces) == 2
+    assert len(right) == 1
+    chain.digests.close()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import transfer.partial
 from ansible_collections.r1.prov.plugins.module_utils.files import looks
+from ansible_collections.r1.prov.plugins.module_utils.weights_room import journal_of
 from transfer import journal
 from transfer.errors import CancelledError, DisturbedError
 from transfer.frontier import Broken, Frontier, Hashed, Rotten
@@ -56,7 +57,7 @@ def test_a_piece_that_grows_is_one_piece_and_the_journal_stays_short(
     told = journal.read(path, FILE)
     assert [(piece.start, piece.end) for piece in told.pieces] == [(0, MIB)]
     assert told.safe == 1
-    assert journal.beside(path).stat().st_size < 8192
+    assert journal_of(path).stat().st_size < 8192
     assert Partial(path, FILE).spans.prefix == MIB
 
 
@@ -89,7 +90,7 @@ def test_a_journal_that_is_damaged_makes_nothing_up(path: Path, harm: str) -> No
     partial = Partial(path, FILE)
     for start in (0, 2 * MIB, 4 * MIB):
         partial.end_piece(bring(partial, start, start + 2 * MIB))
-    place = journal.beside(path)
+    place = journal_of(path)
     text = place.read_bytes()
     lines = text.split(b"\n")
     harmed = {

@@ -45,21 +45,21 @@ def takes(folder: Path) -> int:
     return sum(weights_room.room_of(path) for path in folder.rglob("*") if path.is_file())
 
 
-def nothing(_host: Host, _served: kinds.Model, _server: Faulty) -> None:
+def nothing(_host: Host, _served: kinds.Model, _server: Faulty | None = None) -> None:
     """Leaves the folder empty."""
 
 
-def one_published(host: Host, served: kinds.Model, _server: Faulty) -> None:
+def one_published(host: Host, served: kinds.Model, _server: Faulty | None = None) -> None:
     shutil.copy(served.files[1], host.folder)
 
 
-def one_begun(host: Host, served: kinds.Model, _server: Faulty) -> None:
+def one_begun(host: Host, served: kinds.Model, _server: Faulty | None = None) -> None:
     (host.folder / ".incoming").mkdir()
     begun = served.files[0].read_bytes()[: 5 << 20]
     (host.folder / ".incoming" / host.job["files"][0]["sha256"]).write_bytes(begun)
 
 
-def all_published(host: Host, served: kinds.Model, _server: Faulty) -> None:
+def all_published(host: Host, served: kinds.Model, _server: Faulty | None = None) -> None:
     for path in served.files:
         shutil.copy(path, host.folder)
 
@@ -103,7 +103,7 @@ def test_what_preflight_asks_for_is_what_transfer_and_merge_take(
 def test_where_they_were_merged_as_published_only_the_new_file_comes_beside_that(
     host: Host, served: kinds.Model
 ) -> None:
-    all_published(host, served, None)  # type: ignore[arg-type]
+    all_published(host, served)
     with Faulty(served.folder) as server:
         assert host.run(server.source)[0] == 0
     merge(host, "old.gguf", "legacy")
@@ -113,7 +113,7 @@ def test_where_they_were_merged_as_published_only_the_new_file_comes_beside_that
 
 
 def test_files_that_are_served_as_they_are_take_what_is_missing_of_them(host: Host, served: kinds.Model) -> None:
-    one_published(host, served, None)  # type: ignore[arg-type]
+    one_published(host, served)
     assert weights_room.wanted(host.folder, host.job["files"], "", 0, "legacy") == (
         "the weights",
         served.files[0].stat().st_size,
@@ -121,7 +121,7 @@ def test_files_that_are_served_as_they_are_take_what_is_missing_of_them(host: Ho
 
 
 def test_preflight_says_so(host: Host, served: kinds.Model) -> None:
-    one_published(host, served, None)  # type: ignore[arg-type]
+    one_published(host, served)
     made = served.made.stat().st_size
     model = {"files": host.job["files"], "merged": kinds.NAME, "merged_bytes": made, "attention": "mla"}
     (item,) = preflight.with_models(

@@ -57,12 +57,18 @@ class Chain:
         if number == 0:
             self.put(0, self.layout.head)
 
-    def advance(self) -> None:
-        """Takes what the shard whose turn it was has given, because it is right."""
+    def advance(self) -> list[str]:
+        """Takes what the shard whose turn it was has given, because it is right.
+
+        Returns:
+            The digests of the final file's pieces that are full and right. The reader of the next shard may go on at once, and what it
+            reads is not right yet.
+        """
         with self.changed:
-            self._kept = self.digests.keep()
+            self._kept, right = self.digests.keep(), self.digests.pieces
             self.turn += 1
             self.changed.notify_all()
+        return right
 
     def put(self, offset: int, content: bytes) -> None:
         """Writes bytes that come from no shard, and takes what stands there then.

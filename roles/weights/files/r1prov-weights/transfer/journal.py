@@ -14,7 +14,7 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ansible_collections.r1.prov.plugins.module_utils import weights_room
+from ansible_collections.r1.prov.plugins.module_utils.weights_room import journal_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,11 +52,6 @@ class Journal:
     safe: int = 0
 
 
-def beside(path: Path) -> Path:
-    """Where the journal of a file lies."""
-    return weights_room.journal_of(path)
-
-
 def line(row: list[Any]) -> bytes:
     """A line. It begins on a new line even where the one before it is torn."""
     text = json.dumps(row).encode()
@@ -81,7 +76,7 @@ def mark_line(safe: int) -> bytes:
 def read(path: Path, file: File) -> Journal:
     """Reads the journal of a file. Lines that are torn are left out."""
     try:
-        descriptor = os.open(beside(path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        descriptor = os.open(journal_of(path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         return Journal()
     except OSError:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ansible_collections.r1.prov.plugins.module_utils.files import looks_of, sync_folder
+from ansible_collections.r1.prov.plugins.module_utils.weights_room import journal_of
 from transfer import journal
 from transfer.disk import set_aside
 from transfer.errors import CancelledError, DisturbedError
@@ -87,7 +88,7 @@ class Partial:
             self._forget()
             size = self.place.look()
             if size is None:
-                journal.beside(self.path).unlink(missing_ok=True)
+                journal_of(self.path).unlink(missing_ok=True)
                 return 0
             told = journal.read(self.path, self.file)
             if size > self.file.bytes or (told.is_there and not told.is_sound):
@@ -292,7 +293,7 @@ class Partial:
         with self.changed:
             self._forget()
             self.place.remove()
-            journal.beside(self.path).unlink(missing_ok=True)
+            journal_of(self.path).unlink(missing_ok=True)
 
     def _forget(self) -> None:
         """Goes back to knowing nothing of the file."""
@@ -334,7 +335,7 @@ class Partial:
 
     def forget_journal(self) -> None:
         """Removes the journal of a file that has its name."""
-        journal.beside(self.path).unlink(missing_ok=True)
+        journal_of(self.path).unlink(missing_ok=True)
 
     def _check(self) -> None:
         """Opens the file, and sees that it is what has this name, and as this program left it."""
@@ -347,7 +348,7 @@ class Partial:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
         try:
             self.place.open()
-            self._journal = os.open(journal.beside(self.path), flags | os.O_APPEND, 0o644)
+            self._journal = os.open(journal_of(self.path), flags | os.O_APPEND, 0o644)
             if not os.fstat(self._journal).st_size:
                 self._log(self._whole_journal())
                 os.fsync(self._journal)
@@ -369,7 +370,7 @@ class Partial:
         if not self.spans.bytes or self.place.is_linked():  # To somebody else's file nothing may be added.
             self.begin_anew()
             return
-        place = journal.beside(self.path)
+        place = journal_of(self.path)
         fresh = place.with_name(f"{place.name}.new")
         descriptor = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_APPEND, 0o644)
         try:

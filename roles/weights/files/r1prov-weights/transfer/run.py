@@ -15,8 +15,8 @@ from ansible_collections.r1.prov.plugins.module_utils.digest import sha256_of
 from ansible_collections.r1.prov.plugins.module_utils.files import free_bytes, sync_folder
 from ansible_collections.r1.prov.plugins.module_utils.merged_weights import instead_of, made_of
 from ansible_collections.r1.prov.plugins.module_utils.weights_kept import as_kept, seen
-from ansible_collections.r1.prov.plugins.module_utils.weights_room import room_of
-from transfer import journal, straight
+from ansible_collections.r1.prov.plugins.module_utils.weights_room import journal_of, room_of
+from transfer import straight
 from transfer.delivery import Delivery
 from transfer.disk import is_file, remove, take_lock
 from transfer.errors import DisturbedError, HopelessError, SourceError
@@ -139,18 +139,18 @@ class Transfer:
             for path in sorted(self.incoming.glob(f"{glob.escape(place.name)}.*")):
                 if path.suffix[1:].isdigit() and is_file(path) and room_of(path) >= room_of(place):
                     if place.exists():
-                        remove(journal.beside(place))  # It is the other one's.
+                        remove(journal_of(place))  # It is the other one's.
                     path.replace(place)
         if final and self.is_straight:
             beside = [each(self.incoming, file) for each in (head_of, aside_of) for file in self.files]
             own = [] if is_done else [*beside, final]
-        kept = {*own, *map(journal.beside, own), self.incoming / LOCK}
+        kept = {*own, *map(journal_of, own), self.incoming / LOCK}
         for path in sorted(self.incoming.iterdir()):
             if path not in kept or not (is_file(path) or path.name == LOCK):
                 remove(path)
         for place in own:
             if not place.exists():
-                remove(journal.beside(place))
+                remove(journal_of(place))
 
     def is_made(self) -> bool:
         """Whether a file that was made of all these files is in its place. One that went bad stays until it is made anew."""
@@ -181,7 +181,7 @@ class Transfer:
                 return False
             self.record.add(place, kept)
         (self.incoming / file.sha256).unlink(missing_ok=True)  # it is needed no more
-        journal.beside(self.incoming / file.sha256).unlink(missing_ok=True)
+        journal_of(self.incoming / file.sha256).unlink(missing_ok=True)
         self.progress.done += file.bytes
         return True
 

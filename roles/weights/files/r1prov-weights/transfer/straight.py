@@ -12,8 +12,7 @@ from ansible_collections.r1.prov.plugins.module_utils.files import sync_folder
 from ansible_collections.r1.prov.plugins.module_utils.gguf_header import Gguf, GgufError
 from ansible_collections.r1.prov.plugins.module_utils.mla_form import FormError
 from ansible_collections.r1.prov.plugins.module_utils.weights_kept import as_kept, seen
-from ansible_collections.r1.prov.plugins.module_utils.weights_room import room_of
-from transfer import journal
+from ansible_collections.r1.prov.plugins.module_utils.weights_room import journal_of, room_of
 from transfer.again import Again
 from transfer.chain import Chain, Link
 from transfer.delivery import MOST_CONFLICTS, wait_until_quiet
@@ -112,7 +111,7 @@ class Straight:
             self.final.remove()
             for path in asides:
                 path.unlink(missing_ok=True)
-                journal.beside(path).unlink(missing_ok=True)
+                journal_of(path).unlink(missing_ok=True)
         rows = [(run.end - run.start) for runs in self.layout.runs for run in runs if run.offset is None]
         there = room_of(self.final.path) + sum(map(room_of, asides))
         self._transfer.require(self.layout.bytes + sum(rows) - there)
@@ -176,12 +175,12 @@ class Straight:
             log.warning("%s: its head came wrong, and the final file is laid out anew", bringing.file.name)
             fresh = path.with_name(f"{path.name}.new")
             fresh.write_bytes(right)
-            journal.beside(path).unlink(missing_ok=True)
+            journal_of(path).unlink(missing_ok=True)
             fresh.replace(path)
             raise DisturbedError
-        self.chain.advance()
+        pieces = self.chain.advance()
         if self._is_in_memory:
-            self._again.read(self.chain.digests.pieces)
+            self._again.read(pieces)
         self._transfer.record.came(bringing.file, bringing.origins())
         self._transfer.progress.done += bringing.file.bytes
         log.info("%s is verified", bringing.file.name)
@@ -288,5 +287,5 @@ def _formed(transfer: Transfer) -> tuple[Form, Layout]:
         log.warning("%s; the heads of all files are fetched once more", why)
         before = now
         for path in paths:
-            journal.beside(path).unlink(missing_ok=True)
+            journal_of(path).unlink(missing_ok=True)
             path.unlink(missing_ok=True)
