@@ -121,9 +121,8 @@ def _works() -> bool:
         asked = subprocess.run(_command("show", "r1prov", "--property=LoadState"), capture_output=True, check=False)
     except OSError:
         return False
-    return asked.returncode == 0 and asked.stdout.startswith(
-        b"LoadState="
-    )  # Another program in its place may end well.
+    # Another program in its place may end well, too.
+    return asked.returncode == 0 and asked.stdout.startswith(b"LoadState=")
 
 
 def untold(unit: str) -> str:
