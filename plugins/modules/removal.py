@@ -108,6 +108,10 @@ FILES_OF_ONE = (
     "/var/lib/r1prov/service/r1prov-{0}*",
     "/run/r1prov/{0}*",
 )
+STAMPS = "/var/lib/systemd/timers/stamp-{}*"
+"""Where systemd notes when the timers of units that begin so were last due."""
+TRUSTED = "/etc/ssl/certs/r1prov-*"
+"""The host's trust store has these links of the authorities that r1prov has made it trust."""
 RELEASE_LINKS = "*/*"
 """The links to releases, such as `current`, in the folder of all programs. Each program has a folder there."""
 CHATS = "/var/lib/r1prov/open-webui"
@@ -373,12 +377,12 @@ def main() -> None:
         module.fail_json(msg=obstacle)
     mounted = set(mounts(Path("/proc/self/mountinfo").read_text(encoding="utf-8")))
     ours = [f"{OURS}/{name}*", f"{OURS}/*.wants/{name}*", f"{OURS}/*.d/{name}*"]
-    ours.append(f"/var/lib/systemd/timers/stamp-{name}*")
+    ours.append(STAMPS.format(name))
     ours += [path.format(service) for path in FILES_OF_ONE] if service else on_host(data_dir, links)
     files = [path for path in doomed(ours, list(kept), mounted) if path != LOCK]
     files += [] if service else [str(link) for link in links_into(Path("/opt/r1prov"))]
     # They are looked for in the trust store itself: a run that was cut off may have removed the files, and not what was made of them.
-    trusted = [] if service else sorted(glob.glob("/etc/ssl/certs/r1prov-*"))  # noqa: PTH207
+    trusted = [] if service else sorted(glob.glob(TRUSTED))  # noqa: PTH207
     gone = [] if service else [link for link in links if data_disk.moved(link, data_dir) in files]
     own = [group.gr_name for group in groups if group.gr_name not in users.values()]
     removed = {

@@ -212,6 +212,11 @@ def test_where_the_data_disk_is_away_all_else_goes_and_the_removal_has_failed(tm
     monkeypatch.setattr(removal, "AnsibleModule", Module)
     monkeypatch.setattr(removal, "OURS", tmp_path / "units")
     monkeypatch.setattr(removal, "on_host", lambda *_: [f"{tmp_path}/etc/r1prov"])
+    # The removal runs to its end, and the machine of this test may be a server of r1prov itself.
+    monkeypatch.setattr(removal, "STAMPS", f"{tmp_path}/stamps/{{}}*")
+    monkeypatch.setattr(removal, "TRUSTED", f"{tmp_path}/trusted/*")
+    monkeypatch.setattr(removal.pwd, "getpwall", list)
+    monkeypatch.setattr(removal, "read_json", lambda _: {})
     monkeypatch.setattr(removal.data_disk, "away", lambda _: "the data disk is away")
     monkeypatch.setattr(removal.platform_hook, "written", list)
     for name in ("groups_of", "links_into", "users_of", "strangers", "emptied"):
