@@ -55,7 +55,8 @@ def judge(facts: dict[str, Any], expect: dict[str, Any]) -> list[dict[str, Any]]
 
     Args:
         facts: of `host_probe.probe`, and beside them `present_bytes` ({path: bytes already there}), `private_network`
-            (of `private_network.fault`), `hook` (of `platform_hook.obstacle`; empty where there is none)
+            (of `private_network.fault`), `rules` (of `private_network.takes_rules`),
+            `hook` (of `platform_hook.obstacle`; empty where there is none)
             and `sources` (of `source_probe.out_of_reach`).
         expect: `backend` (cpu, cuda), `gpu_count`, `gpu_memory_bytes` (each card), `gpu_compute_capability`,
             `driver_minimum`, `ram_bytes`, `memory_floor_bytes` (RAM + GPU memory), `cores`, `disk`, `ports`, `clock_s`,
@@ -92,10 +93,15 @@ def remarks(facts: dict[str, Any], expect: dict[str, Any]) -> list[str]:
     cpu, threads, nodes = facts["cpu"], expect.get("threads") or 0, expect.get("numa_nodes") or 0
     found = []
     if facts["init"] != "systemd":
+        network = (
+            "no sandbox. Rules of the kernel keep them from the world, and Ollama's port from whoever else logs in to this host"
+            if facts["rules"]
+            else "neither a sandbox nor a private network: whoever else logs in to this host reaches their ports, and that of Ollama "
+            "asks nobody for a login"
+        )
         found.append(
-            f"process 1 is `{facts['init']}`, not systemd, so supervisord runs the services. They have users of their own, and neither a "
-            "sandbox nor a private network: whoever else logs in to this host reaches their ports, and that of Ollama asks nobody for a "
-            "login (docs/containers.md)"
+            f"process 1 is `{facts['init']}`, not systemd, so supervisord runs the services. They have users of their own, and {network} "
+            "(docs/containers.md)"
         )
         if not facts["platform"]:
             found.append(

@@ -6,11 +6,16 @@ import os
 import socket
 import struct
 import subprocess
+from pathlib import Path
+
+from ansible_collections.r1.prov.plugins.module_utils import units
 
 _LIMIT_S = 20
 _NFNETLINK_GETGEN = struct.pack("=IHHIIBBH", 20, (10 << 8) | 16, 1, 1, 0, 0, 0, 0)
 """A message that asks nf_tables (subsystem 10) which generation of rules it has (message 16)."""
 _ERROR = 2
+MACHINES_OWN = Path("/proc/sys/net/core/dev_weight")
+"""The kernel shows this setting in the machine's own network alone: net/core/sysctl_net_core.c registers it for no other."""
 _TRY = "import socket; socket.create_connection(('127.0.0.1', {port}), 3)"
 
 
@@ -44,6 +49,16 @@ def leak(*properties: str) -> str:
         except BlockingIOError:
             return f"a unit to try it with does not start ({done.stderr.strip()})" if done.returncode else ""
     return "a unit with PrivateNetwork=yes still reached the network of the host, because network namespaces are kept from it"
+
+
+def takes_rules() -> bool:
+    """Whether the kernel takes rules for services in the network of this process.
+
+    In a container that shares the network of its machine, a rule for one of the container's users would hold for whoever has that number on
+    the machine.
+    """
+    shares = not units.SYSTEMD.exists() and MACHINES_OWN.exists()
+    return not os.geteuid() and not shares and not without_rules()
 
 
 def without_rules() -> str:

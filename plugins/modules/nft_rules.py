@@ -10,10 +10,13 @@ description:
   - Stock Ansible cannot do it, because it has no module for nftables, and C(nft) shows rules in other words than their file.
   - A namespace of ours has a loopback, which is up, and no other interface.
   - The file is loaded into an empty network namespace, where C(nft) shows what it means. The kernel must have the same. Counters
-    and the elements of sets, which change by themselves, do not count.
+    and the elements of sets, which change by themselves, do not count. Where root may make no namespace, as in many containers, a
+    table of another name that does nothing takes its place for a moment.
+  - Without a file it only tells whether the kernel takes rules for services. It does not where root lacks the right, nor in a
+    container that shares the network of its machine, where a user's number may be that of another user.
 author: The r1prov team
 options: {
-  "file": {"type": "path", "required": true, "description": "The rules."},
+  "file": {"type": "path", "default": "", "description": "The rules."},
   "namespace": {"type": "str", "default": "", "description": "The network namespace that has these rules and no other. Empty for the
       host's network, where others have rules too."},
   "table": {"type": "str", "default": "", "description": "The family and the name of the table to compare in the host's network."},
@@ -29,22 +32,29 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+allowed: {type: bool, returned: without a file, description: "Whether the kernel takes rules for services here."}
 differences: {type: list, elements: str, returned: always, description: "What was not as it should be, in a sentence each."}
 """
 
+import glob
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.r1.prov.plugins.module_utils import units
+from ansible_collections.r1.prov.plugins.module_utils import private_network, units
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
 
 NAMESPACES = Path("/run/netns")
 NFT = "/usr/sbin/nft"
 _LISTING = ("--stateless", "--terse")
 """How nft shows rules without what changes by itself: counters, and the elements of sets."""
+_INCLUDE = re.compile(r'^include "([^"]+)"\n', re.MULTILINE)
+_BESIDE = "_meant"
+"""Ends the name of the table in which nft shows what a file means, where there is no empty network for that."""
+_DORMANT = "flags dormant"
 _LOOPBACK = "lo"
 _ADDRESS = "127.0.0.1"
 _OTHER_ADDRESS = "::1"
@@ -64,9 +74,46 @@ def within(namespace: str) -> list[str]:
 
 
 def meant(file: Path, listing: list[str]) -> str:
-    """What nft shows of a file's rules in a network where there are no others."""
+    """What nft shows of a file's rules in a network where there are no others.
+
+    Raises:
+        RulesError: nft refuses the file.
+    """
     script = f'{NFT} --file "$0" && exec {NFT} "$@"'
+    tried = subprocess.run(["unshare", "--net", "true"], capture_output=True, check=False)
+    if tried.returncode:
+        return meant_beside(file, listing)
     return _run("unshare", "--net", "sh", "-c", script, str(file), *_LISTING, *listing)
+
+
+def meant_beside(file: Path, listing: list[str]) -> str:
+    """What nft shows of a file's rules in this network: they are loaded as a table of another name, which is dormant.
+
+    Args:
+        file: the rules, all of one table.
+        listing: `list table FAMILY NAME`.
+
+    Raises:
+        RulesError: nft refuses the file.
+    """
+    family, name = listing[-2:]
+    beside = f"{name}{_BESIDE}"
+    text = re.sub(rf"\b{family} {name}\b", f"{family} {beside}", with_included(file))
+    text = re.sub(rf"(table {family} {beside} \{{)", rf"\1 {_DORMANT}; ", text)
+    try:
+        _run(NFT, "--file", "-", given=text)
+        shown = _run(NFT, *_LISTING, *listing[:-1], beside)
+    finally:
+        subprocess.run([NFT, "delete", "table", family, beside], capture_output=True, check=False)
+    return re.sub(rf"\t{_DORMANT}\n\n?", "", shown.replace(f"{family} {beside}", f"{family} {name}"))
+
+
+def with_included(file: Path) -> str:
+    """The text of a file with that of the files that it includes, in their place."""
+    return _INCLUDE.sub(
+        lambda found: "".join(with_included(Path(path)) for path in sorted(glob.glob(found[1]))),  # noqa: PTH207
+        file.read_text(encoding="utf-8"),
+    )
 
 
 def has(namespace: str, listing: list[str]) -> str:
@@ -165,6 +212,8 @@ def _run(*command: str, given: str = "") -> str:
 
 def main() -> None:
     module = AnsibleModule(argument_spec=arguments(DOCUMENTATION), supports_check_mode=True)
+    if not module.params["file"]:
+        module.exit_json(changed=False, differences=[], allowed=private_network.takes_rules())
     file, namespace, unit = Path(module.params["file"]), module.params["namespace"], module.params["unit"]
     place = f"the network {namespace}" if namespace else f"the table {module.params['table']}"
     if not Path(NFT).exists() or not file.exists():  # in check mode on a fresh host

@@ -105,7 +105,7 @@ from ansible_collections.r1.prov.plugins.module_utils import data_disk, fetching
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
 from ansible_collections.r1.prov.plugins.module_utils.host_judge import CHECKS, judge, remarks
 from ansible_collections.r1.prov.plugins.module_utils.host_probe import probe
-from ansible_collections.r1.prov.plugins.module_utils.private_network import fault
+from ansible_collections.r1.prov.plugins.module_utils.private_network import fault, takes_rules
 from ansible_collections.r1.prov.plugins.module_utils.source_probe import out_of_reach
 
 
@@ -193,6 +193,7 @@ def main() -> None:
     facts["data_disk_away"] = data_disk.away(data_dir) if data_dir else ""
     facts["present_bytes"] = present_bytes([file for item in disk for file in item["have"]])
     facts["private_network"] = fault() if facts["init"] == "systemd" else ""
+    facts["rules"] = takes_rules()
     facts["hook"] = platform_hook.obstacle() if facts["init"] != "systemd" else {}
     facts["sources"] = out_of_reach(sources, options["ca_certificates"], options["source_limit_s"])
     times = {key: options[key] for key in ("clock_s", "clock_skew_s")}

@@ -30,6 +30,9 @@ def up(
     bpf: Annotated[
         bool, typer.Option(help="Let the host use BPF, as a server may and many containers may not.")
     ] = False,
+    rules: Annotated[
+        bool, typer.Option(help="Let root of a container change the rules of its network, as few platforms do.")
+    ] = False,
     bind: Annotated[list[str] | None, typer.Option(help="A folder to show to the host, as HERE:THERE.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print address, key and known_hosts as JSON.")] = False,
 ) -> None:
@@ -40,6 +43,7 @@ def up(
         image=image,
         container=container,
         bpf=bpf,
+        rules=rules,
         binds=bind or (),
         say=_say,
     )

@@ -32,9 +32,10 @@ def lay(upper: Path) -> None:
     (upper / _POLICY).chmod(0o755)
 
 
-def nspawn_options(directory: Path, shared: Path) -> list[str]:
+def nspawn_options(directory: Path, shared: Path, *, rules: bool) -> list[str]:
     """What systemd-nspawn must be told beside what holds for all hosts; the command to run is not among it."""
     return [
+        *(["--capability=CAP_NET_ADMIN"] if rules else []),
         # With these calls root could make namespaces of its own, as a user of which it would have all rights again.
         "--system-call-filter=~unshare setns",
         f"--bind={data_disk.mounted(directory)}:{DATA}",
@@ -42,9 +43,14 @@ def nspawn_options(directory: Path, shared: Path) -> list[str]:
     ]
 
 
-def first_command() -> list[str]:
-    """What systemd-nspawn starts as the first process. It gives its rights away and becomes the platform's script."""
-    return ["/bin/sh", "-c", Path(__file__).with_name("enter.sh").read_text()]
+def first_command(*, rules: bool) -> list[str]:
+    """What systemd-nspawn starts as the first process. It gives its rights away and becomes the platform's script.
+
+    Args:
+        rules: whether root may change the rules of the container's network, as `docker run --cap-add NET_ADMIN` allows.
+    """
+    more = ["+net_admin"] if rules else []
+    return ["/bin/sh", "-c", Path(__file__).with_name("enter.sh").read_text(), "enter", *more]
 
 
 ENVIRONMENT = {"SYSTEMD_NSPAWN_TMPFS_TMP": "0"}

@@ -14,8 +14,8 @@ done
 # there, which keeps it busy.
 umount --recursive --lazy /run
 
-# These are the capabilities that Docker leaves to a container which is not privileged.
+# These are the capabilities that Docker leaves to a container which is not privileged. Another one may be given to this script.
 files=+chown,+dac_override,+fowner,+fsetid,+mknod,+setfcap
 others=+audit_write,+kill,+net_bind_service,+net_raw,+setgid,+setpcap,+setuid,+sys_chroot
 exec env -i HOME=/root PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOSTNAME="$(hostname)" \
-    setpriv --bounding-set="-all,$files,$others" --inh-caps=-all bash /init/boot/boot.sh
+    setpriv --bounding-set="-all,$files,$others${1:+,$1}" --inh-caps=-all bash /init/boot/boot.sh

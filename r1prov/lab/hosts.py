@@ -51,6 +51,7 @@ class LabHost:
         image: the name of the image that it booted from; empty for the bare release.
         container: whether it is a rented container without systemd, and no server.
         bpf: whether it may load programs of BPF.
+        rules: whether root of a container may change the rules of its network. Root of a server may.
         binds: folders of this machine that it sees too, as `here:there`.
     """
 
@@ -62,6 +63,7 @@ class LabHost:
     image: str = ""
     container: bool = False
     bpf: bool = False
+    rules: bool = False
     binds: tuple[str, ...] = ()
 
     @property
@@ -99,6 +101,7 @@ def up(
     image: str = "",
     container: bool = False,
     bpf: bool = False,
+    rules: bool = False,
     binds: Sequence[str] = (),
     say: Callable[[str], None] = lambda _: None,
 ) -> LabHost:
@@ -112,6 +115,7 @@ def up(
         image: the name of an image of that release and kind, which `keep` made; empty for the bare release.
         container: whether it is a rented container, and no server.
         bpf: whether the host may load programs of BPF, which `IPAddressDeny` of systemd needs, as a server may and many containers may not.
+        rules: whether root of a container may change the rules of its network, as few platforms allow.
         binds: folders of this machine that the host sees too, as `here:there`.
         say: is called with short lines that say what is going on.
 
@@ -137,7 +141,7 @@ def up(
         lower = _lower(name, base_image(release, say, container=container), image)
         _clear(name)
         try:
-            host = _make(name, release, image, container=container, bpf=bpf, binds=binds)
+            host = _make(name, release, image, container=container, bpf=bpf, rules=rules, binds=binds)
             _start(host, lower)
         except BaseException:
             _clear(name)
@@ -372,7 +376,9 @@ def _shut_down(host: LabHost) -> None:
         time.sleep(0.1)
 
 
-def _make(name: str, release: Release, image: str, *, container: bool, bpf: bool, binds: Sequence[str]) -> LabHost:
+def _make(
+    name: str, release: Release, image: str, *, container: bool, bpf: bool, rules: bool, binds: Sequence[str]
+) -> LabHost:
     """Make the record, folders, identity and network of a host. Nothing runs yet."""
     directory = _hosts_dir() / name
     host_key = disk.make_host_key(directory, name)
@@ -383,7 +389,7 @@ def _make(name: str, release: Release, image: str, *, container: bool, bpf: bool
 
     with locked(_RUN / "lock"):
         address = _free_address()
-        host = LabHost(name, address, release, host_key, directory, image, container, bpf, tuple(binds))
+        host = LabHost(name, address, release, host_key, directory, image, container, bpf, rules, tuple(binds))
         _RECORDS.mkdir(parents=True, exist_ok=True)
         _write(_RECORDS / f"{name}.json", json.dumps(asdict(host), default=str))
         host.known_hosts.write_text(f"{address} {host_key}\n")

@@ -27,7 +27,8 @@ def start(host: LabHost, lower: str, shared: Path) -> subprocess.Popen[bytes]:
     """
     if host.container:
         environment = container.ENVIRONMENT
-        options, command = container.nspawn_options(host.directory, shared), container.first_command()
+        options = container.nspawn_options(host.directory, shared, rules=host.rules)
+        command = container.first_command(rules=host.rules)
     else:
         environment = _NEW_CONTROL_GROUPS.get(host.release, {})
         options, command = _server_options(bpf=host.bpf), []

@@ -65,6 +65,7 @@ FACTS = {
     "present_bytes": {},
     "listeners": [],
     "private_network": "",
+    "rules": False,
     "hook": {},
     "sources": [],
 }
@@ -445,6 +446,9 @@ def test_it_says_what_services_lack_without_systemd():
     (said,) = remarks(changed(FACTS, {"init": "bash"}), EXPECT)
     assert "supervisord runs the services" in said
     assert "neither a sandbox nor a private network" in said
+    (ruled,) = remarks(changed(FACTS, {"init": "bash", "rules": True}), EXPECT)
+    assert "Ollama's port from whoever else logs in" in ruled
+    assert "private network" not in ruled
 
 
 def test_where_no_platform_starts_the_services_the_line_that_does_is_said():

@@ -35,15 +35,17 @@ SITE = {
 def test_each_setting_of_our_units_is_obeyed_or_said_to_be_lost(tmp_path):
     site = tmp_path / "r1prov.yml"
     site.write_text(yaml.safe_dump(SITE))
-    units = service_units.rendered(site, tmp_path)
+    units = service_units.rendered(site, tmp_path, namespace="")
     read = {
-        name: parse(name, text)
-        for name, text in units.items()
-        if not name.endswith(".socket") and "-door" not in name and name != "r1prov-network.service"
+        name: parse(name, text) for name, text in units.items() if not name.endswith(".socket") and "-door" not in name
     }
     engine = read["r1prov-llama-server.service"]
     assert engine.text("User") == "r1prov-llama"
     assert engine.seconds("TimeoutStopSec", 0) == 60
+    assert [each.argv[0] for each in read["r1prov-network.service"].commands("ExecStart")] == [
+        "/usr/bin/test",
+        "/usr/sbin/nft",
+    ]
     assert "r1prov-ollama.service" in read["r1prov-measure.service"].texts("Conflicts")
     assert engine.commands("ExecStart")[0].argv[0].endswith("/llama-server")
 
@@ -696,6 +698,31 @@ def test_a_unit_waits_until_one_that_comes_before_it_is_ready(booted):
     ready.touch()
     booted.until("r1prov-c.service", "running")
     assert booted.state("r1prov-b.service").ActiveState == "active"
+
+
+@pytest.mark.parametrize(
+    ("unit", "result", "said"),
+    [
+        ("Requires=r1prov-b.service\nAfter=r1prov-b.service", "dependency", "because r1prov-b.service is not active"),
+        ("AssertFileNotEmpty=/run/r1prov/rules", "assert", "because /run/r1prov/rules is empty"),
+    ],
+)
+def test_a_service_does_not_start_without_what_it_must_have(booted, unit, result, said):
+    put(
+        booted,
+        "r1prov-b.service",
+        "[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/test -s /run/r1prov/rules\n",
+    )
+    rules = booted.folder / "run/r1prov/rules"
+    rules.write_text("")
+    with pytest.raises(AssertionError):
+        booted.run("start", "r1prov-b")
+    booted.keep("r1prov-c.service", "ExecStart=/bin/sleep infinity", unit)
+    assert booted.until("r1prov-c.service", "failed").Result == result
+    assert said in "".join(booted.said("r1prov-c.service"))
+    rules.write_text("rules")
+    booted.run("start", "r1prov-c")
+    assert booted.state("r1prov-c.service").SubState == "running"
 
 
 def test_a_timer_starts_its_service_again_and_again_until_it_is_stopped(booted):

@@ -16,6 +16,8 @@ try:
     connection = socket.create_connection(("127.0.0.1", int(PORT)), timeout=10)
 except ConnectionRefusedError:
     sys.exit(print("refused"))
+except TimeoutError:
+    sys.exit(print("silent"))
 if HOW == "close":
     body = b'{"model": "demo"}'
     head = f"DELETE {PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n"

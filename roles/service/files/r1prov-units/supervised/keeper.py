@@ -138,6 +138,7 @@ class Keeper:
         if missing := [path for path in unit.texts("ConditionPathExists") if not _holds(path)]:
             say(f"{self.name} is not started, because of ConditionPathExists={missing[0]}")
             return
+        self._is_fit(unit)
         program.own_output(unit)
         self.variables = {"PATH": program.PATH, "LANG": "C.UTF-8", "INVOCATION_ID": start}
         self.variables |= program.folders(unit) | program.credentials(unit)
@@ -156,6 +157,20 @@ class Keeper:
             _until(lambda: self._has_ended() or self._has_become_itself(), tick_s=0.01)
         for command in unit.commands("ExecStartPost"):
             self._runs(unit, command, until_s)
+
+    def _is_fit(self, unit: Unit) -> None:
+        """Sees to what the service must not be without.
+
+        Raises:
+            StartError: it lacks a unit or the content of a file.
+        """
+        needed = [name for name in unit.texts("Requires") if path_of(name).exists()]
+        if idle := [name for name in needed if known.read(name).ActiveState != "active"]:
+            say(f"{self.name} is not started, because {idle[0]} is not active")
+            raise StartError("dependency")
+        if empty := [path for path in unit.texts("AssertFileNotEmpty") if not text_of(path)]:
+            say(f"{self.name} is not started, because {empty[0]} is empty")
+            raise StartError("assert")
 
     def _lives(self, unit: Unit) -> None:
         """Returns when the service has ended well. One that has done its work may count as active until this process is told to stop.

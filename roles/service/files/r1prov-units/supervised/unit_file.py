@@ -10,7 +10,7 @@ PROGRAM = Path(__file__).resolve().parent.parent / "command.py"
 FOLDER = Path("/etc/systemd/system")
 
 _OBEYED = """
-    After AmbientCapabilities CapabilityBoundingSet ConditionPathExists Conflicts Description Environment
+    After AmbientCapabilities AssertFileNotEmpty CapabilityBoundingSet ConditionPathExists Conflicts Description Environment
     EnvironmentFile ExecReload ExecStart ExecStartPost ExecStartPre ExecStopPost Group LimitCORE LimitMEMLOCK
     LimitNOFILE LoadCredential Nice NoNewPrivileges OOMScoreAdjust OnActiveSec OnUnitInactiveSec
     RandomizedDelaySec RemainAfterExit Requires Restart RestartPreventExitStatus RestartSec RuntimeDirectory
@@ -33,7 +33,7 @@ LOST = {
     ),
     "the service shares users, keys and shared memory with the host": "KeyringMode PrivateIPC PrivateUsers RemoveIPC",
     "the service is in the network of the host, and users of the host reach its port": (
-        "AssertFileNotEmpty IPAddressAllow IPAddressDeny NetworkNamespacePath PrivateNetwork RestrictAddressFamilies"
+        "IPAddressAllow IPAddressDeny NetworkNamespacePath PrivateNetwork RestrictAddressFamilies"
     ),
     "the service may take all memory and start as many processes as the container may": (
         "MemoryMax MemorySwapMax TasksMax"
