@@ -29,9 +29,10 @@ if HOW == "close":
     connection.close()
     time.sleep(1)
     sys.exit(print("gone"))
-request = f"GET {PATH} HTTP/1.1\r\nHost: {'127.0.0.1' if HOW == 'second' else HOW}\r\n\r\n"
 if HOW == "second":
-    request += f"GET {PATH} HTTP/1.1\r\nHost: x.local\r\n\r\n"
+    request = "".join(f"GET {PATH} HTTP/1.1\r\nHost: {host}\r\n\r\n" for host in ("127.0.0.1", "x.local"))
+else:
+    request = f"GET {PATH} HTTP/1.1\r\nHost: {HOW}\r\nConnection: close\r\n\r\n"
 connection.sendall(request.encode())
 heard = b""
 while block := connection.recv(65536):
