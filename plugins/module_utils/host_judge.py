@@ -377,7 +377,7 @@ def _disk(facts: dict[str, Any], expect: dict[str, Any]) -> Iterator[_Finding]:
     for place in sorted({disk["in_the_way"] for disk in facts["disks"] if disk["in_the_way"]}):
         yield "disk", f"{place} is no folder, and one is wanted there", "move it away, or choose another `data_dir`"
     for disk, items in filesystems.values():
-        needed, parts = sum(n_bytes for _, n_bytes in items), ", ".join(f"{what} {size(n)}" for what, n in items)
+        needed, parts = sum(n_bytes for _, n_bytes in items), ", ".join(f"{what} ({size(n)})" for what, n in items)
         place, free = f"the filesystem at {disk['mount']}", disk["free_bytes"]
         if disk["read_only"]:
             yield "disk", f"{place} is read-only; wanted there: {parts}", "mount it writable"

@@ -393,7 +393,10 @@ def _disk(path: str) -> dict[str, Any]:
     is equal for paths that share one; `free_bytes` is what a service user may take, not root's reserve.
     """
     holder = os.path.abspath(path)
-    while not os.path.exists(holder):
+    while not os.path.lexists(holder):
+        holder = os.path.dirname(holder)
+    in_the_way = "" if os.path.isdir(holder) else os.path.realpath(holder) if os.path.exists(holder) else holder
+    while not os.path.exists(holder):  # A link that leads nowhere is in the way itself.
         holder = os.path.dirname(holder)
     holder = os.path.realpath(holder)
     device, stat = os.stat(holder).st_dev, os.statvfs(holder)
@@ -402,7 +405,7 @@ def _disk(path: str) -> dict[str, Any]:
         mount = os.path.dirname(mount)
     return {
         "path": path,
-        "in_the_way": "" if os.path.isdir(holder) else holder,
+        "in_the_way": in_the_way,
         "mount": mount,
         "kind": _file_system(mount),
         "filesystem": "%d:%d" % (os.major(device), os.minor(device)),

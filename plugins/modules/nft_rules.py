@@ -94,18 +94,35 @@ def meant_beside(file: Path, listing: list[str]) -> str:
         listing: `list table FAMILY NAME`.
 
     Raises:
-        RulesError: nft refuses the file.
+        RulesError: nft refuses the file, or something in it is not of that table.
     """
     family, name = listing[-2:]
     beside = f"{name}{_BESIDE}"
-    text = re.sub(rf"\b{family} {name}\b", f"{family} {beside}", with_included(file))
-    text = re.sub(rf"(table {family} {beside} \{{)", rf"\1 {_DORMANT}; ", text)
+    # Whatever else stands there would be done.
+    ours = re.compile(rf"((?:add |delete )?(?:table|set|rule) {family}) {name}(?= |$)")
+    commands = commands_of(with_included(file))
+    if strange := [each for each in commands if not ours.match(each)]:
+        raise RulesError(f"{file} says `{strange[0]}`, which is none of the table {family} {name}")
+    text = "\n".join(ours.sub(rf"\1 {beside}", each, count=1) for each in commands)
+    text = re.sub(rf"^(table {family} {beside} \{{)", rf"\1 {_DORMANT};", text, flags=re.MULTILINE)
     try:
         _run(NFT, "--file", "-", given=text)
         shown = _run(NFT, *_LISTING, *listing[:-1], beside)
     finally:
         subprocess.run([NFT, "delete", "table", family, beside], capture_output=True, check=False)
     return re.sub(rf"\t{_DORMANT}\n\n?", "", shown.replace(f"{family} {beside}", f"{family} {name}"))
+
+
+def commands_of(text: str) -> list[str]:
+    """The commands in the text of a file, without comments. A block is a part of its command."""
+    found, depth = [""], 0
+    for mark in re.findall(r"[{};\n]|[^{};\n]+", re.sub(r"#.*", "", text)):
+        depth += {"{": 1, "}": -1}.get(mark, 0)
+        if mark in ";\n" and depth <= 0:
+            found.append("")
+        else:
+            found[-1] += mark
+    return [each.strip() for each in found if each.strip()]
 
 
 def with_included(file: Path) -> str:
@@ -129,8 +146,12 @@ def sentence(place: str, expected: str, found: str) -> str:
         return f"the rules of {place} are gone from the kernel"
     lines, wanted = [{line.strip() for line in text.splitlines()} for text in (found, expected)]
     missing, more = sorted(wanted - lines), sorted(lines - wanted)
-    words = [f"lack `{each}`" for each in missing[:1]] + [f"have `{each}`" for each in more[:1]]
+    words = [f"{verb} `{those[0]}`{_and_more(those)}" for verb, those in (("lack", missing), ("have", more)) if those]
     return f"the rules of {place} in the kernel {' and '.join(words) or 'have others, or have another order'}, unlike their file"
+
+
+def _and_more(lines: list[str]) -> str:
+    return f" and {len(lines) - 1} more" if len(lines) > 1 else ""
 
 
 def links(namespace: str) -> list[dict[str, Any]]:
@@ -210,6 +231,34 @@ def _run(*command: str, given: str = "") -> str:
     return done.stdout
 
 
+def of_links(namespace: str, *, mends: bool) -> list[str]:
+    """What is wrong with the interfaces of a namespace of ours, and puts it right where that is wanted."""
+    wrong = {**wrong_links(namespace), **wrong_addresses(namespace)}
+    for name in wrong if mends else ():
+        put_right(namespace, name)
+    return list(wrong.values())
+
+
+def of_rules(place: str, file: Path, namespace: str, listing: list[str], *, mends: bool) -> list[str]:
+    """How the rules of the kernel differ from those of a file, and loads the file where that is wanted.
+
+    Raises:
+        RulesError: the file cannot be loaded.
+    """
+    found = has(namespace, listing)
+    try:
+        expected = meant(file, listing)
+    except RulesError as error:
+        if mends:
+            raise
+        return [f"the rules of {place} cannot be read: {str(error).splitlines()[0]}"]
+    if expected == found:
+        return []
+    if mends:
+        apply(file, namespace)
+    return [sentence(place, expected, found)]
+
+
 def main() -> None:
     module = AnsibleModule(argument_spec=arguments(DOCUMENTATION), supports_check_mode=True)
     if not module.params["file"]:
@@ -218,25 +267,19 @@ def main() -> None:
     place = f"the network {namespace}" if namespace else f"the table {module.params['table']}"
     if not Path(NFT).exists() or not file.exists():  # in check mode on a fresh host
         module.exit_json(changed=False, differences=[])
+    if not namespace and not private_network.takes_rules():
+        said = f"the kernel takes no rules from this host any more, and is to have those of {place}"
+        module.exit_json(changed=True, differences=[said])
     listing = ["list", "ruleset"] if namespace else ["list", "table", *module.params["table"].split()]
-    gone = bool(namespace) and not (NAMESPACES / namespace).exists()
-    differences: list[str] = []
+    mends, differences = not module.check_mode, []
     try:
-        if gone:
-            differences.append(f"the network {namespace} is gone")
-            if not module.check_mode:
+        if namespace and not (NAMESPACES / namespace).exists():
+            differences = [f"the network {namespace} is gone"]
+            if mends:
                 units.systemctl("restart", unit)
         else:
-            wrong = {**wrong_links(namespace), **wrong_addresses(namespace)} if namespace else {}
-            for name, said in wrong.items():
-                differences.append(said)
-                if not module.check_mode:
-                    put_right(namespace, name)
-            expected, found = meant(file, listing), has(namespace, listing)
-            if expected != found:
-                differences.append(sentence(place, expected, found))
-                if not module.check_mode:
-                    apply(file, namespace)
+            differences = of_links(namespace, mends=mends) if namespace else []
+            differences += of_rules(place, file, namespace, listing, mends=mends)
     except (RulesError, units.UnitError) as error:
         module.fail_json(
             msg=f"the rules of {place} cannot be put right: {error}. `nft --check --file {file}` says whether the file is well",

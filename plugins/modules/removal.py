@@ -80,7 +80,7 @@ from ansible_collections.r1.prov.plugins.module_utils.files import mounts, read_
 from ansible_collections.r1.prov.plugins.module_utils.host_probe import as_owner_of
 from ansible_collections.r1.prov.plugins.module_utils.on_path import links_into
 from ansible_collections.r1.prov.plugins.module_utils.unit_look import OURS
-from ansible_collections.r1.prov.plugins.module_utils.units import UnitError, end, forget, processes, systemctl
+from ansible_collections.r1.prov.plugins.module_utils.units import SYSTEMD, UnitError, end, forget, processes, systemctl
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -112,6 +112,9 @@ STAMPS = "/var/lib/systemd/timers/stamp-{}*"
 """Where systemd notes when the timers of units that begin so were last due."""
 TRUSTED = "/etc/ssl/certs/r1prov-*"
 """The host's trust store has these links of the authorities that r1prov has made it trust."""
+NFT = Path("/usr/sbin/nft")
+TABLE = ("inet", "r1prov")
+"""The rules for services in the network of a container, which no unit takes away. On a server they go with their namespace."""
 RELEASE_LINKS = "*/*"
 """The links to releases, such as `current`, in the folder of all programs. Each program has a folder there."""
 CHATS = "/var/lib/r1prov/open-webui"
@@ -397,6 +400,8 @@ def main() -> None:
     settings = sorted({str(Path(path).parent) for path in files if path.startswith(f"{OURS}/") and ".d/" in path})
     if not module.check_mode:
         stop(module, units, whole=not service)
+        if service in ("", "network") and not SYSTEMD.exists() and NFT.exists():
+            subprocess.run([NFT, "delete", "table", *TABLE], check=False, capture_output=True)
         for hook in hooks:
             platform_hook.take_out(Path(hook))
         opened = {} if service else read_json(Path("/var/lib/r1prov") / data_disk.OPENED)

@@ -95,6 +95,11 @@ def test_disk_of_paths_that_do_not_exist_yet(tmp_path: Path):
     (tmp_path / "a").touch()
     (below,) = probe(paths=[f"{tmp_path}/a/b"])["disks"]
     assert below["in_the_way"] == f"{tmp_path}/a"
+    (tmp_path / "nowhere").symlink_to("/not/there")
+    (tmp_path / "file").symlink_to("a")
+    nowhere, file = probe(paths=[f"{tmp_path}/nowhere/b", f"{tmp_path}/file/b"])["disks"]
+    assert (nowhere["in_the_way"], nowhere["filesystem"]) == (f"{tmp_path}/nowhere", new["filesystem"])
+    assert file["in_the_way"] == f"{tmp_path}/a"
     assert (other["kind"], new["kind"] not in ("", "proc")) == ("proc", True)
 
 

@@ -20,9 +20,10 @@ RULES = {
     .replace("{{ gateway_connections_per_second }}", "20")
     .replace("{{ 10 * gateway_connections_per_second }}", "200"),
 }
-OF_ONE = """
-add rule inet r1prov answers tcp sport 8090 meta skuid != "nobody" drop
-add rule inet r1prov called meta skuid "nobody" update @callers { tcp sport }
+OF_ONE = """# one service
+add set inet r1prov alone { type inet_service; size 65535; flags dynamic,timeout; timeout 2s; }
+add rule inet r1prov answers tcp sport 8090 meta skuid != "nobody" drop; add rule inet r1prov answers meta skuid { 0, 7 } drop
+add rule inet r1prov called meta skuid "nobody" update @alone { tcp sport } accept
 """
 BOTH_WAYS = """
 from pathlib import Path
@@ -54,6 +55,24 @@ def test_a_table_beside_shows_what_an_empty_network_does(tmp_path: Path, rules: 
     )
     assert not done.returncode, done.stderr
     assert int(done.stdout) > 20
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "flush ruleset",
+        "table  inet  r1prov",
+        "delete table inet mine",
+        "add rule inet r1prov answers drop; flush ruleset",
+        "table inet r1prov_other {}",
+        'include "/etc/passwd" ',
+    ],
+)
+def test_what_is_of_another_table_is_never_loaded_to_be_looked_at(tmp_path: Path, more: str) -> None:
+    file = tmp_path / "network.nft"
+    file.write_text(f"table inet r1prov {{\n    chain answers {{ }} # {{\n}}\n{more}\n")
+    with pytest.raises(nft_rules.RulesError, match=r"which is none of the table inet r1prov$"):
+        nft_rules.meant_beside(file, ["list", "table", "inet", "r1prov"])
 
 
 def test_a_file_that_includes_others_has_their_text_in_its_place(tmp_path: Path) -> None:

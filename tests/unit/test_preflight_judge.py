@@ -215,7 +215,7 @@ WRONG = [
         {"disks.0.free_bytes": 100 * GB},
         {},
         "disk",
-        "100.0 GB free; 149.0 GB are still to be written there: weights 140.0 GB, ollama 9.0 GB",
+        "100.0 GB free; 149.0 GB are still to be written there: weights (140.0 GB), ollama (9.0 GB)",
         "49.0 GB",
     ),
     ({"disks.2.read_only": True}, {}, "disk", "at / is read-only", "writable"),

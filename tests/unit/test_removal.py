@@ -215,6 +215,7 @@ def test_where_the_data_disk_is_away_all_else_goes_and_the_removal_has_failed(tm
     # The removal runs to its end, and the machine of this test may be a server of r1prov itself.
     monkeypatch.setattr(removal, "STAMPS", f"{tmp_path}/stamps/{{}}*")
     monkeypatch.setattr(removal, "TRUSTED", f"{tmp_path}/trusted/*")
+    monkeypatch.setattr(removal, "NFT", tmp_path / "nft")
     monkeypatch.setattr(removal.pwd, "getpwall", list)
     monkeypatch.setattr(removal, "read_json", lambda _: {})
     monkeypatch.setattr(removal.data_disk, "away", lambda _: "the data disk is away")

@@ -148,7 +148,8 @@ DECLARED = {
 
 def rendered(declaration: dict) -> str:
     values = yaml.safe_load((ROOT / "roles/service/defaults/main.yml").read_text())
-    values |= {"__service_socket": "", "__service_sees_callers": False, "__service_has_rules": True}
+    values |= {"__service_socket": "", "__service_sees_callers": False, "__service_namespace": "r1prov"}
+    values |= {"__service_loads_rules": False}
     values |= {"__service_etc": f"/etc/r1prov/{declaration['service_name'].removeprefix('r1prov-')}"} | declaration
     environment = jinja2.Environment(trim_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     environment.filters |= {f"r1.prov.{name}": filter_ for name, filter_ in FilterModule().filters().items()}

@@ -159,15 +159,11 @@ class Keeper:
             self._runs(unit, command, until_s)
 
     def _is_fit(self, unit: Unit) -> None:
-        """Sees to what the service must not be without.
+        """Sees to the files that the service must not be without.
 
         Raises:
-            StartError: it lacks a unit or the content of a file.
+            StartError: one is empty or not there.
         """
-        needed = [name for name in unit.texts("Requires") if path_of(name).exists()]
-        if idle := [name for name in needed if known.read(name).ActiveState != "active"]:
-            say(f"{self.name} is not started, because {idle[0]} is not active")
-            raise StartError("dependency")
         if empty := [path for path in unit.texts("AssertFileNotEmpty") if not text_of(path)]:
             say(f"{self.name} is not started, because {empty[0]} is empty")
             raise StartError("assert")
