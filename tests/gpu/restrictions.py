@@ -72,6 +72,8 @@ def _rendered() -> str:
         **yaml.safe_load((ROOT / "roles/service/defaults/main.yml").read_text(encoding="utf-8")),
         "__service_socket": "",
         "__service_sees_callers": False,
+        "__service_namespace": "r1prov",
+        "__service_loads_rules": False,
         "__service_etc": "/etc/r1prov/llama-server",
         "service_name": "r1prov-llama-server",
         "service_description": "the engine",

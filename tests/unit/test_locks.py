@@ -137,8 +137,10 @@ def test_a_file_that_was_removed_while_somebody_waited_locks_nothing(tmp_path: P
             waiter = pool.submit(second)
             time.sleep(0.3)
             lock.unlink()
-        with lock.open("w") as third:
+            # It has the new file before the one that waits hears of the end of the old one.
+            third = lock.open("w")
             fcntl.flock(third, fcntl.LOCK_EX)
+        with third:
             time.sleep(0.3)
             inside.set()
         assert waiter.result()
