@@ -39,7 +39,8 @@ LOST: dict[Release, set[str]] = {"bullseye": {"NoExecPaths", "PrivateIPC"}}
 DOCS = Path(__file__).parents[2] / "docs" / "systems.md"
 
 # No image is booted. systemd-analyze needs /proc, and before systemd 248 its control group in /sys. The programs that roles install are not
-# in an image; that they can be executed is all that is asked of them.
+# in an image; that they can be executed is all that is asked of them. A program that a unit names without a folder is looked for in the
+# current one by systemd 247 when it verifies, and on the path when it runs.
 VERIFY = r"""
 root=$1; shift
 mount -t overlay units -o "lowerdir=$1,upperdir=$2,workdir=$3,volatile" "$root"
@@ -50,7 +51,8 @@ exec chroot "$root" sh -ec '
     sed -nE "s/^Exec[A-Za-z]+=[-+!:@]*(\/[^ ]+).*/\1/p" r1prov-* | sort -u | while read -r program; do
         [ -e "$program" ] || { mkdir -p "${program%/*}"; echo "#!/bin/sh" > "$program"; chmod +x "$program"; }
     done
-    systemd-analyze verify --man=no r1prov-* 2>&1
+    cd /bin
+    systemd-analyze verify --man=no /etc/systemd/system/r1prov-* 2>&1
 '
 """
 
