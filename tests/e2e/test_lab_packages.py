@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jinja2
 import pytest
+import yaml
 
 from r1prov import lab
 
@@ -19,10 +20,17 @@ ROOT = Path(__file__).parents[2]
 # The other way to say it is unknown before nginx 1.25.1, and so to Debian 12 and to Ubuntu 22.04 and 24.04.
 OLD_HTTP2 = 'the "listen ... http2" directive is deprecated'
 LIMITS = {"__gateway_listens": [80, 443], "gateway_connections_per_second": 20}
-RULES = """\
-add rule inet r1prov answers tcp sport 8000 meta skuid != "nobody" drop
-add rule inet r1prov called meta skuid "nobody" tcp dport != { 8000, 1-65535 } reject with tcp reset
-"""
+# A service that has everything for which rules have a form.
+RULED = {
+    "service_user": "nobody",
+    "service_port": 8000,
+    "service_calls_itself": True,
+    "service_callers": "nogroup",
+    "__service_may_call": [8000, 8001],
+    "__service_members": [65534],
+    "__service_namespace": "",
+    "__service_alone": "alone_nobody",
+}
 PREPARED = """
 export DEBIAN_FRONTEND=noninteractive
 apt-get -qq update
@@ -58,9 +66,14 @@ def test_nginx_takes_the_gateway(host: lab.LabHost, name: str) -> None:
 
 def test_nftables_takes_the_rules(host: lab.LabHost) -> None:
     written(host, "/etc/r1prov/network/network.nft", (ROOT / "roles/service/files/network.nft").read_text())
-    written(host, "/etc/r1prov/network/r1prov-one.nft", RULES)
+    known = yaml.safe_load((ROOT / "roles/service/vars/main.yml").read_text())
+    rules = (ROOT / "roles/service/templates/rules.nft.j2").read_text()
+    values = RULED | {"__service_answer": known["__service_answer"]}
+    template = jinja2.Template(rules, keep_trailing_newline=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
+    written(host, "/etc/r1prov/network/r1prov-one.nft", template.render(values))
     limits = (ROOT / "roles/gateway/templates/limits.nft.j2").read_text()
     written(host, "/etc/try/limits.nft", jinja2.Template(limits, keep_trailing_newline=True).render(LIMITS))
     told(host, "nft --file /etc/r1prov/network/network.nft && nft --file /etc/try/limits.nft")
+    assert "update @alone_nobody" in told(host, "nft list chain inet r1prov called")
     assert 'skuid != "nobody" drop' in told(host, "nft list chain inet r1prov answers").replace("65534", '"nobody"')
     assert "limit rate over 20/second" in told(host, "nft list table inet r1prov_gateway")
