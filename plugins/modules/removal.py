@@ -400,7 +400,7 @@ def main() -> None:
     settings = sorted({str(Path(path).parent) for path in files if path.startswith(f"{OURS}/") and ".d/" in path})
     if not module.check_mode:
         stop(module, units, whole=not service)
-        if service in ("", "network") and not SYSTEMD.exists() and NFT.exists():
+        if not service and not SYSTEMD.exists() and NFT.exists():
             subprocess.run([NFT, "delete", "table", *TABLE], check=False, capture_output=True)
         for hook in hooks:
             platform_hook.take_out(Path(hook))
