@@ -392,12 +392,13 @@ def _disk(path: str) -> dict[str, Any]:
     `in_the_way` is what lies where a folder has to be, as a file; empty for nothing. `kind` is its type, as `ext4` or `nfs4`. `filesystem`
     is equal for paths that share one; `free_bytes` is what a service user may take, not root's reserve.
     """
-    holder = os.path.abspath(path)
-    while not os.path.lexists(holder):
+    there = os.path.abspath(path)
+    while not os.path.lexists(there):
+        there = os.path.dirname(there)
+    holder = there
+    while not os.path.exists(holder):  # A link that leads nowhere holds nothing.
         holder = os.path.dirname(holder)
-    in_the_way = "" if os.path.isdir(holder) else os.path.realpath(holder) if os.path.exists(holder) else holder
-    while not os.path.exists(holder):  # A link that leads nowhere is in the way itself.
-        holder = os.path.dirname(holder)
+    in_the_way = os.path.realpath(there) if holder == there else there
     holder = os.path.realpath(holder)
     device, stat = os.stat(holder).st_dev, os.statvfs(holder)
     mount = holder
@@ -405,7 +406,7 @@ def _disk(path: str) -> dict[str, Any]:
         mount = os.path.dirname(mount)
     return {
         "path": path,
-        "in_the_way": in_the_way,
+        "in_the_way": "" if os.path.isdir(there) else in_the_way,
         "mount": mount,
         "kind": _file_system(mount),
         "filesystem": "%d:%d" % (os.major(device), os.minor(device)),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ansible_collections.r1.prov.plugins.module_utils import units
 
+NFT = "/usr/sbin/nft"
 _LIMIT_S = 20
 _NFNETLINK_GETGEN = struct.pack("=IHHIIBBH", 20, (10 << 8) | 16, 1, 1, 0, 0, 0, 0)
 """A message that asks nf_tables (subsystem 10) which generation of rules it has (message 16)."""

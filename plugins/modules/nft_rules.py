@@ -46,9 +46,9 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils import private_network, units
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
+from ansible_collections.r1.prov.plugins.module_utils.private_network import NFT
 
 NAMESPACES = Path("/run/netns")
-NFT = "/usr/sbin/nft"
 _LISTING = ("--stateless", "--terse")
 """How nft shows rules without what changes by itself: counters, and the elements of sets."""
 _INCLUDE = re.compile(r'^include "([^"]+)"\n', re.MULTILINE)
@@ -80,10 +80,13 @@ def meant(file: Path, listing: list[str]) -> str:
         RulesError: nft refuses the file.
     """
     script = f'{NFT} --file "$0" && exec {NFT} "$@"'
-    tried = subprocess.run(["unshare", "--net", "true"], capture_output=True, check=False)
-    if tried.returncode:
-        return meant_beside(file, listing)
-    return _run("unshare", "--net", "sh", "-c", script, str(file), *_LISTING, *listing)
+    try:
+        return _run("unshare", "--net", "sh", "-c", script, str(file), *_LISTING, *listing)
+    except RulesError:
+        made = subprocess.run(["unshare", "--net", "true"], capture_output=True, check=False)
+        if made.returncode and listing[1] == "table":
+            return meant_beside(file, listing)
+        raise
 
 
 def meant_beside(file: Path, listing: list[str]) -> str:
@@ -98,7 +101,7 @@ def meant_beside(file: Path, listing: list[str]) -> str:
     """
     family, name = listing[-2:]
     beside = f"{name}{_BESIDE}"
-    # Whatever else stands there would be done.
+    # Any other command in the file would be carried out on the network as it is.
     ours = re.compile(rf"((?:add |delete )?(?:table|set|rule) {family}) {name}(?= |$)")
     commands = commands_of(with_included(file))
     if strange := [each for each in commands if not ours.match(each)]:
@@ -128,7 +131,7 @@ def commands_of(text: str) -> list[str]:
 def with_included(file: Path) -> str:
     """The text of a file with that of the files that it includes, in their place."""
     return _INCLUDE.sub(
-        lambda found: "".join(with_included(Path(path)) for path in sorted(glob.glob(found[1]))),  # noqa: PTH207
+        lambda found: "".join(with_included(Path(path)) for path in sorted(glob.glob(found[1]))),  # noqa: PTH207 - pathlib refuses a pattern from the root on
         file.read_text(encoding="utf-8"),
     )
 

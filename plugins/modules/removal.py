@@ -79,6 +79,7 @@ from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
 from ansible_collections.r1.prov.plugins.module_utils.files import mounts, read_json
 from ansible_collections.r1.prov.plugins.module_utils.host_probe import as_owner_of
 from ansible_collections.r1.prov.plugins.module_utils.on_path import links_into
+from ansible_collections.r1.prov.plugins.module_utils.private_network import NFT
 from ansible_collections.r1.prov.plugins.module_utils.unit_look import OURS
 from ansible_collections.r1.prov.plugins.module_utils.units import SYSTEMD, UnitError, end, forget, processes, systemctl
 
@@ -112,7 +113,6 @@ STAMPS = "/var/lib/systemd/timers/stamp-{}*"
 """Where systemd notes when the timers of units that begin so were last due."""
 TRUSTED = "/etc/ssl/certs/r1prov-*"
 """The host's trust store has these links of the authorities that r1prov has made it trust."""
-NFT = Path("/usr/sbin/nft")
 TABLE = ("inet", "r1prov")
 """The rules for services in the network of a container, which no unit takes away. On a server they go with their namespace."""
 RELEASE_LINKS = "*/*"
@@ -385,7 +385,7 @@ def main() -> None:
     files = [path for path in doomed(ours, list(kept), mounted) if path != LOCK]
     files += [] if service else [str(link) for link in links_into(Path("/opt/r1prov"))]
     # They are looked for in the trust store itself: a run that was cut off may have removed the files, and not what was made of them.
-    trusted = [] if service else sorted(glob.glob(TRUSTED))  # noqa: PTH207
+    trusted = [] if service else sorted(glob.glob(TRUSTED))  # noqa: PTH207 - pathlib refuses a pattern from the root on
     gone = [] if service else [link for link in links if data_disk.moved(link, data_dir) in files]
     own = [group.gr_name for group in groups if group.gr_name not in users.values()]
     removed = {
@@ -400,7 +400,7 @@ def main() -> None:
     settings = sorted({str(Path(path).parent) for path in files if path.startswith(f"{OURS}/") and ".d/" in path})
     if not module.check_mode:
         stop(module, units, whole=not service)
-        if not service and not SYSTEMD.exists() and NFT.exists():
+        if not service and not SYSTEMD.exists() and Path(NFT).exists():
             subprocess.run([NFT, "delete", "table", *TABLE], check=False, capture_output=True)
         for hook in hooks:
             platform_hook.take_out(Path(hook))
