@@ -45,6 +45,7 @@ class Declared:
         replaced: those of them that are other ones than at its start. It starts again for that, and the run may have just mended them.
         unit_file: the text of its unit, which says how it is restricted.
         group: the control group of its unit; empty where that is not known.
+        own_variables: how the names of variables begin that the program gives itself; empty where it gives itself none.
     """
 
     argv: Sequence[str]
@@ -58,6 +59,7 @@ class Declared:
     replaced: Collection[str] = ()
     unit_file: str = ""
     group: str = ""
+    own_variables: str = ""
 
 
 def look(
@@ -142,7 +144,13 @@ def _environment(unit: str, pid: str, declared: Declared, inherited: Collection[
             )
     if not declared.any_environment:
         own = {*declared.environment, *declared.secret, *inherited}
-        more = sorted(name for name in has if name not in own and not _SYSTEMD_GIVES.fullmatch(name))
+        more = sorted(
+            name
+            for name in has
+            if name not in own
+            and not _SYSTEMD_GIVES.fullmatch(name)
+            and not (declared.own_variables and name.startswith(declared.own_variables))
+        )
         if more:
             names = ", ".join(more)
             found.append(

@@ -43,6 +43,7 @@ options: {
     "argv": {"type": "list", "elements": "str", "required": true, "description": "Program and arguments."},
     "environment": {"type": "dict", "default": {}, "description": "Variables."},
     "sourced": {"type": "bool", "default": false, "description": "Whether a script sets more variables."},
+    "own_variables": {"type": "str", "default": "", "description": "How the names of variables begin that the program gives itself."},
     "user": {"type": "str", "required": true, "description": "The user, with the group of the same name."},
     "groups": {"type": "list", "elements": "str", "default": [], "description": "Other groups."},
     "network": {"type": "path", "description": "The file of the network namespace that it is in. Left out, that is not looked at."},
@@ -273,6 +274,7 @@ class Service:
             environment={name: str(value) for name, value in wanted["environment"].items()},
             secret=re.findall(r"^(\w+)=", text_of(secret), re.MULTILINE) if secret else [],
             any_environment=wanted["sourced"],
+            own_variables=wanted["own_variables"],
             user=wanted["user"],
             groups=[
                 grp.getgrnam(name).gr_gid

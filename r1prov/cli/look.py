@@ -118,6 +118,7 @@ def status(
             for text in (
                 *show.lost_disk(name, each),
                 *show.who_works(name, each),
+                *show.who_waits(name, each),
                 *show.restarts_wanted(name, each),
             ):
                 output.say(text, "yellow")

@@ -195,6 +195,18 @@ def who_works(name: str, status: dict[str, Any]) -> list[str]:
     return [f"{name}: {holder.who(lock)} has been at work on it{when} ({lock['command']})"]
 
 
+def who_waits(name: str, status: dict[str, Any]) -> list[str]:
+    """Say how many requests wait at the balancer of a host, and which engine it cannot reach."""
+    found = status.get("balancer")
+    if not found:
+        return []
+    down = [f"{name}: the balancer cannot reach {each}" for each, state in found["engines"].items() if state == "DOWN"]
+    if not found["waiting"]:
+        return down
+    of = "its only slot" if found["slots"] == 1 else f"one of {found['slots']} slots"
+    return [*down, f"{name}: {found['waiting']} request{' waits' if found['waiting'] == 1 else 's wait'} for {of}"]
+
+
 def own_watch(name: str, status: dict[str, Any]) -> tuple[str, bool]:
     """What a host has found when it looked by itself, and whether that is worth a look; nothing where it does not look by itself."""
     watch = status.get("watch")

@@ -87,6 +87,7 @@ VERBS = {
         "weights:app",
         "A model's files: look at them on the hosts, verify and prune them; by hand, bring them into MLA form and compare two of them.",
     ),
+    "keys": ("keys:app", "The keys of the API by name. The gateway's balancer knows them."),
     "secrets": ("switch:secrets", "The secrets of a site."),
     "lab": ("lab:app", "Throwaway hosts on this machine: real systemd or none, real ssh. Needs root."),
 }

@@ -142,6 +142,7 @@ def read_status(connection: HostConnection, service: dict[str, Any]) -> dict[str
         systemd: whether systemd runs the units. On a host without it a program of r1prov's own does, and says the same of them.
         health, page, document_search, gateway: `ok`, `loading`, `down`, or the http status that it answers. `health` is `model missing`
             where Ollama answers and does not have the model any more.
+        balancer: what `figures` of plugins/module_utils/balancer_figures.py returns.
         props: what llama-server says of itself.
         data_disk: a sentence where the data disk is away, on which r1prov's folders lie; else empty.
         lock: the run that holds the host, as it describes itself. `dead` says whether it has certainly ended without releasing the host.

@@ -176,6 +176,8 @@ class Gateway(Keys):
     """The port."""
     public_port: int | None = Field(default=None, ge=1, le=65535)
     """The port that people open, where a platform or a router maps it to `port`. Default: `port`."""
+    balancer_port: int = Field(default=8010, ge=1, le=65535)
+    """The port of the balancer, on loopback. It stands between the gateway and the engine, judges keys, and lets requests wait."""
     tls: Annotated[Certificate | LocalAuthority | Acme | External, Field(discriminator="type")]
     """Where the certificate of the gateway comes from."""
 
@@ -189,8 +191,13 @@ class Gateway(Keys):
 
     @property
     def ports(self) -> tuple[int, ...]:
-        """The ports on which it listens. ACME needs port 80 too."""
-        return (self.port, 80) if self.tls.type == "acme" else (self.port,)
+        """The ports on which it and the balancer listen. ACME needs port 80 too."""
+        return (self.port, self.balancer_port, *((80,) if self.tls.type == "acme" else ()))
+
+    @property
+    def balancer_url(self) -> str:
+        """The URL of the balancer, as its host sees it."""
+        return url("127.0.0.1", self.balancer_port)
 
     @property
     def url(self) -> str:

@@ -111,6 +111,11 @@ class SiteState:
         return path.read_text().strip() if path.is_file() else ""
 
     @property
+    def keys(self) -> Path:
+        """The keys of the API that have names, as digests."""
+        return self.root / "keys.json"
+
+    @property
     def pins(self) -> Path:
         """Digests of versions that r1prov does not come with, and of archives that have been read."""
         return self.root / "pins"

@@ -34,11 +34,10 @@ RULED = {
 PREPARED = """
 export DEBIAN_FRONTEND=noninteractive
 apt-get -qq update
-apt-get -qq --no-install-recommends install nginx openssl nftables > /dev/null 2>&1
-mkdir -p /run/r1prov/gateway /run/credentials/r1prov-gateway.service /etc/r1prov/network /etc/try
+apt-get -qq --no-install-recommends install nginx haproxy openssl nftables > /dev/null 2>&1
+mkdir -p /run/r1prov/gateway /run/credentials/r1prov-gateway.service /etc/r1prov/network /etc/r1prov/balancer /etc/try
 cd /run/credentials/r1prov-gateway.service
 openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=r1 -keyout tls-key -out tls-chain 2> /dev/null
-echo '"~^Bearer key$" 1;' > api-key
 live=/var/lib/r1prov/gateway-renew/config/live/r1.example.com
 mkdir -p $live
 cp tls-key $live/privkey.pem
@@ -62,6 +61,12 @@ def test_nginx_takes_the_gateway(host: lab.LabHost, name: str) -> None:
     written(host, "/etc/try/nginx.conf", (ROOT / f"tests/golden/gateway/{name}.conf").read_text())
     said = told(host, "nginx -t -c /etc/try/nginx.conf 2>&1").splitlines()
     assert [line for line in said if "[warn]" in line and OLD_HTTP2 not in line] == []
+
+
+def test_haproxy_takes_the_balancer(host: lab.LabHost) -> None:
+    written(host, "/etc/r1prov/balancer/keys.map", f"# A comment, as the role writes it\n{'0' * 64} ann\n")
+    written(host, "/etc/try/haproxy.cfg", (ROOT / "tests/golden/balancer/haproxy.cfg").read_text())
+    assert "[WARNING]" not in told(host, "haproxy -c -f /etc/try/haproxy.cfg 2>&1")
 
 
 def test_nftables_takes_the_rules(host: lab.LabHost) -> None:

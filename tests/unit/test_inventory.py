@@ -87,7 +87,10 @@ def test_a_gateway_has_what_it_takes_and_the_page_knows_its_address() -> None:
     found = values(gateway={"server_name": "r1.example.com", "port": 8443, "tls": {"type": "local-authority"}})
     assert found["open_webui_public_url"] == "https://r1.example.com:8443"
     assert found["gateway_page_url"] == "http://127.0.0.1:8080"
-    assert found["gateway_api_url"] == "http://127.0.0.1:8000"
+    assert found["gateway_api_url"] == "http://127.0.0.1:8010"
+    assert found["balancer_port"] == 8010
+    assert [(each["address"], each["slots"]) for each in found["balancer_engines"]] == [("127.0.0.1:8000", 1)]
+    assert found["balancer_engine_key"] == found["llama_server_api_key"]
     assert found["gateway_key"] == "{{ lookup('ansible.builtin.file', r1prov_site_dir ~ '/authority/server.key') }}"
     assert "gateway_state" not in found
 
@@ -111,7 +114,10 @@ def test_a_port_that_is_mapped_is_in_what_people_open_and_not_in_what_the_host_s
 
 def test_without_a_gateway_one_that_was_there_is_taken_away() -> None:
     found = values()
-    assert {key: value for key, value in found.items() if key.startswith("gateway_")} == {"gateway_state": "absent"}
+    assert {key: value for key, value in found.items() if key.startswith(("gateway_", "balancer_"))} == {
+        "gateway_state": "absent",
+        "balancer_state": "absent",
+    }
     assert "open_webui_public_url" not in found
 
 
@@ -151,10 +157,11 @@ def test_what_is_rendered_is_what_the_roles_take() -> None:
 def test_everybody_is_told_where_the_engine_is_reached(address: str, reached: str) -> None:
     gateway = {"server_name": "r1.example.com", "tls": {"type": "local-authority"}}
     found = values(service={"address": address, "port": 8123}, gateway=gateway)
-    engine = f"http://{reached}:8123"
     assert found["llama_server_address"] == address
-    assert [found[key] for key in ("gateway_api_url", "smoke_bench_url")] == [engine, engine]
-    assert found["open_webui_openai_url"] == "http://127.0.0.1:8123/v1"  # in the private network
+    assert found["smoke_bench_url"] == f"http://{reached}:8123"
+    # In the private network.
+    assert found["open_webui_openai_url"] == "http://127.0.0.1:8123/v1"
+    assert found["balancer_engines"][0]["address"] == "127.0.0.1:8123"
 
 
 def test_systemd_must_be_able_to_listen_on_the_engines_address() -> None:

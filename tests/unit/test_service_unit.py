@@ -64,7 +64,7 @@ DECLARED = {
         "service_name": "r1prov-ollama-door",
         "service_description": "The door to port 11434 of the private network",
         "service_user": "r1prov-door",
-        "service_argv": ["/usr/local/lib/r1prov-ollama-door", 11434, "r1prov-operators", "r1prov-gateway"],
+        "service_argv": ["/usr/local/lib/r1prov-ollama-door", 11434, "r1prov-operators"],
         "service_restart": "always",
         "__service_socket": "127.0.0.1:11434",
         "__service_sees_callers": True,

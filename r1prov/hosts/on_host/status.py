@@ -26,6 +26,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.r1.prov.plugins.module_utils.balancer_figures import figures
 from ansible_collections.r1.prov.plugins.module_utils.disk_away import away
 from ansible_collections.r1.prov.plugins.module_utils.files import read_json, text_of
 from ansible_collections.r1.prov.plugins.module_utils.weights_kept import last_reading
@@ -60,6 +61,7 @@ def main(asked: dict[str, Any]) -> None:
         "page": word(get(asked["page"] + "/health")[0]) if asked["page"] else None,
         "document_search": word(get(asked["embeddings"] + "/health")[0]) if asked["embeddings"] else None,
         "gateway": word(get(asked["gateway"] + "/health")[0]) if asked["gateway"] else None,
+        "balancer": figures(),
         "props": props,
         "weights": read_json(REMEMBERED / "weights" / "state.json") or None,
         "benchmark": read_json(REMEMBERED / "smoke_bench" / "last.json") or None,

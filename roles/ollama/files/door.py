@@ -1,7 +1,7 @@
 #!/usr/bin/python3
-"""The door to Ollama, which has no login: it lets in root, the users that it is told, and the members of a group.
+"""The door to Ollama, which has no login: it lets in root, and the members of a group.
 
-    door.py PORT GROUP USER...
+    door.py PORT GROUP
 
 systemd gives it the listening socket of the host, and it runs in the private network, where Ollama listens on PORT. Who has opened a
 connection is looked up in the host's table of connections, at the moment when the connection comes. So no rule of a firewall is
@@ -73,13 +73,13 @@ def _end(text: str) -> tuple[str, int]:
     return str(getattr(found, "ipv4_mapped", None) or found), int(port, 16)
 
 
-def may_enter(uid: int, group: str, users: list[str]) -> bool:
-    """Whether a user is root, one of these users, or a member of the group, by its entry or as the user's own group."""
+def may_enter(uid: int, group: str) -> bool:
+    """Whether a user is root, or a member of the group, by its entry or as the user's own group."""
     if uid == 0:
         return True
     with suppress(KeyError):
         user = pwd.getpwuid(uid)
-        return user.pw_name in users or grp.getgrnam(group).gr_gid in os.getgrouplist(user.pw_name, user.pw_gid)
+        return grp.getgrnam(group).gr_gid in os.getgrouplist(user.pw_name, user.pw_gid)
     return False
 
 
@@ -109,8 +109,8 @@ def passed_on(head: bytes) -> bytes:
 class Door:
     """Passes requests on to Ollama."""
 
-    def __init__(self, port: int, group: str, users: list[str], tables: Path = CONNECTIONS) -> None:
-        self.port, self.group, self.users, self.tables = port, group, users, tables
+    def __init__(self, port: int, group: str, tables: Path = CONNECTIONS) -> None:
+        self.port, self.group, self.tables = port, group, tables
 
     async def meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection."""
@@ -153,7 +153,7 @@ class Door:
         except OSError as error:
             what = f"the door cannot tell who asks, so it lets nobody in ({error}). Is /proc mounted with hidepid?"
             return RefusalError(HTTPStatus.INTERNAL_SERVER_ERROR, what)
-        if uid is not None and await asyncio.to_thread(may_enter, uid, self.group, self.users):
+        if uid is not None and await asyncio.to_thread(may_enter, uid, self.group):
             return None
         remedy = f"Ollama obeys members of the group {self.group}: sudo gpasswd --add NAME {self.group}"
         return RefusalError(HTTPStatus.FORBIDDEN, remedy)
@@ -202,8 +202,8 @@ def _answer(refusal: RefusalError) -> bytes:
 
 async def main() -> None:
     """Serves until systemd ends it."""
-    port, group, *users = sys.argv[1:]
-    door = Door(int(port), group, users)
+    port, group = sys.argv[1:]
+    door = Door(int(port), group)
     descriptors = range(3, 3 + int(os.environ["LISTEN_FDS"]))  # as systemd passes them
     given = [socket.socket(fileno=descriptor) for descriptor in descriptors]
     servers = [await asyncio.start_server(door.meet, sock=each, backlog=4096) for each in given]

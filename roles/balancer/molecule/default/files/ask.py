@@ -1,0 +1,162 @@
+"""Asks the balancer on its host, in one of the ways below. Ends with a traceback where it is not as it should be."""
+
+import http.client
+import json
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+ANN, BOB = "the-key-of-ann", "the-key-of-bob"
+FIGURES = "/run/r1prov/balancer/figures.sock"
+SLOTS = 2
+
+
+def connection():
+    return http.client.HTTPConnection("127.0.0.1", 8010, timeout=300)
+
+
+def right(key):
+    return {"Authorization": f"Bearer {key}"}
+
+
+def question(tokens):
+    story = [{"role": "user", "content": "Tell a long story."}]
+    return json.dumps({"messages": story, "stream": True, "max_tokens": tokens, "ignore_eos": True})
+
+
+def asked(key, tokens):
+    """A connection on which a question was sent."""
+    opened = connection()
+    opened.request("POST", "/v1/chat/completions", question(tokens), right(key))
+    return opened
+
+
+def status_of(headers, path="/v1/models"):
+    opened = connection()
+    opened.putrequest("GET", path)
+    for name, value in headers:
+        opened.putheader(name, value)
+    opened.endheaders()
+    answer = opened.getresponse()
+    return answer.status, answer.getheader("Retry-After"), answer.read().decode()
+
+
+def figures(command):
+    with socket.socket(socket.AF_UNIX) as door:
+        door.connect(FIGURES)
+        door.sendall(f"{command}\n".encode())
+        return b"".join(iter(lambda: door.recv(65536), b"")).decode()
+
+
+def keys():
+    for key in (ANN, BOB):
+        status, _, text = status_of(right(key).items())
+        assert (status, json.loads(text)["data"][0]["id"]) == (200, "demo"), text
+    inner = "a-key-that-must-stay-secret"  # It is the engine's, and nobody else's.
+    right_pair = ("Authorization", f"Bearer {ANN}")
+    for headers in (
+        [],
+        [("Authorization", ANN)],
+        [("Authorization", f"bearer {ANN}")],
+        [("Authorization", f"Bearer  {ANN}")],
+        [("Authorization", f"Bearer {ANN}x")],
+        [("Authorization", f"Bearer {ANN} x")],
+        [("Authorization", f"Bearer {inner}")],
+        [("Authorization", "Bearer ")],
+        [("X-Api-Key", ANN)],
+        [("Authorization", "Bearer x"), right_pair],
+        [right_pair, ("Authorization", "Bearer x")],
+    ):
+        status, _, text = status_of(headers)
+        assert (status, json.loads(text)["error"]["code"]) == (401, 401), (headers, status, text)
+
+
+def lone():
+    """A request with the only key that is left: the other one is refused, and keeps what flows."""
+    assert status_of(right(ANN).items())[0] == 200
+    assert status_of(right(BOB).items())[0] == 401
+
+
+def turns():
+    """Many questions at once: all are answered, those of one key in their turn, and one of another key goes before most of them."""
+    began = []
+
+    def ask(key, number):
+        answer = asked(key, 12).getresponse()
+        answer.readline()
+        began.append((key, number))
+        assert answer.read().rstrip().endswith(b"[DONE]")
+
+    order = [(ANN, number) for number in range(16)] + [(BOB, 0)]
+    threads = [threading.Thread(target=ask, args=each) for each in order]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.03)
+    for thread in threads:
+        thread.join()
+    assert len(began) == len(order), began
+    place = began.index((BOB, 0))
+    assert place <= 2 * SLOTS + 2, began
+    of_ann = [number for key, number in began if key == ANN]
+    assert all(abs(number - place) <= 5 for place, number in enumerate(of_ann)), began
+
+
+def leaves():
+    """Two answers take both slots, and a third question waits. When one of the two leaves, the third begins long before the other ends."""
+    first, second = asked(ANN, 2000), asked(ANN, 2000)
+    answers = [each.getresponse() for each in (first, second)]
+    third = asked(ANN, 4)
+    waiting = asked(ANN, 4)
+    until = time.monotonic() + 30
+    while (
+        ",2," not in next(line for line in figures("show stat").splitlines() if line.startswith("engines,BACKEND"))[:24]
+    ):
+        assert time.monotonic() < until, figures("show stat")
+        time.sleep(0.1)
+    waiting.close()  # A client that leaves while it waits is waited for by nobody.
+    answers[0].close()
+    first.close()
+    assert third.getresponse().read().rstrip().endswith(b"[DONE]")
+    assert not answers[1].isclosed()
+    answers[1].close()
+    second.close()
+
+
+def impatient():
+    """Two answers take both slots for longer than a third question may wait."""
+    held = [asked(ANN, 3000) for _ in range(SLOTS)]
+    answers = [each.getresponse() for each in held]
+    answer = asked(BOB, 1).getresponse()
+    assert (answer.status, answer.getheader("Retry-After")) == (503, "30"), answer.status
+    assert json.loads(answer.read())["error"]["code"] == 503
+    for each in (*answers, *held):
+        each.close()
+
+
+def flows(tells, told):
+    """An answer that flows when the one file is made, and still does when the other one is there."""
+    answer = asked(BOB, 3000).getresponse()
+    answer.readline()
+    Path(tells).touch()
+    while not Path(told).exists():
+        assert answer.readline(), "the answer was cut off"
+    for _ in range(20):
+        assert answer.readline(), "the answer was cut off"
+
+
+def down():
+    status, again, text = status_of(right(ANN).items())
+    assert (status, again, json.loads(text)["error"]["code"]) == (503, "30", 503), (status, text)
+    assert status_of([])[0] == 401  # A stranger is told nothing.
+
+
+def counted(at_least):
+    """How many questions ann has asked since the balancer was started."""
+    line = next(line for line in figures("show table keys").splitlines() if "key=ann " in line)
+    count = int(line.split("http_req_cnt=")[1].split()[0])
+    assert count >= int(at_least), line
+
+
+globals()[sys.argv[1]](*sys.argv[2:])
