@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,16 +107,43 @@ def test_the_page_answers_who_logs_in(owner: Operator, alone: LabHost, door: dic
     assert "Paris" in page.ask(MODEL, QUESTION)
 
 
-def test_the_api_answers_who_has_the_key(owner: Operator, door: dict[str, Any]) -> None:
+def asked(door: dict[str, Any], key: str) -> tuple[int, Any]:
+    """What the API answers to a question that comes with a key."""
     question = {"messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
+    return Page(door["gateway"], key, door["authority"]).call("/v1/chat/completions", question)
 
-    def asked(key: str) -> tuple[int, Any]:
-        return Page(door["gateway"], key, door["authority"]).call("/v1/chat/completions", question)
 
-    assert asked("") == asked("wrong") == (401, None)
-    status, answer = asked(owner.secret("api-key"))
+def test_the_api_answers_who_has_the_key(owner: Operator, door: dict[str, Any]) -> None:
+    assert asked(door, "") == asked(door, "wrong") == (401, None)
+    status, answer = asked(door, owner.secret("api-key"))
     assert status == 200
     assert "Paris" in answer["choices"][0]["message"]["content"]
+
+
+def test_a_key_by_name_is_one_until_it_is_revoked(owner: Operator, alone: LabHost, door: dict[str, Any]) -> None:
+    before = told(alone, "systemctl show --property MainPID r1prov-balancer r1prov-llama-server r1prov-open-webui")
+    keys = {name: owner.does("keys", "add", name).stdout.strip() for name in ("ann", "bob")}
+    for key in keys.values():
+        lasting(lambda key=key: asked(door, key)[0], 200)
+    assert keys["ann"] not in told(alone, "cat /etc/r1prov/balancer/*; journalctl --no-pager; cat /proc/[0-9]*/cmdline")
+    found = json.loads(owner.does("keys", "list", "--json").stdout)["keys"]
+    assert [key["name"] for key in found] == ["site", "ann", "bob"]
+    assert all(key["requests"] for key in found[1:])
+    owner.does("keys", "revoke", "ann")
+    lasting(lambda: asked(door, keys["ann"])[0], 401)
+    assert asked(door, keys["bob"])[0] == asked(door, owner.secret("api-key"))[0] == 200
+    assert before == told(
+        alone, "systemctl show --property MainPID r1prov-balancer r1prov-llama-server r1prov-open-webui"
+    )
+    assert owner.does("drift").returncode == 0
+
+
+def lasting(tell: Callable[[], int], wanted: int) -> None:
+    """Wait for an answer: a new worker of the balancer takes over within seconds."""
+    until = time.monotonic() + 20
+    while tell() != wanted:
+        assert time.monotonic() < until
+        time.sleep(0.5)
 
 
 def test_the_tunnel_still_leads_to_the_page(owner: Operator, door: dict[str, Any]) -> None:
