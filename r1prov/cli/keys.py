@@ -151,7 +151,18 @@ def _with_gateway(path: Path | None) -> tuple[Site, tuple[Host, ...]]:
 
 def _converge(site: Site, targets: Sequence[Host], login: Any, verbosity: int) -> Done:
     running.tell_not_applied(site)
-    return running.run(running.settle(site), targets, login, running.request("up", verbosity=verbosity))
+    request = running.request("up", verbosity=verbosity, only=("balancer",))
+    done = running.run(running.settle(site), targets, login, request)
+    for name in _behind(
+        done
+    ):  # A look does not compare the keys there with those here, so the next `up` takes all steps.
+        SiteState.of(site.path).look(name).unlink(missing_ok=True)
+    return done
+
+
+def _behind(done: Done) -> list[str]:
+    """The hosts that do not know what the keys are now."""
+    return done.report.with_result("unreachable", "failed", "unfinished")
 
 
 def _tell(done: Done, what: str) -> None:
@@ -160,7 +171,7 @@ def _tell(done: Done, what: str) -> None:
     Raises:
         R1provError: there are some.
     """
-    if behind := done.report.with_result("unreachable", "failed", "unfinished"):
+    if behind := _behind(done):
         output.say(f"{', '.join(behind)} {what}, until `r1prov up` ends well there.", "yellow")
     if done.error:
         raise done.error

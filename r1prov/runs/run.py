@@ -70,6 +70,7 @@ class Request:
         verbosity: how often the operator gave `-v`.
         looks: whether hosts are looked at first. The run is then over those where something differs, or where that cannot be told.
         needs: the unit without which a host was never set up for this; empty where the run sets it up.
+        only: the roles whose steps run; empty where looks decide that, or all run. Nothing else of what a run is made of may have changed.
     """
 
     playbook: str
@@ -80,6 +81,7 @@ class Request:
     verbosity: int = 0
     looks: bool = False
     needs: str = ""
+    only: tuple[str, ...] = ()
 
 
 class Stopped(KeyboardInterrupt):
@@ -105,6 +107,7 @@ class Prepared:
         away: those of them that the first contact could not use. The run leaves them out.
         looks: what came of looking at hosts of which is known what a run expects. Where nothing differs, the run has nothing to do.
         made_of: what the run is made of, when it begins.
+        only: as in `Request`.
     """
 
     decision: Decision
@@ -112,6 +115,7 @@ class Prepared:
     away: Sequence[HostAway]
     looks: Mapping[str, Look] = field(default_factory=dict)
     made_of: str = ""
+    only: tuple[str, ...] = ()
 
     @property
     def hosts(self) -> list[Host]:
@@ -123,6 +127,8 @@ class Prepared:
     @property
     def due(self) -> tuple[str, ...]:
         """The steps that differ on the hosts that the run is over. Empty, which means all steps, where that is not known of one of them."""
+        if self.only:
+            return self.only
         found = [self.looks.get(host.name) for host in self.hosts]
         if not all(look and not look.unknown for look in found):
             return ()
@@ -165,7 +171,7 @@ def run(
 ) -> Done:
     """Meet the hosts, render the inventory, and run the playbook over those that can be used. The others are in the report."""
     prepared = prepare(decision, hosts, login, watcher, looks=request.looks, needs=request.needs, early=early)
-    return play(prepared, login, request, watcher)
+    return play(replace(prepared, only=request.only), login, request, watcher)
 
 
 def prepare(
@@ -461,10 +467,12 @@ def _keep_expectations(
     state, every_s = SiteState.of(site.path), site.file.watch or 0
     is_same = expectations.made_of(state) == prepared.made_of
     ran = {step.role for step in ansible.steps_of(request.playbook, prepared.due)}
+    earlier = {host.name: _earlier(state, host.name, prepared.made_of) for host in prepared.hosts}
     seen = {
-        host.name: expectations.merged(_earlier(state, host.name, prepared.made_of), found, ran)
-        for host in prepared.hosts
-        if (found := recorder.expectations(host.name))
+        name: expectations.merged(of_host, found, ran)
+        for name, of_host in earlier.items()
+        # Of a host of which only some steps are known a look would say too little.
+        if (found := recorder.expectations(name)) and (of_host or not prepared.due)
     }
     changed = {name for name in seen if recorder.report.hosts[name].changes}
     well = seen.keys() - changed

@@ -368,39 +368,62 @@ def test_a_host_that_does_not_tell_its_link_gets_the_plan_of_all(server, tmp_pat
     assert attached(tmp_path, SENSELESS) == ([], host)
 
 
-@pytest.mark.parametrize("changes", [False, True])
-def test_of_a_run_whose_code_was_changed_meanwhile_nothing_is_expected(tmp_path, monkeypatch, changes):
-    """A run of one step kept its questions alone then, and later looks asked nothing about all other steps."""
+@pytest.fixture
+def site_of_one(tmp_path, monkeypatch):
+    """A site whose runs are made of what task.yml says."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "r1prov.yml").write_text("profile: demo\nhosts: [gpu1]\n")
     (tmp_path / "task.yml").write_text("before")
     monkeypatch.setattr(expectations, "made_of", lambda _: (tmp_path / "task.yml").read_text())
     monkeypatch.setattr(runs.history, "end", lambda *_: None)
+    return select(None, [])
+
+
+def expecting(step):
+    return Expectation(step, "Make it", "ansible.modules.file", {"path": f"/{step}"})
+
+
+def kept_after_a_run_of_the_gateway(site_of_one, monkeypatch, looks, only=(), meanwhile=lambda: None):
+    """The steps that are expected after it, and what was told."""
+    chosen, hosts = site_of_one
+    told, watcher = [], Silent()
+    monkeypatch.setattr(watcher, "note", lambda _, text: told.append(text), raising=False)
 
     def work(prepared, login, request, watcher, recorder):
+        assert prepared.due == ("gateway",)
         arguments = {"path": "/etc/gateway", "state": "directory"}
         result = {"invocation": {"module_args": arguments}}
         recorder.event(TaskDone("gpu1", "gateway", "Make it", False, result, "ansible.builtin.file"), 0)
         recorder.event(Recap({"gpu1": Tally(1, 0, 0, 0, 0)}), 0)
-        recorder.event(Finished(0, tmp_path), 0)
-        if changes:
-            (tmp_path / "task.yml").write_text("after")
+        recorder.event(Finished(0, chosen.path.parent), 0)
+        meanwhile()
 
     monkeypatch.setattr(runs, "_execute", work)
-    chosen, hosts = select(None, [])
-    state, told = SiteState.of(chosen.path), []
-    everything = [
-        Expectation(step, "Make it", "ansible.modules.file", {"path": f"/{step}"}) for step in ("gateway", "weights")
-    ]
-    expectations.keep(state, "gpu1", "before", everything)
-    watcher = Silent()
-    monkeypatch.setattr(watcher, "note", lambda _, text: told.append(text), raising=False)
-    looks = {"gpu1": found_by_look("gateway")}
-    prepared = Prepared(runs.settle(chosen, lambda _: None), hosts, (), looks, "before")
+    prepared = Prepared(runs.settle(chosen, lambda _: None), hosts, (), looks, "before", only)
     runs.play(prepared, Login(), Request("up", "r1prov up"), watcher)
-    kept = expectations.recall(state, "gpu1")
-    assert [each.step for each in kept.where("before")] == (
-        ["gateway", "weights"] if changes else ["weights", "gateway"]
+    state = SiteState.of(chosen.path)
+    assert expectations.recall(state, "gpu1").where("after") == []
+    return [each.step for each in expectations.recall(state, "gpu1").where("before")], "".join(told)
+
+
+@pytest.mark.parametrize("changes", [False, True])
+def test_of_a_run_whose_code_was_changed_meanwhile_nothing_is_expected(tmp_path, monkeypatch, site_of_one, changes):
+    """A run of one step kept its questions alone then, and later looks asked nothing about all other steps."""
+    state = SiteState.of(site_of_one[0].path)
+    expectations.keep(state, "gpu1", "before", [expecting("gateway"), expecting("weights")])
+    kept, told = kept_after_a_run_of_the_gateway(
+        site_of_one,
+        monkeypatch,
+        {"gpu1": found_by_look("gateway")},
+        meanwhile=lambda: (tmp_path / "task.yml").write_text("after" if changes else "before"),
     )
-    assert kept.where("after") == []
-    assert ("runs all steps" in "".join(told)) == changes
+    assert kept == (["gateway", "weights"] if changes else ["weights", "gateway"])
+    assert ("runs all steps" in told) == changes
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_run_of_one_role_says_nothing_about_the_other_steps(monkeypatch, site_of_one, known):
+    if known:
+        expectations.keep(SiteState.of(site_of_one[0].path), "gpu1", "before", [expecting("weights")])
+    kept, _ = kept_after_a_run_of_the_gateway(site_of_one, monkeypatch, {}, only=("gateway",))
+    assert kept == (["weights", "gateway"] if known else [])
