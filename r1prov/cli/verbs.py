@@ -79,6 +79,10 @@ VERBS = {
         "upgrade:upgrade",
         "Bring hosts to other versions, one after the other. Builds beside what runs; each host pauses only to load the model again.",
     ),
+    "rollback": (
+        "rollback:rollback",
+        "Bring hosts back to the versions that they served well with before the last upgrade, one after the other.",
+    ),
     "down": (
         "down:down",
         "Remove units, users and files of r1prov. Asks before weights and chats go; packages of the distribution stay.",

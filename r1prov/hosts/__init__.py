@@ -7,6 +7,7 @@ connect        one open connection, with `run`, `follow` and `open_http`
 ProgressWatch  what long steps are doing, while Ansible runs
 read_status    what is installed, running and healthy
 read_lock      the run that holds a host
+read_releases  which releases lie on a host
 read_pause     the measurement that keeps the engine from answering
 ask            what one of our programs, which is sent there, tells of a host
 look           whether a host is still as its last run has left it
@@ -20,7 +21,17 @@ from r1prov.hosts.connection import HostConnection, Result, Sudo, connect
 from r1prov.hosts.first import Contact, Meeting, at_once, contact_all
 from r1prov.hosts.login import Login, Passwords, meet, met
 from r1prov.hosts.looking import Difference, Expectation, FileDiff, Look, look, prepare_looks
-from r1prov.hosts.reading import Pause, Progress, ProgressWatch, read_lock, read_pause, read_secret, read_status
+from r1prov.hosts.reading import (
+    Pause,
+    Progress,
+    ProgressWatch,
+    Releases,
+    read_lock,
+    read_pause,
+    read_releases,
+    read_secret,
+    read_status,
+)
 from r1prov.hosts.ssh import Access, StrangerError
 from r1prov.hosts.tunnel import Tunnel
 
@@ -38,6 +49,7 @@ __all__ = [
     "Pause",
     "Progress",
     "ProgressWatch",
+    "Releases",
     "Result",
     "StrangerError",
     "Sudo",
@@ -53,6 +65,7 @@ __all__ = [
     "prepare_looks",
     "read_lock",
     "read_pause",
+    "read_releases",
     "read_secret",
     "read_status",
 ]

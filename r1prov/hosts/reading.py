@@ -163,6 +163,43 @@ def read_status(connection: HostConnection, service: dict[str, Any]) -> dict[str
     return status
 
 
+@dataclass(frozen=True)
+class Releases:
+    """The releases on a host, by their folders.
+
+    Attributes:
+        current: the name of the one that serves, or is being tried.
+        lying: the names of all, the current one among them.
+    """
+
+    current: dict[str, str]
+    lying: dict[str, list[str]]
+
+
+_RELEASES = """cd /opt/r1prov 2>/dev/null || exit 0
+for each in */current; do [ -L "$each" ] && echo "$each $(readlink "$each")"; done
+for each in */releases/*; do [ -d "$each" ] && echo "$each"; done
+exit 0
+"""
+
+
+def read_releases(connection: HostConnection) -> Releases:
+    """Which releases lie on a host, and which of them are current.
+
+    Raises:
+        UnreachableError: the connection is lost.
+    """
+    found = Releases({}, {})
+    for line in connection.run(["sh"], _RELEASES).out.splitlines():
+        path, _, target = line.partition(" ")
+        folder, _, rest = path.partition("/")
+        if rest == "current":
+            found.current[folder] = target.rpartition("/")[2]
+        elif rest:
+            found.lying.setdefault(folder, []).append(rest.rpartition("/")[2])
+    return found
+
+
 def read_pause(connection: HostConnection) -> Pause | None:
     """The measurement that pauses the engine of a host; None where there is none, or nothing can be told."""
     try:

@@ -1,4 +1,4 @@
-"""The roll-out of an upgrade: some hosts at a time. Hosts that fail are put back, and the rest stay as they are.
+"""The roll-out of other versions, newer or older: some hosts at a time. Hosts that fail are put back, and the rest stay as they are.
 
 A host that is away stops nobody.
 """
@@ -6,13 +6,14 @@ A host that is away stops nobody.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import TYPE_CHECKING, Protocol
 
 from r1prov.common.errors import Problem
 from r1prov.site import SiteFile, versions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from r1prov.common.errors import R1provError
     from r1prov.runs.report import RunReport
@@ -23,11 +24,11 @@ if TYPE_CHECKING:
 class Conductor(Protocol):
     """Runs the playbooks of a roll-out, tells the operator, and remembers what each host has come to."""
 
-    def upgrade(self, hosts: Sequence[Host]) -> Done:
-        """Bring hosts to what is wanted."""
+    def bring(self, hosts: Sequence[Host]) -> Done:
+        """Bring hosts to what is wanted for them, which is one site."""
 
     def keep(self, hosts: Sequence[Host]) -> None:
-        """Remember that these hosts are upgraded."""
+        """Remember that these hosts have come to it."""
 
     def put_back(self, hosts: Sequence[Host], error: R1provError) -> Sequence[Done]:
         """Bring hosts back to what they had, because of `error`, and remember that."""
@@ -39,9 +40,9 @@ class RollOut:
 
     Attributes:
         runs: their reports, in order.
-        away: what is wrong with hosts that could not be reached. They are not upgraded, and the others were gone on with.
+        away: what is wrong with hosts that could not be reached. They stay as they are, and the others were gone on with.
         failed: the hosts that went wrong.
-        error: why they went wrong; None where all hosts that could be reached were upgraded.
+        error: why they went wrong; None where all hosts that could be reached have come to what is wanted.
         not_back: why hosts could not be put back; None where they run as before.
         untouched: the hosts that no run was about.
     """
@@ -54,8 +55,14 @@ class RollOut:
     away: list[Problem] = field(default_factory=list)
 
 
-def roll_out(hosts: Sequence[Host], batch: int, conductor: Conductor) -> RollOut:
-    """Upgrade hosts, `batch` of them at once. Stops at the first batch in which a host goes wrong, and puts that host back.
+def batches(hosts: Sequence[Host], size: int, alike: Callable[[Host], object]) -> list[list[Host]]:
+    """Hosts in their order, `size` of them at once. One run is about one site, so those of a batch have the same `alike`."""
+    runs = [list(some) for _, some in groupby(hosts, alike)]
+    return [some[start : start + size] for some in runs for start in range(0, len(some), size)]
+
+
+def roll_out(batches: Sequence[Sequence[Host]], conductor: Conductor) -> RollOut:
+    """Bring hosts to other versions, a batch at once. Stops at the first batch in which a host goes wrong, and puts that host back.
 
     Each host is remembered as soon as its run has ended, so whatever ends the roll-out later leaves it what it has.
 
@@ -65,9 +72,8 @@ def roll_out(hosts: Sequence[Host], batch: int, conductor: Conductor) -> RollOut
         R1provError: a run could not begin.
     """
     result = RollOut()
-    for start in range(0, len(hosts), batch):
-        some = hosts[start : start + batch]
-        done = conductor.upgrade(some)
+    for number, some in enumerate(batches, 1):
+        done = conductor.bring(some)
         result.runs.append(done.report)
         of_host = done.report.hosts
         away = [host for host in some if of_host[host.name].result == "unreachable"]
@@ -76,7 +82,8 @@ def roll_out(hosts: Sequence[Host], batch: int, conductor: Conductor) -> RollOut
             failed = list(some)
         conductor.keep([host for host in some if host not in away and host not in failed])
         if done.error and failed:
-            result.failed, result.error, result.untouched = failed, done.error, hosts[start + batch :]
+            result.failed, result.error = failed, done.error
+            result.untouched = [host for rest in batches[number:] for host in rest]
             for back in conductor.put_back(failed, done.error):
                 result.runs.append(back.report)
                 result.not_back = result.not_back or back.error
@@ -85,10 +92,11 @@ def roll_out(hosts: Sequence[Host], batch: int, conductor: Conductor) -> RollOut
     return result
 
 
-def unsettled(settled: Mapping[str, Site | None]) -> list[Problem]:
-    """Why hosts are not upgraded that were never well, so that there is nothing that they could be put back to."""
-    what = "no run has set it up to the end yet, so a failed upgrade could not be put back"
-    return [Problem(name, what, f"run `r1prov up {name}` first") for name, site in settled.items() if not site]
+def unsettled(hosts: Sequence[Host], settled: Mapping[str, Site]) -> list[Problem]:
+    """Why hosts are left out that were never well, so that there is nothing that they could be put back to."""
+    what = "no run has set it up to the end yet, so a release that fails could not be put back"
+    names = [host.name for host in hosts if host.name not in settled]
+    return [Problem(name, what, f"run `r1prov up {name}` first") for name in names]
 
 
 def put_back_sites(wanted: Site, settled: Mapping[str, Site]) -> dict[str, Site]:
@@ -98,16 +106,17 @@ def put_back_sites(wanted: Site, settled: Mapping[str, Site]) -> dict[str, Site]
         wanted: the site as it is wanted now, which knows how hosts are reached.
         settled: by host, the site that it was brought to and was well with.
     """
-    sites: list[tuple[Site, dict[str, dict[str, str]]]] = []
+    bases: list[tuple[Site, dict[str, dict[str, str]]]] = []
     for name, site in settled.items():
         file = site.file.model_copy(update={"hosts": wanted.hosts, "versions": wanted.file.versions})
         base = site.model_copy(update={"path": wanted.path, "file": file})
-        chosen = next((chosen for other, chosen in sites if other == base), None)
+        chosen = next((chosen for other, chosen in bases if other == base), None)
         if chosen is None:
             chosen = {}
-            sites.append((base, chosen))
+            bases.append((base, chosen))
         chosen[name] = versions.of(site, name)
-    return {name: site.model_copy(update={"chosen": chosen}) for site, chosen in sites for name in chosen}
+    sites = [base.model_copy(update={"chosen": chosen}) for base, chosen in bases]
+    return {name: site for site in sites for name in site.chosen}
 
 
 def other_keys(before: Site, after: Site) -> list[str]:
@@ -117,11 +126,10 @@ def other_keys(before: Site, after: Site) -> list[str]:
     return changed or ["profile"] * (before.profile != after.profile)
 
 
-def needs_new_load(before: Site, after: Site, host: str) -> bool:
-    """Whether the engine of a host has to load the model again, or may have to."""
+def needs_new_load(before: Site, after: Site, has: Mapping[str, str], host: str) -> bool:
+    """Whether the engine of a host, which has these versions, has to load the model again, or may have to."""
     engine = "ollama" if after.file.engine == "ollama" else "llama_cpp"
-    old, new = versions.of(before, host), versions.of(after, host)
-    return bool(other_keys(before, after)) or old.get(engine) != new[engine]
+    return bool(other_keys(before, after)) or has.get(engine) != versions.of(after, host)[engine]
 
 
 def kept_versions(wanted: Site, ran: Mapping[str, str]) -> dict[str, str]:
@@ -133,3 +141,9 @@ def kept_versions(wanted: Site, ran: Mapping[str, str]) -> dict[str, str]:
     return {
         key: version for key, version in ran.items() if key not in wanted.written_versions and version != usual.get(key)
     }
+
+
+def sites_with(sites: Mapping[str, Site], chosen: Mapping[str, dict[str, str]]) -> dict[str, Site]:
+    """These sites of hosts, where each host has the versions that are `chosen` for it. Hosts that had the same site share one."""
+    new = {id(site): site.model_copy(update={"chosen": {**site.chosen, **chosen}}) for site in sites.values()}
+    return {name: new[id(site)] for name, site in sites.items()}

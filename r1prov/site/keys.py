@@ -361,7 +361,7 @@ class Site(Keys):
     file: SiteFile
     profile: Profile
     chosen: dict[str, dict[str, str]] = Field(default={})
-    """The versions that `r1prov upgrade` has chosen for single hosts: by host, keys of `versions`. Other versions are the file's."""
+    """The versions that were chosen for single hosts by `upgrade` or `rollback`: by host, keys of `versions`. Others are the file's."""
 
     def on(self, host: str) -> Site:
         """The site as it is for one host."""

@@ -17,6 +17,7 @@ from r1prov.common import documents, paths
 from r1prov.common.files import keep_private, write_whole
 from r1prov.machines.known import Known, met
 from r1prov.machines.tuned import Tuned
+from r1prov.site import versions as versions_of
 from r1prov.site.keys import Site
 
 if TYPE_CHECKING:
@@ -158,22 +159,45 @@ class SiteState:
         return _read(self._settled(host))
 
     def keep_settled(self, host: str, site: Site) -> None:
-        """Keep the site that a host has been brought to, and is well with. An upgrade that fails brings it back to that."""
+        """Keep the site that a host has been brought to, and is well with. An upgrade that fails brings it back to that.
+
+        Where it has other versions than it had, those that it had are kept, too, unless it has gone back.
+        """
+        before, kept, has = self.settled(host), _versions_in(self._before(host)), versions_of.of(site, host)
+        had = versions_of.of(before, host) if before else has
+        is_back = bool(kept) and not versions_of.differ(kept, has)
+        if versions_of.differ(had, has) and not is_back:
+            self.keep_before(host, had)
         self._settled(host).parent.mkdir(mode=0o700, exist_ok=True)
         write_whole(self._settled(host), site.model_dump_json(indent=1))
 
     def forget_settled(self, host: str) -> None:
         """Forget what a host was brought to, from which everything has been taken away."""
         self._settled(host).unlink(missing_ok=True)
+        self._before(host).unlink(missing_ok=True)
 
     def _settled(self, host: str) -> Path:
         return self.root / "settled" / f"{host}.json"
 
+    def before(self, host: str) -> dict[str, str]:
+        """The versions to which a host goes back, by keys of `versions`; none where there is nothing before what it has.
+
+        Versions that are kept and that the host has are not before anything. So nothing has to be removed when it has gone back.
+        """
+        has, kept = self.settled(host), _versions_in(self._before(host))
+        return kept if has and versions_of.differ(kept, versions_of.of(has, host)) else {}
+
+    def keep_before(self, host: str, kept: dict[str, str]) -> None:
+        """Keep the versions to which a host goes back, instead of those that were kept before."""
+        self._before(host).parent.mkdir(mode=0o700, exist_ok=True)
+        write_whole(self._before(host), json.dumps(kept, indent=1) + "\n")
+
+    def _before(self, host: str) -> Path:
+        return self.root / "before" / f"{host}.json"
+
     def versions(self, host: str) -> dict[str, str]:
-        """The versions that `r1prov upgrade` has chosen for a host, by keys of `versions`; they hold where the site file is silent."""
-        path = self._versions(host)
-        found: dict[str, str] = json.loads(path.read_text()) if path.is_file() else {}
-        return found
+        """The versions that were chosen for a host by `upgrade` or `rollback`, by keys of `versions`. The site file outranks them."""
+        return _versions_in(self._versions(host))
 
     def choose_versions(self, host: str, versions: dict[str, str]) -> None:
         """Keep these versions for a host, instead of those that were chosen before."""
@@ -265,6 +289,12 @@ class SiteState:
     def keep_secret(self, secret: Secret, value: str | None = None) -> Path:
         """Store a secret: `value` as found on a host, or a new one of 256 random bits. Returns its file."""
         return write_whole(self.secret(secret), value or secrets.token_urlsafe(32))
+
+
+def _versions_in(path: Path) -> dict[str, str]:
+    """Versions that were kept, by keys of `versions`; none where none were."""
+    found: dict[str, str] = json.loads(path.read_text()) if path.is_file() else {}
+    return found
 
 
 def _read(path: Path) -> Site | None:

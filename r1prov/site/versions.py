@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from packaging.version import InvalidVersion, Version
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from r1prov.site.keys import Site
 
@@ -49,6 +49,18 @@ def moves(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
     return found
 
 
+def differ(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether a program that both name has another version in one than in the other."""
+    return any(one[key] != other[key] for key in one.keys() & other.keys())
+
+
+def may_be_older(before: str, after: str) -> bool:
+    """Whether a program that goes from one version to another is not certainly brought to a newer one."""
+    old, new = _order(before), _order(after)
+    is_newer = bool(old and new and old[0] == new[0] and new[1] > old[1])
+    return before != after and not is_newer
+
+
 def _order(version: str) -> tuple[str, Any] | None:
     """By what a version is compared with others of its kind; None for a commit or a label, of which nobody knows which is newer."""
     if tag := re.fullmatch(r"b(\d+)", version):
@@ -65,6 +77,14 @@ def installed(releases: Mapping[str, str | None]) -> dict[str, str | None]:
     """The versions on a host, by keys of `versions`, from the names of its current releases, by their folders."""
     names = {key: releases.get(folder) for key, folder in _FOLDERS.items()}
     return {key: _DIGEST.sub("", name) if name else None for key, name in names.items()}
+
+
+def lying(releases: Mapping[str, Iterable[str]]) -> dict[str, set[str]]:
+    """The versions of all releases on a host, by keys of `versions`, from the names of these releases, by their folders."""
+    return {
+        key: {version for name in releases.get(folder, ()) if (version := installed({folder: name})[key])}
+        for key, folder in _FOLDERS.items()
+    }
 
 
 def differences(site: Site, host: str, there: Mapping[str, str | None]) -> dict[str, dict[str, str | None]]:
@@ -101,7 +121,7 @@ def in_words(found: Mapping[str, Mapping[str, str | None]]) -> list[str]:
     told = []
     for key, each in found.items():
         name, there, wanted = PROGRAMS[key], each["installed"], each["wanted"]
-        chosen = f", which `r1prov upgrade` has chosen; the site has {each['site']}" if wanted != each["site"] else ""
+        chosen = f", which was chosen for it; the site has {each['site']}" if wanted != each["site"] else ""
         if there == wanted:
             told.append(f"keeps {name} {there}{chosen}")
         else:

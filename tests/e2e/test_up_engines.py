@@ -77,6 +77,28 @@ def test_an_upgrade_goes_host_by_host(operator: Operator, pair: list[LabHost]) -
         assert "Paris" in operator.asks(host)
 
 
+def test_a_roll_out_in_two_halves_is_taken_back_without_its_source(operator: Operator, pair: list[LabHost]) -> None:
+    """Nothing can be fetched to where an archive would come. A second rollback says that this is all."""
+    cache = "/var/cache/r1prov/ollama"
+    for host in pair:
+        told(host, f"rm -rf {cache}; touch {cache}")
+    inodes = [told(host, f"stat -c %i /opt/r1prov/ollama/releases/{ollama.VERSION}-*") for host in pair]
+    talk = " ".join(operator.does("rollback", "--batch", "2").stderr.split())
+    for host, inode in zip(pair, inodes, strict=True):
+        told(host, f"rm {cache}")
+        assert f"{host.name}: downgrade of Ollama from {ollama.OTHER_VERSION} to {ollama.VERSION}" in talk
+        assert f"{host.name}: the release before lies there still, so nothing is fetched or built" in talk
+        assert told(host, "stat -Lc %i /opt/r1prov/ollama/current") == inode
+        assert "Paris" in operator.asks(host)
+    assert "there is nothing before" in operator.does("rollback", code=Exit.SITE).stderr
+    operator.does("up")
+    assert operator.changes == {host.name: [] for host in pair}
+    (record,) = json.loads(operator.does("history", "--last", "1", "--json", pair[0].name).stdout)["hosts"][
+        pair[0].name
+    ]["runs"]
+    assert record["command"] == "r1prov rollback --batch 2"
+
+
 def test_the_engine_is_switched_back(operator: Operator, pair: list[LabHost]) -> None:
     operator.does("engine", "llama-server")
     assert_served_by("llama-server", "ollama", operator, pair)
@@ -85,10 +107,12 @@ def test_the_engine_is_switched_back(operator: Operator, pair: list[LabHost]) ->
 def test_engine_and_page_go_to_another_version_and_back(operator: Operator, pair: list[LabHost]) -> None:
     """On one host: another compiler would have to compile the other version all over again."""
     host = pair[0]
-    tested = (TESTED_LLAMA_CPP["pypi"], TESTED_OPEN_WEBUI)
-    for llama_cpp, open_webui in (("0.3.35", "0.12.3"), tested):
-        versions = ("--llama-cpp", llama_cpp, "--open-webui", open_webui)
-        talk = operator.does("upgrade", *versions, *ANY_SPEED, host.name).stderr
+    other = ("--llama-cpp", "0.3.35", "--open-webui", "0.12.3")
+    for words, llama_cpp, open_webui in (
+        (("upgrade", *other, *ANY_SPEED), "0.3.35", "0.12.3"),
+        (("rollback",), TESTED_LLAMA_CPP["pypi"], TESTED_OPEN_WEBUI),
+    ):
+        talk = operator.does(*words, host.name).stderr
         assert f"While llama-server loads the model, {host.name} will not answer; last time that took" in talk
         links = "readlink /opt/r1prov/llama.cpp/current /opt/r1prov/open-webui/current"
         releases = told(host, links).splitlines()

@@ -336,7 +336,7 @@ def test_a_roll_out_stops_for_a_bad_version_and_not_for_a_dead_host():
     kept, put_back = [], []
 
     class Conductor:
-        def upgrade(self, some):
+        def bring(self, some):
             problems = [Problem(host.name, ends[host.name], "") for host in some if ends[host.name] != "ok"]
             reports = {
                 host.name: HostReport(ends[host.name], problems=[asdict(p) for p in problems if p.where == host.name])
@@ -353,10 +353,10 @@ def test_a_roll_out_stops_for_a_bad_version_and_not_for_a_dead_host():
             put_back.extend(host.name for host in some)
             return [Done(None, RunReport("", "", "", "", "", {}), None)]
 
-    one_by_one = roll_out(hosts[:3], 1, Conductor())
+    one_by_one = roll_out([[host] for host in hosts[:3]], Conductor())
     assert (one_by_one.error, [problem.where for problem in one_by_one.away]) == (None, ["gpu0", "gpu2"])
     assert (kept, put_back) == (["gpu1"], [])
-    together = roll_out(hosts[2:], 3, Conductor())
+    together = roll_out([hosts[2:5], hosts[5:]], Conductor())
     assert (kept, put_back) == (["gpu1", "gpu4"], ["gpu3"])
     assert [host.name for host in together.untouched] == ["gpu5"]
 

@@ -83,6 +83,7 @@ VERBS_WITH_JSON = {
     "bench": (),
     "tune": ("--yes",),
     "upgrade": (),
+    "rollback": (),
     "down": ("--yes",),
     "secrets": ("rotate",),
 }

@@ -4,113 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
-import yaml
+from fleet import NEW, TESTED, Fleet, done, effective, set_up
 
-from r1prov import inventory
-from r1prov.cli import look, main, running
-from r1prov.common.errors import Exit, Problem, RunError, UnreachableError
-from r1prov.decision import Decision
-from r1prov.runs.report import HostReport, RunReport
-from r1prov.runs.run import Done, Request, settle_hosts
-from r1prov.site import TESTED_LLAMA_CPP, TESTED_OLLAMA, TESTED_OPEN_WEBUI, Host
+from r1prov.cli import look
+from r1prov.common.errors import Exit
+from r1prov.site import TESTED_OLLAMA
 from r1prov.site.state import SiteState
-
-NEW = "0.17.4"
-PINNED = ("ollama-0.17.4.sha256", "ollama-0.12.10.sha256", "llama-cpp-python-0.3.37.sha256", "open-webui-0.12.5.txt")
-TESTED = {"llama_cpp": TESTED_LLAMA_CPP["pypi"], "ollama": TESTED_OLLAMA, "open_webui": TESTED_OPEN_WEBUI}
-
-
-class Loader(yaml.SafeLoader):
-    """A YAML loader that knows Ansible's tag for texts that are not templates."""
-
-
-Loader.add_constructor("!unsafe", lambda loader, node: loader.construct_scalar(node))
-
-
-@dataclass
-class Fleet:
-    """What hosts run, which is what the last inventory said for them. Those that a run breaks on run it nevertheless.
-
-    Attributes:
-        file: the site file.
-        runs: host -> program -> version.
-        context: host -> the context that it serves with.
-        broken: what does not become healthy, as a host and a version.
-        away: hosts that cannot be reached.
-        stops_at: the host at which somebody presses Ctrl-C.
-        called: the hosts of each run.
-    """
-
-    file: Path
-    runs: dict[str, dict[str, str]] = field(default_factory=dict)
-    context: dict[str, str] = field(default_factory=dict)
-    broken: set[tuple[str, str]] = field(default_factory=set)
-    away: set[str] = field(default_factory=set)
-    stops_at: str = ""
-    called: list[list[str]] = field(default_factory=list)
-
-    def write(self, text: str, hosts: str = "gpu1, gpu2") -> None:
-        self.file.write_text(f"profile: cpu\nhosts: [{hosts}]\n{text}\n")
-
-    def run(
-        self, decision: Decision, targets: list[Host], _login: object, request: Request, _early: object = None
-    ) -> Done:
-        self.called.append([host.name for host in targets])
-        state = SiteState.of(self.file)
-        folder = inventory.render(decision, state.inventory)
-        report = RunReport(
-            "r1prov", "site", "cpu", "quant", "2026-01-01", {host.name: HostReport() for host in targets}
-        )
-        error: RunError | UnreachableError | None = None
-        for name, host in report.hosts.items():
-            if name in self.away:
-                problem = Problem(name, "is away", "wait")
-                host.result, host.problems, error = "unreachable", [asdict(problem)], UnreachableError(problem)
-                continue
-            found = effective(folder, name)
-            self.runs[name] = {program: found.get(f"{program}_version", TESTED[program]) for program in TESTED}
-            words = found["llama_server_arguments"]
-            self.context[name] = words[words.index("--ctx-size") + 1]
-            host.changes = ["llama_cpp: Build llama.cpp"]
-            if self.stops_at == name:
-                raise typer.Exit(Exit.INTERRUPTED)
-            host.result = "ok"
-            if {(name, version) for version in self.runs[name].values()} & self.broken:
-                host.result, error = "failed", RunError(Problem(name, "does not answer", "mend it"))
-        state.remember(decision.site)
-        settle_hosts(state, decision.site, report, request.playbook)
-        return Done(decision, report, error)
-
-    def versions(self, program: str = "ollama") -> list[str]:
-        return [self.runs[name][program] for name in sorted(self.runs)]
-
-
-def effective(folder: Path, host: str) -> dict[str, Any]:
-    """The variables of a host, as Ansible merges them."""
-    group = yaml.load((folder / "group_vars/all.yml").read_text(), Loader=Loader)
-    own = yaml.safe_load((folder / "hosts.yml").read_text())["all"]["hosts"][host]
-    return group | (own or {})
 
 
 @pytest.fixture
 def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fleet:
     """Two hosts that `up` has set up."""
-    monkeypatch.chdir(tmp_path)
-    made = Fleet(tmp_path / "r1prov.yml")
-    made.write("")
-    pins = SiteState.of(made.file).pins
-    pins.mkdir()
-    for name in PINNED:
-        (pins / name).write_text("0" * 64)
-    monkeypatch.setattr(running, "run", made.run)
-    done("up")
-    return made
+    return set_up(tmp_path, monkeypatch)
 
 
 @pytest.fixture
@@ -119,22 +28,12 @@ def said(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
     return lambda: " ".join(capsys.readouterr().err.split())
 
 
-def done(*words: str, code: Exit = Exit.OK) -> None:
-    """Calls `r1prov WORDS`, which must end with `code`."""
-    ended = Exit.OK
-    try:
-        main(list(words))
-    except SystemExit as end:
-        ended = Exit(end.code or 0)
-    assert ended == code
-
-
 def test_half_a_roll_out_is_remembered(fleet: Fleet, said: Callable[[], str]) -> None:
     fleet.broken = {("gpu2", NEW)}
     done("upgrade", "--ollama", NEW, code=Exit.RUN_FAILED)
     assert fleet.called == [["gpu1", "gpu2"], ["gpu1"], ["gpu2"], ["gpu2"]]
     assert fleet.versions() == [NEW, TESTED_OLLAMA]
-    keeps = f"gpu1: keeps Ollama {NEW}, which `r1prov upgrade` has chosen; the site has {TESTED_OLLAMA}"
+    keeps = f"gpu1: keeps Ollama {NEW}, which was chosen for it; the site has {TESTED_OLLAMA}"
     talk = said()
     assert keeps in talk
     assert "gpu2: keeps" not in talk
@@ -320,3 +219,10 @@ def test_status_shows_which_hosts_differ(
     told = " ".join(shown.err.split())
     assert f"gpu1: has Ollama {NEW}; `r1prov up` brings 0.12.10" in told
     assert f"gpu2: has Ollama {TESTED_OLLAMA}; `r1prov up` brings 0.12.10" in told
+
+
+def test_hosts_that_failed_together_are_put_back_together(fleet: Fleet) -> None:
+    fleet.broken = {("gpu1", NEW), ("gpu2", NEW)}
+    done("upgrade", "--ollama", NEW, "--batch", "2", code=Exit.RUN_FAILED)
+    assert fleet.called[1:] == [["gpu1", "gpu2"], ["gpu1", "gpu2"]]
+    assert fleet.versions() == [TESTED_OLLAMA, TESTED_OLLAMA]

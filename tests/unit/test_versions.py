@@ -39,13 +39,13 @@ def test_versions_are_read_from_the_names_of_releases() -> None:
 
 CASES = {
     "as the site has it": ("", TESTED_OLLAMA, "", ""),
-    "chosen": ("9.9.9", "9.9.9", "Ollama 9.9.9 (site HAS)", "keeps Ollama 9.9.9, which `r1prov upgrade` has chosen; the site has HAS"),
+    "chosen": ("9.9.9", "9.9.9", "Ollama 9.9.9 (site HAS)", "keeps Ollama 9.9.9, which was chosen for it; the site has HAS"),
     "not brought yet": ("", "9.9.9", "Ollama 9.9.9 (wanted HAS)", "has Ollama 9.9.9; `r1prov up` brings HAS"),
     "chosen, and not there": (
         "9.9.9",
         TESTED_OLLAMA,
         "Ollama HAS (wanted 9.9.9)",
-        "has Ollama HAS; `r1prov up` brings 9.9.9, which `r1prov upgrade` has chosen; the site has HAS",
+        "has Ollama HAS; `r1prov up` brings 9.9.9, which was chosen for it; the site has HAS",
     ),
     "missing": ("", None, "Ollama missing (wanted HAS)", "has no Ollama; `r1prov up` brings HAS"),
 }  # fmt: skip

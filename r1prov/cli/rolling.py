@@ -1,0 +1,159 @@
+"""What `upgrade` and `rollback` have in common: how they run over some hosts at a time, and how they end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from r1prov import output
+from r1prov.cli import running, show
+from r1prov.common.errors import SiteError, UnreachableError
+from r1prov.runs import rollout
+from r1prov.site import versions as versions_of
+from r1prov.site.state import SiteState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from r1prov.common.errors import Problem, R1provError
+    from r1prov.decision import Decision
+    from r1prov.hosts import Login
+    from r1prov.runs.run import Done
+    from r1prov.site import Host, Site
+
+Batch = Annotated[int, typer.Option(min=1, help="So many hosts at once.")]
+
+
+def settle_each(sites: Mapping[str, Site]) -> dict[str, Decision]:
+    """The decision for each host. Hosts with the same site share one."""
+    made = {id(site): running.settle(site) for site in {id(site): site for site in sites.values()}.values()}
+    return {name: made[id(site)] for name, site in sites.items()}
+
+
+@dataclass
+class Conductor:
+    """Runs what a roll-out needs, shows it, and remembers the versions of each host as soon as they are its own.
+
+    Attributes:
+        now: the site with the versions that its hosts have come to so far.
+        after: what each host is to come to.
+        before: what each host is put back to.
+        has: the versions of each host as long as nothing was changed.
+        keeps: what is then chosen for each host.
+        variables: for Ansible, in the runs that bring hosts to what is wanted.
+    """
+
+    now: Site
+    after: Mapping[str, Decision]
+    before: Mapping[str, Decision]
+    has: Mapping[str, Mapping[str, str]]
+    keeps: Mapping[str, dict[str, str]]
+    variables: Mapping[str, Any]
+    login: Login
+    verbosity: int
+
+    def roll_out(self, hosts: Sequence[Host], batch: int) -> rollout.RollOut:
+        """Bring hosts to what is wanted for them, so many at once."""
+        return rollout.roll_out(rollout.batches(hosts, batch, lambda host: id(self.after[host.name])), self)
+
+    def bring(self, hosts: Sequence[Host]) -> Done:
+        """See `rollout.Conductor`. Says beforehand what becomes of each host."""
+        decision = self.after[hosts[0].name]
+        for host in hosts:
+            self._announce(host.name)
+        running.announce_pause(
+            decision.site,
+            [
+                host
+                for host in hosts
+                if rollout.needs_new_load(self.before[host.name].site, decision.site, self.has[host.name], host.name)
+            ],
+        )
+        return self._run(decision, hosts, self.variables)
+
+    def _announce(self, name: str) -> None:
+        before, after, has = self.before[name].site, self.after[name].site, self.has[name]
+        wanted = versions_of.of(after, name)
+        output.say(f"{name}: {', '.join(versions_of.moves(has, wanted)) or 'the versions stay'}", "bold")
+        if others := rollout.other_keys(before, after):
+            output.say(f"{name}: the site file also says something else than before about {', '.join(others)}")
+        page = "open_webui"
+        if page in has and page in wanted and versions_of.may_be_older(has[page], wanted[page]):
+            output.say(
+                f"{name}: the chat page keeps the data that it has now, of which a copy is made first. If Open-WebUI {wanted[page]}"
+                f" cannot use it, {has[page]} comes back"
+            )
+
+    def keep(self, hosts: Sequence[Host]) -> None:
+        """See `rollout.Conductor`."""
+        for host in hosts:
+            self._choose(host, self.keeps[host.name])
+
+    def put_back(self, hosts: Sequence[Host], error: R1provError) -> list[Done]:
+        """See `rollout.Conductor`."""
+        output.problems(error.problems)
+        output.say(f"{_names(hosts)}: putting it back", "bold yellow")
+        ended = []
+        for decision in {id(each): each for each in (self.before[host.name] for host in hosts)}.values():
+            some = [host for host in hosts if self.before[host.name] is decision]
+            done = self._run(decision, some, {"smoke_bench_force": True})
+            for host in some:
+                if done.report.hosts[host.name].result == "ok":
+                    self._choose(host, rollout.kept_versions(self.now, decision.site.chosen[host.name]))
+            ended.append(done)
+        return ended
+
+    def _choose(self, host: Host, versions: dict[str, str]) -> None:
+        SiteState.of(self.now.path).choose_versions(host.name, versions)
+        self.now = self.now.model_copy(update={"chosen": {**self.now.chosen, host.name: versions}})
+
+    def _run(self, decision: Decision, hosts: Sequence[Host], variables: Mapping[str, Any]) -> Done:
+        """Run over these hosts.
+
+        The others are left out, but whoever converges them next by the same inventory or site must find there what they have.
+        """
+        state = SiteState.of(self.now.path)
+        settled = {host.name: state.settled(host.name) for host in self.now.hosts}
+        have = {name: versions_of.of(site, name) for name, site in settled.items() if site}
+        chosen = {host.name: decision.site.chosen.get(host.name, {}) for host in hosts}
+        decision = decision.with_versions({**self.now.chosen, **have, **chosen})
+        done = running.run(decision, hosts, self.login, running.request("up", variables, verbosity=self.verbosity))
+        show.summary(done.report)
+        return done
+
+
+def finish(result: rollout.RollOut, targets: Sequence[Host], conductor: Conductor, bare: Sequence[Problem]) -> None:
+    """Say what a roll-out did not reach. `bare` says which hosts it left out, because no run has set them up.
+
+    Raises:
+        R1provError: hosts could not be put back.
+        UnreachableError: hosts could not be reached, and all others have come to what was wanted.
+        SiteError: hosts were left out, and all others have come to what was wanted.
+        typer.Exit: a host went wrong.
+    """
+    if result.error:
+        output.say(
+            f"{_names(result.failed)}: {'could not be put back' if result.not_back else 'runs as before'}.", "yellow"
+        )
+        if result.untouched:
+            output.say(f"Not touched: {_names(result.untouched)}", "yellow")
+    if result.error or result.away:
+        state = SiteState.of(conductor.now.path)
+        for host in targets:
+            if there := state.settled(host.name):
+                show.other_versions(conductor.now, host, versions_of.of(there, host.name))
+    if result.error:
+        output.problems([*result.away, *bare])
+        if result.not_back:
+            raise result.not_back
+        raise typer.Exit(result.error.exit)
+    if result.away:
+        raise UnreachableError(*result.away, *bare)
+    if bare:
+        raise SiteError(*bare)
+
+
+def _names(hosts: Sequence[Host]) -> str:
+    return ", ".join(host.name for host in hosts)
