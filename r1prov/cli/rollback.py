@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 def rollback(
     hosts: options.Hosts = None,
     *,
-    batch: rolling.Batch = 1,
+    batch: rolling.Batch = "1",
+    keep_going: rolling.KeepGoing = False,
     site: options.SiteFile = None,
     login_options: options.LoginOptions,
     verbose: options.Verbose = 0,
@@ -75,11 +76,9 @@ def rollback(
     for name, step in steps.items():
         if step.to == has[name]:  # It was never well with what is there. So this is all that there is to go back to.
             state.keep_before(name, has[name])
-    result = conductor.roll_out(going, batch)
+    result = conductor.roll_out(going, batch, keep_going=keep_going)
     result.away[:0] = away
-    if json:
-        output.data({"runs": [report.as_json() for report in result.runs]})
-    rolling.finish(result, targets, conductor, bare)
+    rolling.finish(result, targets, conductor, bare, json=json)
 
 
 def _announce(steps: Mapping[str, StepBack], done: list[Problem]) -> None:

@@ -9,7 +9,8 @@ import typer
 
 from r1prov import output
 from r1prov.cli import running, show
-from r1prov.common.errors import SiteError, UnreachableError
+from r1prov.common.errors import SiteError, UnreachableError, together
+from r1prov.common.units import share_of
 from r1prov.runs import rollout
 from r1prov.site import versions as versions_of
 from r1prov.site.state import SiteState
@@ -23,7 +24,34 @@ if TYPE_CHECKING:
     from r1prov.runs.run import Done
     from r1prov.site import Host, Site
 
-Batch = Annotated[int, typer.Option(min=1, help="So many hosts at once.")]
+
+def _is_share(text: str) -> str:
+    """Refuse what is neither a number nor a percentage.
+
+    Raises:
+        BadParameter: it is neither.
+    """
+    try:
+        share_of(100, text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    return text
+
+
+Batch = Annotated[
+    str,
+    typer.Option(
+        metavar="N|N%",
+        callback=_is_share,
+        help="So many hosts at once, as `3`, or such a share of those meant, as `25%`; one at least.",
+    ),
+]
+KeepGoing = Annotated[
+    bool,
+    typer.Option(
+        "--keep-going", help="Go on with other hosts after those that failed, as long as these could be put back."
+    ),
+]
 
 
 def settle_each(sites: Mapping[str, Site]) -> dict[str, Decision]:
@@ -54,9 +82,11 @@ class Conductor:
     login: Login
     verbosity: int
 
-    def roll_out(self, hosts: Sequence[Host], batch: int) -> rollout.RollOut:
-        """Bring hosts to what is wanted for them, so many at once."""
-        return rollout.roll_out(rollout.batches(hosts, batch, lambda host: id(self.after[host.name])), self)
+    def roll_out(self, hosts: Sequence[Host], batch: str, *, keep_going: bool) -> rollout.RollOut:
+        """Bring hosts to what is wanted for them, so many or such a share at once."""
+        size = share_of(len(hosts), batch)
+        batches = rollout.batches(hosts, size, lambda host: id(self.after[host.name]))
+        return rollout.roll_out(batches, self, keep_going=keep_going)
 
     def bring(self, hosts: Sequence[Host]) -> Done:
         """See `rollout.Conductor`. Says beforehand what becomes of each host."""
@@ -124,8 +154,15 @@ class Conductor:
         return done
 
 
-def finish(result: rollout.RollOut, targets: Sequence[Host], conductor: Conductor, bare: Sequence[Problem]) -> None:
-    """Say what a roll-out did not reach. `bare` says which hosts it left out, because no run has set them up.
+def finish(
+    result: rollout.RollOut,
+    targets: Sequence[Host],
+    conductor: Conductor,
+    bare: Sequence[Problem],
+    *,
+    json: bool,
+) -> None:
+    """Say what came of a roll-out. `bare` says which hosts it left out, because no run has set them up.
 
     Raises:
         R1provError: hosts could not be put back.
@@ -133,22 +170,29 @@ def finish(result: rollout.RollOut, targets: Sequence[Host], conductor: Conducto
         SiteError: hosts were left out, and all others have come to what was wanted.
         typer.Exit: a host went wrong.
     """
-    if result.error:
-        output.say(
-            f"{_names(result.failed)}: {'could not be put back' if result.not_back else 'runs as before'}.", "yellow"
-        )
-        if result.untouched:
-            output.say(f"Not touched: {_names(result.untouched)}", "yellow")
-    if result.error or result.away:
+    error, error_back = together(result.errors), together(result.errors_back)
+    if json:
+        output.data({"runs": [report.as_json() for report in result.runs], "hosts": result.outcomes()})
+    if error:
+        said = {
+            "Could not be put back": result.not_back,
+            "Put back, and as before": [host for host in result.failed if host not in result.not_back],
+            "Done": result.done,
+            "Not touched": result.untouched,
+        }
+        for what, hosts in said.items():
+            if hosts:
+                output.say(f"{what}: {_names(hosts)}", "yellow")
+    if error or result.away:
         state = SiteState.of(conductor.now.path)
         for host in targets:
             if there := state.settled(host.name):
                 show.other_versions(conductor.now, host, versions_of.of(there, host.name))
-    if result.error:
+    if error:
         output.problems([*result.away, *bare])
-        if result.not_back:
-            raise result.not_back
-        raise typer.Exit(result.error.exit)
+        if error_back:
+            raise error_back
+        raise typer.Exit(error.exit)
     if result.away:
         raise UnreachableError(*result.away, *bare)
     if bare:

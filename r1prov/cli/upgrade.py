@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from r1prov import output
 from r1prov.cli import options, rolling, running
 from r1prov.common.errors import SiteError
 from r1prov.runs import rollout
@@ -24,7 +23,8 @@ def upgrade(
     ] = None,
     ollama: Annotated[str | None, typer.Option(metavar="V", help="The version of Ollama.")] = None,
     open_webui: Annotated[str | None, typer.Option(metavar="V", help="The version of the chat page.")] = None,
-    batch: rolling.Batch = 1,
+    batch: rolling.Batch = "1",
+    keep_going: rolling.KeepGoing = False,
     at_least_percent: Annotated[
         int, typer.Option("--at-least", min=0, max=100, metavar="PERCENT", help="Of the decode rate measured before.")
     ] = 70,
@@ -36,8 +36,9 @@ def upgrade(
     """Bring hosts to other versions, one after the other. Builds beside what runs; each host pauses only to load the model again.
 
     Stops at the first host that does not answer as it should, or decodes much slower than before, and puts it back, the chat page's
-    data with it. A host that cannot be reached, or that no run has set up, is named, not upgraded, and stops nobody. What a host has
-    come to is remembered for that host. Without a version: to what the site file says, or else to the tested versions.
+    data with it. With --keep-going the others come next nevertheless, and the exit code still tells that one has failed. A host that
+    cannot be reached, or that no run has set up, is named, not upgraded, and stops nobody. What a host has come to is remembered for
+    that host. Without a version: to what the site file says, or else to the tested versions.
 
     `r1prov rollback` takes back what an upgrade has brought.
 
@@ -69,7 +70,5 @@ def upgrade(
     for name, versions in has.items():
         if versions_of.differ(versions, versions_of.of(after, name)):
             state.keep_before(name, versions)
-    result = conductor.roll_out(targets, batch)
-    if json:
-        output.data({"runs": [report.as_json() for report in result.runs]})
-    rolling.finish(result, targets, conductor, bare)
+    result = conductor.roll_out(targets, batch, keep_going=keep_going)
+    rolling.finish(result, targets, conductor, bare, json=json)

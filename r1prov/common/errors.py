@@ -7,6 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class Exit(IntEnum):
@@ -119,3 +123,16 @@ class LabError(R1provError):
     """A throwaway host cannot be made or reached on this machine."""
 
     exit = Exit.LAB
+
+
+def together(errors: Iterable[R1provError]) -> R1provError | None:
+    """Several errors as one; None where there are none.
+
+    Errors of different kinds become a RunError, and a DamagedError where one of them is: damage is what was looked for.
+    """
+    errors = list(errors)
+    if not errors:
+        return None
+    kinds = {type(error) for error in errors}
+    kind = kinds.pop() if len(kinds) == 1 else DamagedError if DamagedError in kinds else RunError
+    return kind(*(problem for error in errors for problem in error.problems))

@@ -1,4 +1,4 @@
-"""Parses sizes (`24564 MiB`), rates (`20 MB/s`), hours, durations (`20m`) and sets of cards (`4x24GiB`), and writes figures."""
+"""Parses sizes (`24564 MiB`), rates (`20 MB/s`), hours, durations (`20m`), shares (`25%`) and cards (`4x24GiB`), and writes figures."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ _DURATION = re.compile(r"(?:(?P<h>\d+) ?h ?)?(?:(?P<m>\d+) ?m ?)?(?:(?P<s>\d+) ?
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 LONGEST_S = 7 * 24 * 3600
 """systemd, which is told of it, would refuse a number that is too large only on the host."""
+
+_SHARE = re.compile(r"(\d{1,9}) ?(%?)", re.ASCII)
 
 _TIME = re.compile(r"(\d\d?):([0-5]\d)", re.ASCII)
 LEAST_RATE = 100_000
@@ -84,6 +86,19 @@ def parse_duration(text: str) -> int:
     if seconds > LONGEST_S:
         raise ValueError(f"`{text}` is longer than a week: write `{LONGEST_S // _SECONDS['h']}h` or less")
     return seconds
+
+
+def share_of(whole: int, text: str) -> int:
+    """How many of a whole a number or a percentage such as `25%` comes to. A percentage is rounded down, and comes to one at least.
+
+    Raises:
+        ValueError: the text has another form, or it is none, or more than all.
+    """
+    found = _SHARE.fullmatch(text.strip())
+    number = int(found[1]) if found else 0
+    if not found or number == 0 or (found[2] and number > 100):
+        raise ValueError(f"`{text}` is not so many at once: write a number from 1 on, or a share from `1%` to `100%`")
+    return max(1, whole * number // 100) if found[2] else number
 
 
 def gib(n_bytes: float) -> str:

@@ -18,6 +18,7 @@ from r1prov.common.errors import (
     RunError,
     UnhealthyError,
     UnreachableError,
+    together,
 )
 from r1prov.common.files import write_whole
 from r1prov.runs.events import (
@@ -205,19 +206,12 @@ class Recorder:
         return once(self._expectations.get(name, [])) if host and host.result == "ok" else []
 
     def error(self) -> R1provError | None:
-        """What went wrong on the hosts, as one error; None where nothing did.
-
-        Errors of different kinds become a RunError, and a DamagedError where one of them is: damage is what was looked for.
-        """
+        """What went wrong on the hosts, as one error; None where nothing did."""
         errors = self._away + self._errors
         if not self._errors and self.report.ansible_exit:
             what = self._complaint or f"ended with {self.report.ansible_exit}"
             errors.append(RunError(Problem("ansible-playbook", what, f"all that it said: {self.report.log}")))
-        if not errors:
-            return None
-        kinds = {type(error) for error in errors}
-        kind = kinds.pop() if len(kinds) == 1 else DamagedError if DamagedError in kinds else RunError
-        return kind(*(problem for error in errors for problem in error.problems))
+        return together(errors)
 
     def places(self, was_locked: Mapping[str, bool]) -> dict[str, str]:
         """Say where the run of each host was when it was stopped, as a predicate.

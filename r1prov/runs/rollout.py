@@ -40,19 +40,30 @@ class RollOut:
 
     Attributes:
         runs: their reports, in order.
+        done: the hosts that have come to what is wanted.
         away: what is wrong with hosts that could not be reached. They stay as they are, and the others were gone on with.
         failed: the hosts that went wrong.
-        error: why they went wrong; None where all hosts that could be reached have come to what is wanted.
-        not_back: why hosts could not be put back; None where they run as before.
+        errors: why they went wrong.
+        not_back: those of them that could not be put back.
+        errors_back: why they could not.
         untouched: the hosts that no run was about.
     """
 
     runs: list[RunReport] = field(default_factory=list)
-    failed: Sequence[Host] = ()
-    error: R1provError | None = None
-    not_back: R1provError | None = None
-    untouched: Sequence[Host] = ()
+    done: list[Host] = field(default_factory=list)
     away: list[Problem] = field(default_factory=list)
+    failed: list[Host] = field(default_factory=list)
+    errors: list[R1provError] = field(default_factory=list)
+    not_back: list[Host] = field(default_factory=list)
+    errors_back: list[R1provError] = field(default_factory=list)
+    untouched: list[Host] = field(default_factory=list)
+
+    def outcomes(self) -> dict[str, str]:
+        """What became of each host, in a word or two."""
+        away = {problem.where: "away" for problem in self.away}
+        failed = {host.name: "not put back" if host in self.not_back else "put back" for host in self.failed}
+        others = {host.name: "done" for host in self.done} | {host.name: "not touched" for host in self.untouched}
+        return away | failed | others
 
 
 def batches(hosts: Sequence[Host], size: int, alike: Callable[[Host], object]) -> list[list[Host]]:
@@ -61,12 +72,18 @@ def batches(hosts: Sequence[Host], size: int, alike: Callable[[Host], object]) -
     return [some[start : start + size] for some in runs for start in range(0, len(some), size)]
 
 
-def roll_out(batches: Sequence[Sequence[Host]], conductor: Conductor) -> RollOut:
-    """Bring hosts to other versions, a batch at once. Stops at the first batch in which a host goes wrong, and puts that host back.
+def roll_out(batches: Sequence[Sequence[Host]], conductor: Conductor, *, keep_going: bool = False) -> RollOut:
+    """Bring hosts to other versions, a batch at once. Hosts that go wrong are put back, and then the roll-out ends.
 
     Each host is remembered as soon as its run has ended, so whatever ends the roll-out later leaves it what it has.
 
     A host that cannot be reached, or is lost in the middle, says nothing about a version. So the roll-out goes on without it.
+
+    Args:
+        batches: from `batches`.
+        conductor: does it.
+        keep_going: whether it goes on after hosts that were put back. Where one could not be put back, it ends in any case: each host
+            after it could be lost in the same way.
 
     Raises:
         R1provError: a run could not begin.
@@ -80,16 +97,28 @@ def roll_out(batches: Sequence[Sequence[Host]], conductor: Conductor) -> RollOut
         failed = [host for host in some if host not in away and of_host[host.name].result != "ok"]
         if done.error and not away and not failed:
             failed = list(some)
-        conductor.keep([host for host in some if host not in away and host not in failed])
+        well = [host for host in some if host not in away and host not in failed]
+        conductor.keep(well)
+        result.done += well
+        result.away += [Problem(**problem) for host in away for problem in of_host[host.name].problems]
         if done.error and failed:
-            result.failed, result.error = failed, done.error
-            result.untouched = [host for rest in batches[number:] for host in rest]
+            result.failed += failed
+            result.errors.append(done.error)
             for back in conductor.put_back(failed, done.error):
                 result.runs.append(back.report)
-                result.not_back = result.not_back or back.error
-            break
-        result.away += [Problem(**problem) for host in away for problem in of_host[host.name].problems]
+                result.not_back += [host for host in failed if _is_not_back(host, back)]
+                result.errors_back += [back.error] if back.error else []
+            if result.errors_back or not keep_going:
+                result.untouched = [host for rest in batches[number:] for host in rest]
+                break
     return result
+
+
+def _is_not_back(host: Host, back: Done) -> bool:
+    """Whether a run that was to put a host back has not. Where it went wrong by itself, no host of it is known to be well."""
+    reports = back.report.hosts
+    wrong = [name for name, report in reports.items() if report.result != "ok"]
+    return bool(back.error) and host.name in (wrong or reports)
 
 
 def unsettled(hosts: Sequence[Host], settled: Mapping[str, Site]) -> list[Problem]:

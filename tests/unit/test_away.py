@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import threading
-from dataclasses import asdict
 from pathlib import Path
 
 import paramiko
@@ -16,16 +15,13 @@ from test_contact import free_port
 
 from r1prov import cli
 from r1prov.common import paths
-from r1prov.common.errors import Exit, Problem, RunError, UnreachableError
+from r1prov.common.errors import Exit
 from r1prov.hosts import Login, read_pause
 from r1prov.hosts.connection import Result
 from r1prov.output import console
 from r1prov.runs import run as runs
 from r1prov.runs.events import Finished
-from r1prov.runs.report import HostReport, RunReport
-from r1prov.runs.rollout import roll_out
-from r1prov.runs.run import Done, Prepared, Request
-from r1prov.site import Host
+from r1prov.runs.run import Prepared, Request
 from r1prov.site.select import select
 from r1prov.site.state import API_KEY, SiteState
 
@@ -325,40 +321,6 @@ def test_an_upgrade_goes_past_hosts_that_are_away(gpu1, tmp_path, r1prov):
     assert results == ["unreachable", "unreachable", "ok"]
     assert "putting it back" not in err
     assert [state.versions(host.name) for host in hosts] == [{}, {}, {"open_webui": "0.12.4"}]
-
-
-def test_a_roll_out_stops_for_a_bad_version_and_not_for_a_dead_host():
-    """Host 0 is lost in the middle. Hosts 2 to 4 go together: one is away, one fails."""
-    hosts = [Host(name=f"gpu{n}", address=f"gpu{n}") for n in range(6)]
-    ends = dict(
-        zip((host.name for host in hosts), ("unreachable", "ok", "unreachable", "failed", "ok", "ok"), strict=True)
-    )
-    kept, put_back = [], []
-
-    class Conductor:
-        def bring(self, some):
-            problems = [Problem(host.name, ends[host.name], "") for host in some if ends[host.name] != "ok"]
-            reports = {
-                host.name: HostReport(ends[host.name], problems=[asdict(p) for p in problems if p.where == host.name])
-                for host in some
-            }
-            report = RunReport("", "", "", "", "", reports)
-            kind = RunError if report.with_result("failed") else UnreachableError
-            return Done(None, report, kind(*problems) if problems else None)
-
-        def keep(self, some):
-            kept.extend(host.name for host in some)
-
-        def put_back(self, some, error):
-            put_back.extend(host.name for host in some)
-            return [Done(None, RunReport("", "", "", "", "", {}), None)]
-
-    one_by_one = roll_out([[host] for host in hosts[:3]], Conductor())
-    assert (one_by_one.error, [problem.where for problem in one_by_one.away]) == (None, ["gpu0", "gpu2"])
-    assert (kept, put_back) == (["gpu1"], [])
-    together = roll_out([hosts[2:5], hosts[5:]], Conductor())
-    assert (kept, put_back) == (["gpu1", "gpu4"], ["gpu3"])
-    assert [host.name for host in together.untouched] == ["gpu5"]
 
 
 def test_the_printed_command_is_about_those_who_are_there(gpu1, r1prov):

@@ -12,8 +12,7 @@ from fleet import NEW, TESTED, Fleet, done, set_up
 from r1prov.common.errors import Exit
 from r1prov.hosts import Releases
 from r1prov.runs.going_back import step_back
-from r1prov.runs.rollout import batches
-from r1prov.site import TESTED_OLLAMA, Host, load
+from r1prov.site import TESTED_OLLAMA, load
 from r1prov.site.state import SiteState
 
 OLDER = "0.12.10"
@@ -152,10 +151,18 @@ def test_a_host_that_cannot_go_back_is_put_back_and_may_try_again(fleet: Fleet, 
     fleet.broken = {("gpu1", TESTED_OLLAMA)}
     done("rollback", code=Exit.RUN_FAILED)
     assert fleet.versions() == [NEW, NEW]
-    assert "gpu1: runs as before. Not touched: gpu2" in said()
+    assert "Put back, and as before: gpu1 Not touched: gpu2" in said()
     fleet.broken = set()
     done("rollback")
     assert fleet.versions() == [TESTED_OLLAMA, TESTED_OLLAMA]
+
+
+def test_the_others_go_back_after_one_that_cannot(fleet: Fleet, said: Callable[[], str]) -> None:
+    done("upgrade", "--ollama", NEW)
+    fleet.broken = {("gpu1", TESTED_OLLAMA)}
+    done("rollback", "--keep-going", "--batch", "50%", code=Exit.RUN_FAILED)
+    assert fleet.versions() == [NEW, TESTED_OLLAMA]
+    assert "Put back, and as before: gpu1 Done: gpu2" in said()
 
 
 def test_a_host_that_is_away_goes_back_later(fleet: Fleet, said: Callable[[], str]) -> None:
@@ -196,6 +203,7 @@ def test_the_runs_are_a_document(fleet: Fleet, capsys: pytest.CaptureFixture[str
     done("rollback", "--batch", "2", "--json")
     told = json.loads(capsys.readouterr().out)
     assert [list(run["hosts"]) for run in told["runs"]] == [["gpu1", "gpu2"]]
+    assert told["hosts"] == {"gpu1": "done", "gpu2": "done"}
     done("rollback", "--json", code=Exit.SITE)
     told = json.loads(capsys.readouterr().out)
     assert [problem["where"] for problem in told["problems"]] == ["gpu1", "gpu2"]
@@ -262,9 +270,3 @@ def test_a_program_that_the_site_has_no_more_goes_nowhere() -> None:
     assert (step.to, step.moved, step.missing) == ({"llama_cpp": "1"}, ["llama_cpp"], [])
     assert step_back({"llama_cpp": "2"}, {}, there) is None
     assert step_back({"llama_cpp": "2", "ollama": "3"}, {"llama_cpp": "2"}, there) is None
-
-
-def test_hosts_of_a_batch_have_one_site() -> None:
-    hosts = [Host(name=name, address=name) for name in ("a1", "a2", "a3", "b1", "b2", "a4")]
-    made = batches(hosts, 2, lambda host: host.name[0])
-    assert [[host.name for host in some] for some in made] == [["a1", "a2"], ["a3"], ["b1", "b2"], ["a4"]]
