@@ -10,7 +10,7 @@ import typer
 from r1prov import output
 from r1prov.cli import options, running
 from r1prov.common import paths
-from r1prov.common.errors import Exit, Problem, UnreachableError
+from r1prov.common.errors import Exit, Problem, R1provError, UnreachableError, together
 from r1prov.common.units import GIB, MIB, gib
 from r1prov.hosts import visit
 from r1prov.site.select import last_applied
@@ -46,6 +46,7 @@ def prune(
     found = visit.weights(site, hosts or (), login)
     surplus = {name: of_host(each) for name, each in found.items() if of_host(each)}
     away = [Problem(**problem) for each in found.values() for problem in each.get("problems", ())]
+    errors: list[R1provError] = [UnreachableError(*away)] if away else []
     report = None
     if not json or (surplus and not yes and not check):
         _show(surplus, talk=json)
@@ -62,14 +63,13 @@ def prune(
         if json:
             output.data(document(surplus, report, away))
         _tell(report)
-        if done.error:
-            raise done.error
+        errors += [done.error] if done.error else []
     elif json:
         output.data(document(surplus, None, away))
     if check and surplus:
         output.say("Nothing was removed: this was a check.")
-    if away:
-        raise UnreachableError(*away)
+    if error := together(errors):
+        raise error
 
 
 def of_host(found: dict[str, Any]) -> list[dict[str, Any]]:

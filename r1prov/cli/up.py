@@ -33,6 +33,12 @@ def up(
         bool,
         typer.Option("--full", help="Run every step on every server, also where a look finds nothing that differs."),
     ] = False,
+    require_all: Annotated[
+        bool,
+        typer.Option(
+            "--require-all", help="Change nothing on any server unless all of them can be reached and logged in to."
+        ),
+    ] = False,
     verbose: options.Verbose = 0,
     print_command: Annotated[
         bool, typer.Option("--print-command", help="Print the ansible-playbook command instead of running it.")
@@ -68,10 +74,13 @@ def up(
         diff=diff,
         verbosity=verbose,
         looks=not full,
+        all_or_none=require_all,
     )
     if print_command:
         prompts = ["--ask-become-pass"] * login_options.ask_become_pass + ["--ask-pass"] * login_options.ask_pass
-        prepared = running.watched(wanted, targets, request, lambda live: runs.prepare(decision, targets, login, live))
+        prepared = running.watched(
+            wanted, targets, request, lambda live: runs.prepare(decision, targets, login, live, all_or_none=require_all)
+        )
         if prepared.hosts:
             output.write(runs.command(prepared, login, request).shell(*prompts) + "\n")
         prepared.refuse_away()

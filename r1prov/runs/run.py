@@ -71,6 +71,7 @@ class Request:
         looks: whether hosts are looked at first. The run is then over those where something differs, or where that cannot be told.
         needs: the unit without which a host was never set up for this; empty where the run sets it up.
         only: the roles whose steps run; empty where looks decide that, or all run. Nothing else of what a run is made of may have changed.
+        all_or_none: whether nothing is done on any host where one of them is away.
     """
 
     playbook: str
@@ -82,6 +83,7 @@ class Request:
     looks: bool = False
     needs: str = ""
     only: tuple[str, ...] = ()
+    all_or_none: bool = False
 
 
 class Stopped(KeyboardInterrupt):
@@ -170,7 +172,16 @@ def run(
     early: Early | None = None,
 ) -> Done:
     """Meet the hosts, render the inventory, and run the playbook over those that can be used. The others are in the report."""
-    prepared = prepare(decision, hosts, login, watcher, looks=request.looks, needs=request.needs, early=early)
+    prepared = prepare(
+        decision,
+        hosts,
+        login,
+        watcher,
+        looks=request.looks,
+        needs=request.needs,
+        all_or_none=request.all_or_none,
+        early=early,
+    )
     return play(replace(prepared, only=request.only), login, request, watcher)
 
 
@@ -182,6 +193,7 @@ def prepare(
     *,
     looks: bool = False,
     needs: str = "",
+    all_or_none: bool = False,
     early: Early | None = None,
 ) -> Prepared:
     """Meet the hosts, and render the inventory. Changes nothing on a host, and nothing here where no host can be used.
@@ -193,9 +205,11 @@ def prepare(
         watcher: told who is away, and what is remarkable about the others.
         looks: whether to look at hosts of which is known what a run expects.
         needs: as in `Request`.
+        all_or_none: as in `Request`.
         early: looks that go on already.
 
     Raises:
+        UnreachableError: some hosts are away, and it shall be all or none.
         LockedError: no host was set up for this, and runs hold all of them.
         UnhealthyError: no host was set up for this.
     """
@@ -205,9 +219,7 @@ def prepare(
     with contextlib.closing(begun) if begun else met(hosts, site, login) as meeting:
         if needs:
             refuse_bare(meeting, needs)
-        away = [HostAway(name, error.problems) for name, error in meeting.away.items()]
-        for event in away:
-            watcher.event(event)
+        away = _tell_away(meeting, watcher, site.name, all_or_none=all_or_none)
         if not meeting.contacts:
             return Prepared(decision, hosts, away)
         for name, contact in meeting.contacts.items():
@@ -239,6 +251,21 @@ def prepare(
             others = [name for name in meeting.contacts if name not in found]
             found |= look_at(meeting, {name: expectations.recall(state, name).where(made_of) for name in others})
     return Prepared(decision, hosts, away, found, made_of)
+
+
+def _tell_away(meeting: Meeting, watcher: Watcher, site: str, *, all_or_none: bool) -> list[HostAway]:
+    """The hosts that are away, told.
+
+    Raises:
+        UnreachableError: there are some, and it shall be all or none.
+    """
+    away = [HostAway(name, error.problems) for name, error in meeting.away.items()]
+    for event in away:
+        watcher.event(event)
+    if away and all_or_none:
+        watcher.note(site, "nothing is changed on any host, because all are required")
+        raise UnreachableError(*(problem for event in away for problem in event.problems))
+    return away
 
 
 def refuse_bare(meeting: Meeting, unit: str) -> None:

@@ -360,6 +360,9 @@ def test_after_ctrl_c_or_a_kill_the_next_run_goes_on_and_repairs_what_had_drifte
     assert ended == [("up", "did not end", None), *[("up", "unfinished", Exit.INTERRUPTED)] * 2]
     away = ["10.209.0.254", "no-such-host.invalid"]
     with operator.has_also(*away):  # nobody has that address
+        before = runs_over(operator, first)[-1]
+        operator.does("up", "--require-all", code=Exit.UNREACHABLE)
+        assert runs_over(operator, first)[-1] == before  # Not even a lock was taken.
         ended = operator.does("up", code=Exit.UNREACHABLE).stderr
         assert {name: host["result"] for name, host in operator.report["hosts"].items()} == {
             **dict.fromkeys(away, "unreachable"),

@@ -51,7 +51,7 @@ def gpu1(tmp_path, monkeypatch):
         if part.name != "playbooks":
             (collection / part.name).symlink_to(part.resolve())
     (collection / "playbooks").mkdir()
-    for name in ("up", "bench", "tune", "verify", "down"):
+    for name in ("up", "bench", "tune", "verify", "down", "prune", "read"):
         (collection / "playbooks" / f"{name}.yml").write_text(PLAY.format(made=tmp_path / "made"))
     monkeypatch.setattr(paths, "collection", lambda: collection)
     monkeypatch.setattr(paths.module_util("units"), "SYSTEMD", tmp_path)
@@ -127,6 +127,57 @@ def test_the_others_converge_and_the_report_names_who_is_away(gpu1, tmp_path, r1
     # The stranger is not contacted after its key was seen, and nobody has told it who wants to log in.
     assert (len(gpu1.stranger.connections), gpu1.stranger.logins) == (1, [])
     assert r1prov("up", "--check", "off")[0] == Exit.UNREACHABLE
+
+
+def test_all_or_none(gpu1, tmp_path, r1prov):
+    """With --require-all not even a secret is made."""
+    (tmp_path / ".r1prov" / "secrets" / "api-key").unlink()
+    code, out, err = r1prov("up", "--require-all", "--json")
+    told = json.loads(out)
+    assert (code, done(tmp_path)) == (Exit.UNREACHABLE, 0)
+    assert [problem["where"] for problem in told["problems"]] == ["off", "stranger"]
+    assert "nothing is changed on any host, because all are required" in " ".join(err.split())
+    assert [*(tmp_path / ".r1prov" / "secrets").iterdir()] == []
+    assert not (tmp_path / ".r1prov" / "inventory").exists()
+    assert r1prov("up", "--require-all", "--print-command")[:2] == (Exit.UNREACHABLE, "")
+    code, out, _ = r1prov("up", "--require-all", "--json", "gpu1")
+    assert (code, done(tmp_path)) == (0, 1)
+    # They have been met and looked at already when it is known that some are away.
+    assert r1prov("up", "--require-all", "off", "gpu1")[0] == Exit.UNREACHABLE
+    assert done(tmp_path) == 0
+
+
+CHANGES = {
+    "engine": (("engine", "ollama"), Exit.UNREACHABLE),
+    "verify": (("weights", "verify", "--mend"), Exit.UNREACHABLE),
+    "prune": (("weights", "prune", "--yes"), Exit.UNREACHABLE),
+    "deep": (("drift", "--deep"), Exit.UNTOLD),
+    "rollback": (("rollback",), Exit.UNREACHABLE),
+}
+"""Verbs that work on hosts, beside those that have tests of their own here, and how each ends where some are away."""
+
+
+@pytest.mark.parametrize(("words", "code"), CHANGES.values(), ids=CHANGES)
+def test_a_dead_host_stops_nothing_for_the_others(gpu1, tmp_path, r1prov, words, code):
+    on_host(tmp_path, "systemctl", "exit 0")  # there is something to verify
+    rest = tmp_path / "data" / "models" / "another" / "rest.gguf"
+    (rest.parent / ".incoming").mkdir(parents=True)  # by which a folder is known as the transfer's
+    rest.write_text("GGUF")
+    path = tmp_path / "r1prov.yml"
+    path.write_text(f"{path.read_text()}data_dir: {tmp_path}/data\n")
+    state = SiteState.of(path)
+    site, hosts = select(path, ())
+    for host in hosts:
+        for version in ("0.12.3", "0.12.4"):
+            chosen = site.model_copy(update={"chosen": {host.name: {"open_webui": version}}})
+            state.pins.mkdir(exist_ok=True)
+            (state.pins / f"open-webui-{version}.txt").write_text("")
+            state.keep_settled(host.name, chosen.on(host.name))
+    ended, _, err = r1prov(*words)
+    assert (ended, done(tmp_path)) == (code, 1)
+    told = " ".join(err.split())
+    assert "127.0.0.1 refuses connections" in told
+    assert "its host key has changed" in told
 
 
 def test_status_shows_every_host(gpu1, r1prov, monkeypatch):
