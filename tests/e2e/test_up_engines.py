@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from typing import Any
 
 import pytest
@@ -99,6 +100,24 @@ def test_a_roll_out_in_two_halves_is_taken_back_without_its_source(operator: Ope
         pair[0].name
     ]["runs"]
     assert record["command"] == "r1prov rollback --batch 2"
+
+
+def test_an_upgrade_whose_controller_was_killed_is_taken_back(operator: Operator, pair: list[LabHost]) -> None:
+    """It is killed when the link on the first server leads to the new release. The lock that it has left is taken over."""
+    first, second = pair
+    running = operator.start("upgrade", "--ollama", ollama.OTHER_VERSION, *ANY_SPEED, stderr=subprocess.DEVNULL)
+    leads = f"readlink /opt/r1prov/ollama/current | grep -q releases/{ollama.OTHER_VERSION}-"
+    told(first, f"for i in $(seq 1200); do if {leads}; then exit 0; fi; sleep 0.2; done; exit 1", limit_s=300)
+    running.kill()
+    running.wait()
+    talk = " ".join(operator.does("rollback").stderr.split())
+    assert f"{first.name}: downgrade of Ollama from {ollama.OTHER_VERSION} to {ollama.VERSION}" in talk
+    assert f"{second.name}: there is nothing before the versions that it has" in talk
+    assert [release.rpartition("-")[0] for release in ollama_releases(pair)] == [ollama.VERSION] * 2
+    assert "Paris" in operator.asks(first)
+    operator.does("rollback", code=Exit.SITE)
+    operator.does("up")
+    assert operator.changes == {host.name: [] for host in pair}
 
 
 def test_the_engine_is_switched_back(operator: Operator, pair: list[LabHost]) -> None:
