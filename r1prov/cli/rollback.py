@@ -33,8 +33,8 @@ def rollback(
 
     Takes back an `upgrade` that ended well, one that was cut off, or an `up` that brought other versions. Nothing is fetched or built
     where the release still lies on the host, and where it does not, that is said. Versions alone go back: all else stays as it was
-    last brought to the host, and so does the data of the chat page. A host that does not answer as it should is put back, as
-    `upgrade` does it. What a host has gone back to is remembered for that host.
+    last brought to the host. After an upgrade that ended well the chat page keeps its data of now. A host that does not answer as it
+    should is put back, as `upgrade` does it. What a host has gone back to is remembered for that host.
 
     A host goes back once. A second `rollback` goes on with the hosts that the first has not done, and says of the others that there is
     nothing before: it goes neither further back nor forth again. For both name a version, with `r1prov upgrade`.

@@ -109,12 +109,8 @@ class Conductor:
         output.say(f"{name}: {', '.join(versions_of.moves(has, wanted)) or 'the versions stay'}", "bold")
         if others := rollout.other_keys(before, after):
             output.say(f"{name}: the site file also says something else than before about {', '.join(others)}")
-        page = "open_webui"
-        if page in has and page in wanted and versions_of.may_be_older(has[page], wanted[page]):
-            output.say(
-                f"{name}: the chat page keeps the data that it has now, of which a copy is made first. If Open-WebUI {wanted[page]}"
-                f" cannot use it, {has[page]} comes back"
-            )
+        if text := _of_the_data(has, wanted, versions_of.of(before, name)):
+            output.say(f"{name}: {text}")
 
     def keep(self, hosts: Sequence[Host]) -> None:
         """See `rollout.Conductor`."""
@@ -197,6 +193,19 @@ def finish(
         raise UnreachableError(*result.away, *bare)
     if bare:
         raise SiteError(*bare)
+
+
+def _of_the_data(has: Mapping[str, str], wanted: Mapping[str, str], settled: Mapping[str, str]) -> str:
+    """What becomes of the chat page's data before a release starts on it that is not newer; empty where none does."""
+    page = "open_webui"
+    if page not in has or page not in wanted or not versions_of.may_be_older(has[page], wanted[page]):
+        return ""
+    if has[page] != settled[page]:  # The module open_webui_data knows on the host whether that release was an attempt.
+        return f"the chat page's data comes back as it was before Open-WebUI {has[page]}, unless that has served well there"
+    return (
+        f"the chat page keeps the data that it has now, of which a copy is made first. If Open-WebUI {wanted[page]} cannot use it, "
+        f"{has[page]} comes back"
+    )
 
 
 def _names(hosts: Sequence[Host]) -> str:

@@ -48,8 +48,9 @@ def test_an_upgrade_is_taken_back_on_all_hosts_and_the_next_up_keeps_that(
     assert f"gpu1: downgrade of llama.cpp from 0.3.37 to {TESTED['llama_cpp']}, downgrade of Ollama from {NEW}" in talk
     assert "gpu2: the release before lies there still, so nothing is fetched or built" in talk
     assert "says something else of `context_per_slot` than what was last applied" in talk
-    done("up")
-    assert (fleet.versions(), fleet.versions("llama_cpp")) == ([OLDER] * 2, [TESTED["llama_cpp"]] * 2)
+    for verb in (("engine", "ollama"), ("up",)):
+        done(*verb)
+        assert (fleet.versions(), fleet.versions("llama_cpp")) == ([OLDER] * 2, [TESTED["llama_cpp"]] * 2)
 
 
 def test_a_second_rollback_goes_neither_further_back_nor_forth(fleet: Fleet, said: Callable[[], str]) -> None:
@@ -195,6 +196,20 @@ def test_what_becomes_of_the_pages_data_is_said_before_an_older_page_starts(
     assert keeps not in said()
     done("rollback")
     assert f"gpu2: {keeps}. If Open-WebUI {TESTED['open_webui']} cannot use it, 0.12.5 comes back" in said()
+
+
+def test_what_becomes_of_the_data_of_a_page_that_was_an_attempt_is_another_thing(
+    fleet: Fleet, said: Callable[[], str]
+) -> None:
+    fleet.stops_at = "gpu1"
+    done("upgrade", "--open-webui", "0.12.5", code=Exit.INTERRUPTED)
+    fleet.stops_at = ""
+    done("rollback")
+    talk = said()
+    assert (
+        "gpu1: the chat page's data comes back as it was before Open-WebUI 0.12.5, unless that has served well" in talk
+    )
+    assert "the chat page keeps" not in talk
 
 
 def test_the_runs_are_a_document(fleet: Fleet, capsys: pytest.CaptureFixture[str]) -> None:
