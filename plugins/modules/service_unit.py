@@ -104,6 +104,7 @@ from ansible_collections.r1.prov.plugins.module_utils import (
     account_look,
     elsewhere,
     listening,
+    liveness,
     process_look,
     remedies,
     unit_look,
@@ -124,6 +125,8 @@ _IDLE_LIMIT_S = 20
 _BUSY_LIMIT_S = 120
 """How long a service may take to answer, the latter where it computes meanwhile."""
 _LOG_LINES = 15
+_WATCHED = ("r1prov-llama-server", "r1prov-ollama")
+"""The engines. A watcher looks whether the one that holds the model lives."""
 _OPENED = "opened the socket"
 _RELOADED = "reloaded systemd"
 _WRONG = {
@@ -251,12 +254,18 @@ class Service:
         if units.is_frozen(self.unit):
             found.append(Difference("state", self.unit, "running", "frozen", f"{self.unit} is frozen"))
         if self.now["ActiveState"] in ("inactive", "failed"):
-            found.append(Difference("state", self.unit, "active", self.now["ActiveState"], f"{self.unit} does not run"))
+            why = ": it stood still again and again, and r1prov-liveness has stopped it" if self._was_given_up() else ""
+            said = f"{self.unit} does not run{why}"
+            found.append(Difference("state", self.unit, "active", self.now["ActiveState"], said))
         if self.now["UnitFileState"] not in ("enabled", "masked", "bad", ""):
             found.append(
                 Difference("state", self.unit, "enabled", "disabled", f"{self.unit} does not start when the host boots")
             )
         return found
+
+    def _was_given_up(self) -> bool:
+        """Whether this is the engine, and its watcher has stopped it for good."""
+        return self.wanted["name"] in _WATCHED and liveness.has_given_up()
 
     def _process_differences(self) -> list[Difference]:
         """How its processes differ from what is declared."""

@@ -122,7 +122,11 @@ def status(
                 *show.restarts_wanted(name, each),
             ):
                 output.say(text, "yellow")
-            for text, is_news in (show.own_watch(name, each), show.weights_read(name, each)):
+            for text, is_news in (
+                show.liveness(name, each),
+                show.own_watch(name, each),
+                show.weights_read(name, each),
+            ):
                 if text:
                     output.say(text, "yellow" if is_news else "")
             if each["health"] == "model missing":

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from r1prov.site import Host, Site
 
 
+LOOKS_S = 120
+"""The watcher of an engine writes more often than that what it has seen."""
+
+
 def summary(report: RunReport, *, check: bool = False) -> None:
     """Show what changed on each host, step by step. After a `check`, show what would."""
     rows = []
@@ -224,6 +228,33 @@ def own_watch(name: str, status: dict[str, Any]) -> tuple[str, bool]:
             f"`{log}` there says why, and while a run holds the host it does not look"
         )
     return text, bool(told) or is_late
+
+
+def liveness(name: str, status: dict[str, Any]) -> tuple[str, bool]:
+    """When the engine of a host was seen alive last, how often it was restarted, and whether that is worth a look."""
+    seen = status.get("liveness")
+    if not seen:
+        return "", False
+    engine, count = status["engine"], len(seen["restarts"])
+    if since := seen["stays_down_since"]:
+        when = datetime.fromisoformat(since).astimezone()
+        text = f"{name}: {engine} stood still again after {count} restarts in 24 hours, and stays down since {when:%H:%M on %d %B}"
+        return f"{text}. Look at its log, and start it by `r1prov up`", True
+    alive = (
+        f"was seen alive {clock(seen['alive_age_s'])} ago, by {seen['by']}"
+        if seen["alive"]
+        else "was not seen alive yet"
+    )
+    told = [f"{name}: {engine} {alive}"]
+    if count:
+        again = "once" if count == 1 else f"{count} times"
+        told.append(f"it stood still, and was restarted {again} in the last 24 hours")
+    if is_late := seen["looked_age_s"] > LOOKS_S:
+        log = in_words("log", "r1prov-liveness", systemd=status.get("systemd", True))
+        told.append(f"nobody has looked for {clock(seen['looked_age_s'])}, and `{log}` there says why")
+    elif "cannot be judged" in seen["state"]:
+        told.append(f"it {seen['state']}")
+    return "; ".join(told), bool(count) or len(told) > 1 or is_late
 
 
 def weights_read(name: str, status: dict[str, Any]) -> tuple[str, bool]:

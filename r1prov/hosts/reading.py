@@ -146,6 +146,9 @@ def read_status(connection: HostConnection, service: dict[str, Any]) -> dict[str
         props: what llama-server says of itself.
         data_disk: a sentence where the data disk is away, on which r1prov's folders lie; else empty.
         lock: the run that holds the host, as it describes itself. `dead` says whether it has certainly ended without releasing the host.
+        liveness: what the watcher of the engine has seen last: `state`, in words; `alive` and `alive_age_s`, when the engine was seen
+            alive last and how long ago, and `by` what; `looked_age_s`; `restarts`, when the engine was restarted in the last 24 hours, and
+            `stays_down_since`.
         watch: what the host's own watch has found last: `looked` (when), `age_s` (how long ago), `seconds`, `asked`, `every_s`,
             `differences`, each with `step`, `task` and `what`, `unknown` and `stays`.
         weights_read: when all weights were read last: `read` (when), `by` (`run` or `timer`), and `damaged`, which has the paths of files

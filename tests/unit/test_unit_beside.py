@@ -315,3 +315,19 @@ def test_other_secrets_that_a_site_asks_for_are_no_drift_and_a_changed_one_is(
         f"{folder}/tls-chain is gone",
         f"{folder}/tls-key has other content than r1prov gave it",
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "is_watched"), [("r1prov-llama-server", True), ("r1prov-ollama", True), ("r1prov-x", False)]
+)
+def test_a_look_says_of_an_engine_why_its_watcher_has_stopped_it(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, *, is_watched: bool
+) -> None:
+    monkeypatch.setattr(service_unit.liveness, "KEPT", tmp_path / "kept.json")
+    (tmp_path / "kept.json").write_text('{"restarts": [], "stays_down_since": 1e9, "prompt_s": null}')
+    service = service_unit.Service(OPTIONS | {"name": name, "state": "started"})
+    host.start(service)
+    host._systemctl("stop", service.unit)
+    said = str(service_unit.Service(OPTIONS | {"name": name, "state": "started"}).found[0])
+    assert said.startswith(f"{name}.service does not run")
+    assert ("r1prov-liveness has stopped it" in said) == is_watched

@@ -26,6 +26,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.r1.prov.plugins.module_utils import liveness
 from ansible_collections.r1.prov.plugins.module_utils.balancer_figures import figures
 from ansible_collections.r1.prov.plugins.module_utils.disk_away import away
 from ansible_collections.r1.prov.plugins.module_utils.files import read_json, text_of
@@ -66,6 +67,7 @@ def main(asked: dict[str, Any]) -> None:
         "weights": read_json(REMEMBERED / "weights" / "state.json") or None,
         "benchmark": read_json(REMEMBERED / "smoke_bench" / "last.json") or None,
         "weights_read": last_reading(),
+        "liveness": liveness.last_seen(),
         "watch": watch(),
         "lock": read_json(LOCK) or (NOBODY if LOCK.exists() else None),
     }
