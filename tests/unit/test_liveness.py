@@ -138,6 +138,8 @@ def test_an_engine_whose_rate_nobody_knows_has_half_an_hour_while_it_computes() 
     assert hours.until_dead(200, requests=1, busy=1.0) is not None
     learns = Hours(prompt_s=None)
     learns.look(steps=1, prompt_s=0.002)
+    learns.look(steps=1, prompt_s=0.001)
+    assert learns.judge.prompt_s == pytest.approx(0.0018)  # A fast prompt does not say that all are.
     assert learns.until_dead(100, requests=1, busy=1.0) is not None
 
 
@@ -289,10 +291,19 @@ def test_what_llama_server_tells(tmp_path: Path) -> None:
     with engine(answers) as url:
         asked = llama(url, tmp_path)
         seen = asked.look(5.0)
-        assert seen == Seen(5.0, State.ANSWERS, "", (17, 200, 1234570), 5, 0.02, Token.NONE, seen.effort)
+        assert seen == Seen(5.0, State.ANSWERS, "", (17, 200, 1234570), 5, None, Token.NONE, seen.effort)
         assert answers.keys == ["Bearer secret"]
-        answers.text = "llamacpp:prompt_tokens_total 12\nllamacpp:n_decode_total 1\n"
-        assert asked.look(5.0).prompt_s is None  # So few tokens say nothing.
+        # So few tokens say nothing, and neither do those that the last one of six digits stands for.
+        for tokens, seconds, prompt_s in (
+            (263, 10, None),
+            (463, 14, 0.02),
+            ("1.5e6", 99, None),
+            ("1.5002e6", 99, None),
+        ):
+            asked.look(5.0)
+            answers.text = METRICS.format(decoded=17).replace("200", str(tokens)).replace("4\n", f"{seconds}\n", 1)
+            if tokens != "1.5e6":
+                assert asked.look(5.0).prompt_s == prompt_s
         answers.text = ""
         assert asked.look(5.0).state == State.UNKNOWN
         for status, state in ((503, State.LOADING), (401, State.UNKNOWN), (500, State.UNKNOWN)):
@@ -355,11 +366,7 @@ def test_how_many_wait_for_ollama_is_told_by_the_kernel(tmp_path: Path) -> None:
 
 def test_what_the_processes_of_a_user_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pwd.getpwnam", lambda _: type("Entry", (), {"pw_uid": os.geteuid()}))
-    before = effort.of("me")
-    until_s = time.process_time() + 0.3
-    while time.process_time() < until_s:
-        pass
-    assert effort.of("me").seconds - before.seconds > 0.2
+    assert effort.of("me").seconds > 0
     fields = ["S", *["0"] * 40]
     for name, state, faults in (("7/task/7", "S", "3"), ("7/task/8", "D", "3"), ("7", "S", "4"), ("self", "S", "9")):
         (tmp_path / name).mkdir(parents=True, exist_ok=True)

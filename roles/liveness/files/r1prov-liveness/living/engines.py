@@ -17,7 +17,9 @@ ANSWER_S = 5.0
 TOKEN_S = 3600.0
 """The judge is done with a token before that."""
 KNOWN_FROM = 64
-"""So many tokens of prompts say how long one takes."""
+"""So many tokens of prompts between two looks say how long one takes. The watcher's own prompts are shorter, and slower."""
+FINE = 5000
+"""llama-server shows six digits of a counter. What it has grown by counts from this part of it on."""
 SELF = Path("/proc/self/net")
 ESTABLISHED = "01"
 WORD = "1"
@@ -113,21 +115,28 @@ class LlamaServer(Engine):
     def __init__(self, url: str, key_file: str, user: str, rules: Rules) -> None:
         super().__init__(url, key_file, user)
         self.rules = rules
+        self._prompts: tuple[float, float] | None = None
 
     def _look(self, at_s: float, token: Token, used: Effort) -> Seen:
         told = {name: float(figure) for name, figure in _FIGURE.findall(self._quick.text("/metrics"))}
         if _WORK[0] not in told:
             return Seen(at_s, State.UNKNOWN, why=f"cannot be judged: its /metrics has no {_WORK[0]}")
-        read = told.get("prompt_tokens_total", 0)
         return Seen(
             at_s,
             State.ANSWERS,
             work=tuple(told.get(name, 0.0) for name in _WORK),
             requests=int(told.get("requests_processing", 0) + told.get("requests_deferred", 0)),
-            prompt_s=told.get("prompt_seconds_total", 0) / read if read >= KNOWN_FROM else None,
+            prompt_s=self._prompt_s(told.get("prompt_tokens_total", 0.0), told.get("prompt_seconds_total", 0.0)),
             token=token,
             effort=used,
         )
+
+    def _prompt_s(self, tokens: float, seconds: float) -> float | None:
+        """How long a token of the prompts took that were read since the last look; None where there were too few."""
+        before, self._prompts = self._prompts, (tokens, seconds)
+        if not before or tokens - before[0] < max(KNOWN_FROM, tokens / FINE):
+            return None
+        return (seconds - before[1]) / (tokens - before[0])
 
     def _generate(self) -> None:
         self._slow.post("/completion", {"prompt": WORD, "n_predict": 1, "cache_prompt": False})

@@ -19,6 +19,8 @@ BUSY = 0.05
 """Who uses more than this part of one processor computes."""
 READING = 1.0
 """Who has more page faults a second than this that wait for the disk reads its model."""
+SLOWER = 0.9
+"""A prompt that was read slowly is forgotten by this part with each other one, because the next deep one is as slow."""
 COARSE = 1e8
 """llama-server shows six digits of a counter. From this number on it may stand for longer than an engine that computes may."""
 GAP_S = 45.0
@@ -72,7 +74,7 @@ class Seen:
         why: what to say where it cannot be judged.
         work: counters that grow while it works. The first one grows with each step.
         requests: how many it has in hand, of others.
-        prompt_s: how long it takes for a token of a prompt, where it knows that.
+        prompt_s: how long it took for a token of a prompt, where it has just read one.
         token: what has become of the token.
         effort: what its processes have used.
     """
@@ -150,7 +152,8 @@ class Judge:
     def look(self, seen: Seen) -> Finding:
         """What follows from this look and those before it."""
         before, self._before = self._before, seen
-        self.prompt_s = seen.prompt_s or self.prompt_s
+        if seen.prompt_s:
+            self.prompt_s = max(seen.prompt_s, SLOWER * (self.prompt_s or 0.0))
         if before and seen.at_s - before.at_s > GAP_S:
             self._forget()
             before = None
