@@ -62,7 +62,7 @@ def wedge(kind: str) -> dict[str, Any]:
     time.sleep(LOOKS_S)
     if kind.endswith("-busy"):
         busy()
-    time.sleep(random.uniform(0, 60))
+    time.sleep(random.uniform(0, 40))
     before, used = show(UNIT), cpu_seconds()
     pid, how = int(before["MainPID"]), kind.removesuffix("-busy")
     began_s = time.monotonic()
