@@ -2,8 +2,9 @@
 
     /usr/bin/python3 /usr/local/lib/r1prov-liveness/watch_engine.py --engine llama-server --url http://127.0.0.1:8000 ...
 
-Runs as r1prov-liveness.service, with the key of the engine and no other right. The exit code is the verdict: 70 says that the engine is to be
-restarted, 71 that it is to be stopped. Root acts on it (act.py), and then this program is started again. Python 3.10 and its library only.
+Runs as r1prov-liveness.service, with the key of the engine and no other right. The exit code is the verdict: 70 says that the engine is to
+be restarted, 71 that it is to be stopped. Root acts on it (act.py), and then this program is started again. Python 3.10 and its library
+only.
 """
 
 from __future__ import annotations
