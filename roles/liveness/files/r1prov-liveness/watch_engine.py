@@ -3,8 +3,7 @@
     /usr/bin/python3 /usr/local/lib/r1prov-liveness/watch_engine.py --engine llama-server --url http://127.0.0.1:8000 ...
 
 Runs as r1prov-liveness.service, with the key of the engine and no other right. The exit code is the verdict: 70 says that the engine is to
-be restarted, 71 that it is to be stopped. Root acts on it (act.py), and then this program is started again. Python 3.10 and its library
-only.
+be restarted, 71 that it is to be stopped. Root acts on it (act.py), and then this program is started again. Python 3.10 will do.
 """
 
 from __future__ import annotations
@@ -61,9 +60,7 @@ def watch(name: str, engine: Engine, book: Book, pause: Callable[[], None], now:
             book.tell(seen.at_s, state=verdict, by=judge.by, alive_s=judge.alive_s)
             count = len(book.kept.restarts)
             if may:
-                say(
-                    f"{verdict}: it is stopped and started again, for the {count}. of {A_DAY} times in 24 hours at most"
-                )
+                say(f"{verdict}: it is restarted, {count} of {A_DAY} times in 24 hours at most")
                 return RESTART
             say(f"{verdict} after {A_DAY} restarts in 24 hours: it is stopped and stays down until somebody starts it")
             return STOP
