@@ -271,7 +271,8 @@ def test_a_file_that_a_run_has_just_mended_is_no_difference_of_the_process_that_
     model = tmp_path / "model.gguf"
     model.write_text("damaged")
     process = {
-        "argv": ["x"], "environment": {}, "sourced": False, "user": "r1prov-x", "groups": [], "network": None, "inputs": [str(model)],
+        "argv": ["x"], "environment": {}, "sourced": False, "own_variables": "", "user": "r1prov-x", "groups": [], "network": None,
+        "inputs": [str(model)],
     }  # fmt: skip
     options = {"timer": "", "state": "started", "programs": [str(model)], "process": process}
     host.converge(**options)
