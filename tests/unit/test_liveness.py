@@ -55,6 +55,7 @@ class Hours:
     def look(self, steps: int = 0, busy: float = 0.0, **changed: Any) -> Finding:
         """One look, ten seconds after the last one."""
         count, *others = self.seen.work
+        steps += self._next == Token.CAME  # It is counted, too.
         used = replace(self.seen.effort, seconds=self.seen.effort.seconds + busy * EVERY_S)
         usual = {
             "at_s": self.seen.at_s + EVERY_S,

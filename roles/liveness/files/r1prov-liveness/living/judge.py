@@ -175,14 +175,15 @@ class Judge:
 
     def _life(self, before: Seen | None, seen: Seen) -> str:
         """By what the engine is seen to be alive; empty where it is not."""
-        if seen.token == Token.CAME:
-            return "a token that it was asked for"
+        worked = False
         if seen.state == State.ANSWERS:
             worked, self._work = self._work not in (None, seen.work), seen.work
-            if worked:
-                return "its work"
-            if before and not self._rules.counts and _computes(before, seen):
-                return "its use of the processors"
+        if seen.token == Token.CAME:  # It is counted as work, too.
+            return "a token that it was asked for"
+        if worked:
+            return "its work"
+        if before and seen.state == State.ANSWERS and not self._rules.counts and _computes(before, seen):
+            return "its use of the processors"
         return ""
 
     def _waits(self, before: Seen | None, seen: Seen) -> Finding:
