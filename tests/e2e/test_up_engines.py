@@ -94,12 +94,12 @@ def test_a_roll_out_in_two_halves_is_taken_back_without_its_source(operator: Ope
         assert told(host, "stat -Lc %i /opt/r1prov/ollama/current") == inode
         assert "Paris" in operator.asks(host)
     assert "there is nothing before" in operator.does("rollback", code=Exit.SITE).stderr
+    for host in pair:
+        history = json.loads(operator.does("history", "--last", "1", "--json", host.name).stdout)
+        (record,) = history["hosts"][host.name]["runs"]
+        assert (record["command"], record["state"]) == ("r1prov rollback --batch 2", "ok")
     operator.does("up")
     assert operator.changes == {host.name: [] for host in pair}
-    (record,) = json.loads(operator.does("history", "--last", "1", "--json", pair[0].name).stdout)["hosts"][
-        pair[0].name
-    ]["runs"]
-    assert record["command"] == "r1prov rollback --batch 2"
 
 
 def test_an_upgrade_whose_controller_was_killed_is_taken_back(operator: Operator, pair: list[LabHost]) -> None:
