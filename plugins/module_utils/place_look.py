@@ -30,7 +30,7 @@ PLACES = (
 CLOSED = ("/var/lib/r1prov/history",)
 """Those of them that only root may enter. Their files are for root alone, too."""
 PROGRAMS = "/usr/local/lib"
-_FOLDERS = ("r1prov-measure", "r1prov-units", "r1prov-weights")
+_FOLDERS = ("r1prov-liveness", "r1prov-measure", "r1prov-units", "r1prov-weights")
 """Programs that are folders, which Python runs. All others are files."""
 _EXECUTED = "r1prov-units/command.py"
 """The file of a program in a folder that is run by itself. Python reads all others."""

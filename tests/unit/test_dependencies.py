@@ -17,7 +17,8 @@ from r1prov.hosts.first import OLDEST_PYTHON
 
 ROOT = Path(__file__).parents[2]
 DECLARED = tomllib.loads((ROOT / "pyproject.toml").read_text())
-OURS = {"r1prov", "tests", "benchmarks", "ansible_collections", "measuring", "supervised", "transfer", "mend", "verify"}
+OURS = {"r1prov", "tests", "benchmarks", "ansible_collections"}
+OURS |= {"living", "measuring", "mend", "supervised", "transfer", "verify", "watch_engine"}
 DISTRIBUTIONS = packages_distributions()
 
 ON_THE_CONTROLLER = ("r1prov", "plugins/action", "plugins/filter")
@@ -27,6 +28,7 @@ ITS_HELPERS = tuple(
 """The files of module_utils that only the controller runs."""
 ON_HOSTS = ("plugins/modules", "plugins/module_utils", "r1prov/hosts/on_host", "r1prov/runs/on_host")
 OF_ROLES = (
+    "roles/liveness/files/r1prov-liveness",
     "roles/measure/files/r1prov-measure",
     "roles/service/files/r1prov-units",
     "roles/weights/files/r1prov-weights",

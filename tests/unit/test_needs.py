@@ -59,6 +59,7 @@ def test_what_a_site_asks_for_is_needed_and_nothing_else(tmp_path: Path) -> None
     )
     assert [(port["port"], port["unit"]) for port in found["preflight_ports"]] == [
         (8000, "r1prov-llama-server.service"),
+        (8010, "r1prov-balancer.service"),
         (443, "r1prov-gateway.service"),
         (80, "r1prov-gateway.service"),
     ]

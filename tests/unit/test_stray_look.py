@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ansible_collections.r1.prov.plugins.module_utils import stray_look
+from ansible_collections.r1.prov.plugins.module_utils import place_look, stray_look
 from ansible_collections.r1.prov.plugins.module_utils.files import mounts
 
 ROOT = Path(__file__).parents[2]
@@ -89,16 +89,27 @@ def test_rights_and_jobs_of_a_services_account_are_named(tmp_path: Path) -> None
     assert "lets the service account r1prov-llama become another user" in rights
 
 
+def test_the_programs_that_are_folders_are_those_of_the_roles() -> None:
+    """A look took another one for something that stands in the place of a file, and removed it at each run."""
+    folders = {path.name for path in ROOT.glob("roles/*/files/r1prov-*") if path.is_dir()}
+    assert set(place_look._FOLDERS) == folders
+
+
+OF_ROLES = {"gateway": ["tls-chain", "tls-key"], "tunnel": ["authority", "machine"]}
+"""The secrets of services that a role names in its vars."""
+
+
 def test_the_list_of_configuration_is_what_the_roles_write() -> None:
     made = {"open-webui/admin-password"}  # by the module open_webui_data
     made |= {"build_deps/sources.list"}  # by a loop
     for path in ROOT.glob("roles/*/tasks/*.yml"):
-        text = path.read_text().replace("{{ __gateway_etc }}", "/etc/r1prov/gateway")
+        text = re.sub(r"{{ __(balancer|gateway|tunnel)_etc }}", r"/etc/r1prov/\1", path.read_text())
         made |= set(re.findall(r"/etc/r1prov/([\w-]+/[\w-]+\.?\w*)", text)) - {"network/r1prov-network"}
         for task in yaml.safe_load(text) or []:
             given = task.get("vars", {})
             secrets = given.get("service_credentials", {})
-            names = list(secrets) if isinstance(secrets, dict) else ["api-key", "tls-chain", "tls-key"]
+            role = path.parts[-3]
+            names = list(secrets) if isinstance(secrets, dict) else OF_ROLES[role]
             names += ["environment"] if given.get("service_secret_environment") else []
             service = given.get("service_name", "").removeprefix("r1prov-")
             made |= {f"{service}/{name}" for name in names}
