@@ -9,7 +9,7 @@ from r1prov.cli import options, rolling, running
 from r1prov.common.errors import Problem, SiteError, UnreachableError
 from r1prov.runs import going_back, rollout
 from r1prov.site import versions as versions_of
-from r1prov.site.select import wanted, with_versions
+from r1prov.site.select import with_versions
 from r1prov.site.state import SiteState
 
 if TYPE_CHECKING:
@@ -41,12 +41,8 @@ def rollback(
 
     Example: `r1prov rollback gpu1`
     """
-    now, meant = wanted(site, hosts or ())
+    now, settled, targets, bare = rolling.among(site, hosts or ())
     state = SiteState.of(now.path)
-    settled = {host.name: there for host in meant if (there := state.settled(host.name))}
-    bare, targets = rollout.unsettled(meant, settled), [host for host in meant if host.name in settled]
-    if not targets:
-        raise SiteError(*bare)
     login = login_options.ask()
     has = {name: versions_of.of(there, name) for name, there in settled.items()}
     lying, unmet = going_back.releases(now, targets, login)

@@ -13,10 +13,12 @@ from r1prov.common.errors import SiteError, UnreachableError, together
 from r1prov.common.units import share_of
 from r1prov.runs import rollout
 from r1prov.site import versions as versions_of
+from r1prov.site.select import wanted
 from r1prov.site.state import SiteState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from r1prov.common.errors import Problem, R1provError
     from r1prov.decision import Decision
@@ -52,6 +54,25 @@ KeepGoing = Annotated[
         "--keep-going", help="Go on with other hosts after those that failed, as long as these could be put back."
     ),
 ]
+
+
+def among(path: Path | None, named: Sequence[str]) -> tuple[Site, dict[str, Site], list[Host], list[Problem]]:
+    """The hosts that a roll-out is about.
+
+    Returns:
+        the site as it is wanted now; by host, the site that it was brought to and was well with; the hosts that have one; and why
+        the others are left out.
+
+    Raises:
+        SiteError: no site is known, or none of its hosts that are meant was ever well.
+    """
+    now, meant = wanted(path, named)
+    state = SiteState.of(now.path)
+    settled = {host.name: there for host in meant if (there := state.settled(host.name))}
+    bare = rollout.unsettled(meant, settled)
+    if not settled:
+        raise SiteError(*bare)
+    return now, settled, [host for host in meant if host.name in settled], bare
 
 
 def settle_each(sites: Mapping[str, Site]) -> dict[str, Decision]:

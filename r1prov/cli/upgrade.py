@@ -7,10 +7,9 @@ from typing import Annotated
 import typer
 
 from r1prov.cli import options, rolling, running
-from r1prov.common.errors import SiteError
 from r1prov.runs import rollout
 from r1prov.site import versions as versions_of
-from r1prov.site.select import wanted, with_versions
+from r1prov.site.select import with_versions
 from r1prov.site.state import SiteState
 
 
@@ -45,12 +44,8 @@ def upgrade(
     Example: `r1prov upgrade --llama-cpp 0.3.37 --open-webui 0.12.5`
     """
     named = {"llama_cpp": llama_cpp, "ollama": ollama, "open_webui": open_webui}
-    now, meant = wanted(site, hosts or ())
+    now, settled, targets, bare = rolling.among(site, hosts or ())
     state = SiteState.of(now.path)
-    settled = {host.name: there for host in meant if (there := state.settled(host.name))}
-    bare, targets = rollout.unsettled(meant, settled), [host for host in meant if host.name in settled]
-    if not targets:
-        raise SiteError(*bare)
     after = with_versions(now, targets, {key: value for key, value in named.items() if value})
     # A version that does not exist is said before anything is announced.
     decision = running.settle(after)
