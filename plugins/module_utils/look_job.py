@@ -127,7 +127,7 @@ def made_of(collection: Path, inventory: Iterable[Path], site_dir: Path) -> str:
     Args:
         collection: the root of the collection.
         inventory: the folders and files of the inventory, in the order in which Ansible is given them.
-        site_dir: the folder with the site's secrets, authority and pins.
+        site_dir: the folder with the site's secrets, authority, pins and keys.
     """
     digest = hashlib.sha256(ansible_version.encode())
     code = (path for folder in ("playbooks", "plugins", "roles") for path in _files(collection / folder))
@@ -141,6 +141,7 @@ def made_of(collection: Path, inventory: Iterable[Path], site_dir: Path) -> str:
             digest.update(f"{path.relative_to(source)}\n{text}".encode())
             named |= set(_PATH.findall(text))
     named |= {str(path) for name in ("secrets", "authority", "pins") for path in (site_dir / name).rglob("*")}
+    named.add(str(site_dir / "keys.json"))
     for path in map(Path, sorted(named)):
         if path.is_file():
             status = path.stat()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,9 +10,10 @@ import typer
 from r1prov import output
 from r1prov.cli import options, running
 from r1prov.cli.command import App
-from r1prov.common.errors import Problem, R1provError, SiteError, UnreachableError
+from r1prov.common.errors import Problem, SiteError, UnreachableError
 from r1prov.common.units import MIB
 from r1prov.hosts import visit
+from r1prov.runs.run import Change
 from r1prov.site import named_keys
 from r1prov.site.select import last_applied
 from r1prov.site.state import SiteState
@@ -20,10 +22,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from r1prov.hosts import Login
     from r1prov.runs.run import Done
     from r1prov.site import Host, Site
+    from r1prov.site.keys import Gateway
 
 app = App(no_args_is_help=True, help="The keys of the API by name. The gateway's balancer knows them.")
+Edit = Callable[[list[named_keys.NamedKey]], list[named_keys.NamedKey]]
 Name = Annotated[str, typer.Argument(help="Whose key it is.")]
 
 
@@ -43,24 +48,17 @@ def add(
 
     Example: `r1prov keys add ann`
     """
-    applied, targets = _with_gateway(site)
-    state, login = SiteState.of(applied.path), login_options.ask()
-    before = named_keys.kept(state)
-    key = named_keys.add(state, name)
-    try:
-        done = _converge(applied, targets, login, verbose)
-    except R1provError:  # No host was met, so none knows it.
-        named_keys.keep(state, before)
-        raise
-    if done.error and not done.report.changed_hosts:
-        named_keys.keep(state, before)
+    applied, gateway, targets = _with_gateway(site)
+    login = login_options.ask()
+    key, new = named_keys.made(name)
+    done = _bring(lambda keys: named_keys.with_one(keys, new), applied, targets, login, verbose)
+    if done.error and not done.report.changed_hosts:  # No host knows it.
+        _edit(applied, lambda keys: [key for key in keys if key != new])
         raise done.error
     if json:
         output.data({"name": name, "key": key, **done.report.as_json()})
     else:
-        output.say(
-            f"The key of {name}, which is kept nowhere, for {applied.file.gateway.url if applied.file.gateway else ''}/v1:"
-        )
+        output.say(f"The key of {name} for {gateway.url}/v1. It is kept nowhere:")
         output.write(f"{key}\n")
     _tell(done, "do not know the key yet")
 
@@ -81,10 +79,9 @@ def revoke(
 
     Example: `r1prov keys revoke ann`
     """
-    applied, targets = _with_gateway(site)
+    applied, _, targets = _with_gateway(site)
     login = login_options.ask()
-    named_keys.revoke(SiteState.of(applied.path), name)
-    done = _converge(applied, targets, login, verbose)
+    done = _bring(lambda keys: named_keys.without(keys, name), applied, targets, login, verbose)
     if json:
         output.data({"name": name, **done.report.as_json()})
     _tell(done, f"may still accept the key of {name}")
@@ -102,7 +99,7 @@ def list_(
 
     Example: `r1prov keys list --json`
     """
-    applied, _ = _with_gateway(site)
+    applied, _, _ = _with_gateway(site)
     login = login_options.ask()
     found = visit.statuses(site, (), login)
     rows = _rows(named_keys.kept(SiteState.of(applied.path)), found)
@@ -134,35 +131,36 @@ def _rows(keys: Sequence[named_keys.NamedKey], found: dict[str, dict[str, Any]])
     ]
 
 
-def _with_gateway(path: Path | None) -> tuple[Site, tuple[Host, ...]]:
-    """The site as last applied, and its hosts.
+def _with_gateway(path: Path | None) -> tuple[Site, Gateway, tuple[Host, ...]]:
+    """The site as last applied, its gateway and its hosts.
 
     Raises:
         SiteError: no site is known, or it has no gateway.
     """
     applied, targets = last_applied(path, ())
-    if not applied.file.gateway:
+    if not (gateway := applied.file.gateway):
+        what = "has no gateway, so nobody comes in by a key of their own"
         remedy = "write a `gateway` into the site file, and run `r1prov up`"
-        raise SiteError(
-            Problem(str(applied.path or "the site"), "has no gateway, so nobody comes in by a key of their own", remedy)
-        )
-    return applied, targets
+        raise SiteError(Problem(str(applied.path or "the site"), what, remedy))
+    return applied, gateway, targets
 
 
-def _converge(site: Site, targets: Sequence[Host], login: Any, verbosity: int) -> Done:
+def _bring(edit: Edit, site: Site, targets: Sequence[Host], login: Login, verbosity: int) -> Done:
+    """Edit the keys, and let the hosts know what they are then.
+
+    Raises:
+        SiteError: the keys cannot be edited so. No host is contacted then.
+    """
+    edit(named_keys.kept(SiteState.of(site.path)))
     running.tell_not_applied(site)
-    request = running.request("up", verbosity=verbosity, only=("balancer",))
-    done = running.run(running.settle(site), targets, login, request)
-    for name in _behind(
-        done
-    ):  # A look does not compare the keys there with those here, so the next `up` takes all steps.
-        SiteState.of(site.path).look(name).unlink(missing_ok=True)
-    return done
+    change = Change("balancer", lambda: _edit(site, edit))
+    return running.run(running.settle(site), targets, login, running.request("up", verbosity=verbosity, change=change))
 
 
-def _behind(done: Done) -> list[str]:
-    """The hosts that do not know what the keys are now."""
-    return done.report.with_result("unreachable", "failed", "unfinished")
+def _edit(site: Site, edit: Edit) -> None:
+    """Edit the keys that are kept here. Those of a site that another controller has set up come from its hosts."""
+    state = SiteState.of(site.path)
+    named_keys.keep(state, edit(named_keys.kept(state)))
 
 
 def _tell(done: Done, what: str) -> None:
@@ -171,7 +169,7 @@ def _tell(done: Done, what: str) -> None:
     Raises:
         R1provError: there are some.
     """
-    if behind := _behind(done):
+    if behind := done.report.with_result("unreachable", "failed", "unfinished"):
         output.say(f"{', '.join(behind)} {what}, until `r1prov up` ends well there.", "yellow")
     if done.error:
         raise done.error

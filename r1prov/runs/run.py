@@ -58,6 +58,19 @@ class Watcher(Protocol):
 
 
 @dataclass(frozen=True)
+class Change:
+    """Something that is kept here and that a run brings to hosts. It concerns the steps of one role alone.
+
+    Attributes:
+        role: that role.
+        make: makes the change here. It is called when hosts were met, so a run that is cut off later is made good by the next `up`.
+    """
+
+    role: str
+    make: Callable[[], None]
+
+
+@dataclass(frozen=True)
 class Request:
     """What is asked of one run.
 
@@ -70,7 +83,7 @@ class Request:
         verbosity: how often the operator gave `-v`.
         looks: whether hosts are looked at first. The run is then over those where something differs, or where that cannot be told.
         needs: the unit without which a host was never set up for this; empty where the run sets it up.
-        only: the roles whose steps run; empty where looks decide that, or all run. Nothing else of what a run is made of may have changed.
+        change: what the run is for, where its steps are those of one role; None where looks decide which steps run, or all do.
         all_or_none: whether nothing is done on any host where one of them is away.
     """
 
@@ -82,7 +95,7 @@ class Request:
     verbosity: int = 0
     looks: bool = False
     needs: str = ""
-    only: tuple[str, ...] = ()
+    change: Change | None = None
     all_or_none: bool = False
 
 
@@ -109,7 +122,8 @@ class Prepared:
         away: those of them that the first contact could not use. The run leaves them out.
         looks: what came of looking at hosts of which is known what a run expects. Where nothing differs, the run has nothing to do.
         made_of: what the run is made of, when it begins.
-        only: as in `Request`.
+        only: the role whose steps run; empty where looks decide that, or all run.
+        since: what the run would have been made of without its change; empty where there is none.
     """
 
     decision: Decision
@@ -117,7 +131,8 @@ class Prepared:
     away: Sequence[HostAway]
     looks: Mapping[str, Look] = field(default_factory=dict)
     made_of: str = ""
-    only: tuple[str, ...] = ()
+    only: str = ""
+    since: str = ""
 
     @property
     def hosts(self) -> list[Host]:
@@ -130,7 +145,7 @@ class Prepared:
     def due(self) -> tuple[str, ...]:
         """The steps that differ on the hosts that the run is over. Empty, which means all steps, where that is not known of one of them."""
         if self.only:
-            return self.only
+            return (self.only,)
         found = [self.looks.get(host.name) for host in self.hosts]
         if not all(look and not look.unknown for look in found):
             return ()
@@ -182,7 +197,16 @@ def run(
         all_or_none=request.all_or_none,
         early=early,
     )
-    return play(replace(prepared, only=request.only), login, request, watcher)
+    if request.change and prepared.hosts:
+        prepared = _changed(prepared, request.change)
+    return play(prepared, login, request, watcher)
+
+
+def _changed(prepared: Prepared, change: Change) -> Prepared:
+    """The run that brings a change to the hosts, which is made here now."""
+    change.make()
+    made_of = expectations.made_of(SiteState.of(prepared.decision.site.path))
+    return replace(prepared, only=change.role, since=prepared.made_of, made_of=made_of)
 
 
 def prepare(
@@ -494,7 +518,9 @@ def _keep_expectations(
     state, every_s = SiteState.of(site.path), site.file.watch or 0
     is_same = expectations.made_of(state) == prepared.made_of
     ran = {step.role for step in ansible.steps_of(request.playbook, prepared.due)}
-    earlier = {host.name: _earlier(state, host.name, prepared.made_of) for host in prepared.hosts}
+    # Other steps than those of the change are made of the same as before.
+    since = prepared.since or prepared.made_of
+    earlier = {host.name: _earlier(state, host.name, since) for host in prepared.hosts}
     seen = {
         name: expectations.merged(of_host, found, ran)
         for name, of_host in earlier.items()

@@ -33,7 +33,7 @@ def provide(site: Site, connections: Sequence[HostConnection] = ()) -> list[Path
     state, gateway = SiteState.of(site.path), site.file.gateway
     missing = [secret for secret in secrets_of(site) if not state.secret(secret).is_file()]
     made = [state.keep_secret(secret, _on_a_host(secret, connections)) for secret in missing]
-    if not state.keys.is_file():
+    if gateway and not state.keys.is_file():
         named_keys.keep(state, named_keys.on_host(next(_contents(named_keys.ON_HOST, connections), "")))
     made += authority.see_to_machines(state.authority, datetime.now(UTC))
     if gateway and gateway.tls.type == "local-authority":

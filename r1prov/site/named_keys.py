@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import secrets
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -36,7 +36,7 @@ class NamedKey:
 
     name: str
     sha256: str
-    added: str = field(default="")
+    added: str = ""
 
 
 def kept(state: SiteState) -> list[NamedKey]:
@@ -65,38 +65,44 @@ def on_host(text: str) -> list[NamedKey]:
     return [key for key in found if key.name != OWN]
 
 
-def add(state: SiteState, name: str) -> str:
-    """Make a key of 256 random bits, and keep its digest. Returns the key, which nobody can show again.
+def made(name: str) -> tuple[str, NamedKey]:
+    """Make a key of 256 random bits. Returns it, which nobody can show again, and what is kept of it.
 
     Raises:
-        SiteError: this is no name for a key, or another key has it.
+        SiteError: this is no name for a key.
     """
     if not _NAME.fullmatch(name) or name == OWN:
         what = "the site's own key has this name" if name == OWN else "is no name for a key"
         raise SiteError(Problem(name, what, "write up to 63 letters, digits and ._-"))
-    keys = kept(state)
-    if any(key.name == name for key in keys):
-        remedy = f"choose another name, or run `r1prov keys revoke {name}` first"
-        raise SiteError(Problem(name, "another key has this name", remedy))
     key = f"r1-{secrets.token_urlsafe(32)}"
     added = datetime.now(UTC).isoformat(timespec="seconds")
-    keep(state, [*keys, NamedKey(name, hashlib.sha256(key.encode()).hexdigest(), added)])
-    return key
+    return key, NamedKey(name, hashlib.sha256(key.encode()).hexdigest(), added)
 
 
-def revoke(state: SiteState, name: str) -> None:
-    """Forget a key.
+def with_one(keys: list[NamedKey], new: NamedKey) -> list[NamedKey]:
+    """The keys and a new one.
 
     Raises:
-        SiteError: the site has no key of this name.
+        SiteError: another key has its name.
     """
-    keys = kept(state)
+    if any(key.name == new.name for key in keys):
+        remedy = f"choose another name, or run `r1prov keys revoke {new.name}` first"
+        raise SiteError(Problem(new.name, "another key has this name", remedy))
+    return [*keys, new]
+
+
+def without(keys: list[NamedKey], name: str) -> list[NamedKey]:
+    """The keys without the one of this name.
+
+    Raises:
+        SiteError: there is none.
+    """
     if name == OWN:
         remedy = "`r1prov secrets rotate --only api-key` makes another one"
         raise SiteError(Problem(name, "the services of the site need its own key", remedy))
-    if not any(key.name == name for key in keys):
-        has = (
-            f"it has: {', '.join(key.name for key in keys)}" if keys else "it has none yet; `r1prov keys add` makes one"
-        )
+    rest = [key for key in keys if key.name != name]
+    if len(rest) == len(keys):
+        names = ", ".join(key.name for key in keys)
+        has = f"it has: {names}" if names else "it has none yet; `r1prov keys add` makes one"
         raise SiteError(Problem(name, "the site has no key of this name", has))
-    keep(state, [key for key in keys if key.name != name])
+    return rest

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from loader import Loader
 
 from r1prov import inventory
 from r1prov.cli import main, running
@@ -24,13 +25,6 @@ from r1prov.site.state import SiteState
 NEW = "0.17.4"
 PINNED = ("ollama-0.17.4.sha256", "ollama-0.12.10.sha256", "llama-cpp-python-0.3.37.sha256", "open-webui-0.12.5.txt")
 TESTED = {"llama_cpp": TESTED_LLAMA_CPP["pypi"], "ollama": TESTED_OLLAMA, "open_webui": TESTED_OPEN_WEBUI}
-
-
-class Loader(yaml.SafeLoader):
-    """A YAML loader that knows Ansible's tag for texts that are not templates."""
-
-
-Loader.add_constructor("!unsafe", lambda loader, node: loader.construct_scalar(node))
 
 
 @dataclass

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import pytest
 import yaml
+from loader import Loader
 
 from r1prov import inventory, site
 from r1prov.cli import show
@@ -28,13 +29,6 @@ ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests/golden/balancer"
 GATEWAY = {"server_name": "r1.example.com", "tls": {"type": "local-authority"}}
 MADE = {"__balancer_etc": "/etc/r1prov/balancer", "__balancer_run": "/run/r1prov/balancer"}
-
-
-class Loader(yaml.SafeLoader):
-    """A YAML loader that knows Ansible's tag for texts that are not templates."""
-
-
-Loader.add_constructor("!unsafe", lambda loader, node: loader.construct_scalar(node))
 
 
 def configuration(**keys: object) -> str:
@@ -75,31 +69,41 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SiteState:
     return SiteState.of(None)
 
 
+def add(state: SiteState, name: str) -> str:
+    key, new = named_keys.made(name)
+    named_keys.keep(state, named_keys.with_one(named_keys.kept(state), new))
+    return key
+
+
+def revoke(state: SiteState, name: str) -> None:
+    named_keys.keep(state, named_keys.without(named_keys.kept(state), name))
+
+
 def test_a_key_is_shown_once_and_kept_as_its_digest(state: SiteState) -> None:
-    key = named_keys.add(state, "ann")
-    named_keys.add(state, "bob")
+    key = add(state, "ann")
+    add(state, "bob")
     assert len(key) > 43
     assert key not in state.keys.read_text()
     assert state.keys.stat().st_mode & 0o777 == 0o600
     assert [each.name for each in named_keys.kept(state)] == ["ann", "bob"]
-    named_keys.revoke(state, "ann")
+    revoke(state, "ann")
     assert [each.name for each in named_keys.kept(state)] == ["bob"]
 
 
 @pytest.mark.parametrize(
     ("do", "name", "says"),
     [
-        (named_keys.add, "ann", "another key has this name"),
-        (named_keys.add, "site", "the site's own key has this name"),
-        (named_keys.add, "two words", "is no name for a key"),
-        (named_keys.add, "", "is no name for a key"),
-        (named_keys.add, "#x", "is no name for a key"),
-        (named_keys.revoke, "bob", "the site has no key of this name. Remedy: it has: ann"),
-        (named_keys.revoke, "site", "the services of the site need its own key"),
+        (add, "ann", "another key has this name"),
+        (add, "site", "the site's own key has this name"),
+        (add, "two words", "is no name for a key"),
+        (add, "", "is no name for a key"),
+        (add, "#x", "is no name for a key"),
+        (revoke, "bob", "the site has no key of this name. Remedy: it has: ann"),
+        (revoke, "site", "the services of the site need its own key"),
     ],
 )
 def test_what_cannot_be_done_is_refused_and_nothing_is_changed(state: SiteState, do: Any, name: str, says: str) -> None:
-    named_keys.add(state, "ann")
+    add(state, "ann")
     before = state.keys.read_text()
     with pytest.raises(SiteError) as refused:
         do(state, name)
@@ -115,7 +119,7 @@ def test_a_damaged_file_is_named(state: SiteState) -> None:
 
 
 def test_another_controller_takes_the_keys_over(state: SiteState, monkeypatch: pytest.MonkeyPatch) -> None:
-    named_keys.add(state, "ann")
+    add(state, "ann")
     kept = named_keys.kept(state)
     own = named_keys.NamedKey(named_keys.OWN, "0" * 64)
     text = rendered("keys.map.j2", {"balancer_keys": [vars(each) for each in (*kept, own)]})

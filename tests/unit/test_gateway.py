@@ -8,6 +8,7 @@ from pathlib import Path
 import jinja2
 import pytest
 import yaml
+from loader import Loader
 
 from r1prov import inventory, site
 from r1prov.decision import decide
@@ -72,13 +73,6 @@ def test_configuration_is_the_golden_one(name: str) -> None:
     if os.environ.get("R1PROV_GOLDEN") == "write":
         golden.write_text(rendered(DECLARED[name]))
     assert rendered(DECLARED[name]) == golden.read_text()
-
-
-class Loader(yaml.SafeLoader):
-    """A YAML loader that knows Ansible's tag for texts that are not templates."""
-
-
-Loader.add_constructor("!unsafe", lambda loader, node: loader.construct_scalar(node))
 
 
 def of_profile(profile: str, **keys: object) -> dict:

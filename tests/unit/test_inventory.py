@@ -5,6 +5,7 @@ from pathlib import Path
 import jinja2
 import pytest
 import yaml
+from loader import Loader
 
 from r1prov import inventory, site
 from r1prov.common.errors import SiteError
@@ -33,13 +34,6 @@ def test_the_inventory_of_a_reference_machine() -> None:
 @pytest.mark.parametrize("profile", ["4xh800", "cpu", "demo"])
 def test_what_is_other_in_the_inventory_of_other_machines(profile: str) -> None:
     assert_golden(kept(of_profile(profile), of_profile("4x4090")), f"inventory/{profile}")
-
-
-class Loader(yaml.SafeLoader):
-    """A YAML loader that knows Ansible's tag for texts that are not templates."""
-
-
-Loader.add_constructor("!unsafe", lambda loader, node: loader.construct_scalar(node))
 
 
 def values(**flags: object) -> dict:

@@ -16,10 +16,10 @@ from r1prov.hosts import Difference, Login, Look
 from r1prov.hosts.looking import Expectation
 from r1prov.runs import expectations, secrets
 from r1prov.runs import run as runs
-from r1prov.runs.events import Finished, Recap, Tally, TaskDone
+from r1prov.runs.events import Finished, HostAway, Recap, Tally, TaskDone
 from r1prov.runs.report import HostReport, RunReport
 from r1prov.runs.rotation import rotate
-from r1prov.runs.run import Done, Prepared, Request
+from r1prov.runs.run import Change, Done, Prepared, Request
 from r1prov.site.select import last_applied, select, with_choices
 from r1prov.site.state import ADMIN_PASSWORD, API_KEY, PAGE_KEY, SECRETS, SiteState
 
@@ -383,7 +383,7 @@ def expecting(step):
     return Expectation(step, "Make it", "ansible.modules.file", {"path": f"/{step}"})
 
 
-def kept_after_a_run_of_the_gateway(site_of_one, monkeypatch, looks, only=(), meanwhile=lambda: None):
+def kept_after_a_run_of_the_gateway(site_of_one, monkeypatch, looks, only="", since="", meanwhile=lambda: None):
     """The steps that are expected after it, and what was told."""
     chosen, hosts = site_of_one
     told, watcher = [], Silent()
@@ -399,7 +399,7 @@ def kept_after_a_run_of_the_gateway(site_of_one, monkeypatch, looks, only=(), me
         meanwhile()
 
     monkeypatch.setattr(runs, "_execute", work)
-    prepared = Prepared(runs.settle(chosen, lambda _: None), hosts, (), looks, "before", only)
+    prepared = Prepared(runs.settle(chosen, lambda _: None), hosts, (), looks, "before", only, since)
     runs.play(prepared, Login(), Request("up", "r1prov up"), watcher)
     state = SiteState.of(chosen.path)
     assert expectations.recall(state, "gpu1").where("after") == []
@@ -425,5 +425,33 @@ def test_of_a_run_whose_code_was_changed_meanwhile_nothing_is_expected(tmp_path,
 def test_a_run_of_one_role_says_nothing_about_the_other_steps(monkeypatch, site_of_one, known):
     if known:
         expectations.keep(SiteState.of(site_of_one[0].path), "gpu1", "before", [expecting("weights")])
-    kept, _ = kept_after_a_run_of_the_gateway(site_of_one, monkeypatch, {}, only=("gateway",))
+    kept, _ = kept_after_a_run_of_the_gateway(site_of_one, monkeypatch, {}, only="gateway")
     assert kept == (["weights", "gateway"] if known else [])
+
+
+def test_what_other_steps_expect_outlives_a_change_that_is_not_theirs(monkeypatch, site_of_one):
+    expectations.keep(SiteState.of(site_of_one[0].path), "gpu1", "earlier", [expecting("weights")])
+    kept, _ = kept_after_a_run_of_the_gateway(site_of_one, monkeypatch, {}, only="gateway", since="earlier")
+    assert kept == ["weights", "gateway"]
+
+
+@pytest.mark.parametrize("is_met", [False, True])
+def test_a_change_is_made_when_hosts_were_met_and_the_next_run_knows_of_it(tmp_path, monkeypatch, is_met):
+    """A revoked key stayed right on a host whose run was cut off, because a look found nothing to do there."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r1prov.yml").write_text("profile: demo\nhosts: [gpu1]\n")
+    chosen, hosts = select(None, [])
+    keys, played = SiteState.of(chosen.path).keys, []
+
+    def prepared(decision, hosts, *_, **__):
+        made_of = expectations.made_of(SiteState.of(chosen.path))
+        return Prepared(decision, hosts, () if is_met else [HostAway("gpu1", ())], {}, made_of)
+
+    monkeypatch.setattr(runs, "prepare", prepared)
+    monkeypatch.setattr(runs, "play", lambda prepared, *_: played.append(prepared))
+    change = Change("balancer", lambda: print("[]", file=keys.open("w")))
+    runs.run(runs.settle(chosen, lambda _: None), hosts, Login(), Request("up", "r1prov keys", change=change), Silent())
+    [run] = played
+    assert keys.exists() == is_met
+    assert (run.due, run.made_of != run.since) == ((("balancer",), True) if is_met else ((), True))
+    assert run.made_of == expectations.made_of(SiteState.of(chosen.path))
