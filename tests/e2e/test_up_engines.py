@@ -23,7 +23,7 @@ def ollama_releases(pair: list[LabHost]) -> list[str]:
 
 
 def assert_served_by(engine: str, other: str, operator: Operator, pair: list[LabHost]) -> None:
-    """The one engine runs and answers, the other does not run, and the page asks the one."""
+    """The one engine runs and answers, the other does not run, and the page asks the one, through the balancer."""
     for host in pair:
         states = told(host, f"systemctl is-active r1prov-{engine} r1prov-{other} || true").split()
         assert states == ["active", "inactive"]
@@ -32,10 +32,13 @@ def assert_served_by(engine: str, other: str, operator: Operator, pair: list[Lab
             page = operator.logs_in(doors)
             (model,) = page.models()
             assert "Paris" in page.ask(model, QUESTION)
+        path = {"llama-server": "/v1/chat/completions", "ollama": "/api/chat"}[engine]
+        assert f"site POST {path} 200" in told(host, "journalctl --unit=r1prov-balancer --output=cat")
 
 
 def test_two_servers_answer_by_llama_server(operator: Operator, pair: list[LabHost], sources: dict[str, Any]) -> None:
-    operator.site(pair, sources=sources)
+    gateway = {"server_name": "r1.example.com", "tls": {"type": "local-authority"}}
+    operator.site(pair, sources=sources, gateway=gateway)
     operator.does("up")
     assert_served_by("llama-server", "ollama", operator, pair)
 

@@ -104,7 +104,15 @@ def test_the_page_answers_who_logs_in(owner: Operator, alone: LabHost, door: dic
     assert page.call("/api/models")[0] in {401, 403}
     assert page.call("/api/v1/auths/signup", {"name": "s", "email": "s@example.com", "password": "horse-7-x"})[0] == 403
     assert page.log_in(door["email"], owner.secret("webui-admin-password")) == 200
+    before = requests_of_the_site(owner)
     assert "Paris" in page.ask(MODEL, QUESTION)
+    assert requests_of_the_site(owner) == before + 1, "the page does not ask through the balancer"
+
+
+def requests_of_the_site(owner: Operator) -> int:
+    """How many questions the balancer has had with the site's own key."""
+    found = json.loads(owner.does("keys", "list", "--json").stdout)["keys"]
+    return int(next(key["requests"] for key in found if key["name"] == "site"))
 
 
 def asked(door: dict[str, Any], key: str) -> tuple[int, Any]:

@@ -85,8 +85,19 @@ def test_a_gateway_has_what_it_takes_and_the_page_knows_its_address() -> None:
     assert found["balancer_port"] == 8010
     assert [(each["address"], each["slots"]) for each in found["balancer_engines"]] == [("127.0.0.1:8000", 1)]
     assert found["balancer_engine_key"] == found["llama_server_api_key"]
+    assert found["open_webui_openai_url"] == "http://127.0.0.1:8010/v1"
     assert found["gateway_key"] == "{{ lookup('ansible.builtin.file', r1prov_site_dir ~ '/authority/server.key') }}"
     assert "gateway_state" not in found
+
+
+def test_the_page_asks_ollama_itself_without_a_balancer_and_with_a_key_through_one() -> None:
+    gateway = {"server_name": "r1.example.com", "tls": {"type": "local-authority"}}
+    alone, behind = values(engine="ollama"), values(engine="ollama", gateway=gateway)
+    assert alone["open_webui_ollama_url"] == "http://127.0.0.1:11434"
+    assert "open_webui_ollama_key" not in alone
+    assert behind["open_webui_ollama_url"] == "http://127.0.0.1:8010"
+    assert behind["open_webui_ollama_key"] == behind["llama_server_api_key"]
+    assert alone["open_webui_default_model"] == behind["open_webui_default_model"] == "DeepSeek-R1-UD-IQ1_S:latest"
 
 
 def test_acme_reaches_the_role() -> None:
@@ -154,7 +165,7 @@ def test_everybody_is_told_where_the_engine_is_reached(address: str, reached: st
     assert found["llama_server_address"] == address
     assert found["smoke_bench_url"] == f"http://{reached}:8123"
     # In the private network.
-    assert found["open_webui_openai_url"] == "http://127.0.0.1:8123/v1"
+    assert values(service={"address": address, "port": 8123})["open_webui_openai_url"] == "http://127.0.0.1:8123/v1"
     assert found["balancer_engines"][0]["address"] == "127.0.0.1:8123"
 
 
