@@ -58,7 +58,7 @@ def test_ollama_is_told_no_key() -> None:
     assert [line.strip() for line in other if line not in golden] == [
         "http-request del-header Authorization",
         "option httpchk GET /api/version",
-        "server engine 127.0.0.1:11434 maxconn 3",
+        "server engine 127.0.0.1:11434 id 1 maxconn 3",
         "server engine 127.0.0.1:11434 track engines/engine",
     ]
 

@@ -1,5 +1,6 @@
 """Asks the balancer on its host, in one of the ways below. Ends with a traceback where it is not as it should be."""
 
+import csv
 import http.client
 import json
 import socket
@@ -8,7 +9,7 @@ import threading
 import time
 from pathlib import Path
 
-ANN, BOB = "the-key-of-ann", "the-key-of-bob"
+ANN, BOB, PAGE = "the-key-of-ann", "the-key-of-bob", "the-key-of-the-site"
 FIGURES = "/run/r1prov/balancer/figures.sock"
 SLOTS = 2
 
@@ -26,11 +27,18 @@ def question(tokens):
     return json.dumps({"messages": story, "stream": True, "max_tokens": tokens, "ignore_eos": True})
 
 
-def asked(key, tokens):
-    """A connection on which a question was sent."""
+def asked(key, tokens, **named):
+    """A connection on which a question was sent. Headers are named with _ for -."""
     opened = connection()
-    opened.request("POST", "/v1/chat/completions", question(tokens), right(key))
+    headers = right(key) | {name.replace("_", "-"): value for name, value in named.items()}
+    opened.request("POST", "/v1/chat/completions", question(tokens), headers)
     return opened
+
+
+def answer_counts():
+    """Engine -> how many questions it has had."""
+    rows = csv.DictReader(figures("show stat engines 4 -1").removeprefix("# ").strip().splitlines())
+    return {row["svname"]: int(row["stot"]) for row in rows}
 
 
 def status_of(headers, path="/v1/models"):
@@ -80,16 +88,22 @@ def lone():
 
 
 def turns():
-    """Many questions at once: all are answered, those of one key in their turn, and one of another key goes before most of them."""
+    """A crowd has one key, and calls itself many people. So has a person of the page, for whom the page speaks."""
+    crowd(ANN, (BOB, "bob"), lambda number: f"person-{number}")
+    crowd(PAGE, (PAGE, "another"), lambda _: "one")
+
+
+def crowd(key, other, person):
+    """Many questions at once: all are answered, those of the crowd in their turn, and one of somebody else goes before most of them."""
     began = []
 
-    def ask(key, number):
-        answer = asked(key, 12).getresponse()
+    def ask(key, person, number):
+        answer = asked(key, 12, X_User_Id=person).getresponse()
         answer.readline()
-        began.append((key, number))
+        began.append(number)
         assert answer.read().rstrip().endswith(b"[DONE]")
 
-    order = [(ANN, number) for number in range(16)] + [(BOB, 0)]
+    order = [(key, person(number), number) for number in range(16)] + [(*other, "other")]
     threads = [threading.Thread(target=ask, args=each) for each in order]
     for thread in threads:
         thread.start()
@@ -97,10 +111,30 @@ def turns():
     for thread in threads:
         thread.join()
     assert len(began) == len(order), began
-    place = began.index((BOB, 0))
-    assert place <= 2 * SLOTS + 2, began
-    of_ann = [number for key, number in began if key == ANN]
-    assert all(abs(number - place) <= 5 for place, number in enumerate(of_ann)), began
+    assert began.index("other") <= 2 * SLOTS + 2, began
+    began.remove("other")
+    assert all(abs(number - place) <= 5 for place, number in enumerate(began)), began
+
+
+def kept():
+    """A conversation keeps its engine while that has room, and waits for none. What has no name goes to all engines."""
+
+    def went(times, **named):
+        before = answer_counts()
+        for _ in range(times):
+            assert asked(ANN, 1, **named).getresponse().read().rstrip().endswith(b"[DONE]")
+        return sorted(count - before[engine] for engine, count in answer_counts().items())
+
+    assert went(6) == [3, 3]
+    for conversation in ("of-ann", "another", "a-third"):
+        assert went(6, X_Conversation_Id=conversation) == [0, 6]
+    before = answer_counts()
+    held = [asked(ANN, 3000, X_Conversation_Id="of-ann") for _ in range(SLOTS)]
+    for each in held:
+        assert each.getresponse().readline(), "it waits for its engine while another one has room"
+    assert {engine: count - before[engine] for engine, count in answer_counts().items()} == {"one": 1, "two": 1}
+    for each in held:
+        each.close()
 
 
 def leaves():
