@@ -200,11 +200,20 @@ def who_works(name: str, status: dict[str, Any]) -> list[str]:
 
 
 def who_waits(name: str, status: dict[str, Any]) -> list[str]:
-    """Say how many requests wait at the balancer of a host, and which engine it cannot reach."""
+    """Say how many requests wait at the balancer of a host, which engine it cannot reach, and which is drained."""
     found = status.get("balancer")
     if not found:
         return []
-    down = [f"{name}: the balancer cannot reach {each}" for each, state in found["engines"].items() if state == "DOWN"]
+    down = [
+        f"{name}: the balancer cannot reach {each}"
+        for each, engine in found["engines"].items()
+        if engine["state"] == "DOWN" and not engine["drained"]
+    ]
+    for each, engine in found["engines"].items():
+        if engine["drained"]:
+            left = engine["answering"] + engine["waiting"]
+            of = f", and {left} answer{' is' if left == 1 else 's are'} still in flight" if left else ""
+            down.append(f"{name}: {each} is drained, so it gets no new requests{of}")
     if not found["waiting"]:
         return down
     of = "its only slot" if found["slots"] == 1 else f"one of {found['slots']} slots"

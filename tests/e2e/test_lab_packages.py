@@ -8,6 +8,7 @@ from pathlib import Path
 import jinja2
 import pytest
 import yaml
+from ansible_collections.r1.prov.plugins.module_utils import balancer_drained
 
 from r1prov import lab
 
@@ -36,6 +37,7 @@ export DEBIAN_FRONTEND=noninteractive
 apt-get -qq update
 apt-get -qq --no-install-recommends install nginx haproxy openssl nftables > /dev/null 2>&1
 mkdir -p /run/r1prov/gateway /run/credentials/r1prov-gateway.service /etc/r1prov/network /etc/r1prov/balancer /etc/try
+mkdir -p /var/lib/r1prov/balancer
 cd /run/credentials/r1prov-gateway.service
 openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=r1 -keyout tls-key -out tls-chain 2> /dev/null
 live=/var/lib/r1prov/gateway-renew/config/live/r1.example.com
@@ -52,7 +54,7 @@ def host(bootable: None, request: pytest.FixtureRequest) -> Iterator[lab.LabHost
         yield host
 
 
-def written(host: lab.LabHost, path: str, text: str) -> None:
+def written(host: lab.LabHost, path: str | Path, text: str) -> None:
     told(host, f"cat > {path} <<'THE END'\n{text}THE END\n")
 
 
@@ -65,6 +67,7 @@ def test_nginx_takes_the_gateway(host: lab.LabHost, name: str) -> None:
 
 def test_haproxy_takes_the_balancer(host: lab.LabHost) -> None:
     written(host, "/etc/r1prov/balancer/keys.map", f"# A comment, as the role writes it\n{'0' * 64} ann\n")
+    written(host, balancer_drained.FILE, balancer_drained.record(["engine"], {"engine": "127.0.0.1:8000"}))
     written(host, "/etc/try/haproxy.cfg", (ROOT / "tests/golden/balancer/haproxy.cfg").read_text())
     assert "[WARNING]" not in told(host, "haproxy -c -f /etc/try/haproxy.cfg 2>&1")
 

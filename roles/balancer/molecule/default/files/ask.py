@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 ANN, BOB, PAGE = "the-key-of-ann", "the-key-of-bob", "the-key-of-the-site"
-FIGURES = "/run/r1prov/balancer/figures.sock"
+FIGURES = "/run/r1prov/balancer/master.sock"
 SLOTS = 2
 
 
@@ -54,7 +54,8 @@ def status_of(headers, path="/v1/models"):
 def figures(command):
     with socket.socket(socket.AF_UNIX) as door:
         door.connect(FIGURES)
-        door.sendall(f"{command}\n".encode())
+        door.sendall(f"@1 {command}\n".encode())
+        door.shutdown(socket.SHUT_WR)
         return b"".join(iter(lambda: door.recv(65536), b"")).decode()
 
 
@@ -135,6 +136,26 @@ def kept():
     assert {engine: count - before[engine] for engine, count in answer_counts().items()} == {"one": 1, "two": 1}
     for each in held:
         each.close()
+
+
+def holds(tells):
+    """An answer that comes whole, however long it takes. The file is told which engine gives it."""
+    before = answer_counts()
+    answer = asked(ANN, 600, X_Conversation_Id="drains").getresponse()
+    answer.readline()
+    (engine,) = [name for name, count in answer_counts().items() if count > before[name]]
+    Path(tells).write_text(engine)
+    assert answer.read().rstrip().endswith(b"[DONE]"), "the answer was cut off"
+
+
+def avoids(engine):
+    """No question goes to the engine, not even of the conversation that it has answered last."""
+    before = answer_counts()
+    for named in ({"X_Conversation_Id": "drains"}, {}):
+        for _ in range(3):
+            assert asked(ANN, 1, **named).getresponse().read().rstrip().endswith(b"[DONE]")
+    after = answer_counts()
+    assert (after[engine], sum(after.values())) == (before[engine], sum(before.values()) + 6), after
 
 
 def leaves():

@@ -8,14 +8,15 @@ import threading
 import time
 
 KEY = {"Authorization": "Bearer the-key-of-ann"}
-FIGURES = "/run/r1prov/balancer/figures.sock"
+FIGURES = "/run/r1prov/balancer/master.sock"
 
 
 def figures():
     """Engine -> its state, and how many questions it has had."""
     with socket.socket(socket.AF_UNIX) as door:
         door.connect(FIGURES)
-        door.sendall(b"show stat engines 4 -1\n")
+        door.sendall(b"@1 show stat engines 4 -1\n")
+        door.shutdown(socket.SHUT_WR)
         lines = b"".join(iter(lambda: door.recv(65536), b"")).decode().removeprefix("# ").strip().splitlines()
     keys = lines[0].split(",")
     rows = [dict(zip(keys, line.split(","), strict=False)) for line in lines[1:]]

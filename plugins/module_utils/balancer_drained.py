@@ -1,0 +1,137 @@
+"""Which engines get no new request: what the balancer does now, and what it reads when it is started or reloaded.
+
+The latter is a file in the form of HAProxy's `server-state-file`. A drained engine has a line there, in which its weight is 0.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ansible_collections.r1.prov.plugins.module_utils.balancer_figures import SOCKET, ask, figures, workers
+from ansible_collections.r1.prov.plugins.module_utils.files import text_of, write_whole
+from ansible_collections.r1.prov.plugins.module_utils.locks import alone
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+FILE = Path("/var/lib/r1prov/balancer/drained")
+_LOCK = Path("/run/r1prov/balancer-drained.lock")
+_LINE = re.compile(r"^\d+ engines \d+ (\S+) ", re.MULTILINE)
+_PORT = re.compile(r":(\d+)$")
+_POLL_S = 0.5
+SURE_S = 3.0
+"""An engine that is gone is found by three checks, of which the first comes within a second."""
+
+
+class DrainError(Exception):
+    """An engine cannot be drained or put back, for the reason in the message."""
+
+
+def recorded(path: Path = FILE) -> list[str]:
+    """The engines that are drained when the balancer is started."""
+    return _LINE.findall(text_of(path))
+
+
+def record(names: list[str], addresses: Mapping[str, str]) -> str:
+    """The text of the file.
+
+    Args:
+        names: the engines that are drained. Those that the balancer does not have are left out.
+        addresses: the address of each engine that it has.
+    """
+    ports = {name: (_PORT.search(addresses[name]) or ["", "0"])[1] for name in sorted(names) if name in addresses}
+    # HAProxy knows a server by the names in its line, and takes the weight and the port from there. The rest is what each begins with.
+    lines = [f"0 engines 0 {name} - 2 0 0 1 0 1 0 3 6 0 0 0 - {port} - 0 0 - - 0\n" for name, port in ports.items()]
+    return "".join(["1\n", *lines])
+
+
+class Balancer:
+    """The balancer of this host.
+
+    Args:
+        socket: where its master listens.
+        file: where is kept who is drained.
+        lock: a file that only one process may hold.
+    """
+
+    def __init__(self, socket: Path = SOCKET, file: Path = FILE, lock: Path = _LOCK) -> None:
+        self._socket, self._file, self._lock = socket, file, lock
+
+    def engine(self, name: str) -> dict[str, Any]:
+        """What the balancer tells of an engine.
+
+        Raises:
+            DrainError: it does not know the engine, or does not answer.
+        """
+        found = figures(self._socket)
+        if not found:
+            raise DrainError("no balancer answers on this host. Remedy: look whether r1prov-balancer runs")
+        if name not in found["engines"]:
+            raise DrainError(f"the balancer has no engine {name}. Remedy: it has {', '.join(found['engines'])}")
+        engine: dict[str, Any] = found["engines"][name]
+        return engine
+
+    def is_so(self, name: str, *, drained: bool) -> bool:
+        """Whether an engine is drained, or is not, now and after the next start."""
+        return (self.engine(name)["drained"], name in recorded(self._file)) == (drained, drained)
+
+    def drain(self, name: str) -> None:
+        """Gives an engine no new request."""
+        self._set(name, drained=True)
+
+    def put_back(self, name: str) -> None:
+        """Gives an engine requests again."""
+        self._set(name, drained=False)
+
+    def in_flight(self, name: str) -> int:
+        """How many answers of an engine are not at their end, those that began before a reload among them."""
+        engine = self.engine(name)
+        return int(engine["answering"] + engine["waiting"])
+
+    def is_well(self, name: str) -> bool:
+        """Whether an engine answers the balancer's checks."""
+        return bool(self.engine(name)["state"] == "UP")
+
+    def _set(self, name: str, *, drained: bool) -> None:
+        self.engine(name)
+        # What is read at the start comes first: a worker that begins now is then told in either way.
+        with alone(self._lock, lambda _: None):
+            names = {*recorded(self._file), name} if drained else {*recorded(self._file)} - {name}
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self._file, record(sorted(names), self._addresses()), 0o644)
+        weight = "0" if drained else "100%"
+        said = [
+            ask(f"{worker} set server engines/{name} weight {weight}", self._socket) for worker in workers(self._socket)
+        ]
+        if said[0].strip():  # The others may have ended just now.
+            raise DrainError(f"the balancer says of {name}: {said[0].strip()}")
+
+    def _addresses(self) -> dict[str, str]:
+        rows = ask(f"{workers(self._socket)[0]} show servers state engines", self._socket).splitlines()
+        fields = [row.split() for row in rows if " engines " in row and not row.startswith("#")]
+        return {each[3]: f"{each[4]}:{each[18]}" for each in fields}
+
+
+def within(limit_s: float, true: Callable[[], bool], lasting_s: float = 0.0) -> bool:
+    """Waits until something is true and has been for so long, and returns whether it became true in time.
+
+    While HAProxy reads its configuration it tells nothing, which is not true.
+    """
+    now_s = since_s = time.monotonic()
+    end_s = now_s + limit_s
+    while True:
+        now_s = time.monotonic()
+        is_so = False
+        with contextlib.suppress(DrainError):
+            is_so = true()
+        if not is_so:
+            since_s = now_s + _POLL_S
+            if now_s > end_s:
+                return False
+        elif now_s - since_s >= lasting_s:
+            return True
+        time.sleep(_POLL_S)
