@@ -5,7 +5,7 @@
 # everybody's path.
 IN := PATH="$$(./bootstrap):$$PATH:/usr/sbin:/sbin" && export PATH &&
 
-.PHONY: help setup demo test lint unit thorough molecule e2e drift cuts faults liveness fullsize test-order test-cuda gpu-bundle test-gpu format docs golden lock
+.PHONY: help setup demo test lint unit thorough molecule e2e drift cuts faults liveness door fullsize test-order test-cuda gpu-bundle test-gpu format docs golden lock
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -45,6 +45,9 @@ faults: ## the transfer under faults at 20 seeds each (half an hour)
 
 liveness: ## a wedged engine is restarted, 20 of 20 (an hour); HOURS=1 of load
 	@$(IN) exec python -m tests.liveness $(if $(HOURS),--hours $(HOURS))
+
+door: ## a crowd at a door with three engines (10 min); PART=name for one part
+	@$(IN) exec python -m tests.door $(PART)
 
 fullsize: ## the transfer at R1's full size, on a thin disk (2 min, 9 GB, root)
 	@$(IN) exec python -m tests.fullsize
