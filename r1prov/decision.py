@@ -13,6 +13,7 @@ from r1prov.machines.profile import BEST_ON_GPUS
 from r1prov.machines.tuned import Hardware, Subject
 from r1prov.models import catalogue, headers, latent
 from r1prov.offload import DYNAMIC_QUANTS, best_on_gpus, model_of, plan, plan_model
+from r1prov.offload.arguments import parse
 from r1prov.offload.outcome import Space
 from r1prov.offload.plan import arguments, completed
 from r1prov.offload.speed import is_like, of_machine
@@ -72,6 +73,7 @@ class Decision:
         tuned: what a host serves with instead of the plan's own setting, by its name.
         known: what is known of the machine of a host, by its name, of those that were met.
         plans: the plans of hosts for which another link or less RAM makes another plan, by their names.
+        groups: by its name, what the hosts of a group serve. What else is here is for the hosts that are in none.
     """
 
     site: Site
@@ -85,11 +87,19 @@ class Decision:
     tuned: Mapping[str, Tuned] = field(default_factory=dict)
     known: Mapping[str, Known] = field(default_factory=dict)
     plans: Mapping[str, Plan] = field(default_factory=dict)
+    groups: Mapping[str, Decision] = field(default_factory=dict)
+
+    def of(self, host: str) -> Decision:
+        """The decision as it is for the hosts of the group of one."""
+        group = self.groups.get(self.site.group_of(host) or "")
+        if not group:
+            return self
+        return replace(group, releases=self.releases, tuned=self.tuned, known=self.known, plans=self.plans)
 
     @property
     def backend(self) -> str:
         """What llama.cpp is built for: `cuda` or `cpu`."""
-        return "cuda" if self.site.profile.machine.gpus else "cpu"
+        return "cuda" if self.site.own.profile.machine.gpus else "cpu"
 
     @property
     def weights_dir(self) -> str:
@@ -112,15 +122,21 @@ class Decision:
 
     def plan_for(self, host: str) -> Plan:
         """Where the model lies on a host."""
-        return self.plans.get(host, self.plan)
+        return self.plans.get(host, self.of(host).plan)
+
+    def slots(self, host: str) -> int:
+        """How many requests the engine of a host answers at once."""
+        if self.site.of_group_of(host).file.engine == "ollama":
+            return self.plan_for(host).slots
+        return parse(self.arguments(host), cards=len(self.machine_of(host).cards)).slots
 
     def speeds_of(self, host: str) -> Speeds:
         """The speeds with which the plan for a host counts."""
-        return of_machine(self.site.profile.machine, self._link(host))
+        return of_machine(self.of(host).site.profile.machine, self._link(host))
 
     def machine_of(self, host: str) -> Machine:
         """The machine of a host: that of the profile, with less RAM where the host has less."""
-        machine = self.site.profile.machine
+        machine = self.of(host).site.profile.machine
         return self.known[host].machine(machine) if host in self.known else machine
 
     def _link(self, host: str) -> Link | None:
@@ -138,9 +154,9 @@ class Decision:
             SiteError: no placement on one of these machines keeps the floors.
         """
         found = replace(self, known=known, plans={})
-        of_machines: dict[tuple[int, Speeds], Plan | None] = {}
-        for host in known:
-            kind = found.machine_of(host).ram, found.speeds_of(host)
+        of_machines: dict[tuple[str | None, int, Speeds], Plan | None] = {}
+        for host in (each.name for each in self.site.file.those("engine") if each.name in known):
+            kind = self.site.group_of(host), found.machine_of(host).ram, found.speeds_of(host)
             if kind not in of_machines:
                 of_machines[kind] = _own_plan(found, host)
             if own := of_machines[kind]:
@@ -154,14 +170,14 @@ class Decision:
 
     def subject(self, host: str, hardware: Hardware) -> Subject:
         """What a host with this hardware would be tuned for."""
-        source = self.site.file.sources.llama_cpp
+        source, own = self.site.file.sources.llama_cpp, self.of(host)
         archive = source.sha256 if source.type == "archive" else ""
         return Subject(
             hardware=hardware,
-            engine=(self.releases[host].llama_cpp.version, self.backend, source.type, archive),
-            model=tuple(file.sha256 for file in self.quant.files),
+            engine=(self.releases[host].llama_cpp.version, own.backend, source.type, archive),
+            model=tuple(file.sha256 for file in own.quant.files),
             plan=self.plan_for(host).arguments,
-            workload=self.workload,
+            workload=own.workload,
         )
 
     def lapsed(self, host: str, tuned: Tuned, facts: dict[str, Any] | None) -> str:
@@ -193,8 +209,9 @@ class Decision:
 
 
 def _own_plan(decision: Decision, host: str) -> Plan | None:
-    """The plan for the machine of a host; None where that is the plan of the site."""
-    profile, made, model = decision.site.profile, decision.plan, decision.model
+    """The plan for the machine of a host; None where that is the plan of its group."""
+    own = decision.of(host)
+    profile, made, model = own.site.profile, own.plan, own.model
     machine, speeds = decision.machine_of(host), of_machine(profile.machine)
     # Where all lies on the cards, next to nothing is copied.
     if model and machine.cards and not made.whole:
@@ -202,10 +219,10 @@ def _own_plan(decision: Decision, host: str) -> Plan | None:
     if is_like(of_machine(profile.machine), speeds) and (machine == profile.machine or _holds(made, model, machine)):
         return None
     try:
-        found = _planned(decision, machine, speeds)
+        found = _planned(own, machine, speeds)
         if found.outcome and not found.outcome.fits:
             # The host is too small for any placement. Preflight or the engine says so there, of the plan that the operator knows.
-            found = _planned(decision, profile.machine, speeds)
+            found = _planned(own, profile.machine, speeds)
     except SiteError as error:
         raise SiteError(*(replace(each, where=f"{host}: {each.where}") for each in error.problems)) from None
     return found if found.arguments != made.arguments or found.ollama != made.ollama else None
@@ -238,8 +255,31 @@ def decide(site: Site, say: Callable[[str], None] | None = None) -> Decision:
 
     Raises:
         SiteError: no quant has that name, the model cannot be placed, or the machine has no room for it and the site does not
-            override that.
+            override that; or engines behind one door would not serve under one name.
     """
+    groups = {name: _decide(group, say) for name, group in site.groups.items()}
+    own = next((groups[name] for name, group in site.groups.items() if group is site.own), None) or _decide(site, say)
+    decided = replace(own, site=site, releases=_releases(site), groups=groups)
+    _refuse_several_names(decided)
+    return decided
+
+
+def _refuse_several_names(decision: Decision) -> None:
+    """Refuse that a request at the door is for one model or another, by chance.
+
+    Raises:
+        SiteError: engines behind it serve under different names.
+    """
+    site = decision.site
+    names = sorted({decision.of(host.name).alias for host in site.file.those("engine")})
+    if site.file.door and len(names) > 1:
+        what = f"the engines behind the door would serve under different names: {', '.join(names)}"
+        remedy = "let all groups serve one quant; or write `service.alias`, a name that is right for all of them"
+        raise SiteError(Problem(str(site.path or "the site"), what, remedy))
+
+
+def _decide(site: Site, say: Callable[[str], None] | None) -> Decision:
+    """What the hosts of one group come to, or those that are in none."""
     quant, best = _quant(site)
     published = model_of(quant) or (_read_header(site, quant, say) if say else headers.kept(quant))
     serving = site.profile.serving
@@ -254,7 +294,7 @@ def decide(site: Site, say: Callable[[str], None] | None = None) -> Decision:
         attention="mla" if is_changed else "legacy",
         merged=_merged(site, quant, is_changed=is_changed),
         alias=site.file.service.alias or _folder(quant),
-        releases=_releases(site),
+        releases={},
     )
 
 
@@ -262,7 +302,7 @@ def _releases(site: Site) -> dict[str, Releases]:
     """The programs that each host shall have."""
     found = {}
     for name in (host.name for host in site.hosts):
-        on_host = site.on(name)
+        on_host = site.of(name)
         file = on_host.file
         found[name] = Releases(
             llama_cpp=Release(file.llama_cpp_version, pin=pins.llama_cpp(on_host)),

@@ -25,6 +25,8 @@ from r1prov.models.sources import places
 from r1prov.offload.tuning import for_bench
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from jinja2.bccache import Bucket
 
     from r1prov.decision import Decision
@@ -48,22 +50,42 @@ def render(decision: Decision, folder: Path, site_dir: str = BESIDE) -> Path:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, text)
+    # A group that is gone would still say something of hosts that are not in it, and `all` of every host.
+    for path in (folder / "group_vars").glob("*.yml"):
+        if f"group_vars/{path.name}" not in texts and _OURS in path.read_text():
+            path.unlink()
     return folder
+
+
+_OURS = "rendered this file from the site"
+"""What a rendered file says of itself."""
 
 
 def rendered(decision: Decision, site_dir: str = BESIDE) -> dict[str, str]:
     """The texts of the inventory, by their path in its folder."""
-    values = {**_values(decision), "site_dir": site_dir}
-    values |= {"tuned": decision.tuned, "plans": decision.plans}
-    values["machines"] = {host: _machine(decision, host) for host in decision.plans}
-    values["placed"] = {
-        host: {
-            "arguments": decision.arguments(host),
-            "bench": for_bench(decision.arguments(host)),
-        }
-        for host in decision.tuned.keys() | decision.plans.keys()
+    hosts: dict[str, Any] = {
+        "version": __version__,
+        "hosts": decision.site.hosts,
+        "site": decision.site.file,
+        "sites": {host.name: decision.of(host.name).site.own.file for host in decision.site.hosts},
+        "groups": _members(decision),
+        "machines": {host: _machine(decision, host) for host in decision.plans},
+        "placed": {
+            host: {"arguments": decision.arguments(host), "bench": for_bench(decision.arguments(host))}
+            for host in decision.tuned.keys() | decision.plans.keys()
+        },
+        "tuned": decision.tuned,
+        "plans": decision.plans,
+        "slots": {host.name: decision.slots(host.name) for host in decision.site.file.those("engine")},
+        "own": {},
     }
-    values |= _programs(decision)
+    texts: dict[str, tuple[str, dict[str, Any]]] = {}
+    for name, members in _members(decision).items():
+        group = decision.of(members[0])
+        shared, own = _programs(decision, members)
+        hosts["own"] |= own
+        texts[f"group_vars/{name}.yml"] = "all.yml.j2", {**_values(group), "site_dir": site_dir, "shared": shared}
+    texts["hosts.yml"] = "hosts.yml.j2", hosts
     environment = jinja2.Environment(  # noqa: S701 -- YAML, not HTML; every value goes through the filter `yaml`
         loader=jinja2.FileSystemLoader(paths.collection() / "templates" / "inventory"),
         undefined=jinja2.StrictUndefined,
@@ -72,10 +94,19 @@ def rendered(decision: Decision, site_dir: str = BESIDE) -> dict[str, str]:
     )
     environment.filters["yaml"] = lambda value: json.dumps(value, ensure_ascii=False)  # JSON is YAML, on one line
     environment.filters["gib"] = gib
-    return {
-        path: environment.get_template(template).render(values)
-        for path, template in (("hosts.yml", "hosts.yml.j2"), ("group_vars/all.yml", "all.yml.j2"))
-    }
+    return {path: environment.get_template(template).render(values) for path, (template, values) in texts.items()}
+
+
+def _members(decision: Decision) -> dict[str, list[str]]:
+    """The hosts of each group of the inventory. Where the site has no groups that is the one of all hosts."""
+    site = decision.site
+    if not site.groups:
+        return {"all": [host.name for host in site.hosts]}
+    found: dict[str, list[str]] = {}
+    for host in site.hosts:
+        # Ansible has groups called `all` and `ungrouped`, and takes a group for a host of the same name.
+        found.setdefault(f"group_{host.group}" if host.group else "ungrouped", []).append(host.name)
+    return found
 
 
 _SETTINGS: dict[str, Any] = {
@@ -107,12 +138,11 @@ class _Compiled(jinja2.FileSystemBytecodeCache):
 
 
 def _values(decision: Decision) -> dict[str, Any]:
-    site, quant = decision.site, decision.quant
+    site, quant = decision.site.own, decision.quant
     file, machine = site.file, site.profile.machine
     return {
         "version": __version__,
         "profile_name": file.profile,
-        "hosts": file.hosts,
         "site": file,
         "plan": decision.plan,
         "bench": for_bench(decision.plan.arguments),
@@ -132,7 +162,7 @@ def _values(decision: Decision) -> dict[str, Any]:
         "token_file": next((s.token_file for s in file.sources.weights if s.type == "hub" and s.token_file), None),
         "environment": {**_proxies(site), "PIP_INDEX_URL": file.sources.pypi.index},
         "proxies": _proxies(site),
-        "expect": _expect(decision),
+        "expect": _expect(decision, site),
     }
 
 
@@ -140,26 +170,26 @@ def _machine(decision: Decision, host: str) -> str:
     """How the machine of a host differs from that of the profile, in words that go on `The plan of this host, which has`."""
     known, ram = decision.known[host], decision.machine_of(host).ram
     told = [f"its first card at {known.link}"] if known.link else []
-    told += [f"{gib(ram)} of RAM"] if ram < decision.site.profile.machine.ram else []
+    told += [f"{gib(ram)} of RAM"] if ram < decision.of(host).site.profile.machine.ram else []
     return " and ".join(told)
 
 
-def _programs(decision: Decision) -> dict[str, Any]:
-    """The releases that all hosts share, by program, and by host those in which the hosts differ.
+def _programs(decision: Decision, hosts: Sequence[str]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The releases that all hosts of a group share, by program, and by host those in which they differ.
 
     Of a program in which they differ nothing stands in the group, because a host could not take back to a role's default what
     the group has set.
     """
     shared: dict[str, Any] = {}
-    own: dict[str, dict[str, Any]] = {name: {} for name in decision.releases}
+    own: dict[str, dict[str, Any]] = {name: {} for name in hosts}
     for program in (field.name for field in fields(Releases)):
-        of_hosts = {name: getattr(releases, program) for name, releases in decision.releases.items()}
+        of_hosts = {name: getattr(decision.releases[name], program) for name in hosts}
         one = next(iter(of_hosts.values()))
         shared[program] = one if all(each == one for each in of_hosts.values()) else None
         if not shared[program]:
             for name, release in of_hosts.items():
                 own[name][program] = release
-    return {"shared": shared, "own": own}
+    return shared, own
 
 
 def _proxies(site: Site) -> dict[str, str]:
@@ -168,8 +198,8 @@ def _proxies(site: Site) -> dict[str, str]:
     return {key: value for key, value in values.items() if value}
 
 
-def _expect(decision: Decision) -> dict[str, Any]:
-    site, machine = decision.site, decision.site.profile.machine
+def _expect(decision: Decision, site: Site) -> dict[str, Any]:
+    machine = site.profile.machine
     gpus = machine.gpus
     expect: dict[str, Any] = {
         "backend": decision.backend,

@@ -68,6 +68,7 @@ E2E = {
     "container": ("test_up_container.py",),
     "controller": ("test_controller_trixie.py",),
     "tune": ("test_up_tune.py",),
+    "fleet": ("test_up_fleet.py",),
     "lab": (
         "test_lab.py",
         "test_lab_container.py",

@@ -1,6 +1,7 @@
 """Which engines get no new request: what the balancer does now, and what it reads when it is started or reloaded.
 
-The latter is a file in the form of HAProxy's `server-state-file`. A drained engine has a line there, in which its weight is 0.
+The latter is a file in the form of HAProxy's `server-state-file`. A drained engine has a line there, in which its weight is 0. HAProxy
+passes over lines that begin with `#`. One of these says of an engine that a run has drained it, which puts it back, too.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from ansible_collections.r1.prov.plugins.module_utils.files import text_of, writ
 from ansible_collections.r1.prov.plugins.module_utils.locks import alone
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
+    from contextlib import AbstractContextManager
 
 FILE = Path("/var/lib/r1prov/balancer/drained")
 _LOCK = Path("/run/r1prov/balancer-drained.lock")
 _LINE = re.compile(r"^\d+ engines \d+ (\S+) ", re.MULTILINE)
+_BY_RUN = re.compile(r"^# by a run: (\S+)$", re.MULTILINE)
 _PORT = re.compile(r":(\d+)$")
 _POLL_S = 0.5
 SURE_S = 3.0
@@ -36,17 +39,23 @@ def recorded(path: Path = FILE) -> list[str]:
     return _LINE.findall(text_of(path))
 
 
-def record(names: list[str], addresses: Mapping[str, str]) -> str:
+def by_run(path: Path) -> list[str]:
+    """Those of them that a run has drained, and no person."""
+    return _BY_RUN.findall(text_of(path))
+
+
+def record(names: Iterable[str], of_run: Iterable[str], addresses: Mapping[str, str]) -> str:
     """The text of the file.
 
     Args:
         names: the engines that are drained. Those that the balancer does not have are left out.
+        of_run: those of them that a run has drained.
         addresses: the address of each engine that it has.
     """
     ports = {name: (_PORT.search(addresses[name]) or ["", "0"])[1] for name in sorted(names) if name in addresses}
     # HAProxy knows a server by the names in its line, and takes the weight and the port from there. The rest is what each begins with.
     lines = [f"0 engines 0 {name} - 2 0 0 1 0 1 0 3 6 0 0 0 - {port} - 0 0 - - 0\n" for name, port in ports.items()]
-    return "".join(["1\n", *lines])
+    return "".join(["1\n", *(f"# by a run: {name}\n" for name in sorted(of_run) if name in ports), *lines])
 
 
 class Balancer:
@@ -67,25 +76,56 @@ class Balancer:
         Raises:
             DrainError: it does not know the engine, or does not answer.
         """
+        found = self._engines()
+        if name not in found:
+            raise DrainError(f"the balancer has no engine {name}. Remedy: it has {', '.join(found)}")
+        return found[name]
+
+    def _engines(self) -> dict[str, dict[str, Any]]:
         found = figures(self._socket)
         if not found:
             raise DrainError("no balancer answers on this host. Remedy: look whether r1prov-balancer runs")
-        if name not in found["engines"]:
-            raise DrainError(f"the balancer has no engine {name}. Remedy: it has {', '.join(found['engines'])}")
-        engine: dict[str, Any] = found["engines"][name]
-        return engine
+        engines: dict[str, dict[str, Any]] = found["engines"]
+        return engines
 
     def is_so(self, name: str, *, drained: bool) -> bool:
         """Whether an engine is drained, or is not, now and after the next start."""
         return (self.engine(name)["drained"], name in recorded(self._file)) == (drained, drained)
 
     def drain(self, name: str) -> None:
-        """Gives an engine no new request."""
-        self._set(name, drained=True)
+        """Gives an engine no new request, because a person wants that."""
+        self.engine(name)
+        with self._alone():
+            self._keep({*recorded(self._file), name}, {*by_run(self._file)} - {name})
+        self._tell(name, drained=True)
+
+    def drain_for_run(self, name: str, *, in_turn: bool = True) -> bool:
+        """Gives an engine no new request, because a run is about to stop it. It comes back with the run, unless a person had drained it.
+
+        Args:
+            name: the engine.
+            in_turn: whether it is left as it is while no other engine gets requests, and one that a run has drained is about to come back.
+
+        Returns:
+            Whether it was drained.
+        """
+        engine = self.engine(name)
+        with self._alone():
+            others = {other: each for other, each in self._engines().items() if other != name}
+            is_last = not any(each["state"] == "UP" and not each["drained"] for each in others.values())
+            if in_turn and is_last and engine["state"] == "UP" and others.keys() & {*by_run(self._file)}:
+                return False
+            names, of_run = {*recorded(self._file)}, {*by_run(self._file)}
+            self._keep({*names, name}, of_run if name in names else {*of_run, name})
+        self._tell(name, drained=True)
+        return True
 
     def put_back(self, name: str) -> None:
         """Gives an engine requests again."""
-        self._set(name, drained=False)
+        self.engine(name)
+        with self._alone():
+            self._keep({*recorded(self._file)} - {name}, {*by_run(self._file)} - {name})
+        self._tell(name, drained=False)
 
     def in_flight(self, name: str) -> int:
         """How many answers of an engine are not at their end, those that began before a reload among them."""
@@ -96,13 +136,15 @@ class Balancer:
         """Whether an engine answers the balancer's checks."""
         return bool(self.engine(name)["state"] == "UP")
 
-    def _set(self, name: str, *, drained: bool) -> None:
-        self.engine(name)
-        # What is read at the start comes first: a worker that begins now is then told in either way.
-        with alone(self._lock, lambda _: None):
-            names = {*recorded(self._file), name} if drained else {*recorded(self._file)} - {name}
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self._file, record(sorted(names), self._addresses()), 0o644)
+    def _alone(self) -> AbstractContextManager[None]:
+        return alone(self._lock, lambda _: None)
+
+    def _keep(self, names: set[str], of_run: set[str]) -> None:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self._file, record(names, of_run, self._addresses()), 0o644)
+
+    def _tell(self, name: str, *, drained: bool) -> None:
+        # What is read at the start was written first: a worker that begins now is told in either way.
         weight = "0" if drained else "100%"
         said = [
             ask(f"{worker} set server engines/{name} weight {weight}", self._socket) for worker in workers(self._socket)

@@ -172,28 +172,45 @@ class Ollama:
 class Page:
     """The chat page's API, used with a login."""
 
-    unit = "r1prov-open-webui"
+    unit, what = "r1prov-open-webui", "the chat page"
+    _models, _chat = "/api/models", "/api/chat/completions"
 
     def __init__(self, api: Api, model: str) -> None:
         self._api, self._model = api, model
 
     def facts(self) -> dict[str, Any]:
-        """Returns under which `model` the page offers the engine's."""
-        models = [model["id"] for model in self._api.get("/api/models")["data"]]
+        """Returns under which `model` it offers the engine's."""
+        models = [model["id"] for model in self._api.get(self._models)["data"]]
         matching = [name for name in models if name in (self._model, f"{self._model}:latest")]
         if not matching:
-            raise ApiError(f"the chat page offers {', '.join(models) or 'no model'}, not {self._model}")
+            raise ApiError(f"{self.what} offers {', '.join(models) or 'no model'}, not {self._model}")
         return {"model": matching[0]}
 
     def ask(self, question: str, limits: Limits, report: Callable[[int], None]) -> Reply:
-        """See `LlamaServer.ask`. Tokens are counted as they come, because the page does not tell their number."""
+        """See `LlamaServer.ask`. Tokens are counted as they come, because the chat page does not tell their number."""
         body = {"max_tokens": limits.tokens, "temperature": limits.temperature, "seed": SEED}
         body |= _messages(self.facts()["model"], question)
-        reply = _chat(self._api, "/api/chat/completions", body, limits, report)
+        reply = _chat(self._api, self._chat, body, limits, report)
         seconds = reply.last_s - reply.first_s
         if not reply.decode_tokens_per_second and seconds:
             reply.decode_tokens_per_second = reply.decode_tokens / seconds
         return reply
+
+
+class Balancer(Page):
+    """The API of the balancer, behind which there are engines of several hosts."""
+
+    unit, what, release = "r1prov-balancer", "the balancer", ""
+    _models, _chat = "/v1/models", "/v1/chat/completions"
+
+    def facts(self) -> dict[str, Any]:
+        """Returns what serves, as `LlamaServer.facts` does. What differs from engine to engine is no fact of all of them."""
+        return {"build": "", "model": self._model, "slots": 1, "context_per_slot": 0} | super().facts()
+
+    def generate(self, text: str, seed: int, limits: Limits, report: Callable[[int], None]) -> Reply:
+        """See `LlamaServer.generate`. It asks for that, because not every engine can be made to go on."""
+        del seed
+        return self.ask(text, limits, report)
 
 
 def _messages(model: str, question: str) -> dict[str, Any]:

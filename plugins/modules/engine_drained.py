@@ -18,6 +18,10 @@ description:
 author: The r1prov team
 options: {
   "state": {"type": "str", "default": "drained", "choices": ["drained", "ready", "kept"], "description": "What the engine shall be."},
+  "for_run": {"type": "bool", "default": false, "description": "Whether a run drains it because it is about to stop it, and puts it back
+      when it is well. Then an engine that a person has drained stays so. The engine waits for its turn while no other one gets requests and
+      one that a run has drained is about to come back. Where answers are still in flight at the end, or where no balancer has the engine
+      yet, the task goes on."},
   "name": {"type": "str", "default": "", "description": "The name of the engine at the balancer. Required except with C(kept)."},
   "limit_s": {"type": "int", "default": 600, "description": "How many seconds to wait at most."},
   "engines": {"type": "list", "elements": "dict", "default": [], "description": "With C(kept), all engines of the balancer, with C(name) and
@@ -53,6 +57,7 @@ from ansible_collections.r1.prov.plugins.module_utils.balancer_drained import (
     SURE_S,
     Balancer,
     DrainError,
+    by_run,
     record,
     recorded,
     within,
@@ -62,7 +67,7 @@ from ansible_collections.r1.prov.plugins.module_utils.files import text_of, writ
 
 def keep(module: AnsibleModule, engines: list[dict[str, Any]]) -> None:
     """Forgets engines that are gone."""
-    wanted = record(recorded(FILE), {engine["name"]: engine["address"] for engine in engines})
+    wanted = record(recorded(FILE), by_run(FILE), {engine["name"]: engine["address"] for engine in engines})
     changed = text_of(FILE) != wanted
     if changed and not module.check_mode:
         FILE.parent.mkdir(parents=True, exist_ok=True)
@@ -98,6 +103,35 @@ def bring(module: AnsibleModule, name: str, limit_s: int, *, drained: bool) -> N
     module.exit_json(changed=changed, answering=left, drained=recorded(FILE))
 
 
+def bring_for_run(module: AnsibleModule, name: str, limit_s: int, *, drained: bool) -> None:
+    """Drains an engine that a run is about to stop, or puts back what the run has drained."""
+    balancer, left, changed = Balancer(), 0, False
+    try:
+        changed = (drained or name in by_run(FILE)) and not balancer.is_so(name, drained=drained)
+        if drained and not module.check_mode:
+            left = _drain_in_turn(balancer, name, limit_s)
+        elif changed and not module.check_mode:
+            if not within(limit_s, lambda: balancer.is_well(name), SURE_S):
+                remedy = "Remedy: look whether r1prov-tunnel runs on both hosts"
+                module.fail_json(
+                    msg=f"{name} stays drained, because the balancer cannot reach it after {limit_s} s. {remedy}"
+                )
+            balancer.put_back(name)
+    except (DrainError, OSError):
+        # The door is not set up yet, or does not have the engine yet. So nobody is asked through it.
+        changed = False
+    if left:
+        module.warn(f"{name} still writes {left} answers after {limit_s} s, and these are cut off")
+    module.exit_json(changed=changed, answering=left, drained=recorded(FILE))
+
+
+def _drain_in_turn(balancer: Balancer, name: str, limit_s: int) -> int:
+    """Drains an engine when another one gets requests. Returns how many answers are in flight at the end."""
+    if not within(limit_s, lambda: balancer.drain_for_run(name)):
+        balancer.drain_for_run(name, in_turn=False)
+    return 0 if within(limit_s, lambda: not balancer.in_flight(name)) else balancer.in_flight(name)
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec=arguments(DOCUMENTATION),
@@ -108,6 +142,8 @@ def main() -> None:
     wanted = module.params
     if wanted["state"] == "kept":
         keep(module, wanted["engines"])
+    elif wanted["for_run"]:
+        bring_for_run(module, wanted["name"], wanted["limit_s"], drained=wanted["state"] == "drained")
     else:
         bring(module, wanted["name"], wanted["limit_s"], drained=wanted["state"] == "drained")
 

@@ -18,9 +18,11 @@ description:
     C(history.json).
 author: The r1prov team
 options: {
-  "engine": {"type": "str", "default": "llama-server", "choices": ["llama-server", "ollama"], "description": "The engine."},
+  "engine": {"type": "str", "default": "llama-server", "choices": ["llama-server", "ollama", "balancer"], "description": "The engine, or
+      the balancer, behind which there are engines of other hosts. It has results of its own, below C(door)."},
   "url": {"type": "str", "required": true, "description": "The address of the engine, without a path."},
   "api_key_file": {"type": "path", "default": "", "description": "File on the host with the API key; empty for a server without one."},
+  "api_key": {"type": "str", "default": "", "description": "The API key itself, where no file on the host has it."},
   "model": {"type": "str", "required": true, "description": "The model's name in the API."},
   "question": {"type": "str", "required": true, "description": "The question."},
   "expect": {"type": "str", "required": true, "description": "Regular expression that the answer must match, case ignored. Empty for a model
@@ -82,7 +84,15 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.r1.prov.plugins.module_utils import first_tokens, unit_look, units
 from ansible_collections.r1.prov.plugins.module_utils.answer import fault, thinking_apart
 from ansible_collections.r1.prov.plugins.module_utils.arguments import arguments
-from ansible_collections.r1.prov.plugins.module_utils.doors import SEED, Limits, LlamaServer, Ollama, Page, Reply
+from ansible_collections.r1.prov.plugins.module_utils.doors import (
+    SEED,
+    Balancer,
+    Limits,
+    LlamaServer,
+    Ollama,
+    Page,
+    Reply,
+)
 from ansible_collections.r1.prov.plugins.module_utils.host_load import watched_load
 from ansible_collections.r1.prov.plugins.module_utils.http_api import Api, ApiError
 from ansible_collections.r1.prov.plugins.module_utils.measurements import (
@@ -101,6 +111,9 @@ from ansible_collections.r1.prov.plugins.module_utils.users import acting_as
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    Engine = LlamaServer | Ollama | Balancer
+
+DOORS: dict[str, type[Engine]] = {"llama-server": LlamaServer, "ollama": Ollama, "balancer": Balancer}
 RESULTS = Path("/var/lib/r1prov/smoke_bench")
 _EXCERPT = 600
 _LOOK_S = 10
@@ -147,6 +160,13 @@ def digest(subject: dict[str, Any], options: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps([SCHEMA, subject, how], sort_keys=True).encode()).hexdigest()
 
 
+def at(name: str, api: Api, model: str, slots: int) -> Engine:
+    """The door of that name."""
+    if name == "ollama":
+        return Ollama(api, model, slots)
+    return Balancer(api, model) if name == "balancer" else LlamaServer(api, model)
+
+
 class Bench:
     """The measurement of one server.
 
@@ -156,7 +176,7 @@ class Bench:
         engine: the engine's door.
     """
 
-    def __init__(self, options: dict[str, Any], progress: Progress, engine: LlamaServer | Ollama) -> None:
+    def __init__(self, options: dict[str, Any], progress: Progress, engine: Engine) -> None:
         self._options, self._progress, self._engine = options, progress, engine
         self._page_api = Api(options["page_url"], timeout_s=options["timeout_s"]) if options["page_url"] else None
         self._page = Page(self._page_api, options["model"]) if self._page_api else None
@@ -189,7 +209,7 @@ class Bench:
     def _limits(self, tokens: int) -> Limits:
         return Limits(tokens, self._options["timeout_s"], self._options["temperature"])
 
-    def ask(self, door: LlamaServer | Ollama | Page, label: str) -> dict[str, Any]:
+    def ask(self, door: Engine | Page, label: str) -> dict[str, Any]:
         """Asks one question in a chat, as a user would.
 
         Raises:
@@ -227,12 +247,16 @@ class Bench:
         with watched_load(pid for pid in own if pid) as load:
             sweep = [self.sweep(self._engine, users) for users in levels[:1]]
         sweep += [self.sweep(self._engine, users) for users in levels[1:]]
-        waiting = first_tokens.FirstTokens(self._engine, _TEXT.split(), self._options["temperature"], self._progress)
-        rate, limit_s = sweep[0]["prompt_tokens_per_second_each"], self._options["prompts_limit_s"]
-        waited = waiting.measure(self._options["prompts"], rate, limit_s)
+        waited: list[dict[str, Any]] = []
+        if not isinstance(self._engine, Balancer):  # It does not tell how fast it reads a prompt.
+            waiting = first_tokens.FirstTokens(
+                self._engine, _TEXT.split(), self._options["temperature"], self._progress
+            )
+            rate, limit_s = sweep[0]["prompt_tokens_per_second_each"], self._options["prompts_limit_s"]
+            waited = waiting.measure(self._options["prompts"], rate, limit_s)
         return {"question": asked, "page": through_page, "sweep": sweep, "load": load, "first_tokens": waited}
 
-    def sweep(self, engine: LlamaServer | Ollama, users: int) -> dict[str, Any]:
+    def sweep(self, engine: Engine, users: int) -> dict[str, Any]:
         """Measures so many users at once, each with a prompt of its own and the same number of tokens to decode."""
         tokens = self._options["sweep_tokens"]
         label = "measuring one user" if users == 1 else f"measuring {users} users at once"
@@ -275,13 +299,15 @@ def complaint(error: Exception, log: str) -> str:
 def main() -> None:
     module = AnsibleModule(
         argument_spec=arguments(
-            DOCUMENTATION, api_key_file=False, max_tokens=False, sweep_tokens=False, page_secret_key=True
+            DOCUMENTATION, api_key_file=False, api_key=True, max_tokens=False, sweep_tokens=False, page_secret_key=True
         ),
         supports_check_mode=True,
     )
-    options, last = module.params, read_result(RESULTS / "last.json")
+    options = module.params
     name, model, timeout_s = options["engine"], options["model"], options["timeout_s"]
-    door: type[LlamaServer | Ollama] = Ollama if name == "ollama" else LlamaServer
+    results = RESULTS / "door" if name == "balancer" else RESULTS
+    last = read_result(results / "last.json")
+    door = DOORS[name]
     unit_file = unit_look.OURS / f"{door.unit}.service"
     log = f"Look at its log: {units.in_words('log', door.unit)}"
     if not unit_file.exists():
@@ -292,7 +318,9 @@ def main() -> None:
     try:
         # Whoever only looks need not wait for an engine that hangs, of which its unit tells.
         api = Api(options["url"], options["api_key_file"], min(timeout_s, _LOOK_S) if module.check_mode else timeout_s)
-        engine = Ollama(api, model, options["slots"]) if name == "ollama" else LlamaServer(api, model)
+        if options["api_key"]:
+            api.use_key(options["api_key"])
+        engine = at(name, api, model, options["slots"])
         facts = engine.facts()
     except ApiError as error:
         if module.check_mode:
@@ -304,7 +332,7 @@ def main() -> None:
     subject["digest"] = digest(subject, options)
     same = bool(last) and last["subject"]["digest"] == subject["digest"] and not options["force"]
     if same or module.check_mode:
-        differences = [] if same else [f"{RESULTS / 'last.json'} holds no measurement of what serves now"]
+        differences = [] if same else [f"{results / 'last.json'} holds no measurement of what serves now"]
         module.exit_json(changed=not same, measured=False, result=last, differences=differences, drift=[])
     progress = Progress("smoke_bench")
     bench = Bench(options, progress, engine)
@@ -317,11 +345,11 @@ def main() -> None:
         module.fail_json(msg=complaint(error, log))
     result = {"schema": SCHEMA, "measured_unix_s": round(time.time()), "subject": subject, **measured}
     wanted = options["at_least"]
-    good, told = compare(result, history(RESULTS), wanted) if wanted else (True, "")
+    good, told = compare(result, history(results), wanted) if wanted else (True, "")
     if not good:
         progress.finish(failed=True)
         module.fail_json(msg=f"{name} {told}. Remedy: see whether something else keeps the host busy", result=result)
-    keep(RESULTS, result)
+    keep(results, result)
     progress.finish()
     module.exit_json(changed=True, measured=True, result=result, compared=told)
 

@@ -108,10 +108,10 @@ def bench(
             kind, there = made_up(options.alone(profile, site, hosts or ()))
             experiment.foresee(decide(kind, output.say), there, order, json=json)
             return
-        applied, targets = last_applied(site, hosts or (), or_else=options.A_KIND if check else "")
+        applied, targets = last_applied(site, hosts or (), or_else=options.A_KIND if check else "", duty="engine")
         experiment.compare(applied, targets, order, login_options, check=check, json=json)
         return
-    applied, targets = last_applied(site, hosts or ())
+    applied, targets = last_applied(site, hosts or (), duty="engine")
     decision = running.settle(applied)
     foreseen, _ = decision.with_tuned(SiteState.of(applied.path).all_tuned(targets), {})
     told = {
@@ -119,7 +119,9 @@ def bench(
         "bench_limit_s": limit_s,
     }
     login = login_options.ask()
-    request = running.request("bench", told, verbosity=verbose, needs=f"r1prov-{applied.file.engine}")
+    request = running.request(
+        "bench", told, verbosity=verbose, needs=f"r1prov-{applied.of(targets[0].name).file.engine}"
+    )
     done = running.run(decision, targets, login, request)
     if json:
         output.data(done.report.as_json())

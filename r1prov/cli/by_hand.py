@@ -111,10 +111,10 @@ def _explain(decision: Decision, mode: str, reasons: Sequence[str], where: str) 
 
 def _on_host(path: Path | None, named: Sequence[str]) -> tuple[Decision, Host]:
     """What a host of a site is to serve, by what is known of it here, and the host."""
-    applied, (target, *_) = last_applied(path, named, or_else=options.A_KIND)
+    applied, (target, *_) = last_applied(path, named, or_else=options.A_KIND, duty="engine")
     state = SiteState.of(applied.path)
     decision = decide(applied, output.say).with_machines(state.all_known([target]))
-    return decision.with_tuned(state.all_tuned([target]), {})[0], target
+    return decision.with_tuned(state.all_tuned([target]), {})[0].of(target.name), target
 
 
 def _of_kind(profile: str) -> tuple[Decision, Host]:

@@ -172,7 +172,9 @@ def _measure(
     request = running.request("bench", verbosity=order.verbosity)
 
     def work(live: LiveRun) -> tuple[Done, tuple[Server, ...], bool]:
-        prepared = runs.prepare(decision, [host], login, live, needs=f"r1prov-{decision.site.file.engine}")
+        prepared = runs.prepare(
+            decision, [host], login, live, needs=f"r1prov-{decision.of(host.name).site.file.engine}"
+        )
         found = modes.servers(prepared.decision, host.name, order.asked)
         told = modes.variables(prepared.decision, host.name, found, order.limit_s, at_once=order.now)
         watcher = _Announcing(live, lambda: _announce(decision.site, host, found, order))

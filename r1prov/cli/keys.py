@@ -137,7 +137,7 @@ def _with_gateway(path: Path | None) -> tuple[Site, Gateway, tuple[Host, ...]]:
     Raises:
         SiteError: no site is known, or it has no gateway.
     """
-    applied, targets = last_applied(path, ())
+    applied, targets = last_applied(path, (), duty="door")
     if not (gateway := applied.file.gateway):
         what = "has no gateway, so nobody comes in by a key of their own"
         remedy = "write a `gateway` into the site file, and run `r1prov up`"

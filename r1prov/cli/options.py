@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from r1prov.hosts import Login
     from r1prov.runs.early import Early
-    from r1prov.site.keys import Host, Site
+    from r1prov.site import Host, Site
 
 
 def not_empty(value: str | None) -> str | None:

@@ -241,7 +241,13 @@ def _on_site(path: Path) -> tuple[Profile, str, Speeds, dict[str, MeasuredSpeed]
     # Imported late: what asks about a profile does without.
     from r1prov.site.load import load  # noqa: PLC0415
 
-    chosen = load(path).profile
+    site = load(path)
+    if site.groups:
+        group = next(
+            (f"the group {name}" for name, each in site.groups.items() if each is site.own), "the hosts in no group"
+        )
+        output.say(f"This is the plan of {group}. --host shows that of another host.")
+    chosen = site.own.profile
     return chosen, "", of_machine(chosen.machine), {}
 
 
@@ -256,7 +262,7 @@ def _on_host(path: Path | None, named: str) -> tuple[Profile, str, Speeds, dict[
     from r1prov.site.state import SiteState  # noqa: PLC0415
 
     site, (target,) = wanted(path, [named])
-    profile, known = site.profile, SiteState.of(site.path).known(target.name)
+    profile, known = site.of(target.name).profile, SiteState.of(site.path).known(target.name)
     if not known:
         return profile, target.name, of_machine(profile.machine), {}
     there = profile.model_copy(update={"machine": known.machine(profile.machine)})

@@ -41,7 +41,7 @@ def prune(
 
     Example: `r1prov weights prune --check gpu1`
     """
-    applied, targets = last_applied(site, hosts or ())
+    applied, targets = last_applied(site, hosts or (), duty="engine")
     login = login_options.ask()
     found = visit.weights(site, hosts or (), login)
     surplus = {name: of_host(each) for name, each in found.items() if of_host(each)}

@@ -62,7 +62,7 @@ def rollback(
         after=rolling.settle_each(rollout.sites_with(before, {name: step.to for name, step in steps.items()})),
         before=rolling.settle_each(before),
         has={name: step.has for name, step in steps.items()},
-        keeps={name: rollout.kept_versions(now, step.to) for name, step in steps.items()},
+        keeps={name: rollout.kept_versions(now, name, step.to) for name, step in steps.items()},
         variables={"smoke_bench_force": True},
         login=login,
         verbosity=verbose,

@@ -119,7 +119,8 @@ class Conductor:
             [
                 host
                 for host in hosts
-                if rollout.needs_new_load(self.before[host.name].site, decision.site, self.has[host.name], host.name)
+                if host.has("engine")
+                and rollout.needs_new_load(self.before[host.name].site, decision.site, self.has[host.name], host.name)
             ],
         )
         return self._run(decision, hosts, self.variables)
@@ -128,7 +129,7 @@ class Conductor:
         before, after, has = self.before[name].site, self.after[name].site, self.has[name]
         wanted = versions_of.of(after, name)
         output.say(f"{name}: {', '.join(versions_of.moves(has, wanted)) or 'the versions stay'}", "bold")
-        if others := rollout.other_keys(before, after):
+        if others := rollout.other_keys(before, after, name):
             output.say(f"{name}: the site file also says something else than before about {', '.join(others)}")
         if text := _of_the_data(has, wanted, versions_of.of(before, name)):
             output.say(f"{name}: {text}")
@@ -148,7 +149,7 @@ class Conductor:
             done = self._run(decision, some, {"smoke_bench_force": True})
             for host in some:
                 if done.report.hosts[host.name].result == "ok":
-                    self._choose(host, rollout.kept_versions(self.now, decision.site.chosen[host.name]))
+                    self._choose(host, rollout.kept_versions(self.now, host.name, decision.site.chosen[host.name]))
             ended.append(done)
         return ended
 

@@ -42,8 +42,9 @@ def request(playbook: str, variables: Mapping[str, Any] | None = None, **options
 
 def announce_pause(site: Site, targets: Sequence[Host]) -> None:
     """Say beforehand that hosts will be silent while their engine loads the model, and for how long as far as an earlier start tells."""
-    engine, reports = site.file.engine, SiteState.of(site.path).reports
+    reports = SiteState.of(site.path).reports
     for host in targets:
+        engine = site.of(host.name).file.engine
         took_s = report.last_start_s(reports, host.name, f"r1prov-{engine}")
         known = f"; last time that took {took_s:.1f} s" if took_s else ""
         output.say(f"While {engine} loads the model, {host.name} will not answer{known}.")

@@ -22,7 +22,7 @@ from r1prov.site.authority import AUTHORITY, news
 from r1prov.site.state import ADMIN_PASSWORD, SiteState
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from r1prov.machines.tuned import Tuned
     from r1prov.runs.report import RunReport
@@ -78,26 +78,38 @@ def other_versions(site: Site, host: Host, there: Mapping[str, str]) -> None:
 def addresses(site: Site, hosts: Sequence[Host]) -> None:
     """Show where page and API are, and how to try them."""
     file = site.file
-    address, port = file.api
+    address, _ = file.api
     elsewhere = site_words(site.path)
+    has_page = file.open_webui.enabled and any(host.has("page") for host in site.hosts)
     output.say()
     for host in hosts:
-        page = f"{file.page_url} (chat page), " if file.open_webui.enabled else ""
-        output.say(f"{host.name}: {page}{url(address, port)}/v1 ({file.engine})")
+        output.say(f"{host.name}: {', '.join(_services(site, host))}")
     if file.gateway:
-        page = f"{file.gateway.url} (chat page), " if file.open_webui.enabled else ""
+        page = f"{file.gateway.url} (chat page), " if has_page else ""
         output.say(f"For others, over TLS: {page}{file.gateway.url}/v1 (with the key)")
         if file.gateway.tls.type == "local-authority":
             output.say(f"Machines that shall trust it are given {SiteState.of(site.path).authority / AUTHORITY}")
             authority_news(site)
-    first = hosts[0].name
-    if file.open_webui.enabled:
+    first = (file.door if file.door and file.door in hosts else hosts[0]).name
+    if has_page:
         password = SiteState.of(site.path).secret(ADMIN_PASSWORD)
         output.say(f"Log in to the page as {file.open_webui.admin_email} with the password in {password}")
     if address.startswith("127.") and not hosts[0].local:
         what = "All else" if file.gateway else "All of it"
         output.say(f"{what} listens on the server itself only; from here: `r1prov open{elsewhere} --host {first}`")
     output.say(f'Ask: `r1prov ask{elsewhere} --host {first} "How many r are in strawberry?"`')
+
+
+def _services(site: Site, host: Host) -> Iterator[str]:
+    """The services of a host, each with where it listens."""
+    file = site.of_group_of(host.name).file
+    if host.has("page") and file.open_webui.enabled:
+        yield f"{file.page_url} (chat page)"
+    if host.has("engine"):
+        address, port = file.api
+        yield f"{url(address, port)}/v1 ({file.engine})"
+    if file.gateway and file.door == host:
+        yield f"{file.gateway.balancer_url}/v1 (all engines)"
 
 
 def authority_news(site: Site) -> None:
@@ -113,7 +125,7 @@ def benchmark(report: RunReport, site: Site, *, talk: bool) -> None:
     measured = {name: host.benchmark for name, host in report.hosts.items() if host.benchmark}
     if measured:
         output.say()
-        rows = benchmark_rows(measured, site.profile.published)
+        rows = benchmark_rows(measured, site.own.profile.published)
         output.table(("tokens per second", "prompt>", "decode>"), rows, talk=talk)
         for name, each in measured.items():
             if each["load"]["foreign"]:
@@ -298,7 +310,8 @@ def status_row(name: str, status: dict[str, Any]) -> tuple[str, ...]:
     unknown = "" if status["data_disk"] else "not installed"
     props = status["props"] or {}
     artefact = {"llama-server": "llama.cpp"}.get(status["engine"], status["engine"])
-    release = " and ".join(status["running"][artefact]) or status["releases"][artefact]
+    # A door without an engine runs none of these.
+    release = (" and ".join(status["running"][artefact]) or status["releases"][artefact]) if artefact else "door"
     context = props.get("default_generation_settings", {}).get("n_ctx")
     alone = (status["benchmark"] or {}).get("sweep", [{}])[0]
     decode = alone.get("decode_tokens_per_second_each")
@@ -310,6 +323,6 @@ def status_row(name: str, status: dict[str, Any]) -> tuple[str, ...]:
         (status["page"] or "") + ("" if status["document_search"] in {"ok", None} else ", no document search"),
         status["gateway"] or "",
         f"{props['total_slots']} x {context:,}" if context else "",
-        (status["weights"] or {}).get("state", unknown),
+        (status["weights"] or {}).get("state", unknown) if artefact else "",
         f"{decode:.2f}" if decode else "",
     )

@@ -65,8 +65,8 @@ def tune(
     if profile:
         _foresee(options.alone(profile, site, hosts or ()), workload, limit, json=json)
         return
-    applied, targets = last_applied(site, hosts or (), or_else=options.A_KIND if check else "")
-    tuning.require_llama_server(applied)
+    applied, targets = last_applied(site, hosts or (), or_else=options.A_KIND if check else "", duty="engine")
+    tuning.require_llama_server(applied, targets)
     decision = running.settle(applied)
     login = login_options.ask()
     tuned, trials, away = tuning.look(decision, targets, login, force=force)

@@ -83,6 +83,11 @@ VERBS = {
         "rollback:rollback",
         "Bring hosts back to the versions that they served well with before the last upgrade, one after the other.",
     ),
+    "drain": (
+        "drain:drain",
+        "Let engines get no new requests, and wait until their answers in flight have ended. This holds until `r1prov undrain`.",
+    ),
+    "undrain": ("drain:undrain", "Let engines get requests again, as soon as they answer."),
     "down": (
         "down:down",
         "Remove units, users and files of r1prov. Asks before weights and chats go; packages of the distribution stay.",

@@ -36,7 +36,7 @@ def verify(
 
     Example: `r1prov weights verify gpu1`
     """
-    applied, targets = last_applied(site, hosts or ())
+    applied, targets = last_applied(site, hosts or (), duty="engine")
     decision = running.settle(applied)
     login = login_options.ask()
     told = {"weights_mend": True} if mend else {}

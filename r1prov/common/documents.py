@@ -170,6 +170,7 @@ _FORMS = {
     r"^https://": "is not an https address",
     r"^([0-9a-f]{64})?$": _NO_SHA256,
     r"^[0-9a-f]{64}$": _NO_SHA256,
+    r"^[A-Za-z0-9_]+$": "is not a name of a group: write letters, digits and `_`",
     r"^[A-Za-z0-9][A-Za-z0-9_.-]*$": "is not a name: write letters, digits, `.`, `_` and `-`, and begin with a letter or a digit",
     r"^[^@\s]+@[^@\s]+$": "is not an address for mail, as admin@example.com is",
     r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$|^[0-9A-Fa-f:]+$": "is neither a DNS name nor an IP address",

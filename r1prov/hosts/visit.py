@@ -37,23 +37,15 @@ def statuses(path: Path | None, named: Sequence[str], login: Login) -> dict[str,
         SiteError: no site is known, or it has no such host.
     """
     site, hosts = last_applied(path, named)
-    has_page = site.file.open_webui.enabled
-    gateway = site.file.gateway
-    service = {
-        "engine": site.file.engine,
-        "url": site.file.api_url,
-        "key_file": API_KEY.on_host,
-        "page": site.file.page_url if has_page else "",
-        "embeddings": site.file.embeddings_url if has_page else "",
-        "gateway": gateway.local_url if gateway else "",
-    }
     tuned = SiteState.of(site.path).all_tuned(hosts)
-    by_ollama = site.file.engine == "ollama"
+    by_ollama = any(site.of_group_of(host.name).file.engine == "ollama" for host in hosts)
     decision = decide(site).with_machines(SiteState.of(site.path).all_known(hosts)) if tuned or by_ollama else None
-    service["model"] = decision.alias if decision and by_ollama else ""
 
     def read(contact: Contact) -> dict[str, Any]:
-        name = contact.connection.host.name
+        host = contact.connection.host
+        name, engine = host.name, site.of_group_of(host.name).file.engine if host.has("engine") else ""
+        service = _service(site, host)
+        service["model"] = decision.of(name).alias if decision and engine == "ollama" else ""
         settings = tuned.get(name)
         lapsed = decision.lapsed(name, settings, contact.facts) if decision and settings else ""
         try:
@@ -63,7 +55,7 @@ def statuses(path: Path | None, named: Sequence[str], login: Login) -> dict[str,
         pause = read_pause(contact.connection) if found["health"] == "down" else None
         if pause:
             found["health"] = "paused"
-        found["pause"] = pause.in_words(site.file.engine) if pause else ""
+        found["pause"] = pause.in_words(engine) if pause else ""
         every_s = site.file.watch
         found["watch"] = {"every_s": every_s, "looked": None, **(found["watch"] or {})} if every_s else None
         return {"reachable": True, **found, "tuned": in_words(settings, lapsed)}
@@ -72,6 +64,21 @@ def statuses(path: Path | None, named: Sequence[str], login: Login) -> dict[str,
         found = dict(zip(meeting.contacts, at_once(read, [*meeting.contacts.values()]), strict=True))
         found |= {name: _unreachable(error) for name, error in meeting.away.items()}
     return {host.name: found[host.name] for host in hosts}
+
+
+def _service(site: Site, host: Host) -> dict[str, Any]:
+    """What a host is asked of its services."""
+    file = site.of_group_of(host.name).file
+    gateway = file.gateway if host.has("door") else None
+    has_page, has_engine = host.has("page") and file.open_webui.enabled, host.has("engine")
+    return {
+        "engine": file.engine if has_engine else "",
+        "url": file.api_url if has_engine or not gateway else gateway.balancer_url,
+        "key_file": API_KEY.on_host,
+        "page": file.page_url if has_page else "",
+        "embeddings": file.embeddings_url if has_page else "",
+        "gateway": gateway.local_url if gateway else "",
+    }
 
 
 def weights(path: Path | None, named: Sequence[str], login: Login) -> dict[str, dict[str, Any]]:
@@ -84,30 +91,33 @@ def weights(path: Path | None, named: Sequence[str], login: Login) -> dict[str, 
     Raises:
         SiteError: no site is known, or it has no such host.
     """
-    site, hosts = last_applied(path, named)
+    site, hosts = last_applied(path, named, duty="engine")
     decisions = [decide(site)]
     with contextlib.suppress(SiteError):  # The file may be wrong just now.
         decisions.append(decide(wanted(path, ())[0]))
-    models = {decision.weights_dir: decision for decision in reversed(decisions)}
-    job = {
-        "models": f"{site.file.data_dir}/models",
-        "wanted": [
-            {
-                "folder": folder,
-                "files": [
-                    {"name": each.name, "bytes": each.bytes, "sha256": each.sha256} for each in decision.quant.files
-                ],
-                "merged": decision.merged,
-            }
-            for folder, decision in reversed(models.items())
-        ],
-    }
     carried = paths.module_util("carried")
     program = carried.alone((carried.FOLDER / "weights_there.py").read_text())
 
+    def job(host: str) -> dict[str, Any]:
+        models = {own.weights_dir: own for own in (decision.of(host) for decision in reversed(decisions))}
+        return {
+            "models": f"{site.file.data_dir}/models",
+            "wanted": [
+                {
+                    "folder": folder,
+                    "files": [
+                        {"name": each.name, "bytes": each.bytes, "sha256": each.sha256} for each in own.quant.files
+                    ],
+                    "merged": own.merged,
+                }
+                for folder, own in reversed(models.items())
+            ],
+        }
+
     def read(contact: Contact) -> dict[str, Any]:
         try:
-            return {"reachable": True, **ask(contact.connection, program, job, "its weights cannot be looked at", 60)}
+            asked = job(contact.connection.host.name)
+            return {"reachable": True, **ask(contact.connection, program, asked, "its weights cannot be looked at", 60)}
         except UnreachableError as error:
             return _unreachable(error)
 
@@ -132,21 +142,37 @@ def conversation(
         UnreachableError: the host cannot be reached.
         UnhealthyError: the service does not answer as it should.
     """
-    site, hosts = last_applied(path, [name] if name else ())
-    host, state = hosts[0], SiteState.of(site.path)
+    site, host = _one(path, name)
+    state, is_door = SiteState.of(site.path), _is_door(site, host)
+    engine = site.of_group_of(host.name).file.engine
     with contextlib.closing(connect(host, login.access(state))) as connection:
-        address, port = _engine_at(site)
+        address, port = _api_at(site, host)
         http = connection.open_http(port, address)
         try:
-            if site.file.engine == "ollama":
+            if engine == "ollama" and not is_door:
                 yield chat.ask_ollama(http, host.name, question, model=decide(site).alias, max_tokens=max_tokens)
             else:
                 yield chat.ask(http, host.name, question, key=_api_key(site, host, login), max_tokens=max_tokens)
         except UnhealthyError:
             if pause := read_pause(connection):
                 remedy = "ask again then"
-                raise UnhealthyError(Problem(host.name, pause.in_words(site.file.engine), remedy)) from None
+                raise UnhealthyError(Problem(host.name, pause.in_words(engine), remedy)) from None
             raise
+
+
+def _one(path: Path | None, name: str | None) -> tuple[Site, Host]:
+    """The site as last applied, and the host that is named. Without a name it is the door to all engines, or else the first one.
+
+    Raises:
+        SiteError: no site is known, or it has no such host.
+    """
+    site, hosts = last_applied(path, [name] if name else ())
+    return site, hosts[0] if name else site.file.door or hosts[0]
+
+
+def _is_door(site: Site, host: Host) -> bool:
+    """Whether a host is the door to the engines of several."""
+    return site.file.door == host
 
 
 @dataclass(frozen=True)
@@ -180,8 +206,9 @@ def opened(path: Path | None, name: str | None, login: Login) -> Generator[tuple
         SiteError: no site is known, or it has no such host.
         UnreachableError: the host cannot be reached.
     """
-    site, hosts = last_applied(path, [name] if name else ())
-    host, file, state = hosts[0], site.file, SiteState.of(site.path)
+    site, host = _one(path, name)
+    file, state = site.of_group_of(host.name).file, SiteState.of(site.path)
+    gateway, is_door = file.gateway if host.has("door") else None, _is_door(site, host)
     with contextlib.ExitStack() as stack:
         connection = stack.enter_context(contextlib.closing(connect(host, login.access(state))))
 
@@ -193,22 +220,23 @@ def opened(path: Path | None, name: str | None, login: Login) -> Generator[tuple
         yield (
             host,
             Doors(
-                page=reach("127.0.0.1", file.open_webui.port) if file.open_webui.enabled else None,
+                page=reach("127.0.0.1", file.open_webui.port) if file.open_webui.enabled and host.has("page") else None,
                 email=file.open_webui.admin_email,
                 password_file=state.secret(ADMIN_PASSWORD),
-                api=f"{reach(*_engine_at(site))}/v1",
-                key_file=None if file.engine == "ollama" else state.secret(API_KEY),
-                gateway=file.gateway.url if file.gateway else None,
-                authority=state.authority / AUTHORITY
-                if file.gateway and file.gateway.tls.type == "local-authority"
-                else None,
+                api=f"{reach(*_api_at(site, host))}/v1",
+                key_file=None if file.engine == "ollama" and not is_door else state.secret(API_KEY),
+                gateway=gateway.url if gateway else None,
+                authority=state.authority / AUTHORITY if gateway and gateway.tls.type == "local-authority" else None,
             ),
         )
 
 
-def _engine_at(site: Site) -> tuple[str, int]:
-    """The address and port of the engine that holds the model, as its host sees them."""
-    address, port = site.file.api
+def _api_at(site: Site, host: Host) -> tuple[str, int]:
+    """The address and port at which a host is asked, as it sees them: of its balancer if it is the door to several, else of its engine."""
+    file = site.of_group_of(host.name).file
+    if file.gateway and _is_door(site, host):
+        return "127.0.0.1", file.gateway.balancer_port
+    address, port = file.api
     return reached_at(address), port
 
 

@@ -160,15 +160,16 @@ def forks(n_hosts: int, cpus: int, memory: int) -> int:
     return max(1, min(n_hosts, cpus * FORKS_PER_CPU, memory // 4 // FORK_BYTES))
 
 
-def steps_of(playbook: str, due: Collection[str] = ()) -> list[Step]:
+def steps_of(playbook: str, due: Collection[str] = (), *, door: bool = False) -> list[Step]:
     """The steps of a run: the roles that its playbook brings in, in order. A role may come again later.
 
     Args:
         playbook: its name.
         due: as in `playbook_command`.
+        door: whether a host is the door to others, which is asked in a second play.
     """
     plays = yaml.safe_load((paths.collection() / "playbooks" / f"{playbook}.yml").read_text())
-    found: list[Step] = paths.module_util("steps").steps_of(plays, due)
+    found: list[Step] = paths.module_util("steps").steps_of(plays if door else plays[:1], due)
     return found
 
 

@@ -36,6 +36,8 @@ _CACHE = "/var/cache/"
 
 def expectations_of(event: TaskDone) -> Iterator[Expectation]:
     """What a task expects of its host, now that it is done; nothing for tasks that only read, decide or include."""
+    if "_ansible_delegated_vars" in event.result:
+        return  # Another host was asked.
     kind = event.action.removeprefix(_OURS).removeprefix(_BUILTIN)
     for result in event.result.get("results") or [event.result]:
         invocation = result.get("invocation") if isinstance(result, dict) else None

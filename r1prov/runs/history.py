@@ -140,7 +140,8 @@ def outcome(decision: Decision, report: RunReport, name: str, log: Path) -> dict
     host = report.hosts[name]
     looked = [each["what"] for each in (host.looked or {}).get("differences", ())]
     is_well = host.result == "ok"
-    serves = {"engine": decision.site.file.engine, "quant": decision.quant.name}
+    own = decision.of(name)
+    serves = {"engine": own.site.file.engine, "quant": own.quant.name}
     return {
         "ended": report.ended,
         "exit": report.exit,

@@ -33,6 +33,7 @@ NOT_THERE = "the model does not lie there: run `r1prov up` first"
 
 def servers(decision: Decision, host: str, asked: Sequence[str]) -> tuple[Server, ...]:
     """The servers that a host would compare in these modes."""
+    decision = decision.of(host)
     site = decision.site
     without = "" if site.file.ollama.enabled else "the site has no Ollama (`ollama.enabled` is false)"
     return experiment.servers(
@@ -62,6 +63,7 @@ def variables(decision: Decision, host: str, found: Sequence[Server], limit_s: i
 
 
 def _told(decision: Decision, host: str, server: Server) -> dict[str, Any]:
+    decision = decision.of(host)
     plan = decision.plan_for(host)
     published = f"{decision.weights_dir}/{decision.quant.files[0].name}"
     return {
@@ -94,6 +96,7 @@ def report(
         limit_s: how long it may measure, or might.
         result: what role `measure` returns; None where nothing was measured.
     """
+    decision = decision.of(host)
     measured = {each["mode"]: each for each in result["modes"]} if result else {}
     not_reached = {server.mode: BROKEN_OFF for server in found if server.mode not in measured} if result else {}
     not_reached |= dict.fromkeys(result["untried"], NO_TIME) if result else {}

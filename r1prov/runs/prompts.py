@@ -20,6 +20,7 @@ LENGTHS = (512, 2000, 8000)
 
 def asked(decision: Decision, host: str) -> list[dict[str, Any]]:
     """The prompts for a host, of one user and of as many as there are slots, as role `smoke_bench` is told of them."""
+    decision = decision.of(host)
     machine, model, speeds = decision.site.profile.machine, decision.model, decision.speeds_of(host)
     setting = decision.plan_for(host).ollama
     if decision.site.file.engine == "llama-server":

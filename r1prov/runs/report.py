@@ -180,7 +180,7 @@ class Recorder:
             host.warn(event.warnings)
             if event.result.get("start_s"):
                 host.starts[event.result["unit"].removesuffix(".service")] = event.result["start_s"]
-            if event.step == "smoke_bench" and event.result.get("result"):
+            if event.step == "smoke_bench" and event.result.get("result") and not _is_of_the_door(event, host):
                 host.benchmark = event.result["result"]
                 host.compared = event.result.get("compared", "")
             if event.step == "measure" and "chosen" in (event.result.get("result") or {}):
@@ -360,6 +360,11 @@ def failure(event: HostFailed | HostUnreachable) -> R1provError:
 
 _FIXED = re.compile(r"Operation not permitted: b?'[^']*' -> b?'([^']+)'|Operation not permitted: b?'([^']+)'")
 """What Python says of a file that the file system lets nobody change, with the name that it is about."""
+
+
+def _is_of_the_door(event: TaskDone, host: HostReport) -> bool:
+    """Whether a host with an engine of its own, which was measured, was asked as the door to all engines, too."""
+    return bool(host.benchmark) and event.result["result"]["subject"]["engine"] == "balancer"
 
 
 def _is_cut_off(result: dict[str, Any]) -> bool:

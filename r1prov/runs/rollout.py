@@ -137,8 +137,13 @@ def put_back_sites(wanted: Site, settled: Mapping[str, Site]) -> dict[str, Site]
     """
     bases: list[tuple[Site, dict[str, dict[str, str]]]] = []
     for name, site in settled.items():
-        file = site.file.model_copy(update={"hosts": wanted.hosts, "versions": wanted.file.versions})
-        base = site.model_copy(update={"path": wanted.path, "file": file})
+        versions_now = wanted.of_group_of(name).file.versions
+        file = site.file.model_copy(update={"hosts": wanted.hosts, "versions": versions_now})
+        own = site.model_copy(update={"path": wanted.path, "file": file})
+        if group := wanted.group_of(name):
+            base = wanted.model_copy(update={"groups": {**wanted.groups, group: own}, "chosen": {}})
+        else:
+            base = own.model_copy(update={"groups": wanted.groups})
         chosen = next((chosen for other, chosen in bases if other == base), None)
         if chosen is None:
             chosen = {}
@@ -148,28 +153,27 @@ def put_back_sites(wanted: Site, settled: Mapping[str, Site]) -> dict[str, Site]
     return {name: site for site in sites for name in site.chosen}
 
 
-def other_keys(before: Site, after: Site) -> list[str]:
+def other_keys(before: Site, after: Site, host: str) -> list[str]:
     """The keys of the site file, besides hosts and versions, in which a host would come to something else."""
-    keys = [key for key in SiteFile.model_fields if key not in {"hosts", "versions"}]
-    changed = [key for key in keys if getattr(before.file, key) != getattr(after.file, key)]
-    return changed or ["profile"] * (before.profile != after.profile)
+    old, new = before.of(host), after.of(host)
+    keys = [key for key in SiteFile.model_fields if key not in {"hosts", "groups", "versions"}]
+    changed = [key for key in keys if getattr(old.file, key) != getattr(new.file, key)]
+    return changed or ["profile"] * (old.profile != new.profile)
 
 
 def needs_new_load(before: Site, after: Site, has: Mapping[str, str], host: str) -> bool:
     """Whether the engine of a host, which has these versions, has to load the model again, or may have to."""
-    engine = "ollama" if after.file.engine == "ollama" else "llama_cpp"
-    return bool(other_keys(before, after)) or has.get(engine) != versions.of(after, host)[engine]
+    engine = "ollama" if after.of(host).file.engine == "ollama" else "llama_cpp"
+    return bool(other_keys(before, after, host)) or has.get(engine) != versions.of(after, host).get(engine)
 
 
-def kept_versions(wanted: Site, ran: Mapping[str, str]) -> dict[str, str]:
+def kept_versions(wanted: Site, host: str, ran: Mapping[str, str]) -> dict[str, str]:
     """What has to be chosen for a host that was put back, so that the next `up` leaves it the versions that it ran.
 
     What the site file says cannot be chosen otherwise.
     """
-    usual = versions.of(wanted.model_copy(update={"chosen": {}}), "")
-    return {
-        key: version for key, version in ran.items() if key not in wanted.written_versions and version != usual.get(key)
-    }
+    usual, written = versions.of(wanted.model_copy(update={"chosen": {}}), host), wanted.written_versions(host)
+    return {key: version for key, version in ran.items() if key not in written and version != usual.get(key)}
 
 
 def sites_with(sites: Mapping[str, Site], chosen: Mapping[str, dict[str, str]]) -> dict[str, Site]:

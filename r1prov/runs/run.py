@@ -27,6 +27,8 @@ from r1prov.site.state import ADMIN_PASSWORD, SiteState
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from ansible_collections.r1.prov.plugins.module_utils.steps import Step
+
     from r1prov.decision import Decision
     from r1prov.hosts import HostConnection, Login, Meeting
     from r1prov.hosts.looking import Expectation
@@ -258,11 +260,15 @@ def prepare(
         users = {name: contact.connection.user for name, contact in meeting.contacts.items()}
         facts = {name: contact.facts for name, contact in meeting.contacts.items()}
         # A host that shows no card where cards are wanted, as a container that was started without them, says too little of itself.
-        shown = {name: each for name, each in facts.items() if each["gpu"]["cards"] or not site.profile.machine.cards}
+        shown = {
+            name: each
+            for name, each in facts.items()
+            if each["gpu"]["cards"] or not decision.of(name).site.profile.machine.cards
+        }
         acquainted = {name: state.acquaint(name, each) for name, each in shown.items()}
         decision = decision.with_machines(state.all_known(site.hosts))
         for name, both in acquainted.items():
-            for text in filter(None, (_on_link(decision, *both), _on_ram(decision, name, *both))):
+            for text in filter(None, (_on_link(decision.of(name), *both), _on_ram(decision, name, *both))):
                 watcher.note(name, text)
         decision, remarks = decision.with_tuned(state.all_tuned(site.hosts), shown)
         for name, text in remarks.items():
@@ -345,10 +351,10 @@ def _bare(name: str, connection: HostConnection, unit: str) -> _Bare | None:
 
 def _on_ram(decision: Decision, host: str, before: Known | None, known: Known | None) -> str:
     """A remark on RAM that does not hold as many past prompts as the profile's would, where that is new."""
-    machine, own = decision.site.profile.machine, decision.plans.get(host)
+    machine, own = decision.of(host).site.profile.machine, decision.plans.get(host)
     if not known or not own or (before and before.machine(machine) == known.machine(machine)):
         return ""
-    planned, kept = decision.plan.setting.prompts, own.setting.prompts
+    planned, kept = decision.of(host).plan.setting.prompts, own.setting.prompts
     if kept >= planned:
         return ""
     what = f"{gib(kept)} of it are for past prompts" if kept else "none of it is for past prompts"
@@ -447,7 +453,7 @@ def play(prepared: Prepared, login: Login, request: Request, watcher: Watcher) -
         RunReport(
             command=request.told_as,
             site=site.name,
-            profile=site.file.profile,
+            profile=site.own.file.profile,
             quant=prepared.decision.quant.name,
             started=now(),
             run=ansible.new_run(),
@@ -517,7 +523,7 @@ def _keep_expectations(
     site = prepared.decision.site
     state, every_s = SiteState.of(site.path), site.file.watch or 0
     is_same = expectations.made_of(state) == prepared.made_of
-    ran = {step.role for step in ansible.steps_of(request.playbook, prepared.due)}
+    ran = {step.role for step in _steps(prepared, request)}
     # Other steps than those of the change are made of the same as before.
     since = prepared.since or prepared.made_of
     earlier = {host.name: _earlier(state, host.name, since) for host in prepared.hosts}
@@ -575,6 +581,12 @@ def _leave(meeting: Meeting, known: Mapping[str, Sequence[Expectation]], every_s
     at_once(one, [*known])
 
 
+def _steps(prepared: Prepared, request: Request) -> list[Step]:
+    """The steps of a run, with those of the door where it is over that."""
+    door = prepared.decision.site.file.door
+    return ansible.steps_of(request.playbook, prepared.due, door=door in prepared.targets)
+
+
 def _execute(prepared: Prepared, login: Login, request: Request, watcher: Watcher, recorder: Recorder) -> None:
     """Execute the playbook, and tell watcher and recorder what happens."""
     state = SiteState.of(prepared.decision.site.path)
@@ -583,7 +595,7 @@ def _execute(prepared: Prepared, login: Login, request: Request, watcher: Watche
     events = ansible.execute(
         command(prepared, login, request),
         state.artifacts,
-        steps=ansible.steps_of(request.playbook, prepared.due),
+        steps=_steps(prepared, request),
         passwords=login.passwords,
         run=recorder.report.run,
     )
@@ -617,7 +629,7 @@ def settle_hosts(state: SiteState, site: Site, report: RunReport, playbook: str)
     """Keep what each host has been brought to, where the run over it went well to its end."""
     for name in report.with_result("ok"):
         if playbook == "up":
-            state.keep_settled(name, site.on(name))
+            state.keep_settled(name, site.of(name))
         elif playbook == "down":
             state.forget_settled(name)
             state.look(name).unlink(missing_ok=True)

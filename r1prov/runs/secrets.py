@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 
 def provide(site: Site, connections: Sequence[HostConnection] = ()) -> list[Path]:
-    """Make the secrets and authorities that the site lacks, and the certificate of the gateway where an authority of the site issues it.
+    """Make the secrets and authorities that the site lacks, and the certificates that these issue.
+
+    One authority certifies the machines among themselves, and another one the gateway.
 
     Args:
         site: whose.
@@ -36,6 +38,8 @@ def provide(site: Site, connections: Sequence[HostConnection] = ()) -> list[Path
     if gateway and not state.keys.is_file():
         named_keys.keep(state, named_keys.on_host(next(_contents(named_keys.ON_HOST, connections), "")))
     made += authority.see_to_machines(state.authority, datetime.now(UTC))
+    for host in site.hosts if site.file.one_service else ():
+        made += authority.see_to_machine(state.authority, host.name, datetime.now(UTC))
     if gateway and gateway.tls.type == "local-authority":
         made += authority.see_to(state.authority, gateway.server_name, datetime.now(UTC))
     return made

@@ -54,6 +54,7 @@ def of_modes(decision: Decision, host: str, document: Mapping[str, Any]) -> None
 
 def of_tuning(decision: Decision, host: str, trial: Trial, tuned: Tuned) -> None:
     """Keep what `r1prov tune` tells: the settings with the threads and the packing that were kept, for others make the CPU slower."""
+    decision = decision.of(host)
     alike = {name: label for name, label in tuned.chosen.items() if name != "placement"}
     samples: list[Sample] = []
     for each in tuned.measured:
@@ -80,7 +81,7 @@ def of_benchmark(decision: Decision, host: str, benchmark: Mapping[str, Any]) ->
         host: its name.
         benchmark: its result, see docs/benchmark.md.
     """
-    subject = benchmark["subject"]
+    decision, subject = decision.of(host), benchmark["subject"]
     # An older result without a load may have been measured beside one.
     if subject["engine"] != "llama-server" or benchmark.get("load", {}).get("foreign", True):
         return

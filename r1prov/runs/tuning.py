@@ -73,13 +73,13 @@ def look(
     return tuned, trials, away
 
 
-def require_llama_server(site: Site) -> None:
+def require_llama_server(site: Site, hosts: Sequence[Host]) -> None:
     """Refuse to measure with llama-bench beside Ollama, which sets itself, and whose unit the measurement would not put back.
 
     Raises:
         SiteError: the engine is Ollama.
     """
-    if site.file.engine != "llama-server":
+    if any(site.of(host.name).file.engine != "llama-server" for host in hosts):
         remedy = "`r1prov engine llama-server` switches"
         raise SiteError(Problem(site.name, "the engine is ollama, which sets itself", remedy))
 
@@ -106,6 +106,7 @@ def foresee(decision: Decision, host: str) -> Trial:
 
 
 def _trial(decision: Decision, host: str, hardware: Hardware) -> Trial:
+    decision = decision.of(host)
     subject = decision.subject(host, hardware)
     plan = decision.plan_for(host)
     speeds_of = decision.speeds_of(host)

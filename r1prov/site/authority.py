@@ -136,7 +136,10 @@ def see_to(folder: Path, name: str, now: datetime) -> list[Path]:
         made += _make_for_people(successor, name, now)
     if not _server_lasts(current, name, now):
         key = ec.generate_private_key(ec.SECP256R1())
-        certificate = _server(name, key, current.certificate, _needed_key(current, name), now)
+        usages = [ExtendedKeyUsageOID.SERVER_AUTH]
+        # Browsers look for the name in the alternative names only. A common name has room for 64 characters, which may be too few.
+        signer, nameless = _needed_key(current, name), x509.Name([])
+        certificate = _leaf(name, key, current.certificate, signer, now, subject=nameless, usages=usages)
         made += [_keep(folder / SERVER_KEY, key), _keep(folder / SERVER, certificate)]
     return made
 
@@ -211,6 +214,32 @@ def see_to_machines(folder: Path, now: datetime) -> list[Path]:
     return machines.make(f"r1prov machines, made {now:%Y-%m-%d}", constraints, usages, now)
 
 
+def see_to_machine(folder: Path, name: str, now: datetime) -> list[Path]:
+    """See that a machine has a certificate of the authority for machines that lasts, as server and as client.
+
+    Args:
+        folder: of the authority for machines, which is there. The files are `machines/NAME.crt` and `.key` below it.
+        name: the machine's.
+        now: with its time zone.
+
+    Returns:
+        the files that were made.
+    """
+    machines, own = _Authority(folder, "machines"), _Authority(folder / "machines", name)
+    called = f"{name}.{MACHINES}"
+    if own.file.is_file() and own.key_file.is_file():
+        chain = own.file.read_text() + machines.file.read_text()
+        if certificate_fault(chain, own.key_file.read_text(), called, now + RENEWED_BEFORE) is None:
+            return []
+    own.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    key = ec.generate_private_key(ec.SECP256R1())
+    usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, called)])
+    signer = _needed_key(machines, called)
+    certificate = _leaf(called, key, machines.certificate, signer, now, subject=subject, usages=usages)
+    return [_keep(own.key_file, key), _keep(own.file, certificate)]
+
+
 def _make_for_people(authority: _Authority, name: str, now: datetime) -> list[Path]:
     """Make an authority that can certify the gateway `name` and nothing else."""
     only = _alternative(name)
@@ -263,21 +292,23 @@ def _server_lasts(authority: _Authority, name: str, now: datetime) -> bool:
     return certificate_fault(server + issuer, key, name, now + RENEWED_BEFORE) is None
 
 
-def _server(
+def _leaf(
     name: str,
     key: ec.EllipticCurvePrivateKey,
     issuer: x509.Certificate,
     signer: ec.EllipticCurvePrivateKey,
     now: datetime,
+    *,
+    subject: x509.Name,
+    usages: list[x509.ObjectIdentifier],
 ) -> x509.Certificate:
-    # Browsers look for the name in the alternative names only. A common name has room for 64 characters, which may be too few.
     lasts = min(SERVER_LASTS, issuer.not_valid_after_utc - (now - SKEW))
     return (
-        _builder(x509.Name([]), issuer.subject, key, now - SKEW, lasts)
-        .add_extension(x509.SubjectAlternativeName([_alternative(name)]), critical=True)
+        _builder(subject, issuer.subject, key, now - SKEW, lasts)
+        .add_extension(x509.SubjectAlternativeName([_alternative(name)]), critical=not subject.rdns)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs_certificates=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
         .sign(signer, hashes.SHA256())
     )

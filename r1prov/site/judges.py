@@ -36,7 +36,8 @@ def loose_files(site_path: Path | None, file: SiteFile) -> list[Problem]:
     secret += [host.identity_file for host in file.hosts if host.identity_file]
     secret += [own.key] if own else []
     trusted = [str(site_path)] if site_path else []
-    trusted += [file.profile] if file.profile.endswith((".yml", ".yaml")) else []
+    profiles = {file.profile, *(group.profile or "" for group in file.groups.values())}
+    trusted += sorted(each for each in profiles if each.endswith((".yml", ".yaml")))
     trusted += [*file.sources.ca_certificates, *([own.chain] if own else [])]
     return [
         *_loose(

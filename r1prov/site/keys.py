@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from r1prov.common import documents
 from r1prov.common.documents import Keys
-from r1prov.machines.profile import Context, Duration, KvType, Profile, Slots
+from r1prov.machines.profile import Context, Duration, KvType, Slots
 from r1prov.machines.workload import NamedWorkload
 from r1prov.models.latent import Attention
 from r1prov.site.addresses import is_an_address, reached_at, url
+from r1prov.site.host import Duty, Host, HostEntry
 from r1prov.site.sources import Sources
 
 TESTED_LLAMA_CPP = {"pypi": "0.3.36", "git": "0c1e57098bba43ac29e6e3b677cdceebdd22334f"}
@@ -34,53 +34,11 @@ Check = Literal[
 ]  # fmt: skip
 """The names of the checks of a host, which plugins/module_utils/host_judge.py makes."""
 
-_ADDRESS = re.compile(
-    r"(?:(?P<user>[^@\s]+)@)?(?:\[(?P<v6>[0-9a-fA-F:.%]+)\]|(?P<name>[^@:\s\[\]]+))(?::(?P<port>\d{1,5}))?"
-)
-
 
 def _not_too_often(seconds: int) -> int:
     if seconds < 60:
         raise ValueError(f"`{seconds}s` is too often for a host to look: write `1m` or more")
     return seconds
-
-
-class Host(Keys):
-    """One server."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    """The name of the server in every output."""
-    address: str
-    """A DNS name, an IP address, or a `Host` of ~/.ssh/config."""
-    user: str | None = None
-    """The user who logs in. Default: the one that ssh's configuration names."""
-    port: int | None = Field(default=None, ge=1, le=65535)
-    """The port of sshd. Default: the one that ssh's configuration names."""
-    identity_file: str | None = None
-    """A private key for this host, relative to the site file. The keys of the agent and of ssh's configuration are tried too."""
-
-    @property
-    def local(self) -> bool:
-        """Whether this is the controller itself, which is reached without ssh."""
-        return self.address in {"localhost", "127.0.0.1", "::1"} and self.port is None
-
-    @classmethod
-    def parse(cls, text: str) -> Host:
-        """Make a host of `[user@]address[:port]`, where an IPv6 address stands in brackets.
-
-        Raises:
-            ValueError: the text has another form.
-        """
-        match = _ADDRESS.fullmatch(text)
-        if not match:
-            raise ValueError(f"`{text}` is not a host: write [user@]address[:port]")
-        address = match["v6"] or match["name"]
-        # Ansible would read a colon in a host's name as the start of a port.
-        name = "-".join(filter(None, (address.strip(":").replace(":", "-"), match["port"])))
-        return cls(name=name, address=address, user=match["user"], port=int(match["port"]) if match["port"] else None)
-
-
-HostEntry = Annotated[Host, BeforeValidator(lambda value: Host.parse(value) if isinstance(value, str) else value)]
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -96,6 +54,17 @@ class Versions(Keys):
     """The version of Ollama."""
     open_webui: str = Field(default=TESTED_OPEN_WEBUI, pattern=r"^\d+\.\d+\.\d+$")
     """The version of the chat page, Open-WebUI."""
+
+
+class GroupVersions(Keys):
+    """The versions of the hosts of a group, where they are others than the site's."""
+
+    llama_cpp: str | None = Field(default=None, pattern=r"^[\w.-]*$")
+    """As of the site."""
+    ollama: str | None = Field(default=None, pattern=r"^\d+\.\d+\.\d+$")
+    """As of the site."""
+    open_webui: str | None = Field(default=None, pattern=r"^\d+\.\d+\.\d+$")
+    """As of the site."""
 
 
 class Service(Keys):
@@ -212,13 +181,45 @@ class Gateway(Keys):
         return url(reached_at(self.address), self.port, "http" if self.tls.type == "external" else "https")
 
 
+class Group(Keys):
+    """What the hosts of a group serve. Of what a group does not say, the keys of the site hold."""
+
+    profile: str | None = None
+    """The name of a profile that comes with r1prov, or a YAML file of your own, relative to the site file."""
+    quant: str | None = None
+    """A quant of the catalogue, or `best-on-gpus`. Default: the profile's."""
+    context_per_slot: Context | None = None
+    """The context of each slot, in tokens. Default: the profile's."""
+    slots: Slots | None = None
+    """How many requests are answered at once, or a floor for that (`at least 8`). Default: the profile's."""
+    first_token: Duration | None = None
+    """A floor: every exchange of the workload has its first token after this time at most (`15s`). Default: the profile's."""
+    attention: Attention | None = None
+    """`mla` brings files with legacy attention into MLA form; `legacy` serves them as published. Default: the profile's."""
+    kv_type_k: KvType | None = None
+    """The type of K in the KV cache. Default: the profile's."""
+    workload: NamedWorkload | None = None
+    """`chat`, `documents`, `thinking`, `team`, or exchanges of your own, for which the model is placed. Default: the profile's."""
+    engine: Engine | None = None
+    """The engine that holds the model."""
+    versions: GroupVersions | None = None
+    """The versions that are installed. Of those that it does not name, the site's hold."""
+
+
 class SiteFile(Keys):
     """The keys of `r1prov.yml`. The profile says what this file does not."""
 
-    profile: str
-    """The name of a profile that comes with r1prov, or a YAML file of your own, relative to this file."""
+    profile: str = ""
+    """The name of a profile that comes with r1prov, or a YAML file of your own, relative to this file. Where each host with an engine is in
+    a group that names one, it may be left out."""
     hosts: tuple[HostEntry, ...] = Field(min_length=1)
-    """The servers. Each is `[user@]address[:port]`, or a mapping of name, address, user, port and identity_file."""
+    """The servers. Each is `[user@]address[:port]`, or a mapping: name, address, user, port, identity_file, group, does, private."""
+    groups: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], Group] = Field(default={})
+    """Hosts that serve something else than the others, by the name of their group."""
+    drain_limit: Duration = 600
+    """How long an engine that is about to be stopped may go on with its answers (`10m`), while it gets no new requests."""
+    private_port: int = Field(default=7443, ge=1, le=65535)
+    """The port at the private addresses of hosts, where they reach each other over mutual TLS."""
     quant: str | None = None
     """A quant of the catalogue, or `best-on-gpus`. Default: the profile's."""
     context_per_slot: Context | None = None
@@ -258,6 +259,25 @@ class SiteFile(Keys):
     """How often each host looks by itself whether it is still as it should be (`1h`), one minute at least. Off unless this key is there."""
     verify_weights: Literal["weekly", "monthly", "never"] = "monthly"
     """How often each host reads its weights by itself, in idle hours, to see that they are whole."""
+
+    @property
+    def one_service(self) -> bool:
+        """Whether the hosts are one service, in which each has duties. Without, each is a service of its own."""
+        return any(host.does is not None for host in self.hosts)
+
+    def those(self, duty: Duty) -> tuple[Host, ...]:
+        """The hosts that have a duty."""
+        return tuple(host for host in self.hosts if host.has(duty))
+
+    @property
+    def door(self) -> Host | None:
+        """The host through which all engines are asked; None where each host is a service of its own."""
+        return next(iter(self.those("door")), None) if self.one_service else None
+
+    def of_group(self, name: str) -> SiteFile:
+        """These keys as they are for the hosts of a group."""
+        own = self.groups[name].model_dump(exclude_none=True)
+        return SiteFile.model_validate(documents.merged(self.model_dump(exclude_unset=True), own))
 
     @property
     def verify_weights_every_s(self) -> int:
@@ -351,35 +371,3 @@ class SiteFile(Keys):
         if twice:
             raise ValueError(f"host {', '.join(twice)} is named twice")
         return self
-
-
-class Site(Keys):
-    """Everything that the operator asked for: the site file with the flags applied, and the profile with the site file applied."""
-
-    path: Path | None
-    """The site file, whose folder holds the state; None where there is no file."""
-    file: SiteFile
-    profile: Profile
-    chosen: dict[str, dict[str, str]] = Field(default={})
-    """The versions that were chosen for single hosts by `upgrade` or `rollback`: by host, keys of `versions`. Others are the file's."""
-
-    def on(self, host: str) -> Site:
-        """The site as it is for one host."""
-        versions = self.file.versions.model_copy(update=self.chosen.get(host, {}))
-        file = self.file.model_copy(update={"versions": versions})
-        return self.model_copy(update={"file": file, "chosen": {}})
-
-    @property
-    def written_versions(self) -> frozenset[str]:
-        """The keys of `versions` that the site file has, in a site that was read from it. Nothing that was chosen outranks them."""
-        return frozenset(self.file.versions.model_fields_set) if self.path else frozenset()
-
-    @property
-    def hosts(self) -> tuple[Host, ...]:
-        """The servers."""
-        return self.file.hosts
-
-    @property
-    def name(self) -> str:
-        """The name of this site in outputs."""
-        return self.path.parent.name if self.path else "default"

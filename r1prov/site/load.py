@@ -15,8 +15,10 @@ from r1prov.common.errors import Problem, SiteError
 from r1prov.common.network import without_login
 from r1prov.common.paths import SITE_FILE
 from r1prov.machines.profile import Profile, load_profile
+from r1prov.site import fleet
 from r1prov.site.judges import certificate_fault, loose_files
-from r1prov.site.keys import Certificate, Site, SiteFile
+from r1prov.site.keys import Certificate, SiteFile
+from r1prov.site.site import Site
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -52,8 +54,16 @@ def load(path: Path | None = None, *, chosen: dict[str, Any] | None = None, **fl
         base = {}
         _require_flags(given)
     file = validated(documents.merged(chosen or {}, documents.merged(base, given)))
-    file = _files_beside(path, file)
-    return Site(path=path, file=file, profile=_with_wishes(load_profile(file.profile), file))
+    return _assembled(path, _files_beside(path, file))
+
+
+def _assembled(path: Path | None, file: SiteFile) -> Site:
+    """The site of a file whose paths are full, with the profiles that it and its groups name."""
+    of_groups = {name: file.of_group(name) for name in file.groups}
+    groups = {name: Site(path=path, file=own, profile=_wanted(own)) for name, own in of_groups.items()}
+    # Where each group has a profile, the site need not name one.
+    profile = _wanted(file) if file.profile else next(iter(groups.values())).profile
+    return Site(path=path, file=file, profile=profile, groups=groups)
 
 
 def validated(keys: dict[str, Any]) -> SiteFile:
@@ -129,6 +139,10 @@ def _files_beside(path: Path | None, file: SiteFile) -> SiteFile:
     """
     folder = path.parent if path else Path.cwd()
     sources = file.sources
+    groups = {
+        name: group.model_copy(update={"profile": _beside(folder, group.profile)}) if group.profile else group
+        for name, group in file.groups.items()
+    }
     profile = _beside(folder, file.profile)
     certificates = tuple(str(folder / name) for name in sources.ca_certificates)
     weights = tuple(
@@ -154,7 +168,8 @@ def _files_beside(path: Path | None, file: SiteFile) -> SiteFile:
         *(s.token_file for s in weights if s.type == "hub" and s.token_file),
         *(h.identity_file for h in hosts if h.identity_file),
     ]
-    problems = [
+    problems = fleet.faults(file)
+    problems += [
         Problem(
             name, "this file does not exist", "the site file or a flag names it; paths are relative to the site file"
         )
@@ -164,6 +179,7 @@ def _files_beside(path: Path | None, file: SiteFile) -> SiteFile:
     beside = file.model_copy(
         update={
             "profile": profile,
+            "groups": groups,
             "hosts": hosts,
             "gateway": gateway,
             "sources": sources.model_copy(update={"ca_certificates": certificates, "weights": weights}),
@@ -230,8 +246,9 @@ def _unvouched(kind: str, source: Archive) -> Problem:
     return Problem(without_login(source.archive), what, remedy)
 
 
-def _with_wishes(profile: Profile, file: SiteFile) -> Profile:
-    """The profile, in which the keys of the site file replace its own."""
+def _wanted(file: SiteFile) -> Profile:
+    """The profile that a site file names, in which the keys of the file replace its own."""
+    profile = load_profile(file.profile)
     wishes = {
         key: value
         for key, value in (

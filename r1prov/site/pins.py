@@ -65,7 +65,7 @@ def keep(site: Site, folder: Path) -> list[Path]:
     """
     network = site.file.sources.network()
     made = []
-    for on_host in [site.on(host.name) for host in site.hosts]:
+    for on_host in [site.of(host.name) for host in site.hosts]:
         wanted: dict[str, Callable[[Site, Network], str]] = {
             llama_cpp(on_host): _commit if site.file.sources.llama_cpp.type == "git" else _sdist_sha256,
             ollama(on_host): _ollama_sha256,

@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING, Any
 from r1prov.common import documents
 from r1prov.common.errors import Problem, SiteError
 from r1prov.common.paths import SITE_FILE
+from r1prov.site import fleet
+from r1prov.site.host import Host
 from r1prov.site.judges import loose_files
-from r1prov.site.keys import Host, SiteFile
+from r1prov.site.keys import SiteFile
 from r1prov.site.load import load, validated
 from r1prov.site.state import SiteState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from r1prov.site.keys import Site
+    from r1prov.site.host import Duty
+    from r1prov.site.site import Site
 
     Selection = tuple[Site, tuple[Host, ...]]
 
@@ -41,9 +44,13 @@ def select(path: Path | None, named: Sequence[str], **flags: Any) -> Selection:
 
 def _with_chosen(site: Site) -> Site:
     """The site with the versions that were chosen for its hosts. What the site file says outranks them."""
-    state, written = SiteState.of(site.path), site.written_versions
+    state = SiteState.of(site.path)
     chosen = {
-        host.name: {key: value for key, value in state.versions(host.name).items() if key not in written}
+        host.name: {
+            key: value
+            for key, value in state.versions(host.name).items()
+            if key not in site.written_versions(host.name)
+        }
         for host in site.hosts
     }
     return site.model_copy(update={"chosen": {name: versions for name, versions in chosen.items() if versions}})
@@ -77,16 +84,17 @@ def wanted(path: Path | None, named: Sequence[str]) -> Selection:
     return _with_chosen(site), targets
 
 
-def last_applied(path: Path | None, named: Sequence[str], *, or_else: str = "") -> Selection:
+def last_applied(path: Path | None, named: Sequence[str], *, or_else: str = "", duty: Duty | None = None) -> Selection:
     """The site as it was last applied, for the verbs that name no profile, and the hosts meant.
 
     Args:
         path: the site file.
         named: hosts; none means all.
         or_else: what else does where no site is known, as an instruction; empty where nothing does.
+        duty: only hosts that have it are meant.
 
     Raises:
-        SiteError: no site is known, or it has no such host, or its files are open to others.
+        SiteError: no site is known, or it has no such host, or a named one has not the duty, or the site's files are open to others.
     """
     if path is None and Path(SITE_FILE).is_file():
         path = Path(SITE_FILE)
@@ -101,7 +109,25 @@ def last_applied(path: Path | None, named: Sequence[str], *, or_else: str = "") 
     else:
         remedy = "run `r1prov up` first, or name a site file: --site or R1PROV_SITE"
         raise SiteError(Problem("site", "no site is known here", f"{remedy}; or {or_else}" if or_else else remedy))
-    return site, among(site, named)
+    return site, with_duty(site, among(site, named), duty, is_named=bool(named))
+
+
+_LACKS = {"engine": "it has no engine", "page": "it has no page", "door": "it is not the door"}
+"""Duty -> what a host that has it not lacks."""
+
+
+def with_duty(site: Site, hosts: tuple[Host, ...], duty: Duty | None, *, is_named: bool) -> tuple[Host, ...]:
+    """Those of some hosts that have a duty; all of them where none is asked for.
+
+    Raises:
+        SiteError: an operator has named hosts that have it not.
+    """
+    if duty is None:
+        return hosts
+    if is_named and (without := [host for host in hosts if not host.has(duty)]):
+        names = ", ".join(host.name for host in site.file.those(duty))
+        raise SiteError(*(Problem(host.name, _LACKS[duty], f"name one of: {names}") for host in without))
+    return tuple(host for host in hosts if host.has(duty))
 
 
 def not_applied(path: Path | None) -> list[str]:
@@ -137,7 +163,9 @@ def with_choices(path: Path | None, named: Sequence[str], choices: dict[str, Any
     site, targets = last_applied(path, named)
     _refuse_contradicted(site, choices)
     file = validated(documents.merged(site.file.model_dump(exclude_unset=True), choices))
-    return site.model_copy(update={"file": file}), targets
+    if contradictions := fleet.faults(file):
+        raise SiteError(*contradictions)
+    return site.with_file(file), targets
 
 
 def with_versions(site: Site, hosts: Iterable[Host], versions: dict[str, str]) -> Site:

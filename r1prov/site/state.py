@@ -18,7 +18,7 @@ from r1prov.common.files import keep_private, write_whole
 from r1prov.machines.known import Known, met
 from r1prov.machines.tuned import Tuned
 from r1prov.site import versions as versions_of
-from r1prov.site.keys import Site
+from r1prov.site.site import Site
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

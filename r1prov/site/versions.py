@@ -10,7 +10,7 @@ from packaging.version import InvalidVersion, Version
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from r1prov.site.keys import Site
+    from r1prov.site.site import Site
 
 PROGRAMS = {"llama_cpp": "llama.cpp", "ollama": "Ollama", "open_webui": "Open-WebUI"}
 """Key of `versions` -> what people call the program."""
@@ -21,16 +21,17 @@ _DIGEST = re.compile(r"(-(cpu|cuda))?-[0-9a-f]{12}$")
 
 
 def of(site: Site, host: str) -> dict[str, str]:
-    """The versions that a host shall have, by keys of `versions`; of the programs that the site enables."""
-    return _of_file(site.on(host))
-
-
-def _of_file(site: Site) -> dict[str, str]:
-    file = site.file
-    found = {"llama_cpp": file.llama_cpp_version}
-    if file.ollama.enabled:
+    """The versions that a host shall have, by keys of `versions`; of the programs that it has there."""
+    file = site.of(host).file
+    does = next((each for each in site.hosts if each.name == host), None)
+    has_engine, has_page = (does is None or does.has(duty) for duty in ("engine", "page"))
+    has_page = has_page and file.open_webui.enabled
+    found = {}
+    if has_engine or has_page:  # The page has a model of its own, which finds passages.
+        found["llama_cpp"] = file.llama_cpp_version
+    if has_engine and file.ollama.enabled:
         found["ollama"] = file.versions.ollama
-    if file.open_webui.enabled:
+    if has_page:
         found["open_webui"] = file.versions.open_webui
     return found
 
@@ -99,7 +100,7 @@ def differences(site: Site, host: str, there: Mapping[str, str | None]) -> dict[
         key of `versions` -> `installed`, the version on the host; `wanted`, the version that the next `up` brings there, which
         `r1prov upgrade` may have chosen; `site`, what the site file says, or else the tested version.
     """
-    own, usual = of(site, host), _of_file(site)
+    own, usual = of(site, host), of(site.model_copy(update={"chosen": {}}), host)
     return {
         key: {"installed": there.get(key), "wanted": own[key], "site": usual[key]}
         for key in own

@@ -9,7 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,10 +37,11 @@ class Operator:
     folder: Path
     environment: dict[str, str] = field(default_factory=dict)
 
-    def site(self, hosts: list[LabHost], **keys: Any) -> Path:
-        """Writes r1prov.yml for these hosts."""
+    def site(self, hosts: list[LabHost], *, duties: Mapping[str, Mapping[str, Any]] | None = None, **keys: Any) -> Path:
+        """Writes r1prov.yml for these hosts. `duties` has more keys of some of them, by their names."""
         entries = [
             {"name": host.name, "address": host.address, "user": "root", "identity_file": str(host.key)}
+            | dict((duties or {}).get(host.name, {}))
             for host in hosts
         ]
         path = self.folder / "r1prov.yml"

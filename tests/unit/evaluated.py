@@ -35,8 +35,8 @@ def up(
         flags: keys of the site file.
     """
     inventory.render(decide(site.load(site_file, **flags)), folder / "inventory")
-    [play] = yaml.safe_load((ROOT / "playbooks" / "up.yml").read_text())
-    steps = [step for task in play["tasks"] for step in task.get("block", [])]
+    [play, _] = yaml.safe_load((ROOT / "playbooks" / "up.yml").read_text())
+    steps = [step for task in play["tasks"] for step in task.get("block", []) if "ansible.builtin.import_role" in step]
     first = (".preflight", ".data_disk")
     given = [step["vars"] for step in steps if step["ansible.builtin.import_role"]["name"].endswith(first)]
     told = {name: value for each in given for name, value in each.items()}

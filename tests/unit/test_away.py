@@ -67,7 +67,9 @@ def gpu1(tmp_path, monkeypatch):
             )
             + f"Host *\n  User bob\n  IdentityFile {tmp_path}/id\n  UserKnownHostsFile none\n"
         )
-        (tmp_path / "r1prov.yml").write_text("profile: demo\nhosts: ['off', stranger, gpu1]\n")
+        # Whatever else runs on this machine may have the usual port.
+        service = f"service: {{port: {free_port()}}}"
+        (tmp_path / "r1prov.yml").write_text(f"profile: demo\nhosts: ['off', stranger, gpu1]\n{service}\n")
         state = SiteState.of(tmp_path / "r1prov.yml")
         key = paramiko.ECDSAKey.generate()
         state.known_hosts.write_text(f"[127.0.0.1]:{stranger.port} {key.get_name()} {key.get_base64()}\n")
@@ -172,7 +174,7 @@ def test_a_dead_host_stops_nothing_for_the_others(gpu1, tmp_path, r1prov, words,
             chosen = site.model_copy(update={"chosen": {host.name: {"open_webui": version}}})
             state.pins.mkdir(exist_ok=True)
             (state.pins / f"open-webui-{version}.txt").write_text("")
-            state.keep_settled(host.name, chosen.on(host.name))
+            state.keep_settled(host.name, chosen.of(host.name))
     ended, _, err = r1prov(*words)
     assert (ended, done(tmp_path)) == (code, 1)
     told = " ".join(err.split())

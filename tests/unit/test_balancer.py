@@ -263,6 +263,33 @@ def test_who_is_drained_is_told_all_workers_and_kept_for_the_next_ones(balancer:
     assert told[-2:] == [f"@!{pid} set server engines/gpu1 weight 100%" for pid in (12, 11)]
 
 
+def test_a_run_puts_back_what_it_has_drained_and_no_person(balancer: Haproxy, tmp_path: Path) -> None:
+    file = tmp_path / "drained"
+    here = balancer_drained.Balancer(balancer.path, file, tmp_path / "lock")
+    here.drain("gpu3")
+    assert here.drain_for_run("gpu3")
+    assert here.drain_for_run("gpu1")
+    assert here.drain_for_run("gpu1")  # A run that was cut off had drained it.
+    assert (balancer_drained.recorded(file), balancer_drained.by_run(file)) == (["gpu1", "gpu3"], ["gpu1"])
+    here.drain("gpu1")
+    assert balancer_drained.by_run(file) == []
+    here.put_back("gpu1")
+    assert (balancer_drained.recorded(file), balancer_drained.by_run(file)) == (["gpu3"], [])
+
+
+def test_the_last_engine_that_gets_requests_waits_for_those_that_come_back(balancer: Haproxy, tmp_path: Path) -> None:
+    here = balancer_drained.Balancer(balancer.path, tmp_path / "drained", tmp_path / "lock")
+    here.drain_for_run("gpu3")  # The balancer tells that it is drained, and gpu2 is down.
+    assert not here.drain_for_run("gpu1")
+    assert here.drain_for_run("gpu2"), "it answers nobody"
+    assert here.drain_for_run("gpu1", in_turn=False)
+    here.put_back("gpu1")
+    here.put_back("gpu2")
+    here.put_back("gpu3")
+    here.drain("gpu3")
+    assert here.drain_for_run("gpu1"), "what a person has drained does not come back by itself"
+
+
 def test_an_engine_that_the_balancer_does_not_have_is_named(balancer: Haproxy, tmp_path: Path) -> None:
     here = balancer_drained.Balancer(balancer.path, tmp_path / "drained", tmp_path / "lock")
     with pytest.raises(balancer_drained.DrainError, match=r"has no engine gpu9\. Remedy: it has gpu1, gpu2, gpu3"):
@@ -286,7 +313,7 @@ def module(balancer: Haproxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         check_mode = False
 
         def __init__(self, params: dict[str, Any]) -> None:
-            self.params = {"name": "", "engines": [], "limit_s": 0} | params
+            self.params = {"name": "", "engines": [], "limit_s": 0, "for_run": False} | params
 
         def exit_json(self, **result: Any) -> None:
             answer.update(result)
@@ -343,5 +370,17 @@ def test_what_must_last_begins_anew_when_it_is_not_so(monkeypatch: pytest.Monkey
 
 
 def test_an_engine_that_is_gone_or_moved_is_not_drained_where_it_was() -> None:
-    kept = balancer_drained.record(["gpu1", "gone"], {"gpu1": "127.0.0.1:9000", "gpu2": "unix@/run/x.sock"})
+    addresses = {"gpu1": "127.0.0.1:9000", "gpu2": "unix@/run/x.sock"}
+    kept = balancer_drained.record(["gpu1", "gone"], ["gone"], addresses)
     assert kept == "1\n0 engines 0 gpu1 - 2 0 0 1 0 1 0 3 6 0 0 0 - 9000 - 0 0 - - 0\n"
+
+
+def test_a_run_goes_on_where_there_is_no_door_yet(module: Callable[..., dict[str, Any]]) -> None:
+    assert module(state="drained", name="gpu9", for_run=True) == {"changed": False, "answering": 0, "drained": []}
+    assert module(state="ready", name="gpu1", for_run=True) == {"changed": False, "answering": 0, "drained": []}
+
+
+def test_what_a_run_has_drained_comes_back_only_when_it_answers(module: Callable[..., dict[str, Any]]) -> None:
+    assert module(state="drained", name="gpu2", for_run=True)["drained"] == ["gpu2"]
+    answer = module(state="ready", name="gpu2", for_run=True)
+    assert answer["msg"].startswith("gpu2 stays drained, because the balancer cannot reach it after 0 s. Remedy: ")

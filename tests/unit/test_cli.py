@@ -84,6 +84,8 @@ VERBS_WITH_JSON = {
     "tune": ("--yes",),
     "upgrade": (),
     "rollback": (),
+    "drain": ("gpu1",),
+    "undrain": ("gpu1",),
     "down": ("--yes",),
     "secrets": ("rotate",),
 }

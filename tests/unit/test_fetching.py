@@ -38,7 +38,7 @@ def test_the_password_of_a_proxy_is_on_no_command_line_and_in_no_message(tmp_pat
     Proxy.seen, Proxy.shown = [], []
     with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy:
         threading.Thread(target=proxy.serve_forever, daemon=True).start()
-        [play] = yaml.safe_load((ROOT / "playbooks" / "up.yml").read_text())
+        [play, _] = yaml.safe_load((ROOT / "playbooks" / "up.yml").read_text())
         asked = {"url": "http://nobody.invalid/key.pub", "path": str(tmp_path / "key.gpg"), "fingerprint": "0" * 40}
         keywords = {key: play[key] for key in ("environment", "module_defaults") if key in play}
         variables = {

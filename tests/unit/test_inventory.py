@@ -36,6 +36,18 @@ def test_what_is_other_in_the_inventory_of_other_machines(profile: str) -> None:
     assert_golden(kept(of_profile(profile), of_profile("4x4090")), f"inventory/{profile}")
 
 
+def test_the_inventory_of_hosts_that_are_one_service() -> None:
+    hosts = (
+        {"name": "gpu1", "address": "gpu1.example.com", "private": "10.0.0.1", "does": ["engine"], "group": "big"},
+        {"name": "front", "address": "front.example.com", "does": ["door", "page"]},
+    )
+    gateway = {"server_name": "chat.example.com", "tls": {"type": "local-authority"}}
+    groups = {"big": {"profile": "4x4090", "slots": 2}}
+    texts = inventory.rendered(decide(site.load(None, profile="cpu", hosts=hosts, groups=groups, gateway=gateway)))
+    assert set(texts) == {"hosts.yml", "group_vars/group_big.yml", "group_vars/ungrouped.yml"}
+    assert_golden({"hosts.yml": texts["hosts.yml"]}, "inventory/fleet")
+
+
 def values(**flags: object) -> dict:
     loaded = site.load(None, **({"profile": "4x4090", "hosts": ["gpu1"]} | flags))
     return yaml.load(inventory.rendered(decide(loaded))["group_vars/all.yml"], Loader=Loader)

@@ -347,6 +347,9 @@ def test_what_a_task_expects(tmp_path: Path) -> None:
         "invocation": {"module_args": {"name": "r1prov-x", "credentials": "VALUE_SPECIFIED_IN_NO_LOG_PARAMETER"}},
     }
     (of_ours,) = expectations.expectations_of(TaskDone("gpu1", "service", "Run", False, result, "r1.prov.service_unit"))
+    elsewhere = result | {"_ansible_delegated_vars": {"ansible_delegated_host": "front"}}
+    done = TaskDone("gpu1", "service", "Run", False, elsewhere, "r1.prov.service_unit")
+    assert not [*expectations.expectations_of(done)], "gpu1 would be asked what front was asked"
     assert of_ours.arguments == asked
     for action in ("r1.prov.host_lock", "r1.prov.preflight", "ansible.builtin.uri", "ansible.builtin.assert"):
         assert not [*expectations.expectations_of(replace(copied(path), action=action))]

@@ -248,7 +248,7 @@ def test_what_was_before_is_kept_however_keeping_it_is_cut_off(tmp_path: Path, m
     site, state = load(tmp_path / "r1prov.yml"), SiteState.of(tmp_path / "r1prov.yml")
 
     def at(version: str) -> None:
-        state.keep_settled("gpu1", site.model_copy(update={"chosen": {"gpu1": {"ollama": version}}}).on("gpu1"))
+        state.keep_settled("gpu1", site.model_copy(update={"chosen": {"gpu1": {"ollama": version}}}).of("gpu1"))
 
     at("0.12.1")
     at("0.12.2")

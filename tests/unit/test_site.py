@@ -104,7 +104,10 @@ def test_one_mistake_gets_one_line(tmp_path: Path, text: str, what: str) -> None
         ("service: {host: a}\n", "here there are: address, port, alias"),
         ("service: {ports: 1}\n", "did you mean `port`?"),
         ("gateway: {server_name: a, tls: {type: local-authority, chain: a}}\n", "here there are: type"),
-        ("versions: {engine: ollama}\n", "`engine` belongs at the top; here there are: llama_cpp, ollama, open_webui"),
+        (
+            "versions: {engine: ollama}\n",
+            "`engine` belongs at the top or under `groups`; here there are: llama_cpp, ollama, open_webui",
+        ),
         ("service: {prot: 1}\n", "did you mean `port`?"),
         ("sources: {weights: [{type: hub, token_fil: x}]}\n", "did you mean `token_file`?"),
         ("slotss: 1\n", "did you mean `slots`?"),
@@ -119,10 +122,19 @@ def test_an_unknown_key_gets_those_that_may_have_been_meant(tmp_path: Path, text
 @pytest.mark.parametrize(
     ("key", "remedy"),
     [
-        ("profile", "`profile` belongs at the top; here there are: name, address, user, port, identity_file"),
-        ("adress", "did you mean `address`?"),
-        ("zzz", "here there are: name, address, user, port, identity_file"),
-        ("alias", "`alias` belongs under `service`; here there are: name, address, user, port, identity_file"),
+        (
+            "profile",
+            (
+                "`profile` belongs at the top or under `groups`; here there are: "
+                "name, address, user, port, identity_file, group, does, private"
+            ),
+        ),
+        ("adress", "did you mean `address` or `does`?"),
+        ("zzz", "here there are: name, address, user, port, identity_file, group, does, private"),
+        (
+            "alias",
+            "`alias` belongs under `service`; here there are: name, address, user, port, identity_file, group, does, private",
+        ),
     ],
 )
 def test_a_key_of_a_host_is_not_taken_for_one_that_stands_elsewhere(tmp_path: Path, key: str, remedy: str) -> None:

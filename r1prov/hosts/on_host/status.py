@@ -2,8 +2,8 @@
 
 It is sent as text, followed by a call of `main`, and what it imports of the collection goes along. It is asked with these keys:
 
-engine      llama-server or ollama
-url         the base URL of the engine's API
+engine      llama-server or ollama; empty where the host has none and is the door to engines of others
+url         the base URL of the engine's API, or of the balancer
 key_file    the file on the host with the key of that API
 page        the base URL of the chat page, empty where there is none
 embeddings  the base URL of the model that finds passages for the page, empty where there is none
@@ -34,7 +34,7 @@ from ansible_collections.r1.prov.plugins.module_utils.weights_kept import last_r
 
 RELEASES = Path("/opt/r1prov")
 ARTEFACTS = ("llama.cpp", "ollama", "open-webui")
-HEALTH = {"llama-server": "/health", "ollama": "/api/version"}
+HEALTH = {"llama-server": "/health", "ollama": "/api/version", "": "/health"}
 REMEMBERED = Path("/var/lib/r1prov")
 LOCK = Path("/run/r1prov/lock.json")
 NOBODY = {"user": "somebody", "controller": "", "since": "", "command": f"{LOCK} there is damaged"}
@@ -49,7 +49,9 @@ def main(asked: dict[str, Any]) -> None:
     props = None
     if code == 200 and asked["engine"] == "llama-server":
         props = get(asked["url"] + "/props", text_of(Path(asked["key_file"])).strip())[1]
-    found = units(asked["systemctl"])
+    found, balanced = units(asked["systemctl"]), figures()
+    if not asked["engine"] and balanced and all(each["state"] == "DOWN" for each in balanced["engines"].values()):
+        code = 0  # The balancer answers, and nobody stands behind it.
     processes = [words(unit.get("MainPID", "0")) for unit in found.values()]
     status = {
         "engine": asked["engine"],
@@ -62,7 +64,7 @@ def main(asked: dict[str, Any]) -> None:
         "page": word(get(asked["page"] + "/health")[0]) if asked["page"] else None,
         "document_search": word(get(asked["embeddings"] + "/health")[0]) if asked["embeddings"] else None,
         "gateway": word(get(asked["gateway"] + "/health")[0]) if asked["gateway"] else None,
-        "balancer": figures(),
+        "balancer": balanced,
         "props": props,
         "weights": read_json(REMEMBERED / "weights" / "state.json") or None,
         "benchmark": read_json(REMEMBERED / "smoke_bench" / "last.json") or None,
