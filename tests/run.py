@@ -187,11 +187,15 @@ def _scenario(folder: Path) -> Job:
 
 def _needs(name: str, folder: Path) -> tuple[str, ...]:
     """The names of the compilers and scenarios that a scenario waits for."""
-    (platform,) = yaml.safe_load((folder / "molecule.yml").read_text())["platforms"]
-    image = "engine in a container" if "containers" in platform.get("groups", ()) else "engine on bookworm"
+    platforms = yaml.safe_load((folder / "molecule.yml").read_text())["platforms"]
+    images = {
+        "engine in a container" if "containers" in platform.get("groups", ()) else "engine on bookworm"
+        for platform in platforms
+        if platform.get("engine")
+    }
     # Its hubs and mirrors listen on the same ports of this machine as those of the scenario whose playbooks it shares.
     shared = name.removesuffix(" container")
-    return NEEDS.get(shared, ()) + ((image,) if platform.get("engine") else ()) + ((shared,) if shared != name else ())
+    return (*NEEDS.get(shared, ()), *sorted(images), *((shared,) if shared != name else ()))
 
 
 def _pytest(

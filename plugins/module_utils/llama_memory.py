@@ -17,6 +17,8 @@ PLAN_MARGINS = dict.fromkeys(KINDS, (0.05, 64 * MIB))
 LOAD_MARGINS = {**PLAN_MARGINS, "weights": (0.001, 16 * MIB), "kv": (0.0, MIB)}
 
 _BUFFER = re.compile(r"(\S+) +(model|KV|compute) buffer size = +([\d.]+) MiB")
+_OF_ITS_OWN = re.compile(r"CUDA\d+|RPC\d+\[.+\]")
+"""A device with a memory of its own: a card, or what another machine lends."""
 _OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers to GPU")
 _LOGGED = {"model": "weights", "KV": "kv", "compute": "compute"}
 _LOADED = re.compile(r"llama_server: (model loaded|listening on)")
@@ -59,7 +61,7 @@ def loaded(lines: list[str]) -> dict[str, Any]:
         if buffer:
             name, kind, n_bytes = buffer[1], _LOGGED[buffer[2]], int(float(buffer[3]) * MIB)
             mapped |= name.endswith("_Mapped")
-            kinds = sums.setdefault(name if re.fullmatch(r"CUDA\d+", name) else "host", dict.fromkeys(KINDS, 0))
+            kinds = sums.setdefault(name if _OF_ITS_OWN.fullmatch(name) else "host", dict.fromkeys(KINDS, 0))
             if kind == "compute":  # A new buffer for a batch takes the place of the old one.
                 kinds[kind] -= computed.get(name, 0)
                 computed[name] = n_bytes

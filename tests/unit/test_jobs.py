@@ -160,6 +160,7 @@ def test_every_scenario_waits_for_compilers_that_there_are(tmp_path: Path) -> No
     # It uses the same ports of this machine.
     assert "molecule embeddings" in jobs["molecule embeddings container"].after
     assert jobs["molecule measure"].after == ("engine on bookworm",)
+    assert jobs["molecule rpc_server"].after == ("engine on bookworm",)  # on two hosts
     assert jobs["molecule gateway acme"].after == ("Pebble",)
     assert len(jobs["molecule ollama"].after) == 2
     assert jobs["molecule ollama container"].after == (*jobs["molecule ollama"].after, "molecule ollama")

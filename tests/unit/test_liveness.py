@@ -198,6 +198,25 @@ def test_an_engine_that_answers_with_errors_of_its_own_is_dead_the_second_time()
     assert once.lives(600)
 
 
+def test_an_engine_that_has_lost_a_worker_is_found_at_once_and_not_called_dead() -> None:
+    hours = Hours()
+    hours.look(steps=1)
+    found = hours.look(is_severed=True)
+    assert (found.is_severed, found.is_dead, found.state) == (True, False, "has lost a worker")
+    assert not hours.look(state=State.LOADING, is_severed=False).is_severed
+
+
+def test_an_engine_whose_workers_compute_need_not_use_a_processor_itself() -> None:
+    spread = replace(LLAMA, is_spread=True)
+    hours = Hours(rules=spread, prompt_s=0.1)
+    hours.look(steps=1)
+    assert hours.lives(300, requests=1)  # A batch of 2,048 tokens takes them 205 s.
+    assert Hours(prompt_s=0.1).until_dead(300, requests=1) is not None
+    assert hours.until_dead(400, requests=1) is not None
+    quick = Hours(rules=spread)
+    assert quick.until_dead(LIMIT_S, requests=1) is not None
+
+
 def test_ollama_lives_by_what_it_uses_of_the_processors() -> None:
     hours = Hours(rules=OLLAMA, prompt_s=None)
     assert hours.lives(3600, busy=1.0, requests=3)
@@ -365,6 +384,22 @@ def test_how_many_wait_for_ollama_is_told_by_the_kernel(tmp_path: Path) -> None:
         assert asked.look(5.0).requests == 1  # The other one is the watcher's own.
 
 
+def test_whether_a_worker_is_connected_is_told_by_the_kernel(tmp_path: Path) -> None:
+    def listed(state: str) -> None:
+        end = f"{int.from_bytes(bytes([127, 0, 0, 2]), sys.byteorder):08X}:1D14"
+        (tmp_path / "tcp").write_text(f"head\n   0: 0100007F:D431 {end} {state} 0\n   1: {end} 0100007F:D431 01 0\n")
+
+    (tmp_path / "key").write_text("secret\n")
+    with engine(Answers()) as url:
+        asked = LlamaServer(url, str(tmp_path / "key"), "nobody", LLAMA, workers=["127.0.0.2:7444"], net=tmp_path)
+        for state, is_severed in (("01", False), ("08", True)):  # The other side has closed the second one.
+            listed(state)
+            assert asked.look(5.0).is_severed is is_severed
+        (tmp_path / "tcp").unlink()
+        assert asked.look(5.0).is_severed
+        assert not LlamaServer(url, str(tmp_path / "key"), "nobody", LLAMA, net=tmp_path).look(5.0).is_severed
+
+
 def test_what_the_processes_of_a_user_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pwd.getpwnam", lambda _: type("Entry", (), {"pw_uid": os.geteuid()}))
     assert effort.of("me").seconds > 0
@@ -445,11 +480,24 @@ def test_the_verdict_is_the_exit_code(book: Book, tmp_path: Path, capsys: pytest
     assert json.loads((tmp_path / "last.json").read_text())["state"] == "llama-server stands still"
 
 
+def test_a_lost_worker_costs_none_of_the_restarts(book: Book, capsys: pytest.CaptureFixture[str]) -> None:
+    class Severed(Wedged):
+        def look(self, at_s: float) -> Seen:
+            return Seen(at_s, State.ANSWERS, work=(1.0,), is_severed=True)
+
+    for _ in range(A_DAY + 2):
+        verdict = watch_engine.watch("llama-server", Severed([0.0]), book, lambda: None, lambda: 0.0)  # type: ignore[arg-type]
+        assert verdict == watch_engine.RESTART_UNCOUNTED
+    assert book.kept.restarts == []
+    assert "has lost a worker: it is restarted, which is not counted" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("code", "status", "states", "does"),
     [
         ("exited", "70", ["active", "active", "activating"], ["reset-failed", "--no-block restart"]),
         ("exited", "71", ["active", "deactivating", "inactive"], ["reset-failed", "--no-block stop"]),
+        ("exited", "72", ["active", "active", "activating"], ["reset-failed", "--no-block restart"]),
         (
             "exited",
             "70",

@@ -136,6 +136,16 @@ def test_a_log_of_two_cards_is_held_against_what_was_confirmed() -> None:
     ]
 
 
+def test_what_another_machine_lends_is_none_of_the_hosts_memory() -> None:
+    lent = ["I load_tensors: RPC0[127.0.0.2:7444] model buffer size =     5.00 MiB"]
+    devices = loaded([*lent, *ON_CARDS.splitlines()])["devices"]
+    assert [(each["name"], each.get("weights_bytes")) for each in devices[-2:]] == [
+        ("RPC0[127.0.0.2:7444]", 5 * MIB),
+        ("host", int(1222.09 * MIB)),
+    ]
+    assert load_surprises(devices, []) == []  # Nobody could ask beforehand.
+
+
 def test_room_that_is_made_anew_counts_once() -> None:
     again = ["I sched_reserve:      CUDA0 compute buffer size =  1000.00 MiB"]
     two_caches = ["I llama_kv_cache:      CUDA0 KV buffer size = 40.00 MiB"]

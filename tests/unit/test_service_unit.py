@@ -136,6 +136,16 @@ DECLARED = {
         "service_stop_timeout_s": 10,
         "service_stop_post": ["/usr/bin/systemctl --no-block start r1prov-llama-server.service"],
     },
+    "worker": {
+        "service_name": "r1prov-rpc-server",
+        "service_description": "Lends the devices of this host",
+        "service_user": "r1prov-rpc-server",
+        "service_argv": ["/opt/r1prov/bin/ggml-rpc-server", "--host", "127.0.0.1", "--port", 50052],
+        "service_port": 50052,
+        "service_ready_url": "tcp://127.0.0.1:50052",
+        "service_restart": "always",
+        "service_persists": True,
+    },
     "page": {
         "service_name": "r1prov-page",
         "service_description": "A page",

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 
-VERBS = {"70": "restart", "71": "stop"}
+VERBS = {"70": "restart", "71": "stop", "72": "restart"}
 """What each verdict of the watcher means."""
 PATIENCE_S = 10
 """An engine that does not live has no answer to end. One that has not ended after so long does not hear the signal, and is killed."""

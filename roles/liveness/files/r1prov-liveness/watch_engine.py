@@ -3,7 +3,8 @@
     /usr/bin/python3 /usr/local/lib/r1prov-liveness/watch_engine.py --engine llama-server --url http://127.0.0.1:8000 ...
 
 Runs as r1prov-liveness.service, with the key of the engine and no other right. The exit code is the verdict: 70 says that the engine is to
-be restarted, 71 that it is to be stopped. Root acts on it (act.py), and then this program is started again. Python 3.10 will do.
+be restarted, 71 that it is to be stopped, and 72 that it is to be restarted because another machine has failed it, which is not counted.
+Root acts on it (act.py), and then this program is started again. Python 3.10 will do.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 LOOK_EVERY_S = 10.0
-RESTART, STOP = 70, 71
+RESTART, STOP, RESTART_UNCOUNTED = 70, 71, 72
 
 
 def clock() -> float:
@@ -64,6 +65,11 @@ def watch(name: str, engine: Engine, book: Book, pause: Callable[[], None], now:
                 return RESTART
             say(f"{verdict} after {A_DAY} restarts in 24 hours: it is stopped and stays down until somebody starts it")
             return STOP
+        if finding.is_severed:
+            # It would end by itself with the next question. Until its worker is back it ends at each start, so this comes once.
+            book.tell(seen.at_s, state=f"{name} {finding.state}", by=judge.by, alive_s=judge.alive_s)
+            say(f"{name} {finding.state}: it is restarted, which is not counted")
+            return RESTART_UNCOUNTED
         if finding.asks:
             engine.ask()
         if finding.state != said and (finding.misses or said):
@@ -83,12 +89,16 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--batch", type=int, default=2048)
     parser.add_argument("--idle-s", type=float, required=True)
     parser.add_argument("--start-s", type=float, required=True)
+    parser.add_argument("--workers", default="")
     asked = parser.parse_args(arguments)
     counts = asked.engine == "llama-server"
-    rules = Rules(counts, asked.idle_s, asked.batch, asked.start_s)
+    workers = list(filter(None, asked.workers.split(",")))
+    rules = Rules(counts, asked.idle_s, asked.batch, asked.start_s, is_spread=bool(workers))
     engine: Engine
     if counts:
-        engine = LlamaServer(asked.url, f"{os.environ['CREDENTIALS_DIRECTORY']}/api-key", asked.user, rules)
+        engine = LlamaServer(
+            asked.url, f"{os.environ['CREDENTIALS_DIRECTORY']}/api-key", asked.user, rules, workers=workers
+        )
     else:
         engine = Ollama(asked.url, asked.user, asked.model, rules)
     kept, last = (Path(os.environ[f"{kind}_DIRECTORY"]) for kind in ("STATE", "RUNTIME"))

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import re
+import socket
+import sys
 import threading
 from abc import ABC, abstractmethod
 from http.client import HTTPException
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ansible_collections.r1.prov.plugins.module_utils.http_api import Api, ApiError, AwayError
 from living import effort
 from living.judge import Effort, Rules, Seen, State, Token
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 ANSWER_S = 5.0
 """An engine that has not said anything after so long is silent."""
@@ -110,11 +116,16 @@ class LlamaServer(Engine):
         key_file: the file with its key.
         user: as whom it runs.
         rules: what holds for it.
+        workers: where it reaches the other machines that hold parts of the model, each as `127.0.0.2:7444`.
+        net: where the kernel lists connections.
     """
 
-    def __init__(self, url: str, key_file: str, user: str, rules: Rules) -> None:
+    def __init__(
+        self, url: str, key_file: str, user: str, rules: Rules, *, workers: Iterable[str] = (), net: Path = SELF
+    ) -> None:
         super().__init__(url, key_file, user)
         self.rules = rules
+        self._workers, self._net = frozenset(map(_in_hex, workers)), net
         self._prompts: tuple[float, float] | None = None
 
     def _look(self, at_s: float, token: Token, used: Effort) -> Seen:
@@ -129,6 +140,7 @@ class LlamaServer(Engine):
             prompt_s=self._prompt_s(told.get("prompt_tokens_total", 0.0), told.get("prompt_seconds_total", 0.0)),
             token=token,
             effort=used,
+            is_severed=not self._workers <= {their for _, their in _connections(self._net)},
         )
 
     def _prompt_s(self, tokens: float, seconds: float) -> float | None:
@@ -165,12 +177,25 @@ class Ollama(Engine):
         return Seen(at_s, State.ANSWERS, requests=self._connections() - own, token=token, effort=used)
 
     def _connections(self) -> int:
-        """How many connections others have to it, as the kernel lists them: each carries one request, or has carried one just now."""
-        end = f":{self._port:04X}"
-        lines = [line.split() for name in ("tcp", "tcp6") for line in effort.text_of(self._net / name).splitlines()[1:]]
-        return sum(fields[1].endswith(end) and fields[3] == ESTABLISHED for fields in lines)
+        """How many connections others have to it: each carries one request, or has carried one just now."""
+        return sum(own.endswith(f":{self._port:04X}") for own, _ in _connections(self._net))
 
     def _generate(self) -> None:
         options = {"num_predict": 1}
         body = {"model": self._model, "prompt": WORD, "raw": True, "stream": False, "options": options}
         self._slow.post("/api/generate", body)
+
+
+def _connections(net: Path) -> Iterator[tuple[str, str]]:
+    """The two ends of each connection that stands, as the kernel lists them: the own one and the other."""
+    for name in ("tcp", "tcp6"):
+        for line in effort.text_of(net / name).splitlines()[1:]:
+            _, own, their, state, *_ = line.split()
+            if state == ESTABLISHED:
+                yield own, their
+
+
+def _in_hex(address: str) -> str:
+    """An IPv4 address with its port, as the kernel lists it."""
+    host, _, port = address.rpartition(":")
+    return f"{int.from_bytes(socket.inet_aton(host), sys.byteorder):08X}:{int(port):04X}"

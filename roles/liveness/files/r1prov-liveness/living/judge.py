@@ -77,6 +77,7 @@ class Seen:
         prompt_s: how long it took for a token of a prompt, where it has just read one.
         token: what has become of the token.
         effort: what its processes have used.
+        is_severed: whether it has lost the connection to another machine that holds a part of the model.
     """
 
     at_s: float
@@ -87,6 +88,7 @@ class Seen:
     prompt_s: float | None = None
     token: Token = Token.NONE
     effort: Effort = field(default_factory=Effort)
+    is_severed: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,12 +100,14 @@ class Rules:
         idle_s: how long it has to be idle until it is asked for a token.
         batch: the tokens of a prompt that it computes at once.
         start_s: how long it may be silent where nobody has seen it answer: it may be about to start.
+        is_spread: whether other machines compute for it, so that it may compute without the processors of this one.
     """
 
     counts: bool
     idle_s: float
     batch: int
     start_s: float
+    is_spread: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,12 +119,14 @@ class Finding:
         asks: whether the engine shall be asked for a token now.
         misses: how many in a row.
         is_dead: whether it has missed too often.
+        is_severed: whether it has lost a machine without which it cannot compute, and would end with the next question.
     """
 
     state: str
     asks: bool = False
     misses: int = 0
     is_dead: bool = False
+    is_severed: bool = False
 
 
 class Judge:
@@ -162,6 +168,8 @@ class Judge:
             self._failed = 0
             self._is_known = self._is_known and seen.state == State.UNKNOWN
             return Finding(seen.why or seen.state.value)
+        if seen.is_severed:
+            return Finding("has lost a worker", is_severed=True)
         self._is_known = self._is_known or seen.state == State.ANSWERS
         if by := self._life(before, seen):
             self._forget()
@@ -206,7 +214,8 @@ class Judge:
         still_s, quiet_s = seen.at_s - self._still_s, seen.at_s - self._quiet_s
         if not self._is_known:
             return Finding("silent", is_dead=still_s >= self._rules.start_s)
-        misses = max(int(quiet_s / QUIET_S), int(still_s / self._busy_s()))
+        quiet = 0 if self._rules.is_spread else int(quiet_s / QUIET_S)
+        misses = max(quiet, int(still_s / self._busy_s()))
         return Finding("stands still", misses=misses, is_dead=misses >= MISSES)
 
     def _busy_s(self) -> float:
