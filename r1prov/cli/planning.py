@@ -258,10 +258,11 @@ def _on_host(path: Path | None, named: str) -> tuple[Profile, str, Speeds, dict[
         SiteError: No site is known, or it has no such host.
     """
     # Imported late: what asks about a profile does without.
-    from r1prov.site.select import wanted  # noqa: PLC0415
+    from r1prov.site.select import wanted, with_duty  # noqa: PLC0415
     from r1prov.site.state import SiteState  # noqa: PLC0415
 
-    site, (target,) = wanted(path, [named])
+    site, named_hosts = wanted(path, [named])
+    (target,) = with_duty(site, named_hosts, "engine", is_named=True)
     profile, known = site.of(target.name).profile, SiteState.of(site.path).known(target.name)
     if not known:
         return profile, target.name, of_machine(profile.machine), {}

@@ -62,8 +62,7 @@ def _duties(file: SiteFile) -> Iterator[Problem]:
             yield Problem(
                 f"host {host.name}", "other hosts have duties, and it has none", "write `does: [engine]`, or others"
             )
-    if any(host.does is None for host in file.hosts):
-        return
+    doors, pages, engines = (tuple(host for host in some if host.does) for some in (doors, pages, engines))
     if len(doors) != 1:
         what = f"there are {len(doors)} doors: {_names(doors)}" if doors else "no host is the door"
         yield Problem("does", f"{what}. One service has one", "write `door` into the `does` of one host")
@@ -73,6 +72,9 @@ def _duties(file: SiteFile) -> Iterator[Problem]:
     elif pages and len(doors) == 1 and pages != doors:
         what = f"the page is on {_names(pages)}, and the door on {_names(doors)}. It stands beside the door"
         yield Problem("does", what, f"write `page` into the `does` of {_names(doors)}")
+    if pages and not file.open_webui.enabled:
+        what = f"{_names(pages)} has the page, and `open_webui.enabled` is false"
+        yield Problem("does", what, "take `page` out, or let the page be enabled")
     if not engines:
         yield Problem("does", "no host has an engine", "write `engine` into the `does` of those that hold the model")
     if doors and not file.gateway:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from r1prov.common.documents import Keys
-from r1prov.site.addresses import is_an_address
+from r1prov.site.addresses import is_reached_by_others
 
 Duty = Literal["engine", "page", "door"]
 """What a host does for the site: it holds the model, it has the chat page, or it lets others in and shares their requests out."""
@@ -35,7 +35,7 @@ class Host(Keys):
     """The group whose keys say what this host serves. Default: the keys of the site."""
     does: tuple[Duty, ...] | None = Field(default=None, min_length=1)
     """`engine`, `page`, `door`: what this host does in a site whose hosts are one service. Default: each host does all of it for itself."""
-    private: Annotated[str, AfterValidator(is_an_address)] | None = None
+    private: Annotated[str, AfterValidator(is_reached_by_others)] | None = None
     """The IP address at which the other hosts of the site reach this one."""
 
     @model_validator(mode="before")

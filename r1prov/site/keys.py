@@ -353,6 +353,7 @@ class SiteFile(Keys):
         ports = [api.port, *([self.ollama.port] if self.ollama.enabled else [])]
         ports += [page.port, page.embeddings_port] if page.enabled else []
         ports += self.gateway.ports if self.gateway else ()
+        ports += [self.private_port] if self.one_service else []
         twice = sorted({port for port in ports if ports.count(port) > 1})
         if twice:
             raise ValueError(f"port {twice[0]} is given to two services")

@@ -162,14 +162,14 @@ def test_an_engine_that_is_killed_costs_no_request_that_has_not_begun(
 
 def test_a_host_that_is_away_stops_nobody(owner: Operator, fleet: list[LabHost], crowd: Crowd) -> None:
     told(fleet[1], "chmod 0777 /etc/r1prov/network")
-    lab.cut(fleet[2])
+    lab.halt(fleet[2])
     try:
         with crowd.asking(2):
             assert fleet[2].name in owner.does("up", code=Exit.UNREACHABLE).stderr
         assert owner.report["hosts"][fleet[1].name]["result"] == "ok"
         assert crowd.failed == []
     finally:
-        lab.restore(fleet[2])
+        lab.boot(fleet[2])
 
 
 def test_an_engine_leaves_under_load(

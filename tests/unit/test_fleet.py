@@ -77,6 +77,10 @@ def loaded(folder: Path, keys: dict[str, Any]) -> Site:
         ({"hosts": [GPU1, FRONT], "profile": ""}, "profile: `profile` is missing"),
         ({"hosts": [host("gpu1", "engin"), FRONT]}, "is none of 'engine', 'page' or 'door'"),
         ({"hosts": [host("gpu1", "engine", private="gpu1.lan"), FRONT]}, "`gpu1.lan` is not an IP address"),
+        ({"hosts": [host("gpu1", "engine", private="127.0.0.1"), FRONT]}, "other hosts cannot reach `127.0.0.1`"),
+        ({"hosts": [host("gpu1", "engine", private="0.0.0.0"), FRONT]}, "other hosts cannot reach `0.0.0.0`"),
+        ({"hosts": [GPU1, FRONT], "private_port": 8000}, "port 8000 is given to two services"),
+        ({"hosts": [GPU1, FRONT], "open_webui": {"enabled": False}}, "does: front has the page, and"),
     ],
 )
 def test_what_contradicts_gets_one_message(tmp_path: Path, keys: dict[str, Any], what: str) -> None:
@@ -94,6 +98,17 @@ def test_all_contradictions_come_at_once(tmp_path: Path) -> None:
     with pytest.raises(SiteError) as caught:
         loaded(tmp_path, {"profile": "cpu", "hosts": hosts})
     assert [problem.where for problem in caught.value.problems] == ["host gpu1", "does", "gateway", "host gpu1"]
+    with pytest.raises(SiteError) as caught:
+        loaded(tmp_path, {"profile": "cpu", "hosts": [*hosts, "bare"]})
+    wheres = [problem.where for problem in caught.value.problems]
+    assert wheres == ["host gpu1", "host bare", "does", "gateway", "host gpu1"]
+
+
+def test_a_door_has_no_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", "--site", str(loaded(tmp_path, FLEET).path), "--host", "front"])
+    assert ended.value.code == Exit.SITE
+    assert "it has no engine" in capsys.readouterr().err
 
 
 def test_engines_behind_a_door_serve_under_one_name(tmp_path: Path) -> None:
