@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from r1prov.hosts import HostConnection, Login
+    from r1prov.site import Host as SiteHost
 
 A, B, C = (letter * 64 for letter in "abc")
 SHARDS = [{"name": f"m-0000{number}-of-00002.gguf", "bytes": 10, "sha256": sha} for number, sha in ((1, A), (2, B))]
@@ -204,7 +205,10 @@ def test_it_runs_alone_as_it_is_sent(host: Host) -> None:
 
 
 class Here:
-    """A connection to this machine."""
+    """A connection to this machine, which has the name of a host of the site."""
+
+    def __init__(self, host: SiteHost) -> None:
+        self.host = host
 
     def run(self, argv: list[str], stdin: str, *, root: bool, timeout_s: float) -> Result:
         assert root
@@ -227,10 +231,10 @@ def test_hosts_are_asked_for_what_the_site_serves_and_for_what_it_wants_now(
 
     @contextlib.contextmanager
     def met(*_: Any) -> Iterator[Meeting]:
-        yield Meeting({"gpu1": Contact(cast("HostConnection", Here()), {}, [])}, {"gpu2": gone})
+        yield Meeting({"gpu1": Contact(cast("HostConnection", Here(applied.hosts[0])), {}, [])}, {"gpu2": gone})
 
     monkeypatch.setattr(visit, "met", met)
-    monkeypatch.setattr(visit, "last_applied", lambda *_: (applied, applied.hosts))
+    monkeypatch.setattr(visit, "last_applied", lambda *_, **__: (applied, applied.hosts))
     site.write_text(f"{text}quant: UD-IQ1_M\n")
     found = visit.weights(site, (), cast("Login", None))
     assert {row["name"]: row["state"] for row in found["gpu1"]["files"]} == {
