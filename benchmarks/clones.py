@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from tests.fixtures import ollama, saying, shards, surroundings
 from tests.fixtures.hub import Hub
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
 IMAGE = "converged"
@@ -29,11 +31,27 @@ PORT = 8095
 QUIET = ("r1prov drift", "r1prov up", "ansible-playbook playbooks/up.yml")
 
 
-def kept(operator: Operator, host: lab.LabHost, sources: dict[str, Any]) -> None:
-    """Brings one host to its state, and keeps it as the image."""
-    operator.site([host], sources=sources)
-    operator.does("up")
-    lab.keep(host.name, IMAGE, say=saying.to_stderr)
+@contextmanager
+def booted(count: int) -> Iterator[tuple[list[lab.LabHost], dict[str, Any], Operator]]:
+    """So many clones of one host that was brought to its state, the sources of their site, and an operator. All goes at the end."""
+    hub, names = paths.cache_dir() / "hub", [f"clone-{number}" for number in range(1, count + 1)]
+    shards.demo_shards(hub)
+    weights = [{"type": "hub", "endpoint": f"http://{lab.GATEWAY}:{PORT}"}]
+    archive = ollama.release(ollama.VERSION, saying.to_stderr)
+    sources = {**surroundings.sources(), "weights": weights, "ollama": {"archive": str(archive)}}
+    first = lab.up("clone", say=saying.to_stderr)  # The network of the hub is there with the first host.
+    try:
+        with tempfile.TemporaryDirectory() as folder, Hub(hub, address=lab.GATEWAY, port=PORT):
+            before = Operator(Path(tempfile.mkdtemp(dir=folder)))
+            before.site([first], sources=sources)
+            before.does("up")
+            lab.keep(first.name, IMAGE, say=saying.to_stderr)
+            hosts = [lab.up(name, image=IMAGE) for name in names]
+            yield hosts, sources, Operator(Path(tempfile.mkdtemp(dir=folder)))
+    finally:
+        for name in (first.name, *names):
+            lab.down(name)
+        lab.forget(IMAGE, "bookworm")
 
 
 def table(site: Path, hosts: list[str]) -> str:
@@ -55,23 +73,10 @@ def table(site: Path, hosts: list[str]) -> str:
 
 def main(count: int) -> None:
     """Makes the hosts, measures, and prints the table."""
-    hub, names = paths.cache_dir() / "hub", [f"clone-{number}" for number in range(1, count + 1)]
-    shards.demo_shards(hub)
-    weights = [{"type": "hub", "endpoint": f"http://{lab.GATEWAY}:{PORT}"}]
-    archive = ollama.release(ollama.VERSION, saying.to_stderr)
-    sources = {**surroundings.sources(), "weights": weights, "ollama": {"archive": str(archive)}}
-    first = lab.up("clone", say=saying.to_stderr)  # The network of the hub is there with the first host.
-    try:
-        with tempfile.TemporaryDirectory() as folder, Hub(hub, address=lab.GATEWAY, port=PORT):
-            kept(Operator(Path(tempfile.mkdtemp(dir=folder))), first, sources)
-            operator = Operator(Path(tempfile.mkdtemp(dir=folder)))
-            site = operator.site([lab.up(name, image=IMAGE) for name in names], sources=sources)
-            operator.does("up")
-            sys.stdout.write(f"{table(site, names)}\n")
-    finally:
-        for name in (first.name, *names):
-            lab.down(name)
-        lab.forget(IMAGE, "bookworm")
+    with booted(count) as (hosts, sources, operator):
+        site = operator.site(hosts, sources=sources)
+        operator.does("up")
+        sys.stdout.write(f"{table(site, [host.name for host in hosts])}\n")
 
 
 if __name__ == "__main__":

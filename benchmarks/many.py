@@ -11,21 +11,16 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.clones import IMAGE, PORT, kept
+from benchmarks.clones import booted
 from benchmarks.look import TRIVIAL, commands, least
 from r1prov import lab
-from r1prov.common import paths
 from r1prov.site.state import SiteState
-from tests.e2e.people import Operator
-from tests.fixtures import ollama, saying, shards, surroundings
-from tests.fixtures.hub import Hub
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
     from typing import Any
 
 FIRST_PORT = 2201
@@ -81,29 +76,15 @@ def table(site: Path, names: Sequence[str]) -> str:
 
 def main(count: int, n_hosts: int) -> None:
     """Makes the hosts, measures, and prints the table."""
-    hub, names = paths.cache_dir() / "hub", [f"many-{number}" for number in range(1, n_hosts + 1)]
-    shards.demo_shards(hub)
-    weights = [{"type": "hub", "endpoint": f"http://{lab.GATEWAY}:{PORT}"}]
-    archive = ollama.release(ollama.VERSION, saying.to_stderr)
-    sources = {**surroundings.sources(), "weights": weights, "ollama": {"archive": str(archive)}}
-    first = lab.up("many", say=saying.to_stderr)  # The network of the hub is there with the first host.
-    try:
-        with tempfile.TemporaryDirectory() as folder, Hub(hub, address=lab.GATEWAY, port=PORT):
-            kept(Operator(Path(tempfile.mkdtemp(dir=folder))), first, sources)
-            hosts = [lab.up(name, image=IMAGE) for name in names]
-            for host in hosts:
-                listen(host, -(-count // n_hosts))
-            operator = Operator(Path(tempfile.mkdtemp(dir=folder)))
-            site, asked = operator.site([], sources=sources), entries(hosts, count)
-            site.write_text(site.read_text().replace("hosts: []", f"hosts: {json.dumps(asked)}"))
-            known = [entry["name"] for entry in asked]
-            operator.does("up", *known[:n_hosts])
-            share(SiteState.of(site), known, n_hosts)
-            sys.stdout.write(f"{table(site, known)}\n")
-    finally:
-        for name in (first.name, *names):
-            lab.down(name)
-        lab.forget(IMAGE, "bookworm")
+    with booted(n_hosts) as (hosts, sources, operator):
+        for host in hosts:
+            listen(host, -(-count // n_hosts))
+        site, asked = operator.site([], sources=sources), entries(hosts, count)
+        site.write_text(site.read_text().replace("hosts: []", f"hosts: {json.dumps(asked)}"))
+        names = [entry["name"] for entry in asked]
+        operator.does("up", *names[:n_hosts])
+        share(SiteState.of(site), names, n_hosts)
+        sys.stdout.write(f"{table(site, names)}\n")
 
 
 if __name__ == "__main__":

@@ -63,12 +63,13 @@ _OURS = "rendered this file from the site"
 
 def rendered(decision: Decision, site_dir: str = BESIDE) -> dict[str, str]:
     """The texts of the inventory, by their path in its folder."""
+    members = _members(decision)
     hosts: dict[str, Any] = {
         "version": __version__,
         "hosts": decision.site.hosts,
         "site": decision.site.file,
         "sites": {host.name: decision.of(host.name).site.own.file for host in decision.site.hosts},
-        "groups": _members(decision),
+        "groups": members,
         "machines": {host: _machine(decision, host) for host in decision.plans},
         "placed": {
             host: {"arguments": decision.arguments(host), "bench": for_bench(decision.arguments(host))}
@@ -80,9 +81,9 @@ def rendered(decision: Decision, site_dir: str = BESIDE) -> dict[str, str]:
         "own": {},
     }
     texts: dict[str, tuple[str, dict[str, Any]]] = {}
-    for name, members in _members(decision).items():
-        group = decision.of(members[0])
-        shared, own = _programs(decision, members)
+    for name, of_group in members.items():
+        group = decision.of(of_group[0])
+        shared, own = _programs(decision, of_group)
         hosts["own"] |= own
         texts[f"group_vars/{name}.yml"] = "all.yml.j2", {**_values(group), "site_dir": site_dir, "shared": shared}
     texts["hosts.yml"] = "hosts.yml.j2", hosts

@@ -1,7 +1,7 @@
 """Which engines get no new request: what the balancer does now, and what it reads when it is started or reloaded.
 
 The latter is a file in the form of HAProxy's `server-state-file`. A drained engine has a line there, in which its weight is 0. HAProxy
-passes over lines that begin with `#`. One of these says of an engine that a run has drained it, which puts it back, too.
+passes over lines that begin with `#`. Such a line names each engine that a run has drained, for a run puts back these and no others.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class DrainError(Exception):
     """An engine cannot be drained or put back, for the reason in the message."""
 
 
-def recorded(path: Path = FILE) -> list[str]:
+def recorded(path: Path) -> list[str]:
     """The engines that are drained when the balancer is started."""
     return _LINE.findall(text_of(path))
 
@@ -94,10 +94,8 @@ class Balancer:
 
     def drain(self, name: str) -> None:
         """Gives an engine no new request, because a person wants that."""
-        self.engine(name)
         with self._alone():
-            self._keep({*recorded(self._file), name}, {*by_run(self._file)} - {name})
-        self._tell(name, drained=True)
+            self._set(name, {*by_run(self._file)} - {name}, drained=True)
 
     def drain_for_run(self, name: str, *, in_turn: bool = True) -> bool:
         """Gives an engine no new request, because a run is about to stop it. It comes back with the run, unless a person had drained it.
@@ -109,23 +107,19 @@ class Balancer:
         Returns:
             Whether it was drained.
         """
-        engine = self.engine(name)
         with self._alone():
+            engine, of_run = self.engine(name), {*by_run(self._file)}
             others = {other: each for other, each in self._engines().items() if other != name}
             is_last = not any(each["state"] == "UP" and not each["drained"] for each in others.values())
-            if in_turn and is_last and engine["state"] == "UP" and others.keys() & {*by_run(self._file)}:
+            if in_turn and is_last and engine["state"] == "UP" and others.keys() & of_run:
                 return False
-            names, of_run = {*recorded(self._file)}, {*by_run(self._file)}
-            self._keep({*names, name}, of_run if name in names else {*of_run, name})
-        self._tell(name, drained=True)
+            self._set(name, of_run if name in recorded(self._file) else {*of_run, name}, drained=True)
         return True
 
     def put_back(self, name: str) -> None:
         """Gives an engine requests again."""
-        self.engine(name)
         with self._alone():
-            self._keep({*recorded(self._file)} - {name}, {*by_run(self._file)} - {name})
-        self._tell(name, drained=False)
+            self._set(name, {*by_run(self._file)} - {name}, drained=False)
 
     def in_flight(self, name: str) -> int:
         """How many answers of an engine are not at their end, those that began before a reload among them."""
@@ -139,12 +133,13 @@ class Balancer:
     def _alone(self) -> AbstractContextManager[None]:
         return alone(self._lock, lambda _: None)
 
-    def _keep(self, names: set[str], of_run: set[str]) -> None:
+    def _set(self, name: str, of_run: set[str], *, drained: bool) -> None:
+        """Keeps and tells what becomes of an engine. Nobody else may do so meanwhile, or two could be drained of which one was to wait."""
+        self.engine(name)
+        names = {*recorded(self._file), name} if drained else {*recorded(self._file)} - {name}
         self._file.parent.mkdir(parents=True, exist_ok=True)
+        # What is read at the start comes first: a worker that begins now is then told in either way.
         write_whole(self._file, record(names, of_run, self._addresses()), 0o644)
-
-    def _tell(self, name: str, *, drained: bool) -> None:
-        # What is read at the start was written first: a worker that begins now is told in either way.
         weight = "0" if drained else "100%"
         said = [
             ask(f"{worker} set server engines/{name} weight {weight}", self._socket) for worker in workers(self._socket)

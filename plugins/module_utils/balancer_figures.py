@@ -17,7 +17,7 @@ _KEY = re.compile(
 
 
 def figures(path: Path = SOCKET) -> dict[str, Any] | None:
-    """The figures, or None where no balancer tells them. What answers that began before a reload are counted, too.
+    """The figures, or None where no balancer tells them. Answers that began before a reload are counted, too.
 
     Returns:
         `waiting` and `answering`, numbers of requests that generate, and `slots`, how many can be answered at once. `engines`, by name the

@@ -18,10 +18,10 @@ description:
 author: The r1prov team
 options: {
   "state": {"type": "str", "default": "drained", "choices": ["drained", "ready", "kept"], "description": "What the engine shall be."},
-  "for_run": {"type": "bool", "default": false, "description": "Whether a run drains it because it is about to stop it, and puts it back
-      when it is well. Then an engine that a person has drained stays so. The engine waits for its turn while no other one gets requests and
-      one that a run has drained is about to come back. Where answers are still in flight at the end, or where no balancer has the engine
-      yet, the task goes on."},
+  "for_run": {"type": "bool", "default": false, "description": "Whether a run asks for that, which is about to stop the engine.
+      With C(ready) only an engine that a run has drained is put back. With C(drained) the last engine that gets requests waits until one
+      that a run has drained is back. The task goes on where answers are still in flight at the end, and where no balancer has the engine
+      yet."},
   "name": {"type": "str", "default": "", "description": "The name of the engine at the balancer. Required except with C(kept)."},
   "limit_s": {"type": "int", "default": 600, "description": "How many seconds to wait at most."},
   "engines": {"type": "list", "elements": "dict", "default": [], "description": "With C(kept), all engines of the balancer, with C(name) and
@@ -76,6 +76,12 @@ def keep(module: AnsibleModule, engines: list[dict[str, Any]]) -> None:
     module.exit_json(changed=changed, drained=recorded(FILE), differences=said, drift=said)
 
 
+def stays(name: str, limit_s: int) -> str:
+    """What to say of an engine that shall get requests and cannot be reached."""
+    remedy = "Remedy: look at the engine's log, and whether r1prov-tunnel runs on both hosts"
+    return f"{name} stays drained, because the balancer cannot reach it after {limit_s} s. {remedy}"
+
+
 def bring(module: AnsibleModule, name: str, limit_s: int, *, drained: bool) -> None:
     """Drains an engine, or puts it back."""
     balancer = Balancer()
@@ -92,7 +98,7 @@ def bring(module: AnsibleModule, name: str, limit_s: int, *, drained: bool) -> N
             )
         else:
             in_time = within(limit_s, lambda: balancer.is_well(name), SURE_S)
-            wrong = f"{name} stays drained, because the balancer cannot reach it after {limit_s} s. Remedy: look at the engine's log"
+            wrong = stays(name, limit_s)
             if in_time:
                 balancer.put_back(name)
         left = balancer.in_flight(name)
@@ -112,10 +118,7 @@ def bring_for_run(module: AnsibleModule, name: str, limit_s: int, *, drained: bo
             left = _drain_in_turn(balancer, name, limit_s)
         elif changed and not module.check_mode:
             if not within(limit_s, lambda: balancer.is_well(name), SURE_S):
-                remedy = "Remedy: look whether r1prov-tunnel runs on both hosts"
-                module.fail_json(
-                    msg=f"{name} stays drained, because the balancer cannot reach it after {limit_s} s. {remedy}"
-                )
+                module.fail_json(msg=stays(name, limit_s))
             balancer.put_back(name)
     except (DrainError, OSError):
         # The door is not set up yet, or does not have the engine yet. So nobody is asked through it.

@@ -68,12 +68,12 @@ def down(
 
 def _ask(decision: Decision, targets: Sequence[Host], *, keep_weights: bool, keep_chats: bool) -> None:
     """Ask whether all that may go."""
-    engines = [host for host in targets if host.has("engine")]
-    weights = " or ".join(sorted({gib(decision.of(host.name).quant.bytes) for host in engines}))
-    what = [f"the weights ({weights} on each host{' with an engine' if engines != list(targets) else ''})"]
-    what = what * (bool(engines) and not keep_weights)
-    has_page = any(host.has("page") for host in targets)
-    what += ["the chat page's accounts, chats and documents"] * (has_page and not keep_chats)
+    engines, what = [host for host in targets if host.has("engine")], []
+    if engines and not keep_weights:
+        sizes = " or ".join(sorted({gib(decision.of(host.name).quant.bytes) for host in engines}))
+        what.append(f"the weights ({sizes} on each host{' with an engine' if len(engines) < len(targets) else ''})")
+    if any(host.has("page") for host in targets) and not keep_chats:
+        what.append("the chat page's accounts, chats and documents")
     if not sys.stdin.isatty() and what:
         raise typer.BadParameter("nobody is there to ask: say --yes, or --keep-weights and --keep-chats")
     also = f", with {' and '.join(what)}" if what else ""

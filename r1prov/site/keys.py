@@ -181,8 +181,8 @@ class Gateway(Keys):
         return url(reached_at(self.address), self.port, "http" if self.tls.type == "external" else "https")
 
 
-class Group(Keys):
-    """What the hosts of a group serve. Of what a group does not say, the keys of the site hold."""
+class Served(Keys):
+    """What is served: keys of a site, and of each of its groups. The profile says what they do not."""
 
     profile: str | None = None
     """The name of a profile that comes with r1prov, or a YAML file of your own, relative to the site file."""
@@ -200,13 +200,18 @@ class Group(Keys):
     """The type of K in the KV cache. Default: the profile's."""
     workload: NamedWorkload | None = None
     """`chat`, `documents`, `thinking`, `team`, or exchanges of your own, for which the model is placed. Default: the profile's."""
+
+
+class Group(Served):
+    """What the hosts of a group serve. Of what a group does not say, the keys of the site hold."""
+
     engine: Engine | None = None
     """The engine that holds the model."""
     versions: GroupVersions | None = None
     """The versions that are installed. Of those that it does not name, the site's hold."""
 
 
-class SiteFile(Keys):
+class SiteFile(Served):
     """The keys of `r1prov.yml`. The profile says what this file does not."""
 
     profile: str = ""
@@ -220,20 +225,6 @@ class SiteFile(Keys):
     """How long an engine that is about to be stopped may go on with its answers (`10m`), while it gets no new requests."""
     private_port: int = Field(default=7443, ge=1, le=65535)
     """The port at the private addresses of hosts, where they reach each other over mutual TLS."""
-    quant: str | None = None
-    """A quant of the catalogue, or `best-on-gpus`. Default: the profile's."""
-    context_per_slot: Context | None = None
-    """The context of each slot, in tokens. Default: the profile's."""
-    slots: Slots | None = None
-    """How many requests are answered at once, or a floor for that (`at least 8`). Default: the profile's."""
-    first_token: Duration | None = None
-    """A floor: every exchange of the workload has its first token after this time at most (`15s`). Default: the profile's."""
-    attention: Attention | None = None
-    """`mla` brings files with legacy attention into MLA form; `legacy` serves them as published. Default: the profile's."""
-    kv_type_k: KvType | None = None
-    """The type of K in the KV cache. Default: the profile's."""
-    workload: NamedWorkload | None = None
-    """`chat`, `documents`, `thinking`, `team`, or exchanges of your own, for which the model is placed. Default: the profile's."""
     data_dir: str = Field(default="/srv/r1prov", pattern=r"^/.")
     """The folder for the weights on the host. Where the host has a data disk, name a folder there. On a host without systemd, programs and
     state lie there, too."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from r1prov.common.documents import Keys
 from r1prov.machines.profile import Profile
-from r1prov.site.host import Host  # noqa: TC001 - pydantic needs it
 from r1prov.site.keys import SiteFile
+
+if TYPE_CHECKING:
+    from r1prov.site.host import Host
 
 
 class Site(Keys):

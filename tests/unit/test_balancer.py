@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import pytest
 import yaml
-from ansible_collections.r1.prov.plugins.module_utils import balancer_drained
+from ansible_collections.r1.prov.plugins.module_utils import balancer_drained, locks
 from ansible_collections.r1.prov.plugins.modules import engine_drained
 from loader import Loader
 
@@ -275,6 +275,26 @@ def test_a_run_puts_back_what_it_has_drained_and_no_person(balancer: Haproxy, tm
     assert balancer_drained.by_run(file) == []
     here.put_back("gpu1")
     assert (balancer_drained.recorded(file), balancer_drained.by_run(file)) == (["gpu3"], [])
+
+
+def test_nobody_drains_an_engine_before_the_balancer_knows_of_the_last_one(
+    balancer: Haproxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = balancer_drained.Balancer(balancer.path, tmp_path / "drained", tmp_path / "lock")
+    ask, told = balancer_drained.ask, []
+
+    def asked(command: str, path: Path) -> str:
+        if "set server" in command:
+            with pytest.raises(locks.LockedError), locks.alone(tmp_path / "lock", lambda _: None, 0):
+                pass
+            told.append(command)
+        return str(ask(command, path))
+
+    monkeypatch.setattr(balancer_drained, "ask", asked)
+    here.drain_for_run("gpu1")
+    here.put_back("gpu1")
+    here.drain("gpu1")
+    assert len(told) == 6
 
 
 def test_the_last_engine_that_gets_requests_waits_for_those_that_come_back(balancer: Haproxy, tmp_path: Path) -> None:
