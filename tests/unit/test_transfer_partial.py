@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import transfer.partial
+import transfer.places
 from ansible_collections.r1.prov.plugins.module_utils.files import looks
 from ansible_collections.r1.prov.plugins.module_utils.weights_room import journal_of
 from transfer import journal
@@ -243,3 +244,21 @@ def test_a_file_that_is_gone_is_told(path: Path) -> None:
     path.unlink()
     _, events = ask(partial)
     assert isinstance(events.get(timeout=20), Broken)
+
+
+def test_what_another_program_takes_away_while_it_is_looked_at_is_not_there(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As happens on a disk without locks, where the other one gives the file its name."""
+    partial = Partial(path, FILE)
+    partial.end_piece(bring(partial, 0, 3 * MIB))
+    partial.close()
+    read = transfer.places.OwnFile.read
+
+    def too_late(self: transfer.places.OwnFile, position: int, most: int) -> bytes:
+        self.path.unlink(missing_ok=True)
+        return read(self, position, most)
+
+    monkeypatch.setattr(transfer.places.OwnFile, "read", too_late)
+    after = Partial(path, FILE, trust=False)
+    assert (list(after.spans), after.place.looks) == ([], None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import zlib
@@ -30,6 +31,7 @@ GROWTH_BYTES = 256 << 10  # and one that has grown by as much is written down at
 JOURNAL_BYTES = 4 << 20  # A longer journal is written anew, if half of it is of no use any more.
 LINE_BYTES = 150  # of the journal, about
 READ_BYTES = 1 << 20
+MOST_ATTEMPTS = 3  # to take over a file that others take away
 
 
 class Writer:
@@ -85,28 +87,36 @@ class Partial:
             The number of bytes that are not as they arrived.
         """
         with self.changed:
-            self._forget()
-            size = self.place.look()
-            if size is None:
-                journal_of(self.path).unlink(missing_ok=True)
-                return 0
-            told = journal.read(self.path, self.file)
-            if size > self.file.bytes or (told.is_there and not told.is_sound):
-                self.begin_anew()
-                return 0
-            before = [Piece(0, size, None, BEFORE, "")] if self.place.is_own else []
-            pieces = list(told.pieces) if told.is_there else before
-            doubted = range(told.safe if trust else 0, len(pieces))
-            lost = [pieces[index] for index in doubted if not self._stands(pieces[index])]
-            self._pieces = [piece for piece in pieces if piece.end <= size]
-            for piece in self._pieces:
-                self.spans.add(piece.start, piece.end)
-            for piece in lost:  # Others may have brought the same bytes, and it is not known who wrote last.
-                self._drop(piece.start, piece.end)
-            if lost or (self.place.is_linked() and self.spans.prefix < self.file.bytes):
-                self._write_journal()
-            self.adopted = self.spans.prefix
-            return sum(piece.end - piece.start for piece in lost)
+            for _ in range(MOST_ATTEMPTS):
+                with contextlib.suppress(
+                    FileNotFoundError
+                ):  # A program that the lock does not reach has taken it away meanwhile.
+                    return self._adopt(trust=trust)
+            return self._adopt(trust=trust)
+
+    def _adopt(self, *, trust: bool) -> int:
+        self._forget()
+        size = self.place.look()
+        if size is None:
+            journal_of(self.path).unlink(missing_ok=True)
+            return 0
+        told = journal.read(self.path, self.file)
+        if size > self.file.bytes or (told.is_there and not told.is_sound):
+            self.begin_anew()
+            return 0
+        before = [Piece(0, size, None, BEFORE, "")] if self.place.is_own else []
+        pieces = list(told.pieces) if told.is_there else before
+        doubted = range(told.safe if trust else 0, len(pieces))
+        lost = [pieces[index] for index in doubted if not self._stands(pieces[index])]
+        self._pieces = [piece for piece in pieces if piece.end <= size]
+        for piece in self._pieces:
+            self.spans.add(piece.start, piece.end)
+        for piece in lost:  # Others may have brought the same bytes, and it is not known who wrote last.
+            self._drop(piece.start, piece.end)
+        if lost or (self.place.is_linked() and self.spans.prefix < self.file.bytes):
+            self._write_journal()
+        self.adopted = self.spans.prefix
+        return sum(piece.end - piece.start for piece in lost)
 
     def _stands(self, piece: Piece) -> bool:
         """Whether bytes stand on the disk as they arrived."""
