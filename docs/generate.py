@@ -234,7 +234,8 @@ def _rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
     for name, field in model.model_fields.items():
         inner = [m for m in _models(field.annotation) if m is not model]
         default = "required" if field.is_required() else _shown(field.get_default(call_default_factory=True))
-        lead = (docstrings.get(name) or (inner[0].__doc__ if inner else "") or "").strip().split("\n")[0]
+        told = (docstrings.get(name) or (inner[0].__doc__ if inner else "") or "").strip()
+        lead = " ".join(told.split("\n\n")[0].split())
         yield f"| `{prefix}{name}` | {default} | {lead} |\n"
         for part in inner:
             tag = part.model_fields.get("type")

@@ -204,7 +204,8 @@ def _broken(where: str) -> UnhealthyError:
 def _silence(where: str, error: OSError) -> UnhealthyError:
     remedy = f"`r1prov status {where}` shows what is wrong"
     # A door listens at all times, and closes the connection while the service behind it is down.
-    why = "it is down" if isinstance(error, ConnectionResetError) else error
+    down = isinstance(error, (ConnectionResetError, ConnectionRefusedError))
+    why = "it is down" if down else error
     return UnhealthyError(Problem(where, f"the service does not answer ({why})", remedy))
 
 

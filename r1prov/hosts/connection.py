@@ -187,6 +187,10 @@ class LocalConnection(HostConnection):
         return Result(done.returncode, done.stdout, done.stderr)
 
 
+NOBODY_LISTENS = 2
+"""The code with which sshd says that a port refuses connections, and not that sshd itself does (RFC 4254, section 5.1)."""
+
+
 class _Http(http.client.HTTPConnection):
     """An http connection that goes through an open connection to the host."""
 
@@ -198,7 +202,8 @@ class _Http(http.client.HTTPConnection):
         try:
             tunnel = self._connection.open_socket(self.host, self.port)
         except paramiko.ChannelException as error:
-            raise ConnectionRefusedError(error.text) from None
+            kind = ConnectionRefusedError if error.code == NOBODY_LISTENS else ConnectionError
+            raise kind(error.text) from None
         except (paramiko.SSHException, EOFError) as error:
             raise ConnectionError(f"the ssh connection is lost: {error}") from None
         if tunnel is None:
