@@ -19,7 +19,7 @@ from benchmarks.look import TRIVIAL, commands, least
 from r1prov import lab
 from r1prov.common import paths
 from tests.e2e.people import Operator
-from tests.fixtures import ollama, saying, shards, surroundings
+from tests.fixtures import engine, ollama, saying, shards, surroundings
 from tests.fixtures.hub import Hub
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ def booted(count: int) -> Iterator[tuple[list[lab.LabHost], dict[str, Any], Oper
     weights = [{"type": "hub", "endpoint": f"http://{lab.GATEWAY}:{PORT}"}]
     archive = ollama.release(ollama.VERSION, saying.to_stderr)
     sources = {**surroundings.sources(), "weights": weights, "ollama": {"archive": str(archive)}}
-    first = lab.up("clone", say=saying.to_stderr)  # The network of the hub is there with the first host.
+    image = engine.image("bookworm", saying.to_stderr)
+    first = lab.up("clone", image=image, say=saying.to_stderr)  # The network of the hub is there with the first host.
     try:
         with tempfile.TemporaryDirectory() as folder, Hub(hub, address=lab.GATEWAY, port=PORT):
             before = Operator(Path(tempfile.mkdtemp(dir=folder)))

@@ -128,7 +128,8 @@ class Decision:
         """How many requests the engine of a host answers at once."""
         if self.site.of_group_of(host).file.engine == "ollama":
             return self.plan_for(host).slots
-        return parse(self.arguments(host), cards=len(self.machine_of(host).cards)).slots
+        machine = self.machine_of(host)
+        return parse(self.arguments(host), cards=len(machine.cards), lent=machine.lent).slots
 
     def speeds_of(self, host: str) -> Speeds:
         """The speeds with which the plan for a host counts."""
@@ -317,7 +318,7 @@ def _read_header(site: Site, quant: Quant, say: Callable[[str], None]) -> Model 
     try:
         return headers.fetch(quant, site.file.sources.weights, site.file.sources.network(), say)
     except SiteError:
-        if site.profile.machine.gpus:  # Its layers must be known, because they are dealt out.
+        if site.profile.machine.cards:  # Its layers must be known, because they are dealt out.
             raise
         say(
             f"the header of {quant.name} cannot be read from here, so the files are served as they were published, whatever form they have"

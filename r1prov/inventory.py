@@ -78,6 +78,7 @@ def rendered(decision: Decision, site_dir: str = BESIDE) -> dict[str, str]:
         "tuned": decision.tuned,
         "plans": decision.plans,
         "slots": {host.name: decision.slots(host.name) for host in decision.site.file.those("engine")},
+        "builds": {name: each.llama_cpp.version for name, each in decision.releases.items()},
         "own": {},
     }
     texts: dict[str, tuple[str, dict[str, Any]]] = {}
@@ -149,6 +150,7 @@ def _values(decision: Decision) -> dict[str, Any]:
         "bench": for_bench(decision.plan.arguments),
         "quant": quant,
         "gpus": machine.gpus,
+        "network": machine.network,
         "cpu_threads": machine.cpu_threads,
         "backend": decision.backend,
         "question": site.profile.question,
@@ -205,7 +207,8 @@ def _expect(decision: Decision, site: Site) -> dict[str, Any]:
     expect: dict[str, Any] = {
         "backend": decision.backend,
         "ram_bytes": site.profile.floors.ram,
-        "memory_floor_bytes": decision.plan.floor,
+        # The hosts of a pool have that together, and each of them sees its own memory only.
+        "memory_floor_bytes": decision.plan.floor if machine.hosts == 1 else 0,
         "numa_nodes": machine.numa_nodes,
     }
     if machine.cpu_threads:

@@ -69,6 +69,7 @@ E2E = {
     "controller": ("test_controller_trixie.py",),
     "tune": ("test_up_tune.py",),
     "fleet": ("test_up_fleet.py",),
+    "pool": ("test_up_pool.py",),
     "lab": (
         "test_lab.py",
         "test_lab_container.py",

@@ -43,6 +43,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 answering: {type: int, returned: except with kept, description: How many of its answers are still in flight.}
+due: {type: bool, returned: with for_run, description: Whether the engine was not yet what it shall be.}
 drained: {type: list, elements: str, returned: success, description: All engines that are drained.}
 differences: {type: list, elements: str, returned: with kept, description: "What is not as it should be, in a sentence each."}
 """
@@ -125,7 +126,7 @@ def bring_for_run(module: AnsibleModule, name: str, limit_s: int, *, drained: bo
         changed = False
     if left:
         module.warn(f"{name} still writes {left} answers after {limit_s} s, and these are cut off")
-    module.exit_json(changed=changed, answering=left, drained=recorded(FILE))
+    module.exit_json(changed=changed, due=changed, answering=left, drained=recorded(FILE))
 
 
 def _drain_in_turn(balancer: Balancer, name: str, limit_s: int) -> int:

@@ -12,7 +12,7 @@ from r1prov.cli import options, running, show
 from r1prov.decision import decide
 from r1prov.offload.modes import MODES
 from r1prov.runs import prompts
-from r1prov.site.select import last_applied, made_up
+from r1prov.site.select import last_applied, made_up, refuse_pools
 from r1prov.site.state import SiteState
 
 if TYPE_CHECKING:
@@ -109,6 +109,7 @@ def bench(
             experiment.foresee(decide(kind, output.say), there, order, json=json)
             return
         applied, targets = last_applied(site, hosts or (), or_else=options.A_KIND if check else "", duty="engine")
+        refuse_pools(applied, targets, "`bench --modes` measures the cards of one host")
         experiment.compare(applied, targets, order, login_options, check=check, json=json)
         return
     applied, targets = last_applied(site, hosts or (), duty="engine")

@@ -18,7 +18,7 @@ from r1prov.offload.arguments import parse
 from r1prov.offload.fit import fitted
 from r1prov.offload.foresight import foresee_arguments
 from r1prov.offload.outcome import Space, outcome
-from r1prov.site.select import last_applied, made_up
+from r1prov.site.select import last_applied, made_up, refuse_pools
 from r1prov.site.state import SiteState
 
 if TYPE_CHECKING:
@@ -112,6 +112,7 @@ def _explain(decision: Decision, mode: str, reasons: Sequence[str], where: str) 
 def _on_host(path: Path | None, named: Sequence[str]) -> tuple[Decision, Host]:
     """What a host of a site is to serve, by what is known of it here, and the host."""
     applied, (target, *_) = last_applied(path, named, or_else=options.A_KIND, duty="engine")
+    refuse_pools(applied, [target], "The commands by hand are for one host")
     state = SiteState.of(applied.path)
     decision = decide(applied, output.say).with_machines(state.all_known([target]))
     return decision.with_tuned(state.all_tuned([target]), {})[0].of(target.name), target

@@ -133,7 +133,7 @@ def status(
                 output.say(
                     f"{name}: somebody has removed the model from Ollama; `r1prov up` registers it again", "yellow"
                 )
-            if each.get("engine") == "llama-server":
+            if each.get("engine") == "llama-server" and each["tuned"]:
                 output.say(f"{name}: {each['tuned']}")
             for text in versions.in_words(each.get("differs", {})):
                 output.say(f"{name}: {text}", "yellow")

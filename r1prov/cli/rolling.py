@@ -11,9 +11,10 @@ from r1prov import output
 from r1prov.cli import running, show
 from r1prov.common.errors import SiteError, UnreachableError, together
 from r1prov.common.units import share_of
-from r1prov.runs import rollout
+from r1prov.output.pace import clock
+from r1prov.runs import rollout, trial
 from r1prov.site import versions as versions_of
-from r1prov.site.select import wanted
+from r1prov.site.select import refuse_parts, wanted
 from r1prov.site.state import SiteState
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def among(path: Path | None, named: Sequence[str]) -> tuple[Site, dict[str, Site
         SiteError: no site is known, or none of its hosts that are meant was ever well.
     """
     now, meant = wanted(path, named)
+    refuse_parts(now, meant)
     state = SiteState.of(now.path)
     settled = {host.name: there for host in meant if (there := state.settled(host.name))}
     bare = rollout.unsettled(meant, settled)
@@ -92,6 +94,7 @@ class Conductor:
         has: the versions of each host as long as nothing was changed.
         keeps: what is then chosen for each host.
         variables: for Ansible, in the runs that bring hosts to what is wanted.
+        trial_s: how long an engine with another version must stay well before the next hosts come.
     """
 
     now: Site
@@ -102,12 +105,16 @@ class Conductor:
     variables: Mapping[str, Any]
     login: Login
     verbosity: int
+    trial_s: int = 0
 
     def roll_out(self, hosts: Sequence[Host], batch: str, *, keep_going: bool) -> rollout.RollOut:
         """Bring hosts to what is wanted for them, so many or such a share at once."""
         size = share_of(len(hosts), batch)
-        batches = rollout.batches(hosts, size, lambda host: id(self.after[host.name]))
-        return rollout.roll_out(batches, self, keep_going=keep_going)
+        batches = rollout.batches(hosts, size, lambda host: id(self.after[host.name]), self._pool)
+        return rollout.roll_out(batches, self, self._pool, keep_going=keep_going)
+
+    def _pool(self, host: Host) -> str:
+        return self.now.builds_as(host.name)
 
     def bring(self, hosts: Sequence[Host]) -> Done:
         """See `rollout.Conductor`. Says beforehand what becomes of each host."""
@@ -133,6 +140,21 @@ class Conductor:
             output.say(f"{name}: the site file also says something else than before about {', '.join(others)}")
         if text := _of_the_data(has, wanted, versions_of.of(before, name)):
             output.say(f"{name}: {text}")
+
+    def stay_well(self, hosts: Sequence[Host]) -> dict[str, Problem]:
+        """See `rollout.Conductor`."""
+        changed = [host for host in hosts if host.has("engine") and self._is_new(host.name)]
+        if not changed or not self.trial_s:
+            return {}
+        output.say(f"{_names(changed)}: on trial for {clock(self.trial_s)}, with everybody's requests")
+        with output.Meter("on trial", "steps") as meter:
+            return trial.stay_well(changed, self.after[changed[0].name].site, self.login, self.trial_s, meter.update)
+
+    def _is_new(self, name: str) -> bool:
+        """Whether the engine of a host has been brought to another version."""
+        after = self.after[name].site
+        engine = "ollama" if after.of(name).file.engine == "ollama" else "llama_cpp"
+        return self.has[name].get(engine) != versions_of.of(after, name).get(engine)
 
     def keep(self, hosts: Sequence[Host]) -> None:
         """See `rollout.Conductor`."""

@@ -108,6 +108,8 @@ def _services(site: Site, host: Host) -> Iterator[str]:
     if host.has("engine"):
         address, port = file.api
         yield f"{url(address, port)}/v1 ({file.engine})"
+    if coordinator := file.coordinator_of(host):
+        yield f"lends its devices to {coordinator.name}"
     if file.gateway and file.door == host:
         yield f"{file.gateway.balancer_url}/v1 (all engines)"
 
@@ -310,6 +312,7 @@ def status_row(name: str, status: dict[str, Any]) -> tuple[str, ...]:
     unknown = "" if status["data_disk"] else "not installed"
     props = status["props"] or {}
     artefact = {"llama-server": "llama.cpp"}.get(status["engine"], status["engine"])
+    artefact = artefact or "llama.cpp" * bool(status["lends_to"])
     # A door without an engine runs none of these.
     release = (" and ".join(status["running"][artefact]) or status["releases"][artefact]) if artefact else "door"
     context = props.get("default_generation_settings", {}).get("n_ctx")
@@ -317,12 +320,12 @@ def status_row(name: str, status: dict[str, Any]) -> tuple[str, ...]:
     decode = alone.get("decode_tokens_per_second_each")
     return (
         name,
-        status["engine"],
+        status["engine"] or (f"lends to {status['lends_to']}" if status["lends_to"] else ""),
         release or unknown,
         status["health"],
         (status["page"] or "") + ("" if status["document_search"] in {"ok", None} else ", no document search"),
         status["gateway"] or "",
         f"{props['total_slots']} x {context:,}" if context else "",
-        (status["weights"] or {}).get("state", unknown) if artefact else "",
+        (status["weights"] or {}).get("state", unknown) if status["engine"] else "",
         f"{decode:.2f}" if decode else "",
     )

@@ -11,7 +11,7 @@ from r1prov.common.units import GB, GIB, gib, span
 from r1prov.offload import speed
 from r1prov.offload.conversation import Kept
 from r1prov.offload.memory import context_of, context_per_slot, placement
-from r1prov.offload.setting import slots_in_words
+from r1prov.offload.setting import card_name, slots_in_words
 from r1prov.offload.speed import Origin
 
 if TYPE_CHECKING:
@@ -65,9 +65,11 @@ def plan(foreseen: ForeseenPlan) -> None:
         environment = (f"{name}={value}" for name, value in found.environment.items())
         output.line()
         output.command((*environment, "llama-server", *found.arguments))
-    if cards:
+    if cards and not found.setting.lent:
         whole = "" if found.ollama.gpu_layers == model.entries else ", whose cache is F16 and layers whole"
         output.line(f"Ollama{whole}: num_gpu {found.ollama.gpu_layers}, num_batch {found.ollama.micro_batch}")
+    if found.setting.lent:
+        _pool(foreseen)
     if foreseen.baselines:
         output.line()
         rows = [("this plan", found.outcome), *((other.name, other.outcome) for other in foreseen.baselines)]
@@ -76,6 +78,25 @@ def plan(foreseen: ForeseenPlan) -> None:
             [(name, f"{each.reads.host / GB:.2f}", _rate(each), _end(each)) for name, each in rows],
         )
         output.line(f"Each of these has {slots} of {found.context_per_slot:,} tokens.")
+
+
+def _pool(foreseen: ForeseenPlan) -> None:
+    """Compares a pool with one of its hosts, and proposes what is faster."""
+    crossing, ours, alone = foreseen.outcome.speeds.crossing, foreseen.day, foreseen.alone
+    assert crossing  # noqa: S101 - for the type checker: cards are lent
+    output.line()
+    lent = f"RPC0 to RPC{crossing.lent - 1} are" if crossing.lent > 1 else "RPC0 is"
+    hosts = f"{crossing.workers} more of these hosts" if crossing.workers > 1 else "another one of these hosts"
+    output.line(f"{lent} lent by {hosts}, over {crossing.detail}.")
+    if not alone:
+        output.line("One of these hosts by itself does not hold this model with so long slots.")
+        return
+    pool, one = (span(*reversed(day.mean)) for day in (ours, alone))
+    output.line(f"An exchange takes {pool} s in the mean, and {one} s on one of these hosts by itself.")
+    if alone.mean[0] < ours.mean[0]:
+        output.line(
+            "So one host is faster than the pool: use a profile of one host, and let the others serve by themselves, too."
+        )
 
 
 def _copies(model: Model, setting: Setting, found: Outcome) -> None:
@@ -329,7 +350,7 @@ def _contents(model: Model, found: Plan, cards: Sequence[int]) -> Iterator[tuple
     for name, tensor in model.weights.items():
         if tensor.is_experts and tensor.layer is not None:
             experts[tensor.layer].append(where.tensors[name])
-    names = [*(f"CUDA{card}" for card in range(len(cards))), "host"]
+    names = [*(card_name(card, found.setting.lent) for card in range(len(cards))), "host"]
     for device, name in enumerate(names):
         layers = [layer for layer, its in enumerate(where.layers) if its == device]
         beside = [what for what, its in BESIDE_LAYERS.items() if where.tensors.get(f"{its}.weight") == device]

@@ -15,7 +15,7 @@ from r1prov.decision import decide
 from r1prov.machines.tuned import in_words
 from r1prov.machines.workload import load_workload
 from r1prov.runs import tuning
-from r1prov.site.select import last_applied, made_up
+from r1prov.site.select import last_applied, made_up, refuse_pools
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -67,6 +67,7 @@ def tune(
         return
     applied, targets = last_applied(site, hosts or (), or_else=options.A_KIND if check else "", duty="engine")
     tuning.require_llama_server(applied, targets)
+    refuse_pools(applied, targets, "`tune` measures the cards of one host")
     decision = running.settle(applied)
     login = login_options.ask()
     tuned, trials, away = tuning.look(decision, targets, login, force=force)

@@ -27,6 +27,10 @@ def upgrade(
     at_least_percent: Annotated[
         int, typer.Option("--at-least", min=0, max=100, metavar="PERCENT", help="Of the decode rate measured before.")
     ] = 70,
+    on_trial: Annotated[
+        str,
+        typer.Option("--trial", metavar="TIME", help="How long an engine must stay well before the next hosts come."),
+    ] = "3m",
     site: options.SiteFile = None,
     login_options: options.LoginOptions,
     verbose: options.Verbose = 0,
@@ -34,15 +38,16 @@ def upgrade(
 ) -> None:
     """Bring hosts to other versions, one after the other. Builds beside what runs; each host pauses only to load the model again.
 
-    Stops at the first host that does not answer as it should, or decodes much slower than before, and puts it back, the chat page's
-    data with it. With --keep-going the others come next nevertheless, and the exit code still tells that one has failed. A host that
-    cannot be reached, or that no run has set up, is named, not upgraded, and stops nobody. What a host has come to is remembered for
-    that host. Without a version: to what the site file says, or else to the tested versions.
+    Stops at the first host that does not answer as it should, decodes much slower than before, or does not stay well for the time of
+    the trial, and puts it back, the chat page's data with it. With --keep-going the others come next nevertheless, and the exit code
+    still tells that one has failed. A host that cannot be reached, or that no run has set up, is named, not upgraded, and stops nobody.
+    What a host has come to is remembered for that host. Without a version: to what the site file says, or else to the tested versions.
 
     `r1prov rollback` takes back what an upgrade has brought.
 
     Example: `r1prov upgrade --llama-cpp 0.3.37 --open-webui 0.12.5`
     """
+    trial_s = options.seconds("--trial", on_trial)
     named = {"llama_cpp": llama_cpp, "ollama": ollama, "open_webui": open_webui}
     now, settled, targets, bare = rolling.among(site, hosts or ())
     state = SiteState.of(now.path)
@@ -59,6 +64,7 @@ def upgrade(
         variables={"smoke_bench_at_least": at_least_percent / 100},
         login=login_options.ask(),
         verbosity=verbose,
+        trial_s=trial_s,
     )
     # A rollback takes this roll-out back. Where it is not well in the end there is nothing to take back, and where it has nothing to do,
     # as on hosts that an earlier half of it has done, that stays what it was.

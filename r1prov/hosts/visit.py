@@ -29,9 +29,10 @@ def statuses(path: Path | None, named: Sequence[str], login: Login) -> dict[str,
     """Read the status of hosts of the site as last applied.
 
     Returns:
-        host name -> the keys of `read_status`, and `tuned`, which says in words whether the host's tuned settings hold. Where a
-        measurement keeps the engine from answering, `health` is `paused`, and `pause` says so in words; else it is empty. Of a host
-        that cannot be reached it says `problems` instead, and its `health` is `unreachable`. `reachable` tells the two apart.
+        host name -> the keys of `read_status`, and `tuned`, which says in words whether the host's tuned settings hold. It is empty for a
+        host that cannot be tuned. Where a measurement keeps the engine from answering, `health` is `paused`, and `pause` says so in words;
+        else it is empty. Of a host that cannot be reached it says `problems` instead, and its `health` is `unreachable`. `reachable` tells
+        the two apart.
 
     Raises:
         SiteError: no site is known, or it has no such host.
@@ -58,7 +59,9 @@ def statuses(path: Path | None, named: Sequence[str], login: Login) -> dict[str,
         found["pause"] = pause.in_words(engine) if pause else ""
         every_s = site.file.watch
         found["watch"] = {"every_s": every_s, "looked": None, **(found["watch"] or {})} if every_s else None
-        return {"reachable": True, **found, "tuned": in_words(settings, lapsed)}
+        # What lies on several hosts, or has no engine, is not tuned.
+        is_alone = host.has("engine") and not site.file.workers_of(name)
+        return {"reachable": True, **found, "tuned": in_words(settings, lapsed) if is_alone else ""}
 
     with met(hosts, site, login) as meeting:
         found = dict(zip(meeting.contacts, at_once(read, [*meeting.contacts.values()]), strict=True))
@@ -73,6 +76,7 @@ def _service(site: Site, host: Host) -> dict[str, Any]:
     has_page, has_engine = host.has("page") and file.open_webui.enabled, host.has("engine")
     return {
         "engine": file.engine if has_engine else "",
+        "lends_to": coordinator.name if (coordinator := file.coordinator_of(host)) else "",
         "url": file.api_url if has_engine or not gateway else gateway.balancer_url,
         "key_file": API_KEY.on_host,
         "page": file.page_url if has_page else "",

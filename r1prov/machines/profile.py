@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BeforeValidator, Field, PlainSerializer
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from r1prov.common import documents, paths
 from r1prov.common.documents import Keys, OneLine
@@ -87,9 +87,29 @@ class Gpus(Keys):
         return self.compute_capability.replace(".", "")
 
 
-class Machine(Keys):
-    """The hardware of one server."""
+class Network(Keys, frozen=True):
+    """The network between the servers of a pool."""
 
+    gbit_per_s: float = Field(gt=0)
+    """What it carries in one direction, in Gbit/s."""
+    round_trip_us: int = Field(default=200, ge=1)
+    """How long a small message and its answer take, in microseconds (`ping` shows it). TLS takes some 50 of them."""
+
+    def __str__(self) -> str:
+        return f"{self.gbit_per_s:g} Gbit/s"
+
+
+MOST_CARDS = 16
+"""The engine's limit of cards (LLAMA_MAX_DEVICES)."""
+
+
+class Machine(Keys):
+    """The hardware of one server, or of each server of a pool."""
+
+    hosts: int = Field(default=1, ge=1, le=16)
+    """The number of equal servers that hold one model together, a pool. One of them serves, and the others lend it their cards."""
+    network: Network | None = None
+    """The network between the servers of a pool; a server by itself leaves this out."""
     gpus: Gpus | None = None
     """The server's GPUs; a server without GPUs leaves this out."""
     cpu_threads: int | None = Field(default=None, ge=1)
@@ -101,15 +121,37 @@ class Machine(Keys):
     disk: Bytes
     """The size of the data disk, with its unit."""
 
+    @model_validator(mode="after")
+    def _is_a_pool_or_one_server(self) -> Self:
+        if (self.hosts > 1) != (self.network is not None):
+            raise ValueError("`hosts` and `network` belong together: a pool has both, and a server by itself neither")
+        if len(self.cards) > MOST_CARDS:
+            raise ValueError(f"the engine takes {MOST_CARDS} cards, and these are {len(self.cards)}")
+        return self
+
     @property
     def cards(self) -> tuple[int, ...]:
-        """The memory of each card, in bytes."""
-        return (self.gpus.memory,) * self.gpus.count if self.gpus else ()
+        """The memory of each card in bytes, those that other servers of a pool lend first, as the engine has them.
+
+        A server without GPUs lends its RAM, which the engine takes for a card.
+        """
+        own = (self.gpus.memory,) * self.gpus.count if self.gpus else ()
+        return (own or (self.ram,)) * (self.hosts - 1) + own
+
+    @property
+    def lent(self) -> int:
+        """The number of cards that other servers of a pool lend."""
+        return (self.gpus.count if self.gpus else 1) * (self.hosts - 1)
 
     @property
     def vram(self) -> int:
         """The memory of all cards together, in bytes."""
-        return self.gpus.count * self.gpus.memory if self.gpus else 0
+        return sum(self.cards)
+
+    @property
+    def alone(self) -> Machine:
+        """One server of a pool by itself."""
+        return self.model_copy(update={"hosts": 1, "network": None})
 
 
 class Floors(Keys):

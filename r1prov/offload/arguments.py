@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from r1prov.common.units import MIB
+from r1prov.machines.profile import MOST_CARDS
 from r1prov.offload import commandline
 from r1prov.offload.pattern import compiled
 from r1prov.offload.setting import (
@@ -29,9 +30,6 @@ T = TypeVar("T")
 MOST_SLOTS = 256
 """The engine's limit of slots (LLAMA_MAX_SEQ)."""
 
-MOST_CARDS = 16
-"""The engine's limit of cards (LLAMA_MAX_DEVICES)."""
-
 MOST_LAYERS = 512
 """The engine's limit of layers in a model (LLAMA_MAX_LAYERS)."""
 
@@ -42,13 +40,14 @@ def _cache_type(text: str) -> str:
     return text.upper()
 
 
-def parse(arguments: Sequence[str], *, cards: int) -> Setting:
+def parse(arguments: Sequence[str], *, cards: int, lent: int = 0) -> Setting:
     """Reads arguments of the pinned llama-server.
 
     Args:
         arguments: The words of a command line, e.g. `-ngl 35 -c 512 --cache-type-k q4_0`. Arguments without an effect on memory are
             skipped. The program and what starts it may come first, see `commandline`.
         cards: The number of cards of the machine. `--override-tensor` may name no card beyond it.
+        lent: How many of these other hosts lend.
 
     Raises:
         RefusedError: The engine would refuse an argument.
@@ -81,7 +80,7 @@ def parse(arguments: Sequence[str], *, cards: int) -> Setting:
     if values.get("slots") is None:
         values |= {"slots": Setting.slots, "unified": True}
     values = {"unified": False, **values}
-    return Setting(overrides=tuple(overrides), only=_only(values, overrides, cards), **values)
+    return Setting(overrides=tuple(overrides), only=_only(values, overrides, cards), lent=lent, **values)
 
 
 def _only(values: dict[str, Any], overrides: Sequence[tuple[str, int | None]], cards: int) -> int | None:

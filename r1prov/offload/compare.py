@@ -87,8 +87,8 @@ def in_ollama(model: Model, planned: Plan, space: Space) -> Baseline:
 
 
 def baselines(model: Model, wanted: Setting, space: Space, n_bytes: int) -> tuple[Baseline, ...]:
-    """Three common placements: the rule of thumb by its formula and by its table, and all experts in RAM. None without cards."""
-    if not space.cards:
+    """Three common placements: the rule of thumb by formula and by table, and all experts in RAM. None without cards or in a pool."""
+    if not space.cards or space.lent:
         return ()
     ways = {
         "rule of thumb, formula": thumb.layers_on_gpu(sum(space.cards), n_bytes, model.layers),

@@ -16,6 +16,7 @@ Patterson, 2009). The devices work one after the other. So a step of the engine 
   are as likely as others, and at the high ones they are neighbours.
 - Where everything lies on several cards and no override says otherwise, the cards work on the micro-batches of a logical batch as a
   pipeline (llama_context, `pipeline_parallel`).
+- Cards that other hosts lend (`--rpc`) are no pipeline, and each batch crosses the network (`speed.Crossing`).
 
 All speeds are ranges (`Speeds`). `which` is 0 for the low speeds and 1 for the high ones.
 """
@@ -30,7 +31,7 @@ from typing import TYPE_CHECKING
 from r1prov.models.model import is_embedding
 from r1prov.offload.engine.schedule import PIPELINE_COPIES
 from r1prov.offload.memory import cache_bytes_per_token, context_of, pipelined, placement
-from r1prov.offload.speed import DEFAULT, Speeds
+from r1prov.offload.speed import DEFAULT, Speeds, width_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -101,6 +102,8 @@ class Costs:
         stages: The cards of a pipeline that work at once; 1 where there is none.
         unified: Whether all slots share one cache.
         speeds: How fast the machine is.
+        width: The elements of a hidden state.
+        layers: The layers on cards that other hosts lend.
     """
 
     cards: tuple[Load, ...]
@@ -113,6 +116,8 @@ class Costs:
     stages: int = 1
     unified: bool = False
     speeds: Speeds = DEFAULT
+    width: int = 0
+    layers: int = 0
 
     @property
     def whole(self) -> bool:
@@ -195,6 +200,16 @@ class Costs:
             else 0.0
         )
 
+    def crossing_seconds(self, tokens: float, which: int) -> float:
+        """The seconds in which a batch of so many tokens goes to cards of other hosts and comes back, without the mask of attention."""
+        crossing = self.speeds.crossing
+        return crossing.states_seconds(self.width * tokens, self.layers, which) if crossing and self.layers else 0.0
+
+    def _mask_seconds(self, pairs: float) -> float:
+        """The seconds in which the mask for so many pairs of tokens goes to each card of other hosts."""
+        crossing = self.speeds.crossing
+        return crossing.mask_seconds(pairs) if crossing and self.layers else 0.0
+
     def _weights_seconds(self, tokens: float, which: int) -> float:
         """The seconds in which all weights are read, and multiplied with a batch of so many tokens."""
         memory, computing = self._card(which)
@@ -202,7 +217,7 @@ class Costs:
         both = max if which or tokens <= MATRIX_VECTOR_TOKENS else _sum
         seconds = sum(
             both(self._read(load, tokens) / memory, load.products * tokens / computing) for load in self.cards
-        )
+        ) + self.crossing_seconds(tokens, which)
         if self._offloaded(tokens):
             return seconds + self._copy_seconds(tokens, which) + self.host.products * tokens / computing
         ram, cpu = self._cpu(which)
@@ -215,7 +230,7 @@ class Costs:
         memory, computing = self._card(which)
         ram, cpu = self._cpu(which)
         on_cards = sum(max(load.cache * read / memory, load.scores * pairs / computing) for load in self.cards)
-        return on_cards + max(self.host.cache * read / ram, self.host.scores * pairs / cpu)
+        return on_cards + max(self.host.cache * read / ram, self.host.scores * pairs / cpu) + self._mask_seconds(pairs)
 
 
 @lru_cache(maxsize=64)
@@ -231,10 +246,12 @@ def costs(model: Model, setting: Setting, cards: tuple[int, ...], speeds: Speeds
         total=_experts(model),
         batch=batch,
         micro_batch=min(setting.micro_batch, batch),
-        copies=setting.offload and host > 0,
+        copies=setting.offload and host > setting.lent,
         stages=min(host, PIPELINE_COPIES) if pipelined(setting, where, host) else 1,
         unified=setting.unified,
         speeds=speeds,
+        width=width_of(model),
+        layers=sum(device < setting.lent for device in where.layers),
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from r1prov.common.units import GB
 from r1prov.offload.ollama import parameters
 from r1prov.offload.plan import arguments
+from r1prov.offload.speed import RANGES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -119,6 +120,7 @@ def of_plan(found: ForeseenPlan, measured: Measured | None = None) -> dict[str, 
         "workload": _day(found.day) if fits else None,
         "speeds": _speeds(found.outcome.speeds),
         "measured": _measured(measured) if measured else None,
+        "pool": _pool(found),
         "conversation": _conversation(found.talk) if fits else None,
         "cache_ram": {"bytes": plan.setting.prompts, "reason": plan.prompts_reason},
         "slots": {"number": plan.slots, "reason": plan.slots_reason},
@@ -141,8 +143,16 @@ def of_plan(found: ForeseenPlan, measured: Measured | None = None) -> dict[str, 
 def _speeds(speeds: Speeds) -> dict[str, Any]:
     return {
         name: {"low": speed.low, "high": speed.high, "origin": speed.origin.name.lower(), "detail": speed.detail}
-        for name, speed in ((field.name, getattr(speeds, field.name)) for field in dataclasses.fields(speeds))
+        for name, speed in ((name, getattr(speeds, name)) for name in RANGES)
     }
+
+
+def _pool(found: ForeseenPlan) -> dict[str, Any] | None:
+    """What is told of a pool; None where one host serves the model by itself."""
+    crossing = found.outcome.speeds.crossing
+    if not crossing:
+        return None
+    return dataclasses.asdict(crossing) | {"alone": _day(found.alone) if found.alone else None}
 
 
 def _measured(measured: Measured) -> dict[str, Any]:

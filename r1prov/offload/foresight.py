@@ -12,6 +12,7 @@ from r1prov.models import latent
 from r1prov.offload import compare, running, waits
 from r1prov.offload.arguments import mended, model_named, parse
 from r1prov.offload.conversation import conversation
+from r1prov.offload.floors import UnmetError
 from r1prov.offload.memory import context_per_slot
 from r1prov.offload.outcome import Space, outcome, remarks
 from r1prov.offload.plan import plan_model
@@ -51,6 +52,7 @@ class ForeseenPlan:
         trade: The placements among which the plan chose; none where it does not fit or has no cards.
         talk: What a conversation of such exchanges costs. It is None where it is not known how the model's cache is reused.
         baselines: The outcomes of other ways to place the model on the same machine.
+        alone: What the exchanges wait for on one host of a pool by itself. It is None where there is no pool, or no room for the model.
         alternatives: Changes with which the model would fit. There are none where the plan fits.
     """
 
@@ -62,6 +64,7 @@ class ForeseenPlan:
     talk: Conversation | None
     baselines: tuple[Baseline, ...]
     alternatives: tuple[Alternative, ...]
+    alone: Day | None = None
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ def foresee_plan(
         raise SiteError(Problem(model.name, str(refusal), "choose another cache type")) from None
     assert plan.outcome  # noqa: S101 - for the type checker: a model whose tensors are known has one
     space = Space(machine.cards, machine.ram, reserve, speeds or of_machine(machine))
-    requested = replace(wanted_setting(serving, model), slots=1, context=plan.context_per_slot)
+    requested = replace(wanted_setting(serving, model, lent=machine.lent), slots=1, context=plan.context_per_slot)
     requested = replace(with_slots(requested, plan.slots), flash=plan.setting.flash)
     day = waits.day(model, plan.setting, space.cards, plan.workload, space.speeds)
     choices: tuple[Choice, ...] = ()
@@ -162,7 +165,7 @@ def foresee_plan(
     baselines = (
         *other_form,
         *compare.baselines(model, as_the_engine, space, plan.model_bytes),
-        *([compare.in_ollama(model, plan, space)] if space.cards else ()),
+        *([compare.in_ollama(model, plan, space)] if space.cards and not space.lent else ()),
     )
     alternatives: tuple[Alternative, ...] = ()
     if not plan.outcome.fits:
@@ -193,7 +196,20 @@ def foresee_plan(
         trial = compare.Trial(day.workload, needed, holds)
         alternatives = tuple(compare.plans_that_fit(model, requested, space, plan.outcome, others, trial=trial))
     talk = conversation(model, plan.setting, space.cards, day.workload, space.speeds) if plan.outcome.exact else None
-    return ForeseenPlan(model, plan, plan.outcome, day, choices, talk, baselines, alternatives)
+    alone = _alone(model, machine, serving, day.workload, reserve) if space.lent else None
+    return ForeseenPlan(model, plan, plan.outcome, day, choices, talk, baselines, alternatives, alone)
+
+
+def _alone(model: Model, machine: Machine, serving: Serving, workload: Workload, reserve: int) -> Day | None:
+    """What the exchanges wait for on one host of a pool by itself; None where the model does not fit there."""
+    own, named = machine.alone, serving.model_copy(update={"quant": model.name})
+    try:
+        plan = plan_model(model, own, named, floor=0, n_bytes=model.n_bytes, reserve=reserve, propose=False)
+    except (SiteError, RefusedError, UnmetError):
+        return None
+    if not plan.outcome or not plan.outcome.fits:
+        return None
+    return waits.day(model, plan.setting, own.cards, workload, of_machine(own))
 
 
 def at_measured(found: ForeseenPlan, host: str, speeds: Speeds) -> Measured:
@@ -224,10 +240,10 @@ def foresee_arguments(
         UnknownArgumentError: r1prov does not know an argument, or not its effect on memory.
         SiteError: The workload that is asked for has longer exchanges than a slot.
     """
-    environment = running.environment(space.cards)
+    environment = running.environment(has_gpus=len(space.cards) > space.lent)
     setting = None
     try:
-        setting = parse(words, cards=len(space.cards))
+        setting = parse(words, cards=len(space.cards), lent=space.lent)
         result = outcome(model, setting, space)
     except UnknownArgumentError:
         raise

@@ -8,19 +8,20 @@ known, so a speed comes out as a range, too. The equations that tell most come f
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from r1prov.offload.speed import Speed, Speeds
+from r1prov.offload.speed import RANGES, Speed, with_ranges
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from r1prov.offload.costs import Costs
+    from r1prov.offload.speed import Speeds
 
     Ranges = dict[str, tuple[float, float]]
 
-NAMES = tuple(field.name for field in fields(Speeds))
+NAMES = RANGES
 
 NOISE = 0.03
 """Two measurements of the same differ by about this share."""
@@ -57,7 +58,8 @@ class Sample:
 
     def foreseen(self, values: Mapping[str, float], which: int) -> float:
         """The seconds by the formulas for the low (0) or the high (1) speeds, where the speeds have these values."""
-        costs = replace(self.costs, speeds=Speeds(**{name: Speed(value, value) for name, value in values.items()}))
+        speeds = with_ranges(self.costs.speeds, {name: Speed(value, value) for name, value in values.items()})
+        costs = replace(self.costs, speeds=speeds)
         if self.prompt:
             return costs.prompt_seconds(self.prompt, int(self.depth), 1, which)
         return costs.token_seconds(1, self.depth, which)

@@ -340,8 +340,8 @@ def scores_bytes(model: Model, setting: Setting) -> int:
 
 
 def pipelined(setting: Setting, where: Placement, cards: int) -> bool:
-    """Whether the cards work on several micro-batches at once, one after the other (llama_context)."""
-    return cards > 1 and where.on_cards and setting.cache_on_cards and not setting.overrides
+    """Whether the cards work on several micro-batches at once, one after the other (llama_context). Cards of other hosts do not."""
+    return cards > 1 and where.on_cards and setting.cache_on_cards and not setting.overrides and not setting.lent
 
 
 def _compute(
@@ -364,7 +364,8 @@ def _compute(
     shared = tuple((name, where.tensors[name]) for name in model.shared)
     graph = _graph(model, batch, shared)
     copies = schedule.PIPELINE_COPIES if pipelined(setting, where, cards) else 1
-    plan = _schedule(graph.wiring, graph.large, where, cards, copies=copies, offload=setting.offload)
+    copying = setting.lent if setting.offload and setting.lent < cards else None
+    plan = _schedule(graph.wiring, graph.large, where, cards, copies=copies, copying=copying)
     sizes = buffers.sizes(graph, plan, cards)
     if known(model):
         return sizes
@@ -374,11 +375,11 @@ def _compute(
 
 @lru_cache(maxsize=8)
 def _schedule(
-    wiring: Wiring, large: tuple[bool, ...], where: Placement, cards: int, *, copies: int, offload: bool
+    wiring: Wiring, large: tuple[bool, ...], where: Placement, cards: int, *, copies: int, copying: int | None
 ) -> schedule.Schedule:
     """The schedule of a graph. It depends on the sizes of the batch only through the nodes that are large."""
     homes = where.tensors | dict(enumerate(where.caches))
-    return schedule.schedule(wiring, large, homes, cards, copies=copies, offload=offload)
+    return schedule.schedule(wiring, large, homes, cards, copies=copies, copying=copying)
 
 
 @lru_cache(maxsize=8)

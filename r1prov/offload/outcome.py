@@ -10,6 +10,7 @@ from r1prov.offload import speed
 from r1prov.offload.engine.graphs import known
 from r1prov.offload.engine.presumed import MARGIN_BYTES, MARGIN_PERCENT
 from r1prov.offload.memory import context_of_stream, memory
+from r1prov.offload.setting import card_name
 from r1prov.offload.speed import DEFAULT, Speeds
 
 if TYPE_CHECKING:
@@ -49,6 +50,16 @@ class Space:
     speeds: Speeds = DEFAULT
 
     @property
+    def lent(self) -> int:
+        """The number of cards that other hosts lend, which are the first ones."""
+        return self.speeds.crossing.lent if self.speeds.crossing else 0
+
+    @property
+    def is_in_ram(self) -> bool:
+        """Whether all cards are the RAM of other hosts."""
+        return 0 < self.lent == len(self.cards)
+
+    @property
     def rooms(self) -> tuple[int, ...]:
         """The bytes of each card without its reserve."""
         return tuple(card - self.reserve for card in self.cards)
@@ -69,7 +80,7 @@ class Device:
     """What a setting takes of one card or of the host's RAM, in bytes.
 
     Attributes:
-        name: `CUDA0` and so on for a card, `host` for the RAM.
+        name: `CUDA0` and so on for a card, `RPC0` and so on for one that another host lends, `host` for the RAM.
         capacity: The memory of a card, as nvidia-smi shows it, or the RAM of the host.
         weights: The bytes of the weights.
         kv: The bytes of the KV cache.
@@ -142,7 +153,7 @@ def outcome(model: Model, setting: Setting, space: Space) -> Outcome:
     taken = memory(model, setting, space.cards)
     # A card without layers has a compute buffer too, because the engine opens every card that it sees.
     devices = tuple(
-        _device(f"CUDA{i}", card, use, space.reserve)
+        _device(card_name(i, setting.lent), card, use, space.reserve)
         for i, (card, use) in enumerate(zip(space.cards, taken.cards, strict=True))
     )
     host = _device("host", space.ram, taken.host, space.ram_reserve + setting.prompts)

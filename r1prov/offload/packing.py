@@ -60,8 +60,12 @@ def less(rooms: Sequence[int], taken: Sequence[int]) -> list[int]:
 
 
 def arranged(wanted: Setting, entries: Sequence[Entry], rooms: Sequence[int]) -> Setting | None:
-    """The placement of as many last entries as `rooms` hold without experts, then of as many experts as fit beside them."""
-    if min(rooms) < 0:
+    """The placement of as many last entries as `rooms` hold without experts, then of as many experts as fit beside them.
+
+    There is none over several hosts. Each layer whose parts lie on two of them would cost a way there and back, and the engine crashes with
+    some overrides there (llama.cpp #26151).
+    """
+    if min(rooms) < 0 or wanted.lent:
         return None
     always = [entry.always for entry in entries]
     start = next((start for start in range(len(entries)) if fill(always[start:], rooms)), len(entries))

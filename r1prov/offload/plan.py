@@ -119,12 +119,12 @@ def plan(
         return plan_model(
             model, machine, serving, speeds, floor=_floor(quant), n_bytes=n_bytes, reserve=reserve, propose=propose
         )
-    if machine.gpus:
+    if machine.cards:
         raise SiteError(
             Problem(
                 quant.name,
-                "its layers are not known, so it cannot be placed on GPUs",
-                "use a profile without GPUs, or a quant of the catalogue",
+                f"its layers are not known, so it cannot be placed on {'GPUs' if machine.gpus else 'several hosts'}",
+                "use a profile of one host without GPUs, or a quant of the catalogue",
             )
         )
     options = (*running.threads(machine, idle=False), *running.reading(machine, quant.bytes))
@@ -203,9 +203,9 @@ def _planned(
     """
     space = Space(machine.cards, machine.ram, reserve, speeds or of_machine(machine))
     # The plan sets this itself. The engine would keep V in the form for flash attention, and transpose it for every batch.
-    flash = flash_on_cards(model) or not machine.cards
+    flash = flash_on_cards(model) or not machine.gpus
     most, context_reason = most_context(model, serving)
-    one = replace(wanted(serving, model), flash=flash, slots=1, context=most)
+    one = replace(wanted(serving, model, lent=machine.lent), flash=flash, slots=1, context=most)
     own = serving.workload
     if own and own.tokens > most:
         raise floors.UnmetError(lambda holds: floors.too_long(own, most, model, holds))
@@ -213,6 +213,8 @@ def _planned(
     asked = _asked(serving, most, workload, space)
     pair = choose(model, one, space, workload, asked)
     floored = serving.fixed_slots is None and serving.slots is not None
+    if pair is None and space.lent and serving.quant != BEST_ON_GPUS and not search.whole(model, one, space):
+        raise SiteError(_too_large_for_pool(model, machine))
     if pair is None and (floored or asked.on_cards):
         least = with_slots(replace(one, context=asked.needed), asked.least)
         named = serving.context_per_slot is not None
@@ -245,7 +247,7 @@ def _planned(
         _plan(model.name, n_bytes, machine, serving, finished, options=options),
         floor=floor,
         whole=is_whole(model, finished),
-        ollama=ollama.best(model, finished, space),
+        ollama=ollama.best(model, *_of_one_host(finished, space)),
         workload=workload,
         context_reason=pair.context_reason or context_reason,
         slots_reason=pair.slots_reason or _without_cards(serving, space),
@@ -253,6 +255,14 @@ def _planned(
         outcome=result,
         thumb_layers=thumb.layers_on_gpu(machine.vram, n_bytes, model.layers) if space.cards else None,
     )
+
+
+def _of_one_host(setting: Setting, space: Space) -> tuple[Setting, Space]:
+    """A setting and a space without what other hosts lend, which Ollama does not reach."""
+    if not setting.lent:
+        return setting, space
+    own = replace(space, cards=space.cards[setting.lent :], speeds=replace(space.speeds, crossing=None))
+    return replace(setting, lent=0, split=(), overrides=()), own
 
 
 def _asked(serving: Serving, most: int, workload: Workload, space: Space) -> Asked:
@@ -263,8 +273,15 @@ def _asked(serving: Serving, most: int, workload: Workload, space: Space) -> Ask
         slots=serving.fixed_slots or (None if space.cards else serving.least_slots),
         least=serving.least_slots,
         first_token=serving.first_token or math.inf,
-        on_cards=serving.quant == BEST_ON_GPUS,
+        on_cards=serving.quant == BEST_ON_GPUS or (space.lent > 0 and not space.is_in_ram),
     )
+
+
+def _too_large_for_pool(model: Model, machine: Machine) -> Problem:
+    where = f"{gib(machine.vram)} of cards" if machine.gpus else f"{gib(machine.ram * machine.hosts)} of RAM"
+    what = f"{gib(model.n_bytes)} do not lie in the {where} of {machine.hosts} hosts layer by layer, with a slot beside them"
+    remedy = "name a smaller quant, write `quant: best-on-gpus`, or let one host serve it, with a part in its RAM"
+    return Problem(model.name, what, remedy)
 
 
 def _without_cards(serving: Serving, space: Space) -> str:
@@ -345,7 +362,7 @@ def _plan(
         outcome=None,
         floor=0,
         arguments=(*arguments(setting), *options),
-        environment=running.environment(machine.cards),
+        environment=running.environment(has_gpus=machine.gpus is not None),
     )
 
 
@@ -407,7 +424,7 @@ def _none_on_gpus(smallest: Quant, machine: Machine, serving: Serving, holds: fl
     context = serving.context_per_slot or min(needed_context(serving.workload or TEAM), DEFAULT_CONTEXT)
     if model:
         model, space = latent.served(model, serving.attention), Space(machine.cards, machine.ram)
-        setting = replace(wanted(serving, model), flash=flash_on_cards(model))
+        setting = replace(wanted(serving, model, lent=machine.lent), flash=flash_on_cards(model))
 
         def fits(number: int, tokens: int) -> bool:
             return search.whole(model, replace(setting, slots=number, context=number * tokens), space) is not None
@@ -432,7 +449,7 @@ def _none_on_gpus(smallest: Quant, machine: Machine, serving: Serving, holds: fl
     )
 
 
-def wanted(serving: Serving, model: Model | None = None) -> Setting:
+def wanted(serving: Serving, model: Model | None = None, *, lent: int = 0) -> Setting:
     """The setting that the operator asks for, before the placement: everything lies in RAM, and no past prompt is kept.
 
     Without a number of slots there is one, or as many as the floor says.
@@ -450,6 +467,7 @@ def wanted(serving: Serving, model: Model | None = None) -> Setting:
         gpu_layers=0,
         prompts=0,
         fit=False,
+        lent=lent,
     )
 
 

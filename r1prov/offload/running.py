@@ -12,8 +12,6 @@ from r1prov.offload.memory import placement
 from r1prov.offload.outcome import Space
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from r1prov.machines.profile import Machine
     from r1prov.models.model import Model
     from r1prov.offload.outcome import Outcome
@@ -26,10 +24,10 @@ REPACKED_TYPES = frozenset({"Q4_0", "Q4_K", "Q2_K", "IQ4_NL", "MXFP4"})
 """Types that the engine repacks for an x86 CPU (ggml/src/ggml-cpu/repack.cpp); it repacks Q2_K only for AVX-512."""
 
 
-def environment(cards: Sequence[int]) -> dict[str, str]:
+def environment(*, has_gpus: bool) -> dict[str, str]:
     """The environment variables of the engine's process."""
     # CUDA numbers the fastest card first by default. nvidia-smi and the plan number the cards along the bus.
-    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if cards else {}
+    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if has_gpus else {}
 
 
 def threads(machine: Machine, *, idle: bool) -> tuple[str, ...]:

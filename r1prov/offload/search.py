@@ -297,7 +297,7 @@ def whole(model: Model, wanted: Setting, space: Space) -> Setting | None:
     if not space.cards:
         return None
     *_, smallest = micro_batches(wanted)
-    return _whole(model, replace(wanted, micro_batch=smallest), entries_of(model, wanted), space.rooms)
+    return _whole(model, replace(wanted, micro_batch=smallest), entries_of(model, wanted), space)
 
 
 def fits(taken: Memory, rooms: Sequence[int]) -> bool:
@@ -305,16 +305,22 @@ def fits(taken: Memory, rooms: Sequence[int]) -> bool:
     return all(use.total <= room for use, room in zip(taken.cards, rooms, strict=True))
 
 
-def _whole(model: Model, wanted: Setting, entries: Sequence[Entry], rooms: Sequence[int]) -> Setting | None:
+def _whole(model: Model, wanted: Setting, entries: Sequence[Entry], space: Space) -> Setting | None:
     """A placement of all layers on the cards that leaves about the same room on each; the cards then work as a pipeline.
+
+    Where all cards are the RAM of other hosts, the engine's own host takes its part, too, and has the first layers. All take the same then,
+    where they have room for that: equal hosts are equally fast.
 
     Each round leaves more room for the compute buffers, until they fit too. None if they never fit.
     """
+    rooms, own = space.rooms, [space.room_in_ram] if space.is_in_ram else []
     sizes, compute = [entry.whole for entry in entries], [0] * len(rooms)
     for _ in range(_ROUNDS):
-        counts = deal_evenly(sizes, less(rooms, compute))
-        if not counts:
+        left = [*own, *less(rooms, compute)]
+        dealt = (own and deal_evenly(sizes, [min(left)] * len(left))) or deal_evenly(sizes, left)
+        if not dealt:
             return None
+        counts = dealt[len(own) :]
         setting = replace(wanted, gpu_layers=sum(counts), split=tuple(map(float, counts)))
         taken = memory(model, setting, rooms)
         if fits(taken, rooms):
@@ -376,7 +382,7 @@ def _worked_out(
     """
     first = next(iter(promised))
     if first.whole:
-        return _whole(model, first.setting, entries, space.rooms), first
+        return _whole(model, first.setting, entries, space), first
 
     def worked_out(draft: _Draft) -> _Draft | None:
         found = _refined(model, draft.setting, entries, space.rooms, seconds_of)

@@ -66,6 +66,7 @@ class Setting:
         fit: At its start the engine may choose the context and the placement, as far as no argument sets them, so that 1 GiB stays free
             on each card.
         only: The one card that is used; None where all are (`--split-mode none`).
+        lent: How many of the cards other hosts lend (`--rpc`). They are the first ones.
     """
 
     context: int | None = None
@@ -87,6 +88,7 @@ class Setting:
     context_shift: bool = False
     fit: bool = True
     only: int | None = None
+    lent: int = 0
 
     @property
     def placed(self) -> bool:
@@ -102,6 +104,11 @@ def first_experts(layers: int) -> tuple[tuple[str, int | None], ...]:
 def rules(setting: Setting) -> str:
     """The overrides as the value of `--override-tensor`."""
     return ",".join(f"{pattern}={'CPU' if card is None else f'CUDA{card}'}" for pattern, card in setting.overrides)
+
+
+def card_name(card: int, lent: int) -> str:
+    """The engine's name of a card, of which the first are lent by other hosts."""
+    return f"RPC{card}" if card < lent else f"CUDA{card - lent}"
 
 
 def slots_in_words(number: int) -> str:

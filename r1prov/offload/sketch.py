@@ -104,6 +104,8 @@ class Sketcher:
 
     def hybrid(self, setting: Setting) -> Sketch | None:
         """A placement in which the cards take what every token reads, and as many experts as fit beside; None without room."""
+        if setting.lent:
+            return None  # `arranged` makes no such placement.
         buffers = self._buffers_for(setting, whole=False)
         if not buffers or min(rooms := less(self.space.rooms, buffers[:-1])) < 0:
             return None
@@ -129,10 +131,10 @@ class Sketcher:
         if (
             not buffers
             or min(rooms := less(self.space.rooms, buffers[:-1])) < 0
-            or not fill(self._sizes(setting), rooms)
+            or not fill(self._sizes(setting), [*self._own, *rooms])
         ):
             return None
-        stages = min(len(rooms), PIPELINE_COPIES)
+        stages = 1 if setting.lent else min(len(rooms), PIPELINE_COPIES)
         found = self._costs(setting, 1.0, 1.0, stages=stages)
         return Sketch(setting, tuple(rooms), found, self._embedding + buffers[-1], whole=True)
 
@@ -164,6 +166,7 @@ class Sketcher:
             micro_batch=min(setting.micro_batch, batch),
             copies=setting.offload,
             stages=stages,
+            layers=self._model.layers * setting.lent // max(len(self._own) + len(self.space.cards), 1),
         )
 
     def _buffers_for(self, setting: Setting, *, whole: bool) -> list[int] | None:
@@ -199,9 +202,15 @@ class Sketcher:
     def _hybrid_base(self) -> Setting | None:
         return arranged(self._one, self._entries, self.space.rooms)
 
+    @property
+    def _own(self) -> list[int]:
+        """The room in RAM of the engine's own host, where that takes layers as cards do."""
+        return [self.space.room_in_ram] if self.space.is_in_ram else []
+
     @cached_property
     def _whole_base(self) -> Setting | None:
-        counts = deal_evenly(self._wholes, self.space.rooms)
-        if not counts:
+        dealt = deal_evenly(self._wholes, [*self._own, *self.space.rooms])
+        if not dealt:
             return None
+        counts = dealt[len(self._own) :]
         return replace(self._one, gpu_layers=sum(counts), split=tuple(map(float, counts)))

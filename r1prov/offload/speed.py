@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from r1prov.common.units import GB
 from r1prov.machines.profile import Link
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from r1prov.machines.known import MeasuredSpeed
-    from r1prov.machines.profile import Machine
+    from r1prov.machines.profile import Machine, Network
     from r1prov.models.model import Model, Tensor
     from r1prov.offload.setting import Setting
 
@@ -57,6 +57,45 @@ class Speed:
 
 
 @dataclass(frozen=True)
+class Crossing:
+    """How the first cards of a machine are reached, which other hosts lend.
+
+    A batch waits for each of these cards, one after the other (ggml-rpc.cpp). Each of the hosts is sent the hidden states and sends them
+    back. Each of the cards is sent the mask of attention and the graph of its layers. The graph is sent again where it is another one than
+    for the batch before: always at the low speeds, and never at the high ones. Each card and each host costs a round trip.
+
+    Attributes:
+        workers: The number of hosts that lend cards.
+        lent: The number of their cards.
+        bytes_per_second: What the network between them carries in one direction.
+        round_trip_s: How long a small message and its answer take, in seconds.
+        detail: The network in a few words, such as `10 Gbit/s`.
+    """
+
+    workers: int
+    lent: int
+    bytes_per_second: float
+    round_trip_s: float
+    detail: str = ""
+
+    def states_seconds(self, elements: float, layers: int, which: int) -> float:
+        """The seconds for a batch with so many elements of hidden states, where so many layers lie on these cards."""
+        n_bytes = 2 * self.workers * STATE_BYTES * elements + (0 if which else GRAPH_BYTES * layers)
+        return n_bytes / self.bytes_per_second + (self.workers + self.lent) * self.round_trip_s
+
+    def mask_seconds(self, pairs: float) -> float:
+        """The seconds for the mask of so many pairs of tokens."""
+        return MASK_BYTES * pairs * self.lent / self.bytes_per_second
+
+
+STATE_BYTES, MASK_BYTES = 4, 2
+"""The bytes of an element of a hidden state, which is F32, and of the mask of attention for a pair of tokens, which is F16."""
+
+GRAPH_BYTES = 100 * 304
+"""The bytes of the graph of a layer, as RPC sends it: some 100 tensors, of which each takes 304 bytes (`rpc_tensor`, and its place)."""
+
+
+@dataclass(frozen=True)
 class Speeds:
     """The speeds of a machine with which plans count.
 
@@ -66,6 +105,7 @@ class Speeds:
         link_bytes_per_second: At which weights go from RAM to the first card, which computes large batches with them.
         card_operations_per_second: At which a card computes matrix products of quantised weights with a batch, experts included.
         cpu_operations_per_second: The same for the CPU.
+        crossing: How cards that other hosts lend are reached; None where there are none.
     """
 
     ram_bytes_per_second: Speed
@@ -73,7 +113,11 @@ class Speeds:
     link_bytes_per_second: Speed
     card_operations_per_second: Speed
     cpu_operations_per_second: Speed
+    crossing: Crossing | None = None
 
+
+RANGES = tuple(field.name for field in fields(Speeds) if field.name != "crossing")
+"""The attributes of `Speeds` that are ranges."""
 
 DEFAULT = Speeds(
     # Others measured 5.78 tokens/s with 35 of 62 entries of UD-IQ1_S on four RTX 4090, where a token reads 6.4 GB from RAM, and 3 to 4
@@ -122,14 +166,19 @@ def _carried(link: Link) -> float:
 
 def with_measured(speeds: Speeds, measured: Mapping[str, MeasuredSpeed]) -> Speeds:
     """The speeds with those that were measured on the machine in their place, by the names of the attributes."""
-    return replace(
+    return with_ranges(
         speeds,
-        **{
+        {
             name: Speed(each.low, each.high, Origin.MEASURED, _told(each))
             for name, each in measured.items()
-            if name in {field.name for field in fields(Speeds)}
+            if name in RANGES
         },
     )
+
+
+def with_ranges(speeds: Speeds, ranges: Mapping[str, Speed]) -> Speeds:
+    """The speeds with other ranges in the place of some, by the names of the attributes."""
+    return replace(speeds, **cast("dict[str, Any]", dict(ranges)))
 
 
 def _told(speed: MeasuredSpeed) -> str:
@@ -140,9 +189,9 @@ def is_like(ours: Speeds, theirs: Speeds) -> bool:
     """Whether both are the same speeds, wherever they come from."""
 
     def ranges(speeds: Speeds) -> list[tuple[float, float]]:
-        return [(each.low, each.high) for each in (getattr(speeds, field.name) for field in fields(Speeds))]
+        return [(each.low, each.high) for each in (getattr(speeds, name) for name in RANGES)]
 
-    return ranges(ours) == ranges(theirs)
+    return ranges(ours) == ranges(theirs) and ours.crossing == theirs.crossing
 
 
 def of_machine(machine: Machine, asked: Link | None = None) -> Speeds:
@@ -153,10 +202,30 @@ def of_machine(machine: Machine, asked: Link | None = None) -> Speeds:
         asked: The link of its first card as the host told it. It outranks the profile, which may describe many hosts.
     """
     speeds = _threaded(DEFAULT, machine.cpu_threads) if machine.cpu_threads else DEFAULT
+    speeds = _pooled(speeds, machine, machine.network) if machine.network else speeds
     if asked:
         return linked(speeds, asked, Origin.ASKED)
     named = machine.gpus.link if machine.gpus else None
     return linked(speeds, named, Origin.PROFILE) if named else speeds
+
+
+def _pooled(speeds: Speeds, machine: Machine, network: Network) -> Speeds:
+    """The speeds of a pool. Where its hosts have no cards, what they lend is their RAM, and their CPUs compute."""
+    crossing = Crossing(
+        workers=machine.hosts - 1,
+        lent=machine.lent,
+        bytes_per_second=network.gbit_per_s * GB / 8,
+        round_trip_s=network.round_trip_us / 1e6,
+        detail=str(network),
+    )
+    if machine.gpus:
+        return replace(speeds, crossing=crossing)
+    return replace(
+        speeds,
+        crossing=crossing,
+        card_bytes_per_second=speeds.ram_bytes_per_second,
+        card_operations_per_second=speeds.cpu_operations_per_second,
+    )
 
 
 def _threaded(speeds: Speeds, threads: int) -> Speeds:
@@ -177,15 +246,30 @@ def _threaded(speeds: Speeds, threads: int) -> Speeds:
 
 @dataclass(frozen=True)
 class Reads:
-    """The bytes of weights and of the full cache of one slot that a decoded token reads, from each card and from the host's RAM."""
+    """The bytes of weights and of the full cache of one slot that a decoded token reads, from each card and from the host's RAM.
+
+    Attributes:
+        cards, host: The bytes.
+        width, layers, depth: The elements of a hidden state, the layers on cards of other hosts, and the tokens of the slot.
+    """
 
     cards: tuple[int, ...]
     host: int
+    width: int = 0
+    layers: int = 0
+    depth: int = 0
 
     def seconds(self, speeds: Speeds, which: int) -> float:
         """Seconds per token. `which` is 0 for the low speeds and 1 for the high ones. The devices work one after the other."""
-        from_ram = self.host / speeds.ram_bytes_per_second.at(which)
-        return from_ram + sum(self.cards) / speeds.card_bytes_per_second.at(which)
+        from_ram, crossing, across = self.host / speeds.ram_bytes_per_second.at(which), speeds.crossing, 0.0
+        if crossing and self.layers:
+            across = crossing.states_seconds(self.width, self.layers, which) + crossing.mask_seconds(self.depth)
+        return from_ram + sum(self.cards) / speeds.card_bytes_per_second.at(which) + across
+
+
+def width_of(model: Model) -> int:
+    """The elements of a hidden state."""
+    return next(tensor.shape[0] for name, tensor in model.weights.items() if is_embedding(name))
 
 
 def weight_bytes_per_token(model: Model, name: str, tensor: Tensor) -> int:
@@ -211,12 +295,13 @@ def reads(model: Model, setting: Setting, cards: Sequence[int]) -> Reads:
         sums[where.tensors[name]] += weight_bytes_per_token(model, name, tensor)
     for device in where.caches:
         sums[device] += context_per_slot(model, setting) * cache_bytes_per_token(model, setting)
-    return Reads(tuple(sums[:-1]), sums[-1])
+    lent = sum(device < setting.lent for device in where.layers)
+    return Reads(tuple(sums[:-1]), sums[-1], width_of(model), lent, context_per_slot(model, setting))
 
 
 def prompt_copies_seconds(model: Model, setting: Setting, cards: Sequence[int], speeds: Speeds) -> float:
     """The seconds that each micro-batch of a prompt waits while weights are copied from RAM to the first card."""
-    if not cards or not setting.offload:
+    if len(cards) <= setting.lent or not setting.offload:
         return 0.0
     tensors = placement(model, setting, cards).tensors
     in_ram = sum(

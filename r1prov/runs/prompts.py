@@ -24,7 +24,7 @@ def asked(decision: Decision, host: str) -> list[dict[str, Any]]:
     machine, model, speeds = decision.site.profile.machine, decision.model, decision.speeds_of(host)
     setting = decision.plan_for(host).ollama
     if decision.site.file.engine == "llama-server":
-        setting = parse(decision.arguments(host), cards=len(machine.cards))
+        setting = parse(decision.arguments(host), cards=len(machine.cards), lent=machine.lent)
     pairs = [(length, users) for length in LENGTHS for users in dict.fromkeys((1, setting.slots))]
     found: list[dict[str, Any]] = [{"length": length, "users": users, "planned_s": []} for length, users in pairs]
     for prompt in found:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Protocol
 
-from r1prov.common.errors import Problem
+from r1prov.common.errors import Problem, RunError, together
 from r1prov.site import SiteFile, versions
 
 if TYPE_CHECKING:
@@ -26,6 +26,9 @@ class Conductor(Protocol):
 
     def bring(self, hosts: Sequence[Host]) -> Done:
         """Bring hosts to what is wanted for them, which is one site."""
+
+    def stay_well(self, hosts: Sequence[Host]) -> dict[str, Problem]:
+        """See whether hosts that have answered go on doing so. Returns why not, by the name of the host."""
 
     def keep(self, hosts: Sequence[Host]) -> None:
         """Remember that these hosts have come to it."""
@@ -66,22 +69,43 @@ class RollOut:
         return away | failed | others
 
 
-def batches(hosts: Sequence[Host], size: int, alike: Callable[[Host], object]) -> list[list[Host]]:
-    """Hosts in their order, `size` of them at once. One run is about one site, so those of a batch have the same `alike`."""
-    runs = [list(some) for _, some in groupby(hosts, alike)]
-    return [some[start : start + size] for some in runs for start in range(0, len(some), size)]
+def batches(
+    hosts: Sequence[Host], size: int, alike: Callable[[Host], object], pool: Callable[[Host], str]
+) -> list[list[Host]]:
+    """Hosts in their order, `size` of them at once, or as many more as hold one model together.
+
+    Args:
+        hosts: the hosts.
+        size: how many at once.
+        alike: what is the same for the hosts of a batch, because one run is about one site.
+        pool: a name that hosts have in common that hold one model together. They speak with the same build only.
+    """
+    together = {name: [host for host in hosts if pool(host) == name] for name in map(pool, hosts)}
+    found: list[list[Host]] = []
+    for _, pools in groupby(together.values(), lambda some: alike(some[0])):
+        found.append([])
+        for some in pools:
+            if found[-1] and len(found[-1]) + len(some) > size:
+                found.append([])
+            found[-1] += some
+    return found
 
 
-def roll_out(batches: Sequence[Sequence[Host]], conductor: Conductor, *, keep_going: bool = False) -> RollOut:
+def roll_out(
+    batches: Sequence[Sequence[Host]], conductor: Conductor, pool: Callable[[Host], str], *, keep_going: bool = False
+) -> RollOut:
     """Bring hosts to other versions, a batch at once. Hosts that go wrong are put back, and then the roll-out ends.
 
-    Each host is remembered as soon as its run has ended, so whatever ends the roll-out later leaves it what it has.
+    A host goes wrong where its run does, or where its engine does not stay well afterwards.
+
+    Each host is remembered as soon as its trial is over, so whatever ends the roll-out later leaves it what it has.
 
     A host that cannot be reached, or is lost in the middle, says nothing about a version. So the roll-out goes on without it.
 
     Args:
         batches: from `batches`.
         conductor: does it.
+        pool: as of `batches`. Where a host goes wrong, those that hold the model with it are put back, too.
         keep_going: whether it goes on after hosts that were put back. Where one could not be put back, it ends in any case: each host
             after it could be lost in the same way.
 
@@ -97,14 +121,19 @@ def roll_out(batches: Sequence[Sequence[Host]], conductor: Conductor, *, keep_go
         failed = [host for host in some if host not in away and of_host[host.name].result != "ok"]
         if done.error and not away and not failed:
             failed = list(some)
+        answering = [host for host in some if host not in away and host not in failed]
+        fallen = conductor.stay_well(answering)
+        wrong = {pool(host) for host in some if host in failed or host.name in fallen}
+        failed = [host for host in some if host not in away and pool(host) in wrong]
         well = [host for host in some if host not in away and host not in failed]
+        error = together([*([done.error] if done.error else []), *([RunError(*fallen.values())] if fallen else [])])
         conductor.keep(well)
         result.done += well
         result.away += [Problem(**problem) for host in away for problem in of_host[host.name].problems]
-        if done.error and failed:
+        if error and failed:
             result.failed += failed
-            result.errors.append(done.error)
-            for back in conductor.put_back(failed, done.error):
+            result.errors.append(error)
+            for back in conductor.put_back(failed, error):
                 result.runs.append(back.report)
                 result.not_back += [host for host in failed if _is_not_back(host, back)]
                 result.errors_back += [back.error] if back.error else []

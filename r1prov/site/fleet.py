@@ -9,10 +9,11 @@ from r1prov.common.errors import Problem
 from r1prov.site.keys import Group
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from r1prov.site.host import Host
     from r1prov.site.keys import SiteFile
+    from r1prov.site.site import Site
 
 
 LONGEST_NAME = 40
@@ -31,9 +32,9 @@ def _groups(file: SiteFile) -> Iterator[Problem]:
         if host.group not in file.groups:
             there = f"`groups` has {', '.join(file.groups)}" if file.groups else "write its keys below `groups`"
             yield Problem(f"host {host.name}", f"the site has no group {host.group}", there)
-        elif not host.has("engine"):
+        elif not host.has("engine") and not host.has("worker"):
             what = f"it is in the group {host.group}, which says how a model is served, and has no engine"
-            yield Problem(f"host {host.name}", what, "take `group` out, or write `engine` into its `does`")
+            yield Problem(f"host {host.name}", what, "take `group` out, or write `engine` or `worker` into its `does`")
     for name in file.groups.keys() - {host.group for host in file.hosts}:
         yield Problem(f"group {name}", "no host is in it", f"write `group: {name}` for one, or take the group out")
 
@@ -81,9 +82,65 @@ def _duties(file: SiteFile) -> Iterator[Problem]:
         what = f"{_names(doors)} is the door, and nothing says under which name people open it"
         remedy = f"write `gateway: {{server_name: ..., tls: ...}}`, as {paths.page('site.md')} shows"
         yield Problem("gateway", what, remedy)
+    yield from _workers(file)
     yield from _private(file, [host for host in engines if host not in doors])
     yield from _long(file)
     yield from _alike(file)
+
+
+def _workers(file: SiteFile) -> Iterator[Problem]:
+    """Workers that no engine can use, and coordinators that are none."""
+    for host in file.those("worker"):
+        if host.has("engine"):
+            what = "it has an engine and is a worker, and its devices can do one of it"
+            yield Problem(f"host {host.name}", what, "write `engine` or `worker` into its `does`, and not both")
+        elif host.private is None:
+            what = "it lends its devices, and nothing says at which address the engine reaches it"
+            yield Problem(
+                f"host {host.name}", what, "write `private: ADDRESS`, an address that the engine's host can reach"
+            )
+    for name in dict.fromkeys(host.group for host in file.those("worker")):
+        engines = [host for host in file.those("engine") if host.group == name]
+        if len(engines) != 1:
+            where = f"group {name}" if name else "does"
+            workers = _names([host for host in file.those("worker") if host.group == name])
+            what = f"{workers} would lend to one engine, and " + (
+                f"there are {_names(engines)}" if engines else "there is none"
+            )
+            yield Problem(where, what, "put the workers and the one host with their engine into a group of their own")
+    for name, group in file.groups.items():
+        named = next((host for host in file.hosts if host.name == group.coordinator), None)
+        if group.coordinator is not None and (named is None or named.group != name or not named.has("engine")):
+            what = f"{group.coordinator} is to be its coordinator, and is no host of it with an engine"
+            yield Problem(
+                f"group {name}", what, f"write `does: [engine]` and `group: {name}` for it, or name another one"
+            )
+
+
+def pool_faults(sites: Sequence[tuple[str | None, Site]]) -> list[Problem]:
+    """What contradicts between profiles and the hosts that are to hold one model together.
+
+    Args:
+        sites: the name of each group, with the site as it is for its hosts; for those in none, None with theirs.
+    """
+    return [problem for name, site in sites for problem in _pool_faults(name, site)]
+
+
+def _pool_faults(name: str | None, site: Site) -> Iterator[Problem]:
+    machine, file = site.profile.machine, site.file
+    engines, workers = ([host for host in file.those(duty) if host.group == name] for duty in ("engine", "worker"))
+    where = f"group {name}" if name else "does"
+    if not engines:
+        return
+    if workers and machine.hosts == 1:
+        what = f"{_names(workers)} would lend devices, and the profile {file.profile} is one of a single host"
+        remedy = "name one of several hosts, such as 2x4x4090, or write `hosts` and `network` below `machine` in a profile of your own"
+        yield Problem(where, what, remedy)
+    elif machine.hosts > 1 and (len(engines), len(workers)) != (1, machine.hosts - 1):
+        what = f"the profile {file.profile} is one of {machine.hosts} hosts that hold one model together"
+        there = f"here are {len(engines)} with an engine ({_names(engines)}) and {len(workers)} workers"
+        remedy = f"write `does: [engine]` for one host of the group and `does: [worker]` for {machine.hosts - 1}"
+        yield Problem(where, f"{what}, and {there}", remedy)
 
 
 def _private(file: SiteFile, engines: list[Host]) -> Iterator[Problem]:
@@ -118,5 +175,5 @@ def _alike(file: SiteFile) -> Iterator[Problem]:
         )
 
 
-def _names(hosts: list[Host] | tuple[Host, ...]) -> str:
+def _names(hosts: Iterable[Host]) -> str:
     return ", ".join(host.name for host in hosts)

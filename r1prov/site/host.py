@@ -10,12 +10,18 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from r1prov.common.documents import Keys
 from r1prov.site.addresses import is_reached_by_others
 
-Duty = Literal["engine", "page", "door"]
-"""What a host does for the site: it holds the model, it has the chat page, or it lets others in and shares their requests out."""
+Duty = Literal["engine", "worker", "page", "door"]
+"""What a host does for the site: it serves the model, it lends its devices to the engine of its group, it has the chat page, or it lets
+others in and shares their requests out."""
 
 _ADDRESS = re.compile(
     r"(?:(?P<user>[^@\s]+)@)?(?:\[(?P<v6>[0-9a-fA-F:.%]+)\]|(?P<name>[^@:\s\[\]]+))(?::(?P<port>\d{1,5}))?"
 )
+
+
+def _also_one(value: Any) -> Any:
+    """A list of one, where a single duty is written without brackets."""
+    return [value] if isinstance(value, str) else value
 
 
 class Host(Keys):
@@ -33,8 +39,9 @@ class Host(Keys):
     """A private key for this host, relative to the site file. The keys of the agent and of ssh's configuration are tried too."""
     group: str | None = None
     """The group whose keys say what this host serves. Default: the keys of the site."""
-    does: tuple[Duty, ...] | None = Field(default=None, min_length=1)
-    """`engine`, `page`, `door`: what this host does in a site whose hosts are one service. Default: each host does all of it for itself."""
+    does: Annotated[tuple[Duty, ...], BeforeValidator(_also_one)] | None = Field(default=None, min_length=1)
+    """`engine`, `worker`, `page`, `door`: what this host does in a site whose hosts are one service. A `worker` lends its devices to the
+    engine of its group. Default: each host is a service of its own, with engine, page and door."""
     private: Annotated[str, AfterValidator(is_reached_by_others)] | None = None
     """The IP address at which the other hosts of the site reach this one."""
 
@@ -47,7 +54,7 @@ class Host(Keys):
 
     def has(self, duty: Duty) -> bool:
         """Whether this host has a duty."""
-        return self.does is None or duty in self.does
+        return duty in self.does if self.does is not None else duty != "worker"
 
     @property
     def local(self) -> bool:

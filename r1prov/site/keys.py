@@ -209,6 +209,8 @@ class Group(Served):
     """The engine that holds the model."""
     versions: GroupVersions | None = None
     """The versions that are installed. Of those that it does not name, the site's hold."""
+    coordinator: str | None = None
+    """Of a group whose hosts hold one model together, the name of the host with the engine. Default: the one that has it."""
 
 
 class SiteFile(Served):
@@ -265,9 +267,23 @@ class SiteFile(Served):
         """The host through which all engines are asked; None where each host is a service of its own."""
         return next(iter(self.those("door")), None) if self.one_service else None
 
+    def workers_of(self, host: str) -> tuple[Host, ...]:
+        """The hosts that lend their devices to the engine of a host."""
+        engine = next((each for each in self.those("engine") if each.name == host), None)
+        return tuple(each for each in self.those("worker") if engine and each.group == engine.group)
+
+    def has_ollama(self, host: Host) -> bool:
+        """Whether a host has Ollama, which cannot serve a model that lies on several hosts."""
+        return self.ollama.enabled and host.has("engine") and not self.workers_of(host.name)
+
+    def coordinator_of(self, worker: Host) -> Host | None:
+        """The host to whose engine a host lends its devices; None where it lends none."""
+        engines = (each for each in self.those("engine") if each.group == worker.group)
+        return next(engines, None) if worker.has("worker") else None
+
     def of_group(self, name: str) -> SiteFile:
         """These keys as they are for the hosts of a group."""
-        own = self.groups[name].model_dump(exclude_none=True)
+        own = self.groups[name].model_dump(exclude_none=True, exclude={"coordinator"})
         return SiteFile.model_validate(documents.merged(self.model_dump(exclude_unset=True), own))
 
     @property

@@ -63,7 +63,10 @@ def _assembled(path: Path | None, file: SiteFile) -> Site:
     groups = {name: Site(path=path, file=own, profile=_wanted(own)) for name, own in of_groups.items()}
     # Where each group has a profile, the site need not name one.
     profile = _wanted(file) if file.profile else next(iter(groups.values())).profile
-    return Site(path=path, file=file, profile=profile, groups=groups)
+    site = Site(path=path, file=file, profile=profile, groups=groups)
+    if problems := fleet.pool_faults([(None, site), *groups.items()]):
+        raise SiteError(*problems)
+    return site
 
 
 def validated(keys: dict[str, Any]) -> SiteFile:

@@ -112,7 +112,12 @@ def last_applied(path: Path | None, named: Sequence[str], *, or_else: str = "", 
     return site, with_duty(site, among(site, named), duty, is_named=bool(named))
 
 
-_LACKS = {"engine": "it has no engine", "page": "it has no page", "door": "it is not the door"}
+_LACKS = {
+    "engine": "it has no engine",
+    "worker": "it lends no devices",
+    "page": "it has no page",
+    "door": "it is not the door",
+}
 """Duty -> what a host that has it not lacks."""
 
 
@@ -128,6 +133,49 @@ def with_duty(site: Site, hosts: tuple[Host, ...], duty: Duty | None, *, is_name
         names = ", ".join(host.name for host in site.file.those(duty))
         raise SiteError(*(Problem(host.name, _LACKS[duty], f"name one of: {names}") for host in without))
     return tuple(host for host in hosts if host.has(duty))
+
+
+def refuse_parts(site: Site, hosts: Iterable[Host]) -> None:
+    """Refuse other versions for some of the hosts that hold one model together, which speak with the same build only.
+
+    Raises:
+        SiteError: others of them are left out.
+    """
+    meant = {host.name for host in hosts}
+    problems = []
+    for pool in sorted(set(map(site.builds_as, meant))):
+        together = [host.name for host in site.hosts if site.builds_as(host.name) == pool]
+        if left := [name for name in together if name not in meant]:
+            what = f"it holds one model together with {', '.join(left)}"
+            here = ", ".join(name for name in together if name in meant)
+            problems.append(Problem(here, what, f"name all of them: {' '.join(together)}"))
+    if problems:
+        raise SiteError(*problems)
+
+
+def refuse_pools(site: Site, hosts: Iterable[Host], what: str) -> None:
+    """Refuse what measures a host by itself, where the engine needs others.
+
+    Args:
+        site: the site.
+        hosts: those that are meant.
+        what: what is refused, as a sentence about the verb.
+
+    Raises:
+        SiteError: a host holds its model together with others.
+    """
+    pools = {host.name: ", ".join(each.name for each in site.file.workers_of(host.name)) for host in hosts}
+    problems = [
+        Problem(
+            name,
+            f"it holds one model together with {others}. {what}",
+            "`r1prov bench` measures the engine as it serves",
+        )
+        for name, others in pools.items()
+        if others
+    ]
+    if problems:
+        raise SiteError(*problems)
 
 
 def not_applied(path: Path | None) -> list[str]:

@@ -30,7 +30,7 @@ class Site(Keys):
     def of(self, host: str) -> Site:
         """The site as it is for one host: with the keys of its group, and the versions that were chosen for it."""
         base = self.of_group_of(host)
-        versions = base.file.versions.model_copy(update=self.chosen.get(host, {}))
+        versions = base.file.versions.model_copy(update=self.chosen.get(self.builds_as(host), {}))
         file = base.file.model_copy(update={"versions": versions})
         return base.model_copy(update={"file": file, "chosen": {}, "groups": {}})
 
@@ -46,6 +46,11 @@ class Site(Keys):
         """
         in_none = any(host.group not in self.groups for host in self.file.those("engine"))
         return self if in_none or not self.groups else next(iter(self.groups.values()))
+
+    def builds_as(self, host: str) -> str:
+        """The name of the host whose versions a host has: a worker those of its engine, because the two speak with the same build only."""
+        coordinator = next((self.file.coordinator_of(each) for each in self.hosts if each.name == host), None)
+        return coordinator.name if coordinator else host
 
     def group_of(self, host: str) -> str | None:
         """The name of a host's group; None where it is in none."""

@@ -25,11 +25,12 @@ def of(site: Site, host: str) -> dict[str, str]:
     file = site.of(host).file
     does = next((each for each in site.hosts if each.name == host), None)
     has_engine, has_page = (does is None or does.has(duty) for duty in ("engine", "page"))
+    lends = does is not None and does.has("worker")
     has_page = has_page and file.open_webui.enabled
     found = {}
-    if has_engine or has_page:  # The page has a model of its own, which finds passages.
+    if has_engine or lends or has_page:  # The page has a model of its own, which finds passages.
         found["llama_cpp"] = file.llama_cpp_version
-    if has_engine and file.ollama.enabled:
+    if file.has_ollama(does) if does else file.ollama.enabled:
         found["ollama"] = file.versions.ollama
     if has_page:
         found["open_webui"] = file.versions.open_webui

@@ -174,7 +174,7 @@ class Proof:
         (other,) = (version for version in both[program] if not there.startswith(f"releases/{version}-"))
         # A release that is there already would only have to be linked. That of llama.cpp stays, for it is compiled for minutes.
         told(self.host, f"rm -rf /opt/r1prov/ollama/releases/{other}-*")
-        return ["upgrade", f"--{program.replace('.', '-')}", other, "--at-least", "0"]
+        return ["upgrade", f"--{program.replace('.', '-')}", other, "--at-least", "0", "--trial", "1s"]
 
     def well(self) -> list[str]:
         """What is not as it must be after the command that came next."""

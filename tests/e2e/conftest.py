@@ -3,7 +3,8 @@
 The tests run in groups that may run at once, each with hosts of its own (`E2E` in tests/run.py). `pair` is the story of two servers, which
 builds from test to test. `engines` is that of two others, which change engine and versions. `alone` is that of one server with a gateway.
 `models` is that of one with other models, whose packages later serve one without a network. `container` is that of a rented container.
-`fleet` is that of three servers which are one service. `controller`, `tune` and `lab` have short stories.
+`fleet` is that of three servers which are one service, and `pool` that of two which hold one model together. `controller`, `tune` and
+`lab` have short stories.
 """
 
 from __future__ import annotations

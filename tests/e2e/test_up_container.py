@@ -24,7 +24,7 @@ from tests.fixtures.hub import Hub
 
 from .conftest import fresh
 from .page import Page
-from .people import ANY_SPEED, MODEL, QUESTION, Operator, told, untouched
+from .people import IN_HASTE, MODEL, QUESTION, Operator, told, untouched
 
 pytestmark = pytest.mark.host
 NAME = "e2e-container"
@@ -278,7 +278,7 @@ def test_the_engine_is_switched_and_switched_back(renter: Operator, host: LabHos
     killed = told(host, "r1prov-units show r1prov-ollama.service --property=MainPID --value")
     told(host, f"kill -KILL {killed}")
     assert_well(renter, host)
-    renter.does("upgrade", "--ollama", ollama.OTHER_VERSION, *ANY_SPEED)
+    renter.does("upgrade", "--ollama", ollama.OTHER_VERSION, *IN_HASTE)
     assert ollama.OTHER_VERSION in told(host, "readlink /opt/r1prov/ollama/current")
     with renter.opens(host) as doors:
         page = renter.logs_in(doors)

@@ -13,7 +13,7 @@ from r1prov.lab.hosts import LabHost
 from r1prov.site import TESTED_LLAMA_CPP, TESTED_OPEN_WEBUI
 from tests.fixtures import ollama
 
-from .people import ANY_SPEED, MODEL, QUESTION, Operator, told
+from .people import IN_HASTE, MODEL, QUESTION, Operator, told
 
 pytestmark = pytest.mark.host
 
@@ -62,7 +62,7 @@ def test_half_an_upgrade_is_left_as_it_is(operator: Operator, pair: list[LabHost
     first, second = pair
     cache = "/var/cache/r1prov/ollama"
     told(first, f"rm -rf {cache}; touch {cache}")
-    words = ("upgrade", "--ollama", ollama.OTHER_VERSION, *ANY_SPEED, "--batch", "50%", "--keep-going")
+    words = ("upgrade", "--ollama", ollama.OTHER_VERSION, *IN_HASTE, "--batch", "50%", "--keep-going")
     talk = operator.does(*words, code=Exit.RUN_FAILED).stderr
     assert f"Put back, and as before: {first.name}\nDone: {second.name}\n" in talk
     told(first, f"rm {cache}")
@@ -77,7 +77,7 @@ def test_half_an_upgrade_is_left_as_it_is(operator: Operator, pair: list[LabHost
 
 
 def test_an_upgrade_goes_host_by_host(operator: Operator, pair: list[LabHost]) -> None:
-    operator.does("upgrade", "--ollama", ollama.OTHER_VERSION, *ANY_SPEED)
+    operator.does("upgrade", "--ollama", ollama.OTHER_VERSION, *IN_HASTE)
     assert all(name.startswith(f"{ollama.OTHER_VERSION}-") for name in ollama_releases(pair))
     for host in pair:
         assert "Paris" in operator.asks(host)
@@ -108,7 +108,7 @@ def test_a_roll_out_in_two_halves_is_taken_back_without_its_source(operator: Ope
 def test_an_upgrade_whose_controller_was_killed_is_taken_back(operator: Operator, pair: list[LabHost]) -> None:
     """It is killed when the link on the first server leads to the new release. The lock that it has left is taken over."""
     first, second = pair
-    running = operator.start("upgrade", "--ollama", ollama.OTHER_VERSION, *ANY_SPEED, stderr=subprocess.DEVNULL)
+    running = operator.start("upgrade", "--ollama", ollama.OTHER_VERSION, *IN_HASTE, stderr=subprocess.DEVNULL)
     leads = f"readlink /opt/r1prov/ollama/current | grep -q releases/{ollama.OTHER_VERSION}-"
     told(first, f"for i in $(seq 1200); do if {leads}; then exit 0; fi; sleep 0.2; done; exit 1", limit_s=300)
     running.kill()
@@ -133,7 +133,7 @@ def test_engine_and_page_go_to_another_version_and_back(operator: Operator, pair
     host = pair[0]
     other = ("--llama-cpp", "0.3.35", "--open-webui", "0.12.3")
     for words, llama_cpp, open_webui in (
-        (("upgrade", *other, *ANY_SPEED), "0.3.35", "0.12.3"),
+        (("upgrade", *other, *IN_HASTE), "0.3.35", "0.12.3"),
         (("rollback",), TESTED_LLAMA_CPP["pypi"], TESTED_OPEN_WEBUI),
     ):
         talk = operator.does(*words, host.name).stderr

@@ -16,7 +16,7 @@ from r1prov.cli import main, running
 from r1prov.common.errors import Exit, Problem, RunError, UnreachableError
 from r1prov.decision import Decision
 from r1prov.hosts import Releases
-from r1prov.runs import going_back
+from r1prov.runs import going_back, trial
 from r1prov.runs.report import HostReport, RunReport
 from r1prov.runs.run import Done, Request, settle_hosts
 from r1prov.site import TESTED_LLAMA_CPP, TESTED_OLLAMA, TESTED_OPEN_WEBUI, Host
@@ -41,6 +41,8 @@ class Fleet:
         called: the hosts of each run.
         asked: the variables of each run.
         lying: host -> program -> the versions whose releases lie there, the current one last.
+        falling: what does not stay well, as a host and a version.
+        tried: the hosts of each trial, with its seconds.
     """
 
     file: Path
@@ -52,6 +54,8 @@ class Fleet:
     called: list[list[str]] = field(default_factory=list)
     asked: list[dict[str, Any]] = field(default_factory=list)
     lying: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    falling: set[tuple[str, str]] = field(default_factory=set)
+    tried: list[tuple[list[str], int]] = field(default_factory=list)
 
     def write(self, text: str, hosts: str = "gpu1, gpu2") -> None:
         self.file.write_text(f"profile: cpu\nhosts: [{hosts}]\n{text}\n")
@@ -88,6 +92,15 @@ class Fleet:
         state.remember(decision.site)
         settle_hosts(state, decision.site, report, request.playbook)
         return Done(decision, report, error)
+
+    def stay_well(
+        self, hosts: list[Host], _site: object, _login: object, seconds: int, _said: object
+    ) -> dict[str, Problem]:
+        self.tried.append(([host.name for host in hosts], seconds))
+        fallen = [
+            host.name for host in hosts if {(host.name, each) for each in self.runs[host.name].values()} & self.falling
+        ]
+        return {name: Problem(name, "its engine ended", "see its log") for name in fallen}
 
     def releases(
         self, _site: object, hosts: list[Host], _login: object
@@ -126,6 +139,7 @@ def set_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Fleet:
         (pins / name).write_text("0" * 64)
     monkeypatch.setattr(running, "run", made.run)
     monkeypatch.setattr(going_back, "releases", made.releases)
+    monkeypatch.setattr(trial, "stay_well", made.stay_well)
     done("up")
     return made
 

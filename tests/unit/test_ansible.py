@@ -118,6 +118,7 @@ def test_a_step_is_due_where_what_it_builds_upon_differs():
         "preflight",
         "cuda_toolkit",
         "llama_cpp",
+        "rpc_server",
         "llama_server",
         "embeddings",
         "smoke_bench",

@@ -396,8 +396,9 @@ def test_an_engine_that_is_gone_or_moved_is_not_drained_where_it_was() -> None:
 
 
 def test_a_run_goes_on_where_there_is_no_door_yet(module: Callable[..., dict[str, Any]]) -> None:
-    assert module(state="drained", name="gpu9", for_run=True) == {"changed": False, "answering": 0, "drained": []}
-    assert module(state="ready", name="gpu1", for_run=True) == {"changed": False, "answering": 0, "drained": []}
+    nothing = {"changed": False, "due": False, "answering": 0, "drained": []}
+    assert module(state="drained", name="gpu9", for_run=True) == nothing
+    assert module(state="ready", name="gpu1", for_run=True) == nothing
 
 
 def test_what_a_run_has_drained_comes_back_only_when_it_answers(module: Callable[..., dict[str, Any]]) -> None:

@@ -173,7 +173,13 @@ def test_ctrl_c_is_130_and_says_how_to_go_on(r1prov, monkeypatch):
 def test_profiles(r1prov):
     code, out, _ = r1prov("profiles")
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()[1:] if line[0] != " "] == ["4x4090", "4xh800", "cpu", "demo"]
+    assert [line.split()[0] for line in out.splitlines()[1:] if line[0] != " "] == [
+        "2x4x4090",
+        "4x4090",
+        "4xh800",
+        "cpu",
+        "demo",
+    ]
     machine = json.loads(r1prov("profiles", "--json")[1])["profiles"]["4x4090"]["machine"]
     assert (machine["gpus"]["count"], machine["ram"]) == (4, 480 * 10**9)
     assert r1prov("profiles", "4x4090")[1].startswith("---\n# Four RTX 4090")

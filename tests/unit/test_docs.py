@@ -186,3 +186,9 @@ def test_the_links_of_the_readme_lead_somewhere() -> None:
             # Both GitHub and mkdocs drop punctuation and replace each run of blanks by a hyphen.
             anchors = {re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", head).strip().lower()) for head in heads}
             assert anchor in anchors, f"{path}#{anchor}"
+
+
+def test_no_sentence_about_a_key_breaks_off() -> None:
+    rows = re.findall(r"^\| `.*\| (\S.*) \|$", (ROOT / "docs" / "site.md").read_text(), flags=re.MULTILINE)
+    assert len(rows) > 100
+    assert [row for row in rows if not row.endswith((".", ")", ":"))] == []

@@ -14,7 +14,7 @@ from r1prov.common.errors import Exit, SiteError
 from r1prov.decision import Decision, decide
 from r1prov.runs import rollout
 from r1prov.site import Site, versions
-from r1prov.site.select import last_applied, with_choices
+from r1prov.site.select import last_applied, refuse_parts, with_choices
 from r1prov.site.state import SiteState
 
 GATEWAY: dict[str, Any] = {"server_name": "chat.example.com", "tls": {"type": "local-authority"}}
@@ -75,7 +75,7 @@ def loaded(folder: Path, keys: dict[str, Any]) -> Site:
         ({"hosts": [GPU1, FRONT], "engine": "ollama"}, "engine: the engine of gpu1 is ollama"),
         ({"hosts": [host("g" * 41, "engine", private="10.0.0.1"), FRONT]}, "its name has more than 40 characters"),
         ({"hosts": [GPU1, FRONT], "profile": ""}, "profile: `profile` is missing"),
-        ({"hosts": [host("gpu1", "engin"), FRONT]}, "is none of 'engine', 'page' or 'door'"),
+        ({"hosts": [host("gpu1", "engin"), FRONT]}, "is none of 'engine', 'worker', 'page' or 'door'"),
         ({"hosts": [host("gpu1", "engine", private="gpu1.lan"), FRONT]}, "`gpu1.lan` is not an IP address"),
         ({"hosts": [host("gpu1", "engine", private="127.0.0.1"), FRONT]}, "other hosts cannot reach `127.0.0.1`"),
         ({"hosts": [host("gpu1", "engine", private="0.0.0.0"), FRONT]}, "other hosts cannot reach `0.0.0.0`"),
@@ -183,6 +183,121 @@ def test_a_door_with_an_engine_reaches_that_without_a_tunnel(tmp_path: Path) -> 
     assert [each["machine"] for each in found["tunnel_reaches"]] == ["gpu1"]
     alone = {**ONE, "hosts": [host("all", "engine", "door", "page")]}
     assert variables(decide(loaded(tmp_path, alone)), tmp_path / "inventory", "all")["tunnel_state"] == "absent"
+
+
+POOL: dict[str, Any] = {
+    "groups": {
+        "big": {"profile": "4x4090", "slots": 2},
+        "pair": {"profile": "2x4x4090", "coordinator": "gpu3"},
+    },
+    "hosts": [
+        host("gpu1", "engine", private="10.0.0.1", group="big"),
+        host("gpu3", "engine", private="10.0.0.3", group="pair"),
+        host("gpu4", "worker", private="10.0.0.4", group="pair"),
+        FRONT,
+    ],
+    "gateway": GATEWAY,
+}
+
+
+def test_a_worker_lends_its_devices_to_the_engine_of_its_group(tmp_path: Path) -> None:
+    decision = decide(loaded(tmp_path, POOL))
+    gpu1, gpu3, gpu4 = (variables(decision, tmp_path / "inventory", name) for name in ("gpu1", "gpu3", "gpu4"))
+    assert [each["r1prov_lends_to"] for each in (gpu1, gpu3, gpu4)] == ["", "", "gpu3"]
+    assert [each["r1prov_engine"] for each in (gpu1, gpu3, gpu4)] == [True, True, False]
+    assert [each["llama_cpp_rpc"] for each in (gpu1, gpu3, gpu4)] == [False, True, True]
+    (offer,), (reached,), (worker,) = gpu4["tunnel_offers"], gpu3["tunnel_reaches"], gpu3["llama_server_workers"]
+    assert (offer["name"], offer["to"], offer["inside"]) == (reached["service"], ["gpu3"], True)
+    assert (reached["machine"], reached["address"]) == ("gpu4", "10.0.0.4:7443")
+    assert worker["address"] == f"{reached['inside']}:{gpu3['tunnel_inside_port']}"
+    assert worker["socket"] == f"/run/r1prov/tunnel/gpu4-{reached['service']}.sock"
+    assert gpu3["liveness_workers"] == [worker["address"]]
+    assert gpu4["rpc_server_door"]["engine"] == gpu3["llama_server_door"]["engine"] == "gpu3"
+    # Ollama cannot serve what lies on two hosts, and each host sees its own memory alone.
+    assert [each["r1prov_ollama"] for each in (gpu1, gpu3, gpu4)] == [True, False, False]
+    assert gpu3["preflight_expect"]["memory_floor_bytes"] == 0
+    shares = gpu3["llama_server_arguments"][gpu3["llama_server_arguments"].index("--tensor-split") + 1]
+    assert len(shares.split(",")) == gpu3["preflight_expect"]["gpu_count"] * 2
+
+
+def changed(**hosts: dict[str, Any]) -> dict[str, Any]:
+    """The pool with other hosts in the place of those of their names."""
+    return {**POOL, "hosts": [hosts.get(each["name"], each) for each in POOL["hosts"]]}
+
+
+def in_pair(**keys: Any) -> dict[str, Any]:
+    return {**POOL, "groups": {**POOL["groups"], "pair": {**POOL["groups"]["pair"], **keys}}}
+
+
+@pytest.mark.parametrize(
+    ("keys", "what"),
+    [
+        (in_pair(coordinator="gpu1"), "group pair: gpu1 is to be its coordinator, and is no host of it with an engine"),
+        (in_pair(coordinator="gpu4"), "group pair: gpu4 is to be its coordinator, and is no host of it with an engine"),
+        (in_pair(coordinator="nobody"), "group pair: nobody is to be its coordinator"),
+        (in_pair(profile="4x4090"), "group pair: gpu4 would lend devices, and the profile 4x4090 is one of a single"),
+        (in_pair(engine="ollama"), "engine: the engine of gpu3 is ollama"),
+        (
+            changed(gpu4=host("gpu4", "engine", private="10.0.0.4", group="pair")),
+            "group pair: the profile 2x4x4090 is one of 2 hosts that hold one model together, and here are 2 with an engine",
+        ),
+        (
+            changed(gpu4=host("gpu4", "worker", group="pair")),
+            "host gpu4: it lends its devices, and nothing says at which",
+        ),
+        (
+            changed(gpu4=host("gpu4", "worker", "engine", private="10.0.0.4", group="pair")),
+            "host gpu4: it has an engine and is a worker",
+        ),
+        (
+            changed(gpu3=host("gpu3", "worker", private="10.0.0.3", group="pair")),
+            "group pair: gpu3, gpu4 would lend to one engine, and there is none",
+        ),
+        (
+            changed(gpu4=host("gpu4", "worker", private="10.0.0.4")),
+            "does: gpu4 would lend to one engine, and there is none",
+        ),
+    ],
+)
+def test_a_pool_that_contradicts_is_refused(tmp_path: Path, keys: dict[str, Any], what: str) -> None:
+    with pytest.raises(SiteError) as error:
+        loaded(tmp_path, keys)
+    assert any(f"{each.where}: {each.what}".startswith(what) for each in error.value.problems), error.value.problems
+
+
+def test_a_worker_has_the_versions_of_its_engine(tmp_path: Path) -> None:
+    found = loaded(tmp_path, POOL).model_copy(update={"chosen": {"gpu3": {"llama_cpp": "9.9.9"}}})
+    of_hosts = {name: versions.of(found, name).get("llama_cpp") for name in ("gpu1", "gpu3", "gpu4")}
+    assert (of_hosts["gpu3"], of_hosts["gpu4"]) == ("9.9.9", "9.9.9")
+    assert of_hosts["gpu1"] != "9.9.9"
+    assert versions.of(found, "gpu3").keys() == versions.of(found, "gpu4").keys() == {"llama_cpp"}
+
+
+def test_hosts_that_hold_one_model_together_are_upgraded_together(tmp_path: Path) -> None:
+    found = loaded(tmp_path, POOL)
+
+    def sizes(size: int) -> list[list[str]]:
+        some = rollout.batches(found.hosts, size, lambda _: 0, lambda host: found.builds_as(host.name))
+        return [[host.name for host in batch] for batch in some]
+
+    assert sizes(1) == [["gpu1"], ["gpu3", "gpu4"], ["front"]]
+    assert sizes(2) == [["gpu1"], ["gpu3", "gpu4"], ["front"]]
+    assert sizes(3) == [["gpu1", "gpu3", "gpu4"], ["front"]]
+    with pytest.raises(SiteError, match="gpu3: it holds one model together with gpu4"):
+        refuse_parts(found, [host for host in found.hosts if host.name in {"gpu1", "gpu3"}])
+    refuse_parts(found, found.hosts)
+
+
+@pytest.mark.parametrize("words", [["tune", "--yes"], ["bench", "--modes", "cpu"], ["by-hand"]], ids=" ".join)
+def test_what_measures_one_host_refuses_a_pool(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    found = loaded(tmp_path, POOL)
+    SiteState.of(found.path).remember(found)
+    with pytest.raises(SystemExit) as end:
+        main([*words, "--site", str(found.path), "gpu3"])
+    assert end.value.code == Exit.SITE
+    assert "gpu3: it holds one model together with gpu4" in " ".join(capsys.readouterr().err.split())
 
 
 def test_hosts_without_duties_are_services_of_their_own(tmp_path: Path) -> None:

@@ -29,9 +29,13 @@ class Conductor:
     ends_back: dict[str, str] = field(default_factory=dict)
     kept: list[str] = field(default_factory=list)
     back: list[str] = field(default_factory=list)
+    falling: set[str] = field(default_factory=set)
 
     def bring(self, hosts: Sequence[Host]) -> Done:
         return self._done(hosts, self.ends)
+
+    def stay_well(self, hosts: Sequence[Host]) -> dict[str, Problem]:
+        return {host.name: Problem(host.name, "it ended", "") for host in hosts if host.name in self.falling}
 
     def keep(self, hosts: Sequence[Host]) -> None:
         self.kept.extend(host.name for host in hosts)
@@ -58,7 +62,12 @@ def fleet_of(n_hosts: int) -> list[Host]:
 
 
 def rolled(n_hosts: int, size: int, conductor: Conductor, **how: bool) -> RollOut:
-    return roll_out(batches(fleet_of(n_hosts), size, lambda _: 0), conductor, **how)
+    return roll_out(batches(fleet_of(n_hosts), size, lambda _: 0, by_itself), conductor, by_itself, **how)
+
+
+def by_itself(host: Host) -> str:
+    """The pool of a host that holds its model alone."""
+    return host.name
 
 
 def test_a_roll_out_stops_for_a_bad_version_and_not_for_a_dead_host() -> None:
@@ -102,7 +111,7 @@ def test_it_ends_in_any_case_where_a_host_could_not_be_put_back() -> None:
 
 def test_hosts_of_a_batch_have_one_site() -> None:
     hosts = [Host(name=name, address=name) for name in ("a1", "a2", "a3", "b1", "b2", "a4")]
-    made = batches(hosts, 2, lambda host: host.name[0])
+    made = batches(hosts, 2, lambda host: host.name[0], by_itself)
     assert [[host.name for host in each] for each in made] == [["a1", "a2"], ["a3"], ["b1", "b2"], ["a4"]]
 
 
@@ -163,3 +172,28 @@ def test_a_share_is_one_of_the_hosts_that_are_meant(fleet: Fleet, said: Callable
 def said(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
     """What the operator was told since this was called last, on one line."""
     return lambda: " ".join(capsys.readouterr().err.split())
+
+
+def test_hosts_that_hold_one_model_together_are_put_back_together() -> None:
+    conductor, hosts = Conductor({"gpu2": "failed"}), fleet_of(4)
+
+    def pairs(host: Host) -> str:
+        return str(int(host.name[3:]) // 2)
+
+    result = roll_out(batches(hosts, 4, lambda _: 0, pairs), conductor, pairs)
+    assert (conductor.kept, conductor.back) == (["gpu0", "gpu1"], ["gpu2", "gpu3"])
+    assert [host.name for host in result.failed] == ["gpu2", "gpu3"]
+
+
+def test_a_host_that_falls_in_its_trial_is_put_back_and_the_next_is_not_touched() -> None:
+    conductor = Conductor({}, falling={"gpu1"})
+    result = rolled(4, 2, conductor)
+    assert (conductor.kept, conductor.back) == (["gpu0"], ["gpu1"])
+    assert [host.name for host in result.untouched] == ["gpu2", "gpu3"]
+    assert [each.what for error in result.errors for each in error.problems] == ["it ended"]
+
+
+def test_of_hosts_that_hold_one_model_together_all_are_put_back_where_one_falls() -> None:
+    conductor, hosts = Conductor({}, falling={"gpu1"}), fleet_of(2)
+    roll_out(batches(hosts, 1, lambda _: 0, lambda _: "pool"), conductor, lambda _: "pool")
+    assert (conductor.kept, conductor.back) == ([], ["gpu0", "gpu1"])

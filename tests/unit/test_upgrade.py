@@ -226,3 +226,24 @@ def test_hosts_that_failed_together_are_put_back_together(fleet: Fleet) -> None:
     done("upgrade", "--ollama", NEW, "--batch", "2", code=Exit.RUN_FAILED)
     assert fleet.called[1:] == [["gpu1", "gpu2"], ["gpu1", "gpu2"]]
     assert fleet.versions() == [TESTED_OLLAMA, TESTED_OLLAMA]
+
+
+def test_an_engine_that_does_not_stay_well_is_put_back_and_the_next_host_keeps_what_it_has(fleet: Fleet) -> None:
+    fleet.write("engine: ollama")
+    done("up")
+    fleet.falling = {("gpu1", NEW)}
+    done("upgrade", "--ollama", NEW, "--trial", "90s", code=Exit.RUN_FAILED)
+    assert fleet.tried == [(["gpu1"], 90)]
+    assert fleet.versions() == [TESTED_OLLAMA] * 2
+    fleet.falling, fleet.tried = set(), []
+    done("upgrade", "--ollama", NEW)
+    assert fleet.tried == [(["gpu1"], 180), (["gpu2"], 180)]
+    assert fleet.versions() == [NEW] * 2
+
+
+def test_only_an_engine_with_another_version_is_on_trial(fleet: Fleet) -> None:
+    done("upgrade", "--ollama", NEW)  # llama-server holds the model
+    done("upgrade", "--open-webui", "0.12.5")
+    assert fleet.tried == []
+    done("upgrade", "--llama-cpp", "0.3.37", "gpu1")
+    assert fleet.tried == [(["gpu1"], 180)]

@@ -3,6 +3,7 @@
 It is sent as text, followed by a call of `main`, and what it imports of the collection goes along. It is asked with these keys:
 
 engine      llama-server or ollama; empty where the host has none and is the door to engines of others
+lends_to    the name of the host to whose engine this one lends its devices; empty where it lends none
 url         the base URL of the engine's API, or of the balancer
 key_file    the file on the host with the key of that API
 page        the base URL of the chat page, empty where there is none
@@ -40,6 +41,8 @@ LOCK = Path("/run/r1prov/lock.json")
 NOBODY = {"user": "somebody", "controller": "", "since": "", "command": f"{LOCK} there is damaged"}
 """Who holds a host whose lock is damaged."""
 NO_MODEL = "model missing"
+LENDS = "r1prov-rpc-server.service"
+"""The unit that lends the devices of a host."""
 UNIT_KEYS = ("ActiveState", "SubState", "UnitFileState", "NRestarts", "ActiveEnterTimestamp", "MainPID")
 
 
@@ -52,9 +55,12 @@ def main(asked: dict[str, Any]) -> None:
     found, balanced = units(asked["systemctl"]), figures()
     if not asked["engine"] and balanced and all(each["state"] == "DOWN" for each in balanced["engines"].values()):
         code = 0  # The balancer answers, and nobody stands behind it.
+    if asked["lends_to"] and not balanced:
+        code = 200 if found.get(LENDS, {}).get("ActiveState") == "active" else 0
     processes = [words(unit.get("MainPID", "0")) for unit in found.values()]
     status = {
         "engine": asked["engine"],
+        "lends_to": asked["lends_to"],
         "releases": {name: release(name) for name in ARTEFACTS},
         "running": {name: running(name, processes) for name in ARTEFACTS},
         "units": found,

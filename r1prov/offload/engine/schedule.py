@@ -58,7 +58,7 @@ def schedule(
     cards: int,
     *,
     copies: int,
-    offload: bool,
+    copying: int | None,
 ) -> Schedule:
     """Places the nodes of a graph and plans the copies.
 
@@ -68,9 +68,10 @@ def schedule(
         homes: The device of each weight, by name, and of each layer's cache, by the number of the layer.
         cards: The number of cards.
         copies: PIPELINE_COPIES if the cards work as a pipeline, otherwise 1.
-        offload: Whether large operations on weights in RAM may run on a card.
+        copying: The card on which large operations on weights in RAM may run, to which these are copied; None where none does that. It is
+            the first card of the engine's own host: other hosts' cards offer no such thing (ggml_backend_rpc_device_i).
     """
-    devices = _placed(wiring, large, homes, cards, offload=offload)
+    devices = _placed(wiring, large, homes, cards, copying=copying)
     reads, originals = list(wiring.sources), list[int]()
     splits = _split(wiring, devices, reads, originals, copies)
     kept = _kept(wiring, splits, reads, cards)
@@ -95,15 +96,15 @@ def schedule(
 
 
 def _placed(
-    wiring: Wiring, large: Sequence[bool], homes: Mapping[str | int, int], host: int, *, offload: bool
+    wiring: Wiring, large: Sequence[bool], homes: Mapping[str | int, int], host: int, *, copying: int | None
 ) -> list[int]:
     """The device of each tensor of the graph."""
     devices = [NOWHERE] * len(wiring.sources)
     for leaf in wiring.leaves:
         devices[leaf] = homes[wiring.homes[leaf]] if leaf in wiring.homes else host
-    moves = offload and host > 0
     for leaf, node, stays in wiring.anchors:
-        devices[node] = 0 if moves and devices[leaf] == host and not stays and large[node] else devices[leaf]
+        home = devices[leaf]
+        devices[node] = copying if copying is not None and home == host and not stays and large[node] else home
     # Nodes on cards first give their device to their neighbours, downwards, then upwards. The host gets the other nodes.
     for cards_only in (True, False):
         _spread(wiring.computed, wiring, devices, host, cards_only=cards_only)
