@@ -5,7 +5,7 @@
 # everybody's path.
 IN := PATH="$$(./bootstrap):$$PATH:/usr/sbin:/sbin" && export PATH &&
 
-.PHONY: help setup demo test lint unit thorough molecule e2e drift cuts faults liveness door fullsize test-order test-cuda gpu-bundle test-gpu format docs golden lock
+.PHONY: help setup demo test lint unit thorough molecule e2e drift cuts faults liveness door rollout fullsize test-order test-cuda gpu-bundle test-gpu format docs golden lock
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -48,6 +48,9 @@ liveness: ## a wedged engine is restarted, 20 of 20 (an hour); HOURS=1 of load
 
 door: ## a crowd at a door with three engines (10 min); PART=name for one part
 	@$(IN) exec python -m tests.door $(PART)
+
+rollout: ## good and bad versions at a door with three engines (an hour); HABIT=name for one
+	@$(IN) exec python -m tests.rollout $(HABIT)
 
 fullsize: ## the transfer at R1's full size, on a thin disk (2 min, 9 GB, root)
 	@$(IN) exec python -m tests.fullsize
