@@ -106,6 +106,7 @@ def test_contact_with_passwords_reads_as_root(host, access):
         connection,
         {
             "engine": "ollama",
+            "lends_to": "",
             "url": "http://127.0.0.1:8000",
             "key_file": "/none",
             "page": "",
