@@ -22,7 +22,7 @@ from r1prov.common import paths
 from r1prov.common.errors import Problem, SiteError
 from r1prov.common.files import write_whole
 from r1prov.common.network import reason, without_login
-from r1prov.site import TESTED_LLAMA_CPP, TESTED_OLLAMA, TESTED_OLLAMA_SHA256, TESTED_OPEN_WEBUI
+from r1prov.site import TESTED_LLAMA_CPP, TESTED_OLLAMA, TESTED_OLLAMA_SHA256, TESTED_OPEN_WEBUI, versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,6 +57,8 @@ def ollama(site: Site) -> str:
 def keep(site: Site, folder: Path) -> list[Path]:
     """See that `folder` has all the pins that the site's hosts need. What is missing is asked of the site's sources, from this machine.
 
+    Of a program that a host does not have, nobody is asked: a version may be there from other sources only.
+
     Returns:
         the files that were made.
 
@@ -65,13 +67,15 @@ def keep(site: Site, folder: Path) -> list[Path]:
     """
     network = site.file.sources.network()
     made = []
-    for on_host in [site.of(host.name) for host in site.hosts]:
-        wanted: dict[str, Callable[[Site, Network], str]] = {
-            llama_cpp(on_host): _commit if site.file.sources.llama_cpp.type == "git" else _sdist_sha256,
-            ollama(on_host): _ollama_sha256,
-            open_webui(on_host): _requirements,
-        }
-        for name, ask in wanted.items():
+    asks: dict[str, tuple[Callable[[Site], str], Callable[[Site, Network], str]]] = {
+        "llama_cpp": (llama_cpp, _commit if site.file.sources.llama_cpp.type == "git" else _sdist_sha256),
+        "ollama": (ollama, _ollama_sha256),
+        "open_webui": (open_webui, _requirements),
+    }
+    for host in site.hosts:
+        on_host = site.of(host.name)
+        for name_of, ask in (asks[program] for program in versions.of(site, host.name)):
+            name = name_of(on_host)
             path = folder / name
             if name and not path.is_file():
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)

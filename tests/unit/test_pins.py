@@ -227,6 +227,26 @@ def test_what_single_hosts_have_is_pinned_too(index: str, tmp_path: Path) -> Non
     assert pins.keep(wanted, tmp_path / "pins") == []
 
 
+def test_nobody_is_asked_about_a_program_that_a_host_does_not_have(index: str, tmp_path: Path) -> None:
+    """As where only the engines' versions are there from the index, and a door's host has no engine."""
+    hosts = [
+        {"name": "front", "does": ["door"]},
+        {"name": "gpu1", "does": ["engine"], "private": "10.0.0.1"},
+    ]
+    keys = {
+        "profile": "cpu",
+        "hosts": hosts,
+        "sources": {"pypi": {"index": index}},
+        "ollama": {"enabled": False},
+        "versions": {"llama_cpp": "nowhere", "open_webui": "0.0.0"},
+        "gateway": {"server_name": "chat.example.com", "tls": {"type": "local-authority"}},
+    }
+    path = tmp_path / "r1prov.yml"
+    path.write_text(yaml.safe_dump(keys))
+    chosen = site.load(path).model_copy(update={"chosen": {"gpu1": {"llama_cpp": "0.3.9"}}})
+    assert [made.name for made in pins.keep(chosen, tmp_path / "pins")] == ["llama-cpp-python-0.3.9.sha256"]
+
+
 def test_an_index_may_answer_in_json(index: str, tmp_path: Path) -> None:
     (sdist,) = pins.keep(wanting(tmp_path, f"{index}/newer", llama_cpp="0.3.9"), tmp_path / "pins")
     assert sdist.read_text() == SHA256
