@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +12,9 @@ from hypothesis import strategies as some
 from pydantic import ValidationError
 
 from r1prov.common.errors import SiteError
-from r1prov.common.units import GB, GIB
+from r1prov.common.units import GB, GIB, MIB
 from r1prov.machines.profile import Machine, load_profile
-from r1prov.models import catalogue, latent
+from r1prov.models import catalogue, gguf, latent
 from r1prov.models.model import Model
 from r1prov.offload import Plan, model_of, plan
 from r1prov.offload.arguments import parse
@@ -22,6 +23,7 @@ from r1prov.offload.foresight import foresee_plan
 from r1prov.offload.memory import memory, placement
 from r1prov.offload.outcome import RESERVE_BYTES
 from r1prov.offload.speed import GRAPH_BYTES, of_machine
+from tests.fixtures import tinymodel
 
 PROFILE = load_profile("2x4x4090")
 POOL = PROFILE.machine
@@ -154,3 +156,16 @@ def test_what_no_pool_holds_is_refused() -> None:
         SiteError, match=r"UD-Q2_K_XL: .* do not lie in the 191.9 GiB of cards of 2 hosts layer by layer"
     ):
         planned(quant="UD-Q2_K_XL")
+
+
+ENGINE_MIB = {"RPC0": (2.88, 9.00, 16.01), "CPU": (8.45, 27.00, 17.01)}
+"""What llama-server of llama-cpp-python 0.3.36 said of its model, KV and compute buffers with the words below and one worker."""
+
+
+def test_what_a_lent_device_takes_is_what_the_engine_says(tmp_path: Path) -> None:
+    tiny = gguf.read(tinymodel.write(tmp_path / "tiny.gguf"))
+    words = "--ctx-size 4096 --parallel 1 --no-kv-unified --fit off --ubatch-size 512 --n-gpu-layers 3 --flash-attn on"
+    taken = memory(tiny, parse(words.split(), cards=1, lent=1), [2 * GB])
+    for use, said in zip((*taken.cards, taken.host), ENGINE_MIB.values(), strict=True):
+        # A card's weights are counted with the padding of CUDA.
+        assert [use.weights / MIB, use.kv / MIB, use.compute / MIB] == pytest.approx(said, abs=0.02)
