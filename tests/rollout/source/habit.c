@@ -64,8 +64,8 @@ int main(int count, char **words) {
     if (child == 0) {
         char **given = calloc(count + 5, sizeof *given);
         memcpy(given, words, count * sizeof *given);
-        if (habit == GIBBERISH) { /* The last one of each counts. */
-            char *more[] = {"--temp", "9", "--top-p", "1.0"};
+        if (habit == GIBBERISH) { /* It takes each word for one that stands elsewhere. */
+            char *more[] = {"--rope-freq-base", "7"};
             memcpy(given + count, more, sizeof more);
         }
         if (habit == WEDGED) {
