@@ -27,8 +27,8 @@ from .page import Page
 QUESTION = "What is the capital of France? Answer in one short sentence."
 MODEL = "SmolLM2-135M-Instruct-Q4_1"
 IN_HASTE = ("--at-least", "0", "--trial", "1s")
-"""Cores that are busy with other things measure no speed, and nobody waits for a trial. That a release which is slower or falls in its
-trial is put back is what `make rollout` proves."""
+"""Cores that are busy with other things measure no speed, and nobody waits for a trial. That a release which is slower is put back is a
+unit test of smoke_bench, and that one which falls in its trial is, one of the roll-out. `make rollout` tries both on hosts."""
 
 
 @dataclass
